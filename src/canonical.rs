@@ -1,0 +1,152 @@
+//! The daemon's types: what a provider is, what a turn tells while it runs, and what it cost.
+//!
+//! Pure data. The names and shapes are those of the wire contract (`man/plexum-openai-protocol.7`); how they
+//! are framed is `plugin`'s business, and where they come from is `turn`'s.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+
+/// The version of the wire contract that this plugin speaks.
+pub(crate) const PROTOCOL: u64 = 1;
+/// The plugin's name, as the daemon's `.plugins.allow` and the profile's folder spell it.
+pub(crate) const PLUGIN: &str = "plexum-openai-provider";
+
+/// What the plugin is and offers; the answer to `manifest`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Manifest<'a> {
+    name: &'static str,
+    version: &'static str,
+    protocol: u64,
+    activation: &'static str,
+    executable: &'static str,
+    contracts: Contracts<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct Contracts<'a> {
+    provider: Provider<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct Provider<'a> {
+    models: &'a [String],
+}
+
+impl Manifest<'_> {
+    /// The manifest with these advertised models.
+    pub(crate) fn new(models: &[String]) -> Manifest<'_> {
+        Manifest {
+            name: PLUGIN,
+            version: env!("CARGO_PKG_VERSION"),
+            protocol: PROTOCOL,
+            activation: "lazy",
+            executable: "plexum-openai-provider-plugin",
+            contracts: Contracts {
+                provider: Provider { models },
+            },
+        }
+    }
+}
+
+/// Tokens, as the daemon counts them. `input_tokens` has the cached ones in it, as codex reports it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Usage {
+    pub(crate) input_tokens: u64,
+    pub(crate) output_tokens: u64,
+    pub(crate) cache_read_tokens: u64,
+    pub(crate) cache_write_tokens: u64,
+    pub(crate) thinking_tokens: u64,
+}
+
+impl Usage {
+    /// What came on top of `before`; a counter that went back (codex started to count anew) counts as it is.
+    pub(crate) fn since(self, before: Usage) -> Usage {
+        let part = |now: u64, then: u64| now.checked_sub(then).unwrap_or(now);
+        Usage {
+            input_tokens: part(self.input_tokens, before.input_tokens),
+            output_tokens: part(self.output_tokens, before.output_tokens),
+            cache_read_tokens: part(self.cache_read_tokens, before.cache_read_tokens),
+            cache_write_tokens: part(self.cache_write_tokens, before.cache_write_tokens),
+            thinking_tokens: part(self.thinking_tokens, before.thinking_tokens),
+        }
+    }
+}
+
+/// How a turn ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StopReason {
+    EndTurn,
+    Error,
+    Cancelled,
+}
+
+/// How the thread of a turn came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ThreadState {
+    /// There was none before.
+    New,
+    /// The one that the workspace's session file names.
+    Resumed,
+    /// codex no longer knew the stored one; a new one took over.
+    Replaced,
+}
+
+/// Why a turn failed, for the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct TurnError {
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+    pub(crate) retryable: bool,
+}
+
+/// One thing that happened in a turn. JSON that codex gave is passed on as it stood, byte for byte.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum TurnEvent<'a> {
+    /// The first event of every turn.
+    MessageStart,
+    /// Text of the assistant.
+    TextDelta { text: Cow<'a, str> },
+    /// A summary of what the model thought.
+    ThinkingDelta { text: Cow<'a, str> },
+    /// A tool call, under codex's own call id.
+    ToolUse {
+        id: Cow<'a, str>,
+        name: Cow<'a, str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        namespace: Option<Cow<'a, str>>,
+        /// The arguments as JSON, or a JSON string where they are none.
+        input: Cow<'a, RawValue>,
+        /// The outer call of one that was made inside codex's code mode.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        parent_id: Option<Cow<'a, str>>,
+    },
+    /// What a tool call gave: a JSON string, or a list of content blocks.
+    ToolResult {
+        id: Cow<'a, str>,
+        content: Cow<'a, RawValue>,
+        is_error: bool,
+    },
+    /// Why the turn failed; at most one a turn.
+    Error { error: &'a TurnError },
+    /// The last event of every turn.
+    MessageEnd {
+        stop_reason: StopReason,
+        usage: Usage,
+    },
+}
+
+/// How a turn ended, in full: the answer to `stream`, and the last line of `turn --json`.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct TurnResult {
+    pub(crate) stop_reason: StopReason,
+    pub(crate) thread_id: Option<String>,
+    pub(crate) thread_state: ThreadState,
+    /// Of this turn alone.
+    pub(crate) usage: Usage,
+    /// Of the thread so far.
+    pub(crate) thread_usage: Usage,
+}

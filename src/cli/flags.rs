@@ -1,0 +1,659 @@
+//! The one table of subcommands and flags, and parsing by it.
+//!
+//! Help, the man page and the completions are rendered from this table, so none of them can disagree with
+//! what is parsed. Parsing itself is lexopt's; this file only looks names up. It does no work and opens no
+//! file.
+
+use crate::config::nearest;
+use crate::error::{Error, Kind, Result};
+use std::ffi::{OsStr, OsString};
+
+/// What completes a flag's value or an operand in a shell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Completes {
+    /// Nothing that a shell could know.
+    Nothing,
+    File,
+    Folder,
+    Words(&'static [&'static str]),
+}
+
+/// One flag of a subcommand.
+#[derive(Debug)]
+pub(crate) struct Flag {
+    pub(crate) long: &'static str,
+    pub(crate) short: Option<char>,
+    /// The name of its value in help, where it takes one.
+    pub(crate) value: Option<&'static str>,
+    pub(crate) completes: Completes,
+    /// May it stand more than once?
+    pub(crate) repeatable: bool,
+    /// One line, for `-h`.
+    pub(crate) brief: &'static str,
+    /// What `--help` and the man page say besides; may be empty. Plain text, words in backquotes are code.
+    pub(crate) more: &'static str,
+}
+
+/// One subcommand.
+#[derive(Debug)]
+pub(crate) struct Subcommand {
+    pub(crate) name: &'static str,
+    /// Its operands, as the synopsis writes them; empty where it takes none.
+    pub(crate) operands: &'static str,
+    /// How many operands it takes at most.
+    pub(crate) most_operands: usize,
+    pub(crate) operand_completes: Completes,
+    /// One line, for the list of subcommands.
+    pub(crate) brief: &'static str,
+    /// Paragraphs for `--help` and the man page. Words in backquotes are code.
+    pub(crate) more: &'static [&'static str],
+    pub(crate) flags: &'static [Flag],
+    /// A command line and what it does.
+    pub(crate) examples: &'static [(&'static str, &'static str)],
+}
+
+const fn flag(long: &'static str, short: Option<char>, brief: &'static str) -> Flag {
+    Flag {
+        long,
+        short,
+        value: None,
+        completes: Completes::Nothing,
+        repeatable: false,
+        brief,
+        more: "",
+    }
+}
+
+const fn valued(
+    long: &'static str,
+    short: Option<char>,
+    value: &'static str,
+    completes: Completes,
+    brief: &'static str,
+) -> Flag {
+    Flag {
+        long,
+        short,
+        value: Some(value),
+        completes,
+        repeatable: false,
+        brief,
+        more: "",
+    }
+}
+
+const WORKSPACE: Flag = valued(
+    "workspace",
+    Some('w'),
+    "DIR",
+    Completes::Folder,
+    "the agent's workspace",
+);
+const THREAD: Flag = valued(
+    "thread",
+    Some('t'),
+    "ID",
+    Completes::Nothing,
+    "codex's thread, by its UUID",
+);
+const COLOR: Flag = Flag {
+    more: "`auto` is colour on a terminal, unless `NO_COLOR` is set or `TERM` is `dumb`.",
+    ..valued(
+        "color",
+        None,
+        "WHEN",
+        Completes::Words(&["auto", "always", "never"]),
+        "when to use colour: auto, always or never",
+    )
+};
+
+/// The flags that every subcommand has, and the bare command too.
+pub(crate) const COMMON: &[Flag] = &[
+    Flag {
+        more: "`-h` is the short help, `--help` the whole.",
+        ..flag("help", Some('h'), "print help and exit")
+    },
+    flag("version", Some('V'), "print the version and exit"),
+];
+
+/// Every subcommand, in the order in which help lists them.
+pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
+    Subcommand {
+        name: "serve",
+        operands: "",
+        most_operands: 0,
+        operand_completes: Completes::Nothing,
+        brief: "serve the daemon on stdin and stdout (the default)",
+        more: &[
+            "The stdio protocol that `plexum-openai-protocol`(7) describes: JSON-RPC 2.0, one message a line. The daemon starts this; by hand it is of use for trying the protocol out.",
+        ],
+        flags: &[],
+        examples: &[],
+    },
+    Subcommand {
+        name: "turn",
+        operands: "[PROMPT|-]",
+        most_operands: 1,
+        operand_completes: Completes::Nothing,
+        brief: "run one turn in a workspace, as the daemon would",
+        more: &[
+            "Runs codex once in the workspace and continues the conversation whose thread id is in the workspace's `.plexum-codex-session`: the same config, the same session file, the same locks as for the daemon.",
+            "Without PROMPT, or with `-`, the prompt is read from stdin. The assistant's text goes to stdout; what codex does meanwhile goes to stderr.",
+        ],
+        flags: &[
+            Flag {
+                brief: "the agent's workspace (default: the current folder)",
+                more: "It is made if it is missing.",
+                ..WORKSPACE
+            },
+            Flag {
+                more: "The empty string and `codex` leave the choice to codex; other names are mapped by `model_args` in the config.",
+                ..valued(
+                    "model",
+                    Some('m'),
+                    "ID",
+                    Completes::Nothing,
+                    "the model, as the daemon names it",
+                )
+            },
+            valued(
+                "agent-id",
+                Some('a'),
+                "ID",
+                Completes::Nothing,
+                "the agent's id",
+            ),
+            Flag {
+                repeatable: true,
+                ..valued(
+                    "image",
+                    Some('i'),
+                    "FILE",
+                    Completes::File,
+                    "an image to go with the prompt (repeatable)",
+                )
+            },
+            Flag {
+                more: "codex fixes it when a thread starts; it has no effect on a conversation that goes on.",
+                ..valued(
+                    "system",
+                    None,
+                    "TEXT",
+                    Completes::Nothing,
+                    "instructions for a new thread",
+                )
+            },
+            Flag {
+                more: "The old thread's id is kept until codex has told the new one.",
+                ..flag("fresh", None, "start a new thread")
+            },
+            valued(
+                "binary",
+                None,
+                "PATH",
+                Completes::File,
+                "the codex executable, instead of the config's",
+            ),
+            Flag {
+                more: "Exactly the `event` objects that the daemon would get, one a line, and last a line of type `result`.",
+                ..flag("json", None, "print the canonical events as JSON lines")
+            },
+            COLOR,
+        ],
+        examples: &[
+            (
+                "plexum-openai turn --workspace ~/agents/alice \"What changed today?\"",
+                "ask, and see the work as it goes",
+            ),
+            (
+                "git diff | plexum-openai turn -w . --json - | jq -r 'select(.type == \"text_delta\").text'",
+                "a prompt from a pipe, the answer's text to another",
+            ),
+        ],
+    },
+    Subcommand {
+        name: "parse-rollout",
+        operands: "[FILE...|-]",
+        most_operands: usize::MAX,
+        operand_completes: Completes::File,
+        brief: "print the tool calls of rollout files as canonical events",
+        more: &[
+            "For every call that has an output, in the order of the outputs: its `tool_use` and then its `tool_result`, one JSON object a line. Without FILE, or with `-`, the rollout is read from stdin. Memory does not grow with the file.",
+            "Lines that are not JSON are skipped and counted on stderr.",
+        ],
+        flags: &[
+            Flag {
+                brief: "the rollout of this workspace's thread",
+                ..WORKSPACE
+            },
+            Flag {
+                brief: "the rollout of this thread",
+                ..THREAD
+            },
+            flag("all", None, "give calls without an output too"),
+            Flag {
+                more: "The biggest first: call id, tool, bytes of arguments and output, share of the total, whether it is consumed already.",
+                ..flag("summary", None, "print a table for people instead")
+            },
+            flag("json", None, "with --summary: the same as JSON"),
+            COLOR,
+        ],
+        examples: &[(
+            "plexum-openai parse-rollout --workspace ~/agents/alice --summary",
+            "what fills the context",
+        )],
+    },
+    Subcommand {
+        name: "mutate",
+        operands: "[CALL_ID...]",
+        most_operands: usize::MAX,
+        operand_completes: Completes::Nothing,
+        brief: "consume tool calls in a rollout",
+        more: &[
+            "`light` replaces a call's outputs by `...(consumed)`; `heavy` replaces them by `...(tool called)` and its arguments by `{}`. Every line of the rollout keeps its length in bytes. Prints `{\"requested\":2,\"touched\":1,\"missing\":[\"call_x\"]}`.",
+        ],
+        flags: &[
+            Flag {
+                brief: "the rollout of this workspace's thread",
+                ..WORKSPACE
+            },
+            Flag {
+                brief: "the rollout of this thread",
+                ..THREAD
+            },
+            valued(
+                "rollout",
+                None,
+                "FILE",
+                Completes::File,
+                "this rollout file",
+            ),
+            valued(
+                "op",
+                None,
+                "OP",
+                Completes::Words(&["light", "heavy", "consume-light", "consume-heavy"]),
+                "what to do: light (default) or heavy",
+            ),
+            flag(
+                "stdin",
+                None,
+                "read [{\"block_id\":...,\"op\":...}] from stdin",
+            ),
+            flag(
+                "dry-run",
+                Some('n'),
+                "say what would be done and write nothing",
+            ),
+        ],
+        examples: &[(
+            "plexum-openai mutate --workspace ~/agents/alice --dry-run call_8Zq",
+            "see what consuming a call would touch",
+        )],
+    },
+    Subcommand {
+        name: "mcp-host",
+        operands: "",
+        most_operands: 0,
+        operand_completes: Completes::Nothing,
+        brief: "lend the daemon's tools to codex (codex starts this)",
+        more: &[
+            "An MCP server on stdin and stdout that passes everything on to the running plugin's socket. `PLEXUM_MCP_SOCKET` and `PLEXUM_MCP_AGENT_ID` stand in for the flags; the flags win.",
+        ],
+        flags: &[
+            valued(
+                "socket",
+                None,
+                "PATH",
+                Completes::File,
+                "the running plugin's socket",
+            ),
+            valued(
+                "agent-id",
+                Some('a'),
+                "ID",
+                Completes::Nothing,
+                "the agent whose tools these are",
+            ),
+        ],
+        examples: &[],
+    },
+    Subcommand {
+        name: "doctor",
+        operands: "",
+        most_operands: 0,
+        operand_completes: Completes::Nothing,
+        brief: "check what a turn needs and say how to mend what is wrong",
+        more: &["One line a check: `ok`, `warn` or `FAIL`. Exit status 1 if a check failed."],
+        flags: &[
+            Flag {
+                brief: "check this workspace too",
+                ..WORKSPACE
+            },
+            flag("json", None, "print the checks as JSON"),
+            COLOR,
+        ],
+        examples: &[(
+            "plexum-openai doctor --workspace ~/agents/alice",
+            "look before the first turn",
+        )],
+    },
+    Subcommand {
+        name: "manifest",
+        operands: "",
+        most_operands: 0,
+        operand_completes: Completes::Nothing,
+        brief: "print the plugin's manifest",
+        more: &[],
+        flags: &[],
+        examples: &[],
+    },
+    Subcommand {
+        name: "completions",
+        operands: "bash|zsh|fish",
+        most_operands: 1,
+        operand_completes: Completes::Words(&["bash", "zsh", "fish"]),
+        brief: "print a shell's completion script",
+        more: &[],
+        flags: &[],
+        examples: &[],
+    },
+    Subcommand {
+        name: "man",
+        operands: "",
+        most_operands: 0,
+        operand_completes: Completes::Nothing,
+        brief: "print the man page's source",
+        more: &[],
+        flags: &[],
+        examples: &[],
+    },
+];
+
+/// How much help was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Help {
+    Short,
+    Whole,
+}
+
+/// What a command line asks for.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Help on a subcommand, or on the whole program.
+    Help(Help, Option<&'static Subcommand>),
+    Version,
+    Run(Parsed),
+}
+
+/// A parsed command line: the subcommand, its flags as they stood, its operands.
+#[derive(Debug)]
+pub(crate) struct Parsed {
+    pub(crate) subcommand: &'static Subcommand,
+    flags: Vec<(&'static str, OsString)>,
+    pub(crate) operands: Vec<OsString>,
+}
+
+impl Parsed {
+    /// Was this flag given?
+    pub(crate) fn has(&self, long: &str) -> bool {
+        self.all(long).next().is_some()
+    }
+
+    /// The value of this flag, where it was given.
+    pub(crate) fn value(&self, long: &str) -> Option<&OsStr> {
+        self.all(long).next()
+    }
+
+    /// Every value of a repeatable flag, in order.
+    pub(crate) fn all<'a>(&'a self, long: &str) -> impl Iterator<Item = &'a OsStr> {
+        debug_assert!(
+            self.subcommand.flags.iter().any(|flag| flag.long == long),
+            "a flag that the table has"
+        );
+        self.flags
+            .iter()
+            .filter(move |(name, _)| *name == long)
+            .map(|(_, value)| value.as_os_str())
+    }
+
+    /// The value of this flag as text. Errors name the flag where it is not UTF-8.
+    pub(crate) fn text(&self, long: &str) -> Result<Option<&str>> {
+        match self.value(long) {
+            None => Ok(None),
+            Some(value) => value.to_str().map(Some).ok_or_else(|| {
+                usage(format!(
+                    "the value of '--{long}' is not valid UTF-8: {value:?}"
+                ))
+            }),
+        }
+    }
+}
+
+/// An error of the command line, with the way to help behind it.
+pub(crate) fn usage(message: impl Into<String>) -> Error {
+    Error::new(Kind::Usage, message)
+}
+
+/// The subcommand of this name.
+pub(crate) fn find(name: &str) -> Option<&'static Subcommand> {
+    SUBCOMMANDS.iter().find(|command| command.name == name)
+}
+
+/// Parses the arguments (without the program's name).
+///
+/// # Errors
+/// [`Kind::Usage`], naming what stands there and, where there is one, what was probably meant.
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request> {
+    use lexopt::Arg;
+    let mut parser = lexopt::Parser::from_args(arguments);
+    let mut subcommand: Option<&'static Subcommand> = None;
+    let mut flags: Vec<(&'static str, OsString)> = Vec::new();
+    let mut operands: Vec<OsString> = Vec::new();
+    loop {
+        let Some(argument) = parser.next().map_err(lexopt_error)? else {
+            break;
+        };
+        let spelt = match argument {
+            Arg::Short('h') => return Ok(Request::Help(Help::Short, subcommand)),
+            Arg::Long("help") => return Ok(Request::Help(Help::Whole, subcommand)),
+            Arg::Short('V') | Arg::Long("version") => return Ok(Request::Version),
+            Arg::Value(value) => {
+                match subcommand {
+                    None => subcommand = Some(named(&value)?),
+                    Some(command) if operands.len() < command.most_operands => operands.push(value),
+                    Some(command) => {
+                        return Err(usage(format!(
+                            "'{}' takes {}: {value:?} is too much",
+                            command.name,
+                            if command.most_operands == 0 {
+                                "no operands"
+                            } else {
+                                "one operand"
+                            },
+                        ))
+                        .hint(see(Some(command))));
+                    }
+                }
+                continue;
+            }
+            Arg::Long(name) => format!("--{name}"),
+            Arg::Short(name) => format!("-{name}"),
+        };
+        let table = subcommand.map_or(COMMON, |command| command.flags);
+        let known = table.iter().find(|flag| {
+            spelt.strip_prefix("--") == Some(flag.long)
+                || flag.short.is_some_and(|short| spelt == format!("-{short}"))
+        });
+        let Some(known) = known else {
+            return Err(unknown_flag(&spelt, subcommand));
+        };
+        if !known.repeatable && flags.iter().any(|(name, _)| *name == known.long) {
+            return Err(usage(format!("'--{}' is given twice", known.long)).hint(see(subcommand)));
+        }
+        let value = match known.value {
+            Some(_) => parser.value().map_err(|_| {
+                usage(format!(
+                    "'{spelt}' needs a value: --{} {}",
+                    known.long,
+                    known.value.unwrap_or_default()
+                ))
+                .hint(see(subcommand))
+            })?,
+            None => OsString::new(),
+        };
+        flags.push((known.long, value));
+    }
+    let subcommand = match subcommand {
+        Some(subcommand) => subcommand,
+        None => find("serve").expect("the table has `serve`"),
+    };
+    Ok(Request::Run(Parsed {
+        subcommand,
+        flags,
+        operands,
+    }))
+}
+
+fn named(value: &OsStr) -> Result<&'static Subcommand> {
+    let text = value.to_string_lossy();
+    if let Some(command) = find(&text) {
+        return Ok(command);
+    }
+    let error = usage(format!("no such subcommand: '{text}'"));
+    Err(
+        match nearest(&text, SUBCOMMANDS.iter().map(|command| command.name)) {
+            Some(near) => error.hint(format!("did you mean '{near}'?")),
+            None => error.hint(see(None)),
+        },
+    )
+}
+
+fn unknown_flag(spelt: &str, subcommand: Option<&'static Subcommand>) -> Error {
+    let of = subcommand.map_or(String::new(), |command| format!(" of '{}'", command.name));
+    let error = usage(format!("no such flag{of}: '{spelt}'"));
+    let names = subcommand
+        .map_or(&[] as &[Flag], |command| command.flags)
+        .iter()
+        .chain(COMMON)
+        .map(|flag| flag.long);
+    match spelt
+        .strip_prefix("--")
+        .and_then(|name| nearest(name, names))
+    {
+        Some(near) => error.hint(format!("did you mean '--{near}'?")),
+        None => error.hint(see(subcommand)),
+    }
+}
+
+fn lexopt_error(error: lexopt::Error) -> Error {
+    usage(error.to_string()).hint(see(None))
+}
+
+/// Where to read on.
+fn see(subcommand: Option<&'static Subcommand>) -> String {
+    match subcommand {
+        Some(command) => format!("see 'plexum-openai {} --help'", command.name),
+        None => "see 'plexum-openai --help'".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_sound() {
+        for command in SUBCOMMANDS {
+            let mut seen: Vec<String> = Vec::new();
+            for flag in command.flags.iter().chain(COMMON) {
+                let mut names = vec![format!("--{}", flag.long)];
+                names.extend(flag.short.map(|short| format!("-{short}")));
+                for name in names {
+                    assert!(!seen.contains(&name), "{} has {name} twice", command.name);
+                    seen.push(name);
+                }
+                assert!(
+                    flag.brief.len() <= 60,
+                    "{}: --{} is too long for -h",
+                    command.name,
+                    flag.long
+                );
+                assert!(!flag.brief.ends_with('.'), "--{}: no full stop", flag.long);
+            }
+            assert_eq!(
+                command.operands.is_empty(),
+                command.most_operands == 0,
+                "{}: operands",
+                command.name
+            );
+        }
+    }
+
+    fn parsed(line: &[&str]) -> Parsed {
+        match parse(line.iter().map(OsString::from)).unwrap() {
+            Request::Run(parsed) => parsed,
+            other => panic!("{line:?} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_are_written_every_usual_way() {
+        for line in [
+            &["turn", "-w", "x", "hi"][..],
+            &["turn", "-wx", "hi"],
+            &["turn", "--workspace", "x", "hi"],
+            &["turn", "--workspace=x", "--", "hi"],
+            &["turn", "hi", "--workspace=x"],
+        ] {
+            let parsed = parsed(line);
+            assert_eq!(parsed.value("workspace"), Some(OsStr::new("x")), "{line:?}");
+            assert_eq!(parsed.operands, ["hi"], "{line:?}");
+        }
+        assert_eq!(parsed(&["turn", "--", "--json"]).operands, ["--json"]);
+        assert_eq!(parsed(&["turn", "-"]).operands, ["-"]);
+        assert_eq!(parsed(&[]).subcommand.name, "serve");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_a_mend() {
+        for (line, message) in [
+            (
+                &["trun"][..],
+                "no such subcommand: 'trun'; did you mean 'turn'?",
+            ),
+            (
+                &["zzzzzz"],
+                "no such subcommand: 'zzzzzz'; see 'plexum-openai --help'",
+            ),
+            (
+                &["turn", "--workspce", "x"],
+                "no such flag of 'turn': '--workspce'; did you mean '--workspace'?",
+            ),
+            (
+                &["turn", "-q"],
+                "no such flag of 'turn': '-q'; see 'plexum-openai turn --help'",
+            ),
+            (
+                &["turn", "-w"],
+                "'-w' needs a value: --workspace DIR; see 'plexum-openai turn --help'",
+            ),
+            (
+                &["turn", "--json", "--json"],
+                "'--json' is given twice; see 'plexum-openai turn --help'",
+            ),
+            (
+                &["turn", "a", "b"],
+                "'turn' takes one operand: \"b\" is too much; see 'plexum-openai turn --help'",
+            ),
+            (
+                &["turn", "--json=x"],
+                "unexpected argument for option '--json': \"x\"; see 'plexum-openai --help'",
+            ),
+        ] {
+            let error = parse(line.iter().map(OsString::from)).unwrap_err();
+            assert_eq!(error.message(), message, "{line:?}");
+            assert_eq!(error.kind().exit_status(), 2);
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! placeholder
+mod canonical;
+mod cli;
+mod config;
+mod error;
+fn main() {}
