@@ -1,0 +1,3 @@
+//! What this program knows about codex: its folder, its command line, its events.
+
+pub(crate) mod home;
