@@ -3,4 +3,5 @@ mod canonical;
 mod cli;
 mod config;
 mod error;
+mod rollout;
 fn main() {}
