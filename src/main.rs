@@ -5,4 +5,5 @@ mod cli;
 mod codex;
 mod config;
 mod error;
+mod rollout;
 fn main() {}
