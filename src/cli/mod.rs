@@ -1,1 +1,4 @@
+//! The command line: what people and scripts see.
+
 pub(crate) mod flags;
+pub(crate) mod turn;
