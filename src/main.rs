@@ -1,6 +1,8 @@
 //! placeholder
 mod canonical;
 mod cli;
+mod codex;
 mod config;
 mod error;
+mod sys;
 fn main() {}
