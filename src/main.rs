@@ -1,9 +1,10 @@
 //! placeholder
 mod canonical;
 mod cli;
-#[cfg_attr(not(test), expect(dead_code, reason = "used once the turns are there"))]
+
 mod codex;
 mod config;
 mod error;
 mod rollout;
+#[cfg_attr(not(test), expect(dead_code, reason="x"))]
 fn main() {}
