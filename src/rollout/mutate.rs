@@ -11,7 +11,9 @@
 //! What a call is, here: a call and, after it, its output. One half alone is left as it is, and its id counts
 //! as missing, because codex makes up the other half or drops it.
 
+use super::calls::Calls;
 use super::lines::{self, Lines, NESTED};
+use super::record::{self, Record};
 use super::replace::{Access, Replaced, Source};
 pub(crate) use super::splice::Op;
 use super::splice::{self, Line, Patch, Role};
@@ -44,6 +46,17 @@ pub(crate) struct Outcome {
     pub(crate) missing: Vec<String>,
 }
 
+impl Outcome {
+    /// What is told of a workspace without a session, and of a thread without a rollout.
+    pub(crate) fn all_missing(mutations: &[Mutation]) -> Outcome {
+        Outcome {
+            requested: mutations.len(),
+            touched: 0,
+            missing: mutations.iter().map(|it| it.block_id.clone()).collect(),
+        }
+    }
+}
+
 /// Whether anything is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -70,11 +83,7 @@ pub(crate) fn consume(
         return Ok(Outcome::default());
     }
     let Some(rollout) = home::find_rollout(home, thread)? else {
-        return Ok(Outcome {
-            requested: mutations.len(),
-            touched: 0,
-            missing: mutations.iter().map(|it| it.block_id.clone()).collect(),
-        });
+        return Ok(Outcome::all_missing(mutations));
     };
     consume_locked(&rollout, Some((home, thread)), mutations, mode)
 }
@@ -149,22 +158,55 @@ struct Plan {
 
 impl Plan {
     fn make(source: &Source, mutations: &[Mutation]) -> Result<Plan> {
-        let wrong =
-            |error| Error::os(Kind::Io, format!("cannot read '{}'", source.path().display()), error);
+        Plan::read(|| source.reader(), mutations).map_err(|error| {
+            let path = source.path().display();
+            Error::os(Kind::Io, format!("cannot read '{path}'"), error)
+        })
+    }
+
+    /// `open` gives the rollout from its beginning.
+    fn read<R: Read>(open: impl Fn() -> io::Result<R>, mutations: &[Mutation]) -> io::Result<Plan> {
         let outer = if mutations.iter().any(|it| it.block_id.starts_with(NESTED)) {
-            outer_calls(source.reader()?).map_err(wrong)?
+            outer_calls(open()?)?
         } else {
             HashMap::new()
         };
         let wanted = Wanted::new(mutations, &outer);
-        let lines = wanted.lines(source.reader()?).map_err(wrong)?;
+        let lines = wanted.lines(open()?)?;
         Ok(wanted.plan(&lines))
     }
 }
 
-/// Which call each call made inside code mode was made in.
-fn outer_calls(_input: impl Read) -> io::Result<HashMap<String, String>> {
-    Ok(HashMap::new())
+/// Which call each call inside code mode was made in, for all of a rollout: as it was told when they happened.
+///
+/// What a script wrote after it yielded is in the output of the `wait` call that fetched it. That call has an
+/// id of its own, by which the daemon consumes it; it is not meant by the ids of what the script called.
+fn outer_calls(input: impl Read) -> io::Result<HashMap<String, String>> {
+    use lines::Kind::{Call, Item, Output};
+    let mut outer = HashMap::new();
+    let mut calls = Calls::default();
+    let mut note = |line: &lines::Line<'_>| {
+        let text = std::str::from_utf8(line.bytes).unwrap_or_default();
+        match record::parse(text) {
+            Ok(Record::Call(call)) => calls.begin(&call, ()),
+            Ok(Record::Output(output)) => drop(calls.answer(&output)),
+            Ok(Record::Nested(nested)) => {
+                if let Some(parent) = calls.parent(&nested) {
+                    outer.insert(nested.call.id.clone().into_owned(), parent.to_owned());
+                }
+            }
+            _ => {}
+        }
+    };
+    let kinds = |kind| matches!(kind, Call | Output | Item);
+    let mut lines = Lines::new(input);
+    while let Some(line) = lines.next(kinds)? {
+        note(&line);
+    }
+    if let Some(line) = lines.rest(kinds) {
+        note(&line);
+    }
+    Ok(outer)
 }
 
 /// The calls that are to be consumed.
@@ -373,3 +415,6 @@ pub(crate) fn parse(json: &str) -> Result<Vec<Mutation>> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -74,7 +74,9 @@ impl Source {
         }
         if access == Access::Rewrite {
             if before.nlink() > 1 {
-                return refused("it has more than one hard link, and the others would keep the old text");
+                return refused(
+                    "it has more than one hard link, and the others would keep the old text",
+                );
             }
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
@@ -104,10 +106,9 @@ impl Source {
     }
 
     /// The file's bytes from the beginning.
-    pub(crate) fn reader(&self) -> Result<impl Read + '_> {
+    pub(crate) fn reader(&self) -> io::Result<impl Read + '_> {
         let mut file = &self.file;
-        file.seek(SeekFrom::Start(0))
-            .map_err(failed("read", &self.path))?;
+        file.seek(SeekFrom::Start(0))?;
         // What is appended from now on is none of our business: it shows as a change.
         Ok(file.take(self.before.len()))
     }
@@ -123,10 +124,12 @@ impl Source {
     /// is there already. [`Kind::Busy`] where another process has opened the file for writing.
     pub(crate) fn replace(&self, patches: &[Patch]) -> Result<Replaced> {
         let copy = Copy::create(self.copy_path())?;
-        self.fill(&copy, patches)?;
+        let filled = self.fill(&copy, patches);
+        // First of all: where the file became shorter in the meantime, filling the copy has failed.
         if !self.is_unchanged()? {
             return Ok(Replaced::Changed);
         }
+        filled?;
         self.check_nobody_writes()?;
         if !self.put_in_place(copy)? {
             return Ok(Replaced::Changed);
@@ -142,12 +145,12 @@ impl Source {
     fn fill(&self, copy: &Copy, patches: &[Patch]) -> Result<()> {
         let wrong = failed("write", &copy.path);
         // The kernel copies by itself, and on some file systems only notes that the bytes are shared.
-        let copied = io::copy(&mut self.reader()?, &mut &copy.file).map_err(&wrong)?;
+        let copied = self
+            .reader()
+            .and_then(|mut reader| io::copy(&mut reader, &mut &copy.file))
+            .map_err(&wrong)?;
         if copied != self.before.len() {
-            return Err(Error::new(
-                Kind::Busy,
-                format!("'{}' became shorter while it was read", self.path.display()),
-            ));
+            return Err(wrong(io::ErrorKind::UnexpectedEof.into()));
         }
         for patch in patches {
             self.write(copy, patch).map_err(&wrong)?;
@@ -224,7 +227,9 @@ impl Source {
         match exchange() {
             Ok(()) => {}
             // Not every file system can. The moment between the last look and the rename is then not covered.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {
+            Err(
+                rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP,
+            ) => {
                 rustix::fs::renameat(CWD, &copy.path, CWD, path).map_err(wrong)?;
                 copy.stays = true;
                 return Ok(true);
@@ -232,9 +237,7 @@ impl Source {
             Err(error) => return Err(wrong(error)),
         }
         let now = self.file.metadata().map_err(failed("look at", path))?;
-        if same_text(&now, &self.before)
-            && open_writer(path, (now.dev(), now.ino())).is_none()
-        {
+        if same_text(&now, &self.before) && open_writer(path, (now.dev(), now.ino())).is_none() {
             // `copy` names the old file now, and removes it.
             return Ok(true);
         }
@@ -298,11 +301,8 @@ impl Copy {
     fn create(path: PathBuf) -> Result<Copy> {
         let wrong = failed("create", &path);
         // Nobody else may read it before it has the file's own mode.
-        let flags = OFlags::WRONLY
-            | OFlags::CREATE
-            | OFlags::EXCL
-            | OFlags::NOFOLLOW
-            | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
             .map(File::from)
             .map_err(|error| wrong(error.into()))?;

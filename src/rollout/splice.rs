@@ -192,7 +192,10 @@ pub(crate) fn read(
 ) -> Option<Line> {
     let sites = sites(text, wanted).ok().filter(|sites| !sites.is_empty())?;
     let json = text.trim_end_matches([' ', '\t', '\r', '\n']).len();
-    let spaces = text[json..].bytes().take_while(|byte| *byte == b' ').count();
+    let spaces = text[json..]
+        .bytes()
+        .take_while(|byte| *byte == b' ')
+        .count();
     Some(Line {
         offset,
         sites,
@@ -245,7 +248,16 @@ fn item(
     let [kind, call_id, id, output, tools, arguments, input, action] = keys(
         &mut cursor,
         inner,
-        ["type", "call_id", "id", "output", "tools", "arguments", "input", "action"],
+        [
+            "type",
+            "call_id",
+            "id",
+            "output",
+            "tools",
+            "arguments",
+            "input",
+            "action",
+        ],
     )?;
     let Some(kind) = kind else { return Ok(None) };
     let kind = decode_string(&inner[kind]);
@@ -257,11 +269,11 @@ fn item(
         Some("tool_search_output") => (Role::Output, tools),
         _ => return Ok(None),
     };
-    // A local shell call of the older API has no call id of its own.
-    let stated = call_id.and_then(|span| decode_string(&inner[span]));
-    let id = match (stated, kind.as_deref()) {
-        (None, Some("local_shell_call")) => id.and_then(|span| decode_string(&inner[span])),
-        (stated, _) => stated,
+    let text_of = |span: Option<Span>| span.and_then(|span| decode_string(&inner[span]));
+    let id = match role {
+        // The older form of a shell call has only an `id`.
+        Role::Call => text_of(call_id).or_else(|| text_of(id)),
+        Role::Output => text_of(call_id),
     };
     let (Some(id), Some(value)) = (id.and_then(|id| wanted(&id)), value) else {
         return Ok(None);
@@ -400,7 +412,10 @@ impl Line {
         if spaces > 0 {
             pieces.push(Piece::Spaces(spaces));
         }
-        Patch { at: self.offset + start, pieces }
+        Patch {
+            at: self.offset + start,
+            pieces,
+        }
     }
 }
 
