@@ -3,4 +3,5 @@ mod canonical;
 mod cli;
 mod config;
 mod error;
+mod mcp;
 fn main() {}

@@ -1,1 +1,2 @@
 pub(crate) mod flags;
+pub(crate) mod mcp_host;
