@@ -22,7 +22,9 @@ pub(crate) fn run(parsed: &Parsed) -> Result<()> {
         std::env::var_os("PLEXUM_MCP_AGENT_ID"),
     )?;
     let agent_id = agent_id.into_string().map_err(|value| {
-        usage(format!("the value of '--agent-id' is not valid UTF-8: {value:?}"))
+        usage(format!(
+            "the value of '--agent-id' is not valid UTF-8: {value:?}"
+        ))
     })?;
     let turn = host::turn_of_environment();
     host::run(&PathBuf::from(socket), &agent_id, turn.as_deref())

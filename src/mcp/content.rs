@@ -63,12 +63,10 @@ pub(super) fn result(tool: &str, answer: ToolAnswer, version: Version, max: usiz
     let mut blocks = Vec::new();
     match output.content.as_deref().map(RawValue::get) {
         None | Some("null") => {}
-        Some(list) if list.starts_with('[') => {
-            match serde_json::from_str::<Vec<&RawValue>>(list) {
-                Ok(list) => blocks.extend(list.into_iter().map(|raw| block(raw.get(), version))),
-                Err(_) => blocks.push(text(list)),
-            }
-        }
+        Some(list) if list.starts_with('[') => match serde_json::from_str::<Vec<&RawValue>>(list) {
+            Ok(list) => blocks.extend(list.into_iter().map(|raw| block(raw.get(), version))),
+            Err(_) => blocks.push(text(list)),
+        },
         Some(other) => blocks.push(block(other, version)),
     }
     let structured = output.structured_content.as_deref().map(RawValue::get);
@@ -78,8 +76,8 @@ pub(super) fn result(tool: &str, answer: ToolAnswer, version: Version, max: usiz
     }
     let structured =
         structured.filter(|raw| raw.starts_with('{') && version >= Version::V2025_06_18);
-    let length = blocks.iter().map(|block| block.len() + 1).sum::<usize>()
-        + structured.map_or(0, str::len);
+    let length =
+        blocks.iter().map(|block| block.len() + 1).sum::<usize>() + structured.map_or(0, str::len);
     if length + FRAME <= max {
         render(&blocks, structured, output.is_error)
     } else {
@@ -262,18 +260,39 @@ mod tests {
             ("[]", "[]"),
             ("null", "[]"),
             // What the daemon may write besides.
-            (r#""hi \"you\"""#, r#"[{"type":"text","text":"hi \"you\""}]"#),
-            (r#"{"type":"text","text":"one"}"#, r#"[{"type":"text","text":"one"}]"#),
+            (
+                r#""hi \"you\"""#,
+                r#"[{"type":"text","text":"hi \"you\""}]"#,
+            ),
+            (
+                r#"{"type":"text","text":"one"}"#,
+                r#"[{"type":"text","text":"one"}]"#,
+            ),
             (
                 r#"[{"type":"image","media_type":"image/png","data":"AA=="}]"#,
                 r#"[{"type":"image","data":"AA==","mimeType":"image/png"}]"#,
             ),
             // What MCP does not have.
-            (r#"[{"type":"text","text":5}]"#, r#"[{"type":"text","text":"{\"type\":\"text\",\"text\":5}"}]"#),
-            (r#"[{"type":"image"}]"#, r#"[{"type":"text","text":"{\"type\":\"image\"}"}]"#),
-            (r#"[{"type":7}]"#, r#"[{"type":"text","text":"{\"type\":7}"}]"#),
-            (r#"[{"type":"resource","resource":[]}]"#, r#"[{"type":"text","text":"{\"type\":\"resource\",\"resource\":[]}"}]"#),
-            (r#"[1,[2],null,"s"]"#, r#"[{"type":"text","text":"1"},{"type":"text","text":"[2]"},{"type":"text","text":"null"},{"type":"text","text":"s"}]"#),
+            (
+                r#"[{"type":"text","text":5}]"#,
+                r#"[{"type":"text","text":"{\"type\":\"text\",\"text\":5}"}]"#,
+            ),
+            (
+                r#"[{"type":"image"}]"#,
+                r#"[{"type":"text","text":"{\"type\":\"image\"}"}]"#,
+            ),
+            (
+                r#"[{"type":7}]"#,
+                r#"[{"type":"text","text":"{\"type\":7}"}]"#,
+            ),
+            (
+                r#"[{"type":"resource","resource":[]}]"#,
+                r#"[{"type":"text","text":"{\"type\":\"resource\",\"resource\":[]}"}]"#,
+            ),
+            (
+                r#"[1,[2],null,"s"]"#,
+                r#"[{"type":"text","text":"1"},{"type":"text","text":"[2]"},{"type":"text","text":"null"},{"type":"text","text":"s"}]"#,
+            ),
             ("17", r#"[{"type":"text","text":"17"}]"#),
         ] {
             check(content, None, newest, &format!("\"content\":{expected}"));
@@ -329,7 +348,10 @@ mod tests {
     fn what_codex_would_drop_is_cut() {
         const MAX: usize = 2000;
         let long = |unit: &str| quoted(&unit.repeat(3000));
-        let image = format!(r#"{{"type":"image","data":{},"mimeType":"a/b"}}"#, long("A"));
+        let image = format!(
+            r#"{{"type":"image","data":{},"mimeType":"a/b"}}"#,
+            long("A")
+        );
         for (content, structured, least) in [
             (long("a"), None, MAX - 300),
             (long("\0"), None, MAX - 310),
@@ -337,7 +359,11 @@ mod tests {
             (format!("[\"first\",{}]", long("a")), None, MAX - 300),
             (format!("[\"first\",{image},\"last\"]"), None, 200),
             (image.clone(), None, 150),
-            ("[\"short\"]".to_owned(), Some(format!("{{\"a\":{}}}", long("a"))), 30),
+            (
+                "[\"short\"]".to_owned(),
+                Some(format!("{{\"a\":{}}}", long("a"))),
+                30,
+            ),
         ] {
             let raw = |json: String| RawValue::from_string(json).unwrap();
             let output = ToolOutput {

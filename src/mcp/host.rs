@@ -76,7 +76,9 @@ pub(crate) fn run(path: &Path, agent_id: &str, turn: Option<&str>) -> Result<()>
         let _ = to_plugin.shutdown(Shutdown::Write);
     })?;
     let stdout = file(std::io::stdout()).map_err(lost)?;
-    spawn("stdout", Ended::Plugin, &ended, move || copy(stream, stdout))?;
+    spawn("stdout", Ended::Plugin, &ended, move || {
+        copy(stream, stdout)
+    })?;
     finish(&wait, path)
 }
 
@@ -103,7 +105,12 @@ fn finish(wait: &Receiver<Ended>, path: &Path) -> Result<()> {
 
 /// Reads the plugin's answer to the first line.
 fn welcome(stream: &mut UnixStream, path: &Path) -> Result<()> {
-    let strange = || failed(format!("what listens at '{}' is not the plugin", path.display()));
+    let strange = || {
+        failed(format!(
+            "what listens at '{}' is not the plugin",
+            path.display()
+        ))
+    };
     let lost = |error| {
         let message = format!("the plugin at '{}' is gone", path.display());
         Error::os(Kind::McpFailed, message, error)

@@ -8,6 +8,7 @@
 
 use super::content::head;
 use super::{Mode, Settings, failed};
+use crate::codex::command::toml_string;
 use crate::error::{Error, Kind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FlockOperation, Mode as FileMode, OFlags};
@@ -51,7 +52,9 @@ pub(super) fn short_id(agent_id: &str) -> String {
     // An id that ends as a hash would could be taken for what another id is shortened to.
     let like_a_hash = kept.len() > 8
         && kept.as_bytes()[kept.len() - 9] == b'-'
-        && kept[kept.len() - 8..].bytes().all(|digit| digit.is_ascii_hexdigit());
+        && kept[kept.len() - 8..]
+            .bytes()
+            .all(|digit| digit.is_ascii_hexdigit());
     if kept == agent_id && !kept.is_empty() && kept.len() <= ID_MAX && !like_a_hash {
         return kept;
     }
@@ -85,8 +88,11 @@ impl Server {
     pub(super) fn new(agent_id: &str, executable: &Path, socket: &Path) -> Result<Server> {
         let text = |path: &Path| {
             path.to_str().map(str::to_owned).ok_or_else(|| {
-                failed(format!("codex cannot be given the path '{}'", path.display()))
-                    .hint("it is not valid UTF-8")
+                failed(format!(
+                    "codex cannot be given the path '{}'",
+                    path.display()
+                ))
+                .hint("it is not valid UTF-8")
             })
         };
         Ok(Server {
@@ -104,9 +110,13 @@ impl Server {
 
     /// codex's arguments for the turn: this server lent, every other agent's switched off.
     pub(super) fn arguments(&self, turn: Option<&str>, config: &str) -> Vec<OsString> {
-        let args: Vec<String> = self.args.iter().map(|argument| toml(argument)).collect();
+        let args: Vec<String> = self
+            .args
+            .iter()
+            .map(|argument| toml_string(argument))
+            .collect();
         let env = match turn {
-            Some(turn) => format!("env={{{TURN_VARIABLE}={}}},", toml(turn)),
+            Some(turn) => format!("env={{{TURN_VARIABLE}={}}},", toml_string(turn)),
             None => String::new(),
         };
         // `required`: without it codex from 0.147 does not wait for the tools. The approval mode: without it
@@ -115,7 +125,7 @@ impl Server {
         let mut values = vec![format!(
             "mcp_servers.{}={{command={},args=[{}],{env}required=true,startup_timeout_sec={STARTUP_TIMEOUT_SECS},default_tools_approval_mode=\"approve\"}}",
             self.name,
-            toml(&self.command),
+            toml_string(&self.command),
             args.join(",")
         )];
         // With a command, so that this is a whole entry where the name stood in a comment or was removed
@@ -123,7 +133,7 @@ impl Server {
         values.extend(others(config, &self.name).into_iter().map(|name| {
             format!(
                 "mcp_servers.{name}={{command={},enabled=false}}",
-                toml(&self.command)
+                toml_string(&self.command)
             )
         }));
         values
@@ -259,24 +269,6 @@ fn others<'a>(config: &'a str, own: &str) -> Vec<&'a str> {
     names
 }
 
-/// A string as TOML has it.
-fn toml(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('"');
-    for character in text.chars() {
-        match character {
-            '"' => quoted.push_str("\\\""),
-            '\\' => quoted.push_str("\\\\"),
-            '\0'..='\u{1f}' | '\u{7f}' => {
-                quoted.push_str(&format!("\\u{:04X}", u32::from(character)));
-            }
-            _ => quoted.push(character),
-        }
-    }
-    quoted.push('"');
-    quoted
-}
-
 /// How a run of codex ended.
 struct Ended {
     success: bool,
@@ -322,7 +314,9 @@ fn run(mut command: Command) -> Result<Ended> {
     let status = child.wait().map_err(cannot)?;
     if waited == Ok(false) {
         let seconds = CODEX_WAIT.as_secs();
-        return Err(failed(format!("'{shown} mcp' took more than {seconds} seconds")));
+        return Err(failed(format!(
+            "'{shown} mcp' took more than {seconds} seconds"
+        )));
     }
     let read = |file: &mut File| -> std::io::Result<String> {
         file.rewind()?;
@@ -362,16 +356,31 @@ mod tests {
         for (id, expected) in [
             ("alice", "plexum-host-alice"),
             ("Alice_1-b", "plexum-host-Alice_1-b"),
-            ("alice/1", "plexum-host-alice_1-2ba6d6d4"),
-            ("alice.1", "plexum-host-alice_1-99f5b99b"),
-            ("", "plexum-host-agent-4fd0bf66"),
-            ("你好", "plexum-host-__-c7c8ab69"),
+            ("alice/1", "plexum-host-alice_1-ef45c0eb"),
+            ("alice.1", "plexum-host-alice_1-ef4c76ce"),
+            ("", "plexum-host-agent-4fd0bfc1"),
+            ("你好", "plexum-host-__-eaf3ce22"),
         ] {
             assert_eq!(server_name(id), expected, "{id:?}");
         }
         let ids = [
-            "a/b", "a.b", "a b", "a_b", "A_b", "a-b", "a\nb", "a\"b", "_", "", "agent", " ", "é", "ё",
-            "0123456789012345678901234", "0123456789012345678901235", "012345678901234567890123",
+            "a/b",
+            "a.b",
+            "a b",
+            "a_b",
+            "A_b",
+            "a-b",
+            "a\nb",
+            "a\"b",
+            "_",
+            "",
+            "agent",
+            " ",
+            "é",
+            "ё",
+            "0123456789012345678901234",
+            "0123456789012345678901235",
+            "012345678901234567890123",
         ];
         let mut names: Vec<String> = ids.iter().map(|id| server_name(id)).collect();
         // What an id is shortened to, taken as an id.
@@ -385,7 +394,10 @@ mod tests {
         assert_eq!(different.len(), names.len(), "{names:?}");
         for name in &names {
             assert!(name.len() <= PREFIX.len() + ID_MAX, "{name}");
-            assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)));
+            assert!(
+                name.bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+            );
         }
     }
 
@@ -404,7 +416,7 @@ mod tests {
             [
                 "-c",
                 &format!(
-                    r#"mcp_servers.{name}={{command="/opt/my \"tools\"/plexum-openai",args=["mcp-host","--socket","/run/x.sock","--agent-id","a\"b\\c\u000A\u007Fé"],env={{PLEXUM_MCP_TURN="7"}},required=true,startup_timeout_sec=60,default_tools_approval_mode="approve"}}"#
+                    r#"mcp_servers.{name}={{command="/opt/my \"tools\"/plexum-openai",args=["mcp-host","--socket","/run/x.sock","--agent-id","a\"b\\c\n\u007Fé"],env={{PLEXUM_MCP_TURN="7"}},required=true,startup_timeout_sec=60,default_tools_approval_mode="approve"}}"#
                 ),
                 "-c",
                 r#"mcp_servers.plexum-host-bob={command="/opt/my \"tools\"/plexum-openai",enabled=false}"#,

@@ -66,7 +66,10 @@ fn open_folder(folder: &Path) -> Result<OwnedFd> {
     let cannot = |what: &str, error: std::io::Error| {
         Error::os(
             Kind::McpFailed,
-            format!("cannot {what} the folder for sockets '{}'", folder.display()),
+            format!(
+                "cannot {what} the folder for sockets '{}'",
+                folder.display()
+            ),
             error,
         )
     };
@@ -82,8 +85,11 @@ fn open_folder(folder: &Path) -> Result<OwnedFd> {
         opened = rustix::fs::open(folder, flags, Mode::empty());
     }
     let refused = |why: String| {
-        Err(failed(format!("the folder for sockets '{}' {why}", folder.display()))
-            .hint("remove it, or see whose it is"))
+        Err(failed(format!(
+            "the folder for sockets '{}' {why}",
+            folder.display()
+        ))
+        .hint("remove it, or see whose it is"))
     };
     let opened = match opened {
         Ok(opened) => opened,
@@ -277,15 +283,18 @@ fn sweep_locked(folder: &Path, lock: &OwnedFd) {
     };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let Some(name) = name
-            .to_str()
-            .and_then(|name| name.strip_suffix(SOCKET_END).or(name.strip_suffix(TOKEN_END)))
-        else {
+        let Some(name) = name.to_str().and_then(|name| {
+            name.strip_suffix(SOCKET_END)
+                .or(name.strip_suffix(TOKEN_END))
+        }) else {
             continue;
         };
         // Under the lock a token without a socket is as dead as a socket without a listener.
         if let Found::Dead | Found::Nothing = at(&folder.join(format!("{name}{SOCKET_END}"))) {
-            log::debug!("removing what a killed plugin left: '{name}' in '{}'", folder.display());
+            log::debug!(
+                "removing what a killed plugin left: '{name}' in '{}'",
+                folder.display()
+            );
             remove(lock, name);
         }
     }
@@ -339,14 +348,18 @@ pub(super) fn read_token(socket: &Path) -> Result<String> {
         )
     };
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::open(&path, flags, Mode::empty()).map_err(|error| cannot(error.into()))?;
+    let file =
+        rustix::fs::open(&path, flags, Mode::empty()).map_err(|error| cannot(error.into()))?;
     let found = rustix::fs::fstat(&file).map_err(|error| cannot(error.into()))?;
     let user = rustix::process::geteuid().as_raw();
     if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile
         || found.st_uid != user
         || found.st_mode & 0o077 != 0
     {
-        let message = format!("the token '{}' is not a file of this user alone", path.display());
+        let message = format!(
+            "the token '{}' is not a file of this user alone",
+            path.display()
+        );
         return Err(failed(message));
     }
     let mut token = String::new();
@@ -396,7 +409,10 @@ mod tests {
 
     fn private(folder: &Path) -> PathBuf {
         let folder = folder.join("run");
-        std::fs::DirBuilder::new().mode(0o700).create(&folder).unwrap();
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&folder)
+            .unwrap();
         folder
     }
 
@@ -415,18 +431,32 @@ mod tests {
         let (runtime, profile) = (base.path().join("r"), base.path().join("p"));
         std::fs::create_dir(&runtime).unwrap();
         let long = base.path().join("x".repeat(80));
-        let short = PathBuf::from(format!("/tmp/plexum-openai-{}", rustix::process::geteuid().as_raw()));
+        let short = PathBuf::from(format!(
+            "/tmp/plexum-openai-{}",
+            rustix::process::geteuid().as_raw()
+        ));
         for (runtime_dir, profile, expected) in [
             (Some(&runtime), &profile, runtime.join("plexum-openai")),
             (None, &profile, profile.join("run")),
-            (Some(&base.path().join("missing")), &profile, profile.join("run")),
-            (Some(&PathBuf::from("relative")), &profile, profile.join("run")),
+            (
+                Some(&base.path().join("missing")),
+                &profile,
+                profile.join("run"),
+            ),
+            (
+                Some(&PathBuf::from("relative")),
+                &profile,
+                profile.join("run"),
+            ),
             (Some(&long), &long, short.clone()),
             (None, &long, short),
         ] {
             let found = folder(runtime_dir.map(PathBuf::as_path), profile).unwrap();
             assert_eq!(found, expected, "{runtime_dir:?} {profile:?}");
-            let mode = std::fs::symlink_metadata(&found).unwrap().permissions().mode();
+            let mode = std::fs::symlink_metadata(&found)
+                .unwrap()
+                .permissions()
+                .mode();
             assert_eq!(mode & 0o777, 0o700, "{found:?}");
         }
     }
@@ -435,29 +465,53 @@ mod tests {
     fn a_folder_that_is_not_private_is_refused() {
         let base = tempfile::tempdir().unwrap();
         let real = base.path().join("real");
-        std::fs::DirBuilder::new().mode(0o700).create(&real).unwrap();
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&real)
+            .unwrap();
         for (name, make, message) in [
-            ("link", Box::new(|path: &Path| symlink("real", path).unwrap()) as Box<dyn Fn(&Path)>, "is a symbolic link or no folder"),
-            ("file", Box::new(|path: &Path| std::fs::write(path, "").unwrap()), "is a symbolic link or no folder"),
-            ("open", Box::new(|path: &Path| {
-                std::fs::create_dir(path).unwrap();
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
-            }), "has mode 0755, not 0700"),
+            (
+                "link",
+                Box::new(|path: &Path| symlink("real", path).unwrap()) as Box<dyn Fn(&Path)>,
+                "is a symbolic link or no folder",
+            ),
+            (
+                "file",
+                Box::new(|path: &Path| std::fs::write(path, "").unwrap()),
+                "is a symbolic link or no folder",
+            ),
+            (
+                "open",
+                Box::new(|path: &Path| {
+                    std::fs::create_dir(path).unwrap();
+                    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+                }),
+                "has mode 0755, not 0700",
+            ),
         ] {
             let path = base.path().join(name);
             make(&path);
             let error = open_folder(&path).unwrap_err();
             assert_eq!(
                 error.message(),
-                format!("the folder for sockets '{}' {message}; remove it, or see whose it is", path.display())
+                format!(
+                    "the folder for sockets '{}' {message}; remove it, or see whose it is",
+                    path.display()
+                )
             );
         }
         if rustix::process::geteuid().is_root() {
             let path = base.path().join("theirs");
-            std::fs::DirBuilder::new().mode(0o700).create(&path).unwrap();
+            std::fs::DirBuilder::new()
+                .mode(0o700)
+                .create(&path)
+                .unwrap();
             std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
             let error = open_folder(&path).unwrap_err();
-            assert!(error.message().contains("belongs to user 65534, not to 0"), "{error}");
+            assert!(
+                error.message().contains("belongs to user 65534, not to 0"),
+                "{error}"
+            );
         }
     }
 
@@ -468,7 +522,10 @@ mod tests {
         let listening = Listening::start(&folder, "a").unwrap();
         assert_eq!(names(&folder), ["a.sock", "a.token"]);
         for name in ["a.sock", "a.token"] {
-            let mode = std::fs::metadata(folder.join(name)).unwrap().permissions().mode();
+            let mode = std::fs::metadata(folder.join(name))
+                .unwrap()
+                .permissions()
+                .mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
         let client = connect(&listening.path).unwrap();
@@ -495,7 +552,11 @@ mod tests {
             error.message(),
             format!("another turn of this agent listens at '{}'", path.display())
         );
-        assert_eq!(read_token(&path).unwrap(), first.token, "the first keeps its own");
+        assert_eq!(
+            read_token(&path).unwrap(),
+            first.token,
+            "the first keeps its own"
+        );
         connect(&path).unwrap();
         drop(first);
 
@@ -506,7 +567,10 @@ mod tests {
         ] {
             make();
             let error = Listening::start(&folder, "a").unwrap_err();
-            assert!(error.message().contains("something else than a socket"), "{error}");
+            assert!(
+                error.message().contains("something else than a socket"),
+                "{error}"
+            );
             let _ = std::fs::remove_dir(&path).or_else(|_| std::fs::remove_file(&path));
         }
     }
@@ -544,6 +608,9 @@ mod tests {
         std::fs::remove_file(&token).unwrap();
         symlink("elsewhere", &token).unwrap();
         let error = read_token(&socket).unwrap_err();
-        assert!(error.message().starts_with("cannot read the token"), "{error}");
+        assert!(
+            error.message().starts_with("cannot read the token"),
+            "{error}"
+        );
     }
 }
