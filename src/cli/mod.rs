@@ -1,5 +1,6 @@
 //! The command line: what people and scripts see.
 
 pub(crate) mod flags;
+pub(crate) mod mcp_host;
 pub(crate) mod mutate;
 pub(crate) mod turn;
