@@ -1,1 +1,8 @@
+//! The command line: one table of flags, what is rendered from it, and the subcommands.
+
+pub(crate) mod about;
+pub(crate) mod complete;
 pub(crate) mod flags;
+pub(crate) mod help;
+pub(crate) mod man;
+mod markup;
