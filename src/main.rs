@@ -1,8 +1,13 @@
 //! placeholder
 mod canonical;
 mod cli;
+mod codex {
+    pub(crate) mod command;
+    pub(crate) mod home;
+}
 mod config;
 mod error;
+mod sys;
 use cli::flags::{self, Request};
 fn main() -> std::process::ExitCode {
     use std::io::Write;

@@ -197,10 +197,9 @@ impl Page {
 
 /// A key's type and its default, as help and the man page write them.
 pub(crate) fn kind_and_default(key: &config::Key) -> String {
-    if key.default.is_empty() {
-        format!("{}, unset", key.kind)
-    } else {
-        format!("{}, default {}", key.kind, key.default)
+    match key.default {
+        "unset" => format!("{}, unset", key.kind),
+        default => format!("{}, default {default}", key.kind),
     }
 }
 

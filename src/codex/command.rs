@@ -1,0 +1,531 @@
+//! Finding codex, and its command line and environment as data that a test can compare.
+//!
+//! Everything codex's argument parser could take for something else is kept from it: `--` stands before the
+//! positional arguments always (`resume` would be a subcommand, `--help` a flag), a thread id is a checked UUID,
+//! and the prompt goes through stdin unless the config asks for an argument and it can be one.
+
+use crate::config::{Config, Places, PromptVia, path_entries};
+use crate::error::{Error, Kind, Result, reason};
+use rustix::fs::Access;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// The least codex that is supported.
+pub(crate) const OLDEST: (u32, u32, u32) = (0, 135, 0);
+/// The most characters that codex takes as a prompt (`input_too_large` above, 0.135 and 0.169).
+pub(crate) const LONGEST_PROMPT: usize = 1_048_576;
+/// Linux refuses a single argument of this many bytes (`MAX_ARG_STRLEN`, its final NUL counted).
+const LONGEST_ARGUMENT: usize = 131_072 - 1;
+
+/// What of a turn decides how codex is called.
+#[derive(Debug)]
+pub(crate) struct Call<'a> {
+    /// The thread to go on with; `None` starts a new one.
+    pub(crate) thread: Option<&'a str>,
+    /// The model as the daemon names it.
+    pub(crate) model: &'a str,
+    /// Instructions for a new thread; a thread that goes on keeps its own.
+    pub(crate) system: Option<&'a str>,
+    pub(crate) images: &'a [PathBuf],
+    pub(crate) prompt: &'a str,
+    /// `-c` arguments that lend the daemon's tools.
+    pub(crate) tool_args: &'a [OsString],
+    pub(crate) workspace: &'a Path,
+}
+
+/// How codex is started: all of it, as data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Invocation {
+    pub(crate) program: PathBuf,
+    pub(crate) args: Vec<OsString>,
+    pub(crate) folder: PathBuf,
+    pub(crate) env: Vec<(OsString, OsString)>,
+    pub(crate) env_removed: Vec<&'static str>,
+    /// What is written to its stdin; `None` gives it the null device.
+    pub(crate) stdin: Option<String>,
+    /// What could not be done as asked, one sentence each.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Builds the command line of a turn.
+pub(crate) fn build(
+    program: &Path,
+    config: &Config,
+    places: &Places,
+    call: &Call<'_>,
+) -> Invocation {
+    let mut args: Vec<OsString> = vec!["exec".into()];
+    let mut warnings = Vec::new();
+    if call.thread.is_some() {
+        args.push("resume".into());
+    }
+    for flag in [
+        "--skip-git-repo-check",
+        "--dangerously-bypass-approvals-and-sandbox",
+        "--json",
+    ] {
+        args.push(flag.into());
+    }
+    if let Some(model) = model_arg(config, call.model) {
+        args.push("--model".into());
+        args.push(model.into());
+    }
+    // `-i` takes every argument up to the next flag: it must have one behind it.
+    for image in call.images {
+        args.push("-i".into());
+        args.push(image.into());
+    }
+    // From 0.148 an unreachable provider is retried without end and without a word of failure.
+    args.push("-c".into());
+    args.push("features.unbounded_connection_retries=false".into());
+    let mut prompt = call.prompt.to_owned();
+    if let (None, Some(system)) = (call.thread, call.system) {
+        let setting = format!("developer_instructions={}", toml_string(system));
+        if setting.len() <= LONGEST_ARGUMENT {
+            args.push("-c".into());
+            args.push(setting.into());
+        } else {
+            warnings.push(format!(
+                "the system text has {} bytes, more than an argument can have; it stands at the head of the prompt instead",
+                system.len()
+            ));
+            prompt = format!("<instructions>\n{system}\n</instructions>\n\n{prompt}");
+        }
+    }
+    args.extend(call.tool_args.iter().cloned());
+    args.extend(config.extra_args.iter().map(OsString::from));
+    args.push("--".into());
+    if let Some(thread) = call.thread {
+        args.push(thread.into());
+    }
+    let stdin = if config.prompt_via == PromptVia::Arg && can_be_argument(&prompt) {
+        args.push(prompt.into());
+        None
+    } else {
+        args.push("-".into());
+        Some(prompt)
+    };
+
+    let mut env: Vec<(OsString, OsString)> = config
+        .env
+        .iter()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect();
+    if let Some(home) = places.named_codex_home(config) {
+        // Absolute: codex would read a relative one in the workspace.
+        env.retain(|(name, _)| name != "CODEX_HOME");
+        env.push(("CODEX_HOME".into(), home.into()));
+    }
+    // Backtraces get into codex's messages, and our own log filter into its stderr.
+    let env_removed = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE", "RUST_LOG"]
+        .into_iter()
+        .filter(|name| !config.env.contains_key(*name))
+        .collect();
+    Invocation {
+        program: program.to_owned(),
+        args,
+        folder: call.workspace.to_owned(),
+        env,
+        env_removed,
+        stdin,
+        warnings,
+    }
+}
+
+/// The value of `--model` for an advertised model; none leaves the choice to codex.
+fn model_arg<'a>(config: &'a Config, model: &'a str) -> Option<&'a str> {
+    let mapped = config.model_args.get(model).map_or(model, String::as_str);
+    (!matches!(model, "" | "codex") && !mapped.is_empty()).then_some(mapped)
+}
+
+/// Can this prompt be codex's last argument? `-` means stdin to codex even after `--`.
+fn can_be_argument(prompt: &str) -> bool {
+    prompt != "-" && prompt.len() <= LONGEST_ARGUMENT && !prompt.contains('\0')
+}
+
+/// Text as a TOML basic string.
+pub(crate) fn toml_string(text: &str) -> String {
+    let mut toml = String::with_capacity(text.len() + 2);
+    toml.push('"');
+    for char in text.chars() {
+        match char {
+            '"' => toml.push_str("\\\""),
+            '\\' => toml.push_str("\\\\"),
+            '\n' => toml.push_str("\\n"),
+            '\r' => toml.push_str("\\r"),
+            '\t' => toml.push_str("\\t"),
+            char if char.is_control() => {
+                toml.push_str(&format!("\\u{:04X}", u32::from(char)));
+            }
+            char => toml.push(char),
+        }
+    }
+    toml.push('"');
+    toml
+}
+
+/// Finds the codex executable that `binary` names and sees that it can be executed.
+///
+/// A name with a slash is a path; any other is looked for in the `PATH` that codex will have. The checks cover
+/// what the kernel would only call "No such file" or hand to a shell: a missing interpreter, an empty file,
+/// another machine's executable.
+///
+/// # Errors
+/// [`Kind::CodexMissing`], naming the path and what to do.
+pub(crate) fn find(binary: &str, config: &Config, places: &Places) -> Result<PathBuf> {
+    let path = places.search_path(config);
+    let hint = || format!("set \"binary\" in {}", places.config_file().display());
+    let found = if binary.contains('/') {
+        places.expand(binary)
+    } else {
+        in_path(binary, &path).ok_or_else(|| {
+            missing(format!(
+                "cannot find codex '{binary}' in PATH ({})",
+                path.to_string_lossy()
+            ))
+            .hint(format!("{} to its absolute path", hint()))
+        })?
+    };
+    match check(&found, &path) {
+        Ok(()) => Ok(found),
+        Err(why) => {
+            Err(missing(format!("cannot start codex '{}': {why}", found.display())).hint(hint()))
+        }
+    }
+}
+
+fn missing(message: String) -> Error {
+    Error::new(Kind::CodexMissing, message)
+}
+
+/// The first executable file of this name in `PATH`.
+pub(crate) fn in_path(name: &str, path: &OsStr) -> Option<PathBuf> {
+    path_entries(path)
+        // A relative entry would be looked up in the plugin's folder, which means nothing to anybody.
+        .filter(|entry| entry.is_absolute())
+        .map(|entry| entry.join(name))
+        .find(|file| file.is_file() && rustix::fs::access(file, Access::EXEC_OK).is_ok())
+}
+
+/// Why the file cannot be executed, as far as looking at it tells.
+fn check(file: &Path, path: &OsStr) -> std::result::Result<(), String> {
+    let metadata = std::fs::metadata(file).map_err(|error| reason(&error))?;
+    if metadata.is_dir() {
+        return Err("it is a folder".to_owned());
+    }
+    if !metadata.is_file() {
+        return Err("it is not a regular file".to_owned());
+    }
+    if rustix::fs::access(file, Access::EXEC_OK).is_err() {
+        return Err(format!(
+            "it is not executable (chmod +x '{}' makes it so)",
+            file.display()
+        ));
+    }
+    let mut head = [0; 256];
+    let length = match File::open(file).and_then(|file| read_head(file, &mut head)) {
+        Ok(length) => length,
+        // What can be executed need not be readable.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+        Err(error) => return Err(reason(&error)),
+    };
+    let head = &head[..length];
+    if head.is_empty() {
+        return Err("it is an empty file".to_owned());
+    }
+    if let Some(line) = head.strip_prefix(b"#!") {
+        return check_interpreter(line, path);
+    }
+    match head.strip_prefix(b"\x7fELF") {
+        Some(_) if runs_here(head) => Ok(()),
+        Some(_) => Err("it is an executable for another kind of machine".to_owned()),
+        None => Err("it is neither a program nor a script with a `#!` line".to_owned()),
+    }
+}
+
+fn read_head(mut file: File, head: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < head.len() {
+        match file.read(&mut head[length..])? {
+            0 => break,
+            more => length += more,
+        }
+    }
+    Ok(length)
+}
+
+/// Sees that a script's interpreter is there: `#!/usr/bin/env node` needs `node` in codex's `PATH`.
+fn check_interpreter(line: &[u8], path: &OsStr) -> std::result::Result<(), String> {
+    let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let mut words = line
+        .split(|byte| matches!(byte, b' ' | b'\t' | b'\r'))
+        .filter(|word| !word.is_empty())
+        .map(|word| Path::new(OsStr::from_bytes(word)));
+    let Some(interpreter) = words.next() else {
+        return Err("its `#!` line names no interpreter".to_owned());
+    };
+    if !interpreter.exists() {
+        return Err(format!(
+            "it is a script, and its interpreter '{}' is missing",
+            interpreter.display()
+        ));
+    }
+    if interpreter.file_name() == Some(OsStr::new("env")) {
+        let wanted = words.find(|word| !word.as_os_str().as_bytes().starts_with(b"-"));
+        if let Some(wanted) = wanted.and_then(Path::to_str)
+            && !wanted.contains('/')
+            && !wanted.contains('=')
+            && in_path(wanted, path).is_none()
+        {
+            return Err(format!(
+                "it is a script for '{wanted}', which is not in PATH ({}); use the native codex executable, or put the folder of '{wanted}' into PATH with \"env\" in the config",
+                path.to_string_lossy()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Is this ELF header one of a program for this machine? What is not known here is left to the kernel.
+fn runs_here(head: &[u8]) -> bool {
+    let Some(machine) = head.get(18..20) else {
+        return false;
+    };
+    let machine = match head[5] {
+        1 => u16::from_le_bytes([machine[0], machine[1]]),
+        _ => u16::from_be_bytes([machine[0], machine[1]]),
+    };
+    // The numbers of the ELF specification: 62 x86-64, 3 i386, 183 AArch64, 40 ARM.
+    match std::env::consts::ARCH {
+        "x86_64" => matches!(machine, 62 | 3),
+        "aarch64" => matches!(machine, 183 | 40),
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn args(config: &Config, call: &Call<'_>) -> Vec<String> {
+        let built = build(Path::new("/codex"), config, &Places::from_env(), call);
+        built
+            .args
+            .iter()
+            .map(|arg| arg.to_str().unwrap().to_owned())
+            .collect()
+    }
+
+    fn call<'a>(prompt: &'a str) -> Call<'a> {
+        Call {
+            thread: None,
+            model: "",
+            system: None,
+            images: &[],
+            prompt,
+            tool_args: &[],
+            workspace: Path::new("/w"),
+        }
+    }
+
+    const HEAD: [&str; 4] = [
+        "exec",
+        "--skip-git-repo-check",
+        "--dangerously-bypass-approvals-and-sandbox",
+        "--json",
+    ];
+    const RETRIES: [&str; 2] = ["-c", "features.unbounded_connection_retries=false"];
+
+    #[test]
+    fn a_new_thread_reads_its_prompt_from_stdin() {
+        let config = Config::default();
+        for prompt in ["hi", "-", "--help", "resume"] {
+            let built = build(
+                Path::new("/codex"),
+                &config,
+                &Places::from_env(),
+                &call(prompt),
+            );
+            assert_eq!(built.stdin.as_deref(), Some(prompt));
+            assert_eq!(
+                args(&config, &call(prompt)),
+                [&HEAD[..], &RETRIES, &["--", "-"]].concat()
+            );
+        }
+    }
+
+    #[test]
+    fn everything_has_its_place() {
+        let config = Config {
+            extra_args: vec!["--x".into()],
+            model_args: [("big".to_owned(), "gpt-5".to_owned())].into(),
+            prompt_via: PromptVia::Arg,
+            ..Config::default()
+        };
+        let images = [PathBuf::from("/a.png"), PathBuf::from("/b.png")];
+        let tools = ["-c".into(), "mcp_servers.x={}".into()];
+        let full = Call {
+            thread: Some("T"),
+            model: "big",
+            system: Some("be brief"),
+            images: &images,
+            tool_args: &tools,
+            ..call("hi")
+        };
+        assert_eq!(
+            args(&config, &full),
+            [
+                &["exec", "resume"],
+                &HEAD[1..],
+                &["--model", "gpt-5", "-i", "/a.png", "-i", "/b.png"],
+                &RETRIES,
+                &["-c", "mcp_servers.x={}", "--x", "--", "T", "hi"],
+            ]
+            .concat()
+        );
+        assert_eq!(
+            args(
+                &config,
+                &Call {
+                    thread: None,
+                    system: Some("a\"\\\n\u{7f}é"),
+                    ..call("hi")
+                }
+            ),
+            [
+                &HEAD[..],
+                &RETRIES,
+                &[
+                    "-c",
+                    "developer_instructions=\"a\\\"\\\\\\n\\u007Fé\"",
+                    "--x",
+                    "--",
+                    "hi"
+                ],
+            ]
+            .concat()
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_an_argument_goes_through_stdin() {
+        let config = Config {
+            prompt_via: PromptVia::Arg,
+            ..Config::default()
+        };
+        let long = "x".repeat(131_072);
+        for prompt in ["-", "a\0b", &long] {
+            let built = build(
+                Path::new("/codex"),
+                &config,
+                &Places::from_env(),
+                &call(prompt),
+            );
+            assert_eq!(built.stdin.as_deref(), Some(prompt));
+            assert_eq!(built.args.last().unwrap(), "-");
+        }
+        let long = "x".repeat(131_071);
+        assert_eq!(args(&config, &call(&long)).last(), Some(&long));
+        let built = build(
+            Path::new("/codex"),
+            &config,
+            &Places::from_env(),
+            &Call {
+                system: Some(&long),
+                ..call("hi")
+            },
+        );
+        assert_eq!(built.warnings.len(), 1);
+        assert_eq!(
+            built.stdin.unwrap(),
+            format!("<instructions>\n{long}\n</instructions>\n\nhi")
+        );
+    }
+
+    #[test]
+    fn the_model_is_mapped() {
+        let config = Config {
+            model_args: [("a", "gpt-5"), ("none", "")]
+                .map(|(id, model)| (id.to_owned(), model.to_owned()))
+                .into(),
+            ..Config::default()
+        };
+        for (model, arg) in [
+            ("", None),
+            ("codex", None),
+            ("a", Some("gpt-5")),
+            ("none", None),
+            ("o9", Some("o9")),
+        ] {
+            assert_eq!(model_arg(&config, model), arg, "{model:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config {
+            env: [(
+                "PATH".to_owned(),
+                folder.path().to_str().unwrap().to_owned(),
+            )]
+            .into(),
+            ..Config::default()
+        };
+        let places = Places::from_env();
+        let file = |name: &str, bytes: &[u8], mode: u32| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        };
+        let mut other = b"\x7fELF\x02\x01\x01".to_vec();
+        other.resize(64, 0);
+        other[18] = 0xf7; // eBPF: nobody's machine.
+        file("plain", b"#!/bin/sh\n", 0o644);
+        file("empty", b"", 0o755);
+        file("text", b"hello\n", 0o755);
+        file("node", b"#!/usr/bin/env nodejs-that-is-not-there\n", 0o755);
+        file("gone", b"#! /no/such/interpreter -x\n", 0o755);
+        file("other", &other, 0o755);
+        file("script", b"#!/bin/sh\n", 0o755);
+        std::fs::create_dir(folder.path().join("folder")).unwrap();
+        for (name, message) in [
+            ("nowhere", "No such file or directory"),
+            ("plain", "it is not executable"),
+            ("empty", "it is an empty file"),
+            ("text", "it is neither a program nor a script"),
+            (
+                "node",
+                "it is a script for 'nodejs-that-is-not-there', which is not in PATH",
+            ),
+            ("gone", "its interpreter '/no/such/interpreter' is missing"),
+            ("folder", "it is a folder"),
+            ("other", "another kind of machine"),
+        ] {
+            let path = folder.path().join(name);
+            let error = find(path.to_str().unwrap(), &config, &places).unwrap_err();
+            assert_eq!(error.kind(), Kind::CodexMissing);
+            assert!(error.message().contains(message), "{name}: {error}");
+            assert!(
+                error.message().contains(path.to_str().unwrap()),
+                "{name}: {error}"
+            );
+            assert!(error.message().contains("config.json"), "{name}: {error}");
+        }
+        assert_eq!(
+            find("script", &config, &places).unwrap(),
+            folder.path().join("script")
+        );
+        let error = find("plain", &config, &places).unwrap_err();
+        assert!(
+            error
+                .message()
+                .starts_with("cannot find codex 'plain' in PATH ("),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,670 @@
+//! `CODEX_HOME`: where the rollout of a thread is, and who may write to it.
+//!
+//! A rollout is `sessions/YYYY/MM/DD/rollout-<local time>-<id>.jsonl`, or lies flat in `archived_sessions/`.
+//! Thread ids are UUIDs of version 7, whose first 48 bits are the milliseconds at which codex made them, so the
+//! folder follows from the id: three folders are listed, however many sessions there are. Only a thread that
+//! is in none of them (an older codex's id, a folder that somebody moved) costs a walk.
+//!
+//! From 0.147 on codex takes a lock for each thread that it may write to, in `thread-writer-locks/`. What
+//! rewrites a rollout takes the same lock in the same way ([`WriterLock`]). Versions before take none; there
+//! the one trace of a codex at work is that it holds the file open for writing ([`open_writer`]).
+
+use crate::error::{Error, Kind, Result};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long codex's coordination lock is waited for. codex holds it for microseconds, and gives up after 30 s
+/// itself.
+const COORDINATION_WAIT: Duration = Duration::from_secs(5);
+/// The pause between two tries: flock(2) has no timeout of its own.
+const COORDINATION_PAUSE: Duration = Duration::from_millis(5);
+
+/// Is this a thread id: a UUID in its usual form (8-4-4-4-12 hexadecimal digits)?
+///
+/// Nothing else may reach codex's command line or a path: `exec resume` takes `-c…` for a flag that runs a
+/// program, and an id that is no UUID for a new thread.
+pub(crate) fn is_thread_id(id: &str) -> bool {
+    id.len() == 36
+        && id.bytes().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        })
+}
+
+/// The rollout of `thread`, or `None` where codex has none.
+///
+/// The file is only named, not opened; it may be gone the next moment.
+///
+/// # Errors
+/// [`Kind::Params`] where `thread` is no thread id; [`Kind::Io`] where a folder cannot be listed, and where
+/// codex has packed the rollout away as `.jsonl.zst`, which it unpacks when the thread is resumed.
+pub(crate) fn find_rollout(home: &Path, thread: &str) -> Result<Option<PathBuf>> {
+    if !is_thread_id(thread) {
+        return Err(Error::new(
+            Kind::Params,
+            format!("'{thread}' is no thread id: a UUID was expected"),
+        ));
+    }
+    let wanted = Wanted::new(thread);
+    let sessions = home.join("sessions");
+    for (year, month, day) in days_of(thread) {
+        let folder = sessions.join(format!("{year:04}/{month:02}/{day:02}"));
+        if let Some(path) = wanted.listed(&folder)? {
+            return wanted.plain(path);
+        }
+    }
+    if let Some(path) = wanted.listed(&home.join("archived_sessions"))? {
+        return wanted.plain(path);
+    }
+    match wanted.walked(&sessions, 3)? {
+        Some(path) => wanted.plain(path),
+        None => Ok(None),
+    }
+}
+
+/// The thread whose rollout a file of this name is: the UUID at the end of `rollout-…-<id>.jsonl`, in lower
+/// case.
+pub(crate) fn thread_of(path: &Path) -> Option<String> {
+    let stem = path.file_name()?.to_str()?.strip_suffix(".jsonl")?;
+    let start = stem.len().checked_sub(36)?;
+    let id = stem.get(start..)?;
+    (stem.starts_with("rollout-") && is_thread_id(id)).then(|| id.to_ascii_lowercase())
+}
+
+/// The codex home that a rollout lies in: the folder above `sessions` or `archived_sessions`.
+pub(crate) fn home_of(rollout: &Path) -> Option<&Path> {
+    rollout
+        .ancestors()
+        .skip(1)
+        .take(5)
+        .find(|folder| {
+            matches!(
+                folder.file_name().and_then(OsStr::to_str),
+                Some("sessions" | "archived_sessions")
+            )
+        })
+        .and_then(Path::parent)
+}
+
+/// The names that a thread's rollout can have.
+struct Wanted {
+    plain: String,
+    packed: String,
+}
+
+impl Wanted {
+    fn new(thread: &str) -> Wanted {
+        let id = thread.to_ascii_lowercase();
+        Wanted {
+            plain: format!("-{id}.jsonl"),
+            packed: format!("-{id}.jsonl.zst"),
+        }
+    }
+
+    fn is(&self, name: &OsStr) -> bool {
+        name.to_str().is_some_and(|name| {
+            name.starts_with("rollout-")
+                && (name.ends_with(&self.plain) || name.ends_with(&self.packed))
+        })
+    }
+
+    /// The rollout in this folder.
+    fn listed(&self, folder: &Path) -> Result<Option<PathBuf>> {
+        Ok(self.among(folder, &entries(folder)?))
+    }
+
+    /// The rollout among these names; a plain one before a packed one, the newest name before others, so that
+    /// the answer does not hang on the order in which the file system lists.
+    fn among(&self, folder: &Path, entries: &[(OsString, fs::FileType)]) -> Option<PathBuf> {
+        entries
+            .iter()
+            .map(|(name, _)| name)
+            .filter(|name| self.is(name))
+            .max_by_key(|name| (name.to_string_lossy().ends_with(".jsonl"), *name))
+            .map(|name| folder.join(name))
+    }
+
+    /// The same in all folders below, the newest first, `depth` levels down: codex nests them by year, month
+    /// and day and no deeper, so that a loop of symbolic links cannot hold us.
+    fn walked(&self, folder: &Path, depth: usize) -> Result<Option<PathBuf>> {
+        let entries = entries(folder)?;
+        if let Some(path) = self.among(folder, &entries) {
+            return Ok(Some(path));
+        }
+        if depth == 0 {
+            return Ok(None);
+        }
+        let mut below: Vec<_> = entries
+            .into_iter()
+            .filter(|(_, kind)| kind.is_dir() || kind.is_symlink())
+            .map(|(name, _)| name)
+            .collect();
+        below.sort_unstable_by(|a, b| b.cmp(a));
+        for name in below {
+            if let Some(path) = self.walked(&folder.join(name), depth - 1)? {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
+    }
+
+    fn plain(&self, path: PathBuf) -> Result<Option<PathBuf>> {
+        if path.to_string_lossy().ends_with(".jsonl") {
+            return Ok(Some(path));
+        }
+        Err(Error::new(
+            Kind::Io,
+            format!("the rollout '{}' is packed", path.display()),
+        )
+        .hint("codex unpacks it when the thread is resumed"))
+    }
+}
+
+/// The names in a folder and what they are; none where there is no such folder.
+fn entries(folder: &Path) -> Result<Vec<(OsString, fs::FileType)>> {
+    let failed = |error| {
+        Error::os(
+            Kind::Io,
+            format!("cannot list '{}'", folder.display()),
+            error,
+        )
+    };
+    let listing = match fs::read_dir(folder) {
+        Ok(listing) => listing,
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    let mut found = Vec::new();
+    for entry in listing {
+        let entry = entry.map_err(failed)?;
+        // An entry that vanished since it was listed is no reason to stop.
+        if let Ok(kind) = entry.file_type() {
+            found.push((entry.file_name(), kind));
+        }
+    }
+    Ok(found)
+}
+
+/// The days (year, month, day) whose folder a thread's rollout can be in: its UUID's own in UTC, and a day to
+/// both sides, because codex writes the local date and no zone is a day or more away. Empty for a UUID that
+/// is not of version 7: it has no date.
+fn days_of(thread: &str) -> impl Iterator<Item = (i64, u32, u32)> {
+    let digits: String = thread.chars().filter(|c| *c != '-').collect();
+    let day = (digits.as_bytes().get(12) == Some(&b'7'))
+        .then(|| i64::from_str_radix(&digits[..12], 16).ok())
+        .flatten()
+        .map(|millis| millis / 86_400_000);
+    day.into_iter()
+        .flat_map(|day| [day, day - 1, day + 1])
+        .map(civil)
+}
+
+/// The date of a day counted from 1970-01-01, after Howard Hinnant's `civil_from_days`.
+fn civil(day: i64) -> (i64, u32, u32) {
+    let z = day + 719_468;
+    let era = z.div_euclid(146_097);
+    let of_era = z.rem_euclid(146_097);
+    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
+    let year = year + era * 400 + i64::from(month <= 2);
+    // Both are small by construction: 1 to 12, 1 to 31.
+    (year, month as u32, day as u32)
+}
+
+/// codex's own lock on a thread, held until this is dropped. While we hold it codex says
+/// `thread … already has an active writer` and does not touch the thread.
+#[derive(Debug)]
+pub(crate) struct WriterLock {
+    folder: PathBuf,
+    path: PathBuf,
+    /// The lock is this open file's: closing it gives the lock back.
+    _file: File,
+}
+
+impl WriterLock {
+    /// Takes the lock of `thread`, the way codex does: under the coordination lock, so that nobody unlinks
+    /// the file between our opening it and locking it.
+    ///
+    /// The folder is made where it is missing: a codex from before 0.147 has none, but a newer one may start
+    /// at any moment.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] where a codex (or another plugin) has the thread; [`Kind::Io`].
+    pub(crate) fn take(home: &Path, thread: &str) -> Result<WriterLock> {
+        if !is_thread_id(thread) {
+            return Err(Error::new(
+                Kind::Params,
+                format!("'{thread}' is no thread id: a UUID was expected"),
+            ));
+        }
+        let thread = thread.to_ascii_lowercase();
+        let folder = home.join("thread-writer-locks");
+        match fs::create_dir(&folder) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                return Err(Error::os(
+                    Kind::Io,
+                    format!("cannot create '{}'", folder.display()),
+                    error,
+                ));
+            }
+        }
+        let _coordination = coordinate(&folder)?;
+        let path = folder.join(format!("{thread}.lock"));
+        let file = open_lock(&path)?;
+        if try_lock(&file, &path)? {
+            Ok(WriterLock {
+                folder,
+                path,
+                _file: file,
+            })
+        } else {
+            Err(busy(&thread))
+        }
+    }
+}
+
+impl Drop for WriterLock {
+    fn drop(&mut self) {
+        // Without the coordination lock the file stays: a stale one does no harm, and unlinking it could take
+        // it from under somebody who has just opened it.
+        if let Ok(_coordination) = coordinate(&self.folder)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            log::debug!("cannot remove '{}': {error}", self.path.display());
+        }
+    }
+}
+
+/// The process that holds this file open for writing, other than ourselves, as far as `/proc` tells: of our
+/// own user, in our own pid namespace. `None` where there is none or none can be seen.
+pub(crate) fn open_writer(path: &Path, inode: (u64, u64)) -> Option<u32> {
+    let name = path.file_name()?;
+    let ourselves = std::process::id();
+    let processes = fs::read_dir("/proc").ok()?;
+    processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| *pid != ourselves)
+        .find(|pid| {
+            // Another user's process, or one that is gone by now, cannot be looked into.
+            fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|files| {
+                files
+                    .flatten()
+                    .any(|file| is_written(*pid, &file.path(), name, inode))
+            })
+        })
+}
+
+/// Is this open file of a process the one that is meant, and open for writing?
+fn is_written(pid: u32, link: &Path, name: &OsStr, inode: (u64, u64)) -> bool {
+    // The name first: it costs no look at the file itself, which may lie on a file system that hangs.
+    let named = fs::read_link(link).is_ok_and(|target| {
+        target
+            .as_os_str()
+            .as_encoded_bytes()
+            .rsplit(|byte| *byte == b'/')
+            .next()
+            .is_some_and(|last| last.starts_with(name.as_encoded_bytes()))
+    });
+    if !named || !fs::metadata(link).is_ok_and(|meta| (meta.dev(), meta.ino()) == inode) {
+        return false;
+    }
+    let Some(number) = link.file_name().and_then(OsStr::to_str) else {
+        return false;
+    };
+    let Ok(info) = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")) else {
+        return false;
+    };
+    let flags = info
+        .lines()
+        .find_map(|line| line.strip_prefix("flags:"))
+        .and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    // O_ACCMODE, of which O_RDONLY is 0.
+    flags.is_some_and(|flags| flags & 0o3 != 0)
+}
+
+/// The error of a thread that somebody else may write to.
+pub(crate) fn busy(thread: &str) -> Error {
+    Error::new(
+        Kind::Busy,
+        format!("thread {thread} is in use by another codex process"),
+    )
+    .hint("try again when its turn is over")
+}
+
+/// Takes codex's coordination lock. Whoever holds it must let it go at once.
+fn coordinate(folder: &Path) -> Result<File> {
+    let path = folder.join(".coordination.lock");
+    let file = open_lock(&path)?;
+    let deadline = Instant::now() + COORDINATION_WAIT;
+    while !try_lock(&file, &path)? {
+        if Instant::now() >= deadline {
+            return Err(Error::new(
+                Kind::Busy,
+                format!("'{}' is held by another process", path.display()),
+            ));
+        }
+        std::thread::sleep(COORDINATION_PAUSE);
+    }
+    Ok(file)
+}
+
+fn open_lock(path: &Path) -> Result<File> {
+    rustix::fs::open(
+        path,
+        OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK,
+        Mode::from_raw_mode(0o666),
+    )
+    .map(File::from)
+    .map_err(|error| {
+        Error::os(
+            Kind::Io,
+            format!("cannot open the lock '{}'", path.display()),
+            error.into(),
+        )
+    })
+}
+
+/// Takes the lock if nobody has it.
+fn try_lock(file: &File, path: &Path) -> Result<bool> {
+    loop {
+        return match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => Err(Error::os(
+                Kind::Io,
+                format!("cannot lock '{}'", path.display()),
+                error.into(),
+            )),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_uuid_is_a_thread_id() {
+        for (id, expected) in [
+            ("01a1fe00-a027-7a81-b8a0-356e91ab6908", true),
+            ("01A1FE00-A027-7A81-B8A0-356E91AB6908", true),
+            ("67e55044-10b1-426f-9247-bb680e5fe0c8", true),
+            ("", false),
+            ("01a1fe00a0277a81b8a0356e91ab6908", false),
+            ("01a1fe00-a027-7a81-b8a0-356e91ab690", false),
+            ("01a1fe00-a027-7a81-b8a0-356e91ab69088", false),
+            ("01a1fe00-a027-7a81-b8a0-356e91ab690g", false),
+            ("-1a1fe00-a027-7a81-b8a0-356e91ab6908", false),
+            ("-cmcp_servers.x.command=\"touch /tmp/x\"", false),
+            ("01a1fe00-a027-7a81-b8a0-356e91ab690é", false),
+            ("01a1fe00-a027-7a81-b8a0-356e91ab690\n", false),
+            ("{1a1fe00-a027-7a81-b8a0-356e91ab690}", false),
+        ] {
+            assert_eq!(is_thread_id(id), expected, "{id:?}");
+        }
+    }
+
+    #[test]
+    fn a_date_is_counted_right() {
+        for (day, expected) in [
+            (0, (1970, 1, 1)),
+            (-1, (1969, 12, 31)),
+            (11_016, (2000, 2, 29)),
+            (11_017, (2000, 3, 1)),
+            (20_512, (2026, 2, 28)),
+            (20_513, (2026, 3, 1)),
+            (20_818, (2026, 12, 31)),
+            (47_540, (2100, 2, 28)),
+            (47_541, (2100, 3, 1)),
+        ] {
+            assert_eq!(civil(day), expected, "day {day}");
+        }
+    }
+
+    const ID: &str = "01a1fe00-a027-7a81-b8a0-356e91ab6908"; // 2026-11-21 in UTC
+    const OLD: &str = "67e55044-10b1-426f-9247-bb680e5fe0c8"; // version 4: no date
+
+    #[test]
+    fn a_rollout_is_found_where_codex_puts_it() {
+        let own = format!("rollout-2026-11-21T12-06-56-{ID}.jsonl");
+        let next = format!("rollout-2026-11-22T01-06-56-{ID}.jsonl");
+        let last = format!("rollout-2026-11-20T23-06-56-{ID}.jsonl");
+        let old = format!("rollout-2025-08-01T23-06-56-{OLD}.jsonl");
+        let cases: &[(&str, &[String], &str, Option<usize>)] = &[
+            ("nothing there", &[], ID, None),
+            (
+                "its own day",
+                &[format!("sessions/2026/11/21/{own}")],
+                ID,
+                Some(0),
+            ),
+            (
+                "an id in capitals",
+                &[format!("sessions/2026/11/21/{own}")],
+                "01A1FE00-A027-7A81-B8A0-356E91AB6908",
+                Some(0),
+            ),
+            (
+                "east of UTC",
+                &[format!("sessions/2026/11/22/{next}")],
+                ID,
+                Some(0),
+            ),
+            (
+                "west of UTC",
+                &[format!("sessions/2026/11/20/{last}")],
+                ID,
+                Some(0),
+            ),
+            (
+                "archived",
+                &[format!("archived_sessions/{own}")],
+                ID,
+                Some(0),
+            ),
+            (
+                "in use before archived",
+                &[
+                    format!("archived_sessions/{own}"),
+                    format!("sessions/2026/11/21/{own}"),
+                ],
+                ID,
+                Some(1),
+            ),
+            (
+                "a folder of another day",
+                &[format!("sessions/2020/01/01/{own}")],
+                ID,
+                Some(0),
+            ),
+            (
+                "the newest of such folders",
+                &[
+                    format!("sessions/2020/01/01/{own}"),
+                    format!("sessions/2021/01/01/{own}"),
+                ],
+                ID,
+                Some(1),
+            ),
+            ("flat", &[format!("sessions/{own}")], ID, Some(0)),
+            (
+                "no deeper than codex goes",
+                &[format!("sessions/a/b/c/d/{own}")],
+                ID,
+                None,
+            ),
+            (
+                "an id without a date",
+                &[format!("sessions/2025/08/01/{old}")],
+                OLD,
+                Some(0),
+            ),
+            (
+                "another thread",
+                &[format!("sessions/2026/11/21/{own}")],
+                OLD,
+                None,
+            ),
+            (
+                "names that only look alike",
+                &[
+                    format!("sessions/2026/11/21/rollout-x{ID}.jsonl"),
+                    format!("sessions/2026/11/21/x-{own}"),
+                    format!("sessions/2026/11/21/{own}.bak"),
+                ],
+                ID,
+                None,
+            ),
+            (
+                "plain before packed",
+                &[
+                    format!("sessions/2026/11/21/{own}.zst"),
+                    format!("sessions/2026/11/21/{own}"),
+                ],
+                ID,
+                Some(1),
+            ),
+        ];
+        for (what, files, thread, expected) in cases {
+            let home = tempfile::tempdir().unwrap();
+            for file in *files {
+                let path = home.path().join(file);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, "").unwrap();
+            }
+            assert_eq!(
+                find_rollout(home.path(), thread).unwrap(),
+                expected.map(|at| home.path().join(&files[at])),
+                "{what}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_packed_rollout_is_told() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("sessions/2026/11/21");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(format!("rollout-x-{ID}.jsonl.zst")), "").unwrap();
+        let error = find_rollout(home.path(), ID).unwrap_err();
+        assert_eq!(error.kind(), Kind::Io);
+        assert!(
+            error
+                .message()
+                .ends_with("is packed; codex unpacks it when the thread is resumed")
+        );
+    }
+
+    #[test]
+    fn a_file_name_tells_the_thread_and_the_home() {
+        let path = PathBuf::from(format!("/h/sessions/2026/11/21/rollout-2026-{ID}.jsonl"));
+        assert_eq!(thread_of(&path).as_deref(), Some(ID));
+        assert_eq!(home_of(&path), Some(Path::new("/h")));
+        let archived = PathBuf::from(format!("/h/archived_sessions/rollout-2026-{ID}.jsonl"));
+        assert_eq!(home_of(&archived), Some(Path::new("/h")));
+        for strange in [
+            "/x/rollout.jsonl",
+            "/x/rollout-é01a1fe00-a027-7a81.jsonl",
+            "/",
+        ] {
+            assert_eq!(thread_of(Path::new(strange)), None, "{strange}");
+            assert_eq!(home_of(Path::new(strange)), None, "{strange}");
+        }
+    }
+
+    #[test]
+    fn one_thread_has_one_writer() {
+        let home = tempfile::tempdir().unwrap();
+        let lock = home.path().join(format!("thread-writer-locks/{ID}.lock"));
+        let held = WriterLock::take(home.path(), ID).unwrap();
+        assert!(lock.exists());
+        // A second lock of the same process is another open file, and so another owner.
+        let error = WriterLock::take(home.path(), ID).unwrap_err();
+        assert_eq!(error.kind(), Kind::Busy);
+        assert_eq!(
+            error.message(),
+            format!(
+                "thread {ID} is in use by another codex process; try again when its turn is over"
+            )
+        );
+        let other = WriterLock::take(home.path(), OLD).unwrap();
+        drop(held);
+        assert!(!lock.exists());
+        drop(other);
+        fs::write(&lock, "").unwrap();
+        drop(WriterLock::take(home.path(), ID).expect("a stale file does no harm"));
+        let names: Vec<_> = entries(&home.path().join("thread-writer-locks"))
+            .unwrap()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(names, [".coordination.lock"]);
+    }
+
+    #[test]
+    fn a_lock_that_is_a_link_is_not_followed() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("thread-writer-locks");
+        fs::create_dir(&folder).unwrap();
+        std::os::unix::fs::symlink("/dev/null", folder.join(format!("{ID}.lock"))).unwrap();
+        assert_eq!(
+            WriterLock::take(home.path(), ID).unwrap_err().kind(),
+            Kind::Io
+        );
+    }
+
+    #[test]
+    fn whoever_has_the_file_open_for_writing_is_seen() {
+        use std::process::{Command, Stdio};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rollout-x.jsonl");
+        fs::write(&path, "").unwrap();
+        let meta = fs::metadata(&path).unwrap();
+        let inode = (meta.dev(), meta.ino());
+        let opened = |write: bool| {
+            let file = fs::OpenOptions::new()
+                .read(true)
+                .write(write)
+                .open(&path)
+                .unwrap();
+            Command::new("sleep")
+                .arg("60")
+                .stdin(Stdio::null())
+                .stdout(file)
+                .spawn()
+                .unwrap()
+        };
+        for (write, seen) in [(true, true), (false, false)] {
+            let mut child = opened(write);
+            let found = open_writer(&path, inode);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert_eq!(found, seen.then(|| child.id()), "open for writing: {write}");
+        }
+        let _own = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        assert_eq!(open_writer(&path, inode), None, "ourselves do not count");
+    }
+}

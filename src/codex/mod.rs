@@ -1,0 +1,10 @@
+//! codex itself: how it is started and ended, what it prints, where it keeps its threads.
+//!
+//! Nothing here knows of JSON-RPC or of the daemon.
+
+pub(crate) mod child;
+pub(crate) mod command;
+pub(crate) mod events;
+pub(crate) mod guard;
+pub(crate) mod home;
+pub(crate) mod translate;

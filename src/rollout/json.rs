@@ -1,0 +1,505 @@
+//! Walking over one JSON text without building it: what is passed over is checked and never copied, and
+//! what is looked for comes out as the place where it stands.
+//!
+//! Two users need the places and not the values: `calls` writes strings and arguments out as codex wrote
+//! them, and the rewrite replaces bytes in the middle of a line and leaves the rest as it was. A text is
+//! taken as JSON exactly where serde_json would take it for a value, with two differences that are wanted:
+//! there is no limit on how deep it nests (nothing here recurses), and a number may be too large for a float.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+/// Where a value or a key stands in the text, without the white space around it, strings with their quotes.
+pub(crate) type Span = Range<usize>;
+
+/// The text is not JSON, or not the kind of value that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NotJson;
+
+type Result<T> = std::result::Result<T, NotJson>;
+
+/// What kind of value comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Object,
+    Array,
+    String,
+    /// A number, `true`, `false` or `null`.
+    Scalar,
+}
+
+/// A place in a JSON text, moving forward over it.
+///
+/// An object is walked so; whoever got a key must consume its value before asking for the next key:
+/// ```text
+/// cursor.open(Kind::Object)?;
+/// while let Some(key) = cursor.key()? {
+///     if is(&text[key], "id") { id = Some(cursor.value()?) } else { cursor.value()?; }
+/// }
+/// cursor.end()?;
+/// ```
+#[derive(Clone, Debug)]
+pub(crate) struct Cursor<'a> {
+    text: &'a [u8],
+    at: usize,
+    /// Nothing stands yet in the object or list that was opened last.
+    fresh: bool,
+}
+
+impl<'a> Cursor<'a> {
+    /// A cursor before the first byte. A `str` and not bytes, so that invalid UTF-8 is found before.
+    pub(crate) fn new(text: &'a str) -> Cursor<'a> {
+        Cursor {
+            text: text.as_bytes(),
+            at: 0,
+            fresh: false,
+        }
+    }
+
+    /// What kind of value comes next, judged by its first byte.
+    pub(crate) fn kind(&mut self) -> Result<Kind> {
+        self.blank();
+        match self.peek() {
+            Some(b'{') => Ok(Kind::Object),
+            Some(b'[') => Ok(Kind::Array),
+            Some(b'"') => Ok(Kind::String),
+            Some(b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => Ok(Kind::Scalar),
+            _ => Err(NotJson),
+        }
+    }
+
+    /// Goes into the object or list that comes next.
+    pub(crate) fn open(&mut self, kind: Kind) -> Result<()> {
+        if self.kind()? != kind || !matches!(kind, Kind::Object | Kind::Array) {
+            return Err(NotJson);
+        }
+        self.at += 1;
+        self.fresh = true;
+        Ok(())
+    }
+
+    /// The next key of the object that the cursor is in, its value next; `None` leaves the object.
+    pub(crate) fn key(&mut self) -> Result<Option<Span>> {
+        if !self.step(b'}')? {
+            return Ok(None);
+        }
+        self.blank();
+        let key = self.string()?;
+        self.blank();
+        self.byte(b':')?;
+        Ok(Some(key))
+    }
+
+    /// Is there another element in the list that the cursor is in? `false` leaves the list.
+    pub(crate) fn element(&mut self) -> Result<bool> {
+        self.step(b']')
+    }
+
+    /// Passes over the value that comes next and tells where it stands.
+    pub(crate) fn value(&mut self) -> Result<Span> {
+        self.blank();
+        let start = self.at;
+        // One bit a level, set for an object: memory is an eighth of a byte for each level of nesting.
+        let mut levels: Vec<u64> = Vec::new();
+        let mut depth = 0usize;
+        loop {
+            // Here a value comes next.
+            match self.peek() {
+                Some(b'"') => drop(self.string()?),
+                Some(open @ (b'{' | b'[')) => {
+                    self.at += 1;
+                    self.fresh = true;
+                    if depth % 64 == 0 {
+                        levels.push(0);
+                    }
+                    let bit = 1 << (depth % 64);
+                    let level = &mut levels[depth / 64];
+                    *level = if open == b'{' {
+                        *level | bit
+                    } else {
+                        *level & !bit
+                    };
+                    depth += 1;
+                }
+                Some(b't') => self.word(b"true")?,
+                Some(b'f') => self.word(b"false")?,
+                Some(b'n') => self.word(b"null")?,
+                Some(b'-' | b'0'..=b'9') => self.number()?,
+                _ => return Err(NotJson),
+            }
+            // Here the next key or element comes, or the end of one or more levels.
+            loop {
+                if depth == 0 {
+                    return Ok(start..self.at);
+                }
+                let object = levels[(depth - 1) / 64] & (1 << ((depth - 1) % 64)) != 0;
+                let more = if object {
+                    self.key()?.is_some()
+                } else {
+                    self.element()?
+                };
+                if more {
+                    break;
+                }
+                depth -= 1;
+                if depth % 64 == 0 {
+                    levels.pop();
+                }
+            }
+            self.blank();
+        }
+    }
+
+    /// Passes over the string that comes next and tells where it stands.
+    pub(crate) fn string_value(&mut self) -> Result<Span> {
+        self.blank();
+        self.string()
+    }
+
+    /// Nothing but white space may follow.
+    pub(crate) fn end(&mut self) -> Result<()> {
+        self.blank();
+        if self.at == self.text.len() {
+            Ok(())
+        } else {
+            Err(NotJson)
+        }
+    }
+
+    /// Goes on to the next key or element, over the comma before it, or over the closing byte.
+    fn step(&mut self, close: u8) -> Result<bool> {
+        self.blank();
+        let fresh = std::mem::take(&mut self.fresh);
+        match self.peek() {
+            Some(byte) if byte == close => {
+                self.at += 1;
+                Ok(false)
+            }
+            Some(b',') if !fresh => {
+                self.at += 1;
+                self.blank();
+                // A comma before the end is no JSON.
+                if self.peek() == Some(close) {
+                    Err(NotJson)
+                } else {
+                    Ok(true)
+                }
+            }
+            Some(_) if fresh => Ok(true),
+            _ => Err(NotJson),
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.get(self.at).copied()
+    }
+
+    fn blank(&mut self) {
+        while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    fn byte(&mut self, byte: u8) -> Result<()> {
+        if self.peek() != Some(byte) {
+            return Err(NotJson);
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    fn word(&mut self, word: &[u8]) -> Result<()> {
+        if !self.text[self.at..].starts_with(word) {
+            return Err(NotJson);
+        }
+        self.at += word.len();
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<()> {
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        match self.peek() {
+            Some(b'0') => self.at += 1,
+            _ => self.digits()?,
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        if let Some(b'e' | b'E') = self.peek() {
+            self.at += 1;
+            if let Some(b'+' | b'-') = self.peek() {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self) -> Result<()> {
+        let start = self.at;
+        while let Some(b'0'..=b'9') = self.peek() {
+            self.at += 1;
+        }
+        if self.at > start {
+            Ok(())
+        } else {
+            Err(NotJson)
+        }
+    }
+
+    /// A string from its opening quote on.
+    fn string(&mut self) -> Result<Span> {
+        let start = self.at;
+        self.byte(b'"')?;
+        loop {
+            self.at = plain_end(self.text, self.at);
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(start..self.at);
+                }
+                Some(b'\\') => self.escape()?,
+                // A control character, or the end of the text.
+                _ => return Err(NotJson),
+            }
+        }
+    }
+
+    fn escape(&mut self) -> Result<()> {
+        self.at += 1;
+        match self.peek() {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
+            Some(b'u') => match self.unit()? {
+                // The first half of a pair needs the second behind it; a lone half stands for nothing.
+                0xD800..=0xDBFF => {
+                    self.byte(b'\\')?;
+                    if !matches!(self.unit()?, 0xDC00..=0xDFFF) {
+                        return Err(NotJson);
+                    }
+                }
+                0xDC00..=0xDFFF => return Err(NotJson),
+                _ => {}
+            },
+            _ => return Err(NotJson),
+        }
+        Ok(())
+    }
+
+    /// `uXXXX`
+    fn unit(&mut self) -> Result<u32> {
+        self.byte(b'u')?;
+        let digits = self.text.get(self.at..self.at + 4).ok_or(NotJson)?;
+        let mut unit = 0;
+        for digit in digits {
+            unit = unit << 4 | char::from(*digit).to_digit(16).ok_or(NotJson)?;
+        }
+        self.at += 4;
+        Ok(unit)
+    }
+}
+
+/// The first byte at or after `at` that has a meaning in a string: a quote, a backslash, a control character.
+///
+/// Eight bytes at a time: tool outputs are where most of a rollout's bytes are, and this is where they are
+/// looked at one by one.
+fn plain_end(text: &[u8], mut at: usize) -> usize {
+    const ONES: u64 = u64::MAX / 255;
+    const HIGHS: u64 = ONES << 7;
+    while let Some(bytes) = text.get(at..at + 8) {
+        let word = u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+        // The usual trick: a byte below n borrows from its top bit when n is taken away from it. A borrow can
+        // spoil only the bytes above one that is a true find, and the lowest find is the one that is used.
+        let quote = word ^ (ONES * b'"' as u64);
+        let slash = word ^ (ONES * b'\\' as u64);
+        let finds = (word.wrapping_sub(ONES * 0x20) & !word)
+            | (quote.wrapping_sub(ONES) & !quote)
+            | (slash.wrapping_sub(ONES) & !slash);
+        let finds = finds & HIGHS;
+        if finds != 0 {
+            return at + finds.trailing_zeros() as usize / 8;
+        }
+        at += 8;
+    }
+    while let Some(byte) = text.get(at) {
+        if matches!(byte, b'"' | b'\\' | ..0x20) {
+            break;
+        }
+        at += 1;
+    }
+    at
+}
+
+/// What a raw JSON string says. `raw` is a string that a [`Cursor`] has passed over, with its quotes.
+pub(crate) fn decode(raw: &str) -> Cow<'_, str> {
+    let inner = raw.get(1..raw.len() - 1).unwrap_or_default();
+    if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
+        return Cow::Borrowed(inner);
+    }
+    // What the cursor let pass serde_json takes as well; the empty string stands for what cannot be.
+    Cow::Owned(serde_json::from_str(raw).unwrap_or_default())
+}
+
+/// Is this raw JSON string (with its quotes) this text, however it is escaped?
+pub(crate) fn is(raw: &str, text: &str) -> bool {
+    let inner = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
+    inner == text || (inner.len() > text.len() && decode(raw) == text)
+}
+
+/// Is the whole of this text one JSON value?
+pub(crate) fn valid(text: &str) -> bool {
+    let mut cursor = Cursor::new(text);
+    cursor.value().and_then(|_| cursor.end()).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// serde_json is the judge of what is JSON.
+    fn check(text: &str) {
+        let judge = serde_json::from_str::<serde_json::Value>(text).is_ok();
+        assert_eq!(valid(text), judge, "{text:?}");
+    }
+
+    #[test]
+    fn what_is_json_is_what_serde_json_takes() {
+        for text in [
+            "",
+            " ",
+            "{}",
+            "[]",
+            "{",
+            "[",
+            "}",
+            "]",
+            "[1,2]",
+            "[1,]",
+            "[,1]",
+            "[1 2]",
+            "{\"a\":1,}",
+            "{,}",
+            "{\"a\"}",
+            "{\"a\":}",
+            "{\"a\" : [ { } , [ ] ] }",
+            "{a:1}",
+            "[}",
+            "{]",
+            "[[]",
+            "[]]",
+            "0",
+            "-0",
+            "01",
+            "-",
+            "1.",
+            "1.5",
+            ".5",
+            "1e5",
+            "1e",
+            "1E+5",
+            "1e-",
+            "+1",
+            "1 1",
+            "true",
+            "tru",
+            "truer",
+            "null",
+            "nul",
+            "false",
+            "NaN",
+            "\"\"",
+            "\"",
+            "\"a",
+            "\"\\\"",
+            "\"\\\\\"",
+            "\"\\q\"",
+            "\"\\u12\"",
+            "\"\\u12g4\"",
+            "\"\\u001b\"",
+            "\"\n\"",
+            "\"\\ud83c\\udf89\"",
+            "\"\\ud83c\"",
+            "\"\\ud83cx\"",
+            "\"\\udf89\"",
+            "\"\\ud83c\\u0041\"",
+            "\"\\ud83c\\n\"",
+            "\"abcdefg\\\"\"",
+            "\"abcdefgh\"",
+            "\"éééééééé\"",
+            "\"\u{7f}\u{80}🎉\"",
+            "\"abcdefgh\u{1f}\"",
+            "\u{feff}{}",
+            "{}\u{0}",
+            "[\"a\",\"b\"]",
+            "[\"a\" \"b\"]",
+            "{\"a\":1 \"b\":2}",
+            "{\"a\":1}}",
+            "{\"a\":{\"b\":[1,{\"c\":null}]}}",
+        ] {
+            check(text);
+            // Cut anywhere, and with anything behind it.
+            for end in 0..text.len() {
+                if text.is_char_boundary(end) {
+                    check(&text[..end]);
+                }
+            }
+            for more in [" ", ",", "}", "]", "\"", "x"] {
+                check(&format!("{text}{more}"));
+            }
+        }
+    }
+
+    #[test]
+    fn nesting_has_no_limit() {
+        for (open, close) in [("[", "]"), ("{\"a\":", "}"), ("[{\"a\":", "}]")] {
+            let text = open.repeat(100_000) + "1" + &close.repeat(100_000);
+            assert!(valid(&text));
+            assert!(!valid(&text[..text.len() - 1]));
+            assert!(!valid(&format!("{text}{close}")));
+        }
+    }
+
+    #[test]
+    fn a_walk_gives_the_places() {
+        let text = r#" { "a" : [ 1 , "x\"y" ] , "b\u0063" : { } , "d" : -1.5e3 } "#;
+        let mut cursor = Cursor::new(text);
+        let mut found = Vec::new();
+        cursor.open(Kind::Object).unwrap();
+        while let Some(key) = cursor.key().unwrap() {
+            let kind = cursor.kind().unwrap();
+            if kind == Kind::Array {
+                cursor.open(Kind::Array).unwrap();
+                while cursor.element().unwrap() {
+                    found.push((
+                        text[key.clone()].to_owned(),
+                        text[cursor.value().unwrap()].to_owned(),
+                    ));
+                }
+            } else {
+                found.push((
+                    text[key].to_owned(),
+                    text[cursor.value().unwrap()].to_owned(),
+                ));
+            }
+        }
+        cursor.end().unwrap();
+        let found: Vec<_> = found
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("\"a\"", "1"),
+                ("\"a\"", r#""x\"y""#),
+                (r#""b\u0063""#, "{ }"),
+                ("\"d\"", "-1.5e3")
+            ]
+        );
+        assert!(is(r#""b\u0063""#, "bc"));
+        assert!(!is(r#""b\u0063""#, "b"));
+        assert_eq!(decode(r#""x\"y""#), "x\"y");
+    }
+}

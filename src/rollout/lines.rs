@@ -1,0 +1,595 @@
+//! The lines of a rollout, fast: which of them matter is decided by their first bytes.
+//!
+//! Most bytes of a rollout lie in lines that nobody here asks for. So line ends are found at memory speed, the
+//! head of a line (as codex writes it: timestamp, ordinal, type, the payload's type) says what the line is, and
+//! a line that is not wanted is passed over unread, however long it is, and never held. A line with a head in
+//! any other form (other key order, spaces, escapes) is [`Kind::Unknown`]: it is given to the caller whole, who
+//! finds out by walking over it what it is.
+//!
+//! The price of not reading is known: of a line that is passed over, only the head and the last byte are looked
+//! at. A line whose end is missing is counted as torn; one that is broken in the middle is not noticed.
+//!
+//! It reads in file order and only forward, every byte once, and tells where each line begins. A caller that
+//! copies while it scans can hand in a reader that writes down what passes through it.
+
+use std::io::{self, Read};
+use std::ops::Range;
+
+/// How much is read at a time: small enough to stay in the processor's cache until it is scanned.
+const BLOCK: usize = 256 * 1024;
+/// In what codex writes, the kind of a line is known by here; four UUIDs would fit in.
+const HEAD: usize = 512;
+/// The longest line that is held. codex cuts a command's output at 1 MiB and refuses MCP lines over 16 MiB,
+/// which escaping can double once more.
+pub(crate) const LONGEST: usize = 32 << 20;
+/// After a line longer than this, its memory is given back.
+const ROOMY: usize = 4 << 20;
+
+/// How the ids of calls begin that were made inside code mode.
+pub(crate) const NESTED: &str = "exec-";
+
+/// What a line of a rollout is, as far as anybody here cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `response_item`: a call of a tool.
+    Call,
+    /// `response_item`: the output of a call.
+    Output,
+    /// `response_item`: a message, of whatever role.
+    Message,
+    /// `event_msg`: an MCP call is over, or one that was made inside code mode is.
+    Item,
+    /// `event_msg` `token_count`, or `token_usage_record`.
+    Usage,
+    /// `event_msg`: a turn begins or ends.
+    Turn,
+    /// The conversation so far was replaced by a shorter one, which this line holds.
+    Compacted,
+    /// Nothing of the above.
+    Other,
+    /// Not the form in which codex writes: to be found out by reading the line.
+    Unknown,
+}
+
+impl Kind {
+    /// The kind of a line, by its `type`, its payload's `type` and, in an `item_completed`, the item's type
+    /// and id. Where a part is missing, or no string, it is the empty string.
+    pub(crate) fn of(record: &str, payload: &str, item: &str, id: &str) -> Kind {
+        match (record, payload) {
+            (
+                "response_item",
+                "function_call" | "custom_tool_call" | "local_shell_call" | "tool_search_call",
+            ) => Kind::Call,
+            (
+                "response_item",
+                "function_call_output" | "custom_tool_call_output" | "tool_search_output",
+            ) => Kind::Output,
+            ("response_item", "message") => Kind::Message,
+            // Of a command, everything is in the call's own output; only inside code mode it has none.
+            ("event_msg", "item_completed") if item == "McpToolCall" || id.starts_with(NESTED) => {
+                Kind::Item
+            }
+            // What 0.135 writes instead, for MCP calls alone.
+            ("event_msg", "mcp_tool_call_end") => Kind::Item,
+            ("event_msg", "token_count") | ("token_usage_record", _) => Kind::Usage,
+            ("event_msg", "task_started" | "task_complete" | "turn_aborted") => Kind::Turn,
+            ("compacted", _) => Kind::Compacted,
+            _ => Kind::Other,
+        }
+    }
+
+    /// The kind of a line by its first bytes.
+    fn of_head(line: &[u8]) -> Kind {
+        let head = &line[..line.len().min(HEAD)];
+        // Everything that is looked at is ASCII; what stands behind it may be cut in the middle of a character.
+        let head = match std::str::from_utf8(head) {
+            Ok(head) => head,
+            Err(error) => std::str::from_utf8(&head[..error.valid_up_to()]).unwrap_or_default(),
+        };
+        Kind::of_usual_head(head).unwrap_or(Kind::Unknown)
+    }
+
+    fn of_usual_head(head: &str) -> Option<Kind> {
+        let (_, rest) = word(head.strip_prefix(r#"{"timestamp":"#)?)?;
+        let rest = match rest.strip_prefix(r#","ordinal":"#) {
+            Some(rest) => rest.trim_start_matches(|c: char| c.is_ascii_digit()),
+            None => rest,
+        };
+        let (record, rest) = word(rest.strip_prefix(r#","type":"#)?)?;
+        let rest = rest.strip_prefix(r#","payload":{"#)?;
+        if !matches!(record, "response_item" | "event_msg") {
+            return Some(Kind::of(record, "", "", ""));
+        }
+        let (payload, rest) = word(rest.strip_prefix(r#""type":"#)?)?;
+        if payload != "item_completed" {
+            return Some(Kind::of(record, payload, "", ""));
+        }
+        let (_, rest) = word(rest.strip_prefix(r#","thread_id":"#)?)?;
+        let (_, rest) = word(rest.strip_prefix(r#","turn_id":"#)?)?;
+        let (item, rest) = word(rest.strip_prefix(r#","item":{"type":"#)?)?;
+        let (id, _) = word(rest.strip_prefix(r#","id":"#)?)?;
+        Some(Kind::of(record, payload, item, id))
+    }
+}
+
+/// A JSON string without escapes, and what follows it.
+fn word(text: &str) -> Option<(&str, &str)> {
+    let (word, rest) = text.strip_prefix('"')?.split_once('"')?;
+    if word.contains('\\') {
+        None
+    } else {
+        Some((word, rest))
+    }
+}
+
+/// One line.
+#[derive(Debug)]
+pub(crate) struct Line<'a> {
+    /// Where it begins, in bytes from where reading began.
+    pub(crate) offset: u64,
+    /// Its length without its newline.
+    pub(crate) length: u64,
+    /// The line without its newline; where it is longer than [`LONGEST`], only its first bytes.
+    pub(crate) bytes: &'a [u8],
+    pub(crate) kind: Kind,
+    /// Did a newline end it?
+    pub(crate) ended: bool,
+}
+
+impl Line<'_> {
+    /// Was the line too long to be held?
+    pub(crate) fn cut(&self) -> bool {
+        (self.bytes.len() as u64) < self.length
+    }
+}
+
+/// The lines of a reader.
+#[derive(Debug)]
+pub(crate) struct Lines<R> {
+    input: R,
+    buffer: Vec<u8>,
+    /// Where the line begins that is being read, or what came last of it if it is being passed over.
+    start: usize,
+    /// No newline stands in `start..scanned`.
+    scanned: usize,
+    /// What lies behind here was not read.
+    end: usize,
+    /// Where the line begins in the input.
+    offset: u64,
+    /// The line is longer than what is held of it.
+    passing: Option<Passing>,
+    torn: u64,
+}
+
+/// A line whose bytes are not held any more.
+#[derive(Debug)]
+struct Passing {
+    kind: Kind,
+    /// How many of its first bytes stand at the beginning of the buffer; none if the line is not wanted.
+    kept: usize,
+    /// How long the line is as far as it was let go.
+    length: u64,
+    /// The last byte so far that is not blank.
+    last: u8,
+}
+
+/// A line that was found, before its bytes are lent out.
+struct Found {
+    offset: u64,
+    length: u64,
+    place: Range<usize>,
+    kind: Kind,
+    ended: bool,
+}
+
+impl<R: Read> Lines<R> {
+    /// The lines of `input` from where it stands.
+    pub(crate) fn new(input: R) -> Lines<R> {
+        Lines::starting_at(input, 0)
+    }
+
+    /// The lines of `input`, which stands at `offset` of what the lines are to be told as places of.
+    pub(crate) fn starting_at(input: R, offset: u64) -> Lines<R> {
+        Lines {
+            input,
+            buffer: Vec::new(),
+            start: 0,
+            scanned: 0,
+            end: 0,
+            offset,
+            passing: None,
+            torn: 0,
+        }
+    }
+
+    /// The next line that is ended by a newline and wanted; lines of an unknown kind always are, blank ones
+    /// never. `None` at the end of the input: what came behind the last newline is kept, so that more of it
+    /// may come, and [`Lines::rest`] gives it.
+    pub(crate) fn next(&mut self, wanted: impl Fn(Kind) -> bool) -> io::Result<Option<Line<'_>>> {
+        loop {
+            match memchr::memchr(b'\n', &self.buffer[self.scanned..self.end]) {
+                Some(at) => {
+                    let newline = self.scanned + at;
+                    if let Some(found) = self.finish(newline, true, &wanted) {
+                        return Ok(Some(self.lend(found)));
+                    }
+                }
+                None => {
+                    self.scanned = self.end;
+                    if !self.fill(&wanted)? {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    }
+
+    /// At the end of the input: the last line, if it has no newline and is wanted.
+    pub(crate) fn rest(&mut self, wanted: impl Fn(Kind) -> bool) -> Option<Line<'_>> {
+        let found = self.finish(self.end, false, &wanted)?;
+        Some(self.lend(found))
+    }
+
+    /// Where the line begins that [`Lines::next`] will look at next.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// How many lines were passed over whose end was missing.
+    pub(crate) fn torn(&self) -> u64 {
+        self.torn
+    }
+
+    pub(crate) fn input(&mut self) -> &mut R {
+        &mut self.input
+    }
+
+    /// The line that is being read ends at `end`: tells what it was, if it is wanted, and goes on behind it.
+    fn finish(&mut self, end: usize, ended: bool, wanted: &impl Fn(Kind) -> bool) -> Option<Found> {
+        let offset = self.offset;
+        let bytes = &self.buffer[self.start..end];
+        let (length, kind, last, place) = match self.passing.take() {
+            Some(passing) => (
+                passing.length + bytes.len() as u64,
+                passing.kind,
+                last_byte(bytes).or(Some(passing.last)),
+                0..passing.kept,
+            ),
+            None => {
+                let kind = Kind::of_head(bytes);
+                let held = match bytes.len() {
+                    _ if kind != Kind::Unknown && !wanted(kind) => 0,
+                    // The block that was read last can reach further than what is held.
+                    length if length > LONGEST => HEAD,
+                    length => length,
+                };
+                let place = self.start..self.start + held;
+                (bytes.len() as u64, kind, last_byte(bytes), place)
+            }
+        };
+        let newline = usize::from(ended);
+        self.start = end + newline;
+        self.scanned = self.start;
+        self.offset = offset + length + newline as u64;
+        if place.is_empty() {
+            self.torn += u64::from(last.is_some_and(|last| last != b'}'));
+        }
+        (last.is_some() && !place.is_empty()).then_some(Found {
+            offset,
+            length,
+            place,
+            kind,
+            ended,
+        })
+    }
+
+    fn lend(&self, found: Found) -> Line<'_> {
+        Line {
+            offset: found.offset,
+            length: found.length,
+            bytes: &self.buffer[found.place],
+            kind: found.kind,
+            ended: found.ended,
+        }
+    }
+
+    /// Reads on; no newline stands in the buffer. `false` at the end of the input.
+    fn fill(&mut self, wanted: &impl Fn(Kind) -> bool) -> io::Result<bool> {
+        self.let_go(wanted);
+        if self.end == self.buffer.len() {
+            let more = self.buffer.len().clamp(BLOCK, ROOMY);
+            self.buffer.resize(self.buffer.len() + more, 0);
+        }
+        loop {
+            match self.input.read(&mut self.buffer[self.end..]) {
+                Ok(0) => return Ok(false),
+                Ok(read) => {
+                    self.end += read;
+                    return Ok(true);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Makes room: keeps of the line what has to be kept and moves it to the front.
+    fn let_go(&mut self, wanted: &impl Fn(Kind) -> bool) {
+        let bytes = &self.buffer[self.start..self.end];
+        if let Some(passing) = &mut self.passing {
+            passing.length += bytes.len() as u64;
+            passing.last = last_byte(bytes).unwrap_or(passing.last);
+            (self.start, self.end) = (passing.kept, passing.kept);
+        } else {
+            let kind = Kind::of_head(bytes);
+            let kept = match bytes.len() {
+                ..HEAD => None,
+                _ if kind != Kind::Unknown && !wanted(kind) => Some(0),
+                length => (length > LONGEST).then_some(HEAD),
+            };
+            self.passing = kept.map(|kept| Passing {
+                kind,
+                kept,
+                length: bytes.len() as u64,
+                last: last_byte(bytes).unwrap_or_default(),
+            });
+            let held = kept.unwrap_or(bytes.len());
+            if self.start > 0 {
+                self.buffer.copy_within(self.start..self.start + held, 0);
+            }
+            // Of a line that is passed over, what comes next is read behind the head that is kept of it.
+            (self.start, self.end) = (kept.unwrap_or(0), held);
+        }
+        self.scanned = self.end;
+        if self.buffer.len() > ROOMY && self.end < BLOCK {
+            self.buffer.truncate(BLOCK);
+            self.buffer.shrink_to_fit();
+        }
+    }
+}
+
+/// The last byte that is not blank. A line is padded with spaces where a part of it was consumed.
+fn last_byte(bytes: &[u8]) -> Option<u8> {
+    bytes
+        .iter()
+        .rev()
+        .find(|byte| !matches!(byte, b' ' | b'\t' | b'\r'))
+        .copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reader that gives a few bytes at a time, and says "interrupted" between them.
+    struct Drops<'a> {
+        bytes: &'a [u8],
+        most: usize,
+        interrupt: bool,
+    }
+
+    impl Read for Drops<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.interrupt = !self.interrupt;
+            if self.interrupt {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let most = self.most.min(buffer.len());
+            self.bytes.read(&mut buffer[..most])
+        }
+    }
+
+    const CALL: &str = r#"{"timestamp":"t","ordinal":7,"type":"response_item","payload":{"type":"function_call","name":"x"}}"#;
+    const OTHER: &str =
+        r#"{"timestamp":"t","type":"event_msg","payload":{"type":"agent_message","message":""}}"#;
+
+    /// Every way of reading gives these lines (offset, length, what is held, ended), and so many torn ones.
+    fn check(text: &str, expected: &[(u64, u64, &str, bool)], torn: u64) {
+        for most in [1, 3, 64, 4096, usize::MAX] {
+            if text.len() / most > 100_000 {
+                continue;
+            }
+            let mut lines = Lines::new(Drops {
+                bytes: text.as_bytes(),
+                most,
+                interrupt: false,
+            });
+            let wanted = |kind| kind == Kind::Call;
+            let mut found = Vec::new();
+            let mut note = |line: &Line<'_>| {
+                let held = std::str::from_utf8(line.bytes).unwrap().to_owned();
+                assert_eq!(line.cut(), line.length > LONGEST as u64);
+                found.push((line.offset, line.length, held, line.ended));
+            };
+            while let Some(line) = lines.next(wanted).unwrap() {
+                note(&line);
+            }
+            if let Some(line) = lines.rest(wanted) {
+                note(&line);
+            }
+            let found: Vec<_> = found
+                .iter()
+                .map(|(offset, length, held, ended)| (*offset, *length, held.as_str(), *ended))
+                .collect();
+            // Not `assert_eq`, which would print the long ones whole.
+            assert!(
+                found == expected,
+                "{most} bytes at a time: {} lines, the first {:.200?}",
+                found.len(),
+                found.first()
+            );
+            assert_eq!(lines.torn(), torn, "{most} bytes at a time");
+            assert_eq!(lines.offset(), text.len() as u64);
+        }
+    }
+
+    #[test]
+    fn lines_come_whole_with_their_places() {
+        let call = CALL.len() as u64;
+        let other = OTHER.len() as u64;
+        check("", &[], 0);
+        check("\n\r\n  \n", &[], 0);
+        check("x", &[(0, 1, "x", false)], 0);
+        check(CALL, &[(0, call, CALL, false)], 0);
+        check(
+            &format!("{CALL}\n{OTHER}\r\n\n{CALL}  \n{OTHER}"),
+            &[
+                (0, call, CALL, true),
+                (call + other + 4, call + 2, &format!("{CALL}  "), true),
+            ],
+            0,
+        );
+        // Torn in the middle of what is not wanted, and of what is.
+        let torn = &OTHER[..OTHER.len() - 2];
+        check(
+            &format!("{torn}\n{CALL}\n{torn}"),
+            &[(other - 1, call, CALL, true)],
+            2,
+        );
+        check(
+            &format!("{OTHER}\n{}", &CALL[..20]),
+            &[(other + 1, 20, &CALL[..20], false)],
+            0,
+        );
+    }
+
+    #[test]
+    fn long_lines_are_held_only_if_wanted() {
+        let long = format!(
+            "{}{}\"}}}}  ",
+            &OTHER[..OTHER.len() - 3],
+            "x".repeat(3 * BLOCK)
+        );
+        let torn = &long[..long.len() - 5];
+        let wanted = CALL.replace("\"x\"", &format!("\"{}\"", "é".repeat(BLOCK)));
+        check(
+            &format!("{long}\n{CALL}\n{wanted}\n{torn}\n{long}"),
+            &[
+                (long.len() as u64 + 1, CALL.len() as u64, CALL, true),
+                (
+                    (long.len() + CALL.len() + 2) as u64,
+                    wanted.len() as u64,
+                    &wanted,
+                    true,
+                ),
+            ],
+            1,
+        );
+    }
+
+    #[test]
+    fn a_line_too_long_is_cut_to_its_head() {
+        for more in [1, BLOCK, 3 * ROOMY] {
+            let long = CALL.replace("\"x\"", &format!("\"{}\"", "x".repeat(LONGEST + more)));
+            check(
+                &format!("{long}\n{CALL}\n"),
+                &[
+                    (0, long.len() as u64, &long[..HEAD], true),
+                    (long.len() as u64 + 1, CALL.len() as u64, CALL, true),
+                ],
+                0,
+            );
+        }
+    }
+
+    #[test]
+    fn more_can_come_after_the_end() {
+        /// Ends after each part.
+        struct Parts(Vec<&'static str>);
+        impl Read for Parts {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                if self.0.is_empty() {
+                    return Ok(0);
+                }
+                let part = self.0.remove(0).as_bytes();
+                buffer[..part.len()].copy_from_slice(part);
+                Ok(part.len())
+            }
+        }
+        let parts = vec!["a\nb", "", "c", "", "\n", "", "d\n"];
+        let mut lines = Lines::starting_at(Parts(parts), 10);
+        let mut found = Vec::new();
+        for _ in 0..6 {
+            found.push(lines.next(|_| true).unwrap().map(|line| {
+                let bytes = String::from_utf8(line.bytes.to_vec()).unwrap();
+                (line.offset, bytes)
+            }));
+        }
+        let line = |offset, text: &str| Some((offset, text.to_owned()));
+        assert_eq!(
+            found,
+            [
+                line(10, "a"),
+                None,
+                None,
+                line(12, "bc"),
+                None,
+                line(15, "d")
+            ]
+        );
+    }
+
+    #[test]
+    fn heads_tell_the_kind() {
+        let line = |record: &str, payload: &str| {
+            format!(r#"{{"timestamp":"t","ordinal":12,"type":"{record}","payload":{{{payload}"#)
+        };
+        let item = |ids: &str, item: &str| {
+            line(
+                "event_msg",
+                &format!(r#""type":"item_completed",{ids}"turn_id":"b","item":{{{item},"#),
+            )
+        };
+        let thread = r#""thread_id":"a","#;
+        for (head, kind) in [
+            (CALL.to_owned(), Kind::Call),
+            (OTHER.to_owned(), Kind::Other),
+            (
+                line("response_item", r#""type":"custom_tool_call_output""#),
+                Kind::Output,
+            ),
+            (
+                line("response_item", r#""type":"message","role":"#),
+                Kind::Message,
+            ),
+            (line("token_usage_record", r#""thread_id":"#), Kind::Usage),
+            (
+                line("event_msg", r#""type":"mcp_tool_call_end","#),
+                Kind::Item,
+            ),
+            (line("compacted", "\"message\":\"\u{e9}"), Kind::Compacted),
+            (
+                item(thread, r#""type":"CommandExecution","id":"call_1""#),
+                Kind::Other,
+            ),
+            (
+                item(thread, r#""type":"CommandExecution","id":"exec-1""#),
+                Kind::Item,
+            ),
+            (
+                item(thread, r#""type":"McpToolCall","id":"call_1""#),
+                Kind::Item,
+            ),
+            // Everything that codex does not write so.
+            (
+                item("", r#""type":"McpToolCall","id":"call_1""#),
+                Kind::Unknown,
+            ),
+            (CALL.replace("\"t\",", "\"t\", "), Kind::Unknown),
+            (CALL.replace(":\"t\"", ": \"t\""), Kind::Unknown),
+            (
+                CALL.replace("function_call", "function\\u005fcall"),
+                Kind::Unknown,
+            ),
+            (CALL.replace("type\"", "typ\\u0065\""), Kind::Unknown),
+            (CALL.replace("\"timestamp\":\"t\",", ""), Kind::Unknown),
+            (
+                line("response_item", r#""name":"x","type":"function_call""#),
+                Kind::Unknown,
+            ),
+            (CALL[..60].to_owned(), Kind::Unknown),
+        ] {
+            assert_eq!(Kind::of_head(head.as_bytes()), kind, "{head}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The one room that knows the operating system: locks on files, signals to process groups, what processes
+//! there are, and the wake-up that a signal or a cancelled turn gives to a thread that waits in `poll`.
+//!
+//! Linux is what this is written for: `/proc`, pidfds, the child subreaper and the parent-death signal have no
+//! portable form. Nothing here knows what codex is.
+
+use crate::error::{Error, Kind, Result};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::process::{Pid, Signal};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A flag that one thread raises and another notices, also while it waits in `poll`.
+#[derive(Clone, Debug)]
+pub(crate) struct Flag(Arc<FlagInner>);
+
+#[derive(Debug)]
+struct FlagInner {
+    raised: AtomicBool,
+    /// Becomes readable for ever once the flag is raised.
+    readable: OwnedFd,
+    writable: OwnedFd,
+}
+
+impl Flag {
+    /// A flag that is not raised.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where the process has no descriptors left.
+    pub(crate) fn new() -> Result<Flag> {
+        use rustix::pipe::{PipeFlags, pipe_with};
+        let (readable, writable) =
+            pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(|error| {
+                Error::os(Kind::Io, "cannot make a pipe", error.into()).with_retryable(true)
+            })?;
+        Ok(Flag(Arc::new(FlagInner {
+            raised: AtomicBool::new(false),
+            readable,
+            writable,
+        })))
+    }
+
+    /// Raises the flag; it stays up.
+    pub(crate) fn raise(&self) {
+        if !self.0.raised.swap(true, Ordering::SeqCst) {
+            // It cannot fail: the pipe is empty and its other end is held beside it.
+            let _ = rustix::io::write(&self.0.writable, &[1]);
+        }
+    }
+
+    pub(crate) fn is_raised(&self) -> bool {
+        self.0.raised.load(Ordering::SeqCst)
+    }
+}
+
+impl AsFd for Flag {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.readable.as_fd()
+    }
+}
+
+/// An advisory lock on a file, held until it is dropped.
+#[derive(Debug)]
+pub(crate) struct FileLock {
+    _file: File,
+}
+
+/// What trying to lock a file gave.
+#[derive(Debug)]
+pub(crate) enum TryLock {
+    Held(FileLock),
+    /// Another process, or another open file of this one, has it.
+    Busy,
+}
+
+/// Tries to lock the file at `path` (made with mode 0600 if it is missing) without waiting.
+///
+/// The lock is `flock`'s: it ends with the process that holds it, however that ends. The file is left where it
+/// is, since unlinking a lock file lets two processes hold "the" lock.
+///
+/// # Errors
+/// The operating system's, a symlink at `path` being `ELOOP`.
+pub(crate) fn try_lock(path: &Path) -> io::Result<TryLock> {
+    let flags =
+        OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(TryLock::Held(FileLock { _file: file })),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(TryLock::Busy),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Sends `signal` to every process of the group, and says whether there was one.
+pub(crate) fn signal_group(group: Pid, signal: Signal) -> bool {
+    rustix::process::kill_process_group(group, signal).is_ok()
+}
+
+/// The signal's usual name, or its number.
+pub(crate) fn signal_name(number: i32) -> String {
+    let name = match number {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        _ => return format!("signal {number}"),
+    };
+    name.to_owned()
+}
+
+/// Every living descendant of `root`, `root` not among them, as `/proc` shows them at this moment.
+///
+/// With `root` a child subreaper this is everything that it ever started, sessions of their own included, but
+/// for what was started while this looked: look again until nothing is left.
+pub(crate) fn descendants(root: Pid) -> Vec<Pid> {
+    let mut parents: Vec<(i32, i32)> = Vec::new();
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    for entry in entries.flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<i32>().ok())
+        else {
+            continue;
+        };
+        // It may have ended since it was listed.
+        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
+        // The name in parentheses may hold anything, parentheses too; state and parent follow the last one.
+        let Some((_, rest)) = stat.rsplit_once(") ") else {
+            continue;
+        };
+        let mut fields = rest.split(' ');
+        let (Some(state), Some(parent)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        if state != "Z"
+            && let Ok(parent) = parent.parse()
+        {
+            parents.push((pid, parent));
+        }
+    }
+    let mut found: Vec<i32> = vec![root.as_raw_nonzero().get()];
+    let mut at = 0;
+    while at < found.len() {
+        let parent = found[at];
+        found.extend(
+            parents
+                .iter()
+                .filter(|(_, p)| *p == parent)
+                .map(|(pid, _)| *pid),
+        );
+        at += 1;
+    }
+    found
+        .into_iter()
+        .skip(1)
+        .filter_map(Pid::from_raw)
+        .collect()
+}
