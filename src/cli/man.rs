@@ -6,7 +6,7 @@
 use super::about::{self, NAME};
 use super::flags::{self, Flag, Parsed, Subcommand};
 use super::help::kind_and_default;
-use super::markup::{Span, spans};
+use super::markup::{Span, has_quotes, spans};
 use crate::config;
 use crate::error::{Error, Kind, Result};
 use std::fmt::Write as _;
@@ -290,7 +290,9 @@ impl Page {
             let _ = write!(line, "No \\&{} Ns ", escaped(before));
         }
         // In double quotes it is one argument and no macro, whatever its words are.
-        let _ = write!(line, "Ql \"{}\"", escaped(code).replace('"', "\\(dq"));
+        let mark = if has_quotes(code) { "Cm" } else { "Ql" };
+        let code = escaped(code).replace('"', "\\(dq");
+        let _ = write!(line, "{mark} \"{code}\"");
         if !behind.is_empty() {
             if behind.chars().all(|c| ".,:;?!)]".contains(c)) {
                 for mark in behind.chars() {
@@ -392,6 +394,7 @@ mod tests {
             ("see `x`, or `y`.", "see\n.Ql \"x\" ,\nor\n.Ql \"y\" .\n"),
             ("(`x`)", ".No \\&( Ns Ql \"x\" )\n"),
             ("the `x`'s end", "the\n.Ql \"x\" Ns No 's\nend\n"),
+            ("`\"a\"`", ".Cm \"\\(dqa\\(dq\"\n"),
             ("in foo(7).", "in\n.Xr foo 7 .\n"),
             (".dot first", "\\&.dot first\n"),
             ("`a\"b\\`", ".Ql \"a\\(dqb\\e\"\n"),

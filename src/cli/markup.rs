@@ -23,9 +23,20 @@ pub(crate) fn spans(text: &str) -> impl Iterator<Item = Span<'_>> {
     })
 }
 
-/// The text as a terminal shows it: code between straight quotes.
+/// The text as a terminal shows it: code between straight quotes, unless it has its own.
 pub(crate) fn plain(text: &str) -> String {
-    text.replace('`', "'")
+    spans(text)
+        .map(|span| match span {
+            Span::Plain(plain) => plain.to_owned(),
+            Span::Code(code) if has_quotes(code) => code.to_owned(),
+            Span::Code(code) => format!("'{code}'"),
+        })
+        .collect()
+}
+
+/// Is this code a string in quotes, which needs no others around it?
+pub(crate) fn has_quotes(code: &str) -> bool {
+    code.len() >= 2 && code.starts_with('"') && code.ends_with('"')
 }
 
 #[cfg(test)]
@@ -46,7 +57,7 @@ mod tests {
                 Span::Plain(".")
             ]
         );
-        assert_eq!(plain("see `x`"), "see 'x'");
+        assert_eq!(plain("see `x` or `\"y\"`"), "see 'x' or \"y\"");
     }
 
     /// Every text that is rendered, with the place where it stands.
