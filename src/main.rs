@@ -7,6 +7,7 @@ mod codex {
 }
 mod config;
 mod error;
+mod mcp;
 mod sys;
 use cli::flags::{self, Request};
 fn main() -> std::process::ExitCode {

@@ -6,3 +6,4 @@ pub(crate) mod flags;
 pub(crate) mod help;
 pub(crate) mod man;
 mod markup;
+pub(crate) mod mcp_host;
