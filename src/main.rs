@@ -2,6 +2,7 @@
 mod canonical;
 mod cli;
 mod codex {
+    pub(crate) mod ask;
     pub(crate) mod command;
     pub(crate) mod home;
 }
@@ -9,6 +10,9 @@ mod config;
 mod error;
 mod mcp;
 mod sys;
+mod turn {
+    pub(crate) mod session;
+}
 use cli::flags::{self, Request};
 fn main() -> std::process::ExitCode {
     use std::io::Write;
@@ -26,6 +30,7 @@ fn main() -> std::process::ExitCode {
         Ok(Request::Run(p)) => {
             let r = match p.subcommand.name {
                 "man" => cli::man::run(&p, &mut out),
+                "doctor" => cli::doctor::run(&p, &mut out),
                 "completions" => cli::complete::run(&p, &mut out),
                 _ => Ok(0),
             };
