@@ -1,6 +1,10 @@
 //! The command line: what people and scripts see.
 
 pub(crate) mod flags;
+pub(crate) mod complete;
+pub(crate) mod doctor;
+pub(crate) mod help;
+pub(crate) mod man;
 pub(crate) mod mcp_host;
 pub(crate) mod mutate;
 pub(crate) mod turn;
