@@ -1,1 +1,4 @@
 pub(crate) mod flags;
+pub(crate) mod parse_rollout;
+mod summary;
+mod target;
