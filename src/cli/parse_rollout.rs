@@ -42,7 +42,10 @@ pub(crate) fn run(
                 Ok(opened) => (name, Box::new(opened)),
                 Err(error) => {
                     status = 1;
-                    complain(stderr, format_args!("cannot open {name}: {}", reason(&error)));
+                    complain(
+                        stderr,
+                        format_args!("cannot open {name}: {}", reason(&error)),
+                    );
                     continue;
                 }
             }
@@ -77,7 +80,10 @@ pub(crate) fn run(
             Err(Trouble::Write(error)) => return stopped(error, status),
             Err(Trouble::Read(error)) => {
                 status = 1;
-                complain(stderr, format_args!("cannot read {name}: {}", reason(&error)));
+                complain(
+                    stderr,
+                    format_args!("cannot read {name}: {}", reason(&error)),
+                );
             }
         }
     }
@@ -159,7 +165,12 @@ impl<R: Read> Reading<R> {
         &mut self,
         mut take: impl FnMut(Record<'_>) -> io::Result<()>,
     ) -> std::result::Result<(), Trouble> {
-        let wanted = |kind| matches!(kind, lines::Kind::Call | lines::Kind::Output | lines::Kind::Item);
+        let wanted = |kind| {
+            matches!(
+                kind,
+                lines::Kind::Call | lines::Kind::Output | lines::Kind::Item
+            )
+        };
         let mut last = false;
         while !last {
             let line = match self.lines.next(wanted).map_err(Trouble::Read)? {
@@ -186,9 +197,16 @@ impl<R: Read> Reading<R> {
             (bad + self.lines.torn(), "not JSON"),
             (long, "longer than 32 MiB"),
         ] {
-            let (lines, are) = if count == 1 { ("line", "is") } else { ("lines", "are") };
+            let (lines, are) = if count == 1 {
+                ("line", "is")
+            } else {
+                ("lines", "are")
+            };
             if count > 0 {
-                complain(stderr, format_args!("{name}: skipped {count} {lines} that {are} {what}"));
+                complain(
+                    stderr,
+                    format_args!("{name}: skipped {count} {lines} that {are} {what}"),
+                );
             }
         }
     }
@@ -228,15 +246,24 @@ fn events<R: Read, W: Write>(
         }
         Ok(())
     })?;
-    Ok(calls.unanswered().into_iter().map(|(_, event)| event).collect())
+    Ok(calls
+        .unanswered()
+        .into_iter()
+        .map(|(_, event)| event)
+        .collect())
 }
 
 fn write_lines(out: &RefCell<impl Write>, lines: &[Box<[u8]>]) -> io::Result<()> {
-    lines.iter().try_for_each(|line| out.borrow_mut().write_all(line))
+    lines
+        .iter()
+        .try_for_each(|line| out.borrow_mut().write_all(line))
 }
 
 /// Adds the calls of one rollout to the summary.
-fn summarize<R: Read>(reading: &mut Reading<R>, summary: &mut Summary) -> std::result::Result<(), Trouble> {
+fn summarize<R: Read>(
+    reading: &mut Reading<R>,
+    summary: &mut Summary,
+) -> std::result::Result<(), Trouble> {
     let mut calls = Calls::default();
     reading.each(|record| {
         match record {

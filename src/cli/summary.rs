@@ -66,7 +66,9 @@ impl Screen {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let color = match parsed.text("color")? {
             None | Some("auto") => {
-                terminal && variable("NO_COLOR").is_none() && variable("TERM").is_none_or(|term| term != "dumb")
+                terminal
+                    && variable("NO_COLOR").is_none()
+                    && variable("TERM").is_none_or(|term| term != "dumb")
             }
             Some("always") => true,
             Some("never") => false,
@@ -76,11 +78,19 @@ impl Screen {
                 )));
             }
         };
-        let size = terminal.then(|| rustix::termios::tcgetwinsize(io::stdout()).ok()).flatten();
+        let size = terminal
+            .then(|| rustix::termios::tcgetwinsize(io::stdout()).ok())
+            .flatten();
         let columns = variable("COLUMNS").and_then(|columns| columns.to_str()?.parse().ok());
         Ok(Screen {
-            width: size.map(|size| usize::from(size.ws_col)).or(columns).filter(|width| *width > 0).unwrap_or(80),
-            height: size.map(|size| usize::from(size.ws_row)).filter(|height| *height > 0),
+            width: size
+                .map(|size| usize::from(size.ws_col))
+                .or(columns)
+                .filter(|width| *width > 0)
+                .unwrap_or(80),
+            height: size
+                .map(|size| usize::from(size.ws_row))
+                .filter(|height| *height > 0),
             color,
         })
     }
@@ -95,7 +105,10 @@ impl Summary {
         self.rows.push(Row {
             id: call.id.clone().into_owned(),
             name: call.name.clone().into_owned(),
-            namespace: call.namespace.clone().map(|namespace| namespace.into_owned()),
+            namespace: call
+                .namespace
+                .clone()
+                .map(|namespace| namespace.into_owned()),
             arguments_bytes: size(&arguments),
             output_bytes: 0,
             answered: false,
@@ -132,7 +145,8 @@ fn size(json: &[u8]) -> u64 {
 /// How an output was consumed that is this.
 fn consumed(content: &Content<'_>) -> Option<Consumed> {
     let text = content.only_text()?;
-    let fits = CONSUMED.map(|(marker, way)| (!text.is_empty() && marker.starts_with(&text)).then_some(way));
+    let fits = CONSUMED
+        .map(|(marker, way)| (!text.is_empty() && marker.starts_with(&text)).then_some(way));
     match fits {
         [Some(_), Some(_)] => Some(Consumed::Cut),
         [light, heavy] => light.or(heavy),
@@ -192,7 +206,10 @@ impl Summary {
     }
 
     fn consumed(&self) -> usize {
-        self.rows.iter().filter(|row| row.consumed.is_some()).count()
+        self.rows
+            .iter()
+            .filter(|row| row.consumed.is_some())
+            .count()
     }
 
     /// Writes the table for people.
@@ -203,7 +220,9 @@ impl Summary {
         }
         let layout = Layout::of(&rows, screen);
         // The head, the total, the line about the rest and the prompt after it stay on the screen too.
-        let most = screen.height.map_or(usize::MAX, |height| (height.saturating_sub(4) / layout.lines()).max(1));
+        let most = screen.height.map_or(usize::MAX, |height| {
+            (height.saturating_sub(4) / layout.lines()).max(1)
+        });
         let hidden = rows.len().saturating_sub(most);
         let biggest = rows[0].bytes();
         let all = self.sum(Row::bytes);
@@ -249,10 +268,21 @@ impl Row {
 
     fn state(&self) -> &'static str {
         match self {
-            Row { consumed: Some(Consumed::Light), .. } => "light",
-            Row { consumed: Some(Consumed::Heavy), .. } => "heavy",
-            Row { consumed: Some(Consumed::Cut), .. } => "consumed",
-            Row { answered: false, .. } => "no output",
+            Row {
+                consumed: Some(Consumed::Light),
+                ..
+            } => "light",
+            Row {
+                consumed: Some(Consumed::Heavy),
+                ..
+            } => "heavy",
+            Row {
+                consumed: Some(Consumed::Cut),
+                ..
+            } => "consumed",
+            Row {
+                answered: false, ..
+            } => "no output",
             Row { is_error: true, .. } => "error",
             Row { .. } => "",
         }
@@ -280,7 +310,8 @@ const WIDE: usize = 72;
 
 impl Layout {
     fn of(rows: &[&Row], screen: &Screen) -> Layout {
-        let widest = |text: &dyn Fn(&Row) -> usize| rows.iter().map(|row| text(row)).max().unwrap_or(0);
+        let widest =
+            |text: &dyn Fn(&Row) -> usize| rows.iter().map(|row| text(row)).max().unwrap_or(0);
         let id = widest(&|row| width(&row.id)).clamp(4, 32);
         let tool = widest(&|row| width(&row.tool())).clamp(4, 32);
         if screen.width < WIDE {
@@ -290,13 +321,23 @@ impl Layout {
             let rest = line - 2 - SHARE - STATE - 3 * GAP.len();
             let tool = tool.min(rest.saturating_sub(3).max(4));
             let bar = rest.saturating_sub(tool);
-            return Layout { id, tool, bar, wide: false };
+            return Layout {
+                id,
+                tool,
+                bar,
+                wide: false,
+            };
         }
         let rest = screen.width - 2 * SIZE - SHARE - STATE - 6 * GAP.len();
         let id = id.min(rest.saturating_sub(4 + 8));
         let tool = tool.min(rest - id - 4);
         let bar = (rest - id - tool).min(24);
-        Layout { id, tool, bar, wide: true }
+        Layout {
+            id,
+            tool,
+            bar,
+            wide: true,
+        }
     }
 
     fn lines(&self) -> usize {
@@ -319,7 +360,14 @@ impl Layout {
         writeln!(out, "{}", paint(screen, DIM, &head))
     }
 
-    fn write_row(&self, out: &mut impl Write, screen: &Screen, row: &Row, biggest: u64, all: u64) -> io::Result<()> {
+    fn write_row(
+        &self,
+        out: &mut impl Write,
+        screen: &Screen,
+        row: &Row,
+        biggest: u64,
+        all: u64,
+    ) -> io::Result<()> {
         let id = left(&row.id, self.id);
         let tool = left(&row.tool(), self.tool);
         let share = format!("{:.1}%", row.bytes() as f64 * 100.0 / all.max(1) as f64);
@@ -331,7 +379,9 @@ impl Layout {
         };
         let line = if self.wide {
             let (arguments, output) = (short(row.arguments_bytes), short(row.output_bytes));
-            format!("{id}{GAP}{tool}{GAP}{arguments:>SIZE$}{GAP}{output:>SIZE$}{GAP}{share:>SHARE$}{GAP}{bar}{GAP}{state}")
+            format!(
+                "{id}{GAP}{tool}{GAP}{arguments:>SIZE$}{GAP}{output:>SIZE$}{GAP}{share:>SHARE$}{GAP}{bar}{GAP}{state}"
+            )
         } else {
             let bytes = short(row.bytes());
             writeln!(out, "{id}{GAP}{bytes:>SIZE$}")?;
@@ -399,13 +449,19 @@ fn bar(part: u64, biggest: u64, columns: usize) -> String {
 /// Text on exactly so many columns, cut in its middle where it is longer.
 fn left(text: &str, columns: usize) -> String {
     let mut text = fit(text, columns);
-    text.extend(std::iter::repeat_n(' ', columns.saturating_sub(width(&text))));
+    text.extend(std::iter::repeat_n(
+        ' ',
+        columns.saturating_sub(width(&text)),
+    ));
     text
 }
 
 /// Text on at most so many columns: control characters made visible, and cut in its middle where it is longer.
 fn fit(text: &str, columns: usize) -> String {
-    let text: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    let text: String = text
+        .chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect();
     if width(&text) <= columns {
         return text;
     }
@@ -415,10 +471,14 @@ fn fit(text: &str, columns: usize) -> String {
     let (mut used, mut forward, mut backward) = (0, text.chars(), text.chars().rev());
     // From both ends in turn, as long as there is room.
     loop {
-        let Some(c) = forward.next().filter(|c| used + columns_of(*c) <= room) else { break };
+        let Some(c) = forward.next().filter(|c| used + columns_of(*c) <= room) else {
+            break;
+        };
         used += columns_of(c);
         head.push(c);
-        let Some(c) = backward.next().filter(|c| used + columns_of(*c) <= room) else { break };
+        let Some(c) = backward.next().filter(|c| used + columns_of(*c) <= room) else {
+            break;
+        };
         used += columns_of(c);
         tail.push(c);
     }
@@ -436,7 +496,9 @@ fn width(text: &str) -> usize {
 /// that combine with the one before. The ranges are Unicode's, coarsely.
 fn columns_of(c: char) -> usize {
     match u32::from(c) {
-        0x0300..=0x036F | 0x200B..=0x200F | 0x20D0..=0x20FF | 0xFE00..=0xFE0F | 0xFE20..=0xFE2F => 0,
+        0x0300..=0x036F | 0x200B..=0x200F | 0x20D0..=0x20FF | 0xFE00..=0xFE0F | 0xFE20..=0xFE2F => {
+            0
+        }
         0x1100..=0x115F
         | 0x2E80..=0x303E
         | 0x3041..=0xA4CF

@@ -22,12 +22,16 @@ pub(super) fn rollout(parsed: &Parsed) -> Result<Option<PathBuf>> {
     let thread = match (parsed.value("workspace"), parsed.text("thread")?) {
         (None, None) => return Ok(None),
         (Some(_), Some(_)) => {
-            return Err(usage("'--workspace' and '--thread' both name a rollout: give one of them"));
+            return Err(usage(
+                "'--workspace' and '--thread' both name a rollout: give one of them",
+            ));
         }
         (Some(workspace), None) => thread_of_workspace(Path::new(workspace))?,
         (None, Some(thread)) if is_thread_id(thread) => thread.to_owned(),
         (None, Some(thread)) => {
-            return Err(usage(format!("'--thread {thread}' is no thread id: a UUID was expected")));
+            return Err(usage(format!(
+                "'--thread {thread}' is no thread id: a UUID was expected"
+            )));
         }
     };
     let places = Places::from_env();
@@ -36,7 +40,10 @@ pub(super) fn rollout(parsed: &Parsed) -> Result<Option<PathBuf>> {
         Some(rollout) => Ok(Some(rollout)),
         None => Err(Error::new(
             Kind::Io,
-            format!("codex has no rollout of thread '{thread}' in '{}'", home.display()),
+            format!(
+                "codex has no rollout of thread '{thread}' in '{}'",
+                home.display()
+            ),
         )
         .hint("CODEX_HOME, or \"codex_home\" in the config, says where codex keeps its threads")),
     }
@@ -53,14 +60,24 @@ fn thread_of_workspace(workspace: &Path) -> Result<String> {
         .open(&path)
         .and_then(|file| file.take(4096).read_to_string(&mut text))
         .map_err(|error| {
-            Error::os(Kind::Io, format!("cannot read the workspace's session file '{}'", path.display()), error)
-                .hint("a workspace has one after its first turn")
+            Error::os(
+                Kind::Io,
+                format!(
+                    "cannot read the workspace's session file '{}'",
+                    path.display()
+                ),
+                error,
+            )
+            .hint("a workspace has one after its first turn")
         })?;
     let thread = text.trim();
     if !is_thread_id(thread) {
         return Err(Error::new(
             Kind::Io,
-            format!("the workspace's session file '{}' has no thread id in it", path.display()),
+            format!(
+                "the workspace's session file '{}' has no thread id in it",
+                path.display()
+            ),
         ));
     }
     Ok(thread.to_owned())

@@ -431,7 +431,8 @@ impl<'a> Content<'a> {
         let Content::Json(raw) = self else {
             return None;
         };
-        let blocks: serde_json::Value = (raw.len() < SHORT).then(|| serde_json::from_str(raw).ok())??;
+        let blocks: serde_json::Value =
+            (raw.len() < SHORT).then(|| serde_json::from_str(raw).ok())??;
         match blocks {
             serde_json::Value::String(text) => Some(text),
             serde_json::Value::Array(blocks) if blocks.len() == 1 => {
@@ -562,7 +563,10 @@ fn parse_cut<'a>(line: &Line<'a>) -> Option<Record<'a>> {
         return None;
     }
     // In a line that codex wrote, nothing but plain words and ids stands before the output.
-    let plain = line.bytes.split(|byte| *byte >= 0x80 || *byte == b'\\').next()?;
+    let plain = line
+        .bytes
+        .split(|byte| *byte >= 0x80 || *byte == b'\\')
+        .next()?;
     let head = std::str::from_utf8(plain).ok()?;
     let (_, rest) = head.split_once(r#""call_id":""#)?;
     let (id, _) = rest.split_once('"')?;
