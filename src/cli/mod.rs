@@ -7,4 +7,7 @@ pub(crate) mod help;
 pub(crate) mod man;
 pub(crate) mod mcp_host;
 pub(crate) mod mutate;
+pub(crate) mod parse_rollout;
+pub(crate) mod summary;
+pub(crate) mod target;
 pub(crate) mod turn;
