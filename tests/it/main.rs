@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! What the built program does, seen from outside: the daemon's protocol and the command line, with the real
 //! codex against a scripted model, and with a scripted codex for the faults that the real one cannot show.
 //!
@@ -6,12 +5,8 @@
 //! to itself, and leaves nothing running.
 #![cfg(test)]
 
-mod support;
-=======
-//! The tests that run the program as a whole.
-
 mod pages;
 mod shells;
+mod support;
 mod terminal;
 mod tools;
->>>>>>> pages
