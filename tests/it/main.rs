@@ -5,4 +5,9 @@
 //! to itself, and leaves nothing running.
 #![cfg(test)]
 
+mod config;
+mod protocol;
+mod session;
 mod support;
+mod turn_fake;
+mod turn_real;
