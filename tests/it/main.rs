@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! What the built program does, seen from outside: the daemon's protocol and the command line, with the real
 //! codex against a scripted model, and with a scripted codex for the faults that the real one cannot show.
 //!
@@ -6,8 +7,12 @@
 #![cfg(test)]
 
 mod config;
+mod pages;
 mod protocol;
 mod session;
+mod shells;
 mod support;
+mod terminal;
+mod tools;
 mod turn_fake;
 mod turn_real;
