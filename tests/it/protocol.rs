@@ -58,21 +58,11 @@ fn lines_that_are_no_requests_are_answered_and_the_connection_lives_on() {
         -32700,
         "",
     );
-    check(
-        &[b"[".repeat(10_000), b"]".repeat(10_000)].concat(),
-        Value::Null,
-        -32700,
-        "",
-    );
-    let deep = format!(
-        "{{\"jsonrpc\":\"2.0\",\"id\":\"deep\",\"method\":\"manifest\",\"params\":{}{}}}",
-        "{\"a\":".repeat(10_000),
-        "1".to_owned() + &"}".repeat(10_000)
-    );
-    check(deep.as_bytes(), Value::Null, -32700, "");
+    check(&b"[".repeat(100_000), Value::Null, -32700, "");
     for line in [
         r#"[{"jsonrpc":"2.0","id":901,"method":"manifest"}]"#,
         "[]",
+        r#"["2.0",903,"manifest",{}]"#,
         "17",
         "null",
         "{}",
@@ -117,6 +107,44 @@ fn lines_that_are_no_requests_are_answered_and_the_connection_lives_on() {
         -32601,
         "",
     );
+}
+
+/// Where such a line is refused depends on where the depth is; that it is, and by an error, does not.
+#[test]
+fn json_of_any_depth_is_an_error() {
+    let lab = Lab::fake(Value::Null);
+    let mut daemon = Daemon::start(&lab);
+    let deep = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
+    let deep_object = format!("{}1{}", "{\"a\":".repeat(10_000), "}".repeat(10_000));
+    for deep in [&deep, &deep_object] {
+        daemon.send_bytes(format!("{deep}\n").as_bytes());
+        let answer = daemon.answer_to_nothing();
+        assert!(
+            matches!(answer["error"]["code"].as_i64(), Some(-32700 | -32600)),
+            "{answer}"
+        );
+        for (member, id) in [("params", 900), ("extra", 901)] {
+            let method = if member == "params" {
+                "stream"
+            } else {
+                "manifest"
+            };
+            daemon.send_bytes(
+                format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"{method}\",\"{member}\":{deep}}}\n").as_bytes(),
+            );
+        }
+        // What is no part of the protocol is passed over however deep it is.
+        let extra = daemon.answer(901);
+        assert!(
+            extra["result"].is_object() || extra["error"].is_object(),
+            "{extra}"
+        );
+        let params = daemon.answer(900);
+        assert!(
+            matches!(params["error"]["code"].as_i64(), Some(-32700 | -32602)),
+            "{params}"
+        );
+    }
 }
 
 #[test]
