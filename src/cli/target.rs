@@ -4,14 +4,8 @@ use super::flags::{Parsed, usage};
 use crate::codex::home::{find_rollout, is_thread_id};
 use crate::config::Places;
 use crate::error::{Error, Kind, Result};
-use rustix::fs::OFlags;
-use std::fs::OpenOptions;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
+use crate::turn::session::{self, Stored};
 use std::path::{Path, PathBuf};
-
-/// The file in a workspace that has the id of its thread.
-const SESSION: &str = ".plexum-codex-session";
 
 /// The rollout that the flags name; `None` where neither was given.
 ///
@@ -51,34 +45,17 @@ pub(super) fn rollout(parsed: &Parsed) -> Result<Option<PathBuf>> {
 
 /// The thread that the workspace's conversation is.
 fn thread_of_workspace(workspace: &Path) -> Result<String> {
-    let path = workspace.join(SESSION);
-    let mut text = String::new();
-    // Neither a symlink to elsewhere nor a FIFO that nobody writes to is what a turn leaves there.
-    OpenOptions::new()
-        .read(true)
-        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
-        .open(&path)
-        .and_then(|file| file.take(4096).read_to_string(&mut text))
-        .map_err(|error| {
-            Error::os(
-                Kind::Io,
-                format!(
-                    "cannot read the workspace's session file '{}'",
-                    path.display()
-                ),
-                error,
-            )
-            .hint("a workspace has one after its first turn")
-        })?;
-    let thread = text.trim();
-    if !is_thread_id(thread) {
-        return Err(Error::new(
+    let path = workspace.join(session::FILE);
+    match session::read(workspace)? {
+        Stored::Thread(thread) => Ok(thread),
+        Stored::Nothing => Err(Error::new(
             Kind::Io,
-            format!(
-                "the workspace's session file '{}' has no thread id in it",
-                path.display()
-            ),
-        ));
+            format!("the workspace has no session file '{}'", path.display()),
+        )
+        .hint("a workspace has one after its first turn")),
+        Stored::Unusable(why) => Err(Error::new(
+            Kind::Io,
+            format!("the session file '{}' is unusable: {why}", path.display()),
+        )),
     }
-    Ok(thread.to_owned())
 }

@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! What the built program does, seen from outside: the daemon's protocol and the command line, with the real
 //! codex against a scripted model, and with a scripted codex for the faults that the real one cannot show.
 //!
