@@ -63,6 +63,7 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
             places: config::Places::from_env(),
         }),
         "turn" => cli::turn::run(&parsed),
+        "mcp-host" => cli::mcp_host::run(&parsed).map(|()| 0),
         other => Err(flags::usage(format!("'{other}' is not there yet"))),
     }
 }
