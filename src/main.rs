@@ -25,10 +25,12 @@ mod sys;
 mod turn;
 
 use cli::flags::{self, Request};
+use config::Places;
 use error::Result;
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
+use turn::session::{self, Stored};
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).peekable();
@@ -52,19 +54,52 @@ fn main() -> ExitCode {
 
 fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
     let parsed = match flags::parse(arguments)? {
-        Request::Help(..) => return print("usage: plexum-openai\n"),
+        Request::Help(help, subcommand) => return print(&cli::help::text(help, subcommand)),
         Request::Version => {
             return print(&format!("plexum-openai {}\n", env!("CARGO_PKG_VERSION")));
         }
         Request::Run(parsed) => parsed,
     };
+    let (mut stdin, mut stdout, mut stderr) =
+        (std::io::stdin(), std::io::stdout(), std::io::stderr());
     match parsed.subcommand.name {
-        "serve" => plugin::serve_stdio(plugin::Setup {
-            places: config::Places::from_env(),
-        }),
+        "serve" => {
+            cli::serve_by_hand();
+            plugin::serve_stdio(plugin::Setup {
+                places: Places::from_env(),
+            })
+        }
         "turn" => cli::turn::run(&parsed),
+        "parse-rollout" => cli::parse_rollout::run(&parsed, &mut stdin, &mut stdout, &mut stderr),
+        "mutate" => {
+            let places = Places::from_env();
+            let surroundings = cli::mutate::Surroundings {
+                codex_home: &|| Ok(places.codex_home(&places.load_config()?.config)),
+                session: &|workspace| match session::read(workspace)? {
+                    Stored::Thread(thread) => Ok(Some(thread)),
+                    Stored::Nothing | Stored::Unusable(_) => Ok(None),
+                },
+            };
+            cli::mutate::run(&parsed, &surroundings, &mut stdin, &mut stdout)
+        }
         "mcp-host" => cli::mcp_host::run(&parsed).map(|()| 0),
-        other => Err(flags::usage(format!("'{other}' is not there yet"))),
+        "doctor" => cli::doctor::run(&parsed, &mut stdout),
+        "manifest" => {
+            // As for the daemon, a broken config file is no reason to have no manifest.
+            let config = Places::from_env().load_config().map_or_else(
+                |error| {
+                    let _ = writeln!(stderr, "plexum-openai: warning: {error}");
+                    config::Config::default()
+                },
+                |loaded| loaded.config,
+            );
+            let manifest = canonical::Manifest::new(&config.supported_models);
+            let json = serde_json::to_string(&manifest).expect("plain structs");
+            print(&format!("{json}\n"))
+        }
+        "completions" => cli::complete::run(&parsed, &mut stdout),
+        "man" => cli::man::run(&parsed, &mut stdout),
+        other => unreachable!("the table has no other subcommand than those above: {other}"),
     }
 }
 

@@ -4,7 +4,7 @@
 //! what codex does meanwhile on stderr.
 
 use super::flags::{Parsed, usage};
-use crate::canonical::{StopReason, TurnEvent, TurnResult};
+use crate::canonical::{StopReason, TurnEvent, TurnResult, Usage};
 use crate::codex::translate::{Step, StepKind, StepState};
 use crate::config::Places;
 use crate::error::{Error, Kind, Result, reason};
@@ -12,6 +12,7 @@ use crate::sys::Flag;
 use crate::turn::images::{Image, Source};
 use crate::turn::queue::Queue;
 use crate::turn::{self, Block, Context, Level, Request, Sink};
+use serde::Serialize;
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -130,6 +131,17 @@ fn say(message: &str) {
     let _ = writeln!(std::io::stderr(), "plexum-openai: {message}");
 }
 
+/// The last line of `--json`.
+#[derive(Serialize)]
+struct LastLine<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    stop_reason: StopReason,
+    thread_id: Option<&'a str>,
+    usage: Usage,
+    thread_usage: Usage,
+}
+
 /// Tells a turn to a terminal or a pipe.
 struct Printer {
     json: bool,
@@ -179,14 +191,17 @@ impl Printer {
     /// The last line.
     fn result(&mut self, result: &TurnResult) {
         if self.json {
-            let line = serde_json::json!({
-                "type": "result",
-                "stop_reason": result.stop_reason,
-                "thread_id": result.thread_id,
-                "usage": result.usage,
-                "thread_usage": result.thread_usage,
+            let line = LastLine {
+                kind: "result",
+                stop_reason: result.stop_reason,
+                thread_id: result.thread_id.as_deref(),
+                usage: result.usage,
+                thread_usage: result.thread_usage,
+            };
+            self.write(|out| {
+                serde_json::to_writer(&mut *out, &line)?;
+                out.write_all(b"\n")
             });
-            self.write(|out| writeln!(out, "{line}"));
         } else if self.open_line {
             self.write(|out| writeln!(out));
         }

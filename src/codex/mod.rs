@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows of JSON-RPC or of the daemon.
 
+pub(crate) mod ask;
 pub(crate) mod child;
 pub(crate) mod command;
 pub(crate) mod events;

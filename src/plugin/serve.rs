@@ -267,7 +267,7 @@ impl Server {
         match result {
             Ok(result) => self
                 .outbox
-                .push(message::result_line(&id, &result.to_string()).into_bytes()),
+                .push(message::result_line(&id, &result).into_bytes()),
             Err(error) => self.refuse(Some(&id), &error),
         }
     }
@@ -294,7 +294,7 @@ impl Server {
     }
 
     /// The manifest; a broken config file does not fail it.
-    fn manifest(&self) -> serde_json::Value {
+    fn manifest(&self) -> String {
         let models = match self.setup.places.load_config() {
             Ok(loaded) => loaded.config.supported_models,
             Err(error) => {
@@ -302,10 +302,10 @@ impl Server {
                 Config::default().supported_models
             }
         };
-        json!(Manifest::new(&models))
+        as_json(&Manifest::new(&models))
     }
 
-    fn init(&mut self, params: Option<&RawValue>) -> Result<serde_json::Value> {
+    fn init(&mut self, params: Option<&RawValue>) -> Result<String> {
         let value = params::value(params)?;
         if let Some(protocol) = params::init_protocol(&params::root(&value))?
             && protocol != PROTOCOL
@@ -325,7 +325,7 @@ impl Server {
             config: loaded.config,
             places: self.setup.places.clone(),
         }));
-        Ok(json!({"protocol": PROTOCOL}))
+        Ok(json!({"protocol": PROTOCOL}).to_string())
     }
 
     fn initialized(&self) -> Result<Arc<Context>> {
@@ -394,7 +394,7 @@ impl Server {
         Ok(())
     }
 
-    fn cancel(&mut self, params: Option<&RawValue>) -> Result<serde_json::Value> {
+    fn cancel(&mut self, params: Option<&RawValue>) -> Result<String> {
         let value = params::value(params)?;
         let stream = params::cancelled_stream(&params::root(&value))?;
         let live = self.live.get(&stream);
@@ -403,7 +403,7 @@ impl Server {
             self.queue.wake();
             self.outbox.wake();
         }
-        Ok(json!({"cancelled": live.is_some()}))
+        Ok(json!({"cancelled": live.is_some()}).to_string())
     }
 
     /// Replaces the tools of the agent's running turns.
@@ -429,7 +429,7 @@ impl Server {
         }
         match outcome {
             Ok(result) => {
-                let result = json!(result).to_string();
+                let result = as_json(&result);
                 self.outbox
                     .push(message::result_line(id, &result).into_bytes());
             }
@@ -464,6 +464,11 @@ impl Server {
     fn log(&self, level: Level, message: &str) {
         self.outbox.push(log_line(level, message, &json!({})));
     }
+}
+
+/// A type of ours as JSON, its fields in their order.
+fn as_json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("plain structs whose keys are strings")
 }
 
 #[cfg(test)]

@@ -5,4 +5,8 @@
 //! to itself, and leaves nothing running.
 #![cfg(test)]
 
+mod pages;
+mod shells;
 mod support;
+mod terminal;
+mod tools;
