@@ -5,8 +5,13 @@
 //! to itself, and leaves nothing running.
 #![cfg(test)]
 
+mod config;
 mod pages;
+mod protocol;
+mod session;
 mod shells;
 mod support;
 mod terminal;
 mod tools;
+mod turn_fake;
+mod turn_real;
