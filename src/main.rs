@@ -1,9 +1,80 @@
-//! placeholder
+//! plexum-openai makes the local `codex` command line a provider of the Plexum agent daemon.
+//!
+//! The map of the code; dependencies point down:
+//!
+//! * `main`: dispatch and exit status
+//! * `cli`: the subcommands, and the one table of flags that parser, help, man page and completions come from
+//! * `plugin`: JSON-RPC on stdin and stdout: framing, the loop, the outbox
+//! * `turn`: a turn from request to answer: event order, queue, session file, usage
+//! * `codex`: finding codex, its command line, its process, its events, its home; `mcp`: the daemon's tools
+//! * `rollout`: codex's record of a thread: scanning it, pairing its calls, rewriting it
+//! * `canonical`, `config`, `error`, `sys`: types, the config file, errors, the operating system
+//!
+//! The way of a turn: a line on stdin, `plugin::message`, `plugin::serve`, the turn's thread, `codex::command`,
+//! `codex::child`, `codex::events`, `codex::translate`, `turn`, the sink, stdout.
+
 mod canonical;
 mod cli;
 mod codex;
 mod config;
 mod error;
+mod plugin;
 mod rollout;
 mod sys;
-fn main() {}
+mod turn;
+
+use cli::flags::{self, Request};
+use error::Result;
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments
+        .peek()
+        .is_some_and(|first| first == codex::guard::NAME)
+    {
+        return ExitCode::from(codex::guard::run(arguments.skip(1)));
+    }
+    // For us, on stderr, and quiet unless `RUST_LOG` asks.
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();
+    match dispatch(arguments) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            // Nobody reads stderr: the exit status is all that is left to say it.
+            let _ = writeln!(std::io::stderr(), "plexum-openai: {error}");
+            ExitCode::from(error.kind().exit_status())
+        }
+    }
+}
+
+fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
+    let parsed = match flags::parse(arguments)? {
+        Request::Help(..) => return print("usage: plexum-openai\n"),
+        Request::Version => {
+            return print(&format!("plexum-openai {}\n", env!("CARGO_PKG_VERSION")));
+        }
+        Request::Run(parsed) => parsed,
+    };
+    match parsed.subcommand.name {
+        "serve" => plugin::serve_stdio(plugin::Setup {
+            places: config::Places::from_env(),
+        }),
+        "turn" => cli::turn::run(&parsed),
+        other => Err(flags::usage(format!("'{other}' is not there yet"))),
+    }
+}
+
+/// Writes text to stdout. A reader that has gone is no error.
+fn print(text: &str) -> Result<u8> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error::Error::os(
+            error::Kind::Io,
+            "cannot write to stdout",
+            error,
+        )),
+        _ => Ok(0),
+    }
+}

@@ -125,10 +125,13 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         operand_completes: Completes::Nothing,
         brief: "serve the daemon on stdin and stdout (the default)",
         more: &[
-            "The stdio protocol that `plexum-openai-protocol`(7) describes: JSON-RPC 2.0, one message a line. The daemon starts this; by hand it is of use for trying the protocol out.",
+            "The stdio protocol that plexum-openai-protocol(7) describes: JSON-RPC 2.0, one message a line. The daemon starts this; by hand it is of use for trying the protocol out. It ends with its stdin.",
         ],
         flags: &[],
-        examples: &[],
+        examples: &[(
+            r#"echo '{"jsonrpc":"2.0","id":1,"method":"manifest"}' | plexum-openai serve"#,
+            "one request, by hand",
+        )],
     },
     Subcommand {
         name: "turn",
@@ -138,7 +141,8 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         brief: "run one turn in a workspace, as the daemon would",
         more: &[
             "Runs codex once in the workspace and continues the conversation whose thread id is in the workspace's `.plexum-codex-session`: the same config, the same session file, the same locks as for the daemon.",
-            "Without PROMPT, or with `-`, the prompt is read from stdin. The assistant's text goes to stdout; what codex does meanwhile goes to stderr.",
+            "Without PROMPT, or with `-`, the prompt is read from stdin. The assistant's text goes to stdout. What codex does meanwhile goes to stderr: a line for each command and tool, the time it took, and at the end the tokens; on a terminal one line shows what is going on.",
+            "Ctrl-C ends the turn properly and keeps the thread, a second one ends it at once.",
         ],
         flags: &[
             Flag {
@@ -206,8 +210,8 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 "ask, and see the work as it goes",
             ),
             (
-                "git diff | plexum-openai turn -w . --json - | jq -r 'select(.type == \"text_delta\").text'",
-                "a prompt from a pipe, the answer's text to another",
+                "git diff | plexum-openai turn -w ~/agents/alice --json | jq .type",
+                "a prompt from a pipe, the events to another",
             ),
         ],
     },
@@ -238,10 +242,16 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
             flag("json", None, "with --summary: the same as JSON"),
             COLOR,
         ],
-        examples: &[(
-            "plexum-openai parse-rollout --workspace ~/agents/alice --summary",
-            "what fills the context",
-        )],
+        examples: &[
+            (
+                "plexum-openai parse-rollout --workspace ~/agents/alice --summary",
+                "what fills the context",
+            ),
+            (
+                "plexum-openai parse-rollout -w ~/agents/alice | jq -r 'select(.type == \"tool_use\").id'",
+                "the ids of the tool calls, for 'mutate'",
+            ),
+        ],
     },
     Subcommand {
         name: "mutate",
@@ -250,7 +260,8 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         operand_completes: Completes::Nothing,
         brief: "consume tool calls in a rollout",
         more: &[
-            "`light` replaces a call's outputs by `...(consumed)`; `heavy` replaces them by `...(tool called)` and its arguments by `{}`. Every line of the rollout keeps its length in bytes. Prints `{\"requested\":2,\"touched\":1,\"missing\":[\"call_x\"]}`.",
+            "codex rebuilds what the model sees from the rollout: what is replaced there is gone from the conversation's context at the next turn. `light` replaces the outputs of a call by `...(consumed)`; `heavy` replaces them by `...(tool called)` and the arguments by `{}`. Every line of the rollout keeps its length in bytes, so codex's own index of the file stays right.",
+            "What was done goes to stdout: `{\"requested\":2,\"touched\":1,\"missing\":[\"call_x\"]}`. Consuming a call a second time touches nothing. While codex has the thread open, nothing is written and the exit status is 1.",
         ],
         flags: &[
             Flag {
@@ -324,7 +335,9 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         most_operands: 0,
         operand_completes: Completes::Nothing,
         brief: "check what a turn needs and say how to mend what is wrong",
-        more: &["One line a check: `ok`, `warn` or `FAIL`. Exit status 1 if a check failed."],
+        more: &[
+            "The config file, the codex executable, its login, its folder, the folder for sockets, and the workspace if one is given. One line a check, `ok`, `warn` or `FAIL`; below it how to mend what is wrong. Exit status 1 if a check failed; nothing is changed.",
+        ],
         flags: &[
             Flag {
                 brief: "check this workspace too",
@@ -344,9 +357,14 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         most_operands: 0,
         operand_completes: Completes::Nothing,
         brief: "print the plugin's manifest",
-        more: &[],
+        more: &[
+            "What the daemon is told of this plugin: its name, version and executable, and the models of the config's `supported_models`.",
+        ],
         flags: &[],
-        examples: &[],
+        examples: &[(
+            "plexum-openai manifest | jq",
+            "the manifest, for people to read",
+        )],
     },
     Subcommand {
         name: "completions",
@@ -354,9 +372,20 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         most_operands: 1,
         operand_completes: Completes::Words(&["bash", "zsh", "fish"]),
         brief: "print a shell's completion script",
-        more: &[],
+        more: &[
+            "To be sourced, or put where the shell looks for completions. `make install` does that.",
+        ],
         flags: &[],
-        examples: &[],
+        examples: &[
+            (
+                "source <(plexum-openai completions bash)",
+                "bash: completions for this session",
+            ),
+            (
+                "plexum-openai completions fish > ~/.config/fish/completions/plexum-openai.fish",
+                "fish: completions for good",
+            ),
+        ],
     },
     Subcommand {
         name: "man",
@@ -364,9 +393,12 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         most_operands: 0,
         operand_completes: Completes::Nothing,
         brief: "print the man page's source",
-        more: &[],
+        more: &["In mdoc, made from the table that also parses the command line."],
         flags: &[],
-        examples: &[],
+        examples: &[(
+            "plexum-openai man | mandoc -a",
+            "read it without installing it",
+        )],
     },
 ];
 

@@ -296,6 +296,25 @@ impl Drop for WriterLock {
     }
 }
 
+/// Does somebody hold codex's lock on `thread`?
+///
+/// A lock file that is not there is not made, and a codex that starts meanwhile does not see that this tried:
+/// it waits for the coordination lock before it looks.
+///
+/// # Errors
+/// [`Kind::Io`]; [`Kind::Busy`] where codex keeps its coordination lock.
+pub(crate) fn is_locked(home: &Path, thread: &str) -> Result<bool> {
+    let folder = home.join("thread-writer-locks");
+    let path = folder.join(format!("{}.lock", thread.to_ascii_lowercase()));
+    if !path.exists() {
+        return Ok(false);
+    }
+    let _coordination = coordinate(&folder)?;
+    // Closed, and so given back, before the coordination lock is.
+    let file = open_lock(&path)?;
+    Ok(!try_lock(&file, &path)?)
+}
+
 /// The process that holds this file open for writing, other than ourselves, as far as `/proc` tells: of our
 /// own user, in our own pid namespace. `None` where there is none or none can be seen.
 pub(crate) fn open_writer(path: &Path, inode: (u64, u64)) -> Option<u32> {

@@ -5,6 +5,7 @@
 pub(crate) mod child;
 pub(crate) mod command;
 pub(crate) mod events;
+pub(crate) mod failure;
 pub(crate) mod guard;
 pub(crate) mod home;
 pub(crate) mod translate;

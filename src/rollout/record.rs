@@ -5,7 +5,7 @@
 //! What belongs to what is not known here, that is `calls`.
 
 use super::json::{self, Cursor, NotJson, decode};
-use super::lines::{Kind, NESTED};
+use super::lines::{Kind, Line, NESTED};
 use crate::canonical::Usage;
 use std::borrow::Cow;
 
@@ -143,10 +143,31 @@ fn text_of(raw: &str) -> Option<Cow<'_, str>> {
     raw.starts_with('"').then(|| decode(raw))
 }
 
+/// Why a line could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unread {
+    /// It is not JSON.
+    NotJson,
+    /// It is too long to be held, and its first bytes do not say whose output it is.
+    TooLong,
+}
+
 /// Reads one line.
 ///
 /// # Errors
-/// The line is not JSON.
+/// See [`Unread`].
+pub(crate) fn read<'a>(line: &Line<'a>) -> Result<Record<'a>, Unread> {
+    if line.cut() {
+        return parse_cut(line).ok_or(Unread::TooLong);
+    }
+    let text = std::str::from_utf8(line.bytes).map_err(|_| Unread::NotJson)?;
+    parse(text).map_err(|NotJson| Unread::NotJson)
+}
+
+/// Reads the text of one line.
+///
+/// # Errors
+/// It is not JSON.
 pub(crate) fn parse(line: &str) -> Result<Record<'_>, NotJson> {
     const PAYLOAD: &[&str] = &[
         "type",
@@ -404,6 +425,23 @@ impl<'a> Content<'a> {
         }
     }
 
+    /// Its text, if it is a short one and there is nothing else in it.
+    pub(crate) fn only_text(&self) -> Option<String> {
+        const SHORT: usize = 256;
+        let Content::Json(raw) = self else {
+            return None;
+        };
+        let blocks: serde_json::Value =
+            (raw.len() < SHORT).then(|| serde_json::from_str(raw).ok())??;
+        match blocks {
+            serde_json::Value::String(text) => Some(text),
+            serde_json::Value::Array(blocks) if blocks.len() == 1 => {
+                Some(blocks[0].get("text")?.as_str()?.to_owned())
+            }
+            _ => None,
+        }
+    }
+
     /// How its first text begins: far enough for what codex puts before the output itself.
     fn beginning(&self) -> String {
         let Content::Json(raw) = self else {
@@ -520,18 +558,21 @@ fn left_out(length: u64) -> String {
 }
 
 /// What can be told of an output whose line is too long to be held, by its first bytes.
-pub(crate) fn parse_cut(head: &[u8], length: u64) -> Option<Record<'_>> {
-    let head = head.split(|byte| *byte >= 0x80).next().unwrap_or_default();
-    let head = std::str::from_utf8(head).ok()?;
-    let (before, rest) = head.split_once(r#""call_id":""#)?;
-    let (id, _) = rest.split_once('"')?;
-    // In a line that codex wrote, nothing but plain keys and ids stands before it.
-    if before.contains('\\') || id.contains('\\') {
+fn parse_cut<'a>(line: &Line<'a>) -> Option<Record<'a>> {
+    if line.kind != Kind::Output {
         return None;
     }
+    // In a line that codex wrote, nothing but plain words and ids stands before the output.
+    let plain = line
+        .bytes
+        .split(|byte| *byte >= 0x80 || *byte == b'\\')
+        .next()?;
+    let head = std::str::from_utf8(plain).ok()?;
+    let (_, rest) = head.split_once(r#""call_id":""#)?;
+    let (id, _) = rest.split_once('"')?;
     Some(Record::Output(Output {
         id: id.into(),
-        content: Content::Text(left_out(length).into()),
+        content: Content::Text(left_out(line.length).into()),
         failed: false,
         cell: None,
         at: None,

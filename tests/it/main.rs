@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! What the built program does, seen from outside: the daemon's protocol and the command line, with the real
 //! codex against a scripted model, and with a scripted codex for the faults that the real one cannot show.
 //!
@@ -6,3 +7,11 @@
 #![cfg(test)]
 
 mod support;
+=======
+//! The tests that run the program as a whole.
+
+mod pages;
+mod shells;
+mod terminal;
+mod tools;
+>>>>>>> pages

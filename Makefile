@@ -1,0 +1,185 @@
+# What there is to do with this project; 'make help' lists it. Needs cargo, and npm for the real codex.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := build
+
+# Where 'install' puts the program, and the daemon's profile that 'install-plugin' puts the plugin into.
+PREFIX ?= $(HOME)/.local
+PROFILE ?= $(HOME)/.plexum
+# How many seconds each fuzz target runs.
+TIME ?= 60
+
+# Only some shells expand the tilde of 'make install PREFIX=~/.local'.
+override PREFIX := $(patsubst ~/%,$(HOME)/%,$(PREFIX))
+override PROFILE := $(patsubst ~/%,$(HOME)/%,$(PROFILE))
+
+PROGRAM := target/release/plexum-openai
+PAGES := plexum-openai.1 plexum-openai-protocol.7
+PLUGIN := plexum-openai-provider
+PLUGIN_FOLDER := $(DESTDIR)$(PROFILE)/plugins/$(PLUGIN)
+
+# The versions of codex that the tests run: the oldest that is supported, those that changed something that
+# matters here (0.148 the thread's index, 0.155 the shape of outputs), and the newest that was tried.
+CODEX_VERSIONS := 0.135.0 0.148.0 0.155.0 0.169.0
+CODEX_NEWEST := $(lastword $(CODEX_VERSIONS))
+
+.PHONY: help build demo test check bench fuzz soak man codex codex-newest
+.PHONY: install uninstall install-plugin uninstall-plugin
+
+## build: the program, optimised, as target/release/plexum-openai (the default)
+build:
+	cargo build --release --locked
+
+## demo: two turns of one conversation with the real codex and a model on loopback; no account
+demo: codex-newest
+	cargo build --quiet --release --locked --bin plexum-openai --example loopback-model
+	tests/demo/run target/release "$$(echo target/codex/$(CODEX_NEWEST)/node_modules/@openai/codex-*/vendor/*/bin/codex)"
+
+## test: all tests, on every version of codex that is supported
+test: codex
+	cargo test --locked
+
+## check: what has to be right before a commit: format, lints, docs, man pages, tests
+check:
+	cargo fmt --check
+	CLIPPY_CONF_DIR=.ci cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --locked --document-private-items --no-deps
+	cargo run --quiet --locked -- man | diff -u man/plexum-openai.1 - ||
+	    { echo "man/plexum-openai.1 is out of date: run 'make man'" >&2; exit 1; }
+	if command -v mandoc >/dev/null; then
+	    mandoc -T lint -W warning $(addprefix man/,$(PAGES))
+	else
+	    echo "SKIPPED: mandoc is not installed, the man pages were not linted" >&2
+	    [ "$${CI:-}" != true ]
+	fi
+	$(MAKE) test
+
+## man: man/plexum-openai.1 made anew from the table of flags
+man:
+	cargo run --quiet --locked -- man > target/plexum-openai.1
+	mv target/plexum-openai.1 man/plexum-openai.1
+
+## bench: the measured figures, side by side with what they are compared to
+bench: codex-newest build
+	tests/bench/run
+
+## fuzz: every fuzz target for TIME seconds (60)
+fuzz:
+	command -v cargo-fuzz >/dev/null || cargo install --quiet --locked cargo-fuzz
+	for target in $$(cargo fuzz list --fuzz-dir tests/fuzz); do
+	    cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none "$$target" -- -max_total_time=$(TIME)
+	done
+
+## soak: a thousand turns with cancels, errors and tools, and nothing left behind
+soak: build
+	tests/soak/run
+
+## codex: the real codex in every supported version, by npm, into target/codex
+codex: $(CODEX_VERSIONS:%=target/codex/%)
+codex-newest: target/codex/$(CODEX_NEWEST)
+
+# Fetched beside its place and then moved there, so that what is there is whole.
+target/codex/%:
+	@rm -rf "$@.part"
+	mkdir -p "$@.part"
+	echo "fetching codex $*"
+	if npm install --silent --no-audit --no-fund --prefix "$@.part" "@openai/codex@$*" >"$@.log" 2>&1; then
+	    mv "$@.part" "$@"
+	    rm -f "$@.log"
+	else
+	    rm -rf "$@.part"
+	    echo "NOT FETCHED: codex $* (npm install @openai/codex@$* failed, see $@.log); what needs it is skipped" >&2
+	    [ "$${CI:-}" != true ]
+	fi
+
+## install: program, man pages and shell completions below PREFIX (~/.local)
+install: build
+	@install -D -m 755 $(PROGRAM) "$(DESTDIR)$(PREFIX)/bin/plexum-openai"
+	for page in $(PAGES); do
+	    install -D -m 644 "man/$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$$page"
+	done
+	share="$(DESTDIR)$(PREFIX)/share"
+	completions() {
+	    mkdir -p "$$(dirname "$$2")"
+	    $(PROGRAM) completions "$$1" > "$$2"
+	}
+	completions bash "$$share/bash-completion/completions/plexum-openai"
+	completions zsh "$$share/zsh/site-functions/_plexum-openai"
+	completions fish "$$share/fish/vendor_completions.d/plexum-openai.fish"
+	echo "Installed $(DESTDIR)$(PREFIX)/bin/plexum-openai, its man pages and completions."
+	case ":$$PATH:" in
+	    *":$(PREFIX)/bin:"*) ;;
+	    *) echo "$(PREFIX)/bin is not in your PATH: add it to call plexum-openai by its name." ;;
+	esac
+
+## uninstall: removes what 'install' installed
+uninstall:
+	@rm -f "$(DESTDIR)$(PREFIX)/bin/plexum-openai"
+	for page in $(PAGES); do
+	    rm -f "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$$page"
+	done
+	share="$(DESTDIR)$(PREFIX)/share"
+	rm -f "$$share/bash-completion/completions/plexum-openai" \
+	    "$$share/zsh/site-functions/_plexum-openai" \
+	    "$$share/fish/vendor_completions.d/plexum-openai.fish"
+	echo "Removed plexum-openai from $(DESTDIR)$(PREFIX)."
+
+## install-plugin: the plugin into the daemon's profile PROFILE (~/.plexum)
+install-plugin: build
+	@install -D -m 755 $(PROGRAM) "$(PLUGIN_FOLDER)/plexum-openai-provider-plugin"
+	PLEXUM_PROFILE_ROOT="$(DESTDIR)$(PROFILE)" $(PROGRAM) manifest > "$(PLUGIN_FOLDER)/manifest.json"
+	echo "Installed the plugin into $(PLUGIN_FOLDER)."
+	if [ -e "$(PLUGIN_FOLDER)/config.json" ]; then
+	    echo "Its config.json was there already and is as it was."
+	else
+	    codex=$$(command -v codex || true)
+	    # npm's codex is a script for node; the program that it starts lies below it and needs no node.
+	    if [ -n "$$codex" ]; then
+	        package=$$(dirname "$$(dirname "$$(readlink -f "$$codex")")")
+	        for native in "$$package"/node_modules/@openai/codex-*/vendor/*/bin/codex \
+	            "$$package"/../codex-*/vendor/*/bin/codex; do
+	            if [ -x "$$native" ]; then codex=$$(readlink -f "$$native"); break; fi
+	        done
+	    fi
+	    case $$codex in
+	    /*)
+	        escaped=$$(printf '%s' "$$codex" | sed 's/[\\"]/\\&/g')
+	        printf '{\n  "binary": "%s"\n}\n' "$$escaped" > "$(PLUGIN_FOLDER)/config.json"
+	        echo "Its config.json says that codex is $$codex."
+	        ;;
+	    *)
+	        printf '{\n}\n' > "$(PLUGIN_FOLDER)/config.json"
+	        echo "codex is not in your PATH: set \"binary\" in $(PLUGIN_FOLDER)/config.json to its absolute path."
+	        ;;
+	    esac
+	fi
+	cat <<'END'
+
+	What remains to do:
+	  1. Allow it: add "$(PLUGIN)" to .plugins.allow in the daemon's config.
+	  2. Make an agent that uses it: plexum agent-add --model codex my-agent
+	  3. Restart the daemon.
+	'plexum-openai doctor' says whether a turn has what it needs.
+	END
+	if [ "$(PROFILE)" != "$(HOME)/.plexum" ]; then
+	    echo "This profile is not ~/.plexum: run doctor with PLEXUM_PROFILE_ROOT=$(PROFILE)."
+	fi
+
+## uninstall-plugin: removes the plugin from PROFILE, but not its config.json
+uninstall-plugin:
+	@rm -f "$(PLUGIN_FOLDER)/plexum-openai-provider-plugin" "$(PLUGIN_FOLDER)/manifest.json"
+	if [ -e "$(PLUGIN_FOLDER)/config.json" ]; then
+	    echo "Removed the plugin; its config.json is still in $(PLUGIN_FOLDER)."
+	else
+	    rmdir "$(PLUGIN_FOLDER)" 2>/dev/null || true
+	    echo "Removed the plugin from $(DESTDIR)$(PROFILE)."
+	fi
+	echo "Take \"$(PLUGIN)\" out of .plugins.allow in the daemon's config and restart the daemon."
+
+## help: this list
+help:
+	@sed -n 's/^## /  make /p' Makefile

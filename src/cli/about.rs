@@ -1,0 +1,114 @@
+//! What help and the man page tell besides the flags: what the program is, its files, its environment, its
+//! exit statuses. Data alone, in the markup of [`super::markup`].
+
+/// The program's name, as it is installed and as every message begins.
+pub(crate) const NAME: &str = "plexum-openai";
+
+/// One line: what it is.
+pub(crate) const BRIEF: &str = "run codex as a provider of the Plexum agent daemon";
+
+/// What it is, in paragraphs.
+pub(crate) const PROGRAM: &[&str] = &[
+    "Makes the codex command line of this machine a provider of the Plexum agent daemon. A turn of an agent is one run of `codex exec` in the agent's workspace; the workspace remembers codex's thread, so the next turn continues the conversation.",
+    "With no subcommand it serves the daemon, the same as `serve`. Every other subcommand exposes one stage by itself, for a person at a terminal or a script. Results go to stdout, everything for people to stderr; a reader that closes stdout early ends it quietly.",
+];
+
+/// A thing and what it is for.
+type Topic = (&'static str, &'static str);
+
+/// The files that it reads or writes.
+pub(crate) const FILES: &[Topic] = &[
+    (
+        "~/.plexum/plugins/plexum-openai-provider/config.json",
+        "The config file, in the profile that `PLEXUM_PROFILE_ROOT` names, else in `~/.plexum`. A missing file is an empty one.",
+    ),
+    (
+        "WORKSPACE/.plexum-codex-session",
+        "The id of codex's thread and nothing else. Remove it and the next turn starts a new thread.",
+    ),
+    (
+        "WORKSPACE/.plexum-codex-session.bad",
+        "A session file whose content was no thread id, set aside. It is never passed to codex.",
+    ),
+    (
+        "~/.codex/sessions/YYYY/MM/DD/rollout-*.jsonl",
+        "codex's record of a thread, its rollout; below `CODEX_HOME`. `parse-rollout` reads it, `mutate` rewrites it.",
+    ),
+    (
+        "$XDG_RUNTIME_DIR/plexum-openai/",
+        "Sockets through which codex reaches the daemon's tools; a folder below the profile where `XDG_RUNTIME_DIR` is not set.",
+    ),
+];
+
+/// The environment variables that it heeds.
+pub(crate) const ENVIRONMENT: &[Topic] = &[
+    (
+        "PLEXUM_PROFILE_ROOT",
+        "The daemon's profile, instead of `~/.plexum`.",
+    ),
+    (
+        "CODEX_HOME",
+        "codex's folder, instead of `~/.codex`; the config's `codex_home` wins.",
+    ),
+    (
+        "CODEX_API_KEY",
+        "The key that `codex exec` uses where codex is not logged in. It ignores `OPENAI_API_KEY`.",
+    ),
+    (
+        "PATH",
+        "Where codex is looked for, unless the config's `binary` has a slash in it.",
+    ),
+    (
+        "NO_COLOR",
+        "No colour, where it is set to anything but the empty string; `--color` wins.",
+    ),
+    ("TERM", "No colour and no live line where it is `dumb`."),
+    (
+        "XDG_RUNTIME_DIR",
+        "Where the sockets for codex are made, in a folder of their own.",
+    ),
+    (
+        "PLEXUM_MCP_SOCKET, PLEXUM_MCP_AGENT_ID",
+        "Stand in for the flags of `mcp-host`; the flags win.",
+    ),
+    (
+        "RUST_LOG",
+        "What is logged on stderr for who works on this program: `error`, `warn`, `info`, `debug` or `trace`. Prompts, arguments and secrets are not logged above `debug`.",
+    ),
+];
+
+/// The exit statuses.
+pub(crate) const EXIT_STATUS: &[Topic] = &[
+    ("0", "Done."),
+    (
+        "1",
+        "The work failed: the turn ended in an error, a file could not be read or written, a check of `doctor` failed.",
+    ),
+    ("2", "The command line or the config is wrong."),
+    (
+        "130, 143",
+        "Ended by SIGINT or SIGTERM, every child process gone first.",
+    ),
+];
+
+/// A drop-in for the daemon's systemd user unit, which has neither the login shell's PATH nor its variables.
+pub(crate) const SYSTEMD_DROP_IN: &str = "\
+# ~/.config/systemd/user/plexum.service.d/codex.conf
+[Service]
+# A codex that is a node script needs node here too.
+Environment=PATH=%h/.local/bin:/usr/local/bin:/usr/bin:/bin
+Environment=CODEX_HOME=%h/.codex
+# Optional, mode 0600, one line: CODEX_API_KEY=...
+EnvironmentFile=-%h/.config/plexum/codex.env
+";
+
+/// A config file with several of its keys.
+pub(crate) const CONFIG_EXAMPLE: &str = "\
+{
+  \"binary\": \"~/.local/bin/codex\",
+  \"supported_models\": [\"codex\", \"codex-mini\"],
+  \"model_args\": {\"codex-mini\": \"gpt-5.1-codex-mini\"},
+  \"extra_args\": [\"-c\", \"model_reasoning_effort=high\"],
+  \"turn_timeout_secs\": 1800
+}
+";

@@ -1,0 +1,162 @@
+//! `doctor`: whether a turn has what it needs, and how to mend what it lacks.
+//!
+//! This file is the report; what is looked at is in `checks`. A check is one line: what was found, and behind a
+//! semicolon what to do, as a command or a key of the config that can be taken as it stands. A check that
+//! could only ever say `ok` has no place here.
+
+mod checks;
+
+use super::color;
+use super::flags::Parsed;
+use crate::config::Places;
+use crate::error::{Error, Kind, Result};
+use serde::Serialize;
+use std::io::{self, Write};
+use std::path::Path;
+
+/// How a check went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Ok,
+    /// A turn can succeed, but not as one would wish, or not always.
+    Warn,
+    /// A turn fails.
+    Fail,
+}
+
+/// A check's outcome.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Check {
+    check: &'static str,
+    status: Status,
+    /// What was found, and how to mend it.
+    message: String,
+}
+
+/// The outcomes, in the order in which a turn would come upon them.
+#[derive(Debug, Default)]
+struct Report {
+    checks: Vec<Check>,
+}
+
+/// `plexum-openai doctor`: prints the checks; the status is 1 where one failed.
+///
+/// # Errors
+/// [`Kind::Usage`] for a wrong `--color`, [`Kind::Io`] where stdout cannot be written.
+pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
+    let color = color::wanted(parsed, &io::stdout())?;
+    let mut report = Report::default();
+    let workspace = parsed.value("workspace").map(Path::new);
+    checks::examine(&Places::from_env(), workspace, &mut report);
+    let text = if parsed.has("json") {
+        report.json()
+    } else {
+        report.lines(color)
+    };
+    stdout
+        .write_all(text.as_bytes())
+        .map_err(|error| Error::os(Kind::Io, "cannot write to stdout", error))?;
+    Ok(u8::from(report.failed()))
+}
+
+impl Report {
+    fn ok(&mut self, check: &'static str, message: impl Into<String>) {
+        self.add(check, Status::Ok, message.into());
+    }
+
+    fn warn(&mut self, check: &'static str, message: impl Into<String>) {
+        self.add(check, Status::Warn, message.into());
+    }
+
+    fn fail(&mut self, check: &'static str, message: impl Into<String>) {
+        self.add(check, Status::Fail, message.into());
+    }
+
+    fn add(&mut self, check: &'static str, status: Status, message: String) {
+        self.checks.push(Check {
+            check,
+            status,
+            message,
+        });
+    }
+
+    fn failed(&self) -> bool {
+        self.checks.iter().any(|check| check.status == Status::Fail)
+    }
+
+    /// A line a check: status, name, message.
+    fn lines(&self, color: bool) -> String {
+        let width = self.checks.iter().map(|check| check.check.len()).max();
+        let width = width.unwrap_or(0);
+        let mut text = String::new();
+        for check in &self.checks {
+            let (word, paint) = match check.status {
+                Status::Ok => ("ok  ", "\x1b[32m"),
+                Status::Warn => ("warn", "\x1b[33m"),
+                Status::Fail => ("FAIL", "\x1b[1;31m"),
+            };
+            let (paint, plain) = if color { (paint, "\x1b[0m") } else { ("", "") };
+            let line = format!(
+                "{paint}{word}{plain}  {:width$}  {}\n",
+                check.check,
+                one_line(&check.message)
+            );
+            text.push_str(&line);
+        }
+        text
+    }
+
+    /// One JSON object in one line.
+    fn json(&self) -> String {
+        #[derive(Serialize)]
+        struct Json<'a> {
+            ok: bool,
+            checks: &'a [Check],
+        }
+        let json = Json {
+            ok: !self.failed(),
+            checks: &self.checks,
+        };
+        let mut text = serde_json::to_string(&json).expect("strings and booleans can be JSON");
+        text.push('\n');
+        text
+    }
+}
+
+/// What was found may have line breaks and worse in it, from file names or from what codex says.
+fn one_line(text: &str) -> String {
+    text.chars()
+        .map(|char| if char.is_control() { ' ' } else { char })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_report_is_a_line_a_check() {
+        let mut report = Report::default();
+        report.ok("config", "there");
+        assert!(!report.failed());
+        report.warn("login", "a\nb");
+        assert!(!report.failed());
+        report.fail("codex", "gone; bring it");
+        assert!(report.failed());
+        assert_eq!(
+            report.lines(false),
+            "ok    config  there\nwarn  login   a b\nFAIL  codex   gone; bring it\n"
+        );
+        assert!(report.lines(true).contains("\x1b[1;31mFAIL\x1b[0m  codex"));
+        assert_eq!(
+            report.json(),
+            concat!(
+                r#"{"ok":false,"checks":[{"check":"config","status":"ok","message":"there"},"#,
+                r#"{"check":"login","status":"warn","message":"a\nb"},"#,
+                r#"{"check":"codex","status":"fail","message":"gone; bring it"}]}"#,
+                "\n"
+            )
+        );
+    }
+}

@@ -1,0 +1,736 @@
+//! The checks of `doctor`, in the order in which a turn would come upon what is wrong.
+//!
+//! They look as the turn will look: the same config, the same search for codex, the same environment for it.
+//! What depends on something that has failed already is left out, since its message would only mislead.
+
+use super::Report;
+use crate::codex::ask::{Answer, ask};
+use crate::codex::command::{self, Call, OLDEST};
+use crate::codex::home;
+use crate::config::{Config, LostThread, McpRegistration, Places};
+use crate::error::{Error, reason};
+use crate::turn::session::{self, Stored};
+use rustix::fs::{Access, access};
+use serde::Deserialize;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// The PATH that systemd gives to services where nobody sets another.
+const SYSTEMD_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// How long codex may take for a short answer; it takes 0.1 s.
+const LIMIT: Duration = Duration::from_secs(15);
+/// What the names of our own servers in codex's config begin with.
+const SERVER_PREFIX: &str = "plexum-host-";
+
+/// Runs every check that applies.
+pub(super) fn examine(places: &Places, workspace: Option<&Path>, report: &mut Report) {
+    let mut doctor = Doctor {
+        places,
+        config: Config::default(),
+        config_is_there: false,
+        report,
+    };
+    doctor.config();
+    let home_is_sound = doctor.codex_home();
+    if let Some(program) = doctor.codex() {
+        doctor.systemd(&program);
+        if home_is_sound {
+            doctor.ask_codex(&program);
+        }
+    }
+    doctor.sockets();
+    if let Some(workspace) = workspace {
+        doctor.workspace(workspace);
+    }
+}
+
+struct Doctor<'a> {
+    places: &'a Places,
+    /// The defaults, until (and unless) the file could be read.
+    config: Config,
+    config_is_there: bool,
+    report: &'a mut Report,
+}
+
+impl Doctor<'_> {
+    fn config(&mut self) {
+        let path = self.places.config_file();
+        match self.places.load_config() {
+            Ok(loaded) => {
+                if loaded.warnings.is_empty() {
+                    let message = if loaded.found {
+                        format!("{}", path.display())
+                    } else {
+                        format!("there is no {}: the defaults hold", path.display())
+                    };
+                    self.report.ok("config", message);
+                }
+                for warning in loaded.warnings {
+                    self.report.warn("config", warning);
+                }
+                self.config = loaded.config;
+                self.config_is_there = loaded.found;
+            }
+            Err(error) => self.report.fail("config", error.message()),
+        }
+    }
+
+    /// codex's folder. The result says whether codex can use it.
+    fn codex_home(&mut self) -> bool {
+        let home = self.places.codex_home(&self.config);
+        match look_at_home(&home, self.places.named_codex_home(&self.config).is_some()) {
+            Ok(message) => {
+                self.report.ok("codex home", message);
+                true
+            }
+            Err(message) => {
+                self.report.fail("codex home", message);
+                false
+            }
+        }
+    }
+
+    /// The executable and its version. The result is the executable, where it can be asked more.
+    fn codex(&mut self) -> Option<PathBuf> {
+        let program = match command::find(&self.config.binary, &self.config, self.places) {
+            Ok(program) => program,
+            Err(error) => {
+                self.report.fail("codex", error.message());
+                return None;
+            }
+        };
+        let shown = program.display();
+        let answer = match self.ask(&program, &["--version"]) {
+            Ok(answer) => answer,
+            Err(error) => {
+                let mend = format!("{}; {}", error.message(), self.other_binary());
+                self.report.fail("codex", mend);
+                return None;
+            }
+        };
+        let Some(version) = version(&answer.stdout) else {
+            let said = last_line(&answer.stdout).or(last_line(&answer.stderr));
+            self.report.fail(
+                "codex",
+                format!(
+                    "'{shown} --version' does not tell codex's version but {:?}; {}",
+                    said.unwrap_or_default(),
+                    self.other_binary()
+                ),
+            );
+            return None;
+        };
+        let (major, minor, patch) = version;
+        if version < OLDEST {
+            let (a, b, c) = OLDEST;
+            self.report.fail(
+                "codex",
+                format!(
+                    "{shown} is version {major}.{minor}.{patch}, and {a}.{b}.{c} is the least that is supported; npm install -g @openai/codex@latest"
+                ),
+            );
+        } else {
+            let message = format!("{shown}, version {major}.{minor}.{patch}");
+            self.report.ok("codex", message);
+        }
+        Some(program)
+    }
+
+    /// Whether a daemon that systemd starts, whose PATH is not a login shell's, finds the same codex.
+    fn systemd(&mut self, program: &Path) {
+        let mut config = self.config.clone();
+        let path = config
+            .env
+            .entry("PATH".to_owned())
+            .or_insert_with(|| SYSTEMD_PATH.to_owned());
+        let path = path.clone();
+        let found = command::find(&config.binary, &config, self.places);
+        match found {
+            Ok(found) if found == program => {
+                let message = if config.binary.contains('/') {
+                    "codex is found by its path, whatever PATH the daemon has".to_owned()
+                } else {
+                    format!("codex is found with {path} too")
+                };
+                self.report.ok("systemd", message);
+            }
+            Ok(found) => self.report.warn(
+                "systemd",
+                format!(
+                    "a daemon under systemd (PATH={path}) runs another codex, {}; {}",
+                    found.display(),
+                    self.set_keys(&[("binary", json(&program.to_string_lossy()))])
+                ),
+            ),
+            Err(error) => {
+                let what = error.message().split("; ").next().unwrap_or_default();
+                let mend = self.set_keys(&self.keys_for_systemd(program, &config));
+                self.report
+                    .warn("systemd", format!("a daemon under systemd {what}; {mend}"));
+            }
+        }
+    }
+
+    /// The keys with which codex starts whatever PATH there is.
+    fn keys_for_systemd(&self, program: &Path, config: &Config) -> Vec<(&'static str, String)> {
+        let native = native_beside(program);
+        let binary = native.as_deref().unwrap_or(program);
+        let mut keys = vec![("binary", json(&binary.to_string_lossy()))];
+        let alone = command::find(&binary.to_string_lossy(), config, self.places);
+        // A script for an interpreter that only the login shell's PATH leads to.
+        if alone.is_err()
+            && let Some(node) = command::in_path("node", &self.places.search_path(&self.config))
+            && let Some(folder) = node.parent()
+        {
+            let path = format!("{}:{SYSTEMD_PATH}", folder.display());
+            keys.push(("env", format!("{{\"PATH\": {}}}", json(&path))));
+        }
+        keys
+    }
+
+    /// What codex itself says of its config and its login.
+    fn ask_codex(&mut self, program: &Path) {
+        let listed = match self.ask(program, &["mcp", "list", "--json"]) {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.report.fail("codex config", error.message());
+                return;
+            }
+        };
+        let config_file = self.places.codex_home(&self.config).join("config.toml");
+        if !listed.success {
+            let said = last_cause(&listed.stderr);
+            self.report.fail(
+                "codex config",
+                format!(
+                    "codex cannot use its config: {said}; mend {}",
+                    config_file.display()
+                ),
+            );
+            return;
+        }
+        self.servers(program, &listed.stdout);
+        let text = fs::read_to_string(&config_file).unwrap_or_default();
+        let provider = self
+            .config
+            .extra_args
+            .iter()
+            .find_map(|argument| argument.strip_prefix("model_provider="))
+            .map(|name| name.trim_matches('"').to_owned())
+            .or_else(|| toml_text(&text, "model_provider"))
+            .filter(|name| name != "openai");
+        match provider {
+            Some(provider) => self.provider(&provider, &text),
+            None => self.login(program),
+        }
+    }
+
+    /// Entries of ours in codex's config that no longer lead anywhere.
+    fn servers(&mut self, program: &Path, listed: &str) {
+        #[derive(Deserialize)]
+        struct Entry {
+            name: String,
+            transport: Transport,
+        }
+        #[derive(Deserialize)]
+        struct Transport {
+            #[serde(default)]
+            command: String,
+        }
+        let entries: Vec<Entry> = match serde_json::from_str(listed) {
+            Ok(entries) => entries,
+            Err(error) => {
+                self.report.warn(
+                    "codex config",
+                    format!("'codex mcp list --json' is not understood ({error}): is this codex newer than this program?"),
+                );
+                return;
+            }
+        };
+        let mut lost = Vec::new();
+        let mut ours = 0;
+        for entry in entries
+            .iter()
+            .filter(|entry| entry.name.starts_with(SERVER_PREFIX))
+        {
+            ours += 1;
+            let why = if self.config.mcp_registration != McpRegistration::Persistent {
+                "\"mcp_registration\" is not \"persistent\"".to_owned()
+            } else if access(Path::new(&entry.transport.command), Access::EXEC_OK).is_err() {
+                format!("'{}' cannot be executed", entry.transport.command)
+            } else {
+                continue;
+            };
+            lost.push((entry.name.as_str(), why));
+        }
+        let Some((first, why)) = lost.first() else {
+            let message = match ours {
+                0 => "no leftover entries of ours in codex's config".to_owned(),
+                1 => "1 entry of ours in codex's config, and it leads somewhere".to_owned(),
+                more => format!("{more} entries of ours in codex's config lead somewhere"),
+            };
+            self.report.ok("codex config", message);
+            return;
+        };
+        let removal: Vec<String> = lost
+            .iter()
+            .map(|(name, _)| format!("{} mcp remove {name}", self.codex_by_hand(program)))
+            .collect();
+        let more = match lost.len() - 1 {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        self.report.warn(
+            "codex config",
+            format!(
+                "the server '{first}'{more} leads nowhere: {why}; {}",
+                removal.join(" && ")
+            ),
+        );
+    }
+
+    /// A provider of the operator's own, which needs no login but perhaps a key.
+    fn provider(&mut self, provider: &str, text: &str) {
+        let key = toml_text(text, &format!("model_providers.{provider}.env_key"));
+        match key {
+            None => self.report.ok(
+                "login",
+                format!("codex uses the provider '{provider}', which asks for no key"),
+            ),
+            Some(name) if self.variable(&name).is_some() => self.report.ok(
+                "login",
+                format!("codex uses the provider '{provider}', and its key {name} is set"),
+            ),
+            Some(name) => self.report.fail(
+                "login",
+                format!(
+                    "codex uses the provider '{provider}', and its key {name} is not set; {}",
+                    self.set_keys(&[("env", format!("{{\"{name}\": \"...\"}}"))])
+                ),
+            ),
+        }
+    }
+
+    fn login(&mut self, program: &Path) {
+        let answer = match self.ask(program, &["login", "status"]) {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.report.fail("login", error.message());
+                return;
+            }
+        };
+        let key_mend = self.set_keys(&[("env", "{\"CODEX_API_KEY\": \"...\"}".to_owned())]);
+        if answer.success {
+            let said = answer.stderr.lines().chain(answer.stdout.lines()).next();
+            self.report
+                .ok("login", said.unwrap_or("codex is logged in").to_owned());
+        } else if self.config.env.contains_key("CODEX_API_KEY") {
+            self.report.ok(
+                "login",
+                "not logged in, but the config's \"env\" has CODEX_API_KEY",
+            );
+        } else if self.variable("CODEX_API_KEY").is_some() {
+            self.report.ok(
+                "login",
+                format!("not logged in, but CODEX_API_KEY is set; for a daemon that does not have it, {key_mend}"),
+            );
+        } else if self.variable("OPENAI_API_KEY").is_some() {
+            self.report.fail(
+                "login",
+                format!(
+                    "OPENAI_API_KEY is set, but 'codex exec' reads only CODEX_API_KEY; {key_mend}"
+                ),
+            );
+        } else {
+            self.report.fail(
+                "login",
+                format!(
+                    "codex is not logged in; {} login",
+                    self.codex_by_hand(program)
+                ),
+            );
+        }
+    }
+
+    /// The folder for the sockets through which codex reaches the daemon's tools.
+    fn sockets(&mut self) {
+        if self.config.mcp_registration == McpRegistration::Off {
+            return;
+        }
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty());
+        match crate::mcp::runtime_folder(runtime.as_deref().map(Path::new), &self.places.profile) {
+            Ok(folder) => self.report.ok("sockets", folder.display().to_string()),
+            Err(error) => self.report.fail("sockets", error.message()),
+        }
+    }
+
+    fn workspace(&mut self, workspace: &Path) {
+        let workspace = std::path::absolute(workspace).unwrap_or_else(|_| workspace.to_owned());
+        match look_at_workspace(&workspace) {
+            Ok(message) => self.report.ok("workspace", message),
+            Err(message) => {
+                self.report.fail("workspace", message);
+                return;
+            }
+        }
+        match session::read(&workspace) {
+            Ok(Stored::Nothing) => self
+                .report
+                .ok("session", "no thread yet: the next turn starts one"),
+            Ok(Stored::Thread(thread)) => {
+                self.report.ok("session", format!("thread {thread}"));
+                self.thread(&thread);
+            }
+            Ok(Stored::Unusable(why)) => self.report.warn(
+                "session",
+                format!(
+                    "{}: {why}; the next turn sets it aside and starts a new thread",
+                    workspace.join(session::FILE).display()
+                ),
+            ),
+            Err(error) => self.report.fail("session", error.message()),
+        }
+    }
+
+    /// The rollout of the workspace's thread, and who may write to it.
+    fn thread(&mut self, thread: &str) {
+        let home = self.places.codex_home(&self.config);
+        let rollout = match home::find_rollout(&home, thread) {
+            Ok(Some(rollout)) => rollout,
+            Ok(None) => {
+                let what = format!("codex has no thread {thread} in {}", home.display());
+                match self.config.lost_thread {
+                    LostThread::Replay => self.report.warn(
+                        "rollout",
+                        format!("{what}; the next turn starts a new one with the conversation that the daemon has"),
+                    ),
+                    LostThread::Fresh => self
+                        .report
+                        .warn("rollout", format!("{what}; the next turn starts a new, empty one")),
+                    LostThread::Error => self.report.fail(
+                        "rollout",
+                        format!("{what}, and \"lost_thread\" is \"error\"; plexum-openai turn --fresh, or {}", self.set_keys(&[("lost_thread", json("replay"))])),
+                    ),
+                }
+                return;
+            }
+            Err(error) => {
+                self.report.fail("rollout", error.message());
+                return;
+            }
+        };
+        let metadata = match fs::File::open(&rollout).and_then(|file| file.metadata()) {
+            Ok(metadata) => metadata,
+            Err(error) => {
+                self.report.fail(
+                    "rollout",
+                    format!("cannot read '{}': {}", rollout.display(), reason(&error)),
+                );
+                return;
+            }
+        };
+        self.report.ok(
+            "rollout",
+            format!("{} ({} bytes)", rollout.display(), metadata.len()),
+        );
+        match home::is_locked(&home, thread) {
+            Ok(true) => self
+                .report
+                .warn("thread lock", Error::message(&home::busy(thread))),
+            Ok(false) => {
+                match home::open_writer(&rollout, (metadata.dev(), metadata.ino())) {
+                    // Before 0.147 an open file is the only trace.
+                    Some(pid) => self.report.warn(
+                        "thread lock",
+                        format!("process {pid} has the rollout open for writing; try again when its turn is over"),
+                    ),
+                    None => self.report.ok("thread lock", "free"),
+                }
+            }
+            Err(error) => self.report.fail("thread lock", error.message()),
+        }
+    }
+
+    /// A variable as codex will see it.
+    fn variable(&self, name: &str) -> Option<OsString> {
+        let set = match self.config.env.get(name) {
+            Some(value) => Some(value.into()),
+            None => std::env::var_os(name),
+        };
+        set.filter(|value: &OsString| !value.is_empty())
+    }
+
+    /// Asks codex, in the environment that a turn gives it.
+    fn ask(&self, program: &Path, arguments: &[&str]) -> crate::error::Result<Answer> {
+        let call = Call {
+            thread: None,
+            model: "",
+            system: None,
+            images: &[],
+            prompt: "",
+            tool_args: &[],
+            workspace: Path::new("/"),
+        };
+        let built = command::build(program, &self.config, self.places, &call);
+        let mut command = Command::new(program);
+        command.args(arguments);
+        for name in built.env_removed {
+            command.env_remove(name);
+        }
+        command.envs(built.env);
+        ask(command, LIMIT)
+    }
+
+    /// How to call this codex in a shell, for the same threads and login.
+    fn codex_by_hand(&self, program: &Path) -> String {
+        let program = shell_word(&program.to_string_lossy());
+        match self.places.named_codex_home(&self.config) {
+            Some(home) => format!(
+                "CODEX_HOME={} {program}",
+                shell_word(&home.to_string_lossy())
+            ),
+            None => program,
+        }
+    }
+
+    fn other_binary(&self) -> String {
+        format!("set \"binary\" in {}", self.places.config_file().display())
+    }
+
+    /// How to set these keys: what to write into the file that is there, or the command that makes one.
+    fn set_keys(&self, keys: &[(&str, String)]) -> String {
+        let keys: Vec<String> = keys
+            .iter()
+            .map(|(key, value)| format!("\"{key}\": {value}"))
+            .collect();
+        let keys = keys.join(", ");
+        let file = self.places.config_file();
+        if self.config_is_there {
+            return format!("set {keys} in {}", file.display());
+        }
+        format!(
+            "mkdir -p {} && echo {} > {}",
+            shell_word(&self.places.plugin_folder().to_string_lossy()),
+            shell_word(&format!("{{{keys}}}")),
+            shell_word(&file.to_string_lossy())
+        )
+    }
+}
+
+/// What is good about codex's folder, or what is wrong with it.
+fn look_at_home(home: &Path, is_named: bool) -> Result<String, String> {
+    let shown = home.display();
+    match fs::metadata(home) {
+        Ok(found) if !found.is_dir() => Err(format!(
+            "{shown} is no folder; set CODEX_HOME, or \"codex_home\" in the config, to one"
+        )),
+        Ok(_) if access(home, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK).is_err() => {
+            Err(format!(
+                "{shown} cannot be read and written; chmod u+rwx {}",
+                shell_word(&home.to_string_lossy())
+            ))
+        }
+        Ok(_) => match fs::read_dir(home.join("sessions")) {
+            Ok(_) => Ok(format!("{shown}")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(format!("{shown}, no threads yet"))
+            }
+            Err(error) => Err(format!(
+                "cannot read {shown}/sessions: {}; without it no tool call can be told",
+                reason(&error)
+            )),
+        },
+        // Only its own default is made by codex.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !is_named => {
+            let parent = home.parent().unwrap_or(home);
+            if access(parent, Access::WRITE_OK | Access::EXEC_OK).is_ok() {
+                Ok(format!("{shown} is not there yet, codex makes it"))
+            } else {
+                Err(format!(
+                    "{shown} is not there and cannot be made in {}; set \"codex_home\" in the config",
+                    parent.display()
+                ))
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!(
+            "{shown} is not there, and codex makes none but ~/.codex; mkdir -p {}",
+            shell_word(&home.to_string_lossy())
+        )),
+        Err(error) => Err(format!("cannot look at {shown}: {}", reason(&error))),
+    }
+}
+
+/// What is good about a workspace, or what is wrong with it.
+fn look_at_workspace(workspace: &Path) -> Result<String, String> {
+    let shown = workspace.display();
+    match fs::metadata(workspace) {
+        Ok(found) if !found.is_dir() => Err(format!("{shown} is no folder; give another one")),
+        Ok(_)
+            if access(
+                workspace,
+                Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK,
+            )
+            .is_err() =>
+        {
+            Err(format!(
+                "{shown} cannot be read and written; chmod u+rwx {}",
+                shell_word(&workspace.to_string_lossy())
+            ))
+        }
+        Ok(_) => Ok(format!("{shown}")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let parent = workspace.ancestors().skip(1).find(|folder| folder.exists());
+            let parent = parent.unwrap_or(Path::new("/"));
+            if parent.is_dir() && access(parent, Access::WRITE_OK | Access::EXEC_OK).is_ok() {
+                Ok(format!("{shown} is not there yet, the first turn makes it"))
+            } else {
+                Err(format!(
+                    "{shown} is not there and cannot be made in {}; give another one",
+                    parent.display()
+                ))
+            }
+        }
+        Err(error) => Err(format!("cannot look at {shown}: {}", reason(&error))),
+    }
+}
+
+/// The program that npm's `codex`, a script for node, starts: it is in a package beside or below the script's
+/// own, and needs no node.
+fn native_beside(script: &Path) -> Option<PathBuf> {
+    let script = fs::canonicalize(script).ok()?;
+    if script.extension().is_none_or(|end| end != "js") {
+        return None;
+    }
+    let package = script.parent()?.parent()?;
+    let below = package.join("node_modules/@openai");
+    let folders = [package.parent()?, below.as_path()];
+    let children = |folder: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    };
+    folders
+        .iter()
+        .flat_map(|folder| children(folder))
+        .flat_map(|package| children(&package.join("vendor")))
+        .map(|vendor| vendor.join("bin/codex"))
+        .find(|program| program.is_file() && access(program, Access::EXEC_OK).is_ok())
+}
+
+/// The version in `codex-cli 0.169.0`.
+fn version(said: &str) -> Option<(u32, u32, u32)> {
+    let words = said.lines().flat_map(str::split_whitespace);
+    words.into_iter().find_map(|word| {
+        let mut numbers = word.split('.').map(|number| {
+            let digits = number
+                .find(|c: char| !c.is_ascii_digit())
+                .unwrap_or(number.len());
+            number[..digits].parse().ok()
+        });
+        Some((numbers.next()??, numbers.next()??, numbers.next()??))
+    })
+}
+
+fn last_line(text: &str) -> Option<&str> {
+    text.lines()
+        .rev()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+}
+
+/// The innermost cause in an error that codex prints: it lists causes, and then a backtrace at times.
+fn last_cause(stderr: &str) -> String {
+    let told = stderr.split("Stack backtrace").next().unwrap_or_default();
+    last_line(told).unwrap_or("it does not say why").to_owned()
+}
+
+/// The string at this key of a TOML file, as far as lines of the form `key = "value"` tell. Whatever is
+/// written in a rarer form is taken as not there.
+fn toml_text(text: &str, wanted: &str) -> Option<String> {
+    let plain = |key: &str| key.replace(['"', '\'', ' ', '\t'], "");
+    let mut table = String::new();
+    for line in text.lines() {
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix('[') {
+            table = plain(name.split(']').next().unwrap_or_default()) + ".";
+        } else if let Some((key, value)) = line.split_once('=')
+            && format!("{table}{}", plain(key)) == wanted
+        {
+            let value = value.trim();
+            let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+            return value[1..].split(quote).next().map(str::to_owned);
+        }
+    }
+    None
+}
+
+/// A text as JSON.
+fn json(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// A word as a shell takes it.
+fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,~".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        for (said, expected) in [
+            ("codex-cli 0.169.0\n", Some((0, 169, 0))),
+            ("WARNING: x.y\ncodex-cli 1.2.3-alpha.4\n", Some((1, 2, 3))),
+            ("v20\n", None),
+            ("", None),
+        ] {
+            assert_eq!(version(said), expected, "{said:?}");
+        }
+    }
+
+    #[test]
+    fn values_of_codexs_config_are_found() {
+        let text = "# model_provider = \"no\"\nmodel_provider = \"loop back\" # yes\n\n[model_providers.'loop']\nname=1\nenv_key = 'KEY'\n[other]\nmodel = \"x\"\n";
+        for (key, expected) in [
+            ("model_provider", Some("loop back")),
+            ("model_providers.loop.env_key", Some("KEY")),
+            ("other.model", Some("x")),
+            ("model", None),
+            ("model_providers.loop.name", None),
+        ] {
+            assert_eq!(toml_text(text, key).as_deref(), expected, "{key}");
+        }
+    }
+
+    #[test]
+    fn words_are_quoted_for_the_shell() {
+        assert_eq!(shell_word("/a/b-c.json"), "/a/b-c.json");
+        assert_eq!(shell_word("it's {x}"), "'it'\\''s {x}'");
+        assert_eq!(shell_word(""), "''");
+    }
+
+    #[test]
+    fn the_innermost_cause_is_told() {
+        for (stderr, expected) in [
+            (
+                "Error: a\n\nCaused by:\n    b\n\nStack backtrace:\n   0: x\n",
+                "b",
+            ),
+            ("Error: a\n", "Error: a"),
+            ("", "it does not say why"),
+        ] {
+            assert_eq!(last_cause(stderr), expected);
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Renders the flag table as help: `-h` short, `--help` whole, for a subcommand or the whole program.
+//!
+//! Pure: from the tables to a text of at most 80 columns. Nothing is said here that a table does not say, so
+//! help cannot disagree with what is parsed.
+
+use super::about::{self, NAME};
+use super::flags::{self, Flag, Help, Subcommand};
+use super::markup::plain;
+use crate::config;
+
+/// The widest line.
+const COLUMNS: usize = 80;
+/// Where the briefs of flags and subcommands begin at the latest; longer names push theirs to the next line.
+const WIDEST_NAME: usize = 26;
+
+/// The help text, ending in a newline.
+pub(crate) fn text(help: Help, subcommand: Option<&Subcommand>) -> String {
+    let mut page = Page::default();
+    match subcommand {
+        Some(command) => page.subcommand(help, command),
+        None => page.program(help),
+    }
+    page.text
+}
+
+/// The text so far.
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn program(&mut self, help: Help) {
+        let version = env!("CARGO_PKG_VERSION");
+        self.line(&format!("{NAME} {version}: {}", about::BRIEF));
+        self.line("");
+        self.line(&format!("Usage: {NAME} [SUBCOMMAND] [FLAGS] [OPERANDS]"));
+        if help == Help::Whole {
+            self.paragraphs(about::PROGRAM);
+        }
+        self.heading("Subcommands");
+        let commands: Vec<_> = flags::SUBCOMMANDS
+            .iter()
+            .map(|command| (format!("  {}", command.name), command.brief))
+            .collect();
+        self.list(&commands, &[]);
+        self.flags(help, &[]);
+        match help {
+            Help::Short => {
+                self.line("");
+                self.line(
+                    "A subcommand's flags: 'plexum-openai SUBCOMMAND -h'. All of it: '--help'.",
+                );
+            }
+            Help::Whole => {
+                self.heading("Config file");
+                self.config();
+                self.topics("Environment", about::ENVIRONMENT);
+                self.topics("Files", about::FILES);
+                self.topics("Exit status", about::EXIT_STATUS);
+                self.line("");
+                self.wrapped(
+                    &format!("See also '{NAME} SUBCOMMAND --help', {NAME}(1), {NAME}-protocol(7)."),
+                    0,
+                    0,
+                );
+            }
+        }
+    }
+
+    fn subcommand(&mut self, help: Help, command: &Subcommand) {
+        let title = format!("{NAME} {}: {}", command.name, command.brief);
+        self.wrapped(&title, 0, 2);
+        self.line("");
+        let mut usage = format!("Usage: {NAME} {}", command.name);
+        if !command.flags.is_empty() {
+            usage.push_str(" [FLAGS]");
+        }
+        if !command.operands.is_empty() {
+            usage.push(' ');
+            usage.push_str(command.operands);
+        }
+        self.line(&usage);
+        if help == Help::Whole {
+            self.paragraphs(command.more);
+        }
+        self.flags(help, command.flags);
+        if help == Help::Whole && !command.examples.is_empty() {
+            self.heading("Examples");
+            for (at, (example, what)) in command.examples.iter().enumerate() {
+                if at > 0 {
+                    self.line("");
+                }
+                self.wrapped(&format!("# {}", plain(what)), 2, 4);
+                // A command line is one line, however long: half of one cannot be copied.
+                self.line(&format!("  {example}"));
+            }
+        }
+    }
+
+    fn flags(&mut self, help: Help, own: &[Flag]) {
+        self.heading("Flags");
+        let names: Vec<_> = own
+            .iter()
+            .chain(flags::COMMON)
+            .map(|flag| (flag_name(flag), flag.brief))
+            .collect();
+        let more: Vec<_> = match help {
+            Help::Short => Vec::new(),
+            Help::Whole => own.iter().chain(flags::COMMON).map(|f| f.more).collect(),
+        };
+        self.list(&names, &more);
+    }
+
+    fn config(&mut self) {
+        for (at, key) in config::KEYS.iter().enumerate() {
+            if at > 0 {
+                self.line("");
+            }
+            self.line(&format!("  {} ({})", key.name, kind_and_default(key)));
+            self.wrapped(&plain(key.meaning), 6, 6);
+        }
+    }
+
+    fn topics(&mut self, heading: &str, topics: &[(&str, &str)]) {
+        self.heading(heading);
+        for (name, meaning) in topics {
+            let name = format!("  {name}");
+            if name.len() < 10 {
+                self.wrapped(&format!("{name:10}{}", plain(meaning)), 0, 10);
+            } else {
+                self.line(&name);
+                self.wrapped(&plain(meaning), 6, 6);
+            }
+        }
+    }
+
+    /// Names in one column, what they are in the next; `more` stands below where there is any.
+    fn list(&mut self, rows: &[(String, &str)], more: &[&str]) {
+        let fits = rows.iter().map(|(name, _)| name.len() + 2);
+        let column = fits.filter(|&end| end <= WIDEST_NAME).max().unwrap_or(2);
+        for (at, (name, brief)) in rows.iter().enumerate() {
+            if name.len() + 2 > column {
+                self.line(name);
+                self.wrapped(&plain(brief), column, column);
+            } else {
+                self.wrapped(&format!("{name:column$}{}", plain(brief)), 0, column);
+            }
+            if let Some(more) = more.get(at).filter(|more| !more.is_empty()) {
+                self.wrapped(&plain(more), column, column);
+            }
+        }
+    }
+
+    fn paragraphs(&mut self, paragraphs: &[&str]) {
+        for paragraph in paragraphs {
+            self.line("");
+            self.wrapped(&plain(paragraph), 0, 0);
+        }
+    }
+
+    fn heading(&mut self, name: &str) {
+        self.line("");
+        self.line(&format!("{name}:"));
+    }
+
+    /// A text broken at its spaces. The first line's own leading and inner spaces stay as they are, since a
+    /// name that is padded to its column stands there.
+    fn wrapped(&mut self, text: &str, first: usize, next: usize) {
+        let mut line = " ".repeat(first);
+        let mut rest = text;
+        loop {
+            let room = COLUMNS.saturating_sub(line.len());
+            if rest.len() <= room {
+                break;
+            }
+            // The texts are ASCII: a byte is a column. A word that is wider than the line stands alone.
+            let end = rest[..=room]
+                .rfind(' ')
+                .filter(|&at| !rest[..at].trim().is_empty())
+                .or_else(|| rest.find(' '));
+            let Some(end) = end else { break };
+            line.push_str(rest[..end].trim_end());
+            self.line(&line);
+            rest = rest[end..].trim_start();
+            line = " ".repeat(next);
+        }
+        line.push_str(rest);
+        self.line(&line);
+    }
+
+    fn line(&mut self, line: &str) {
+        self.text.push_str(line.trim_end());
+        self.text.push('\n');
+    }
+}
+
+/// A key's type and its default, as help and the man page write them.
+pub(crate) fn kind_and_default(key: &config::Key) -> String {
+    match key.default {
+        "unset" => format!("{}, unset", key.kind),
+        default => format!("{}, default {default}", key.kind),
+    }
+}
+
+fn flag_name(flag: &Flag) -> String {
+    let mut name = match flag.short {
+        Some(short) => format!("  -{short}, --{}", flag.long),
+        None => format!("      --{}", flag.long),
+    };
+    if let Some(value) = flag.value {
+        name.push(' ');
+        name.push_str(value);
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn every() -> Vec<(String, String)> {
+        let mut pages = Vec::new();
+        for help in [Help::Short, Help::Whole] {
+            pages.push((format!("{help:?}"), text(help, None)));
+            for command in flags::SUBCOMMANDS {
+                let name = format!("{help:?} {}", command.name);
+                pages.push((name, text(help, Some(command))));
+            }
+        }
+        pages
+    }
+
+    #[test]
+    fn no_line_is_wider_than_80_columns() {
+        for (name, page) in every() {
+            let mut examples = false;
+            for line in page.lines() {
+                examples |= line == "Examples:";
+                let command = examples && !line.trim_start().starts_with('#');
+                assert!(line.len() <= COLUMNS || command, "{name}: {line}");
+                assert_eq!(line.trim_end(), line, "{name}: spaces at the end");
+            }
+        }
+    }
+
+    #[test]
+    fn short_help_fits_a_screen_and_whole_help_says_more() {
+        for command in flags::SUBCOMMANDS {
+            let short = text(Help::Short, Some(command));
+            let whole = text(Help::Whole, Some(command));
+            assert!(short.lines().count() <= 24, "{}:\n{short}", command.name);
+            assert!(whole.len() > short.len(), "{}", command.name);
+        }
+        assert!(text(Help::Short, None).lines().count() <= 24);
+    }
+
+    #[test]
+    fn everything_in_the_tables_is_told() {
+        let whole = text(Help::Whole, None);
+        for key in config::KEYS {
+            assert!(
+                whole.contains(&format!("\n  {} (", key.name)),
+                "{}",
+                key.name
+            );
+        }
+        for command in flags::SUBCOMMANDS {
+            assert!(whole.contains(&format!("\n  {} ", command.name)));
+            let page = text(Help::Short, Some(command));
+            for flag in command.flags.iter().chain(flags::COMMON) {
+                assert!(
+                    page.contains(&flag_name(flag)),
+                    "{}: {}",
+                    command.name,
+                    flag.long
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn long_words_and_exact_fits_are_not_lost() {
+        for (input, expected) in [
+            ("a b", "    a b\n".to_owned()),
+            (
+                &format!("{} end", "x".repeat(76)),
+                format!("    {}\n    end\n", "x".repeat(76)),
+            ),
+            (
+                &format!("{} end", "x".repeat(90)),
+                format!("    {}\n    end\n", "x".repeat(90)),
+            ),
+            (&"x".repeat(90), format!("    {}\n", "x".repeat(90))),
+            (
+                &format!("{} yy", "x".repeat(74)),
+                format!("    {}\n    yy\n", "x".repeat(74)),
+            ),
+        ] {
+            let mut page = Page::default();
+            page.wrapped(input, 4, 4);
+            assert_eq!(page.text, expected);
+        }
+    }
+}

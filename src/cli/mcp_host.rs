@@ -1,0 +1,52 @@
+//! `mcp-host`: what codex starts. Finds out which socket and which agent are meant, and leaves the rest to
+//! [`crate::mcp::host`].
+
+use super::flags::{Parsed, usage};
+use crate::error::Result;
+use crate::mcp::host;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Serves codex until one side ends.
+pub(crate) fn run(parsed: &Parsed) -> Result<()> {
+    let socket = given(
+        parsed,
+        "socket",
+        "PLEXUM_MCP_SOCKET",
+        std::env::var_os("PLEXUM_MCP_SOCKET"),
+    )?;
+    let agent_id = given(
+        parsed,
+        "agent-id",
+        "PLEXUM_MCP_AGENT_ID",
+        std::env::var_os("PLEXUM_MCP_AGENT_ID"),
+    )?;
+    let agent_id = agent_id.into_string().map_err(|value| {
+        usage(format!(
+            "the value of '--agent-id' is not valid UTF-8: {value:?}"
+        ))
+    })?;
+    let turn = host::turn_of_environment();
+    host::run(&PathBuf::from(socket), &agent_id, turn.as_deref())
+}
+
+/// The flag's value, or else the variable's; an empty one is none.
+fn given(
+    parsed: &Parsed,
+    flag: &str,
+    variable: &str,
+    environment: Option<OsString>,
+) -> Result<OsString> {
+    let (value, source) = match parsed.value(flag) {
+        Some(value) => (value.to_owned(), format!("'--{flag}'")),
+        None => (environment.unwrap_or_default(), variable.to_owned()),
+    };
+    if !value.is_empty() {
+        return Ok(value);
+    }
+    Err(match parsed.has(flag) {
+        true => usage(format!("the value of {source} is empty")),
+        false => usage(format!("'mcp-host' needs '--{flag}' or {variable}"))
+            .hint("codex starts it with both, for a turn that has tools"),
+    })
+}

@@ -1,0 +1,128 @@
+//! A short question to codex (`--version`, `login status`, `mcp list`), answered within a limit.
+//!
+//! Not for turns: those are `child`'s, which reads along and ends codex in steps. A codex that hangs here has
+//! nothing to lose and is killed with its whole process group.
+
+use crate::error::{Error, Kind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The most that is kept of what it says.
+const LONGEST: u64 = 1 << 20;
+
+/// What codex said.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) success: bool,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// Runs a command to its end, or for `limit`.
+///
+/// # Errors
+/// [`Kind::CodexFailed`] where it cannot be run or does not end.
+pub(crate) fn ask(mut command: Command, limit: Duration) -> Result<Answer> {
+    let mut shown = command.get_program().to_string_lossy().into_owned();
+    for argument in command.get_args() {
+        shown = format!("{shown} {}", argument.to_string_lossy());
+    }
+    let cannot =
+        |error: io::Error| Error::os(Kind::CodexFailed, format!("cannot run '{shown}'"), error);
+    // Files and not pipes: nobody has to read along, and there is no end to wait for if it leaves a child.
+    let mut stdout = tempfile::tempfile().map_err(cannot)?;
+    let mut stderr = tempfile::tempfile().map_err(cannot)?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(stdout.try_clone().map_err(cannot)?)
+        .stderr(stderr.try_clone().map_err(cannot)?)
+        .process_group(0)
+        .spawn()
+        .map_err(cannot)?;
+    let pid = Pid::from_child(&child);
+    let ended = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .and_then(|process| wait(&process, Instant::now() + limit));
+    if ended != Ok(true) {
+        // The group is its own, and it is not waited for yet, so the number is still its.
+        let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+    }
+    let status = child.wait().map_err(cannot)?;
+    if ended == Ok(false) {
+        return Err(Error::new(
+            Kind::CodexFailed,
+            format!("'{shown}' did not end within {} s", limit.as_secs()),
+        ));
+    }
+    let read = |file: &mut File| -> io::Result<String> {
+        file.rewind()?;
+        let mut bytes = Vec::new();
+        file.take(LONGEST).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    Ok(Answer {
+        success: status.success(),
+        stdout: read(&mut stdout).map_err(cannot)?,
+        stderr: read(&mut stderr).map_err(cannot)?,
+    })
+}
+
+/// Waits until the process ends; false where it does not before the deadline.
+fn wait(process: &OwnedFd, deadline: Instant) -> rustix::io::Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).ok();
+        let mut fds = [PollFd::new(process, PollFlags::IN)];
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            Ok(0) if left.is_zero() => return Ok(false),
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return Ok(true),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn what_it_says_and_how_it_ends_is_told() {
+        let limit = Duration::from_secs(20);
+        let answer = ask(shell("echo out; echo err >&2; exit 3"), limit).unwrap();
+        assert_eq!(
+            (answer.stdout.as_str(), answer.stderr.as_str()),
+            ("out\n", "err\n")
+        );
+        assert!(!answer.success);
+        // What it leaves running does not keep the answer.
+        let begun = Instant::now();
+        assert!(ask(shell("sleep 15 & echo done"), limit).unwrap().success);
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn what_hangs_is_ended() {
+        let error = ask(shell("sleep 600"), Duration::from_millis(50)).unwrap_err();
+        assert_eq!(
+            error.message(),
+            "'/bin/sh -c sleep 600' did not end within 0 s"
+        );
+        let error = ask(Command::new("/nowhere/codex"), Duration::from_secs(1)).unwrap_err();
+        assert_eq!(
+            error.message(),
+            "cannot run '/nowhere/codex': No such file or directory"
+        );
+    }
+}

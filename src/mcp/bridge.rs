@@ -1,0 +1,1159 @@
+//! The plugin's side of a turn's socket: one thread that waits for everything at once.
+//!
+//! One thread and no more, whatever connects and however many calls are open: two hundred turns side by side
+//! are two hundred threads here, and five hundred calls in flight are five hundred entries in a map. So nothing
+//! on this thread may wait for anything but `poll`. Answers come from whichever thread the daemon's line was
+//! read on: they are put into the inbox and the thread is woken.
+//!
+//! A connection is one of ours only after its first line (`Hello`); until then it has little room and little
+//! time. How `mcp-host` writes that line stands in [`super::host`].
+
+use super::register::{self, Server};
+use super::server::{self, Catalogue, Effect, Key, Session};
+use super::socket::{self, Listening};
+use super::{CallId, Mode, Settings, Tool, ToolAnswer, ToolHost};
+use crate::error::{Error, Kind, Result};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ffi::OsString;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// The most connections of `mcp-host` that one turn serves. codex makes one.
+const SESSIONS_MAX: usize = 8;
+/// The most connections that have not said yet who they are; more wait in the kernel's queue.
+const STRANGERS_MAX: usize = 64;
+/// How long a connection may take to say who it is, and one that ends to take its last lines.
+const HELLO_WAIT: Duration = Duration::from_secs(2);
+/// How long the first line may be: an agent's id and a token.
+const HELLO_BYTES: usize = 16 * 1024;
+/// How long an agent's id may be: it is an argument of codex.
+const AGENT_ID_BYTES: usize = 1024;
+/// How long a message may be, as for the daemon's.
+const LINE_BYTES: usize = 64 * 1024 * 1024;
+/// A connection with so much to take is not read from until it has taken it.
+const BACKLOG_BYTES: usize = 1024 * 1024;
+/// What is read from one connection before the others have their turn.
+const READ_BYTES: usize = 64 * 1024;
+/// How long nobody is let in after the kernel refused (no descriptors left).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The first line of a connection.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Hello<'a> {
+    #[serde(borrow)]
+    pub(super) agent_id: Cow<'a, str>,
+    /// The token from the file beside the socket.
+    #[serde(borrow)]
+    pub(super) token: Cow<'a, str>,
+    /// The turn's mark, where codex gave one.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(super) turn: Option<Cow<'a, str>>,
+}
+
+/// The answer to it: `error` says why the connection is refused.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Welcome<'a> {
+    #[serde(borrow, default)]
+    pub(super) error: Option<Cow<'a, str>>,
+}
+
+/// The tools of one turn, lent to its codex. Dropping it ends everything: open calls are taken back, the
+/// connections closed, the files removed, the thread joined.
+#[derive(Debug)]
+pub(crate) struct Bridge {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    arguments: Vec<OsString>,
+    warnings: Vec<String>,
+}
+
+/// What other threads reach of a bridge.
+#[derive(Debug)]
+struct Shared {
+    inbox: Mutex<Inbox>,
+    /// An eventfd that wakes the bridge's thread.
+    wake: OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    answers: Vec<(Waiting, ToolAnswer)>,
+    tools: Option<Catalogue>,
+    /// How many lists of tools there were.
+    generation: u64,
+    stop: bool,
+}
+
+/// Who waits for an answer: a call of a connection.
+type Waiting = (u64, Key);
+
+impl Bridge {
+    /// Lends these tools to the codex that is started with [`Bridge::codex_args`].
+    ///
+    /// # Errors
+    /// [`Kind::Params`] for an agent's id that no program can be given, [`Kind::Busy`] where another turn of
+    /// the agent has its socket (persistent registration), [`Kind::McpFailed`] for everything else.
+    pub(crate) fn start(
+        agent_id: &str,
+        tools: Vec<Tool>,
+        host: Arc<dyn ToolHost>,
+        settings: &Settings,
+    ) -> Result<Bridge> {
+        if agent_id.contains('\0') || agent_id.len() > AGENT_ID_BYTES {
+            return Err(Error::new(
+                Kind::Params,
+                format!("'agent.id' has a NUL or more than {AGENT_ID_BYTES} bytes"),
+            ));
+        }
+        // What has no name still needs one that a flag can have.
+        let unnamed = register::short_id("");
+        let agent_id = if agent_id.is_empty() {
+            unnamed.as_str()
+        } else {
+            agent_id
+        };
+        let folder = socket::folder(settings.runtime_dir.as_deref(), &settings.profile)?;
+        let name = match settings.mode {
+            // Of this turn's own, so that two turns of an agent never meet.
+            Mode::Turn => socket::fresh_name()?,
+            Mode::Persistent => format!("p-{}", register::short_id(agent_id)),
+        };
+        let listening = Listening::start(&folder, &name)?;
+        let server = Server::new(agent_id, &settings.executable, &listening.path)?;
+        let turn = match settings.mode {
+            // The socket is the turn's own.
+            Mode::Turn => None,
+            // The socket's path is in everybody's config: the mark tells this turn's codex from the others.
+            Mode::Persistent => Some(socket::fresh_name()?),
+        };
+        let config = register::prepare(&server, settings)?;
+        let arguments = server.arguments(turn.as_deref(), &config);
+        let (catalogue, warnings) = Catalogue::new(0, tools);
+        let cannot = |what: &str, error: std::io::Error| {
+            Error::os(
+                Kind::McpFailed,
+                format!("cannot {what} for the tools"),
+                error,
+            )
+        };
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let wake = rustix::event::eventfd(0, flags)
+            .map_err(|error| cannot("make an eventfd", error.into()))?;
+        let shared = Arc::new(Shared {
+            inbox: Mutex::new(Inbox::default()),
+            wake,
+        });
+        let serving = Serving {
+            listening,
+            agent_id: agent_id.to_owned(),
+            turn,
+            catalogue,
+            host,
+            shared: Arc::clone(&shared),
+            connections: BTreeMap::new(),
+            next: 0,
+            no_accept_before: None,
+        };
+        let thread = std::thread::Builder::new()
+            .name("mcp-bridge".to_owned())
+            .spawn(move || serving.run())
+            .map_err(|error| cannot("start a thread", error))?;
+        Ok(Bridge {
+            shared,
+            thread: Some(thread),
+            arguments,
+            warnings,
+        })
+    }
+
+    /// The arguments of codex that lend it the tools, each `-c` with its value behind it.
+    pub(crate) fn codex_args(&self) -> Vec<OsString> {
+        self.arguments.clone()
+    }
+
+    /// What was wrong with the tools that the bridge was started with, for the daemon's log.
+    pub(crate) fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Replaces the tools, tells codex's side, and gives what was wrong with the new ones.
+    pub(crate) fn tools_changed(&self, tools: Vec<Tool>) -> Vec<String> {
+        let generation = {
+            let mut inbox = self.shared.lock();
+            inbox.generation += 1;
+            inbox.generation
+        };
+        let (catalogue, warnings) = Catalogue::new(generation, tools);
+        let mut inbox = self.shared.lock();
+        // The later of two changes at once wins, whichever is done first.
+        if inbox
+            .tools
+            .as_ref()
+            .is_none_or(|waiting| waiting.generation() < generation)
+        {
+            inbox.tools = Some(catalogue);
+        }
+        drop(inbox);
+        self.shared.wake();
+        warnings
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.wake();
+        if let Some(thread) = self.thread.take() {
+            // A panic over there was told there; what it held is gone with it.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        // It fails only where the counter is full, and then the thread is awake.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+}
+
+/// The answer that a call gets, whoever has it: dropped without one it is an error, so that no call hangs.
+struct Reply {
+    shared: Arc<Shared>,
+    waiting: Waiting,
+    sent: bool,
+}
+
+impl Reply {
+    fn send(mut self, answer: ToolAnswer) {
+        self.put(answer);
+    }
+
+    fn put(&mut self, answer: ToolAnswer) {
+        self.sent = true;
+        let mut inbox = self.shared.lock();
+        // After the end nobody reads it.
+        if !inbox.stop {
+            inbox.answers.push((self.waiting, answer));
+        }
+        drop(inbox);
+        self.shared.wake();
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if !self.sent {
+            self.put(Err("the daemon gave no answer to this call".to_owned()));
+        }
+    }
+}
+
+/// Everything that the bridge's thread owns.
+struct Serving {
+    listening: Listening,
+    agent_id: String,
+    turn: Option<String>,
+    catalogue: Catalogue,
+    host: Arc<dyn ToolHost>,
+    shared: Arc<Shared>,
+    connections: BTreeMap<u64, Connection>,
+    /// The next connection's number.
+    next: u64,
+    no_accept_before: Option<Instant>,
+}
+
+/// One connection. It is a stranger until its first line was right.
+struct Connection {
+    stream: UnixStream,
+    session: Option<Session>,
+    /// What the daemon was asked, by the session's name for it.
+    calls: HashMap<Key, CallId>,
+    input: Vec<u8>,
+    /// How much of `input` has no newline in it.
+    searched: usize,
+    /// A line that is too long is passed over to its end.
+    skipping: bool,
+    output: VecDeque<Vec<u8>>,
+    /// The bytes in `output` that are not written.
+    waiting: usize,
+    /// How much of the first of `output` is written.
+    written: usize,
+    /// Strangers have until then to say who they are, and one that ends to take its last lines.
+    deadline: Option<Instant>,
+    /// Nothing more is read; what there is to write is written.
+    ending: bool,
+}
+
+impl Serving {
+    fn run(mut self) {
+        while !self.take_inbox() {
+            self.wait();
+        }
+        let ids: Vec<u64> = self.connections.keys().copied().collect();
+        for id in ids {
+            self.close(id);
+        }
+    }
+
+    /// Does what other threads asked for; says whether the bridge is to end.
+    fn take_inbox(&mut self) -> bool {
+        let (answers, tools, stop) = {
+            let mut inbox = self.shared.lock();
+            (
+                std::mem::take(&mut inbox.answers),
+                inbox.tools.take(),
+                inbox.stop,
+            )
+        };
+        if stop {
+            return true;
+        }
+        if let Some(tools) = tools {
+            self.catalogue = tools;
+            for connection in self.connections.values_mut() {
+                let line = connection.session.as_ref().and_then(Session::tools_changed);
+                connection.send(line);
+            }
+        }
+        for ((id, key), answer) in answers {
+            // The connection, or the call, may be gone: then nobody waits.
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.calls.remove(&key);
+                if let Some(session) = &mut connection.session {
+                    let line = session.answer(key, answer);
+                    connection.send(line);
+                }
+            }
+        }
+        self.flush_all();
+        false
+    }
+
+    /// Waits until there is something to do, and does it.
+    fn wait(&mut self) {
+        let now = Instant::now();
+        let strangers = self.connections.values().filter(|c| c.session.is_none());
+        let accepting =
+            strangers.count() < STRANGERS_MAX && self.no_accept_before.is_none_or(|at| at <= now);
+        let mut next = match self.no_accept_before {
+            Some(at) if at > now => Some(at),
+            _ => None,
+        };
+        let mut fds = vec![
+            PollFd::new(&self.shared.wake, PollFlags::IN),
+            PollFd::new(
+                &self.listening.listener,
+                if accepting {
+                    PollFlags::IN
+                } else {
+                    PollFlags::empty()
+                },
+            ),
+        ];
+        let mut ids = Vec::with_capacity(self.connections.len());
+        for (id, connection) in &self.connections {
+            let progress = connection.session.as_ref().and_then(Session::next_progress);
+            for at in [connection.deadline, progress].into_iter().flatten() {
+                next = Some(next.map_or(at, |next| next.min(at)));
+            }
+            ids.push(*id);
+            fds.push(PollFd::new(&connection.stream, connection.interest()));
+        }
+        let timeout =
+            next.and_then(|at| Timespec::try_from(at.saturating_duration_since(now)).ok());
+        // What goes wrong here (a signal) is a wait that ended early: everything below looks for itself.
+        let _ = rustix::event::poll(&mut fds, timeout.as_ref());
+        let woken = fds[0].revents();
+        let knocked = fds[1].revents();
+        let ready: Vec<(u64, PollFlags)> = ids
+            .into_iter()
+            .zip(fds[2..].iter().map(PollFd::revents))
+            .filter(|(_, events)| !events.is_empty())
+            .collect();
+        drop(fds);
+        if !woken.is_empty() {
+            // The count is of no interest; the inbox is looked into anyway.
+            let _ = rustix::io::read(&self.shared.wake, &mut [0_u8; 8]);
+        }
+        for (id, events) in ready {
+            if events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+                self.read(id);
+            }
+        }
+        if !knocked.is_empty() {
+            self.accept();
+        }
+        let now = Instant::now();
+        let mut late = Vec::new();
+        for (id, connection) in &mut self.connections {
+            if connection.deadline.is_some_and(|at| at <= now) {
+                late.push(*id);
+            } else if let Some(session) = &mut connection.session {
+                for line in session.progress(now) {
+                    connection.send(Some(line));
+                }
+            }
+        }
+        for id in late {
+            self.close(id);
+        }
+        self.flush_all();
+    }
+
+    fn accept(&mut self) {
+        match self.listening.listener.accept() {
+            Ok((stream, _)) => {
+                if !socket::peer_is_us(&stream) {
+                    log::warn!(
+                        "another user connected to '{}'",
+                        self.listening.path.display()
+                    );
+                    return;
+                }
+                if stream.set_nonblocking(true).is_err() {
+                    return;
+                }
+                self.next += 1;
+                self.connections.insert(self.next, Connection::new(stream));
+            }
+            Err(error) if is_for_later(&error) => {}
+            Err(error) => {
+                log::warn!(
+                    "cannot accept at '{}': {error}",
+                    self.listening.path.display()
+                );
+                self.no_accept_before = Some(Instant::now() + ACCEPT_PAUSE);
+            }
+        }
+    }
+
+    /// Reads what there is, up to a limit, and does what the lines say.
+    fn read(&mut self, id: u64) {
+        // Out of the map meanwhile, so that everything else here can be reached beside it.
+        let Some(mut connection) = self.connections.remove(&id) else {
+            return;
+        };
+        let mut buffer = [0; READ_BYTES];
+        if !connection.ending {
+            match connection.stream.read(&mut buffer) {
+                Ok(0) => {
+                    connection.take_back_calls(&*self.host);
+                    connection.end();
+                }
+                Ok(length) => {
+                    connection.input.extend_from_slice(&buffer[..length]);
+                    self.lines(id, &mut connection);
+                }
+                Err(error) if is_for_later(&error) => {}
+                Err(_) => {
+                    connection.take_back_calls(&*self.host);
+                    return;
+                }
+            }
+        }
+        self.connections.insert(id, connection);
+    }
+
+    /// Takes the whole lines out of a connection's input.
+    fn lines(&mut self, id: u64, connection: &mut Connection) {
+        let mut input = std::mem::take(&mut connection.input);
+        let mut start = 0;
+        let mut searched = connection.searched;
+        while let Some(at) = memchr::memchr(b'\n', &input[searched..]) {
+            let line = &input[start..searched + at];
+            searched += at + 1;
+            start = searched;
+            if std::mem::take(&mut connection.skipping) || line.len() > LINE_BYTES {
+                connection.send(Some(server::too_long(LINE_BYTES)));
+            } else if connection.session.is_some() {
+                self.line(id, connection, line);
+            } else {
+                self.hello(connection, line);
+            }
+            if connection.ending {
+                return;
+            }
+        }
+        input.drain(..start);
+        let max = match connection.session {
+            Some(_) => LINE_BYTES,
+            None => HELLO_BYTES,
+        };
+        if input.len() > max {
+            if connection.session.is_none() {
+                connection.end();
+                return;
+            }
+            connection.skipping = true;
+        }
+        if connection.skipping {
+            input.clear();
+        }
+        if input.is_empty() {
+            // The room that one huge line took is not kept.
+            input.shrink_to(READ_BYTES);
+        }
+        connection.searched = input.len();
+        connection.input = input;
+    }
+
+    /// The first line of a connection: lets it in, or says why not.
+    fn hello(&self, connection: &mut Connection, line: &[u8]) {
+        let sessions = self.connections.values().filter(|c| c.session.is_some());
+        let refused = match serde_json::from_slice::<Hello<'_>>(line) {
+            Err(_) => Some("this is no mcp-host of this version"),
+            Ok(hello) if hello.agent_id != self.agent_id => Some("this socket is another agent's"),
+            Ok(hello) if hello.token != self.listening.token => Some("the token is another turn's"),
+            Ok(hello) if self.turn.is_some() && hello.turn.as_deref() != self.turn.as_deref() => {
+                Some("it was not started by this turn's codex")
+            }
+            Ok(_) if sessions.count() >= SESSIONS_MAX => Some("this turn has too many connections"),
+            Ok(_) => None,
+        };
+        let welcome = Welcome {
+            error: refused.map(Cow::from),
+        };
+        connection.send(serde_json::to_string(&welcome).ok());
+        match refused {
+            None => {
+                connection.session = Some(Session::default());
+                connection.deadline = None;
+            }
+            Some(why) => {
+                log::warn!("an mcp-host of agent '{}' is refused: {why}", self.agent_id);
+                connection.end();
+            }
+        }
+    }
+
+    /// One line of MCP.
+    fn line(&self, id: u64, connection: &mut Connection, line: &[u8]) {
+        let Some(session) = &mut connection.session else {
+            return;
+        };
+        let mut effects = Vec::new();
+        session.line(line, &self.catalogue, Instant::now(), &mut effects);
+        for effect in effects {
+            match effect {
+                Effect::Send(line) => connection.send(Some(line)),
+                Effect::Call(key, call) => {
+                    let reply = Reply {
+                        shared: Arc::clone(&self.shared),
+                        waiting: (id, key),
+                        sent: false,
+                    };
+                    let answer = Box::new(move |answer| reply.send(answer));
+                    let call = self.host.call(call, answer);
+                    connection.calls.insert(key, call);
+                }
+                Effect::Cancel(key) => {
+                    if let Some(call) = connection.calls.remove(&key) {
+                        self.host.cancel(call);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes to every connection what it takes without waiting.
+    fn flush_all(&mut self) {
+        let mut done = Vec::new();
+        for (id, connection) in &mut self.connections {
+            let broken = connection.flush().is_err();
+            if broken || (connection.ending && connection.output.is_empty()) {
+                done.push(*id);
+            }
+        }
+        for id in done {
+            self.close(id);
+        }
+    }
+
+    fn close(&mut self, id: u64) {
+        if let Some(mut connection) = self.connections.remove(&id) {
+            connection.take_back_calls(&*self.host);
+        }
+    }
+}
+
+impl Connection {
+    fn new(stream: UnixStream) -> Connection {
+        Connection {
+            stream,
+            session: None,
+            calls: HashMap::new(),
+            input: Vec::new(),
+            searched: 0,
+            skipping: false,
+            output: VecDeque::new(),
+            waiting: 0,
+            written: 0,
+            deadline: Some(Instant::now() + HELLO_WAIT),
+            ending: false,
+        }
+    }
+
+    fn interest(&self) -> PollFlags {
+        let mut interest = PollFlags::empty();
+        if !self.ending && self.waiting < BACKLOG_BYTES {
+            interest |= PollFlags::IN;
+        }
+        if !self.output.is_empty() {
+            interest |= PollFlags::OUT;
+        }
+        interest
+    }
+
+    /// Puts a line into the queue.
+    fn send(&mut self, line: Option<String>) {
+        if let Some(line) = line {
+            let mut line = line.into_bytes();
+            line.push(b'\n');
+            self.waiting += line.len();
+            self.output.push_back(line);
+        }
+    }
+
+    /// Reads nothing more; what is in the queue is still written, for a while.
+    fn end(&mut self) {
+        self.ending = true;
+        self.deadline = Some(Instant::now() + HELLO_WAIT);
+    }
+
+    /// Tells the daemon that nobody waits for this connection's calls any more.
+    fn take_back_calls(&mut self, host: &dyn ToolHost) {
+        for key in self.session.as_mut().map(Session::end).unwrap_or_default() {
+            if let Some(call) = self.calls.remove(&key) {
+                host.cancel(call);
+            }
+        }
+    }
+
+    /// Writes what the socket takes.
+    fn flush(&mut self) -> std::io::Result<()> {
+        while let Some(first) = self.output.front() {
+            match self.stream.write(&first[self.written..]) {
+                Ok(length) => {
+                    self.written += length;
+                    self.waiting -= length;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if is_for_later(&error) => break,
+                Err(error) => return Err(error),
+            }
+            if self.written == first.len() {
+                self.output.pop_front();
+                self.written = 0;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_for_later(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mcp::{ToolCall, ToolOutput};
+    use serde_json::value::RawValue;
+    use serde_json::{Value, json};
+    use std::io::{BufRead, BufReader};
+    use std::path::PathBuf;
+    use std::sync::mpsc::{self, Receiver, Sender};
+
+    /// Every wait of these tests ends after so long.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    type Answer = Box<dyn FnOnce(ToolAnswer) + Send>;
+
+    /// What the daemon is asked.
+    enum Asked {
+        Call(CallId, ToolCall, Answer),
+        Cancelled(CallId),
+    }
+
+    /// A daemon that hands everything to the test. `echo` is answered at once, on the bridge's own thread.
+    struct Daemon {
+        asked: Sender<Asked>,
+        next: Mutex<u64>,
+    }
+
+    impl ToolHost for Daemon {
+        fn call(&self, call: ToolCall, answer: Answer) -> CallId {
+            let id = {
+                let mut next = self.next.lock().unwrap();
+                *next += 1;
+                CallId(*next)
+            };
+            if call.name == "echo" {
+                answer(Ok(output(call.arguments.get())));
+            } else {
+                // The test may be over.
+                let _ = self.asked.send(Asked::Call(id, call, answer));
+            }
+            id
+        }
+
+        fn cancel(&self, call: CallId) {
+            let _ = self.asked.send(Asked::Cancelled(call));
+        }
+    }
+
+    fn output(text: &str) -> ToolOutput {
+        ToolOutput {
+            content: RawValue::from_string(super::super::content::quoted(text)).ok(),
+            ..ToolOutput::default()
+        }
+    }
+
+    fn tools(names: &[&str]) -> Vec<Tool> {
+        let tool = |name: &&str| Tool {
+            name: (*name).to_owned(),
+            description: None,
+            input_schema: None,
+        };
+        names.iter().map(tool).collect()
+    }
+
+    /// A turn of agent `alice` with the tools `echo` and `slow`.
+    struct Turn {
+        base: tempfile::TempDir,
+        bridge: Option<Bridge>,
+        asked: Receiver<Asked>,
+    }
+
+    impl Turn {
+        fn new() -> Turn {
+            let base = tempfile::tempdir().unwrap();
+            let (asked, told) = mpsc::channel();
+            let host = Daemon {
+                asked,
+                next: Mutex::new(0),
+            };
+            let bridge = Bridge::start(
+                "alice",
+                tools(&["echo", "slow"]),
+                Arc::new(host),
+                &settings(base.path(), Mode::Turn),
+            )
+            .unwrap();
+            Turn {
+                base,
+                bridge: Some(bridge),
+                asked: told,
+            }
+        }
+
+        fn bridge(&self) -> &Bridge {
+            self.bridge.as_ref().unwrap()
+        }
+
+        fn asked(&self) -> Asked {
+            self.asked.recv_timeout(LIMIT).expect("the daemon is asked")
+        }
+
+        fn call(&self) -> (CallId, ToolCall, Answer) {
+            match self.asked() {
+                Asked::Call(id, call, answer) => (id, call, answer),
+                Asked::Cancelled(id) => panic!("{id:?} was cancelled"),
+            }
+        }
+
+        fn cancelled(&self) -> CallId {
+            match self.asked() {
+                Asked::Cancelled(id) => id,
+                Asked::Call(_, call, _) => panic!("{call:?} was asked for"),
+            }
+        }
+
+        fn files(&self) -> Vec<PathBuf> {
+            let folder = self.base.path().join("run");
+            let entries = std::fs::read_dir(folder).unwrap();
+            entries.map(|entry| entry.unwrap().path()).collect()
+        }
+
+        fn socket(&self) -> PathBuf {
+            let mut files = self.files();
+            files.retain(|path| path.extension().is_some_and(|end| end == "sock"));
+            assert_eq!(files.len(), 1, "{files:?}");
+            files.remove(0)
+        }
+
+        fn connect(&self) -> Client {
+            let stream = UnixStream::connect(self.socket()).unwrap();
+            stream.set_read_timeout(Some(LIMIT)).unwrap();
+            Client {
+                reader: BufReader::new(stream.try_clone().unwrap()),
+                stream,
+            }
+        }
+
+        /// A connection past its first line and `initialize`.
+        fn client(&self) -> Client {
+            let mut client = self.connect();
+            let token = socket::read_token(&self.socket()).unwrap();
+            client.send(&json!({"agent_id": "alice", "token": token}));
+            assert_eq!(client.line(), Some(json!({"error": null})));
+            client.send(&json!({"jsonrpc": "2.0", "id": "i", "method": "initialize",
+                "params": {"protocolVersion": "2025-06-18"}}));
+            assert_eq!(client.line().unwrap()["id"], "i");
+            client
+        }
+    }
+
+    fn settings(base: &std::path::Path, mode: Mode) -> Settings {
+        Settings {
+            mode,
+            profile: base.to_owned(),
+            runtime_dir: None,
+            executable: PathBuf::from("/bin/plexum-openai"),
+            codex_home: base.to_owned(),
+            codex: Box::new(|| std::process::Command::new("true")),
+        }
+    }
+
+    struct Client {
+        stream: UnixStream,
+        reader: BufReader<UnixStream>,
+    }
+
+    impl Client {
+        fn send(&mut self, message: &Value) {
+            self.stream
+                .write_all(format!("{message}\n").as_bytes())
+                .unwrap();
+        }
+
+        fn call(&mut self, id: u64, name: &str, arguments: &Value) {
+            self.send(&json!({"jsonrpc": "2.0", "id": id, "method": "tools/call",
+                "params": {"name": name, "arguments": arguments}}));
+        }
+
+        /// The next line; none at the end of the connection.
+        fn line(&mut self) -> Option<Value> {
+            let mut line = String::new();
+            match self.reader.read_line(&mut line) {
+                Ok(0) => None,
+                Ok(_) => Some(serde_json::from_str(&line).unwrap()),
+                // Closed with something of ours unread.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => None,
+                Err(error) => panic!("{error}"),
+            }
+        }
+
+        fn ping(&mut self) {
+            self.send(&json!({"jsonrpc": "2.0", "id": "p", "method": "ping"}));
+            assert_eq!(
+                self.line(),
+                Some(json!({"jsonrpc": "2.0", "id": "p", "result": {}}))
+            );
+        }
+    }
+
+    fn answered(id: u64, text: &str) -> Option<Value> {
+        Some(json!({"jsonrpc": "2.0", "id": id,
+            "result": {"content": [{"type": "text", "text": text}], "isError": false}}))
+    }
+
+    #[test]
+    fn only_this_turns_own_host_gets_in() {
+        let turn = Turn::new();
+        let token = socket::read_token(&turn.socket()).unwrap();
+        for (hello, why) in [
+            (
+                json!({"agent_id": "bob", "token": token}),
+                "this socket is another agent's",
+            ),
+            (
+                json!({"agent_id": "alice", "token": "0"}),
+                "the token is another turn's",
+            ),
+            (
+                json!({"agent_id": "alice"}),
+                "this is no mcp-host of this version",
+            ),
+            (
+                json!({"jsonrpc": "2.0", "id": 1, "method": "ping"}),
+                "this is no mcp-host of this version",
+            ),
+            (json!(7), "this is no mcp-host of this version"),
+        ] {
+            let mut client = turn.connect();
+            client.send(&hello);
+            assert_eq!(client.line(), Some(json!({"error": why})), "{hello}");
+            assert_eq!(client.line(), None, "{hello}");
+        }
+        turn.client().ping();
+    }
+
+    /// A stored entry of codex's config starts an `mcp-host` for whoever runs codex.
+    #[test]
+    fn without_the_turns_mark_a_registered_host_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let host = Daemon {
+            asked: mpsc::channel().0,
+            next: Mutex::new(0),
+        };
+        let host: Arc<dyn ToolHost> = Arc::new(host);
+        let settings = settings(base.path(), Mode::Persistent);
+        let start = || Bridge::start("alice", tools(&["echo"]), Arc::clone(&host), &settings);
+        let bridge = start().unwrap();
+        assert_eq!(
+            start().unwrap_err().kind(),
+            Kind::Busy,
+            "one turn at a time"
+        );
+        let arguments = bridge.codex_args();
+        let value = arguments[1].to_str().unwrap();
+        let (_, mark) = value.split_once("PLEXUM_MCP_TURN=\"").unwrap();
+        let mark = mark.split('"').next().unwrap();
+        let socket = base.path().join("run/p-alice.sock");
+        let token = socket::read_token(&socket).unwrap();
+        for (turn, expected) in [
+            (
+                None,
+                json!({"error": "it was not started by this turn's codex"}),
+            ),
+            (
+                Some("t-0"),
+                json!({"error": "it was not started by this turn's codex"}),
+            ),
+            (Some(mark), json!({"error": null})),
+        ] {
+            let stream = UnixStream::connect(&socket).unwrap();
+            stream.set_read_timeout(Some(LIMIT)).unwrap();
+            let mut client = Client {
+                reader: BufReader::new(stream.try_clone().unwrap()),
+                stream,
+            };
+            client.send(&json!({"agent_id": "alice", "token": token, "turn": turn}));
+            assert_eq!(client.line(), Some(expected), "{turn:?}");
+        }
+        drop(bridge);
+        start().unwrap();
+    }
+
+    #[test]
+    fn calls_go_to_the_daemon_and_back() {
+        let turn = Turn::new();
+        let mut client = turn.client();
+        client.call(1, "slow", &json!({"to": "bob"}));
+        let (_, call, answer) = turn.call();
+        assert_eq!(
+            (call.name.as_str(), call.arguments.get()),
+            ("slow", r#"{"to":"bob"}"#)
+        );
+        // Others go on beside it, on this connection and on another.
+        client.ping();
+        client.call(2, "echo", &json!({"a": 1}));
+        assert_eq!(client.line(), answered(2, r#"{"a":1}"#));
+        let mut other = turn.client();
+        other.call(1, "echo", &json!({}));
+        assert_eq!(other.line(), answered(1, "{}"));
+        answer(Ok(output("at last")));
+        assert_eq!(client.line(), answered(1, "at last"));
+        // No answer is a tool error too.
+        client.call(3, "slow", &json!({}));
+        drop(turn.call());
+        let line = client.line().unwrap();
+        assert_eq!(line["result"]["isError"], true);
+        client.call(4, "slow", &json!({}));
+        let (_, _, answer) = turn.call();
+        answer(Err("the daemon is gone".to_owned()));
+        assert_eq!(
+            client.line().unwrap()["result"],
+            json!({"content": [{"type": "text", "text": "the daemon is gone"}], "isError": true})
+        );
+    }
+
+    #[test]
+    fn five_hundred_calls_are_in_flight_at_once() {
+        let turn = Turn::new();
+        let mut client = turn.client();
+        for id in 0..500 {
+            client.call(id, "slow", &json!({"n": id}));
+        }
+        let mut answers: Vec<(ToolCall, Answer)> = (0..500)
+            .map(|_| turn.call())
+            .map(|(_, call, answer)| (call, answer))
+            .collect();
+        answers.reverse();
+        let threads = answers.into_iter().map(|(call, answer)| {
+            std::thread::spawn(move || answer(Ok(output(call.arguments.get()))))
+        });
+        for thread in threads.collect::<Vec<_>>() {
+            thread.join().unwrap();
+        }
+        let mut seen: Vec<u64> = (0..500)
+            .map(|_| {
+                let line = client.line().unwrap();
+                let id = line["id"].as_u64().unwrap();
+                assert_eq!(Some(line), answered(id, &format!("{{\"n\":{id}}}")));
+                id
+            })
+            .collect();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..500).collect::<Vec<u64>>());
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_taken_back() {
+        let mut turn = Turn::new();
+        let mut client = turn.client();
+        client.call(1, "slow", &json!({}));
+        let (first, _, answer) = turn.call();
+        client.send(&json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}));
+        assert_eq!(turn.cancelled(), first);
+        answer(Ok(output("late")));
+        client.ping();
+
+        // The connection drops in the middle of a call: the daemon is told, the next one is served.
+        client.call(2, "slow", &json!({}));
+        let (second, _, late) = turn.call();
+        drop(client);
+        assert_eq!(turn.cancelled(), second);
+        late(Ok(output("late")));
+        turn.client().ping();
+
+        // So it is when codex closes its end and still listens: what is answered already is still written.
+        let mut client = turn.client();
+        client.call(3, "slow", &json!({}));
+        client.call(4, "echo", &json!({}));
+        let (third, _, _late) = turn.call();
+        client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(client.line(), answered(4, "{}"));
+        assert_eq!(client.line(), None);
+        assert_eq!(turn.cancelled(), third);
+
+        // And when the turn ends.
+        let mut client = turn.client();
+        client.call(5, "slow", &json!({}));
+        let (last, _, late) = turn.call();
+        turn.bridge = None;
+        assert_eq!(turn.cancelled(), last);
+        late(Ok(output("late")));
+        assert_eq!(client.line(), None);
+        assert_eq!(turn.files(), [""; 0].map(PathBuf::from));
+    }
+
+    #[test]
+    fn codex_is_told_that_the_tools_are_others() {
+        let turn = Turn::new();
+        let mut client = turn.client();
+        let warnings = turn.bridge().tools_changed(tools(&["echo", "new", "new"]));
+        assert_eq!(
+            warnings,
+            ["the tool 'new' is given twice; the first one is offered"]
+        );
+        assert_eq!(
+            client.line(),
+            Some(json!({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}))
+        );
+        client.send(&json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}));
+        let listed = client.line().unwrap();
+        let names: Vec<&str> = listed["result"]["tools"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|tool| tool["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(names, ["echo", "new"]);
+        client.call(2, "slow", &json!({}));
+        assert_eq!(client.line().unwrap()["result"]["isError"], true);
+        turn.bridge().tools_changed(Vec::new());
+        client.line();
+        client.send(&json!({"jsonrpc": "2.0", "id": 3, "method": "tools/list"}));
+        assert_eq!(client.line().unwrap()["result"], json!({"tools": []}));
+    }
+
+    #[test]
+    fn connections_that_say_nothing_keep_nobody_out() {
+        let turn = Turn::new();
+        let mut silent: Vec<Client> = (0..100).map(|_| turn.connect()).collect();
+        for (at, client) in silent.iter_mut().enumerate() {
+            // Some say half a line, some far too much.
+            match at % 3 {
+                0 => client.stream.write_all(b"{\"agent").unwrap(),
+                // It may be closed already.
+                1 => drop(client.stream.write_all(&[b'x'; 2 * HELLO_BYTES])),
+                _ => {}
+            }
+        }
+        let mut served: Vec<Client> = (0..SESSIONS_MAX).map(|_| turn.client()).collect();
+        let mut one_more = turn.connect();
+        let token = socket::read_token(&turn.socket()).unwrap();
+        one_more.send(&json!({"agent_id": "alice", "token": token}));
+        assert_eq!(
+            one_more.line(),
+            Some(json!({"error": "this turn has too many connections"}))
+        );
+        assert_eq!(one_more.line(), None);
+        for client in &mut silent {
+            assert_eq!(client.line(), None, "it is closed");
+        }
+        // Half a request in a session holds nobody up either.
+        served[0].stream.write_all(b"{\"jsonrpc\":").unwrap();
+        served.pop().unwrap().ping();
+        served.remove(1).ping();
+        turn.client().ping();
+    }
+
+    #[test]
+    fn long_lines_are_bounded_both_ways() {
+        let turn = Turn::new();
+        let mut client = turn.client();
+        let mut writer = client.stream.try_clone().unwrap();
+        let writing = std::thread::spawn(move || {
+            let chunk = vec![b'x'; 1 << 20];
+            for _ in 0..LINE_BYTES / chunk.len() + 2 {
+                writer.write_all(&chunk).unwrap();
+            }
+            writer.write_all(b"\n").unwrap();
+        });
+        let refused = client.line().unwrap();
+        assert_eq!(refused["error"]["code"], -32600);
+        writing.join().unwrap();
+        client.ping();
+        client.call(1, "slow", &json!({}));
+        let (_, _, answer) = turn.call();
+        answer(Ok(output(&"x".repeat(20_000_000))));
+        let mut line = String::new();
+        client.reader.read_line(&mut line).unwrap();
+        assert!(line.len() < 16 << 20, "{} bytes", line.len());
+        let line: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(line["result"]["isError"], true);
+        client.ping();
+    }
+
+    #[test]
+    fn ids_that_no_program_can_be_given_are_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let host: Arc<dyn ToolHost> = Arc::new(Daemon {
+            asked: mpsc::channel().0,
+            next: Mutex::new(0),
+        });
+        let settings = settings(base.path(), Mode::Turn);
+        for id in ["a\0b", &"a".repeat(AGENT_ID_BYTES + 1)] {
+            let error = Bridge::start(id, tools(&["echo"]), Arc::clone(&host), &settings);
+            assert_eq!(error.unwrap_err().kind(), Kind::Params);
+        }
+        for id in ["", "-", "--socket", "é \"\n"] {
+            Bridge::start(id, tools(&["echo"]), Arc::clone(&host), &settings).unwrap();
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The daemon's tools in codex's hands.
+//!
+//! For a turn that is lent tools, a [`Bridge`] listens on a unix socket of that turn's own, codex starts
+//! `plexum-openai mcp-host`, and that process ([`host`]) does nothing but carry bytes between codex and the
+//! socket. The MCP server itself ([`server`]) lives here in the plugin, where the tools and the daemon are.
+//! So the process that codex starts has nothing to go wrong in, and one place knows MCP.
+//!
+//! This folder knows neither the daemon's JSON-RPC nor how codex is started: it asks a [`ToolHost`], and gives
+//! codex's arguments as a list ([`Bridge::codex_args`]).
+
+mod bridge;
+mod content;
+pub(crate) mod host;
+mod register;
+mod server;
+mod socket;
+
+pub(crate) use bridge::Bridge;
+pub(crate) use socket::folder as runtime_folder;
+
+use crate::error::Error;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// A tool that the daemon lends for a turn, as `tools` of the request has it.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Tool {
+    pub(crate) name: String,
+    #[serde(default)]
+    pub(crate) description: Option<String>,
+    /// A JSON schema. Anything but a schema of an object is taken for one that allows every object.
+    #[serde(default)]
+    pub(crate) input_schema: Option<Box<RawValue>>,
+}
+
+/// A call that codex's model made of one of the tools.
+#[derive(Debug)]
+pub(crate) struct ToolCall {
+    /// codex's own id of the call, where its version says it (0.169 does, 0.135 does not).
+    pub(crate) call_id: Option<String>,
+    pub(crate) name: String,
+    /// A JSON object.
+    pub(crate) arguments: Box<RawValue>,
+}
+
+/// What the daemon answered, as its result has it.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct ToolOutput {
+    /// Content blocks as in MCP. A string stands for one block of text.
+    #[serde(default)]
+    pub(crate) content: Option<Box<RawValue>>,
+    #[serde(default)]
+    pub(crate) is_error: bool,
+    #[serde(default, alias = "structuredContent")]
+    pub(crate) structured_content: Option<Box<RawValue>>,
+}
+
+/// The answer to a call; the text of an error becomes a tool error that the model reads.
+pub(crate) type ToolAnswer = Result<ToolOutput, String>;
+
+/// Names a call between the bridge and its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct CallId(pub(crate) u64);
+
+/// What the bridge asks of the daemon.
+///
+/// Both functions are called on the bridge's only thread, so they must not wait for the daemon: while they
+/// do, no other call of the turn moves.
+pub(crate) trait ToolHost: Send + Sync {
+    /// Starts a call. `answer` is called once, on any thread, before or after this returns; dropping it
+    /// uncalled is a tool error too, so that no call hangs.
+    fn call(&self, call: ToolCall, answer: Box<dyn FnOnce(ToolAnswer) + Send>) -> CallId;
+    /// The caller no longer waits for this call. An answer that comes all the same is passed over.
+    fn cancel(&self, call: CallId);
+}
+
+/// How codex is told of an agent's tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// With that turn's command line alone. Nothing of codex's is written.
+    Turn,
+    /// With `codex mcp add`, once for every agent.
+    Persistent,
+}
+
+/// What a bridge has to know of its surroundings.
+pub(crate) struct Settings {
+    pub(crate) mode: Mode,
+    /// The daemon's profile folder; sockets lie below it where there is no better place.
+    pub(crate) profile: PathBuf,
+    /// `$XDG_RUNTIME_DIR`, where it is set.
+    pub(crate) runtime_dir: Option<PathBuf>,
+    /// This program, which codex starts as `mcp-host`.
+    pub(crate) executable: PathBuf,
+    /// codex's home, whose `config.toml` may name other agents' servers.
+    pub(crate) codex_home: PathBuf,
+    /// Begins a command line of codex with the turn's environment; only `Mode::Persistent` runs it.
+    pub(crate) codex: Box<dyn Fn() -> Command + Send + Sync>,
+}
+
+/// An error whose code is `mcp_failed`.
+fn failed(message: impl Into<String>) -> Error {
+    Error::new(crate::error::Kind::McpFailed, message)
+}

@@ -1,0 +1,430 @@
+//! How codex is told of an agent's server: its name, the arguments of codex that lend it for one run, and the
+//! entry that `codex mcp add` writes where the config asks for that.
+//!
+//! An entry in codex's config is everybody's: every agent's codex starts it, sees its tools and can act in
+//! that agent's name. So the entry alone opens nothing: what a turn's own codex gets besides is the turn's mark,
+//! and the bridge refuses an `mcp-host` without it. And because a server that is refused still costs a start,
+//! the entries of other agents are switched off for the turn, those too that an earlier mode left behind.
+
+use super::content::head;
+use super::{Mode, Settings, failed};
+use crate::codex::command::toml_string;
+use crate::error::{Error, Kind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{FlockOperation, Mode as FileMode, OFlags};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use serde::Deserialize;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What every server's name begins with.
+const PREFIX: &str = "plexum-host-";
+/// The most that a name has of its agent's id. codex 0.135 has 64 bytes for `mcp__plexum_host_<id>` and the
+/// tool's name together, and shortens a longer one to a hash that no model can read.
+const ID_MAX: usize = 24;
+/// codex's limit for the start of a server. Ours answers in milliseconds, but two hundred codexes may be
+/// starting at once, and a required server that is late fails the turn.
+const STARTUP_TIMEOUT_SECS: u32 = 60;
+/// How long `codex mcp` may take; it takes 0.02 s.
+const CODEX_WAIT: Duration = Duration::from_secs(30);
+/// codex's config is read up to here.
+const CONFIG_MAX: u64 = 16 * 1024 * 1024;
+/// The variable that marks an `mcp-host` as started by a turn's own codex.
+pub(super) const TURN_VARIABLE: &str = "PLEXUM_MCP_TURN";
+
+/// What the name of an agent's server and socket has of its id: the same in every turn, and never that of
+/// another id. Where the id cannot stand as it is, a hash of it is behind what is left.
+pub(super) fn short_id(agent_id: &str) -> String {
+    let kept: String = agent_id
+        .chars()
+        .map(|character| match character {
+            'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | '-' => character,
+            _ => '_',
+        })
+        .collect();
+    let hash = format!("{:08x}", hash(agent_id));
+    // An id that ends as a hash would could be taken for what another id is shortened to.
+    let like_a_hash = kept.len() > 8
+        && kept.as_bytes()[kept.len() - 9] == b'-'
+        && kept[kept.len() - 8..]
+            .bytes()
+            .all(|digit| digit.is_ascii_hexdigit());
+    if kept == agent_id && !kept.is_empty() && kept.len() <= ID_MAX && !like_a_hash {
+        return kept;
+    }
+    let kept = head(&kept, ID_MAX - 9);
+    format!("{}-{hash}", if kept.is_empty() { "agent" } else { kept })
+}
+
+/// FNV-1a, its halves folded: the same for an id in every version of this program, which std's is not.
+fn hash(text: &str) -> u32 {
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    (hash ^ (hash >> 32)) as u32
+}
+
+/// The name of an agent's server.
+pub(super) fn server_name(agent_id: &str) -> String {
+    format!("{PREFIX}{}", short_id(agent_id))
+}
+
+/// A command line that codex starts as a server.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Server {
+    name: String,
+    command: String,
+    args: Vec<String>,
+}
+
+impl Server {
+    /// The server of this agent: `executable` as `mcp-host` for this socket.
+    pub(super) fn new(agent_id: &str, executable: &Path, socket: &Path) -> Result<Server> {
+        let text = |path: &Path| {
+            path.to_str().map(str::to_owned).ok_or_else(|| {
+                failed(format!(
+                    "codex cannot be given the path '{}'",
+                    path.display()
+                ))
+                .hint("it is not valid UTF-8")
+            })
+        };
+        Ok(Server {
+            name: server_name(agent_id),
+            command: text(executable)?,
+            args: vec![
+                "mcp-host".to_owned(),
+                "--socket".to_owned(),
+                text(socket)?,
+                "--agent-id".to_owned(),
+                agent_id.to_owned(),
+            ],
+        })
+    }
+
+    /// codex's arguments for the turn: this server lent, every other agent's switched off.
+    pub(super) fn arguments(&self, turn: Option<&str>, config: &str) -> Vec<OsString> {
+        let args: Vec<String> = self
+            .args
+            .iter()
+            .map(|argument| toml_string(argument))
+            .collect();
+        let env = match turn {
+            Some(turn) => format!("env={{{TURN_VARIABLE}={}}},", toml_string(turn)),
+            None => String::new(),
+        };
+        // `required`: without it codex from 0.147 does not wait for the tools. The approval mode: without it
+        // every call fails, since `codex exec` has nobody to ask (0.135 says "user cancelled MCP tool call",
+        // 0.169 "requires approval, but approval policy is never").
+        let mut values = vec![format!(
+            "mcp_servers.{}={{command={},args=[{}],{env}required=true,startup_timeout_sec={STARTUP_TIMEOUT_SECS},default_tools_approval_mode=\"approve\"}}",
+            self.name,
+            toml_string(&self.command),
+            args.join(",")
+        )];
+        // With a command, so that this is a whole entry where the name stood in a comment or was removed
+        // meanwhile: `enabled` alone would be an error of the config then.
+        values.extend(others(config, &self.name).into_iter().map(|name| {
+            format!(
+                "mcp_servers.{name}={{command={},enabled=false}}",
+                toml_string(&self.command)
+            )
+        }));
+        values
+            .into_iter()
+            .flat_map(|value| [OsString::from("-c"), OsString::from(value)])
+            .collect()
+    }
+
+    /// Sees to it that codex's config has this server: `codex mcp add` where it does not, or has another.
+    fn register(&self, settings: &Settings, config: &str) -> Result<()> {
+        if names(config).contains(&self.name.as_str()) && self.is_registered(settings) {
+            return Ok(());
+        }
+        let mut command = (settings.codex)();
+        command
+            .args(["mcp", "add"])
+            .arg(&self.name)
+            .arg("--")
+            .arg(&self.command)
+            .args(&self.args);
+        let ended = run(command)?;
+        if ended.success {
+            return Ok(());
+        }
+        Err(failed(format!(
+            "cannot register the server '{}' with codex: {}",
+            self.name,
+            ended.told()
+        )))
+    }
+
+    /// Is codex's entry for this name this server?
+    fn is_registered(&self, settings: &Settings) -> bool {
+        #[derive(Deserialize)]
+        struct Entry {
+            transport: Transport,
+        }
+        #[derive(Deserialize)]
+        struct Transport {
+            command: String,
+            args: Vec<String>,
+        }
+        let mut command = (settings.codex)();
+        command.args(["mcp", "get", "--json"]).arg(&self.name);
+        // Whatever else `get` says, `add` is what mends it.
+        run(command)
+            .ok()
+            .filter(|ended| ended.success)
+            .and_then(|ended| serde_json::from_str::<Entry>(&ended.stdout).ok())
+            .is_some_and(|entry| {
+                entry.transport.command == self.command && entry.transport.args == self.args
+            })
+    }
+}
+
+/// Registers the server where the mode asks for it, and gives the config as it is then.
+pub(super) fn prepare(server: &Server, settings: &Settings) -> Result<String> {
+    let path = settings.codex_home.join("config.toml");
+    if settings.mode == Mode::Turn {
+        return read(&path);
+    }
+    // codex has no lock for its config: of eight adds at once it keeps four to six. Ours is on its folder, so
+    // that nothing is written there.
+    let _lock = lock(&settings.codex_home)?;
+    server.register(settings, &read(&path)?)?;
+    read(&path)
+}
+
+fn lock(folder: &Path) -> Result<OwnedFd> {
+    let cannot = |error: std::io::Error| {
+        Error::os(
+            Kind::McpFailed,
+            format!("cannot lock codex's folder '{}'", folder.display()),
+            error,
+        )
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened =
+        rustix::fs::open(folder, flags, FileMode::empty()).map_err(|error| cannot(error.into()))?;
+    let deadline = Instant::now() + CODEX_WAIT;
+    loop {
+        match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(opened),
+            // flock has no wait with a limit.
+            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR)
+                if Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {
+                return Err(Error::new(
+                    Kind::Busy,
+                    format!("another process holds the lock on '{}'", folder.display()),
+                ));
+            }
+            Err(error) => return Err(cannot(error.into())),
+        }
+    }
+}
+
+/// codex's config as text; one that cannot be read, or is no text, is codex's own to complain of.
+fn read(path: &Path) -> Result<String> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut bytes = Vec::new();
+    if let Ok(file) = rustix::fs::open(path, flags, FileMode::empty()) {
+        let _ = File::from(file).take(CONFIG_MAX).read_to_end(&mut bytes);
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Every name in the config that one of our servers could have. What stands in comments and values is among
+/// them: switching off what is not there does no harm, and a real TOML parser is not needed.
+fn names(config: &str) -> Vec<&str> {
+    let mut names: Vec<&str> = config
+        .match_indices(PREFIX)
+        .map(|(at, _)| {
+            let rest = &config[at..];
+            let end = rest.find(|character: char| {
+                !(character.is_ascii_alphanumeric() || matches!(character, '_' | '-'))
+            });
+            &rest[..end.unwrap_or(rest.len())]
+        })
+        .filter(|name| name.len() > PREFIX.len())
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+fn others<'a>(config: &'a str, own: &str) -> Vec<&'a str> {
+    let mut names = names(config);
+    names.retain(|name| *name != own);
+    names
+}
+
+/// How a run of codex ended.
+struct Ended {
+    success: bool,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ended {
+    /// The last thing that it said.
+    fn told(&self) -> &str {
+        self.stderr
+            .lines()
+            .rev()
+            .map(str::trim)
+            .find(|line| !line.is_empty())
+            .unwrap_or("it does not say why")
+    }
+}
+
+/// Runs a command to its end, with a limit.
+fn run(mut command: Command) -> Result<Ended> {
+    let shown = command.get_program().to_string_lossy().into_owned();
+    let cannot = |error: std::io::Error| {
+        Error::os(Kind::McpFailed, format!("cannot run '{shown} mcp'"), error)
+    };
+    // Files and not pipes: nobody has to read along, and there is no end to wait for if it leaves a child.
+    let mut stdout = tempfile::tempfile().map_err(cannot)?;
+    let mut stderr = tempfile::tempfile().map_err(cannot)?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(stdout.try_clone().map_err(cannot)?)
+        .stderr(stderr.try_clone().map_err(cannot)?)
+        .process_group(0)
+        .spawn()
+        .map_err(cannot)?;
+    let pid = Pid::from_child(&child);
+    let waited = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .and_then(|ended| wait(&ended, Instant::now() + CODEX_WAIT));
+    if waited != Ok(true) {
+        // The group is its own, and it is not waited for yet, so the number is still its.
+        let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+    }
+    let status = child.wait().map_err(cannot)?;
+    if waited == Ok(false) {
+        let seconds = CODEX_WAIT.as_secs();
+        return Err(failed(format!(
+            "'{shown} mcp' took more than {seconds} seconds"
+        )));
+    }
+    let read = |file: &mut File| -> std::io::Result<String> {
+        file.rewind()?;
+        let mut bytes = Vec::new();
+        file.take(1024 * 1024).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    Ok(Ended {
+        success: status.success(),
+        stdout: read(&mut stdout).map_err(cannot)?,
+        stderr: read(&mut stderr).map_err(cannot)?,
+    })
+}
+
+/// Waits until the process ends; false where it does not before the deadline.
+fn wait(process: &OwnedFd, deadline: Instant) -> rustix::io::Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).ok();
+        let mut fds = [PollFd::new(process, PollFlags::IN)];
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            Ok(0) if left.is_zero() => return Ok(false),
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return Ok(true),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_stable_short_and_never_shared() {
+        for (id, expected) in [
+            ("alice", "plexum-host-alice"),
+            ("Alice_1-b", "plexum-host-Alice_1-b"),
+            ("alice/1", "plexum-host-alice_1-ef45c0eb"),
+            ("alice.1", "plexum-host-alice_1-ef4c76ce"),
+            ("", "plexum-host-agent-4fd0bfc1"),
+            ("你好", "plexum-host-__-eaf3ce22"),
+        ] {
+            assert_eq!(server_name(id), expected, "{id:?}");
+        }
+        let ids = [
+            "a/b",
+            "a.b",
+            "a b",
+            "a_b",
+            "A_b",
+            "a-b",
+            "a\nb",
+            "a\"b",
+            "_",
+            "",
+            "agent",
+            " ",
+            "é",
+            "ё",
+            "0123456789012345678901234",
+            "0123456789012345678901235",
+            "012345678901234567890123",
+        ];
+        let mut names: Vec<String> = ids.iter().map(|id| server_name(id)).collect();
+        // What an id is shortened to, taken as an id.
+        for id in ids {
+            let shortened = short_id(id);
+            if shortened != id && !ids.contains(&shortened.as_str()) {
+                names.push(server_name(&shortened));
+            }
+        }
+        let different: HashSet<&String> = names.iter().collect();
+        assert_eq!(different.len(), names.len(), "{names:?}");
+        for name in &names {
+            assert!(name.len() <= PREFIX.len() + ID_MAX, "{name}");
+            assert!(
+                name.bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+            );
+        }
+    }
+
+    #[test]
+    fn arguments_survive_every_character() {
+        let server = Server::new(
+            "a\"b\\c\n\u{7f}é",
+            Path::new("/opt/my \"tools\"/plexum-openai"),
+            Path::new("/run/x.sock"),
+        )
+        .unwrap();
+        let name = server_name("a\"b\\c\n\u{7f}é");
+        let config = "[mcp_servers.plexum-host-bob]\n# plexum-host-, plexum-host-old.\n[mcp_servers.\"plexum-host-bob\".env]\n";
+        assert_eq!(
+            server.arguments(Some("7"), config),
+            [
+                "-c",
+                &format!(
+                    r#"mcp_servers.{name}={{command="/opt/my \"tools\"/plexum-openai",args=["mcp-host","--socket","/run/x.sock","--agent-id","a\"b\\c\n\u007Fé"],env={{PLEXUM_MCP_TURN="7"}},required=true,startup_timeout_sec=60,default_tools_approval_mode="approve"}}"#
+                ),
+                "-c",
+                r#"mcp_servers.plexum-host-bob={command="/opt/my \"tools\"/plexum-openai",enabled=false}"#,
+                "-c",
+                r#"mcp_servers.plexum-host-old={command="/opt/my \"tools\"/plexum-openai",enabled=false}"#,
+            ]
+        );
+        let own = format!("[mcp_servers.{name}]\nplexum-host-");
+        assert_eq!(server.arguments(None, &own).len(), 2, "its own stays on");
+    }
+}

@@ -1,0 +1,1324 @@
+//! The MCP server for one connection, without any input or output of its own.
+//!
+//! A line goes in, [`Effect`]s come out: lines to send, calls to start, calls that nobody waits for any more.
+//! So all of MCP can be tested in memory, and whoever owns the socket ([`super::bridge`]) can serve many calls
+//! at once on one thread: nothing in here waits.
+//!
+//! Formats: <https://modelcontextprotocol.io/specification>, the four versions of [`Version`].
+
+use super::content::{self, quoted};
+use super::{Tool, ToolAnswer, ToolCall};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+/// A caller that asks for progress is told so often that the call is still running.
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+/// The most calls that one connection may have open: far over what a model asks for at once.
+const OPEN_CALLS_MAX: usize = 4096;
+/// A page of `tools/list` ends after so many tools, or after so many bytes.
+const PAGE_TOOLS: usize = 200;
+const PAGE_BYTES: usize = 1024 * 1024;
+/// A tool whose description and schema are longer than this is not offered: a page must fit into a line.
+const TOOL_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+const PARSE: i64 = -32700;
+const REQUEST: i64 = -32600;
+const METHOD: i64 = -32601;
+const PARAMS: i64 = -32602;
+
+/// The versions of MCP that are spoken, oldest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(
+    non_camel_case_types,
+    reason = "the versions are dates, which read badly without their separators"
+)]
+pub(super) enum Version {
+    V2024_11_05,
+    V2025_03_26,
+    V2025_06_18,
+    V2025_11_25,
+}
+
+impl Version {
+    const ALL: [Version; 4] = [
+        Version::V2024_11_05,
+        Version::V2025_03_26,
+        Version::V2025_06_18,
+        Version::V2025_11_25,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Version::V2024_11_05 => "2024-11-05",
+            Version::V2025_03_26 => "2025-03-26",
+            Version::V2025_06_18 => "2025-06-18",
+            Version::V2025_11_25 => "2025-11-25",
+        }
+    }
+
+    /// The version to answer a client with that asks for `wanted`: that one, or else the newest.
+    fn negotiated(wanted: &str) -> Version {
+        Version::ALL
+            .into_iter()
+            .find(|version| version.name() == wanted)
+            .unwrap_or(Version::V2025_11_25)
+    }
+}
+
+/// The tools of a turn, as `tools/list` gives them: in the daemon's order, each name once.
+#[derive(Debug)]
+pub(super) struct Catalogue {
+    /// Counts the lists of a turn, so that a cursor into an older list is known as one.
+    generation: u64,
+    names: HashSet<String>,
+    /// Each tool as JSON.
+    tools: Vec<String>,
+}
+
+impl Catalogue {
+    /// The catalogue of these tools, and a warning for each that could not be taken as it is.
+    pub(super) fn new(generation: u64, tools: Vec<Tool>) -> (Catalogue, Vec<String>) {
+        let mut warnings = Vec::new();
+        let mut names = HashSet::new();
+        let mut list = Vec::with_capacity(tools.len());
+        for tool in tools {
+            let shown = content::head(&tool.name, 256).to_owned();
+            if tool.name.is_empty() {
+                warnings.push("a tool without a name is not offered".to_owned());
+                continue;
+            }
+            if names.contains(&tool.name) {
+                warnings.push(format!(
+                    "the tool '{shown}' is given twice; the first one is offered"
+                ));
+                continue;
+            }
+            let schema = schema(tool.input_schema.as_deref()).unwrap_or_else(|why| {
+                warnings.push(format!(
+                    "the input_schema of the tool '{shown}' {why}; any object is taken"
+                ));
+                "{\"type\":\"object\"}".to_owned()
+            });
+            let name = quoted(&tool.name);
+            let json = match &tool.description {
+                Some(description) => format!(
+                    "{{\"name\":{name},\"description\":{},\"inputSchema\":{schema}}}",
+                    quoted(description)
+                ),
+                None => format!("{{\"name\":{name},\"inputSchema\":{schema}}}"),
+            };
+            if json.len() > TOOL_BYTES_MAX {
+                warnings.push(format!(
+                    "the tool '{shown}' has {} bytes of description and schema and is not offered",
+                    json.len()
+                ));
+                continue;
+            }
+            names.insert(tool.name);
+            list.push(json);
+        }
+        let catalogue = Catalogue {
+            generation,
+            names,
+            tools: list,
+        };
+        (catalogue, warnings)
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The `result` of `tools/list` at this cursor; `None` where the cursor is none of this list's.
+    fn page(&self, cursor: Option<&str>) -> Option<String> {
+        let start = match cursor {
+            None => 0,
+            Some(cursor) => {
+                let at = cursor
+                    .strip_prefix(&format!("{}-", self.generation))?
+                    .parse()
+                    .ok()?;
+                // Written as this writes them, so that `1-007` is no cursor.
+                (self.cursor(at) == cursor && (1..self.tools.len()).contains(&at)).then_some(at)?
+            }
+        };
+        let mut end = start;
+        let mut bytes = 0;
+        while end < self.tools.len() && end - start < PAGE_TOOLS {
+            bytes += self.tools[end].len() + 1;
+            if bytes > PAGE_BYTES && end > start {
+                break;
+            }
+            end += 1;
+        }
+        let tools = self.tools[start..end].join(",");
+        Some(if end < self.tools.len() {
+            format!(
+                "{{\"tools\":[{tools}],\"nextCursor\":{}}}",
+                quoted(&self.cursor(end))
+            )
+        } else {
+            format!("{{\"tools\":[{tools}]}}")
+        })
+    }
+
+    fn cursor(&self, at: usize) -> String {
+        format!("{}-{at}", self.generation)
+    }
+}
+
+/// The schema as MCP has it: of an object, and saying so. The error says what it is instead.
+fn schema(given: Option<&RawValue>) -> Result<String, &'static str> {
+    #[derive(Deserialize)]
+    struct Schema<'a> {
+        #[serde(borrow, default, deserialize_with = "present")]
+        r#type: Option<&'a RawValue>,
+    }
+    let given = given.map_or("{}", RawValue::get);
+    if !given.starts_with('{') {
+        return Err("is no object");
+    }
+    let Ok(schema) = serde_json::from_str::<Schema<'_>>(given) else {
+        return Err("gives its type twice");
+    };
+    match schema.r#type.map(RawValue::get) {
+        Some("\"object\"") => Ok(given.to_owned()),
+        Some(_) => Err("is not the schema of an object"),
+        None => {
+            let rest = given[1..].trim_start();
+            let comma = if rest.starts_with('}') { "" } else { "," };
+            Ok(format!("{{\"type\":\"object\"{comma}{rest}"))
+        }
+    }
+}
+
+/// A JSON-RPC id. `null`, fractions and numbers beyond 64 bits are none.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Id {
+    Integer(i64),
+    Text(String),
+}
+
+impl Id {
+    fn parse(raw: &RawValue) -> Option<Id> {
+        if raw.get().starts_with('"') {
+            serde_json::from_str(raw.get()).ok().map(Id::Text)
+        } else {
+            serde_json::from_str(raw.get()).ok().map(Id::Integer)
+        }
+    }
+
+    fn json(&self) -> String {
+        match self {
+            Id::Integer(id) => id.to_string(),
+            Id::Text(id) => quoted(id),
+        }
+    }
+}
+
+/// Tells a field that is `null` from one that is not there.
+fn present<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(from).map(Some)
+}
+
+#[derive(Deserialize)]
+struct Message<'a> {
+    #[serde(borrow, default, deserialize_with = "present")]
+    jsonrpc: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    id: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    method: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    params: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    result: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    error: Option<&'a RawValue>,
+}
+
+/// The fields of all parameters that are read, each still raw.
+#[derive(Default, Deserialize)]
+struct Params<'a> {
+    #[serde(borrow, default, rename = "protocolVersion")]
+    protocol_version: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    cursor: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    name: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    arguments: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "requestId")]
+    request_id: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "_meta")]
+    meta: Option<&'a RawValue>,
+}
+
+#[derive(Default, Deserialize)]
+struct Meta<'a> {
+    #[serde(borrow, default, rename = "progressToken")]
+    progress_token: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "callId")]
+    call_id: Option<&'a RawValue>,
+}
+
+/// Names an open call of a session.
+pub(super) type Key = u64;
+
+/// What is to be done because of a line.
+#[derive(Debug)]
+pub(super) enum Effect {
+    /// A line for the client, without its newline.
+    Send(String),
+    /// A call for the daemon; its answer goes to [`Session::answer`].
+    Call(Key, ToolCall),
+    /// Nobody waits for this call any more.
+    Cancel(Key),
+}
+
+/// A call that has no answer yet.
+#[derive(Debug)]
+struct Open {
+    id: Id,
+    tool: String,
+    batch: Option<u64>,
+    progress: Option<Progress>,
+}
+
+#[derive(Debug)]
+struct Progress {
+    /// The caller's token, as it wrote it.
+    token: Box<RawValue>,
+    since: Instant,
+    next: Instant,
+}
+
+/// A batch whose answers are not complete. Only 2025-03-26 has them.
+#[derive(Debug, Default)]
+struct Batch {
+    open: usize,
+    answers: Vec<String>,
+}
+
+/// The server's side of one connection.
+#[derive(Debug, Default)]
+pub(super) struct Session {
+    /// Set by `initialize`.
+    version: Option<Version>,
+    open: HashMap<Key, Open>,
+    /// The open calls by the client's id.
+    by_id: HashMap<Id, Key>,
+    batches: HashMap<u64, Batch>,
+    /// The next name of a call or a batch.
+    next: u64,
+}
+
+impl Session {
+    /// Takes one line, without its newline.
+    pub(super) fn line(
+        &mut self,
+        line: &[u8],
+        tools: &Catalogue,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Ok(line) = std::str::from_utf8(line) else {
+            let error = error_line(None, PARSE, "the line is not valid UTF-8");
+            effects.push(Effect::Send(error));
+            return;
+        };
+        let line = line.trim_matches([' ', '\t', '\r', '\n']);
+        if line.is_empty() {
+            return;
+        }
+        if !line.starts_with('[') {
+            if let Some(answer) = self.message(line, None, tools, now, effects) {
+                effects.push(Effect::Send(answer));
+            }
+            return;
+        }
+        let messages = match serde_json::from_str::<Vec<&RawValue>>(line) {
+            Err(error) => Err((PARSE, format!("the line is not JSON: {error}"))),
+            Ok(_) if self.version != Some(Version::V2025_03_26) => {
+                Err((REQUEST, "only MCP 2025-03-26 has batches".to_owned()))
+            }
+            Ok(messages) if messages.is_empty() => Err((REQUEST, "an empty batch".to_owned())),
+            Ok(messages) => Ok(messages),
+        };
+        match messages {
+            Err((code, message)) => effects.push(Effect::Send(error_line(None, code, &message))),
+            Ok(messages) => {
+                let batch = self.next;
+                self.next += 1;
+                self.batches.insert(batch, Batch::default());
+                for message in messages {
+                    if let Some(answer) =
+                        self.message(message.get(), Some(batch), tools, now, effects)
+                        && let Some(batch) = self.batches.get_mut(&batch)
+                    {
+                        batch.answers.push(answer);
+                    }
+                }
+                effects.extend(self.end_batch(batch).map(Effect::Send));
+            }
+        }
+    }
+
+    /// The daemon answered a call. `None` where nobody waits for it any more, or where its batch still waits.
+    pub(super) fn answer(&mut self, key: Key, answer: ToolAnswer) -> Option<String> {
+        let call = self.open.remove(&key)?;
+        self.by_id.remove(&call.id);
+        let version = self.version?;
+        let result = content::result(&call.tool, answer, version, content::RESULT_MAX);
+        let line = result_line(&call.id, &result);
+        let Some(batch) = call.batch else {
+            return Some(line);
+        };
+        let waiting = self.batches.get_mut(&batch)?;
+        waiting.open -= 1;
+        waiting.answers.push(line);
+        self.end_batch(batch)
+    }
+
+    /// The client is gone: the calls that nobody waits for any more.
+    pub(super) fn end(&mut self) -> Vec<Key> {
+        self.by_id.clear();
+        self.batches.clear();
+        let mut keys: Vec<Key> = self.open.drain().map(|(key, _)| key).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    /// The line that says that the tools are others now, where the client can be told yet.
+    pub(super) fn tools_changed(&self) -> Option<String> {
+        self.version?;
+        Some("{\"jsonrpc\":\"2.0\",\"method\":\"notifications/tools/list_changed\"}".to_owned())
+    }
+
+    /// When [`Session::progress`] has something to say next.
+    pub(super) fn next_progress(&self) -> Option<Instant> {
+        let progress = self.open.values().filter_map(|call| call.progress.as_ref());
+        progress.map(|progress| progress.next).min()
+    }
+
+    /// The progress notifications that are due.
+    pub(super) fn progress(&mut self, now: Instant) -> Vec<String> {
+        let version = self.version;
+        let mut lines = Vec::new();
+        for call in self.open.values_mut() {
+            if let Some(progress) = &mut call.progress
+                && progress.next <= now
+            {
+                lines.push(progress.line(&call.tool, version, now));
+                progress.next = now + PROGRESS_EVERY;
+            }
+        }
+        lines
+    }
+
+    /// Takes one message; gives its answer, where it has one at once.
+    fn message(
+        &mut self,
+        json: &str,
+        batch: Option<u64>,
+        tools: &Catalogue,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) -> Option<String> {
+        let parsed = match json.starts_with('{') {
+            true => serde_json::from_str::<Message<'_>>(json),
+            false => {
+                return Some(match serde_json::from_str::<&RawValue>(json) {
+                    Ok(_) => error_line(None, REQUEST, "a message is an object"),
+                    Err(error) => {
+                        error_line(None, PARSE, &format!("the line is not JSON: {error}"))
+                    }
+                });
+            }
+        };
+        let message = match parsed {
+            Ok(message) => message,
+            Err(error) if error.is_data() => {
+                return Some(error_line(None, REQUEST, &error.to_string()));
+            }
+            Err(error) => {
+                let message = format!("the line is not JSON: {error}");
+                return Some(error_line(None, PARSE, &message));
+            }
+        };
+        let id = message.id.and_then(Id::parse);
+        let Some(method) = message.method else {
+            // An answer. This server asks nothing, so it answers no question of ours.
+            if message.result.is_some() || message.error.is_some() {
+                return None;
+            }
+            let why = "a message without a method";
+            return Some(error_line(id.as_ref(), REQUEST, why));
+        };
+        let method = serde_json::from_str::<String>(method.get()).ok();
+        let Some(raw_id) = message.id else {
+            let version = message.jsonrpc.map(RawValue::get);
+            if let (Some(method), Some("\"2.0\"")) = (&method, version) {
+                self.notification(method, message.params, effects);
+            }
+            return None;
+        };
+        let Some(id) = id else {
+            let why = format!(
+                "an id is a string or an integer, not {}",
+                content::head(raw_id.get(), 64)
+            );
+            return Some(error_line(None, REQUEST, &why));
+        };
+        if message.jsonrpc.map(RawValue::get) != Some("\"2.0\"") {
+            return Some(error_line(Some(&id), REQUEST, "'jsonrpc' must be \"2.0\""));
+        }
+        let Some(method) = method else {
+            return Some(error_line(Some(&id), REQUEST, "'method' must be a string"));
+        };
+        if self.by_id.contains_key(&id) {
+            // Under its own id this would be taken for the answer to the first.
+            let why = format!("the id {} is in use", id.json());
+            return Some(error_line(None, REQUEST, &why));
+        }
+        match self.request(&id, &method, message.params, batch, tools, now, effects) {
+            Ok(Some(result)) => Some(result_line(&id, &result)),
+            Ok(None) => None,
+            Err((code, message)) => Some(error_line(Some(&id), code, &message)),
+        }
+    }
+
+    /// Answers a request: with a result, later (`None`), or with an error.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one dispatch with everything that its methods need"
+    )]
+    fn request(
+        &mut self,
+        id: &Id,
+        method: &str,
+        params: Option<&RawValue>,
+        batch: Option<u64>,
+        tools: &Catalogue,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Option<String>, (i64, String)> {
+        match method {
+            "ping" => return Ok(Some("{}".to_owned())),
+            "initialize" if batch.is_some() => {
+                return Err((REQUEST, "'initialize' cannot be in a batch".to_owned()));
+            }
+            "initialize" | "tools/list" | "tools/call" => {}
+            _ => {
+                let shown = content::head(method, 256);
+                return Err((METHOD, format!("this server has no method '{shown}'")));
+            }
+        }
+        let params = Params::parse(params)?;
+        if method == "initialize" {
+            let wanted = string(params.protocol_version, "protocolVersion")?
+                .ok_or_else(|| missing("protocolVersion"))?;
+            let version = Version::negotiated(&wanted);
+            self.version = Some(version);
+            return Ok(Some(format!(
+                "{{\"protocolVersion\":\"{}\",\"capabilities\":{{\"tools\":{{\"listChanged\":true}}}},\"serverInfo\":{{\"name\":\"plexum-openai\",\"version\":\"{}\"}}}}",
+                version.name(),
+                env!("CARGO_PKG_VERSION")
+            )));
+        }
+        let Some(version) = self.version else {
+            return Err((REQUEST, format!("'{method}' before 'initialize'")));
+        };
+        if method == "tools/list" {
+            let cursor = string(params.cursor, "cursor")?;
+            return match tools.page(cursor.as_deref()) {
+                Some(page) => Ok(Some(page)),
+                None => Err((PARAMS, "'cursor' is none of this list's".to_owned())),
+            };
+        }
+        let name = string(params.name, "name")?.ok_or_else(|| missing("name"))?;
+        let arguments = match params.arguments.map(RawValue::get) {
+            None => "{}",
+            Some(object) if object.starts_with('{') => object,
+            Some(_) => return Err((PARAMS, "'arguments' must be an object".to_owned())),
+        };
+        let meta = match params.meta {
+            None => Meta::default(),
+            Some(meta) => fields(meta, "_meta")?,
+        };
+        let token = match meta.progress_token {
+            Some(token) if Id::parse(token).is_none() => {
+                let why = "'_meta.progressToken' must be a string or an integer";
+                return Err((PARAMS, why.to_owned()));
+            }
+            token => token,
+        };
+        // Not MCP's but codex's own field: what it is there for is better missed than refused.
+        let call_id = meta
+            .call_id
+            .and_then(|id| serde_json::from_str::<String>(id.get()).ok());
+        let refusal = if !tools.names.contains(&name) {
+            Some(format!(
+                "there is no tool '{}' in this turn",
+                content::head(&name, 256)
+            ))
+        } else if self.open.len() >= OPEN_CALLS_MAX {
+            Some(format!("{OPEN_CALLS_MAX} calls are open already"))
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            let result = content::result(&name, Err(refusal), version, content::RESULT_MAX);
+            return Ok(Some(result));
+        }
+        let key = self.next;
+        self.next += 1;
+        let progress = token.map(|token| Progress {
+            token: token.to_owned(),
+            since: now,
+            next: now + PROGRESS_EVERY,
+        });
+        if let Some(progress) = &progress {
+            effects.push(Effect::Send(progress.line(&name, Some(version), now)));
+        }
+        effects.push(Effect::Call(
+            key,
+            ToolCall {
+                call_id,
+                name: name.clone(),
+                arguments: RawValue::from_string(arguments.to_owned())
+                    .expect("a part of parsed JSON is JSON"),
+            },
+        ));
+        if let Some(batch) = batch.and_then(|batch| self.batches.get_mut(&batch)) {
+            batch.open += 1;
+        }
+        self.by_id.insert(id.clone(), key);
+        self.open.insert(
+            key,
+            Open {
+                id: id.clone(),
+                tool: name,
+                batch,
+                progress,
+            },
+        );
+        Ok(None)
+    }
+
+    /// Takes a notification. None is ever answered, however wrong it is.
+    fn notification(&mut self, method: &str, params: Option<&RawValue>, effects: &mut Vec<Effect>) {
+        if method != "notifications/cancelled" {
+            return;
+        }
+        let Ok(params) = Params::parse(params) else {
+            return;
+        };
+        let Some(key) = params
+            .request_id
+            .and_then(Id::parse)
+            .and_then(|id| self.by_id.remove(&id))
+        else {
+            // Its answer and the cancellation met on the way.
+            return;
+        };
+        effects.push(Effect::Cancel(key));
+        let call = self.open.remove(&key);
+        if let Some(batch) = call.and_then(|call| call.batch)
+            && let Some(waiting) = self.batches.get_mut(&batch)
+        {
+            waiting.open -= 1;
+            effects.extend(self.end_batch(batch).map(Effect::Send));
+        }
+    }
+
+    /// The answers of a batch in one line, once all are there and where there are any.
+    fn end_batch(&mut self, batch: u64) -> Option<String> {
+        if self.batches.get(&batch)?.open > 0 {
+            return None;
+        }
+        let answers = self.batches.remove(&batch)?.answers;
+        (!answers.is_empty()).then(|| format!("[{}]", answers.join(",")))
+    }
+}
+
+impl Progress {
+    fn line(&self, tool: &str, version: Option<Version>, now: Instant) -> String {
+        let seconds = now.saturating_duration_since(self.since).as_secs();
+        let message = match version {
+            Some(version) if version >= Version::V2025_03_26 => {
+                let message = format!("{} is running", content::head(tool, 256));
+                format!(",\"message\":{}", quoted(&message))
+            }
+            _ => String::new(),
+        };
+        format!(
+            "{{\"jsonrpc\":\"2.0\",\"method\":\"notifications/progress\",\"params\":{{\"progressToken\":{},\"progress\":{seconds}{message}}}}}",
+            self.token.get()
+        )
+    }
+}
+
+impl<'a> Params<'a> {
+    fn parse(params: Option<&'a RawValue>) -> Result<Params<'a>, (i64, String)> {
+        params.map_or_else(|| Ok(Params::default()), |params| fields(params, "params"))
+    }
+}
+
+/// The fields of an object.
+fn fields<'a, T: Deserialize<'a>>(raw: &'a RawValue, name: &str) -> Result<T, (i64, String)> {
+    // A derived struct would take a list for its fields in order.
+    if !raw.get().starts_with('{') {
+        return Err((PARAMS, format!("'{name}' must be an object")));
+    }
+    serde_json::from_str(raw.get()).map_err(|error| (PARAMS, format!("'{name}': {error}")))
+}
+
+fn string(raw: Option<&RawValue>, name: &str) -> Result<Option<String>, (i64, String)> {
+    raw.map(|raw| serde_json::from_str(raw.get()))
+        .transpose()
+        .map_err(|_| (PARAMS, format!("'{name}' must be a string")))
+}
+
+fn missing(name: &str) -> (i64, String) {
+    (PARAMS, format!("'{name}' is missing"))
+}
+
+fn result_line(id: &Id, result: &str) -> String {
+    format!(
+        "{{\"jsonrpc\":\"2.0\",\"id\":{},\"result\":{result}}}",
+        id.json()
+    )
+}
+
+/// An error answer. `None` is the id of a message that has none that could be read.
+fn error_line(id: Option<&Id>, code: i64, message: &str) -> String {
+    format!(
+        "{{\"jsonrpc\":\"2.0\",\"id\":{},\"error\":{{\"code\":{code},\"message\":{}}}}}",
+        id.map_or_else(|| "null".to_owned(), Id::json),
+        quoted(message)
+    )
+}
+
+/// The answer to a line that is too long to be read.
+pub(super) fn too_long(max: usize) -> String {
+    error_line(None, REQUEST, &format!("a line is at most {max} bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mcp::ToolOutput;
+
+    fn tool(name: &str) -> Tool {
+        Tool {
+            name: name.to_owned(),
+            description: Some(format!("does {name}")),
+            input_schema: None,
+        }
+    }
+
+    /// A session with two tools, and what it does with lines and answers, as text.
+    struct Client {
+        session: Session,
+        tools: Catalogue,
+        now: Instant,
+        keys: Vec<Key>,
+    }
+
+    impl Client {
+        fn new() -> Client {
+            let (tools, warnings) = Catalogue::new(0, vec![tool("send"), tool("list")]);
+            assert_eq!(warnings, [""; 0]);
+            Client {
+                session: Session::default(),
+                tools,
+                now: Instant::now(),
+                keys: Vec::new(),
+            }
+        }
+
+        fn initialized(version: &str) -> Client {
+            let mut client = Client::new();
+            let line = format!(
+                r#"{{"jsonrpc":"2.0","id":"i","method":"initialize","params":{{"protocolVersion":"{version}","capabilities":{{}},"clientInfo":{{"name":"c","version":"1"}}}}}}"#
+            );
+            let answer = client.line(&line);
+            assert!(
+                answer.starts_with(r#"{"jsonrpc":"2.0","id":"i","result":{"#),
+                "{answer}"
+            );
+            assert_eq!(
+                client.line(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#),
+                ""
+            );
+            client
+        }
+
+        /// The effects of a line, one a line: what is sent as it is, `call <n> …` and `cancel <n>`.
+        fn line(&mut self, line: &str) -> String {
+            let mut effects = Vec::new();
+            self.session
+                .line(line.as_bytes(), &self.tools, self.now, &mut effects);
+            let mut told = Vec::new();
+            for effect in effects {
+                told.push(match effect {
+                    Effect::Send(line) => {
+                        let _: serde_json::Value = serde_json::from_str(&line).unwrap();
+                        line
+                    }
+                    Effect::Call(key, call) => {
+                        self.keys.push(key);
+                        let id = call.call_id.as_deref().unwrap_or("-");
+                        format!(
+                            "call {} {id} {} {}",
+                            self.keys.len() - 1,
+                            call.name,
+                            call.arguments
+                        )
+                    }
+                    Effect::Cancel(key) => {
+                        let at = self.keys.iter().position(|known| *known == key);
+                        format!("cancel {}", at.unwrap())
+                    }
+                });
+            }
+            told.join("\n")
+        }
+
+        fn answer(&mut self, call: usize, text: &str) -> String {
+            let output = ToolOutput {
+                content: RawValue::from_string(quoted(text)).ok(),
+                ..ToolOutput::default()
+            };
+            self.session
+                .answer(self.keys[call], Ok(output))
+                .unwrap_or_default()
+        }
+    }
+
+    fn ok(id: &str, result: &str) -> String {
+        format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#)
+    }
+
+    fn no(id: &str, code: i64, message: &str) -> String {
+        format!(
+            r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":{code},"message":{}}}}}"#,
+            quoted(message)
+        )
+    }
+
+    fn answered(id: &str, text: &str) -> String {
+        ok(
+            id,
+            &format!(
+                r#"{{"content":[{{"type":"text","text":{}}}],"isError":false}}"#,
+                quoted(text)
+            ),
+        )
+    }
+
+    #[test]
+    fn versions_are_negotiated() {
+        for (wanted, given) in [
+            ("2025-11-25", "2025-11-25"),
+            ("2025-06-18", "2025-06-18"),
+            ("2025-03-26", "2025-03-26"),
+            ("2024-11-05", "2024-11-05"),
+            ("2024-10-07", "2025-11-25"),
+            ("2099-01-01", "2025-11-25"),
+            ("", "2025-11-25"),
+        ] {
+            let line = format!(
+                r#"{{"jsonrpc":"2.0","id":0,"method":"initialize","params":{{"protocolVersion":"{wanted}"}}}}"#
+            );
+            let expected = format!(
+                r#"{{"protocolVersion":"{given}","capabilities":{{"tools":{{"listChanged":true}}}},"serverInfo":{{"name":"plexum-openai","version":"{}"}}}}"#,
+                env!("CARGO_PKG_VERSION")
+            );
+            assert_eq!(Client::new().line(&line), ok("0", &expected), "{wanted}");
+        }
+    }
+
+    #[test]
+    fn before_initialize_there_is_only_ping() {
+        for (line, expected) in [
+            (r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#, ok("1", "{}")),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#,
+                no("1", REQUEST, "'tools/list' before 'initialize'"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"send"}}"#,
+                no("1", REQUEST, "'tools/call' before 'initialize'"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"initialize"}"#,
+                no("1", PARAMS, "'protocolVersion' is missing"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":1}}"#,
+                no("1", PARAMS, "'protocolVersion' must be a string"),
+            ),
+        ] {
+            assert_eq!(Client::new().line(line), expected, "{line}");
+        }
+        assert_eq!(Client::new().session.tools_changed(), None);
+    }
+
+    #[test]
+    fn each_message_has_its_answer_or_none() {
+        let listed = r#"{"tools":[{"name":"send","description":"does send","inputSchema":{"type":"object"}},{"name":"list","description":"does list","inputSchema":{"type":"object"}}]}"#;
+        let params = |id: &str, message: &str| no(id, PARAMS, message);
+        for (line, expected) in [
+            (r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#, ok("1", "{}")),
+            (
+                r#"{"jsonrpc":"2.0","id":"a\"b","method":"ping","params":{"_meta":{}}}"#,
+                ok(r#""a\"b""#, "{}"),
+            ),
+            (
+                "  {\"method\":\"ping\",\"id\":-7,\"jsonrpc\":\"2.0\"}\r",
+                ok("-7", "{}"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#,
+                ok("1", listed),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"cursor":null}}"#,
+                ok("1", listed),
+            ),
+            // Calls.
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"send","arguments":{"to": "é\n"}}}"#,
+                r#"call 0 - send {"to": "é\n"}"#.to_owned(),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"send","_meta":{"callId":"call_7"}}}"#,
+                "call 0 call_7 send {}".to_owned(),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"send","arguments":null,"_meta":{"callId":7}}}"#,
+                "call 0 - send {}".to_owned(),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"gone"}}"#,
+                ok(
+                    "1",
+                    r#"{"content":[{"type":"text","text":"there is no tool 'gone' in this turn"}],"isError":true}"#,
+                ),
+            ),
+            // Bad parameters.
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"cursor":"0-1"}}"#,
+                ok(
+                    "1",
+                    r#"{"tools":[{"name":"list","description":"does list","inputSchema":{"type":"object"}}]}"#,
+                ),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"cursor":"0-01"}}"#,
+                params("1", "'cursor' is none of this list's"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"cursor":"0-2"}}"#,
+                params("1", "'cursor' is none of this list's"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"cursor":"1-1"}}"#,
+                params("1", "'cursor' is none of this list's"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"cursor":""}}"#,
+                params("1", "'cursor' is none of this list's"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"cursor":1}}"#,
+                params("1", "'cursor' must be a string"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":[]}"#,
+                params("1", "'params' must be an object"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/call"}"#,
+                params("1", "'name' is missing"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":["send"]}"#,
+                params("1", "'params' must be an object"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":["send"]}}"#,
+                params("1", "'name' must be a string"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"send","arguments":[]}}"#,
+                params("1", "'arguments' must be an object"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"send","_meta":[]}}"#,
+                params("1", "'_meta' must be an object"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"send","_meta":{"progressToken":{}}}}"#,
+                params("1", "'_meta.progressToken' must be a string or an integer"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"send","name":"list"}}"#,
+                params("1", "'params': duplicate field `name` at line 1 column 21"),
+            ),
+            // Methods that there are not.
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"resources/list"}"#,
+                no("1", METHOD, "this server has no method 'resources/list'"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"notifications/cancelled","params":{"requestId":5}}"#,
+                no(
+                    "1",
+                    METHOD,
+                    "this server has no method 'notifications/cancelled'",
+                ),
+            ),
+            // What is no request.
+            (
+                r#"{"jsonrpc":"2.0","method":"notifications/unknown"}"#,
+                String::new(),
+            ),
+            (r#"{"jsonrpc":"2.0","method":"ping"}"#, String::new()),
+            (
+                r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"send"}}"#,
+                String::new(),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","method":"notifications/cancelled"}"#,
+                String::new(),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":[1]}"#,
+                String::new(),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":99}}"#,
+                String::new(),
+            ),
+            (r#"{"jsonrpc":"2.0","id":1,"result":{}}"#, String::new()),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"x"}}"#,
+                String::new(),
+            ),
+            ("", String::new()),
+            (" \t\r", String::new()),
+            // What is no message.
+            (
+                "{",
+                no(
+                    "null",
+                    PARSE,
+                    "the line is not JSON: EOF while parsing an object at line 1 column 1",
+                ),
+            ),
+            (
+                "x",
+                no(
+                    "null",
+                    PARSE,
+                    "the line is not JSON: expected value at line 1 column 1",
+                ),
+            ),
+            (
+                "{} {}",
+                no(
+                    "null",
+                    PARSE,
+                    "the line is not JSON: trailing characters at line 1 column 4",
+                ),
+            ),
+            ("7", no("null", REQUEST, "a message is an object")),
+            ("{}", no("null", REQUEST, "a message without a method")),
+            ("[]", no("null", REQUEST, "only MCP 2025-03-26 has batches")),
+            (
+                r#"{"id":1,"method":"ping"}"#,
+                no("1", REQUEST, "'jsonrpc' must be \"2.0\""),
+            ),
+            (
+                r#"{"jsonrpc":2.0,"id":1,"method":"ping"}"#,
+                no("1", REQUEST, "'jsonrpc' must be \"2.0\""),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#,
+                no("null", REQUEST, "an id is a string or an integer, not null"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1.5,"method":"ping"}"#,
+                no("null", REQUEST, "an id is a string or an integer, not 1.5"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":[1],"method":"ping"}"#,
+                no("null", REQUEST, "an id is a string or an integer, not [1]"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":7}"#,
+                no("1", REQUEST, "'method' must be a string"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}"#,
+                no("null", REQUEST, "duplicate field `id` at line 1 column 28"),
+            ),
+        ] {
+            let mut client = Client::initialized("2025-11-25");
+            assert_eq!(client.line(line), expected, "{line}");
+            assert_eq!(
+                client.line(r#"{"jsonrpc":"2.0","id":"p","method":"ping"}"#),
+                ok(r#""p""#, "{}"),
+                "it goes on after {line}"
+            );
+        }
+        let mut effects = Vec::new();
+        let client = &mut Client::initialized("2025-11-25");
+        client
+            .session
+            .line(b"{\"\xff\":1}", &client.tools, client.now, &mut effects);
+        assert!(
+            matches!(&effects[..], [Effect::Send(line)] if *line == no("null", PARSE, "the line is not valid UTF-8"))
+        );
+    }
+
+    #[test]
+    fn deep_arguments_overflow_no_stack() {
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+        let mut client = Client::initialized("2025-11-25");
+        assert_eq!(
+            client.line(&format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"send","arguments":{deep}}}}}"#
+            )),
+            format!("call 0 - send {deep}")
+        );
+        assert_eq!(
+            client.line(&format!(
+                r#"{{"jsonrpc":"2.0","id":2,"method":"ping","x":{deep}}}"#
+            )),
+            ok("2", "{}")
+        );
+    }
+
+    fn call(id: &str, rest: &str) -> String {
+        format!(
+            r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"send"{rest}}}}}"#
+        )
+    }
+
+    #[test]
+    fn calls_are_answered_in_any_order_and_once() {
+        let mut client = Client::initialized("2025-06-18");
+        assert_eq!(client.line(&call("1", "")), "call 0 - send {}");
+        assert_eq!(client.line(&call("\"1\"", "")), "call 1 - send {}");
+        assert_eq!(
+            client.line(&call("1", "")),
+            no("null", REQUEST, "the id 1 is in use")
+        );
+        assert_eq!(
+            client.line(r#"{"jsonrpc":"2.0","id":3,"method":"ping"}"#),
+            ok("3", "{}")
+        );
+        assert_eq!(client.answer(1, "second"), answered("\"1\"", "second"));
+        assert_eq!(client.answer(0, "first"), answered("1", "first"));
+        assert_eq!(client.answer(0, "again"), "");
+        assert_eq!(
+            client.line(&call("1", "")),
+            "call 2 - send {}",
+            "the id is free again"
+        );
+    }
+
+    #[test]
+    fn what_is_cancelled_is_never_answered() {
+        let mut client = Client::initialized("2025-06-18");
+        client.line(&call("1", r#","_meta":{"progressToken":"t"}"#));
+        client.line(&call("2", ""));
+        let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1,"reason":"x"}}"#;
+        assert_eq!(client.line(cancel), "cancel 0");
+        assert_eq!(client.line(cancel), "", "twice is once");
+        assert_eq!(client.session.next_progress(), None);
+        assert_eq!(client.answer(0, "late"), "");
+        assert_eq!(client.answer(1, "other"), answered("2", "other"));
+        client.line(&call("3", ""));
+        client.line(&call("4", ""));
+        assert_eq!(client.session.end(), client.keys[2..]);
+        assert_eq!(client.answer(2, "late"), "");
+    }
+
+    #[test]
+    fn progress_is_told_to_who_asks() {
+        for (version, message) in [
+            ("2025-11-25", r#","message":"send is running""#),
+            ("2024-11-05", ""),
+        ] {
+            let mut client = Client::initialized(version);
+            let told = |token: &str, progress: u64| {
+                format!(
+                    r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{token},"progress":{progress}{message}}}}}"#
+                )
+            };
+            assert_eq!(
+                client.line(&call("1", r#","_meta":{"progressToken":"t"}"#)),
+                format!("{}\ncall 0 - send {{}}", told("\"t\"", 0))
+            );
+            client.line(&call("2", ""));
+            let due = client.session.next_progress().unwrap();
+            assert_eq!(due, client.now + PROGRESS_EVERY);
+            assert_eq!(
+                client.session.progress(due - Duration::from_millis(1)),
+                [""; 0]
+            );
+            assert_eq!(client.session.progress(due), [told("\"t\"", 5)]);
+            assert_eq!(client.session.progress(due), [""; 0]);
+            let due = client.session.next_progress().unwrap();
+            assert_eq!(client.session.progress(due), [told("\"t\"", 10)]);
+            client.answer(0, "done");
+            assert_eq!(client.session.next_progress(), None);
+        }
+    }
+
+    #[test]
+    fn a_batch_is_answered_whole() {
+        let mut client = Client::initialized("2025-03-26");
+        let batch = |messages: &[&str]| format!("[{}]", messages.join(","));
+        let ping = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+        let note = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+        assert_eq!(
+            client.line(&batch(&[ping, note])),
+            format!("[{}]", ok("1", "{}"))
+        );
+        assert_eq!(client.line(&batch(&[note])), "");
+        assert_eq!(client.line("[]"), no("null", REQUEST, "an empty batch"));
+        assert_eq!(
+            client.line("[7]"),
+            format!("[{}]", no("null", REQUEST, "a message is an object"))
+        );
+        assert_eq!(
+            client.line(r#"[{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"x"}}]"#),
+            format!("[{}]", no("1", REQUEST, "'initialize' cannot be in a batch"))
+        );
+        assert_eq!(
+            client.line(&batch(&[
+                &call("5", ""),
+                ping,
+                &call("6", ""),
+                &call("7", "")
+            ])),
+            "call 0 - send {}\ncall 1 - send {}\ncall 2 - send {}"
+        );
+        assert_eq!(client.answer(1, "b"), "");
+        assert_eq!(
+            client.line(
+                r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}"#
+            ),
+            "cancel 0"
+        );
+        assert_eq!(
+            client.answer(2, "c"),
+            format!(
+                "[{},{},{}]",
+                ok("1", "{}"),
+                answered("6", "b"),
+                answered("7", "c")
+            )
+        );
+        client.line(&batch(&[&call("8", ""), ping]));
+        assert_eq!(
+            client.line(
+                r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":8}}"#
+            ),
+            format!("cancel 3\n[{}]", ok("1", "{}"))
+        );
+    }
+
+    #[test]
+    fn tools_are_listed_once_in_order_and_in_pages() {
+        let many: Vec<Tool> = (0..450).map(|number| tool(&format!("t{number}"))).collect();
+        let big = |number: usize| Tool {
+            description: Some("x".repeat(400_000)),
+            ..tool(&format!("b{number}"))
+        };
+        for (tools, pages) in [
+            (Vec::new(), vec![0]),
+            (many, vec![200, 200, 50]),
+            ((0..5).map(big).collect(), vec![2, 2, 1]),
+        ] {
+            let names: Vec<String> = tools.iter().map(|tool| tool.name.clone()).collect();
+            let (catalogue, _) = Catalogue::new(3, tools);
+            let mut cursor = None;
+            let mut seen = Vec::new();
+            let mut sizes = Vec::new();
+            loop {
+                let page: serde_json::Value =
+                    serde_json::from_str(&catalogue.page(cursor.as_deref()).unwrap()).unwrap();
+                let tools = page["tools"].as_array().unwrap();
+                sizes.push(tools.len());
+                seen.extend(
+                    tools
+                        .iter()
+                        .map(|tool| tool["name"].as_str().unwrap().to_owned()),
+                );
+                match page.get("nextCursor") {
+                    Some(next) => cursor = Some(next.as_str().unwrap().to_owned()),
+                    None => break,
+                }
+            }
+            assert_eq!(sizes, pages);
+            assert_eq!(seen, names);
+        }
+    }
+
+    #[test]
+    fn a_tool_that_cannot_be_offered_as_it_is_is_warned_of() {
+        let given = |name: &str, schema: &str| Tool {
+            input_schema: RawValue::from_string(schema.to_owned()).ok(),
+            description: None,
+            ..tool(name)
+        };
+        let long = Tool {
+            description: Some("x".repeat(TOOL_BYTES_MAX)),
+            ..tool("long")
+        };
+        let (catalogue, warnings) = Catalogue::new(
+            0,
+            vec![
+                given("whole", r#"{"properties":{"a":{}}, "type":"object"}"#),
+                given("typeless", r#"{ "properties":{}}"#),
+                given("empty", "{ }"),
+                given("null", "null"),
+                given("text", r#"{"type":"string"}"#),
+                given("whole", "{}"),
+                given("", "{}"),
+                long,
+                given("twice", r#"{"type":"object","type":"object"}"#),
+            ],
+        );
+        let any = r#"{"type":"object"}"#;
+        assert_eq!(
+            catalogue.page(None).unwrap(),
+            format!(
+                r#"{{"tools":[{{"name":"whole","inputSchema":{{"properties":{{"a":{{}}}}, "type":"object"}}}},{{"name":"typeless","inputSchema":{{"type":"object","properties":{{}}}}}},{{"name":"empty","inputSchema":{any}}},{{"name":"null","inputSchema":{any}}},{{"name":"text","inputSchema":{any}}},{{"name":"twice","inputSchema":{any}}}]}}"#
+            )
+        );
+        assert_eq!(
+            warnings,
+            [
+                "the input_schema of the tool 'null' is no object; any object is taken",
+                "the input_schema of the tool 'text' is not the schema of an object; any object is taken",
+                "the tool 'whole' is given twice; the first one is offered",
+                "a tool without a name is not offered",
+                &format!(
+                    "the tool 'long' has {} bytes of description and schema and is not offered",
+                    TOOL_BYTES_MAX + 64
+                ),
+                "the input_schema of the tool 'twice' gives its type twice; any object is taken",
+            ]
+        );
+    }
+}

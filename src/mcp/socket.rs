@@ -1,0 +1,616 @@
+//! Where a turn's socket lies, and how the plugin and `mcp-host` make sure of each other.
+//!
+//! The folder is private (0700, ours, no symlink), so nobody else reaches what is in it; the socket in it has
+//! mode 0600 from the moment it exists; the kernel says who connects; and a token in a file beside the socket
+//! tells this turn's `mcp-host` from any other of the same user. Nothing secret is ever in an argument or in
+//! the environment, which codex's command line shows to everybody.
+//!
+//! Everything that makes or removes a file here holds the folder's lock, so that no half-made socket is taken
+//! for one that a killed plugin left behind.
+
+use super::failed;
+use crate::error::{Error, Kind, Result};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A socket's path has at most so many bytes on Linux.
+pub(super) const PATH_MAX: usize = 107;
+/// The longest name of a socket here: `p-`, 24 bytes of the agent's id, `.sock`.
+const NAME_MAX: usize = 31;
+/// As many as a queue of the kernel's holds while the bridge is busy.
+const BACKLOG: i32 = 128;
+/// How long another plugin may hold the folder's lock; it needs well under a millisecond.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+const SOCKET_END: &str = ".sock";
+const TOKEN_END: &str = ".token";
+
+/// The private folder for sockets: `$XDG_RUNTIME_DIR/plexum-openai`, else `run` in the profile, else, where a
+/// path in there would be too long for a socket, one under `/tmp`. It is made if it is missing.
+///
+/// # Errors
+/// [`Kind::McpFailed`] where it is there already and is not private: a symlink, another's, or open to others.
+pub(crate) fn folder(runtime_dir: Option<&Path>, profile: &Path) -> Result<PathBuf> {
+    let user = rustix::process::geteuid().as_raw();
+    // A runtime folder that does not belong to this user was inherited through `su`; the one for this user is
+    // not known.
+    let runtime_dir = runtime_dir.filter(|folder| {
+        folder.is_absolute()
+            && std::fs::metadata(folder).is_ok_and(|found| found.is_dir() && found.uid() == user)
+    });
+    let profile = std::path::absolute(profile).unwrap_or_else(|_| profile.to_owned());
+    let folder = runtime_dir
+        .map(|folder| folder.join("plexum-openai"))
+        .into_iter()
+        .chain([profile.join("run")])
+        // codex's arguments are text.
+        .find(|folder| {
+            folder.to_str().is_some() && folder.as_os_str().len() + 1 + NAME_MAX <= PATH_MAX
+        })
+        .unwrap_or_else(|| PathBuf::from(format!("/tmp/plexum-openai-{user}")));
+    open_folder(&folder)?;
+    Ok(folder)
+}
+
+/// Opens the folder, making it if it is missing.
+fn open_folder(folder: &Path) -> Result<OwnedFd> {
+    let cannot = |what: &str, error: std::io::Error| {
+        Error::os(
+            Kind::McpFailed,
+            format!(
+                "cannot {what} the folder for sockets '{}'",
+                folder.display()
+            ),
+            error,
+        )
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut opened = rustix::fs::open(folder, flags, Mode::empty());
+    if let Err(Errno::NOENT) = opened {
+        // Mode and all in one call, so that it is private from its first moment.
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder
+            .create(folder)
+            .map_err(|error| cannot("make", error))?;
+        opened = rustix::fs::open(folder, flags, Mode::empty());
+    }
+    let refused = |why: String| {
+        Err(failed(format!(
+            "the folder for sockets '{}' {why}",
+            folder.display()
+        ))
+        .hint("remove it, or see whose it is"))
+    };
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(Errno::LOOP | Errno::NOTDIR) => {
+            return refused("is a symbolic link or no folder".to_owned());
+        }
+        Err(error) => return Err(cannot("open", error.into())),
+    };
+    let found = rustix::fs::fstat(&opened).map_err(|error| cannot("look at", error.into()))?;
+    let user = rustix::process::geteuid().as_raw();
+    if found.st_uid != user {
+        return refused(format!("belongs to user {}, not to {user}", found.st_uid));
+    }
+    let mode = found.st_mode & 0o777;
+    if mode != 0o700 {
+        return refused(format!("has mode {mode:04o}, not 0700"));
+    }
+    Ok(opened)
+}
+
+/// Opens the folder and waits for its lock, which ends with the descriptor. The lock is on the folder itself,
+/// so that no lock file is left in it.
+fn locked(folder: &Path) -> Result<OwnedFd> {
+    let opened = open_folder(folder)?;
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(opened),
+            // flock has no wait with a limit.
+            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {
+                let message = format!(
+                    "another process holds the lock on '{}' for more than {} seconds",
+                    folder.display(),
+                    LOCK_WAIT.as_secs()
+                );
+                return Err(Error::new(Kind::Busy, message));
+            }
+            Err(error) => {
+                let message = format!("cannot lock '{}'", folder.display());
+                return Err(Error::os(Kind::McpFailed, message, error.into()));
+            }
+        }
+    }
+}
+
+/// A listening socket and the token beside it. Both are removed when it is dropped.
+#[derive(Debug)]
+pub(super) struct Listening {
+    pub(super) listener: UnixListener,
+    pub(super) path: PathBuf,
+    pub(super) token: String,
+    folder: PathBuf,
+    name: String,
+}
+
+impl Listening {
+    /// Listens at `<name>.sock` in the folder. What a killed plugin left there is replaced.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] where somebody listens there; [`Kind::McpFailed`] for everything else.
+    pub(super) fn start(folder: &Path, name: &str) -> Result<Listening> {
+        let lock = locked(folder)?;
+        sweep_once(folder, &lock);
+        let path = folder.join(format!("{name}{SOCKET_END}"));
+        match at(&path) {
+            Found::Nothing => {}
+            Found::Dead => remove(&lock, name),
+            Found::Alive => {
+                let message = format!("another turn of this agent listens at '{}'", path.display());
+                return Err(Error::new(Kind::Busy, message));
+            }
+            Found::Strange(what) => {
+                return Err(failed(format!("there is {what} at '{}'", path.display()))
+                    .hint("remove it, or see whose it is"));
+            }
+        }
+        let cannot = |what: &str, error: std::io::Error| {
+            Error::os(
+                Kind::McpFailed,
+                format!("cannot {what} '{}'", path.display()),
+                error,
+            )
+        };
+        let token = token().map_err(|error| cannot("make a token for", error))?;
+        // Before the socket, so that whoever can connect can read it.
+        write_token(&lock, name, &token).map_err(|error| cannot("write the token of", error))?;
+        let listener = listen(&path).map_err(|error| {
+            remove(&lock, name);
+            cannot("listen at", error)
+        })?;
+        Ok(Listening {
+            listener,
+            path,
+            token,
+            folder: folder.to_owned(),
+            name: name.to_owned(),
+        })
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        // Under the lock: between the two files the agent's next turn could have made its own. What cannot be
+        // removed leads nowhere, and the next start sweeps it.
+        if let Ok(lock) = locked(&self.folder) {
+            remove(&lock, &self.name);
+        }
+    }
+}
+
+/// Listens at `path`, with mode 0600.
+///
+/// `bind` makes the file with the mode of the socket's inode less the umask (Linux, `unix_bind_bsd`), so the
+/// mode is set before there is a file; the umask itself is the whole process's and is not touched.
+fn listen(path: &Path) -> std::io::Result<UnixListener> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    // For a kernel that has another rule; the folder keeps everybody else out meanwhile.
+    let mode = std::fs::symlink_metadata(path)?.permissions().mode() & 0o777;
+    if mode != 0o600 {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    }
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(UnixListener::from(socket))
+}
+
+/// What there is where a socket should be.
+enum Found {
+    Nothing,
+    /// A socket of ours at which nobody listens.
+    Dead,
+    Alive,
+    Strange(&'static str),
+}
+
+fn at(path: &Path) -> Found {
+    let found = match std::fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Found::Nothing,
+        Err(_) => return Found::Strange("something that cannot be looked at"),
+    };
+    // Connecting to a plain file is refused too, so the kind has to be known first.
+    if FileType::from_raw_mode(found.mode()) != FileType::Socket {
+        return Found::Strange("something else than a socket");
+    }
+    let connected = || -> std::result::Result<(), Errno> {
+        // Not to wait where a stopped process's queue is full.
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let family = AddressFamily::UNIX;
+        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)
+    };
+    match connected() {
+        Err(Errno::CONNREFUSED) => Found::Dead,
+        Err(Errno::NOENT) => Found::Nothing,
+        // A full queue, no descriptors left: what cannot be told to be dead is not touched.
+        _ => Found::Alive,
+    }
+}
+
+/// Removes a socket and its token, in the folder whose lock this is.
+fn remove(lock: &OwnedFd, name: &str) {
+    for end in [SOCKET_END, TOKEN_END] {
+        // It may not be there; what cannot be removed is told by what is made in its place.
+        let _ = rustix::fs::unlinkat(lock, format!("{name}{end}"), AtFlags::empty());
+    }
+}
+
+/// Removes what killed plugins left in the folder, the first time that this process uses it.
+fn sweep_once(folder: &Path, lock: &OwnedFd) {
+    static SWEPT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+    let mut swept = SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if !swept.iter().any(|known| known == folder) {
+        swept.push(folder.to_owned());
+        sweep_locked(folder, lock);
+    }
+}
+
+fn sweep_locked(folder: &Path, lock: &OwnedFd) {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str().and_then(|name| {
+            name.strip_suffix(SOCKET_END)
+                .or(name.strip_suffix(TOKEN_END))
+        }) else {
+            continue;
+        };
+        // Under the lock a token without a socket is as dead as a socket without a listener.
+        if let Found::Dead | Found::Nothing = at(&folder.join(format!("{name}{SOCKET_END}"))) {
+            log::debug!(
+                "removing what a killed plugin left: '{name}' in '{}'",
+                folder.display()
+            );
+            remove(lock, name);
+        }
+    }
+}
+
+/// 256 bits that nobody can guess, as hexadecimal digits.
+fn token() -> std::io::Result<String> {
+    let mut random = [0; 32];
+    File::open("/dev/urandom")?.read_exact(&mut random)?;
+    Ok(hexadecimal(&random))
+}
+
+/// A name for a socket that no other one has.
+pub(super) fn fresh_name() -> Result<String> {
+    let mut random = [0; 8];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut random))
+        .map_err(|error| Error::os(Kind::McpFailed, "cannot read '/dev/urandom'", error))?;
+    Ok(format!("t-{}", hexadecimal(&random)))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn write_token(lock: &OwnedFd, name: &str, token: &str) -> std::io::Result<()> {
+    let file = format!("{name}{TOKEN_END}");
+    // One without its socket is a killed plugin's.
+    match rustix::fs::unlinkat(lock, &file, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(lock, &file, flags, Mode::RUSR | Mode::WUSR)?;
+    File::from(opened).write_all(token.as_bytes())
+}
+
+/// Where the token of the socket at this path is.
+fn token_path(socket: &Path) -> PathBuf {
+    socket.with_extension(&TOKEN_END[1..])
+}
+
+/// Reads the token of the socket at this path: a file of ours alone, not too long, never waited for.
+pub(super) fn read_token(socket: &Path) -> Result<String> {
+    let path = token_path(socket);
+    let cannot = |error: std::io::Error| {
+        Error::os(
+            Kind::McpFailed,
+            format!("cannot read the token '{}'", path.display()),
+            error,
+        )
+    };
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file =
+        rustix::fs::open(&path, flags, Mode::empty()).map_err(|error| cannot(error.into()))?;
+    let found = rustix::fs::fstat(&file).map_err(|error| cannot(error.into()))?;
+    let user = rustix::process::geteuid().as_raw();
+    if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile
+        || found.st_uid != user
+        || found.st_mode & 0o077 != 0
+    {
+        let message = format!(
+            "the token '{}' is not a file of this user alone",
+            path.display()
+        );
+        return Err(failed(message));
+    }
+    let mut token = String::new();
+    File::from(file)
+        .take(1024)
+        .read_to_string(&mut token)
+        .map_err(cannot)?;
+    Ok(token.trim_end().to_owned())
+}
+
+/// Is the process at the other end of the connection one of this user's?
+pub(super) fn peer_is_us(stream: impl AsFd) -> bool {
+    rustix::net::sockopt::socket_peercred(stream)
+        .is_ok_and(|peer| peer.uid == rustix::process::geteuid())
+}
+
+/// Connects to the socket at this path, whose listener must be this user's.
+///
+/// # Errors
+/// [`Kind::Usage`] for a path that is no socket's, [`Kind::McpFailed`] where nobody listens.
+pub(super) fn connect(path: &Path) -> Result<UnixStream> {
+    if path.as_os_str().len() > PATH_MAX || path.as_os_str().as_bytes().contains(&0) {
+        return Err(Error::new(
+            Kind::Usage,
+            format!(
+                "'{}' is no path for a socket: it has {} bytes, at most {PATH_MAX} are possible",
+                path.display(),
+                path.as_os_str().len()
+            ),
+        ));
+    }
+    let stream = UnixStream::connect(path).map_err(|error| {
+        let message = format!("no turn of the plugin listens at '{}'", path.display());
+        Error::os(Kind::McpFailed, message, error)
+    })?;
+    if !peer_is_us(&stream) {
+        let message = format!("another user listens at '{}'", path.display());
+        return Err(failed(message));
+    }
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn private(folder: &Path) -> PathBuf {
+        let folder = folder.join("run");
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&folder)
+            .unwrap();
+        folder
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_folder_is_the_first_that_is_ours_and_short_enough() {
+        let base = tempfile::tempdir().unwrap();
+        let (runtime, profile) = (base.path().join("r"), base.path().join("p"));
+        std::fs::create_dir(&runtime).unwrap();
+        let long = base.path().join("x".repeat(80));
+        let short = PathBuf::from(format!(
+            "/tmp/plexum-openai-{}",
+            rustix::process::geteuid().as_raw()
+        ));
+        for (runtime_dir, profile, expected) in [
+            (Some(&runtime), &profile, runtime.join("plexum-openai")),
+            (None, &profile, profile.join("run")),
+            (
+                Some(&base.path().join("missing")),
+                &profile,
+                profile.join("run"),
+            ),
+            (
+                Some(&PathBuf::from("relative")),
+                &profile,
+                profile.join("run"),
+            ),
+            (Some(&long), &long, short.clone()),
+            (None, &long, short),
+        ] {
+            let found = folder(runtime_dir.map(PathBuf::as_path), profile).unwrap();
+            assert_eq!(found, expected, "{runtime_dir:?} {profile:?}");
+            let mode = std::fs::symlink_metadata(&found)
+                .unwrap()
+                .permissions()
+                .mode();
+            assert_eq!(mode & 0o777, 0o700, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_not_private_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let real = base.path().join("real");
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&real)
+            .unwrap();
+        for (name, make, message) in [
+            (
+                "link",
+                Box::new(|path: &Path| symlink("real", path).unwrap()) as Box<dyn Fn(&Path)>,
+                "is a symbolic link or no folder",
+            ),
+            (
+                "file",
+                Box::new(|path: &Path| std::fs::write(path, "").unwrap()),
+                "is a symbolic link or no folder",
+            ),
+            (
+                "open",
+                Box::new(|path: &Path| {
+                    std::fs::create_dir(path).unwrap();
+                    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+                }),
+                "has mode 0755, not 0700",
+            ),
+        ] {
+            let path = base.path().join(name);
+            make(&path);
+            let error = open_folder(&path).unwrap_err();
+            assert_eq!(
+                error.message(),
+                format!(
+                    "the folder for sockets '{}' {message}; remove it, or see whose it is",
+                    path.display()
+                )
+            );
+        }
+        if rustix::process::geteuid().is_root() {
+            let path = base.path().join("theirs");
+            std::fs::DirBuilder::new()
+                .mode(0o700)
+                .create(&path)
+                .unwrap();
+            std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+            let error = open_folder(&path).unwrap_err();
+            assert!(
+                error.message().contains("belongs to user 65534, not to 0"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_socket_is_private_and_leaves_nothing() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = private(base.path());
+        let listening = Listening::start(&folder, "a").unwrap();
+        assert_eq!(names(&folder), ["a.sock", "a.token"]);
+        for name in ["a.sock", "a.token"] {
+            let mode = std::fs::metadata(folder.join(name))
+                .unwrap()
+                .permissions()
+                .mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+        let client = connect(&listening.path).unwrap();
+        assert!(peer_is_us(&client));
+        assert_eq!(read_token(&listening.path).unwrap(), listening.token);
+        assert_eq!(listening.token.len(), 64);
+        drop(listening);
+        assert_eq!(names(&folder), [""; 0]);
+    }
+
+    #[test]
+    fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = private(base.path());
+        let path = folder.join("a.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        std::fs::write(folder.join("a.token"), "old").unwrap();
+        let first = Listening::start(&folder, "a").unwrap();
+        assert_ne!(first.token, "old");
+
+        let error = Listening::start(&folder, "a").unwrap_err();
+        assert_eq!(error.kind(), Kind::Busy);
+        assert_eq!(
+            error.message(),
+            format!("another turn of this agent listens at '{}'", path.display())
+        );
+        assert_eq!(
+            read_token(&path).unwrap(),
+            first.token,
+            "the first keeps its own"
+        );
+        connect(&path).unwrap();
+        drop(first);
+
+        for make in [
+            &(|| std::fs::write(&path, "").unwrap()) as &dyn Fn(),
+            &|| std::fs::create_dir(&path).unwrap(),
+            &|| symlink("elsewhere", &path).unwrap(),
+        ] {
+            make();
+            let error = Listening::start(&folder, "a").unwrap_err();
+            assert!(
+                error.message().contains("something else than a socket"),
+                "{error}"
+            );
+            let _ = std::fs::remove_dir(&path).or_else(|_| std::fs::remove_file(&path));
+        }
+    }
+
+    #[test]
+    fn what_a_killed_plugin_left_is_removed() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = private(base.path());
+        drop(UnixListener::bind(folder.join("dead.sock")).unwrap());
+        for name in ["dead.token", "orphan.token", "else"] {
+            std::fs::write(folder.join(name), "").unwrap();
+        }
+        let alive = UnixListener::bind(folder.join("alive.sock")).unwrap();
+        std::fs::write(folder.join("alive.token"), "").unwrap();
+        let listening = Listening::start(&folder, "a").unwrap();
+        assert_eq!(
+            names(&folder),
+            ["a.sock", "a.token", "alive.sock", "alive.token", "else"]
+        );
+        drop((alive, listening));
+    }
+
+    #[test]
+    fn a_token_of_others_is_not_read() {
+        let base = tempfile::tempdir().unwrap();
+        let socket = base.path().join("a.sock");
+        let token = base.path().join("a.token");
+        let wrong = "is not a file of this user alone";
+        std::fs::write(&token, "x").unwrap();
+        std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(read_token(&socket).unwrap_err().message().contains(wrong));
+        std::fs::remove_file(&token).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &token, Mode::RUSR | Mode::WUSR).unwrap();
+        assert!(read_token(&socket).unwrap_err().message().contains(wrong));
+        std::fs::remove_file(&token).unwrap();
+        symlink("elsewhere", &token).unwrap();
+        let error = read_token(&socket).unwrap_err();
+        assert!(
+            error.message().starts_with("cannot read the token"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,227 @@
+//! The session file of a workspace: `.plexum-codex-session` holds the id of codex's thread and nothing else.
+//!
+//! What stands in it ends up on codex's command line, so nothing but a UUID is taken from it: `exec resume`
+//! takes `-c…` for a flag, and some flags run programs. It is replaced by rename, so that a crash leaves the
+//! old id or the new one, whole.
+
+use crate::codex::home::is_thread_id;
+use crate::error::{Error, Kind, Result};
+use rustix::fs::{Mode, OFlags};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+/// The session file's name in the workspace.
+pub(crate) const FILE: &str = ".plexum-codex-session";
+const TEMPORARY: &str = ".plexum-codex-session.tmp";
+const BAD: &str = ".plexum-codex-session.bad";
+
+/// What the session file says.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// There is none, or it is empty.
+    Nothing,
+    /// The thread's id, in lower case.
+    Thread(String),
+    /// Something that is no thread id; why is for a message.
+    Unusable(String),
+}
+
+/// Reads the session file of `workspace`.
+///
+/// # Errors
+/// [`Kind::Io`] where it is a symlink, a folder, a FIFO or the like (it is not followed, and nothing waits on
+/// it), or cannot be read.
+pub(crate) fn read(workspace: &Path) -> Result<Stored> {
+    let path = workspace.join(FILE);
+    let refused = |what: &str| {
+        Error::new(
+            Kind::Io,
+            format!(
+                "the session file '{}' is {what}, not a regular file",
+                path.display()
+            ),
+        )
+        .hint("move it away to start a new conversation")
+    };
+    let failed = |error: io::Error| {
+        Error::os(
+            Kind::Io,
+            format!("cannot read the session file '{}'", path.display()),
+            error,
+        )
+    };
+    let flags =
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = match rustix::fs::open(&path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(rustix::io::Errno::NOENT) => return Ok(Stored::Nothing),
+        Err(rustix::io::Errno::LOOP) => return Err(refused("a symbolic link")),
+        Err(rustix::io::Errno::NXIO) => return Err(refused("a socket or a device")),
+        Err(error) => return Err(failed(error.into())),
+    };
+    let metadata = file.metadata().map_err(failed)?;
+    if metadata.is_dir() {
+        return Err(refused("a folder"));
+    }
+    if !metadata.is_file() {
+        return Err(refused("a pipe or a device"));
+    }
+    let mut bytes = Vec::new();
+    // An id has 36 bytes; more than a little around it is no session file.
+    file.take(257).read_to_end(&mut bytes).map_err(failed)?;
+    let text = bytes.trim_ascii();
+    if text.is_empty() && bytes.len() < 257 {
+        return Ok(Stored::Nothing);
+    }
+    match std::str::from_utf8(text) {
+        Ok(id) if is_thread_id(id) => Ok(Stored::Thread(id.to_ascii_lowercase())),
+        _ => {
+            let mut shown = String::from_utf8_lossy(text)
+                .chars()
+                .take(40)
+                .collect::<String>();
+            if text.len() > shown.len() {
+                shown.push('…');
+            }
+            Ok(Stored::Unusable(format!("{shown:?} is no thread id")))
+        }
+    }
+}
+
+/// Puts an unusable session file aside as `.plexum-codex-session.bad`.
+///
+/// # Errors
+/// The operating system's; the file then stays where it is, and the next turn finds it again.
+pub(crate) fn set_aside(workspace: &Path) -> io::Result<()> {
+    std::fs::rename(workspace.join(FILE), workspace.join(BAD))
+}
+
+/// The name that [`set_aside`] gives.
+pub(crate) fn bad_name() -> &'static str {
+    BAD
+}
+
+/// Stores the thread's id: written beside the file with mode 0600, synced, renamed, the folder synced.
+///
+/// # Errors
+/// The operating system's; the old file is then as it was.
+pub(crate) fn save(workspace: &Path, thread: &str) -> io::Result<()> {
+    debug_assert!(is_thread_id(thread), "checked by whoever heard it");
+    let temporary = workspace.join(TEMPORARY);
+    let saved = (|| {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let file = match rustix::fs::open(&temporary, flags, mode) {
+            // A crash left it, or somebody put a link there: it is removed, never written through.
+            Err(rustix::io::Errno::EXIST) => {
+                std::fs::remove_file(&temporary)?;
+                rustix::fs::open(&temporary, flags, mode)?
+            }
+            opened => opened?,
+        };
+        let mut file = File::from(file);
+        file.write_all(thread.as_bytes())?;
+        file.sync_all()?;
+        drop(file);
+        std::fs::rename(&temporary, workspace.join(FILE))
+    })();
+    if saved.is_err() {
+        // Best effort: the next save replaces what is left.
+        let _ = std::fs::remove_file(&temporary);
+        return saved;
+    }
+    // The new name is there for everybody; the sync only makes it last through a power cut.
+    File::open(workspace).and_then(|folder| folder.sync_all())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    const ID: &str = "01a1fdf6-cd77-75f3-a4e6-2e7b46178746";
+
+    #[test]
+    fn only_a_thread_id_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let stored = |bytes: &[u8]| {
+            std::fs::write(folder.path().join(FILE), bytes).unwrap();
+            read(folder.path()).unwrap()
+        };
+        assert_eq!(read(folder.path()).unwrap(), Stored::Nothing);
+        assert_eq!(stored(b""), Stored::Nothing);
+        assert_eq!(stored(b" \n"), Stored::Nothing);
+        assert_eq!(stored(ID.as_bytes()), Stored::Thread(ID.to_owned()));
+        assert_eq!(
+            stored(format!("{}\r\n", ID.to_uppercase()).as_bytes()),
+            Stored::Thread(ID.to_owned())
+        );
+        for bad in [
+            &b"-cmcp_servers.evil.command=\"touch x\""[..],
+            b"hello",
+            b"\xff\xfe",
+            b"01a1fdf6-cd77-75f3-a4e6-2e7b46178746 01a1fdf6-cd77-75f3-a4e6-2e7b46178746",
+            &[b' '; 300],
+            &[b'a'; 100_000],
+        ] {
+            assert!(matches!(stored(bad), Stored::Unusable(_)), "{bad:?}");
+        }
+        set_aside(folder.path()).unwrap();
+        assert_eq!(read(folder.path()).unwrap(), Stored::Nothing);
+        assert!(folder.path().join(BAD).exists());
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let refused = |what: &str| {
+            let error = read(folder.path()).unwrap_err();
+            assert!(error.message().contains(what), "{error}");
+        };
+        std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
+        refused("is a symbolic link");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        refused("is a folder");
+        std::fs::remove_dir(&path).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::FileType::Fifo,
+            Mode::RWXU,
+            0,
+        )
+        .unwrap();
+        refused("is a pipe");
+        std::fs::remove_file(&path).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        refused("is a socket");
+    }
+
+    #[test]
+    fn saving_replaces_whatever_lies_in_the_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let elsewhere = folder.path().join("elsewhere");
+        std::fs::write(&elsewhere, "precious").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, folder.path().join(TEMPORARY)).unwrap();
+        save(folder.path(), ID).unwrap();
+        assert_eq!(std::fs::read_to_string(&elsewhere).unwrap(), "precious");
+        let path = folder.path().join(FILE);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), ID);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert!(!folder.path().join(TEMPORARY).exists());
+        std::fs::write(folder.path().join(TEMPORARY), "stale").unwrap();
+        save(folder.path(), &ID.replace('0', "1")).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            ID.replace('0', "1")
+        );
+        assert!(save(Path::new("/nowhere"), ID).is_err());
+    }
+}

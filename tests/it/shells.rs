@@ -1,0 +1,139 @@
+//! The completion scripts in the shells that they are for.
+
+use crate::terminal::Terminal;
+use crate::tools;
+use std::path::Path;
+use std::process::Command;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_plexum-openai");
+
+/// A folder with something to complete, and the completion scripts under the names that the shells want.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("a folder")).unwrap();
+    std::fs::write(folder.path().join("an image.png"), "").unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = Command::new(PROGRAM)
+            .args(["completions", shell])
+            .output()
+            .unwrap();
+        assert!(output.status.success() && output.stderr.is_empty());
+        let name = if shell == "zsh" {
+            "_plexum-openai"
+        } else {
+            shell
+        };
+        let scripts = folder.path().join("scripts");
+        std::fs::create_dir_all(&scripts).unwrap();
+        std::fs::write(scripts.join(name), output.stdout).unwrap();
+    }
+    folder
+}
+
+/// What is typed after the program's name (`\t` is the tab key), and the arguments that the program then gets.
+const TYPED: &[(&str, &str)] = &[
+    ("tur\t-V", "<turn><-V>"),
+    ("--ver\t", "<--version>"),
+    ("turn --js\t", "<turn><--json>"),
+    ("turn --fr\t--js\tx", "<turn><--fresh><--json><x>"),
+    ("turn -w a\\ f\t", "<turn><-w><a folder/>"),
+    ("turn -i an\t", "<turn><-i><an image.png>"),
+    ("turn --color=al\t", "<turn><--color=always>"),
+    ("mutate --op heav\t", "<mutate><--op><heavy>"),
+    ("parse-rollout an\t", "<parse-rollout><an image.png>"),
+    ("completions zs\t", "<completions><zsh>"),
+    // No flag follows `--`, and a flag's value is no subcommand.
+    ("turn -- --js\t", "<turn><--><--js>"),
+    ("turn -m mutate --fr\t", "<turn><-m><mutate><--fresh>"),
+];
+
+/// Types each line in a shell on a terminal, where a function stands for the program and shows its arguments.
+fn check(shell: &str, command: &str, load: &str) {
+    let (Some(script), Some(_)) = (tools::find("script"), tools::find(shell)) else {
+        return;
+    };
+    let folder = folder();
+    let environment = [("PS1", "$ "), ("INPUTRC", "/dev/null")];
+    let mut terminal = Terminal::start(&script, command, folder.path(), &environment);
+    // The marks are typed in two halves, so that the echo of what is typed is not taken for them.
+    let stand_in = r#"plexum-openai() { printf 'ST''ART'; printf '<%s>' "$@"; echo E''ND; }"#;
+    terminal.keys(&format!("{load}\n{stand_in}\necho READ''Y\n"));
+    terminal.wait("READY");
+    for (typed, expected) in TYPED {
+        terminal.keys(&format!("plexum-openai {typed}\n"));
+        terminal.wait("START");
+        let got = terminal.wait("END");
+        // zsh takes the slash off a folder that ends the word.
+        let got = got.replace("folder>", "folder/>");
+        assert_eq!(got, *expected, "{shell}: {typed:?}");
+    }
+}
+
+#[test]
+fn bash_completes() {
+    check("bash", "bash --norc --noprofile -i", "source scripts/bash");
+}
+
+#[test]
+fn zsh_completes_from_its_function_path() {
+    let load = "fpath=($PWD/scripts $fpath); autoload -Uz compinit; compinit -u -D";
+    check("zsh", "zsh -f -i", load);
+}
+
+#[test]
+fn zsh_completes_from_a_sourced_script() {
+    let load = "autoload -Uz compinit; compinit -u -D; source scripts/_plexum-openai";
+    check("zsh", "zsh -f -i", load);
+}
+
+/// fish has a command that gives the candidates of a line, with what they are.
+#[test]
+fn fish_completes() {
+    let Some(fish) = tools::find("fish") else {
+        return;
+    };
+    let folder = folder();
+    for (typed, expected) in [
+        (
+            "tur",
+            "turn\trun one turn in a workspace, as the daemon would\n",
+        ),
+        ("--ver", "--version\tprint the version and exit\n"),
+        (
+            "turn --js",
+            "--json\tprint the canonical events as JSON lines\n",
+        ),
+        ("turn -w a", "a folder/\tDirectory\n"),
+        ("turn --image an", "an image.png\n"),
+        ("turn ", ""),
+        (
+            "turn --color=al",
+            "--color=always\twhen to use colour: auto, always or never\n",
+        ),
+        ("parse-rollout an", "an image.png\n"),
+        ("completions ", "bash\nfish\nzsh\n"),
+        ("manifest ", ""),
+        ("turn -- --js", ""),
+        ("turn -m mutate --fr", "--fresh\tstart a new thread\n"),
+    ] {
+        assert_eq!(
+            candidates(&fish, folder.path(), typed),
+            expected,
+            "{typed:?}"
+        );
+    }
+}
+
+fn candidates(fish: &Path, folder: &Path, typed: &str) -> String {
+    let line = format!("source scripts/fish; complete -C 'plexum-openai {typed}'");
+    let output = Command::new(fish)
+        .args(["--no-config", "-c", &line])
+        .current_dir(folder)
+        .env("HOME", folder)
+        .env_remove("XDG_CONFIG_HOME")
+        .env_remove("XDG_DATA_HOME")
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{typed}");
+    String::from_utf8(output.stdout).unwrap()
+}
