@@ -6,6 +6,7 @@
 #![cfg(test)]
 
 mod config;
+mod mutate_faults;
 mod pages;
 mod protocol;
 mod session;
