@@ -1,6 +1,13 @@
-//! The tests that run the program as a whole.
+//! What the built program does, seen from outside: the daemon's protocol and the command line, with the real
+//! codex against a scripted model, and with a scripted codex for the faults that the real one cannot show.
+//!
+//! Nothing here knows a line of the program's source. The tests run side by side; each has a [`support::Lab`]
+//! to itself, and leaves nothing running.
+#![cfg(test)]
 
+mod doctor;
 mod pages;
+mod programs;
 mod shells;
+mod support;
 mod terminal;
-mod tools;

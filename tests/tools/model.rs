@@ -3,8 +3,9 @@
 //!
 //! A script is a list of [`Reply`]s. Every request takes the first reply that still has turns left and whose
 //! `match` fits; when all fitting ones are used up, the last of them that calls no tool is given again, so that
-//! a script may be shorter than the conversation (a call given again would go on without end). Every request is recorded whole: what reached the model is the only proof
-//! that a prompt, an image or a tool's output came through.
+//! a script may be shorter than the conversation (a call given again would go on without end). Every request
+//! is recorded whole: what reached the model is the only proof that a prompt, an image or a tool's output came
+//! through.
 //!
 //! Threads and blocking reads only. It answers what codex asks and nothing else: no compression (codex
 //! compresses for its own provider alone; a compressed request is refused loudly), no WebSocket.

@@ -1,0 +1,206 @@
+//! Runs the program on the command line and compares everything it said.
+
+use super::{LIMIT, Lab};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A command line to be.
+pub(crate) struct Cli<'a> {
+    lab: &'a Lab,
+    args: Vec<OsString>,
+    env: Vec<(OsString, Option<OsString>)>,
+    folder: PathBuf,
+    stdin: Vec<u8>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    /// The exit status, or 128 and the signal's number, as a shell has it.
+    pub(crate) status: i32,
+    lab: String,
+}
+
+impl<'a> Cli<'a> {
+    /// `plexum-openai` with these arguments, in the lab's workspace, with an empty stdin.
+    pub(crate) fn new<T: Into<OsString>>(
+        lab: &'a Lab,
+        args: impl IntoIterator<Item = T>,
+    ) -> Cli<'a> {
+        Cli {
+            lab,
+            args: args.into_iter().map(Into::into).collect(),
+            env: Vec::new(),
+            folder: lab.workspace(),
+            stdin: Vec::new(),
+        }
+    }
+
+    pub(crate) fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    pub(crate) fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = bytes.into();
+        self
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.env.push((name.into(), Some(value.into())));
+        self
+    }
+
+    pub(crate) fn without_env(mut self, name: &str) -> Self {
+        self.env.push((name.into(), None));
+        self
+    }
+
+    pub(crate) fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.folder = folder.into();
+        self
+    }
+
+    /// Starts it with pipes to all its streams, for a test that does more than wait.
+    pub(crate) fn spawn(&self) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plexum-openai"));
+        command
+            .args(&self.args)
+            .env_clear()
+            .envs(self.lab.env())
+            .current_dir(&self.folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        for (name, value) in &self.env {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.spawn().expect("the program can be started")
+    }
+
+    /// Runs it to its end.
+    #[track_caller]
+    pub(crate) fn run(&self) -> Output {
+        let mut child = self.spawn();
+        let mut stdin = child.stdin.take().expect("piped");
+        let text = self.stdin.clone();
+        // A program that does not read its stdin is no failure of this thread.
+        let writer = thread::spawn(move || drop(stdin.write_all(&text)));
+        let stdout = collect(child.stdout.take().expect("piped"));
+        let stderr = collect(child.stderr.take().expect("piped"));
+        let status = wait(&mut child, LIMIT);
+        writer.join().expect("the writer does not panic");
+        Output {
+            stdout: stdout.join().expect("the reader does not panic"),
+            stderr: stderr.join().expect("the reader does not panic"),
+            status: status.code().unwrap_or(128 + status.signal().unwrap_or(0)),
+            lab: self.lab.root().to_string_lossy().into_owned(),
+        }
+    }
+
+    /// Runs it and compares all that it said, after [`Output::told`].
+    #[track_caller]
+    pub(crate) fn check(&self, status: i32, stdout: &str, stderr: &str) -> Output {
+        let output = self.run();
+        assert_eq!(
+            (
+                output.status,
+                output.told(&output.stdout),
+                output.told(&output.stderr)
+            ),
+            (status, stdout.to_owned(), stderr.to_owned()),
+            "{:?}",
+            self.args
+        );
+        output
+    }
+}
+
+impl Output {
+    /// Text with what differs from run to run made equal: the lab's path is `<lab>`, the UUIDs are `<uuid 1>`
+    /// and on in the order in which they come, and seconds after `in ` or in brackets are `<time>`.
+    pub(crate) fn told(&self, text: &str) -> String {
+        let text = text.replace(&self.lab, "<lab>");
+        let mut known: BTreeMap<String, usize> = BTreeMap::new();
+        let mut told = String::new();
+        let mut rest = text.as_str();
+        while let Some(char) = rest.chars().next() {
+            if let Some(uuid) = rest.get(..36).filter(|text| is_uuid(text)) {
+                let next = known.len() + 1;
+                let number = *known.entry(uuid.to_owned()).or_insert(next);
+                told.push_str(&format!("<uuid {number}>"));
+                rest = &rest[36..];
+                continue;
+            }
+            let at_number =
+                char.is_ascii_digit() && !told.ends_with(|last: char| last.is_alphanumeric());
+            if at_number && let Some(length) = seconds(rest) {
+                told.push_str("<time>");
+                rest = &rest[length..];
+                continue;
+            }
+            told.push(char);
+            rest = &rest[char.len_utf8()..];
+        }
+        told
+    }
+}
+
+fn is_uuid(text: &str) -> bool {
+    text.len() == 36
+        && text.char_indices().all(|(at, char)| match at {
+            8 | 13 | 18 | 23 => char == '-',
+            _ => char.is_ascii_hexdigit(),
+        })
+}
+
+/// How long a number with the unit `s` or `ms` at the head of `text` is: `1.2s`, `0.4 s`, `350ms`.
+fn seconds(text: &str) -> Option<usize> {
+    let digits = text
+        .find(|char: char| !char.is_ascii_digit() && char != '.')
+        .unwrap_or(text.len());
+    let unit = text[digits..].trim_start_matches(' ');
+    let gap = text[digits..].len() - unit.len();
+    let unit = ["ms", "s"].into_iter().find(|name| {
+        unit.strip_prefix(name)
+            .is_some_and(|after| !after.starts_with(char::is_alphanumeric))
+    })?;
+    Some(digits + gap + unit.len())
+}
+
+fn collect(mut from: impl Read + Send + 'static) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // A pipe cannot fail.
+        let _ = from.read_to_end(&mut bytes);
+        String::from_utf8(bytes).expect("what the program says is UTF-8")
+    })
+}
+
+/// Waits for a child; one that does not end is killed, and the test fails.
+#[track_caller]
+pub(crate) fn wait(child: &mut Child, limit: Duration) -> ExitStatus {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            return status;
+        }
+        if start.elapsed() > limit {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("the program does not end");
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,117 @@
+//! Both codexes: the real one in its oldest and newest supported version, and the fake.
+//!
+//! The real ones are not part of the repository; `make codex` fetches them into `target/codex/<version>`.
+//! Without them their tests are skipped, which is said once and loudly, and is a failure in CI.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+/// The least version that is supported.
+pub(crate) const OLDEST: &str = "0.135.0";
+/// The newest that was measured.
+pub(crate) const NEWEST: &str = "0.169.0";
+
+/// Writes a test for the oldest and the newest codex: `real_codex! { fn name(codex: &Path) { … } }` becomes
+/// the tests `name::oldest` and `name::newest`.
+macro_rules! real_codex {
+    ($(#[doc = $doc:literal])* fn $name:ident($codex:ident: &Path) $body:block) => {
+        $(#[doc = $doc])*
+        mod $name {
+            use super::*;
+
+            fn run($codex: &std::path::Path) $body
+
+            #[test]
+            fn oldest() {
+                if let Some(codex) = crate::support::codex::real(crate::support::codex::OLDEST) {
+                    run(&codex);
+                }
+            }
+
+            #[test]
+            fn newest() {
+                if let Some(codex) = crate::support::codex::real(crate::support::codex::NEWEST) {
+                    run(&codex);
+                }
+            }
+        }
+    };
+}
+pub(crate) use real_codex;
+
+/// The real codex of this version, where it has been fetched.
+///
+/// # Panics
+/// It is missing and the environment has `CI=true`.
+pub(crate) fn real(version: &str) -> Option<PathBuf> {
+    let folder = target().join("codex").join(version);
+    let found = find(&folder.join("node_modules/@openai"));
+    if found.is_none() {
+        let told = format!(
+            "no codex {version} in '{}'; `make codex` fetches it",
+            folder.display()
+        );
+        assert!(
+            std::env::var_os("CI").is_none_or(|ci| ci != "true"),
+            "{told}"
+        );
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            // Not through a print macro: what those say in a test that passes is never seen.
+            let _ = writeln!(
+                std::io::stderr(),
+                "\n*** SKIPPED: every test with the real codex: {told} ***"
+            );
+        });
+    }
+    found
+}
+
+/// The fake codex, an example of this package.
+pub(crate) fn fake() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its file");
+    let built = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("tests are in target/<profile>/deps");
+    let fake = built.join("examples/fake-codex");
+    assert!(
+        fake.exists(),
+        "'{}' is missing: `cargo test` builds it, `cargo test --test it` needs `cargo build --examples` before",
+        fake.display()
+    );
+    fake
+}
+
+fn target() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .expect("target/tmp")
+        .to_owned()
+}
+
+/// The native executable below `folder`. Its place in the package changes (`vendor/<triple>/codex/codex`,
+/// `vendor/<triple>/bin/codex`); the launcher in `bin/codex.js` is a script and not it.
+fn find(folder: &Path) -> Option<PathBuf> {
+    let mut entries: Vec<PathBuf> = fs::read_dir(folder)
+        .ok()?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    entries.sort();
+    entries.iter().find_map(|path| {
+        if path.is_dir() {
+            return find(path);
+        }
+        let mut head = [0; 4];
+        let is_program = path.file_name().is_some_and(|name| name == "codex")
+            && path.to_string_lossy().contains(std::env::consts::ARCH)
+            && fs::File::open(path)
+                .and_then(|mut file| file.read_exact(&mut head))
+                .is_ok()
+            && head == *b"\x7fELF";
+        is_program.then(|| path.clone())
+    })
+}

@@ -1,0 +1,211 @@
+//! A place for one test: home, profile, `CODEX_HOME`, workspaces, a model, all in one temporary folder.
+//!
+//! The folder's path is in the environment of everything that is started in it, which is how [`super::ps`]
+//! finds what was left running.
+
+use super::model::Model;
+use super::{codex, ps};
+use serde_json::{Value, json};
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+pub(crate) struct Lab {
+    root: TempDir,
+    codex: PathBuf,
+    model: Option<Model>,
+    env: Vec<(OsString, OsString)>,
+}
+
+impl Lab {
+    /// A place where the real codex is used, with a model that says what `script` says.
+    pub(crate) fn real(codex: &Path, script: Value) -> Lab {
+        Lab::real_with_retries(codex, script, 0)
+    }
+
+    /// The same, and codex tries a failed request and a broken stream again.
+    pub(crate) fn real_with_retries(codex: &Path, script: Value, retries: u32) -> Lab {
+        let mut lab = Lab::with(codex.to_owned());
+        let model = Model::start(script).expect("the model's script is one");
+        model
+            .write_codex_home(&lab.codex_home(), retries)
+            .expect("CODEX_HOME can be written");
+        lab.model = Some(model);
+        lab
+    }
+
+    /// A place where codex is the fake with this script; null is the fake's own good behaviour.
+    pub(crate) fn fake(script: Value) -> Lab {
+        let lab = Lab::with(codex::fake());
+        fs::create_dir_all(lab.codex_home()).expect("a folder");
+        lab.script(script);
+        lab
+    }
+
+    fn with(codex: PathBuf) -> Lab {
+        let root = tempfile::Builder::new()
+            .prefix("lab-")
+            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .expect("cargo's folder for tests can be written");
+        let mut lab = Lab {
+            root,
+            codex,
+            model: None,
+            env: Vec::new(),
+        };
+        for folder in ["home", "workspace", "tmp"] {
+            fs::create_dir(lab.path(folder)).expect("a folder");
+        }
+        let log = lab.path("fake.log");
+        for (name, value) in [
+            // The login shell that codex runs commands in looks for its files here.
+            ("HOME", lab.path("home")),
+            ("CODEX_HOME", lab.codex_home()),
+            ("PLEXUM_PROFILE_ROOT", lab.path("profile")),
+            ("FAKE_CODEX_LOG", log),
+            ("LOOPBACK_KEY", "any".into()),
+            ("LANG", "C.UTF-8".into()),
+            ("TZ", "UTC".into()),
+            ("PATH", "/usr/local/bin:/usr/bin:/bin".into()),
+        ] {
+            lab.set_env(name, value);
+        }
+        lab.config(json!({}));
+        lab
+    }
+
+    /// Replaces the fake codex's script.
+    pub(crate) fn script(&self, script: Value) {
+        let path = self.path("fake.json");
+        if script.is_null() {
+            // The script's name stays in the environment: an empty object leaves all to the fake.
+            fs::write(path, "{}").expect("a file");
+        } else {
+            fs::write(path, script.to_string()).expect("a file");
+        }
+    }
+
+    /// Writes the plugin's config, with the lab's codex as `binary` unless it says another.
+    pub(crate) fn config(&self, mut config: Value) {
+        if config.get("binary").is_none() {
+            config["binary"] = json!(self.codex);
+        }
+        self.raw_config(config.to_string().as_bytes());
+    }
+
+    /// Writes these bytes as the plugin's config.
+    pub(crate) fn raw_config(&self, bytes: &[u8]) {
+        let path = self.config_file();
+        fs::create_dir_all(path.parent().expect("a file in a folder")).expect("a folder");
+        fs::write(path, bytes).expect("a file");
+    }
+
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.path("profile/plugins/plexum-openai-provider/config.json")
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    pub(crate) fn codex(&self) -> &Path {
+        &self.codex
+    }
+
+    pub(crate) fn codex_home(&self) -> PathBuf {
+        self.path("codex")
+    }
+
+    pub(crate) fn workspace(&self) -> PathBuf {
+        self.path("workspace")
+    }
+
+    pub(crate) fn session_file(&self) -> PathBuf {
+        self.workspace().join(".plexum-codex-session")
+    }
+
+    /// What the session file holds, without the line's end; `None` where there is none.
+    pub(crate) fn stored_thread(&self) -> Option<String> {
+        let text = fs::read_to_string(self.session_file()).ok()?;
+        Some(text.trim_end().to_owned())
+    }
+
+    pub(crate) fn model(&self) -> &Model {
+        self.model.as_ref().expect("a lab with the real codex")
+    }
+
+    /// The whole environment of what is started here.
+    pub(crate) fn env(&self) -> impl Iterator<Item = (OsString, OsString)> {
+        let script = self.path("fake.json");
+        self.env
+            .clone()
+            .into_iter()
+            .chain([("FAKE_CODEX_SCRIPT".into(), script.into())])
+    }
+
+    pub(crate) fn set_env(&mut self, name: &str, value: impl Into<OsString>) {
+        self.env.retain(|(known, _)| known != name);
+        self.env.push((name.into(), value.into()));
+    }
+
+    /// What the fake codex recorded: one object for each start and for each prompt that it read from stdin.
+    pub(crate) fn fake_log(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.path("fake.log")).unwrap_or_default();
+        text.lines()
+            .map(|line| serde_json::from_str(line).expect("the fake writes JSON lines"))
+            .collect()
+    }
+
+    /// The fake's runs of `exec`.
+    pub(crate) fn fake_runs(&self) -> Vec<Value> {
+        let mut log = self.fake_log();
+        log.retain(|line| line["argv"][0] == "exec");
+        log
+    }
+
+    /// The prompts that the fake read from stdin.
+    pub(crate) fn fake_prompts(&self) -> Vec<String> {
+        self.fake_log()
+            .iter()
+            .filter_map(|line| line["stdin"].as_str().map(str::to_owned))
+            .collect()
+    }
+
+    /// The rollout files of a thread.
+    pub(crate) fn rollouts(&self, thread: &str) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.codex_home().join("sessions")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.to_string_lossy().contains(thread) {
+                    found.push(path);
+                }
+            }
+        }
+        found
+    }
+
+    /// Waits until nothing runs here any more.
+    #[track_caller]
+    pub(crate) fn assert_quiet(&self) {
+        ps::assert_gone(self.root());
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // A failed test must not hold up the next one; one that has not failed must have nothing here.
+        let left = ps::kill_all(self.root());
+        if !std::thread::panicking() {
+            assert!(left.is_empty(), "left running: {left:#?}");
+        }
+    }
+}

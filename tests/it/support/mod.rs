@@ -1,0 +1,30 @@
+//! What every test needs: a place of its own, the program in it, and both codexes.
+
+pub(crate) mod cli;
+pub(crate) mod codex;
+pub(crate) mod daemon;
+pub(crate) mod lab;
+#[path = "../../tools/model.rs"]
+pub(crate) mod model;
+pub(crate) mod ps;
+
+pub(crate) use cli::Cli;
+pub(crate) use daemon::{Daemon, Turn};
+pub(crate) use lab::Lab;
+
+use std::time::{Duration, Instant};
+
+/// The limit of every wait. A turn of the real codex takes less than a second on an idle machine; twenty tests
+/// side by side on two busy processors make that ten.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// Waits until `done`, and says what did not come where the limit is reached.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < LIMIT, "waited in vain: {what}");
+        // What is waited for here (files, other processes) can only be looked at.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
