@@ -1,51 +1,117 @@
-//! placeholder
+//! plexum-openai makes the local `codex` command line a provider of the Plexum agent daemon.
+//!
+//! The map of the code; dependencies point down:
+//!
+//! * `main`: dispatch and exit status
+//! * `cli`: the subcommands, and the one table of flags that parser, help, man page and completions come from
+//! * `plugin`: JSON-RPC on stdin and stdout: framing, the loop, the outbox
+//! * `turn`: a turn from request to answer: event order, queue, session file, usage
+//! * `codex`: finding codex, its command line, its process, its events, its home; `mcp`: the daemon's tools
+//! * `rollout`: codex's record of a thread: scanning it, pairing its calls, rewriting it
+//! * `canonical`, `config`, `error`, `sys`: types, the config file, errors, the operating system
+//!
+//! The way of a turn: a line on stdin, `plugin::message`, `plugin::serve`, the turn's thread, `codex::command`,
+//! `codex::child`, `codex::events`, `codex::translate`, `turn`, the sink, stdout.
+
 mod canonical;
 mod cli;
-mod codex {
-    pub(crate) mod ask;
-    pub(crate) mod command;
-    pub(crate) mod home;
-}
+mod codex;
 mod config;
 mod error;
 mod mcp;
+mod plugin;
+mod rollout;
 mod sys;
-mod turn {
-    pub(crate) mod session;
-}
+mod turn;
+
 use cli::flags::{self, Request};
-fn main() -> std::process::ExitCode {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    let r = flags::parse(std::env::args_os().skip(1));
-    let code = match r {
-        Ok(Request::Help(h, s)) => {
-            out.write_all(cli::help::text(h, s).as_bytes()).unwrap();
-            0
+use config::Places;
+use error::Result;
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+use turn::session::{self, Stored};
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments
+        .peek()
+        .is_some_and(|first| first == codex::guard::NAME)
+    {
+        return ExitCode::from(codex::guard::run(arguments.skip(1)));
+    }
+    // For us, on stderr, and quiet unless `RUST_LOG` asks.
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();
+    match dispatch(arguments) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            // Nobody reads stderr: the exit status is all that is left to say it.
+            let _ = writeln!(std::io::stderr(), "plexum-openai: {error}");
+            ExitCode::from(error.kind().exit_status())
         }
-        Ok(Request::Version) => {
-            writeln!(out, "plexum-openai {}", env!("CARGO_PKG_VERSION")).unwrap();
-            0
+    }
+}
+
+fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
+    let parsed = match flags::parse(arguments)? {
+        Request::Help(help, subcommand) => return print(&cli::help::text(help, subcommand)),
+        Request::Version => {
+            return print(&format!("plexum-openai {}\n", env!("CARGO_PKG_VERSION")));
         }
-        Ok(Request::Run(p)) => {
-            let r = match p.subcommand.name {
-                "man" => cli::man::run(&p, &mut out),
-                "doctor" => cli::doctor::run(&p, &mut out),
-                "completions" => cli::complete::run(&p, &mut out),
-                _ => Ok(0),
-            };
-            match r {
-                Ok(c) => c,
-                Err(e) => {
-                    let _ = writeln!(std::io::stderr(), "plexum-openai: {e}");
-                    e.kind().exit_status()
-                }
-            }
-        }
-        Err(e) => {
-            let _ = writeln!(std::io::stderr(), "plexum-openai: {e}");
-            e.kind().exit_status()
-        }
+        Request::Run(parsed) => parsed,
     };
-    code.into()
+    let (mut stdin, mut stdout, mut stderr) =
+        (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    match parsed.subcommand.name {
+        "serve" => {
+            cli::serve_by_hand();
+            plugin::serve_stdio(plugin::Setup {
+                places: Places::from_env(),
+            })
+        }
+        "turn" => cli::turn::run(&parsed),
+        "parse-rollout" => cli::parse_rollout::run(&parsed, &mut stdin, &mut stdout, &mut stderr),
+        "mutate" => {
+            let places = Places::from_env();
+            let surroundings = cli::mutate::Surroundings {
+                codex_home: &|| Ok(places.codex_home(&places.load_config()?.config)),
+                session: &|workspace| match session::read(workspace)? {
+                    Stored::Thread(thread) => Ok(Some(thread)),
+                    Stored::Nothing | Stored::Unusable(_) => Ok(None),
+                },
+            };
+            cli::mutate::run(&parsed, &surroundings, &mut stdin, &mut stdout)
+        }
+        "mcp-host" => cli::mcp_host::run(&parsed).map(|()| 0),
+        "doctor" => cli::doctor::run(&parsed, &mut stdout),
+        "manifest" => {
+            // As for the daemon, a broken config file is no reason to have no manifest.
+            let config = Places::from_env().load_config().map_or_else(
+                |error| {
+                    let _ = writeln!(stderr, "plexum-openai: warning: {error}");
+                    config::Config::default()
+                },
+                |loaded| loaded.config,
+            );
+            let manifest = canonical::Manifest::new(&config.supported_models);
+            let json = serde_json::to_string(&manifest).expect("plain structs");
+            print(&format!("{json}\n"))
+        }
+        "completions" => cli::complete::run(&parsed, &mut stdout),
+        "man" => cli::man::run(&parsed, &mut stdout),
+        other => unreachable!("the table has no other subcommand than those above: {other}"),
+    }
+}
+
+/// Writes text to stdout. A reader that has gone is no error.
+fn print(text: &str) -> Result<u8> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error::Error::os(
+            error::Kind::Io,
+            "cannot write to stdout",
+            error,
+        )),
+        _ => Ok(0),
+    }
 }

@@ -175,3 +175,49 @@ pub(crate) fn descendants(root: Pid) -> Vec<Pid> {
         .filter_map(Pid::from_raw)
         .collect()
 }
+
+/// Waits until `flag` is raised, at most for `time`.
+pub(crate) fn wait_for(flag: &Flag, time: std::time::Duration) {
+    let timeout = rustix::event::Timespec::try_from(time).ok();
+    let mut fds = [rustix::event::PollFd::new(
+        flag,
+        rustix::event::PollFlags::IN,
+    )];
+    // An interrupted wait is a short one; the caller keeps the time.
+    let _ = rustix::event::poll(&mut fds, timeout.as_ref());
+}
+
+/// Calls `told` with the signal's number for each SIGINT and SIGTERM that this process gets, in a thread of its
+/// own that lives as long as the process.
+///
+/// # Errors
+/// [`Kind::Io`] where no handler, pipe or thread can be made.
+pub(crate) fn on_end_signal(mut told: impl FnMut(i32) + Send + 'static) -> Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::AtomicUsize;
+    let failed = |error| Error::os(Kind::Io, "cannot listen for signals", error);
+    let (mut woken, waker) = UnixStream::pair().map_err(failed)?;
+    let counts = [SIGINT, SIGTERM].map(|number| (number, Arc::new(AtomicUsize::new(0))));
+    for (number, count) in &counts {
+        // The mark before the wake-up, so that whoever is woken sees it.
+        signal_hook::flag::register_usize(*number, Arc::clone(count), 1).map_err(failed)?;
+        signal_hook::low_level::pipe::register(*number, waker.try_clone().map_err(failed)?)
+            .map_err(failed)?;
+    }
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            let mut sink = [0; 1];
+            while matches!(woken.read(&mut sink), Ok(1)) {
+                for (number, count) in &counts {
+                    if count.swap(0, Ordering::SeqCst) > 0 {
+                        told(*number);
+                    }
+                }
+            }
+        })
+        .map_err(failed)?;
+    Ok(())
+}

@@ -1,6 +1,6 @@
-//! The command line: one table of flags, what is rendered from it, and the subcommands.
+//! The command line: what people and scripts see.
 
-pub(crate) mod about;
+mod about;
 mod color;
 pub(crate) mod complete;
 pub(crate) mod doctor;
@@ -9,3 +9,21 @@ pub(crate) mod help;
 pub(crate) mod man;
 mod markup;
 pub(crate) mod mcp_host;
+pub(crate) mod mutate;
+pub(crate) mod parse_rollout;
+mod summary;
+mod target;
+pub(crate) mod turn;
+
+use std::io::{IsTerminal, Write};
+
+/// Tells a person who started the daemon's end by hand what it is; it goes on serving.
+pub(crate) fn serve_by_hand() {
+    if std::io::stdin().is_terminal() {
+        // Nobody reads stderr: then nobody is at the terminal either.
+        let _ = writeln!(
+            std::io::stderr(),
+            "plexum-openai: serving the daemon's protocol on this terminal, one JSON-RPC message a line; see plexum-openai-protocol(7), and 'plexum-openai --help' for everything else; Ctrl-D ends it"
+        );
+    }
+}

@@ -338,13 +338,10 @@ pub(crate) fn open_writer(path: &Path, inode: (u64, u64)) -> Option<u32> {
 /// Is this open file of a process the one that is meant, and open for writing?
 fn is_written(pid: u32, link: &Path, name: &OsStr, inode: (u64, u64)) -> bool {
     // The name first: it costs no look at the file itself, which may lie on a file system that hangs.
+    // Contained and not equal: while a rollout is exchanged for its copy, it has the copy's name.
     let named = fs::read_link(link).is_ok_and(|target| {
-        target
-            .as_os_str()
-            .as_encoded_bytes()
-            .rsplit(|byte| *byte == b'/')
-            .next()
-            .is_some_and(|last| last.starts_with(name.as_encoded_bytes()))
+        let target = target.as_os_str().as_encoded_bytes();
+        memchr::memmem::find(target, name.as_encoded_bytes()).is_some()
     });
     if !named || !fs::metadata(link).is_ok_and(|meta| (meta.dev(), meta.ino()) == inode) {
         return false;

@@ -2,9 +2,11 @@
 //!
 //! Nothing here knows of JSON-RPC or of the daemon.
 
+pub(crate) mod ask;
 pub(crate) mod child;
 pub(crate) mod command;
 pub(crate) mod events;
+pub(crate) mod failure;
 pub(crate) mod guard;
 pub(crate) mod home;
 pub(crate) mod translate;

@@ -1,9 +1,14 @@
 //! codex's rollout files: one JSON record a line, everything that a thread ever said and did.
 //!
 //! `lines` finds the lines and decides by their heads which of them matter, `json` walks over one that does.
-//! Nothing here knows JSON-RPC or starts a process.
+//! For reading, `record` says what such a line tells and `calls` what belongs together. For consuming,
+//! `splice` says what of a line is replaced, `mutate` which lines those are, and `replace` puts the new file
+//! in the old one's place. Nothing here knows JSON-RPC or starts a process.
 
-#[expect(dead_code, reason = "its users come next")]
+pub(crate) mod calls;
 pub(crate) mod json;
-#[expect(dead_code, reason = "its users come next")]
 pub(crate) mod lines;
+pub(crate) mod mutate;
+pub(crate) mod record;
+mod replace;
+mod splice;

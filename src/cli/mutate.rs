@@ -1,0 +1,143 @@
+//! `mutate`: consumes tool calls in a rollout that a person names by workspace, thread or file.
+//!
+//! It does what the daemon's `mutate_session` does, with the same locks, and prints the same answer.
+
+use super::flags::{Parsed, usage};
+use crate::codex::home::{find_rollout, is_thread_id};
+use crate::error::{Error, Kind, Result};
+use crate::rollout::mutate::{Mode, Mutation, Op, Outcome, consume, consume_file, parse};
+use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+/// The longest list that `--stdin` takes: what the daemon can send in one line, too.
+const LONGEST_LIST: u64 = 64 << 20;
+
+/// What the command needs to know of its surroundings; asked for only if it is needed, so that a broken
+/// config does not matter to `--rollout`.
+pub(crate) struct Surroundings<'a> {
+    /// The codex home.
+    pub(crate) codex_home: &'a dyn Fn() -> Result<PathBuf>,
+    /// The id of the thread that a workspace's session file names, if it has one.
+    pub(crate) session: &'a dyn Fn(&Path) -> Result<Option<String>>,
+}
+
+/// Runs the command and returns its exit status.
+///
+/// # Errors
+/// [`Kind::Usage`] for the command line, [`Kind::Params`] for the list on stdin, and what consuming can
+/// meet: see [`crate::rollout::mutate::consume`].
+pub(crate) fn run(
+    parsed: &Parsed,
+    surroundings: &Surroundings<'_>,
+    stdin: &mut dyn Read,
+    stdout: &mut dyn Write,
+) -> Result<u8> {
+    let mutations = mutations(parsed, stdin)?;
+    let mode = if parsed.has("dry-run") {
+        Mode::DryRun
+    } else {
+        Mode::Write
+    };
+    let outcome = match target(parsed)? {
+        Target::File(file) => consume_file(Path::new(file), &mutations, mode)?,
+        Target::Thread(thread) => {
+            let home = (surroundings.codex_home)()?;
+            if find_rollout(&home, thread)?.is_none() {
+                return Err(Error::new(
+                    Kind::Io,
+                    format!("no rollout of thread {thread} in '{}'", home.display()),
+                )
+                .hint("is this the CODEX_HOME that codex used?"));
+            }
+            consume(&home, thread, &mutations, mode)?
+        }
+        // As for the daemon: what has no session has no calls.
+        Target::Workspace(workspace) => match (surroundings.session)(Path::new(workspace))? {
+            Some(thread) => consume(&(surroundings.codex_home)()?, &thread, &mutations, mode)?,
+            None => Outcome::all_missing(&mutations),
+        },
+    };
+    let mut line = serde_json::to_string(&outcome).expect("an outcome is plain data");
+    line.push('\n');
+    stdout
+        .write_all(line.as_bytes())
+        .and_then(|()| stdout.flush())
+        .map_err(|error| Error::os(Kind::Io, "cannot write to stdout", error))?;
+    Ok(0)
+}
+
+/// The list of what to do: the operands, or what stands on stdin.
+fn mutations(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Vec<Mutation>> {
+    let op = parsed
+        .text("op")?
+        .map(|name| {
+            Op::named(name).ok_or_else(|| {
+                usage(format!(
+                    "'{name}' is no operation; '--op' takes light or heavy"
+                ))
+            })
+        })
+        .transpose()?;
+    if parsed.has("stdin") {
+        if op.is_some() || !parsed.operands.is_empty() {
+            return Err(usage(
+                "with '--stdin' the call ids and their operations come from stdin alone",
+            ));
+        }
+        let mut json = String::new();
+        stdin
+            .take(LONGEST_LIST)
+            .read_to_string(&mut json)
+            .map_err(|error| Error::os(Kind::Io, "cannot read stdin", error))?;
+        return parse(&json);
+    }
+    if parsed.operands.is_empty() {
+        return Err(usage(
+            "no call id is given; name one or more, or use '--stdin'",
+        ));
+    }
+    let mut mutations: Vec<Mutation> = Vec::new();
+    for operand in &parsed.operands {
+        let Some(id) = operand.to_str() else {
+            return Err(usage(format!("a call id is not valid UTF-8: {operand:?}")));
+        };
+        if mutations.iter().any(|it| it.block_id == id) {
+            return Err(usage(format!("the call id '{id}' is given twice")));
+        }
+        mutations.push(Mutation {
+            block_id: id.to_owned(),
+            op: op.unwrap_or(Op::Light),
+        });
+    }
+    Ok(mutations)
+}
+
+/// Whose calls are meant.
+enum Target<'a> {
+    Workspace(&'a OsStr),
+    Thread(&'a str),
+    File(&'a OsStr),
+}
+
+fn target(parsed: &Parsed) -> Result<Target<'_>> {
+    let given = (
+        parsed.value("workspace"),
+        parsed.text("thread")?,
+        parsed.value("rollout"),
+    );
+    match given {
+        (Some(workspace), None, None) => Ok(Target::Workspace(workspace)),
+        (None, Some(thread), None) if is_thread_id(thread) => Ok(Target::Thread(thread)),
+        (None, Some(thread), None) => Err(usage(format!(
+            "'{thread}' is no thread id: a UUID was expected"
+        ))),
+        (None, None, Some(file)) => Ok(Target::File(file)),
+        (None, None, None) => Err(usage(
+            "whose calls? name a '--workspace', a '--thread' or a '--rollout'",
+        )),
+        _ => Err(usage(
+            "'--workspace', '--thread' and '--rollout' exclude each other",
+        )),
+    }
+}

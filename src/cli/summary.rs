@@ -1,0 +1,517 @@
+//! The table of `parse-rollout --summary`: what fills a thread's context, the biggest call first.
+//!
+//! Sizes are bytes of JSON text as the rollout has it, without the quotes around a string.
+
+use super::flags::{Parsed, usage};
+use crate::error::Result;
+use crate::rollout::calls::write_input;
+use crate::rollout::record::{Call, Content};
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+
+/// What a consumed output says; where it had to be cut to fit, the beginning of it.
+const CONSUMED: [(&str, Consumed); 2] = [
+    ("...(consumed)", Consumed::Light),
+    ("...(tool called)", Consumed::Heavy),
+];
+
+/// The calls of one or more rollouts.
+#[derive(Debug, Default)]
+pub(super) struct Summary {
+    rows: Vec<Row>,
+}
+
+/// One call.
+#[derive(Debug, Serialize)]
+struct Row {
+    id: String,
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<String>,
+    arguments_bytes: u64,
+    output_bytes: u64,
+    answered: bool,
+    is_error: bool,
+    consumed: Option<Consumed>,
+}
+
+/// How a call was consumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Consumed {
+    Light,
+    Heavy,
+    /// In either way: of the marker only the beginning fitted in, and that is the same for both.
+    Cut,
+}
+
+/// Where the table goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Screen {
+    /// In columns.
+    pub(super) width: usize,
+    /// In lines; without a limit where it is no terminal.
+    pub(super) height: Option<usize>,
+    pub(super) color: bool,
+}
+
+impl Screen {
+    /// stdout, and what `--color` says about it.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Usage`] for a word that `--color` does not know.
+    pub(super) fn of_stdout(parsed: &Parsed) -> Result<Screen> {
+        let terminal = io::stdout().is_terminal();
+        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let color = match parsed.text("color")? {
+            None | Some("auto") => {
+                terminal
+                    && variable("NO_COLOR").is_none()
+                    && variable("TERM").is_none_or(|term| term != "dumb")
+            }
+            Some("always") => true,
+            Some("never") => false,
+            Some(other) => {
+                return Err(usage(format!(
+                    "'--color {other}': 'auto', 'always' or 'never' was expected"
+                )));
+            }
+        };
+        let size = terminal
+            .then(|| rustix::termios::tcgetwinsize(io::stdout()).ok())
+            .flatten();
+        let columns = variable("COLUMNS").and_then(|columns| columns.to_str()?.parse().ok());
+        Ok(Screen {
+            width: size
+                .map(|size| usize::from(size.ws_col))
+                .or(columns)
+                .filter(|width| *width > 0)
+                .unwrap_or(80),
+            height: size
+                .map(|size| usize::from(size.ws_row))
+                .filter(|height| *height > 0),
+            color,
+        })
+    }
+}
+
+impl Summary {
+    /// Adds a call; the result is its place.
+    pub(super) fn begin(&mut self, call: &Call<'_>) -> usize {
+        let mut arguments = Vec::new();
+        // A `Vec` takes everything.
+        let _ = write_input(&mut arguments, &call.input);
+        self.rows.push(Row {
+            id: call.id.clone().into_owned(),
+            name: call.name.clone().into_owned(),
+            namespace: call
+                .namespace
+                .clone()
+                .map(|namespace| namespace.into_owned()),
+            arguments_bytes: size(&arguments),
+            output_bytes: 0,
+            answered: false,
+            is_error: false,
+            consumed: None,
+        });
+        self.rows.len() - 1
+    }
+
+    /// Adds the output of the call at this place.
+    pub(super) fn answer(&mut self, place: usize, content: &Content<'_>, is_error: bool) {
+        let row = &mut self.rows[place];
+        row.answered = true;
+        row.is_error = is_error;
+        row.output_bytes = match content {
+            Content::Json(raw) => size(raw.as_bytes()),
+            Content::Text(text) => text.len() as u64,
+        };
+        row.consumed = consumed(content);
+    }
+
+    /// Leaves out the calls that have no output.
+    pub(super) fn forget_unanswered(&mut self) {
+        self.rows.retain(|row| row.answered);
+    }
+}
+
+/// The length of a JSON text, without the quotes of a string.
+fn size(json: &[u8]) -> u64 {
+    let quotes = if json.first() == Some(&b'"') { 2 } else { 0 };
+    json.len().saturating_sub(quotes) as u64
+}
+
+/// How an output was consumed that is this.
+fn consumed(content: &Content<'_>) -> Option<Consumed> {
+    let text = content.only_text()?;
+    let fits = CONSUMED
+        .map(|(marker, way)| (!text.is_empty() && marker.starts_with(&text)).then_some(way));
+    match fits {
+        [Some(_), Some(_)] => Some(Consumed::Cut),
+        [light, heavy] => light.or(heavy),
+    }
+}
+
+impl Summary {
+    /// The calls, the biggest first; those of one size in the order in which they were made.
+    fn sorted(&self) -> Vec<&Row> {
+        let mut rows: Vec<&Row> = self.rows.iter().collect();
+        rows.sort_by_key(|row| std::cmp::Reverse(row.bytes()));
+        rows
+    }
+
+    /// The sum of a part of every call.
+    fn sum(&self, part: impl Fn(&Row) -> u64) -> u64 {
+        self.rows.iter().map(part).sum()
+    }
+
+    /// Writes one JSON object.
+    pub(super) fn write_json(&self, out: &mut impl Write) -> io::Result<()> {
+        #[derive(Serialize)]
+        struct Entry<'a> {
+            #[serde(flatten)]
+            row: &'a Row,
+            /// Of all bytes, from 0 to 1.
+            share: f64,
+        }
+        #[derive(Serialize)]
+        struct Total {
+            calls: usize,
+            arguments_bytes: u64,
+            output_bytes: u64,
+            consumed: usize,
+        }
+        #[derive(Serialize)]
+        struct Whole<'a> {
+            calls: Vec<Entry<'a>>,
+            total: Total,
+        }
+        let all = self.sum(Row::bytes).max(1) as f64;
+        let entry = |row| Entry {
+            row,
+            share: Row::bytes(row) as f64 / all,
+        };
+        let whole = Whole {
+            calls: self.sorted().into_iter().map(entry).collect(),
+            total: Total {
+                calls: self.rows.len(),
+                arguments_bytes: self.sum(|row| row.arguments_bytes),
+                output_bytes: self.sum(|row| row.output_bytes),
+                consumed: self.consumed(),
+            },
+        };
+        serde_json::to_writer(&mut *out, &whole)?;
+        out.write_all(b"\n")
+    }
+
+    fn consumed(&self) -> usize {
+        self.rows
+            .iter()
+            .filter(|row| row.consumed.is_some())
+            .count()
+    }
+
+    /// Writes the table for people.
+    pub(super) fn write_table(&self, out: &mut impl Write, screen: &Screen) -> io::Result<()> {
+        let mut rows = self.sorted();
+        if rows.is_empty() {
+            return writeln!(out, "no tool calls");
+        }
+        let layout = Layout::of(&rows, screen);
+        // The head, the total, the line about the rest and the prompt after it stay on the screen too.
+        let most = screen.height.map_or(usize::MAX, |height| {
+            (height.saturating_sub(4) / layout.lines()).max(1)
+        });
+        let hidden = rows.len().saturating_sub(most);
+        let biggest = rows[0].bytes();
+        let all = self.sum(Row::bytes);
+        rows.truncate(most);
+        layout.write_head(out, screen)?;
+        for row in rows {
+            layout.write_row(out, screen, row, biggest, all)?;
+        }
+        if hidden > 0 {
+            let rest = format!("{} smaller ones not shown", grouped(hidden));
+            writeln!(out, "{}", paint(screen, DIM, &fit(&rest, screen.width)))?;
+        }
+        let calls = match self.rows.len() {
+            1 => "1 call".to_owned(),
+            calls => format!("{} calls", grouped(calls)),
+        };
+        let arguments = short(self.sum(|row| row.arguments_bytes));
+        let output = short(self.sum(|row| row.output_bytes));
+        let mut total = format!("{calls}: {arguments} arguments, {output} output");
+        match self.consumed() {
+            0 => {}
+            consumed => drop(write!(total, ", {} consumed", grouped(consumed))),
+        }
+        writeln!(out, "{}", paint(screen, BOLD, &fit(&total, screen.width)))
+    }
+}
+
+impl Row {
+    fn bytes(&self) -> u64 {
+        self.arguments_bytes + self.output_bytes
+    }
+
+    /// The tool as a person knows it: of a server's tool, the server before it.
+    fn tool(&self) -> String {
+        match &self.namespace {
+            Some(namespace) => {
+                let server = namespace.strip_prefix("mcp__").unwrap_or(namespace);
+                format!("{server}.{}", self.name)
+            }
+            None => self.name.clone(),
+        }
+    }
+
+    fn state(&self) -> &'static str {
+        match self {
+            Row {
+                consumed: Some(Consumed::Light),
+                ..
+            } => "light",
+            Row {
+                consumed: Some(Consumed::Heavy),
+                ..
+            } => "heavy",
+            Row {
+                consumed: Some(Consumed::Cut),
+                ..
+            } => "consumed",
+            Row {
+                answered: false, ..
+            } => "no output",
+            Row { is_error: true, .. } => "error",
+            Row { .. } => "",
+        }
+    }
+}
+
+/// How the columns share the screen.
+struct Layout {
+    id: usize,
+    tool: usize,
+    bar: usize,
+    /// One line a call, or two where one has no room.
+    wide: bool,
+}
+
+/// A size as [`short`] writes it.
+const SIZE: usize = 6;
+/// `100.0%`
+const SHARE: usize = 6;
+/// The longest state.
+const STATE: usize = 9;
+const GAP: &str = "  ";
+/// Screens narrower than this have two lines for a call.
+const WIDE: usize = 72;
+
+impl Layout {
+    fn of(rows: &[&Row], screen: &Screen) -> Layout {
+        let widest =
+            |text: &dyn Fn(&Row) -> usize| rows.iter().map(|row| text(row)).max().unwrap_or(0);
+        let id = widest(&|row| width(&row.id)).clamp(4, 32);
+        let tool = widest(&|row| width(&row.tool())).clamp(4, 32);
+        if screen.width < WIDE {
+            let line = screen.width.max(24);
+            let id = id.min(line - GAP.len() - SIZE);
+            // The second line: indented, the tool, the share, the bar, and the state where there is one.
+            let rest = line - 2 - SHARE - STATE - 3 * GAP.len();
+            let tool = tool.min(rest.saturating_sub(3).max(4));
+            let bar = rest.saturating_sub(tool);
+            return Layout {
+                id,
+                tool,
+                bar,
+                wide: false,
+            };
+        }
+        let rest = screen.width - 2 * SIZE - SHARE - STATE - 6 * GAP.len();
+        let id = id.min(rest.saturating_sub(4 + 8));
+        let tool = tool.min(rest - id - 4);
+        let bar = (rest - id - tool).min(24);
+        Layout {
+            id,
+            tool,
+            bar,
+            wide: true,
+        }
+    }
+
+    fn lines(&self) -> usize {
+        if self.wide { 1 } else { 2 }
+    }
+
+    fn write_head(&self, out: &mut impl Write, screen: &Screen) -> io::Result<()> {
+        let head = if self.wide {
+            format!(
+                "{}{GAP}{}{GAP}{:>SIZE$}{GAP}{:>SIZE$}{GAP}{:>SHARE$}",
+                left("call", self.id),
+                left("tool", self.tool),
+                "args",
+                "output",
+                "share"
+            )
+        } else {
+            format!("{}{GAP}{:>SIZE$}", left("call", self.id), "bytes")
+        };
+        writeln!(out, "{}", paint(screen, DIM, &head))
+    }
+
+    fn write_row(
+        &self,
+        out: &mut impl Write,
+        screen: &Screen,
+        row: &Row,
+        biggest: u64,
+        all: u64,
+    ) -> io::Result<()> {
+        let id = left(&row.id, self.id);
+        let tool = left(&row.tool(), self.tool);
+        let share = format!("{:.1}%", row.bytes() as f64 * 100.0 / all.max(1) as f64);
+        let bar = left(&bar(row.bytes(), biggest, self.bar), self.bar);
+        let bar = paint(screen, CYAN, &bar);
+        let state = match row.state() {
+            "error" => paint(screen, RED, "error"),
+            state => paint(screen, DIM, state),
+        };
+        let line = if self.wide {
+            let (arguments, output) = (short(row.arguments_bytes), short(row.output_bytes));
+            format!(
+                "{id}{GAP}{tool}{GAP}{arguments:>SIZE$}{GAP}{output:>SIZE$}{GAP}{share:>SHARE$}{GAP}{bar}{GAP}{state}"
+            )
+        } else {
+            let bytes = short(row.bytes());
+            writeln!(out, "{id}{GAP}{bytes:>SIZE$}")?;
+            format!("  {tool}{GAP}{share:>SHARE$}{GAP}{bar}{GAP}{state}")
+        };
+        writeln!(out, "{}", line.trim_end())
+    }
+}
+
+const DIM: &str = "2";
+const BOLD: &str = "1";
+const RED: &str = "31";
+const CYAN: &str = "36";
+
+/// Text in a colour, where there are colours.
+fn paint(screen: &Screen, code: &str, text: &str) -> String {
+    if screen.color && !text.trim().is_empty() {
+        format!("\x1b[{code}m{text}\x1b[0m")
+    } else {
+        text.to_owned()
+    }
+}
+
+/// A size in three digits or so: `83`, `1.2K`, `613K`, `81.5M`.
+fn short(bytes: u64) -> String {
+    let mut size = bytes as f64;
+    if bytes < 1000 {
+        return bytes.to_string();
+    }
+    for unit in ["K", "M", "G", "T"] {
+        size /= 1024.0;
+        // What would be rounded to 100.0 needs no digit after the point any more.
+        if size < 99.95 {
+            return format!("{size:.1}{unit}");
+        }
+        if size < 999.5 {
+            return format!("{size:.0}{unit}");
+        }
+    }
+    format!("{size:.0}T")
+}
+
+/// A number with commas between the thousands.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.char_indices() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A bar of so many columns for the biggest, to an eighth of a column.
+fn bar(part: u64, biggest: u64, columns: usize) -> String {
+    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+    let eighths = (part as f64 / biggest.max(1) as f64 * columns as f64 * 8.0).round() as usize;
+    // Something is never nothing.
+    let eighths = eighths.max(usize::from(part > 0));
+    "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]
+}
+
+/// Text on exactly so many columns, cut in its middle where it is longer.
+fn left(text: &str, columns: usize) -> String {
+    let mut text = fit(text, columns);
+    text.extend(std::iter::repeat_n(
+        ' ',
+        columns.saturating_sub(width(&text)),
+    ));
+    text
+}
+
+/// Text on at most so many columns: control characters made visible, and cut in its middle where it is longer.
+fn fit(text: &str, columns: usize) -> String {
+    let text: String = text
+        .chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect();
+    if width(&text) <= columns {
+        return text;
+    }
+    let room = columns.saturating_sub(1);
+    let mut head = String::new();
+    let mut tail = Vec::new();
+    let (mut used, mut forward, mut backward) = (0, text.chars(), text.chars().rev());
+    // From both ends in turn, as long as there is room.
+    loop {
+        let Some(c) = forward.next().filter(|c| used + columns_of(*c) <= room) else {
+            break;
+        };
+        used += columns_of(c);
+        head.push(c);
+        let Some(c) = backward.next().filter(|c| used + columns_of(*c) <= room) else {
+            break;
+        };
+        used += columns_of(c);
+        tail.push(c);
+    }
+    head.push('…');
+    head.extend(tail.into_iter().rev());
+    head
+}
+
+/// How many columns a terminal gives to a text.
+fn width(text: &str) -> usize {
+    text.chars().map(columns_of).sum()
+}
+
+/// How many columns a terminal gives to a character: two for those of East Asia and for emoji, none for marks
+/// that combine with the one before. The ranges are Unicode's, coarsely.
+fn columns_of(c: char) -> usize {
+    match u32::from(c) {
+        0x0300..=0x036F | 0x200B..=0x200F | 0x20D0..=0x20FF | 0xFE00..=0xFE0F | 0xFE20..=0xFE2F => {
+            0
+        }
+        0x1100..=0x115F
+        | 0x2E80..=0x303E
+        | 0x3041..=0xA4CF
+        | 0xA960..=0xA97F
+        | 0xAC00..=0xD7A3
+        | 0xF900..=0xFAFF
+        | 0xFE30..=0xFE6F
+        | 0xFF00..=0xFF60
+        | 0xFFE0..=0xFFE6
+        | 0x1F300..=0x1F64F
+        | 0x1F680..=0x1F6FF
+        | 0x1F900..=0x1F9FF
+        | 0x20000..=0x3FFFD => 2,
+        _ => 1,
+    }
+}

@@ -1,0 +1,409 @@
+//! What a line on the wire is: framing, the size cap, and telling requests, notifications and answers apart.
+//!
+//! Pure but for the reader that is passed in. Nothing here knows a method's name.
+
+use crate::error::{Error, Kind};
+use memchr::memchr;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::io::{self, BufRead};
+
+/// The longest line that is taken, in bytes; a longer one is skipped to its end.
+pub(crate) const LONGEST_LINE: usize = 64 << 20;
+
+/// A JSON-RPC id: a string or an integer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Id {
+    Integer(i128),
+    Text(String),
+}
+
+impl Id {
+    /// The id as JSON.
+    pub(crate) fn json(&self) -> String {
+        match self {
+            Id::Integer(number) => number.to_string(),
+            Id::Text(text) => serde_json::Value::from(text.as_str()).to_string(),
+        }
+    }
+
+    /// The id that this JSON is.
+    pub(crate) fn from_json(json: &serde_json::Value) -> Option<Id> {
+        match json {
+            serde_json::Value::String(text) => Some(Id::Text(text.clone())),
+            serde_json::Value::Number(number) => number
+                .as_i64()
+                .map(i128::from)
+                .or_else(|| number.as_u64().map(i128::from))
+                .map(Id::Integer),
+            _ => None,
+        }
+    }
+}
+
+/// What reading the next line gave.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Frame {
+    /// A line, without its end, in the buffer that was passed.
+    Line,
+    /// A line over the cap; it was skipped.
+    TooLong,
+    /// The end of the stream.
+    End,
+}
+
+/// Reads the next line that is not blank into `line`. The last one need not have an end.
+///
+/// # Errors
+/// The stream's.
+pub(crate) fn read_line(stream: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Result<Frame> {
+    loop {
+        line.clear();
+        let mut too_long = false;
+        let mut anything = false;
+        loop {
+            let chunk = match stream.fill_buf() {
+                Ok(chunk) => chunk,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            if chunk.is_empty() {
+                if !anything {
+                    return Ok(Frame::End);
+                }
+                break;
+            }
+            anything = true;
+            let end = memchr(b'\n', chunk);
+            let part = &chunk[..end.unwrap_or(chunk.len())];
+            if !too_long {
+                // A `\r` before the end does not count; one byte more or less is no matter either.
+                if line.len() + part.len() > LONGEST_LINE + 1 {
+                    too_long = true;
+                    *line = Vec::new();
+                } else {
+                    line.extend_from_slice(part);
+                }
+            }
+            let used = end.map_or(chunk.len(), |end| end + 1);
+            stream.consume(used);
+            if end.is_some() {
+                break;
+            }
+        }
+        if line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        if too_long || line.len() > LONGEST_LINE {
+            return Ok(Frame::TooLong);
+        }
+        if !line.trim_ascii().is_empty() {
+            return Ok(Frame::Line);
+        }
+    }
+}
+
+/// A message from the daemon.
+#[derive(Debug)]
+pub(crate) enum Message<'a> {
+    Request {
+        id: Id,
+        method: String,
+        params: Option<&'a RawValue>,
+    },
+    Notification {
+        method: String,
+        params: Option<&'a RawValue>,
+    },
+    /// The answer to a request of ours.
+    Answer {
+        id: Id,
+        outcome: Result<&'a RawValue, &'a RawValue>,
+    },
+}
+
+/// A line that is no message: the id to answer with, where there is one, and the error.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) id: Option<Id>,
+    pub(crate) error: Error,
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    jsonrpc: Option<serde_json::Value>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    id: Option<&'a RawValue>,
+    method: Option<serde_json::Value>,
+    #[serde(borrow)]
+    params: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    result: Option<&'a RawValue>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+}
+
+/// Keeps `null` apart from absent.
+fn present<'de, D: serde::Deserializer<'de>>(json: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(json).map(Some)
+}
+
+/// Says what a line is.
+///
+/// # Errors
+/// -32700 where it is not JSON, -32600 where it is JSON but no message.
+pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Refused> {
+    let parse_error = |why: &dyn std::fmt::Display| Refused {
+        id: None,
+        error: Error::new(Kind::Parse, format!("not JSON: {why}")),
+    };
+    let text = std::str::from_utf8(line).map_err(|error| {
+        parse_error(&format_args!(
+            "invalid UTF-8 after {} bytes",
+            error.valid_up_to()
+        ))
+    })?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let envelope: Envelope<'_> = match serde_json::from_str(text) {
+        Ok(envelope) => envelope,
+        Err(error) if error.is_data() => {
+            // A derived struct stops at the first thing that is no envelope; is the rest JSON at all?
+            return Err(match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+                Err(error) => parse_error(&error),
+                Ok(_) if text.trim_start().starts_with('[') => {
+                    refused(None, "batches are not part of this protocol")
+                }
+                Ok(_) => refused(None, &format!("no request: {error}")),
+            });
+        }
+        Err(error) => return Err(parse_error(&error)),
+    };
+    let id_json = envelope
+        .id
+        .and_then(|id| serde_json::from_str::<serde_json::Value>(id.get()).ok());
+    let id = id_json.as_ref().and_then(Id::from_json);
+    if envelope
+        .jsonrpc
+        .as_ref()
+        .and_then(|version| version.as_str())
+        != Some("2.0")
+    {
+        return Err(refused(id, "`jsonrpc` must be \"2.0\""));
+    }
+    if envelope.id.is_some() && id.is_none() {
+        return Err(refused(None, "`id` must be a string or an integer"));
+    }
+    match (envelope.method, envelope.result, envelope.error) {
+        (Some(serde_json::Value::String(method)), None, None) => {
+            let params = envelope.params;
+            if params.is_some_and(|params| !params.get().starts_with(['{', '['])) {
+                return Err(refused(id, "`params` must be an object"));
+            }
+            Ok(match id {
+                Some(id) => Message::Request { id, method, params },
+                None => Message::Notification { method, params },
+            })
+        }
+        (Some(_), None, None) => Err(refused(id, "`method` must be a string")),
+        (None, Some(result), None) => answer(id, Ok(result)),
+        (None, None, Some(error)) => answer(id, Err(error)),
+        (None, None, None) => Err(refused(id, "`method` is missing")),
+        _ => Err(refused(
+            id,
+            "a message has one of `method`, `result` and `error`",
+        )),
+    }
+}
+
+fn answer<'a>(
+    id: Option<Id>,
+    outcome: Result<&'a RawValue, &'a RawValue>,
+) -> Result<Message<'a>, Refused> {
+    match id {
+        Some(id) => Ok(Message::Answer { id, outcome }),
+        None => Err(refused(None, "an answer without an `id`")),
+    }
+}
+
+fn refused(id: Option<Id>, why: &str) -> Refused {
+    Refused {
+        id,
+        error: Error::new(Kind::Request, why),
+    }
+}
+
+/// The line that answers a request with a result, which is JSON.
+pub(crate) fn result_line(id: &Id, result: &str) -> String {
+    format!(
+        "{{\"jsonrpc\":\"2.0\",\"id\":{},\"result\":{result}}}\n",
+        id.json()
+    )
+}
+
+/// The line that answers with an error. Its `data` says what the message cannot say to code.
+pub(crate) fn error_line(id: Option<&Id>, error: &Error) -> String {
+    let body = serde_json::json!({
+        "code": error.kind().rpc_code(),
+        "message": error.message(),
+        "data": {"code": error.kind().code(), "retryable": error.retryable()},
+    });
+    let id = id.map_or_else(|| "null".to_owned(), Id::json);
+    format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{body}}}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(bytes: &[u8]) -> Vec<Result<String, Frame>> {
+        // A small buffer, so that lines span it.
+        let mut stream = io::BufReader::with_capacity(7, bytes);
+        let mut line = Vec::new();
+        let mut found = Vec::new();
+        loop {
+            match read_line(&mut stream, &mut line).unwrap() {
+                Frame::Line => found.push(Ok(String::from_utf8_lossy(&line).into_owned())),
+                Frame::TooLong => found.push(Err(Frame::TooLong)),
+                Frame::End => return found,
+            }
+        }
+    }
+
+    #[test]
+    fn lines_are_framed() {
+        assert_eq!(frames(b""), []);
+        assert_eq!(frames(b"\n\r\n \n"), []);
+        assert_eq!(
+            frames(b"{\"a\":1}\r\n\n{\"long\":\"line here\"}\nlast"),
+            [
+                Ok("{\"a\":1}".to_owned()),
+                Ok("{\"long\":\"line here\"}".to_owned()),
+                Ok("last".to_owned())
+            ]
+        );
+    }
+
+    #[test]
+    fn a_line_over_the_cap_is_skipped() {
+        let mut bytes = vec![b'x'; LONGEST_LINE];
+        bytes.extend_from_slice(b"\r\n");
+        bytes.extend(vec![b'y'; LONGEST_LINE + 1]);
+        bytes.extend_from_slice(b"\nnext\n");
+        let mut stream = io::BufReader::new(&bytes[..]);
+        let mut line = Vec::new();
+        assert_eq!(read_line(&mut stream, &mut line).unwrap(), Frame::Line);
+        assert_eq!(line.len(), LONGEST_LINE);
+        assert_eq!(read_line(&mut stream, &mut line).unwrap(), Frame::TooLong);
+        assert_eq!(read_line(&mut stream, &mut line).unwrap(), Frame::Line);
+        assert_eq!(line, b"next");
+    }
+
+    #[test]
+    fn messages_are_told_apart() {
+        let request = |line: &str| match parse(line.as_bytes()) {
+            Ok(Message::Request { id, method, .. }) => (id, method),
+            other => panic!("{line}: {other:?}"),
+        };
+        assert_eq!(
+            request(r#"{"jsonrpc":"2.0","id":1,"method":"m"}"#),
+            (Id::Integer(1), "m".to_owned())
+        );
+        assert_eq!(
+            request(r#"{"id":"a\"b","params":{},"method":"m","jsonrpc":"2.0","more":1}"#),
+            (Id::Text("a\"b".to_owned()), "m".to_owned())
+        );
+        assert_eq!(
+            request(r#"{"jsonrpc":"2.0","id":18446744073709551615,"method":"m"}"#)
+                .0
+                .json(),
+            "18446744073709551615"
+        );
+        assert!(matches!(
+            parse(br#"{"jsonrpc":"2.0","method":"m"}"#),
+            Ok(Message::Notification { .. })
+        ));
+        assert!(matches!(
+            parse(br#"{"jsonrpc":"2.0","id":3,"result":null}"#),
+            Ok(Message::Answer { outcome: Ok(_), .. })
+        ));
+        assert!(matches!(
+            parse(br#"{"jsonrpc":"2.0","id":3,"error":{"code":1,"message":"x"}}"#),
+            Ok(Message::Answer {
+                outcome: Err(_),
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused() {
+        let deep = format!(
+            "{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"m\",\"params\":{}",
+            "[".repeat(10_000)
+        );
+        for (line, code, id) in [
+            (&b"{"[..], -32700, None),
+            (b"hello", -32700, None),
+            (b"\xff", -32700, None),
+            (b"{\"a\":\"\xff\"}", -32700, None),
+            (b"{\"jsonrpc\":3", -32700, None),
+            (deep.as_bytes(), -32700, None),
+            (b"[]", -32600, None),
+            (
+                b"[{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"m\"}]",
+                -32600,
+                None,
+            ),
+            (b"[,]", -32700, None),
+            (b"3", -32600, None),
+            (b"{}", -32600, None),
+            (
+                b"{\"jsonrpc\":\"1.0\",\"id\":1,\"method\":\"m\"}",
+                -32600,
+                Some(Id::Integer(1)),
+            ),
+            (b"{\"id\":1,\"method\":\"m\"}", -32600, Some(Id::Integer(1))),
+            (
+                b"{\"jsonrpc\":\"2.0\",\"id\":1.5,\"method\":\"m\"}",
+                -32600,
+                None,
+            ),
+            (
+                b"{\"jsonrpc\":\"2.0\",\"id\":null,\"method\":\"m\"}",
+                -32600,
+                None,
+            ),
+            (
+                b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":2}",
+                -32600,
+                Some(Id::Integer(1)),
+            ),
+            (
+                b"{\"jsonrpc\":\"2.0\",\"id\":1}",
+                -32600,
+                Some(Id::Integer(1)),
+            ),
+            (
+                b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"m\",\"params\":3}",
+                -32600,
+                Some(Id::Integer(1)),
+            ),
+            (
+                b"{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":1,\"error\":{}}",
+                -32600,
+                Some(Id::Integer(1)),
+            ),
+            (b"{\"jsonrpc\":\"2.0\",\"result\":1}", -32600, None),
+        ] {
+            let refused = parse(line).unwrap_err();
+            let shown = String::from_utf8_lossy(&line[..line.len().min(80)]);
+            assert_eq!(
+                refused.error.kind().rpc_code(),
+                code,
+                "{shown}: {}",
+                refused.error
+            );
+            assert_eq!(refused.id, id, "{shown}");
+        }
+    }
+}

@@ -1,0 +1,498 @@
+//! The loop: takes what the daemon says, starts turns, answers.
+//!
+//! One thread owns the map of live turns and never waits on one: everything reaches it through one channel, the
+//! lines of stdin from a reader thread, the ends of turns from their threads, signals from theirs. A turn's
+//! answer goes out through it as well, so that a stream's id is free again exactly when its answer is queued.
+//!
+//! The reader is the one thread that is not joined: blocked in stdin it cannot be woken, and it holds nothing.
+
+use super::host::{DaemonSink, log_line};
+use super::message::{self, Frame, Id, Message, Refused};
+use super::outbox::Outbox;
+use super::params;
+use crate::canonical::{Manifest, PROTOCOL, TurnResult};
+use crate::config::{Config, Places};
+use crate::error::{Error, Kind, Result};
+use crate::sys::Flag;
+use crate::turn::queue::Queue;
+use crate::turn::{self, Context, Level};
+use serde_json::json;
+use serde_json::value::RawValue;
+use std::collections::HashMap;
+use std::io::{BufRead, Write};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long turns may take to end, once everything is to end, before nobody waits for a daemon that does not
+/// read: with the last lines this keeps the exit within 5 s.
+const ENDING: Duration = Duration::from_millis(4000);
+/// How long the last lines may take to be written.
+const LAST_LINES: Duration = Duration::from_millis(500);
+/// How many lines may wait to be handled.
+const LINES_AHEAD: usize = 16;
+
+/// What the loop is given besides its streams.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    pub(crate) places: Places,
+}
+
+/// Something for the loop.
+enum Input {
+    Line(Vec<u8>),
+    TooLong,
+    /// The end of stdin, or an error in reading it.
+    End,
+    /// SIGINT or SIGTERM, by number.
+    Signal(i32),
+    /// A turn is over.
+    Done(Id, Result<TurnResult>),
+    /// The daemon no longer takes what is written.
+    Gone,
+}
+
+/// Serves on this process's stdin and stdout until the daemon says `shutdown`, goes away, or a signal comes.
+/// Gives the exit status.
+///
+/// # Errors
+/// [`Kind::Io`] where no thread or pipe can be made at the start.
+pub(crate) fn serve_stdio(setup: Setup) -> Result<u8> {
+    let (sender, receiver) = sync_channel(LINES_AHEAD);
+    let signals = sender.clone();
+    crate::sys::on_end_signal(move |number| {
+        // The loop has ended: so does the process, at once.
+        let _ = signals.send(Input::Signal(number));
+    })?;
+    let stdin = std::io::BufReader::with_capacity(256 << 10, std::io::stdin());
+    run(setup, stdin, std::io::stdout(), sender, receiver)
+}
+
+/// Serves on the given streams.
+///
+/// # Errors
+/// As [`serve_stdio`].
+#[cfg(test)]
+pub(crate) fn serve(
+    setup: Setup,
+    stdin: impl BufRead + Send + 'static,
+    stdout: impl Write + Send + 'static,
+) -> Result<u8> {
+    let (sender, receiver) = sync_channel(LINES_AHEAD);
+    run(setup, stdin, stdout, sender, receiver)
+}
+
+fn run(
+    setup: Setup,
+    stdin: impl BufRead + Send + 'static,
+    stdout: impl Write + Send + 'static,
+    sender: SyncSender<Input>,
+    receiver: Receiver<Input>,
+) -> Result<u8> {
+    let no_thread = |error| Error::os(Kind::Io, "cannot start a thread", error);
+    let gone = sender.clone();
+    let (outbox, _writer) = Outbox::start(stdout, move || {
+        // The loop may be over already.
+        let _ = gone.send(Input::Gone);
+    })
+    .map_err(no_thread)?;
+    let lines = sender.clone();
+    std::thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(move || read(stdin, &lines))
+        .map_err(no_thread)?;
+    let mut server = Server {
+        setup,
+        outbox,
+        sender,
+        queue: Queue::default(),
+        context: None,
+        live: HashMap::new(),
+        ending: None,
+    };
+    let status = server.work(&receiver);
+    server.outbox.close(LAST_LINES);
+    Ok(status)
+}
+
+fn read(mut stdin: impl BufRead, lines: &SyncSender<Input>) {
+    loop {
+        let mut line = Vec::new();
+        let input = match message::read_line(&mut stdin, &mut line) {
+            Ok(Frame::Line) => Input::Line(line),
+            Ok(Frame::TooLong) => Input::TooLong,
+            Ok(Frame::End) => Input::End,
+            Err(error) => {
+                log::warn!("cannot read stdin: {error}");
+                Input::End
+            }
+        };
+        let last = matches!(input, Input::End);
+        if lines.send(input).is_err() || last {
+            return;
+        }
+    }
+}
+
+struct Server {
+    setup: Setup,
+    outbox: Outbox,
+    sender: SyncSender<Input>,
+    queue: Queue,
+    /// There after a successful `init`.
+    context: Option<Arc<Context>>,
+    live: HashMap<Id, Live>,
+    ending: Option<Ending>,
+}
+
+/// A turn that runs.
+struct Live {
+    cancel: Flag,
+    thread: JoinHandle<()>,
+}
+
+/// The plugin ends: why, and until when it is patient.
+struct Ending {
+    status: u8,
+    /// The `shutdown` request to be answered.
+    answer: Option<Id>,
+    deadline: Instant,
+    abandoned: bool,
+}
+
+impl Server {
+    /// Works until the end; gives the exit status.
+    fn work(&mut self, receiver: &Receiver<Input>) -> u8 {
+        loop {
+            if let Some(ending) = &mut self.ending
+                && self.live.is_empty()
+            {
+                if let Some(id) = ending.answer.take() {
+                    self.outbox
+                        .push(message::result_line(&id, "{}").into_bytes());
+                }
+                return ending.status;
+            }
+            let input = match &mut self.ending {
+                Some(ending) if !ending.abandoned => {
+                    let left = ending.deadline.saturating_duration_since(Instant::now());
+                    match receiver.recv_timeout(left) {
+                        Ok(input) => input,
+                        Err(RecvTimeoutError::Timeout) => {
+                            ending.abandoned = true;
+                            self.outbox.abandon();
+                            continue;
+                        }
+                        Err(RecvTimeoutError::Disconnected) => return 1,
+                    }
+                }
+                _ => match receiver.recv() {
+                    Ok(input) => input,
+                    // It cannot be: the server itself holds a sender.
+                    Err(_) => return 1,
+                },
+            };
+            self.take(input);
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Line(line) => self.line(&line),
+            Input::TooLong => {
+                let error = Error::new(
+                    Kind::Request,
+                    format!(
+                        "the line is longer than {} MiB and was skipped",
+                        message::LONGEST_LINE >> 20
+                    ),
+                );
+                self.refuse(None, &error);
+            }
+            Input::End => self.end(0, None),
+            Input::Signal(number) => {
+                self.end(u8::try_from(128 + number).unwrap_or(1), None);
+            }
+            Input::Gone => {
+                log::info!("the daemon is gone");
+                self.end(0, None);
+            }
+            Input::Done(id, outcome) => self.done(&id, outcome),
+        }
+    }
+
+    fn line(&mut self, line: &[u8]) {
+        match message::parse(line) {
+            Ok(Message::Request { id, method, params }) => self.request(id, &method, params),
+            Ok(Message::Notification { method, params }) => self.notification(&method, params),
+            Ok(Message::Answer { id, .. }) => {
+                log::debug!("an answer to a request that is not known: {}", id.json());
+            }
+            Err(Refused { id, error }) => self.refuse(id.as_ref(), &error),
+        }
+    }
+
+    fn request(&mut self, id: Id, method: &str, params: Option<&RawValue>) {
+        if self.live.contains_key(&id) {
+            let error = Error::new(Kind::Request, format!("the id {} is in use", id.json()));
+            return self.refuse(Some(&id), &error);
+        }
+        if self.ending.is_some() {
+            let error = Error::new(Kind::Request, "the plugin is shutting down");
+            return self.refuse(Some(&id), &error);
+        }
+        let result = match method {
+            "manifest" => Ok(self.manifest()),
+            "init" => self.init(params),
+            "cancel" => self.cancel(params),
+            "stream" => match self.stream(&id, params) {
+                // Its thread answers.
+                Ok(()) => return,
+                Err(error) => Err(error),
+            },
+            "shutdown" => return self.end(0, Some(id)),
+            _ => Err(Error::new(
+                Kind::Method,
+                format!("unknown method '{method}'"),
+            )),
+        };
+        match result {
+            Ok(result) => self
+                .outbox
+                .push(message::result_line(&id, &result).into_bytes()),
+            Err(error) => self.refuse(Some(&id), &error),
+        }
+    }
+
+    fn notification(&mut self, method: &str, params: Option<&RawValue>) {
+        match method {
+            "cancel" => {
+                if let Err(error) = self.cancel(params) {
+                    self.log(
+                        Level::Warn,
+                        &format!("a `cancel` that names no stream: {error}"),
+                    );
+                }
+            }
+            "shutdown" => self.end(0, None),
+            _ => log::debug!("an unknown notification: '{method}'"),
+        }
+    }
+
+    /// The manifest; a broken config file does not fail it.
+    fn manifest(&self) -> String {
+        let models = match self.setup.places.load_config() {
+            Ok(loaded) => loaded.config.supported_models,
+            Err(error) => {
+                log::warn!("{error}");
+                Config::default().supported_models
+            }
+        };
+        as_json(&Manifest::new(&models))
+    }
+
+    fn init(&mut self, params: Option<&RawValue>) -> Result<String> {
+        let value = params::value(params)?;
+        if let Some(protocol) = params::init_protocol(&params::root(&value))?
+            && protocol != PROTOCOL
+        {
+            return Err(Error::new(
+                Kind::ProtocolVersion,
+                format!(
+                    "protocol {protocol} is not supported; this plugin speaks protocol {PROTOCOL}"
+                ),
+            ));
+        }
+        let loaded = self.setup.places.load_config()?;
+        for warning in &loaded.warnings {
+            self.log(Level::Warn, warning);
+        }
+        self.context = Some(Arc::new(Context {
+            config: loaded.config,
+            places: self.setup.places.clone(),
+        }));
+        Ok(json!({"protocol": PROTOCOL}).to_string())
+    }
+
+    fn initialized(&self) -> Result<Arc<Context>> {
+        self.context
+            .clone()
+            .ok_or_else(|| Error::new(Kind::NotInitialized, "`init` must succeed first"))
+    }
+
+    /// Starts a turn in a thread of its own.
+    fn stream(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
+        let context = self.initialized()?;
+        let (workspace, request) = {
+            let value = params::value(params)?;
+            params::stream(&params::root(&value))?
+        };
+        // Here and not in the thread, so that the turns of a workspace keep the order in which they came.
+        let workspace = turn::prepare_workspace(&workspace)?;
+        let cancel = Flag::new()?;
+        let place = self.queue.join(&workspace);
+        let mut sink = DaemonSink::new(
+            self.outbox.clone(),
+            id.json(),
+            request.agent_id.as_deref(),
+            cancel.clone(),
+        );
+        let done = self.sender.clone();
+        let thread = {
+            let (id, cancel) = (id.clone(), cancel.clone());
+            std::thread::Builder::new()
+                .name("turn".to_owned())
+                .spawn(move || {
+                    let outcome = turn::run(&request, &place, &context, &cancel, &mut sink);
+                    turn::Sink::finish(&mut sink);
+                    // The next turn of the workspace may go on before this one's answer is out.
+                    drop(place);
+                    // The loop only ends when there are no live turns.
+                    let _ = done.send(Input::Done(id, outcome));
+                })
+        };
+        let thread = thread.map_err(|error| {
+            Error::os(
+                Kind::CodexFailed,
+                "cannot start a thread for the turn",
+                error,
+            )
+            .with_retryable(true)
+        })?;
+        self.live.insert(id.clone(), Live { cancel, thread });
+        Ok(())
+    }
+
+    fn cancel(&mut self, params: Option<&RawValue>) -> Result<String> {
+        let value = params::value(params)?;
+        let stream = params::cancelled_stream(&params::root(&value))?;
+        let live = self.live.get(&stream);
+        if let Some(live) = live {
+            live.cancel.raise();
+            self.queue.wake();
+            self.outbox.wake();
+        }
+        Ok(json!({"cancelled": live.is_some()}).to_string())
+    }
+
+    fn done(&mut self, id: &Id, outcome: Result<TurnResult>) {
+        if let Some(live) = self.live.remove(id) {
+            // It has sent its last word. A panic after that would be a bug that has been reported on stderr.
+            let _ = live.thread.join();
+        }
+        match outcome {
+            Ok(result) => {
+                let result = as_json(&result);
+                self.outbox
+                    .push(message::result_line(id, &result).into_bytes());
+            }
+            Err(error) => self.refuse(Some(id), &error),
+        }
+    }
+
+    /// Begins the end: everything that runs is cancelled.
+    fn end(&mut self, status: u8, answer: Option<Id>) {
+        if self.ending.is_some() {
+            return;
+        }
+        for live in self.live.values() {
+            live.cancel.raise();
+        }
+        self.queue.wake();
+        self.outbox.wake();
+        self.ending = Some(Ending {
+            status,
+            answer,
+            deadline: Instant::now() + ENDING,
+            abandoned: false,
+        });
+    }
+
+    fn refuse(&self, id: Option<&Id>, error: &Error) {
+        self.outbox
+            .push(message::error_line(id, error).into_bytes());
+    }
+
+    fn log(&self, level: Level, message: &str) {
+        self.outbox.push(log_line(level, message, &json!({})));
+    }
+}
+
+/// A type of ours as JSON, its fields in their order.
+fn as_json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("plain structs whose keys are strings")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[derive(Clone, Default)]
+    struct Wire(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Wire {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What the plugin writes when the daemon writes these lines and then closes.
+    fn talk(lines: &[&str]) -> Vec<serde_json::Value> {
+        let wire = Wire::default();
+        let setup = Setup {
+            places: Places::from_env(),
+        };
+        let stdin = std::io::Cursor::new(lines.join("\n").into_bytes());
+        assert_eq!(serve(setup, stdin, wire.clone()).unwrap(), 0);
+        let written = String::from_utf8(wire.0.lock().unwrap().clone()).unwrap();
+        assert!(written.is_empty() || written.ends_with('\n'));
+        written
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn what_is_asked_is_answered() {
+        let said = talk(&[
+            r#"{"jsonrpc":"2.0","id":1,"method":"cancel","params":{"stream":9}}"#,
+            r#"{"jsonrpc":"2.0","id":"two","method":"nothing"}"#,
+            r#"{"jsonrpc":"2.0","method":"nothing"}"#,
+            r#"{"jsonrpc":"2.0","id":3,"result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":4,"method":"stream","params":{}}"#,
+            r#"{"jsonrpc":"2.0","id":5,"method":"init","params":{"protocol":2}}"#,
+            r#"{"jsonrpc":"2.0","id":6,"method":"cancel"}"#,
+            "nonsense",
+            r#"{"jsonrpc":"2.0","id":7,"method":"shutdown"}"#,
+        ]);
+        let short: Vec<_> = said
+            .iter()
+            .map(|line| {
+                (
+                    line["id"].clone(),
+                    line["result"].clone(),
+                    line["error"]["code"].clone(),
+                )
+            })
+            .collect();
+        let null = serde_json::Value::Null;
+        assert_eq!(
+            short,
+            [
+                (json!(1), json!({"cancelled": false}), null.clone()),
+                (json!("two"), null.clone(), json!(-32601)),
+                (json!(4), null.clone(), json!(-32003)),
+                (json!(5), null.clone(), json!(-32002)),
+                (json!(6), null.clone(), json!(-32602)),
+                (null.clone(), null.clone(), json!(-32700)),
+                (json!(7), json!({}), null),
+            ]
+        );
+    }
+}

@@ -1,0 +1,622 @@
+//! What one line of a rollout says about tool calls: a record, its parts still as they stand in the line.
+//!
+//! Both eras are read here: 0.135 and its `…_end` events, and the `item_completed` of 0.148 and later. Where a
+//! key stands twice the last one counts, as in any parsed JSON object. Unknown types and keys are passed over.
+//! What belongs to what is not known here, that is `calls`.
+
+use super::json::{self, Cursor, NotJson, decode};
+use super::lines::{Kind, Line, NESTED};
+use crate::canonical::Usage;
+use std::borrow::Cow;
+
+/// What a line says, as far as anybody here cares.
+#[derive(Debug)]
+pub(crate) enum Record<'a> {
+    Call(Call<'a>),
+    Output(Output<'a>),
+    /// An MCP call is over, whose output comes in a line of its own. That one does not say if it failed.
+    Ended {
+        id: Cow<'a, str>,
+        failed: bool,
+    },
+    /// A call that was made inside code mode: all that is recorded of it, in one line, when it is over.
+    Nested(Nested<'a>),
+    /// Text of the assistant.
+    Text(String),
+    /// What the thread has cost so far.
+    Usage(Usage),
+    TurnStarted {
+        turn: Cow<'a, str>,
+    },
+    TurnEnded {
+        turn: Cow<'a, str>,
+    },
+    Other,
+}
+
+/// A tool call.
+#[derive(Debug)]
+pub(crate) struct Call<'a> {
+    pub(crate) id: Cow<'a, str>,
+    pub(crate) name: Cow<'a, str>,
+    pub(crate) namespace: Option<Cow<'a, str>>,
+    pub(crate) input: Input<'a>,
+    /// When it was recorded, in milliseconds since 1970.
+    pub(crate) at: Option<u64>,
+}
+
+/// The arguments of a call.
+#[derive(Debug)]
+pub(crate) enum Input<'a> {
+    /// A JSON value, as it stands.
+    Json(&'a str),
+    /// A JSON string that has JSON in it, or should have.
+    Encoded(&'a str),
+    /// A JSON object made up of these members, as they stand.
+    Object(Vec<(&'static str, &'a str)>),
+}
+
+/// What a call gave.
+#[derive(Debug)]
+pub(crate) struct Output<'a> {
+    pub(crate) id: Cow<'a, str>,
+    pub(crate) content: Content<'a>,
+    /// Does its text say that the call failed?
+    pub(crate) failed: bool,
+    /// The script that this is the output of goes on, in a cell of this name.
+    pub(crate) cell: Option<String>,
+    pub(crate) at: Option<u64>,
+}
+
+/// The content of an output.
+#[derive(Debug)]
+pub(crate) enum Content<'a> {
+    /// A JSON string or list, as it stands.
+    Json(&'a str),
+    /// Something else: its JSON text, or a note of ours, is what is to be told as a string.
+    Text(Cow<'a, str>),
+}
+
+/// A call that was made inside code mode.
+#[derive(Debug)]
+pub(crate) struct Nested<'a> {
+    pub(crate) call: Call<'a>,
+    pub(crate) content: Content<'a>,
+    pub(crate) failed: bool,
+    /// When it began, in milliseconds since 1970.
+    pub(crate) started: Option<u64>,
+}
+
+/// The members of an object that are asked for, raw; the last one where a name stands twice.
+struct Members<'a> {
+    names: &'static [&'static str],
+    values: Vec<Option<&'a str>>,
+}
+
+impl<'a> Members<'a> {
+    /// Walks over the object that the cursor stands before.
+    fn walk(
+        text: &'a str,
+        cursor: &mut Cursor<'a>,
+        names: &'static [&'static str],
+    ) -> Result<Self, NotJson> {
+        let mut values = vec![None; names.len()];
+        cursor.open(json::Kind::Object)?;
+        while let Some(key) = cursor.key()? {
+            let value = cursor.value()?;
+            let key = decode(&text[key]);
+            if let Some(at) = names.iter().position(|name| *name == key) {
+                values[at] = Some(&text[value]);
+            }
+        }
+        Ok(Members { names, values })
+    }
+
+    /// The members of what may be an object, in a text that was walked over before.
+    fn of(text: Option<&'a str>, names: &'static [&'static str]) -> Members<'a> {
+        let text = text.unwrap_or_default();
+        Members::walk(text, &mut Cursor::new(text), names).unwrap_or(Members {
+            names,
+            values: vec![],
+        })
+    }
+
+    /// The member of this name, as it stands, if it is there and not `null`.
+    fn raw(&self, name: &str) -> Option<&'a str> {
+        debug_assert!(self.names.contains(&name), "a name that was asked for");
+        let at = self.names.iter().position(|known| *known == name)?;
+        self.values
+            .get(at)
+            .copied()
+            .flatten()
+            .filter(|raw| *raw != "null")
+    }
+
+    /// What the member of this name says, if it is a string.
+    fn text(&self, name: &str) -> Option<Cow<'a, str>> {
+        text_of(self.raw(name)?)
+    }
+}
+
+/// What a value says, if it is a string.
+fn text_of(raw: &str) -> Option<Cow<'_, str>> {
+    raw.starts_with('"').then(|| decode(raw))
+}
+
+/// Why a line could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unread {
+    /// It is not JSON.
+    NotJson,
+    /// It is too long to be held, and its first bytes do not say whose output it is.
+    TooLong,
+}
+
+/// Reads one line.
+///
+/// # Errors
+/// See [`Unread`].
+pub(crate) fn read<'a>(line: &Line<'a>) -> Result<Record<'a>, Unread> {
+    if line.cut() {
+        return parse_cut(line).ok_or(Unread::TooLong);
+    }
+    let text = std::str::from_utf8(line.bytes).map_err(|_| Unread::NotJson)?;
+    parse(text).map_err(|NotJson| Unread::NotJson)
+}
+
+/// Reads the text of one line.
+///
+/// # Errors
+/// It is not JSON.
+pub(crate) fn parse(line: &str) -> Result<Record<'_>, NotJson> {
+    const PAYLOAD: &[&str] = &[
+        "type",
+        "call_id",
+        "id",
+        "name",
+        "namespace",
+        "arguments",
+        "input",
+        "output",
+        "action",
+        "tools",
+        "role",
+        "content",
+        "item",
+        "started_at_ms",
+        "invocation",
+        "result",
+        "info",
+        "thread_token_usage",
+        "turn_id",
+    ];
+    let mut cursor = Cursor::new(line);
+    if cursor.kind()? != json::Kind::Object {
+        cursor.value()?;
+        cursor.end()?;
+        return Ok(Record::Other);
+    }
+    let (mut record, mut timestamp, mut payload) = (None, None, None);
+    cursor.open(json::Kind::Object)?;
+    while let Some(key) = cursor.key()? {
+        match decode(&line[key]).as_ref() {
+            // Walked into at once and not passed over first: most bytes of the line are in it.
+            "payload" if cursor.kind()? == json::Kind::Object => {
+                payload = Some(Members::walk(line, &mut cursor, PAYLOAD)?);
+            }
+            "payload" => {
+                cursor.value()?;
+                payload = None;
+            }
+            "type" => record = text_of(&line[cursor.value()?]),
+            "timestamp" => timestamp = text_of(&line[cursor.value()?]),
+            _ => drop(cursor.value()?),
+        }
+    }
+    cursor.end()?;
+    let at = timestamp.and_then(|text| millis(&text));
+    let (Some(record), Some(payload)) = (record, payload) else {
+        return Ok(Record::Other);
+    };
+    Ok(understand(&record, &payload, at).unwrap_or(Record::Other))
+}
+
+/// The record that these parts make, if anybody cares.
+fn understand<'a>(record: &str, payload: &Members<'a>, at: Option<u64>) -> Option<Record<'a>> {
+    let form = payload.text("type").unwrap_or_default();
+    let item = Members::of(payload.raw("item"), &["type", "id"]);
+    let id = match payload.raw("item") {
+        Some(_) => item.text("id"),
+        None => payload.text("call_id"),
+    };
+    let item = item.text("type").unwrap_or_default();
+    match Kind::of(record, &form, &item, id.as_deref().unwrap_or_default()) {
+        Kind::Call => {
+            let json = |name| Input::Json(payload.raw(name).unwrap_or("null"));
+            let (name, input) = match form.as_ref() {
+                "function_call" => (
+                    payload.text("name"),
+                    Input::arguments(payload.raw("arguments")),
+                ),
+                "custom_tool_call" => (payload.text("name"), json("input")),
+                "local_shell_call" => (Some("local_shell".into()), json("action")),
+                _ => (Some("tool_search".into()), json("arguments")),
+            };
+            Some(Record::Call(Call {
+                // The older form of a shell call has only an `id`.
+                id: payload.text("call_id").or_else(|| payload.text("id"))?,
+                name: name.unwrap_or_default(),
+                namespace: payload.text("namespace"),
+                input,
+                at,
+            }))
+        }
+        Kind::Output => {
+            let content = match form.as_ref() {
+                "tool_search_output" => Content::Text(payload.raw("tools").unwrap_or("[]").into()),
+                _ => Content::of(payload.raw("output")),
+            };
+            let beginning = content.beginning();
+            Some(Record::Output(Output {
+                id: payload.text("call_id")?,
+                failed: tells_failure(&beginning),
+                cell: running_cell(&beginning),
+                content,
+                at,
+            }))
+        }
+        Kind::Message if payload.text("role")? == "assistant" => {
+            Some(Record::Text(message_text(payload.raw("content")?)))
+        }
+        Kind::Item => {
+            let id = id?;
+            let nested = id.starts_with(NESTED);
+            let mut over = match payload.raw("item") {
+                Some(raw) => completed(&item, raw),
+                None => mcp_ended(payload),
+            };
+            if !nested {
+                return Some(Record::Ended {
+                    id,
+                    failed: over.failed,
+                });
+            }
+            over.call.id = id;
+            over.call.at = at;
+            over.started = payload
+                .raw("started_at_ms")
+                .and_then(|started| started.parse().ok());
+            Some(Record::Nested(over))
+        }
+        Kind::Usage => {
+            let total =
+                Members::of(payload.raw("info"), &["total_token_usage"]).raw("total_token_usage");
+            usage(total.or_else(|| payload.raw("thread_token_usage"))?).map(Record::Usage)
+        }
+        Kind::Turn => {
+            let turn = payload.text("turn_id").unwrap_or_default();
+            Some(match form.as_ref() {
+                "task_started" => Record::TurnStarted { turn },
+                _ => Record::TurnEnded { turn },
+            })
+        }
+        _ => None,
+    }
+}
+
+/// An `item_completed` of a kind that is a call, all but its id and its times.
+fn completed<'a>(kind: &Cow<'a, str>, item: &'a str) -> Nested<'a> {
+    let members = Members::of(
+        Some(item),
+        &[
+            "status",
+            "command",
+            "cwd",
+            "aggregated_output",
+            "exit_code",
+            "server",
+            "tool",
+            "arguments",
+            "result",
+            "error",
+            "changes",
+            "stdout",
+            "path",
+        ],
+    );
+    let object = |names: &[&'static str]| {
+        let present = names
+            .iter()
+            .filter_map(|name| Some((*name, members.raw(name)?)));
+        Input::Object(present.collect())
+    };
+    let status = members.text("status");
+    let completed = status.as_deref().unwrap_or("completed") == "completed";
+    match kind.as_ref() {
+        "CommandExecution" => Nested::new(
+            "exec_command".into(),
+            object(&["command", "cwd"]),
+            Content::of(members.raw("aggregated_output")),
+            !completed || members.raw("exit_code").is_some_and(|code| code != "0"),
+        ),
+        "McpToolCall" => {
+            let mut nested = mcp(
+                &members,
+                members.raw("result"),
+                Members::of(members.raw("error"), &["message"]).raw("message"),
+            );
+            nested.failed |= !completed;
+            nested
+        }
+        "FileChange" => Nested::new(
+            "apply_patch".into(),
+            object(&["changes"]),
+            Content::of(members.raw("stdout")),
+            !completed,
+        ),
+        "ImageView" => Nested::new(
+            "view_image".into(),
+            object(&["path"]),
+            Content::of(None),
+            !completed,
+        ),
+        // One that is not known here: all that is recorded of it.
+        _ => Nested::new(
+            kind.clone(),
+            Input::Json(item),
+            Content::of(None),
+            !completed,
+        ),
+    }
+}
+
+/// What 0.135 writes when an MCP call is over.
+fn mcp_ended<'a>(payload: &Members<'a>) -> Nested<'a> {
+    let invocation = Members::of(payload.raw("invocation"), &["server", "tool", "arguments"]);
+    let result = Members::of(payload.raw("result"), &["Ok", "Err"]);
+    mcp(&invocation, result.raw("Ok"), result.raw("Err"))
+}
+
+fn mcp<'a>(call: &Members<'a>, result: Option<&'a str>, error: Option<&'a str>) -> Nested<'a> {
+    let result = Members::of(result, &["content", "isError"]);
+    let mut nested = Nested::new(
+        call.text("tool").unwrap_or_default(),
+        Input::Json(call.raw("arguments").unwrap_or("null")),
+        Content::of(error.or_else(|| result.raw("content"))),
+        error.is_some() || result.raw("isError") == Some("true"),
+    );
+    // The namespace that codex gives to a server's tools.
+    let server = call.text("server").unwrap_or_default();
+    nested.call.namespace = Some(format!("mcp__{}", server.replace('-', "_")).into());
+    nested
+}
+
+impl<'a> Nested<'a> {
+    fn new(name: Cow<'a, str>, input: Input<'a>, content: Content<'a>, failed: bool) -> Nested<'a> {
+        Nested {
+            call: Call {
+                id: "".into(),
+                name,
+                namespace: None,
+                input,
+                at: None,
+            },
+            content,
+            failed,
+            started: None,
+        }
+    }
+}
+
+impl<'a> Input<'a> {
+    fn arguments(raw: Option<&'a str>) -> Input<'a> {
+        match raw {
+            Some(raw) if raw.starts_with('"') => Input::Encoded(raw),
+            raw => Input::Json(raw.unwrap_or("null")),
+        }
+    }
+}
+
+impl<'a> Content<'a> {
+    fn of(raw: Option<&'a str>) -> Content<'a> {
+        match raw {
+            Some(raw) if raw.starts_with(['"', '[']) => Content::Json(raw),
+            raw => Content::Text(raw.unwrap_or_default().into()),
+        }
+    }
+
+    /// Its text, if it is a short one and there is nothing else in it.
+    pub(crate) fn only_text(&self) -> Option<String> {
+        const SHORT: usize = 256;
+        let Content::Json(raw) = self else {
+            return None;
+        };
+        let blocks: serde_json::Value =
+            (raw.len() < SHORT).then(|| serde_json::from_str(raw).ok())??;
+        match blocks {
+            serde_json::Value::String(text) => Some(text),
+            serde_json::Value::Array(blocks) if blocks.len() == 1 => {
+                Some(blocks[0].get("text")?.as_str()?.to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    /// How its first text begins: far enough for what codex puts before the output itself.
+    fn beginning(&self) -> String {
+        let Content::Json(raw) = self else {
+            return String::new();
+        };
+        if raw.starts_with('"') {
+            return beginning(raw);
+        }
+        let mut cursor = Cursor::new(raw);
+        let first = cursor
+            .open(json::Kind::Array)
+            .and_then(|()| cursor.element())
+            .and_then(|any| if any { cursor.value() } else { Err(NotJson) });
+        match first {
+            Ok(first) => Members::of(Some(&raw[first]), &["text"])
+                .raw("text")
+                .filter(|text| text.starts_with('"'))
+                .map(beginning)
+                .unwrap_or_default(),
+            Err(NotJson) => String::new(),
+        }
+    }
+}
+
+/// The first text of a raw JSON string, as much of it as codex's own words before an output take.
+fn beginning(raw: &str) -> String {
+    const MOST: usize = 256;
+    let inner = &raw[1..raw.len() - 1];
+    if inner.len() <= MOST {
+        return decode(raw).into_owned();
+    }
+    // Cut where neither a character nor an escape is cut in two.
+    let mut end = MOST;
+    while !inner.is_char_boundary(end) {
+        end -= 1;
+    }
+    for end in (end.saturating_sub(12)..=end).rev() {
+        if let Some(inner) = inner.get(..end) {
+            let cut = format!("\"{inner}\"");
+            if json::valid(&cut) {
+                return decode(&cut).into_owned();
+            }
+        }
+    }
+    String::new()
+}
+
+/// Does an output that begins so belong to a call that failed?
+///
+/// The rollout has no field for it: codex leaves it to the model to read. A command's output begins with a
+/// header that ends at `Output:` and has the exit code; a call that codex refused or that broke off has a
+/// sentence of codex's in the output's place; a script in code mode says how it ended in its first line. An
+/// MCP result always has a header without an exit code before it, so that nothing a server says is taken for
+/// any of these.
+fn tells_failure(beginning: &str) -> bool {
+    const SENTENCES: &[&str] = &[
+        "unsupported call: ",
+        "unsupported custom tool call: ",
+        "failed to parse function arguments: ",
+        "exec_command failed",
+        "write_stdin failed",
+        "apply_patch verification failed: ",
+        "unable to locate image at ",
+        "Script failed\n",
+        "aborted",
+    ];
+    if SENTENCES
+        .iter()
+        .any(|sentence| beginning.starts_with(sentence))
+    {
+        return true;
+    }
+    let header = beginning.lines().take_while(|line| *line != "Output:");
+    for line in header.take(8) {
+        let code = line
+            .strip_prefix("Process exited with code ")
+            .or_else(|| line.strip_prefix("Exit code: "));
+        match code {
+            Some(code) => return code != "0",
+            None if line == "aborted by user" => return true,
+            None => {}
+        }
+    }
+    false
+}
+
+/// The cell in which the script goes on whose output begins so.
+fn running_cell(beginning: &str) -> Option<String> {
+    let rest = beginning.strip_prefix("Script running with cell ID ")?;
+    rest.lines().next().map(str::to_owned)
+}
+
+/// The texts of a message.
+fn message_text(content: &str) -> String {
+    let mut text = String::new();
+    let mut cursor = Cursor::new(content);
+    if cursor.open(json::Kind::Array).is_err() {
+        return text_of(content).unwrap_or_default().into_owned();
+    }
+    while let Ok(true) = cursor.element() {
+        let Ok(block) = cursor.value() else { break };
+        text.push_str(
+            &Members::of(Some(&content[block]), &["text"])
+                .text("text")
+                .unwrap_or_default(),
+        );
+    }
+    text
+}
+
+/// What 32 MiB and more of an output become.
+fn left_out(length: u64) -> String {
+    format!("[an output of {length} bytes, left out]")
+}
+
+/// What can be told of an output whose line is too long to be held, by its first bytes.
+fn parse_cut<'a>(line: &Line<'a>) -> Option<Record<'a>> {
+    if line.kind != Kind::Output {
+        return None;
+    }
+    // In a line that codex wrote, nothing but plain words and ids stands before the output.
+    let plain = line
+        .bytes
+        .split(|byte| *byte >= 0x80 || *byte == b'\\')
+        .next()?;
+    let head = std::str::from_utf8(plain).ok()?;
+    let (_, rest) = head.split_once(r#""call_id":""#)?;
+    let (id, _) = rest.split_once('"')?;
+    Some(Record::Output(Output {
+        id: id.into(),
+        content: Content::Text(left_out(line.length).into()),
+        failed: false,
+        cell: None,
+        at: None,
+    }))
+}
+
+/// codex's counters. `cache_write_input_tokens` is there from 0.145 on.
+fn usage(raw: &str) -> Option<Usage> {
+    let counters = Members::of(
+        Some(raw),
+        &[
+            "input_tokens",
+            "output_tokens",
+            "cached_input_tokens",
+            "cache_write_input_tokens",
+            "reasoning_output_tokens",
+        ],
+    );
+    let counter = |name| counters.raw(name).and_then(|count| count.parse().ok());
+    Some(Usage {
+        input_tokens: counter("input_tokens")?,
+        output_tokens: counter("output_tokens").unwrap_or_default(),
+        cache_read_tokens: counter("cached_input_tokens").unwrap_or_default(),
+        cache_write_tokens: counter("cache_write_input_tokens").unwrap_or_default(),
+        thinking_tokens: counter("reasoning_output_tokens").unwrap_or_default(),
+    })
+}
+
+/// A timestamp like `2026-11-21T12:07:52.075Z` as milliseconds since 1970.
+fn millis(timestamp: &str) -> Option<u64> {
+    let part = |place: std::ops::Range<usize>| timestamp.get(place)?.parse::<u64>().ok();
+    let (year, month, day) = (part(0..4)?, part(5..7)?, part(8..10)?);
+    let (hour, minute, second) = (part(11..13)?, part(14..16)?, part(17..19)?);
+    let fraction = part(20..23).unwrap_or_default();
+    // Days of the civil calendar, the year taken to begin in March so that the leap day is its last.
+    let (year, month) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year.checked_sub(1)?, month + 9)
+    };
+    let days = year * 365 + year / 4 - year / 100
+        + year / 400
+        + (month * 153 + 2) / 5
+        + day.checked_sub(1)?;
+    let days = days.checked_sub(719_468)?;
+    Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1000 + fraction)
+}

@@ -1,0 +1,217 @@
+//! One turn a workspace: in this process one after the other, in the order they came; against other processes
+//! by an advisory lock on a file in the workspace.
+
+use crate::error::{Error, Kind, Result};
+use crate::sys::{self, FileLock, Flag, TryLock};
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The lock file in a workspace. It stays: unlinking it would let two processes hold "the" lock.
+const LOCK_FILE: &str = ".plexum-codex-session.lock";
+/// How long another process's turn is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often the other process's lock is tried; `flock` has no wait with a limit.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The turns of this process by workspace, each in the order in which they came.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Queue(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: HashMap<PathBuf, VecDeque<u64>>,
+    last: u64,
+}
+
+/// A place in the queue of a workspace; dropping it lets the next one in.
+#[derive(Debug)]
+pub(crate) struct Place {
+    queue: Queue,
+    workspace: PathBuf,
+    number: u64,
+}
+
+impl Queue {
+    /// Takes the next place in the queue of `workspace` (its canonical path).
+    pub(crate) fn join(&self, workspace: &Path) -> Place {
+        let mut state = self.state();
+        state.last += 1;
+        let number = state.last;
+        state
+            .waiting
+            .entry(workspace.to_owned())
+            .or_default()
+            .push_back(number);
+        Place {
+            queue: self.clone(),
+            workspace: workspace.to_owned(),
+            number,
+        }
+    }
+
+    /// Lets everybody who waits look at his flag again.
+    pub(crate) fn wake(&self) {
+        let _state = self.state();
+        self.0.moved.notify_all();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that holds it can panic half-way.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// Waits until this place is the first; `false` where `cancel` was raised before.
+    pub(crate) fn wait(&self, cancel: &Flag) -> bool {
+        let mut state = self.queue.state();
+        loop {
+            if cancel.is_raised() {
+                return false;
+            }
+            let first = state.waiting.get(&self.workspace).and_then(VecDeque::front);
+            if first == Some(&self.number) {
+                return true;
+            }
+            state = self
+                .queue
+                .0
+                .moved
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The workspace's canonical path.
+    pub(crate) fn workspace(&self) -> &Path {
+        &self.workspace
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.queue.state();
+        if let Some(waiting) = state.waiting.get_mut(&self.workspace) {
+            waiting.retain(|number| *number != self.number);
+            if waiting.is_empty() {
+                state.waiting.remove(&self.workspace);
+            }
+        }
+        self.queue.0.moved.notify_all();
+    }
+}
+
+/// What asking for the workspace's lock gave.
+#[derive(Debug)]
+pub(crate) enum Locked {
+    Held(FileLock),
+    /// The lock cannot be had on this file system; the reason is for a warning.
+    Without(String),
+    /// `cancel` was raised first.
+    Cancelled,
+}
+
+/// Locks the workspace against other processes, waiting for them a while.
+///
+/// # Errors
+/// [`Kind::Busy`] where another process keeps it.
+pub(crate) fn lock(workspace: &Path, cancel: &Flag) -> Result<Locked> {
+    let path = workspace.join(LOCK_FILE);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match sys::try_lock(&path) {
+            Ok(TryLock::Held(lock)) => return Ok(Locked::Held(lock)),
+            Ok(TryLock::Busy) => {}
+            // A read-only or full file system is no reason to refuse the turn.
+            Err(error) => {
+                return Ok(Locked::Without(format!(
+                    "cannot lock '{}': {}; another process could run a turn here at the same time",
+                    path.display(),
+                    crate::error::reason(&error)
+                )));
+            }
+        }
+        if cancel.is_raised() {
+            return Ok(Locked::Cancelled);
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::new(
+                Kind::Busy,
+                format!(
+                    "another process runs a turn in the workspace '{}' (it holds {LOCK_FILE})",
+                    workspace.display()
+                ),
+            )
+            .hint("try again when it has ended"));
+        }
+        sys::wait_for(cancel, PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workspace_is_served_in_order_and_others_are_not_held_up() {
+        let queue = Queue::default();
+        let never = Flag::new().unwrap();
+        let (a, b) = (Path::new("/a"), Path::new("/b"));
+        let first = queue.join(a);
+        let second = queue.join(a);
+        let third = queue.join(a);
+        let other = queue.join(b);
+        assert!(first.wait(&never));
+        assert!(other.wait(&never));
+        let cancelled = Flag::new().unwrap();
+        cancelled.raise();
+        assert!(!second.wait(&cancelled));
+        drop(second);
+        let waiter = std::thread::spawn(move || third.wait(&never));
+        drop(first);
+        assert!(waiter.join().unwrap());
+        assert!(!queue.state().waiting.contains_key(a));
+    }
+
+    #[test]
+    fn a_raised_flag_ends_the_wait() {
+        let queue = Queue::default();
+        let _first = queue.join(Path::new("/a"));
+        let second = queue.join(Path::new("/a"));
+        let cancel = Flag::new().unwrap();
+        let waiter = {
+            let cancel = cancel.clone();
+            std::thread::spawn(move || second.wait(&cancel))
+        };
+        cancel.raise();
+        queue.wake();
+        assert!(!waiter.join().unwrap());
+    }
+
+    #[test]
+    fn another_process_keeps_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let never = Flag::new().unwrap();
+        let Ok(Locked::Held(held)) = lock(folder.path(), &never) else {
+            panic!("nobody else has it");
+        };
+        let cancelled = Flag::new().unwrap();
+        cancelled.raise();
+        assert!(matches!(
+            lock(folder.path(), &cancelled),
+            Ok(Locked::Cancelled)
+        ));
+        drop(held);
+        assert!(matches!(lock(folder.path(), &never), Ok(Locked::Held(_))));
+        let nowhere = lock(Path::new("/proc/self"), &never).unwrap();
+        assert!(matches!(nowhere, Locked::Without(why) if why.contains(LOCK_FILE)));
+    }
+}
