@@ -54,7 +54,7 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
     };
     let mut printer = Printer::new(parsed.has("json"), cancel.clone());
     let place = queue.join(&workspace);
-    let result = turn::run(&request, &place, &context, &cancel, &mut printer)?;
+    let result = turn::run(&request, &place, &context, &cancel, None, &mut printer)?;
     printer.result(&result);
     let signal = signal.load(Ordering::SeqCst);
     Ok(match result.stop_reason {

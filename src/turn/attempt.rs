@@ -11,6 +11,7 @@ use crate::codex::{failure, home};
 use crate::error::{Error, Kind, Result};
 use crate::sys::Flag;
 use std::borrow::Cow;
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,6 +26,8 @@ pub(super) struct Attempt<'a> {
     pub(super) workspace: &'a Path,
     pub(super) program: &'a Path,
     pub(super) images: &'a [PathBuf],
+    /// codex's arguments that lend it the daemon's tools.
+    pub(super) tool_args: &'a [OsString],
     pub(super) prompt: Cow<'a, str>,
     /// The thread to go on with.
     pub(super) asked: Option<&'a str>,
@@ -75,7 +78,7 @@ impl Attempt<'_> {
                 system: self.request.system.as_deref(),
                 images: self.images,
                 prompt: &self.prompt,
-                tool_args: &[],
+                tool_args: self.tool_args,
                 workspace: self.workspace,
             },
         );

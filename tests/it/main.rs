@@ -5,9 +5,14 @@
 //! to itself, and leaves nothing running.
 #![cfg(test)]
 
+mod config;
 mod doctor;
 mod pages;
 mod programs;
+mod protocol;
+mod session;
 mod shells;
 mod support;
 mod terminal;
+mod turn_fake;
+mod turn_real;

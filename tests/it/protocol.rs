@@ -1,0 +1,751 @@
+//! The contract between daemon and plugin, message by message.
+
+use crate::support::{Daemon, LIMIT, Lab, ps, wait_until};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A fake turn that has begun and goes on until it is ended.
+fn endless(lab: &Lab) -> Value {
+    json!([
+        "read_stdin",
+        {"event": {"type": "thread.started", "thread_id": "{thread}"}},
+        {"event": {"type": "turn.started"}},
+        {"touch": lab.path("started")},
+        {"wait_for": lab.path("never")},
+    ])
+}
+
+/// Starts a turn that goes on until it is ended; its id.
+#[track_caller]
+fn start_endless(daemon: &mut Daemon, lab: &Lab) -> i64 {
+    let id = daemon.request("stream", Daemon::prompt(lab, "go on"));
+    wait_until("the turn to start", || lab.path("started").exists());
+    id
+}
+
+#[test]
+fn lines_that_are_no_requests_are_answered_and_the_connection_lives_on() {
+    let lab = Lab::fake(Value::Null);
+    let mut daemon = Daemon::start_uninitialised(&lab);
+    let mut check = |line: &[u8], id: Value, code: i64, part: &str| {
+        let shown = String::from_utf8_lossy(&line[..line.len().min(80)]).into_owned();
+        daemon.send_bytes(line);
+        daemon.send_bytes(b"\n");
+        let answer = match &id {
+            Value::Null => daemon.answer_to_nothing(),
+            id => daemon.answer(id.clone()),
+        };
+        assert_eq!(answer["error"]["code"], code, "{shown}: {answer}");
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(message.contains(part), "{shown}: {message}");
+        let alive = daemon.call("manifest", json!({}));
+        assert!(alive["result"].is_object(), "{shown}: {alive}");
+    };
+    for line in [
+        "not json",
+        "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"manifest\"",
+        "{} {}",
+        "\"\u{feff}",
+    ] {
+        check(line.as_bytes(), Value::Null, -32700, "");
+    }
+    check(
+        b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xff\"}",
+        Value::Null,
+        -32700,
+        "",
+    );
+    check(&b"[".repeat(100_000), Value::Null, -32700, "");
+    for line in [
+        r#"[{"jsonrpc":"2.0","id":901,"method":"manifest"}]"#,
+        "[]",
+        r#"["2.0",903,"manifest",{}]"#,
+        "17",
+        "null",
+        "{}",
+        r#"{"jsonrpc":"2.0","id":{},"method":"manifest"}"#,
+        r#"{"jsonrpc":"2.0","id":1.5,"method":"manifest"}"#,
+        r#"{"jsonrpc":"2.0","id":true,"method":"manifest"}"#,
+    ] {
+        check(line.as_bytes(), Value::Null, -32600, "");
+    }
+    for line in [
+        r#"{"jsonrpc":"2.0","id":902,"method":5}"#,
+        r#"{"jsonrpc":"1.0","id":902,"method":"manifest"}"#,
+        r#"{"id":902,"method":"manifest"}"#,
+        r#"{"jsonrpc":"2.0","id":902,"method":"manifest","params":"x"}"#,
+    ] {
+        // Each time the same id: one that was refused is free again.
+        daemon.send_bytes(format!("{line}\n").as_bytes());
+        let answer = daemon.answer(902);
+        assert!(
+            matches!(answer["error"]["code"].as_i64(), Some(-32600 | -32602)),
+            "{line}: {answer}"
+        );
+    }
+    let mut check = |line: &str, id: Value, code: i64, part: &str| {
+        daemon.send_bytes(format!("{line}\n").as_bytes());
+        let answer = daemon.answer(id);
+        assert_eq!(answer["error"]["code"], code, "{line}: {answer}");
+        assert!(
+            answer["error"]["message"].as_str().unwrap().contains(part),
+            "{answer}"
+        );
+    };
+    check(
+        r#"{"jsonrpc":"2.0","id":"x","method":"strem"}"#,
+        json!("x"),
+        -32601,
+        "strem",
+    );
+    check(
+        r#"{"jsonrpc":"2.0","id":-7,"method":""}"#,
+        json!(-7),
+        -32601,
+        "",
+    );
+}
+
+/// Where such a line is refused depends on where the depth is; that it is, and by an error, does not.
+#[test]
+fn json_of_any_depth_is_an_error() {
+    let lab = Lab::fake(Value::Null);
+    let mut daemon = Daemon::start(&lab);
+    let deep = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
+    let deep_object = format!("{}1{}", "{\"a\":".repeat(10_000), "}".repeat(10_000));
+    for deep in [&deep, &deep_object] {
+        daemon.send_bytes(format!("{deep}\n").as_bytes());
+        let answer = daemon.answer_to_nothing();
+        assert!(
+            matches!(answer["error"]["code"].as_i64(), Some(-32700 | -32600)),
+            "{answer}"
+        );
+        for (member, id) in [("params", 900), ("extra", 901)] {
+            let method = if member == "params" {
+                "stream"
+            } else {
+                "manifest"
+            };
+            daemon.send_bytes(
+                format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"{method}\",\"{member}\":{deep}}}\n").as_bytes(),
+            );
+        }
+        // What is no part of the protocol is passed over however deep it is.
+        let extra = daemon.answer(901);
+        assert!(
+            extra["result"].is_object() || extra["error"].is_object(),
+            "{extra}"
+        );
+        let params = daemon.answer(900);
+        assert!(
+            matches!(params["error"]["code"].as_i64(), Some(-32700 | -32602)),
+            "{params}"
+        );
+    }
+}
+
+#[test]
+fn a_line_over_the_cap_is_skipped_and_answered() {
+    let lab = Lab::fake(Value::Null);
+    let mut daemon = Daemon::start_uninitialised(&lab);
+    let mebibyte = vec![b'x'; 1 << 20];
+    daemon.send_bytes(br#"{"jsonrpc":"2.0","id":1,"method":"manifest","params":{"x":""#);
+    for _ in 0..80 {
+        daemon.send_bytes(&mebibyte);
+    }
+    daemon.send_bytes(b"\"}}\n");
+    assert_eq!(daemon.answer_to_nothing()["error"]["code"], -32600);
+    assert!(daemon.call("manifest", json!({}))["result"].is_object());
+    let peak = ps::peak_memory(daemon.pid());
+    assert!(peak < 100 << 20, "{peak} bytes for a line that is skipped");
+}
+
+#[test]
+fn what_is_tolerated_is_passed_over() {
+    let lab = Lab::fake(Value::Null);
+    let mut daemon = Daemon::start_uninitialised(&lab);
+    daemon.send_bytes(b"\n\r\n   \n");
+    daemon.notify("who/knows", json!({"x": 1}));
+    daemon.notify("cancel", json!({"stream": "unknown"}));
+    daemon.send(&json!({"jsonrpc": "2.0", "id": 77, "result": {}}));
+    daemon.send(&json!({"jsonrpc": "2.0", "id": "x", "error": {"code": 1, "message": "x"}}));
+    daemon
+        .send_bytes(b"{\"jsonrpc\":\"2.0\",\"id\":\"a\",\"method\":\"manifest\",\"extra\":[]}\r\n");
+    let answer = daemon.answer("a");
+    assert!(answer["result"].is_object(), "{answer}");
+    // A last line without its end is still read.
+    daemon.send_bytes(b"{\"jsonrpc\":\"2.0\",\"id\":\"b\",\"method\":\"manifest\"}");
+    daemon.close_stdin();
+    assert!(daemon.answer("b")["result"].is_object());
+    assert!(daemon.exit(LIMIT).success());
+    assert_eq!(daemon.stderr(), "");
+}
+
+#[test]
+fn the_manifest_is_as_written() {
+    let manifest = |models: Value| {
+        json!({"name": "plexum-openai-provider", "version": env!("CARGO_PKG_VERSION"), "protocol": 1,
+            "activation": "lazy", "executable": "plexum-openai-provider-plugin",
+            "contracts": {"provider": {"models": models}}})
+    };
+    let lab = Lab::fake(Value::Null);
+    let check = |config: &str, expected: Value| {
+        lab.raw_config(config.as_bytes());
+        let mut daemon = Daemon::start_uninitialised(&lab);
+        assert_eq!(
+            daemon.call("manifest", json!({}))["result"],
+            expected,
+            "{config}"
+        );
+        daemon.send(&json!({"jsonrpc": "2.0", "id": "bare", "method": "manifest"}));
+        assert_eq!(daemon.answer("bare")["result"], expected, "{config}");
+    };
+    check("{}", manifest(json!(["codex"])));
+    check(
+        r#"{"supported_models":["a","b"]}"#,
+        manifest(json!(["a", "b"])),
+    );
+    check(r#"{"supported_models":["#, manifest(json!(["codex"])));
+}
+
+#[test]
+fn init_refuses_what_it_cannot_speak() {
+    let lab = Lab::fake(Value::Null);
+    let mut daemon = Daemon::start_uninitialised(&lab);
+    let stream = daemon.call("stream", Daemon::prompt(&lab, "hi"));
+    assert_eq!(stream["error"]["code"], -32003, "{stream}");
+    let mutate = json!({"agent_id": "alice", "workspace": lab.workspace(), "mutations": []});
+    let answer = daemon.call("mutate_session", mutate.clone());
+    assert_eq!(answer["error"]["code"], -32003, "{answer}");
+    let answer = daemon.call("init", json!({"protocol": 2}));
+    assert_eq!(answer["error"]["code"], -32002, "{answer}");
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(message.contains('2') && message.contains('1'), "{message}");
+    let answer = daemon.call("init", json!({"protocol": "one"}));
+    assert_eq!(answer["error"]["code"], -32602, "{answer}");
+    assert!(
+        answer["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("protocol"),
+        "{answer}"
+    );
+    // None of these was an init.
+    let stream = daemon.call("stream", Daemon::prompt(&lab, "hi"));
+    assert_eq!(stream["error"]["code"], -32003, "{stream}");
+    let answer = daemon.call("init", json!({}));
+    assert_eq!(answer["result"], json!({"protocol": 1}));
+    assert_eq!(daemon.turn(Daemon::prompt(&lab, "hi")).text(), "hi");
+    assert_eq!(
+        daemon.call("mutate_session", mutate)["result"],
+        json!({"requested": 0, "touched": 0, "missing": []})
+    );
+    assert_eq!(lab.fake_runs().len(), 1);
+}
+
+#[test]
+fn bad_parameters_are_named_and_start_nothing() {
+    let lab = Lab::fake(Value::Null);
+    let mut daemon = Daemon::start(&lab);
+    let workspace = lab.workspace();
+    let user = |content: Value| json!({"messages": [{"role": "user", "content": content}]});
+    let text = |text: &str| user(json!([{"type": "text", "text": text}]));
+    let agent = json!({"id": "alice", "workspace": workspace});
+    let ok = text("hi");
+    for (method, params, part) in [
+        ("stream", json!({}), "agent"),
+        ("stream", json!([]), "params"),
+        ("stream", json!({"agent": 5, "request": ok}), "agent"),
+        (
+            "stream",
+            json!({"agent": {"id": "a"}, "request": ok}),
+            "workspace",
+        ),
+        (
+            "stream",
+            json!({"agent": {"workspace": 5}, "request": ok}),
+            "workspace",
+        ),
+        (
+            "stream",
+            json!({"agent": {"workspace": ""}, "request": ok}),
+            "workspace",
+        ),
+        (
+            "stream",
+            json!({"agent": {"workspace": "a/b"}, "request": ok}),
+            "workspace",
+        ),
+        ("stream", json!({"agent": agent}), "request"),
+        ("stream", json!({"agent": agent, "request": {}}), "messages"),
+        (
+            "stream",
+            json!({"agent": agent, "request": {"messages": 5}}),
+            "messages",
+        ),
+        (
+            "stream",
+            json!({"agent": agent, "request": {"messages": []}}),
+            "messages",
+        ),
+        (
+            "stream",
+            json!({"agent": agent, "request": {"messages": [5]}}),
+            "messages",
+        ),
+        (
+            "stream",
+            json!({"agent": agent, "request": user(json!(5))}),
+            "content",
+        ),
+        (
+            "stream",
+            json!({"agent": agent, "request": text("")}),
+            "messages",
+        ),
+        (
+            "stream",
+            json!({"agent": agent,
+                "request": {"messages": [{"role": "assistant", "content": "hi"}]}}),
+            "messages",
+        ),
+        (
+            "stream",
+            json!({"agent": agent, "request": user(json!([{"type": "other"}]))}),
+            "messages",
+        ),
+        (
+            "stream",
+            json!({"agent": agent, "model": 5, "request": ok}),
+            "model",
+        ),
+        (
+            "stream",
+            json!({"agent": agent, "request": {"messages": ok["messages"], "system": 5}}),
+            "system",
+        ),
+        (
+            "stream",
+            json!({"agent": agent, "request": {"messages": ok["messages"], "tools": 5}}),
+            "tools",
+        ),
+        (
+            "stream",
+            json!({"agent": agent, "request": text(&"x".repeat(1_048_577))}),
+            "1048576",
+        ),
+        (
+            "stream",
+            json!({"agent": agent, "request": text(&"ä".repeat(1_048_577))}),
+            "1048576",
+        ),
+        ("cancel", json!({}), "stream"),
+        ("mutate_session", json!({"mutations": []}), "workspace"),
+        (
+            "mutate_session",
+            json!({"workspace": workspace}),
+            "mutations",
+        ),
+        (
+            "mutate_session",
+            json!({"workspace": workspace, "mutations": [{"op": "light"}]}),
+            "block_id",
+        ),
+        (
+            "mutate_session",
+            json!({"workspace": workspace, "mutations": [{"block_id": "c", "op": "eat"}]}),
+            "op",
+        ),
+    ] {
+        let shown = format!("{method} {params:.200}");
+        let answer = daemon.call(method, params);
+        assert_eq!(answer["error"]["code"], -32602, "{shown}: {answer}");
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(message.contains(part), "{shown} names {part}: {message}");
+    }
+    assert_eq!(lab.fake_runs().len(), 0);
+    // The longest prompt that codex takes, which has more bytes than characters.
+    let longest = "ä".repeat(1_048_576);
+    let turn = daemon.turn(json!({"agent": agent, "request": text(&longest)}));
+    assert_eq!(turn.text().len(), longest.len());
+    assert_eq!(lab.fake_prompts(), [longest]);
+}
+
+#[test]
+fn a_plain_turn_is_whole() {
+    let lab = Lab::fake(Value::Null);
+    let mut daemon = Daemon::start(&lab);
+    // `content` may be a plain string, `model` and the agent's `id` may be left out, and what else stands
+    // there is passed over.
+    let turn = daemon.turn(json!({
+        "agent": {"workspace": lab.workspace(), "more": 1},
+        "request": {"messages": [
+            {"role": "user", "content": "an older one"},
+            {"role": "assistant", "content": "yes"},
+            {"role": "user", "content": [
+                {"type": "text", "text": "one"}, {"type": "strange"}, {"type": "text", "text": "two"}]},
+            {"role": "user", "content": []},
+        ], "temperature": 1},
+    }));
+    assert_eq!(lab.fake_prompts(), ["one\ntwo"]);
+    let usage = json!({"input_tokens": 100, "output_tokens": 5, "cache_read_tokens": 10,
+        "cache_write_tokens": 0, "thinking_tokens": 1});
+    assert_eq!(
+        turn.events,
+        [
+            json!({"type": "message_start"}),
+            json!({"type": "text_delta", "text": "one\ntwo"}),
+            json!({"type": "message_end", "stop_reason": "end_turn", "usage": usage}),
+        ]
+    );
+    let thread = lab.stored_thread().unwrap();
+    assert_eq!(
+        *turn.result(),
+        json!({"stop_reason": "end_turn", "thread_id": thread, "thread_state": "new",
+            "usage": usage, "thread_usage": usage})
+    );
+    let turn = daemon.turn(Daemon::prompt(&lab, "three"));
+    let total = json!({"input_tokens": 200, "output_tokens": 10, "cache_read_tokens": 20,
+        "cache_write_tokens": 0, "thinking_tokens": 2});
+    assert_eq!(
+        *turn.result(),
+        json!({"stop_reason": "end_turn", "thread_id": thread, "thread_state": "resumed",
+            "usage": usage, "thread_usage": total})
+    );
+}
+
+#[test]
+fn an_id_in_use_is_refused_and_the_first_undisturbed() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(json!([{"touch": lab.path("started")}, {"wait_for": lab.path("go")}, "default"]));
+    let mut daemon = Daemon::start(&lab);
+    let id = start_endless(&mut daemon, &lab);
+    daemon.send(&json!({"jsonrpc": "2.0", "id": id, "method": "stream",
+        "params": Daemon::prompt(&lab, "again")}));
+    let answer = daemon.answer(id);
+    assert_eq!(answer["error"]["code"], -32600, "{answer}");
+    std::fs::write(lab.path("go"), "").unwrap();
+    let turn = daemon.finish(id);
+    assert_eq!(turn.text(), "go on");
+    assert_eq!(lab.fake_prompts(), ["go on"]);
+}
+
+#[test]
+fn cancel_ends_a_turn_and_nothing_else() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(json!({"runs": [endless(&lab), ["default"]]}));
+    let mut daemon = Daemon::start(&lab);
+    for unknown in [json!(4711), json!("x"), json!(null)] {
+        let answer = daemon.call("cancel", json!({"stream": unknown}));
+        let refused = answer["error"]["code"] == -32602 && unknown.is_null();
+        assert!(
+            refused || answer["result"] == json!({"cancelled": false}),
+            "{answer}"
+        );
+    }
+    let id = start_endless(&mut daemon, &lab);
+    assert_eq!(
+        daemon.call("cancel", json!({"stream": id}))["result"],
+        json!({"cancelled": true})
+    );
+    let turn = daemon.finish(id);
+    assert_eq!(turn.stop_reason(), "cancelled");
+    assert_eq!(turn.events.last().unwrap()["stop_reason"], "cancelled");
+    assert_eq!(turn.of("error").count(), 0);
+    wait_until("codex to be gone", || ps::of(lab.root()).len() == 1);
+    let answer = daemon.call("cancel", json!({"stream": id}));
+    assert_eq!(answer["result"], json!({"cancelled": false}));
+    // The thread had been told, and is gone on with.
+    let turn = daemon.turn(Daemon::prompt(&lab, "next"));
+    assert_eq!(turn.stop_reason(), "end_turn", "{turn:?}");
+}
+
+#[test]
+fn cancel_may_be_a_notification() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(endless(&lab));
+    let mut daemon = Daemon::start(&lab);
+    let id = start_endless(&mut daemon, &lab);
+    daemon.notify("cancel", json!({"stream": id}));
+    assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
+}
+
+#[test]
+fn cancel_reaches_a_turn_that_waits_for_its_workspace() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(endless(&lab));
+    let mut daemon = Daemon::start(&lab);
+    let first = start_endless(&mut daemon, &lab);
+    let second = daemon.request("stream", Daemon::prompt(&lab, "second"));
+    let answer = daemon.call("cancel", json!({"stream": second}));
+    assert_eq!(answer["result"], json!({"cancelled": true}));
+    let turn = daemon.finish(second);
+    assert_eq!(turn.stop_reason(), "cancelled");
+    assert_eq!(lab.fake_runs().len(), 1, "never spawned");
+    daemon.notify("cancel", json!({"stream": first}));
+    assert_eq!(daemon.finish(first).stop_reason(), "cancelled");
+}
+
+/// A codex that ignores every polite signal, and a child of it in a session of its own.
+#[test]
+fn cancel_ends_what_does_not_want_to_end() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(json!([
+        "read_stdin",
+        {"event": {"type": "thread.started", "thread_id": "{thread}"}},
+        {"ignore": ["INT", "TERM", "HUP"]},
+        {"grandchild": {"ignores_signals": true, "holds_pipes": true}},
+        {"grandchild": {"ignores_signals": true, "holds_pipes": true, "setsid": true}},
+        {"grandchild": {"ignores_signals": true, "setsid": true}},
+        {"touch": lab.path("started")},
+        {"wait_for": lab.path("never")},
+    ]));
+    let mut daemon = Daemon::start(&lab);
+    let id = start_endless(&mut daemon, &lab);
+    let start = Instant::now();
+    daemon.notify("cancel", json!({"stream": id}));
+    assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        start.elapsed()
+    );
+    wait_until("all of the turn to be gone", || {
+        ps::of(lab.root()).len() == 1
+    });
+    assert_eq!(ps::zombies(daemon.pid()), 0);
+}
+
+#[test]
+fn shutdown_ends_all_and_answers() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(endless(&lab));
+    let mut daemon = Daemon::start(&lab);
+    let id = start_endless(&mut daemon, &lab);
+    let waiting = daemon.request("stream", Daemon::prompt(&lab, "waiting"));
+    let shutdown = daemon.call("shutdown", json!({}));
+    assert_eq!(shutdown["result"], json!({}));
+    assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
+    assert_eq!(daemon.finish(waiting).stop_reason(), "cancelled");
+    assert_eq!(daemon.exit(Duration::from_secs(10)).code(), Some(0));
+    lab.assert_quiet();
+}
+
+#[test]
+fn the_end_of_stdin_ends_all() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(endless(&lab));
+    let mut daemon = Daemon::start(&lab);
+    start_endless(&mut daemon, &lab);
+    let start = Instant::now();
+    daemon.close_stdin();
+    assert_eq!(daemon.exit(Duration::from_secs(10)).code(), Some(0));
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+    lab.assert_quiet();
+}
+
+#[test]
+fn signals_end_all_children_first() {
+    for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let lab = Lab::fake(Value::Null);
+        lab.script(endless(&lab));
+        let mut daemon = Daemon::start(&lab);
+        start_endless(&mut daemon, &lab);
+        daemon.signal(signal);
+        let ended = daemon.exit(Duration::from_secs(10));
+        assert_eq!(ended.code(), Some(status), "{ended}");
+        assert!(ps::of(lab.root()).is_empty(), "{:?}", ps::of(lab.root()));
+    }
+}
+
+#[test]
+fn killing_the_plugin_ends_codex() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(json!([
+        "read_stdin",
+        {"event": {"type": "thread.started", "thread_id": "{thread}"}},
+        {"grandchild": {"setsid": true}},
+        {"touch": lab.path("started")},
+        {"wait_for": lab.path("never")},
+    ]));
+    let mut daemon = Daemon::start(&lab);
+    start_endless(&mut daemon, &lab);
+    daemon.signal(Signal::KILL);
+    assert_eq!(daemon.exit(Duration::from_secs(10)).code(), None);
+    lab.assert_quiet();
+}
+
+#[test]
+fn a_daemon_that_is_gone_is_a_quiet_end() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(endless(&lab));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_plexum-openai"))
+        .env_clear()
+        .envs(lab.env())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut send = |message: Value| writeln!(stdin, "{message}");
+    send(json!({"jsonrpc": "2.0", "id": 1, "method": "init"})).unwrap();
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    send(json!({"jsonrpc": "2.0", "id": 2, "method": "stream",
+        "params": Daemon::prompt(&lab, "hi")}))
+    .unwrap();
+    wait_until("the turn to start", || lab.path("started").exists());
+    drop(stdout);
+    // The plugin notices when it next writes.
+    for id in 3..10 {
+        let _ = send(json!({"jsonrpc": "2.0", "id": id, "method": "manifest"}));
+    }
+    let status = crate::support::cli::wait(&mut child, Duration::from_secs(10));
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!stderr.contains("panic"), "{stderr}");
+    assert!(status.code().is_some(), "{status}");
+    lab.assert_quiet();
+}
+
+#[test]
+fn a_daemon_that_does_not_read_costs_no_memory_and_can_cancel() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(json!([
+        "read_stdin",
+        {"event": {"type": "thread.started", "thread_id": "{thread}"}},
+        {"touch": lab.path("started")},
+        {"events": {"count": 20_000_000}},
+    ]));
+    let mut daemon = Daemon::start(&lab);
+    daemon.stop_reading();
+    let id = start_endless(&mut daemon, &lab);
+    // Once the pipes are full nothing moves: that state is waited for, as what codex has written.
+    let written = || {
+        let codex = ps::of(lab.root()).into_iter().find(|process| {
+            process.command.contains("fake-codex") && process.parent != daemon.pid()
+        });
+        codex.map_or(0, |codex| ps::written(codex.pid))
+    };
+    let mut before = 0;
+    wait_until("the pipes to be full", || {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = written();
+        std::mem::replace(&mut before, now) == now && now > 0
+    });
+    daemon.notify("cancel", json!({"stream": id}));
+    wait_until("codex to be gone", || ps::of(lab.root()).len() == 1);
+    let peak = ps::peak_memory(daemon.pid());
+    assert!(peak < 100 << 20, "{peak} bytes");
+    daemon.read_again();
+    assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
+}
+
+#[test]
+fn turns_of_different_workspaces_run_side_by_side() {
+    let lab = Lab::fake(Value::Null);
+    // Each waits for the other: one after the other would wait for ever.
+    lab.script(json!({"runs": [
+        [{"touch": lab.path("a")}, {"wait_for": lab.path("b")}, "default"],
+        [{"touch": lab.path("b")}, {"wait_for": lab.path("a")}, "default"],
+    ]}));
+    let mut daemon = Daemon::start(&lab);
+    let ids: Vec<i64> = ["one", "two"]
+        .into_iter()
+        .map(|name| {
+            let mut params = Daemon::prompt(&lab, name);
+            params["agent"] = json!({"id": name, "workspace": lab.path(name)});
+            daemon.request("stream", params)
+        })
+        .collect();
+    for (id, name) in ids.into_iter().zip(["one", "two"]) {
+        assert_eq!(daemon.finish(id).text(), name);
+    }
+}
+
+#[test]
+fn turns_of_one_workspace_run_in_order() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(json!([{"touch": lab.path("started")}, {"wait_for": lab.path("go")}, "default"]));
+    let mut daemon = Daemon::start(&lab);
+    let names = ["one", "two", "three", "four"];
+    let mut ids = vec![daemon.request("stream", Daemon::prompt(&lab, "one"))];
+    wait_until("the first to start", || lab.path("started").exists());
+    for name in &names[1..] {
+        // The same folder under other names is the same workspace.
+        let mut params = Daemon::prompt(&lab, name);
+        if *name == "three" {
+            std::os::unix::fs::symlink(lab.workspace(), lab.path("link")).unwrap();
+            params["agent"]["workspace"] = json!(lab.path("link"));
+        } else if *name == "four" {
+            params["agent"]["workspace"] = json!(lab.path("home/../workspace"));
+        }
+        ids.push(daemon.request("stream", params));
+    }
+    assert!(daemon.call("manifest", json!({}))["result"].is_object());
+    assert_eq!(lab.fake_runs().len(), 1);
+    std::fs::write(lab.path("go"), "").unwrap();
+    for (number, id) in ids.into_iter().enumerate() {
+        let turn = daemon.finish(id);
+        assert_eq!(turn.text(), names[number]);
+        assert_eq!(
+            turn.result()["thread_state"],
+            if number == 0 { "new" } else { "resumed" }
+        );
+        assert_eq!(turn.result()["usage"]["input_tokens"], 100);
+        assert_eq!(
+            turn.result()["thread_usage"]["input_tokens"],
+            100 * (number + 1)
+        );
+    }
+    assert_eq!(lab.fake_prompts(), names);
+}
+
+#[test]
+fn two_hundred_turns_at_once_are_each_whole() {
+    let lab = Lab::fake(Value::Null);
+    let mut daemon = Daemon::start(&lab);
+    let ids: Vec<i64> = (0..200)
+        .map(|number| {
+            let mut params = Daemon::prompt(&lab, &format!("prompt {number}"));
+            params["agent"] =
+                json!({"id": number.to_string(), "workspace": lab.path(&format!("w{number}"))});
+            daemon.request("stream", params)
+        })
+        .collect();
+    for (number, id) in ids.into_iter().enumerate() {
+        let turn = daemon.finish(id);
+        assert_eq!(turn.text(), format!("prompt {number}"));
+        assert_eq!(turn.stop_reason(), "end_turn");
+    }
+    let peak = ps::peak_memory(daemon.pid());
+    assert!(peak < 200 << 20, "{peak} bytes");
+}
+
+#[test]
+fn many_turns_leave_nothing_open() {
+    let lab = Lab::fake(Value::Null);
+    let mut daemon = Daemon::start(&lab);
+    let mut turn = |number: usize| {
+        let turn = daemon.turn(Daemon::prompt(&lab, &number.to_string()));
+        assert_eq!(turn.stop_reason(), "end_turn");
+        let pid = daemon.pid();
+        (ps::open_files(pid), ps::threads(pid), ps::zombies(pid))
+    };
+    let first = turn(0);
+    let mut last = first.clone();
+    for number in 1..60 {
+        last = turn(number);
+    }
+    assert_eq!(first, last);
+    assert_eq!(last.2, 0);
+}
