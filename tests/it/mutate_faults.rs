@@ -20,8 +20,12 @@ fn old() -> String {
     };
     let mut text = String::new();
     for id in ["call_1", "call_2", "call_3"] {
-        text += &line(json!({"type": "function_call", "name": "exec_command", "arguments": "{\"cmd\":\"ls\"}", "call_id": id}));
-        text += &line(json!({"type": "function_call_output", "call_id": id, "output": "x".repeat(200_000)}));
+        text += &line(
+            json!({"type": "function_call", "name": "exec_command", "arguments": "{\"cmd\":\"ls\"}", "call_id": id}),
+        );
+        text += &line(
+            json!({"type": "function_call_output", "call_id": id, "output": "x".repeat(200_000)}),
+        );
     }
     text
 }
@@ -41,7 +45,12 @@ impl Place {
         let rollout = day.join(format!("rollout-2026-11-21T12-06-56-{THREAD}.jsonl"));
         let old = old();
         fs::write(&rollout, &old).expect("a file");
-        let mut place = Place { lab, rollout, old, new: String::new() };
+        let mut place = Place {
+            lab,
+            rollout,
+            old,
+            new: String::new(),
+        };
         place.check_end("the first run");
         place.new = place.text();
         assert_ne!(place.new, place.old);
@@ -80,8 +89,11 @@ impl Place {
 
     fn request(&self) -> PathBuf {
         let path = self.lab.path("request.json");
-        fs::write(&path, r#"[{"block_id":"call_1","op":"heavy"},{"block_id":"call_3","op":"light"}]"#)
-            .expect("a file");
+        fs::write(
+            &path,
+            r#"[{"block_id":"call_1","op":"heavy"},{"block_id":"call_3","op":"light"}]"#,
+        )
+        .expect("a file");
         path
     }
 
@@ -93,13 +105,28 @@ impl Place {
             .expect("the program can be started");
         assert!(output.status.success(), "{after}: {output:?}");
         if !self.new.is_empty() {
-            assert!(self.text() == self.new, "{after}: the end is not the new text");
+            assert!(
+                self.text() == self.new,
+                "{after}: the end is not the new text"
+            );
         }
         let folder = self.rollout.parent().expect("a folder");
-        let names: Vec<_> = fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.file_name()).collect();
-        assert_eq!(names, [self.rollout.file_name().expect("a name")], "{after}");
+        let names: Vec<_> = fs::read_dir(folder)
+            .expect("a folder")
+            .flatten()
+            .map(|entry| entry.file_name())
+            .collect();
+        assert_eq!(
+            names,
+            [self.rollout.file_name().expect("a name")],
+            "{after}"
+        );
         let locks = self.lab.codex_home().join("thread-writer-locks");
-        let locks: Vec<_> = fs::read_dir(locks).expect("a folder").flatten().map(|entry| entry.file_name()).collect();
+        let locks: Vec<_> = fs::read_dir(locks)
+            .expect("a folder")
+            .flatten()
+            .map(|entry| entry.file_name())
+            .collect();
         assert_eq!(locks, [".coordination.lock"], "{after}");
     }
 }
@@ -131,7 +158,11 @@ fn calls(place: &Place, strace: &Path) -> Vec<(String, usize)> {
     let before = ["-f", "-y", "-s", "300", "-o"].map(str::to_owned);
     let mut before = before.to_vec();
     before.push(trace.to_string_lossy().into_owned());
-    let status = place.command(strace, &before).output().expect("strace can be started").status;
+    let status = place
+        .command(strace, &before)
+        .output()
+        .expect("strace can be started")
+        .status;
     assert!(status.success());
     let home = place.lab.codex_home().to_string_lossy().into_owned();
     let mut counts: HashMap<String, usize> = HashMap::new();
@@ -139,7 +170,10 @@ fn calls(place: &Place, strace: &Path) -> Vec<(String, usize)> {
     let mut found = Vec::new();
     for line in fs::read_to_string(&trace).expect("strace wrote it").lines() {
         // `PID name(arguments) = result`
-        let Some((name, _)) = line.split_once(' ').and_then(|(_, call)| call.trim_start().split_once('(')) else {
+        let Some((name, _)) = line
+            .split_once(' ')
+            .and_then(|(_, call)| call.trim_start().split_once('('))
+        else {
             continue;
         };
         let count = counts.entry(name.to_owned()).or_default();
@@ -160,8 +194,21 @@ fn the_old_file_or_the_new_one() {
     place.reset();
     let calls = calls(&place, &strace);
     let names: BTreeSet<&str> = calls.iter().map(|(name, _)| name.as_str()).collect();
-    for name in ["openat", "flock", "read", "pwrite64", "fsync", "renameat2", "unlink", "fchmod", "utimensat"] {
-        assert!(names.contains(name), "the trace shows the rewrite: {name} in {names:?}");
+    for name in [
+        "openat",
+        "flock",
+        "read",
+        "pwrite64",
+        "fsync",
+        "renameat2",
+        "unlink",
+        "fchmod",
+        "utimensat",
+    ] {
+        assert!(
+            names.contains(name),
+            "the trace shows the rewrite: {name} in {names:?}"
+        );
     }
     let mut ends = HashMap::new();
     for (name, number) in &calls {
@@ -179,11 +226,17 @@ fn the_old_file_or_the_new_one() {
                 &format!("inject={name}:{fault}:when={number}"),
             ]
             .map(str::to_owned);
-            let mut child = place.command(&strace, &before).spawn().expect("strace can be started");
+            let mut child = place
+                .command(&strace, &before)
+                .spawn()
+                .expect("strace can be started");
             let status = cli::wait(&mut child, LIMIT);
             let text = place.text();
             let is_new = text == place.new;
-            assert!(is_new || text == place.old, "{what}: neither the old file nor the new one");
+            assert!(
+                is_new || text == place.old,
+                "{what}: neither the old file nor the new one"
+            );
             match status.code() {
                 Some(0) => assert!(is_new, "{what}: success without the new file"),
                 Some(1) => {}
@@ -199,7 +252,10 @@ fn the_old_file_or_the_new_one() {
     // Each fault struck before the file was replaced, and after.
     for fault in ["signal=KILL", "error=ENOSPC", "error=EIO"] {
         for is_new in [false, true] {
-            assert!(ends.contains_key(&(fault, is_new)), "{fault} {is_new}: {ends:?}");
+            assert!(
+                ends.contains_key(&(fault, is_new)),
+                "{fault} {is_new}: {ends:?}"
+            );
         }
     }
 }
@@ -211,20 +267,40 @@ fn two_runs_do_not_meet() {
     let Some(strace) = strace() else { return };
     let place = Place::new();
     place.reset();
-    let before = ["-f", "-qq", "-o", "/dev/null", "-e", "trace=renameat2", "-e", "inject=renameat2:delay_enter=2s"]
-        .map(str::to_owned);
-    let mut first = place.command(&strace, &before).spawn().expect("strace can be started");
-    let lock = place.lab.codex_home().join(format!("thread-writer-locks/{THREAD}.lock"));
+    let before = [
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=renameat2",
+        "-e",
+        "inject=renameat2:delay_enter=2s",
+    ]
+    .map(str::to_owned);
+    let mut first = place
+        .command(&strace, &before)
+        .spawn()
+        .expect("strace can be started");
+    let lock = place
+        .lab
+        .codex_home()
+        .join(format!("thread-writer-locks/{THREAD}.lock"));
     wait_until("the first run has the lock", || lock.exists());
     let output = place
         .command(Path::new(env!("CARGO_BIN_EXE_plexum-openai")), &[])
         .output()
         .expect("the program can be started");
     assert_eq!(
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()),
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned()
+        ),
         (
             Some(1),
-            format!("plexum-openai: thread {THREAD} is in use by another codex process; try again when its turn is over\n")
+            format!(
+                "plexum-openai: thread {THREAD} is in use by another codex process; try again when its turn is over\n"
+            )
         )
     );
     assert!(cli::wait(&mut first, LIMIT).success());
