@@ -54,7 +54,7 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
     };
     let mut printer = Printer::new(parsed.has("json"), cancel.clone());
     let place = queue.join(&workspace);
-    let result = turn::run(&request, &place, &context, &cancel, &mut printer)?;
+    let result = turn::run(&request, &place, &context, &cancel, None, &mut printer)?;
     printer.result(&result);
     let signal = signal.load(Ordering::SeqCst);
     Ok(match result.stop_reason {
@@ -242,10 +242,18 @@ impl Sink for Printer {
         }
     }
 
+    fn raw_event(&mut self, event: &[u8]) {
+        if self.json {
+            self.write(|out| {
+                out.write_all(event)?;
+                out.write_all(b"\n")
+            });
+        }
+    }
+
     fn log(&mut self, level: Level, message: &str) {
         match level {
             Level::Warn => say(&format!("warning: {message}")),
-            Level::Info => say(message),
             Level::Debug => log::debug!("{message}"),
         }
     }

@@ -109,6 +109,24 @@ pub(crate) fn build(
         Some(prompt)
     };
 
+    // Backtraces get into codex's messages, and our own log filter into its stderr.
+    let env_removed = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE", "RUST_LOG"]
+        .into_iter()
+        .filter(|name| !config.env.contains_key(*name))
+        .collect();
+    Invocation {
+        program: program.to_owned(),
+        args,
+        folder: call.workspace.to_owned(),
+        env: environment(config, places),
+        env_removed,
+        stdin,
+        warnings,
+    }
+}
+
+/// What every codex gets in its environment besides the plugin's own.
+pub(crate) fn environment(config: &Config, places: &Places) -> Vec<(OsString, OsString)> {
     let mut env: Vec<(OsString, OsString)> = config
         .env
         .iter()
@@ -119,20 +137,7 @@ pub(crate) fn build(
         env.retain(|(name, _)| name != "CODEX_HOME");
         env.push(("CODEX_HOME".into(), home.into()));
     }
-    // Backtraces get into codex's messages, and our own log filter into its stderr.
-    let env_removed = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE", "RUST_LOG"]
-        .into_iter()
-        .filter(|name| !config.env.contains_key(*name))
-        .collect();
-    Invocation {
-        program: program.to_owned(),
-        args,
-        folder: call.workspace.to_owned(),
-        env,
-        env_removed,
-        stdin,
-        warnings,
-    }
+    env
 }
 
 /// The value of `--model` for an advertised model; none leaves the choice to codex.

@@ -183,15 +183,27 @@ impl Bridge {
         &self.warnings
     }
 
+    /// For whoever may have to change the tools while the turn runs.
+    pub(crate) fn changer(&self) -> Changer {
+        Changer(Arc::clone(&self.shared))
+    }
+}
+
+/// Changes the tools of a running bridge, from any thread and without waiting. After the bridge's end it has no
+/// effect.
+#[derive(Clone, Debug)]
+pub(crate) struct Changer(Arc<Shared>);
+
+impl Changer {
     /// Replaces the tools, tells codex's side, and gives what was wrong with the new ones.
-    pub(crate) fn tools_changed(&self, tools: Vec<Tool>) -> Vec<String> {
+    pub(crate) fn change(&self, tools: Vec<Tool>) -> Vec<String> {
         let generation = {
-            let mut inbox = self.shared.lock();
+            let mut inbox = self.0.lock();
             inbox.generation += 1;
             inbox.generation
         };
         let (catalogue, warnings) = Catalogue::new(generation, tools);
-        let mut inbox = self.shared.lock();
+        let mut inbox = self.0.lock();
         // The later of two changes at once wins, whichever is done first.
         if inbox
             .tools
@@ -201,7 +213,7 @@ impl Bridge {
             inbox.tools = Some(catalogue);
         }
         drop(inbox);
-        self.shared.wake();
+        self.0.wake();
         warnings
     }
 }
@@ -823,7 +835,8 @@ mod tests {
             runtime_dir: None,
             executable: PathBuf::from("/bin/plexum-openai"),
             codex_home: base.to_owned(),
-            codex: Box::new(|| std::process::Command::new("true")),
+            codex: PathBuf::from("true"),
+            codex_env: Vec::new(),
         }
     }
 
@@ -1055,7 +1068,10 @@ mod tests {
     fn codex_is_told_that_the_tools_are_others() {
         let turn = Turn::new();
         let mut client = turn.client();
-        let warnings = turn.bridge().tools_changed(tools(&["echo", "new", "new"]));
+        let warnings = turn
+            .bridge()
+            .changer()
+            .change(tools(&["echo", "new", "new"]));
         assert_eq!(
             warnings,
             ["the tool 'new' is given twice; the first one is offered"]
@@ -1075,7 +1091,7 @@ mod tests {
         assert_eq!(names, ["echo", "new"]);
         client.call(2, "slow", &json!({}));
         assert_eq!(client.line().unwrap()["result"]["isError"], true);
-        turn.bridge().tools_changed(Vec::new());
+        turn.bridge().changer().change(Vec::new());
         client.line();
         client.send(&json!({"jsonrpc": "2.0", "id": 3, "method": "tools/list"}));
         assert_eq!(client.line().unwrap()["result"], json!({"tools": []}));

@@ -15,14 +15,14 @@ mod register;
 mod server;
 mod socket;
 
-pub(crate) use bridge::Bridge;
+pub(crate) use bridge::{Bridge, Changer};
 pub(crate) use socket::folder as runtime_folder;
 
 use crate::error::Error;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::Command;
 
 /// A tool that the daemon lends for a turn, as `tools` of the request has it.
 #[derive(Clone, Debug, Deserialize)]
@@ -86,6 +86,7 @@ pub(crate) enum Mode {
 }
 
 /// What a bridge has to know of its surroundings.
+#[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) mode: Mode,
     /// The daemon's profile folder; sockets lie below it where there is no better place.
@@ -96,8 +97,16 @@ pub(crate) struct Settings {
     pub(crate) executable: PathBuf,
     /// codex's home, whose `config.toml` may name other agents' servers.
     pub(crate) codex_home: PathBuf,
-    /// Begins a command line of codex with the turn's environment; only `Mode::Persistent` runs it.
-    pub(crate) codex: Box<dyn Fn() -> Command + Send + Sync>,
+    /// codex itself, and its environment besides our own; only `Mode::Persistent` runs it.
+    pub(crate) codex: PathBuf,
+    pub(crate) codex_env: Vec<(OsString, OsString)>,
+}
+
+/// `$XDG_RUNTIME_DIR`, where it is set.
+pub(crate) fn runtime_dir() -> Option<PathBuf> {
+    std::env::var_os("XDG_RUNTIME_DIR")
+        .filter(|folder| !folder.is_empty())
+        .map(PathBuf::from)
 }
 
 /// An error whose code is `mcp_failed`.

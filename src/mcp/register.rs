@@ -147,7 +147,7 @@ impl Server {
         if names(config).contains(&self.name.as_str()) && self.is_registered(settings) {
             return Ok(());
         }
-        let mut command = (settings.codex)();
+        let mut command = codex(settings);
         command
             .args(["mcp", "add"])
             .arg(&self.name)
@@ -176,7 +176,7 @@ impl Server {
             command: String,
             args: Vec<String>,
         }
-        let mut command = (settings.codex)();
+        let mut command = codex(settings);
         command.args(["mcp", "get", "--json"]).arg(&self.name);
         // Whatever else `get` says, `add` is what mends it.
         run(command)
@@ -187,6 +187,13 @@ impl Server {
                 entry.transport.command == self.command && entry.transport.args == self.args
             })
     }
+}
+
+/// Begins a command line of codex.
+fn codex(settings: &Settings) -> Command {
+    let mut command = Command::new(&settings.codex);
+    command.envs(settings.codex_env.iter().map(|(name, value)| (name, value)));
+    command
 }
 
 /// Registers the server where the mode asks for it, and gives the config as it is then.

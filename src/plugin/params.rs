@@ -1,6 +1,7 @@
 //! The parameters of the daemon's requests, checked field by field so that an error can name the field.
 
 use crate::error::{Error, Kind, Result};
+use crate::mcp::Tool;
 use crate::turn::images::{Image, Source};
 use crate::turn::{Block, LONGEST_REPLAY, Request, newest};
 use serde_json::value::RawValue;
@@ -138,6 +139,36 @@ pub(super) fn stream(params: &Field<'_>) -> Result<(PathBuf, Request)> {
         .filter(|text| !text.trim().is_empty())
         .map(str::to_owned);
     Ok((workspace.to_owned(), turn))
+}
+
+/// The tools that `stream` lends.
+pub(super) fn stream_tools(params: &Field<'_>) -> Result<Vec<Tool>> {
+    tools(params.needed("request")?.member("tools")?)
+}
+
+/// The agent and the tools that `tools_changed` names.
+pub(super) fn tools_changed(params: &Field<'_>) -> Result<(String, Vec<Tool>)> {
+    let agent_id = params.needed("agent_id")?.text()?.to_owned();
+    Ok((agent_id, tools(Some(params.needed("tools")?))?))
+}
+
+fn tools(field: Option<Field<'_>>) -> Result<Vec<Tool>> {
+    let mut tools = Vec::new();
+    let Some(field) = field else {
+        return Ok(tools);
+    };
+    for tool in field.list()? {
+        let schema = tool
+            .member("input_schema")?
+            .map(|schema| schema.object().map(|_| schema.value.to_string()))
+            .transpose()?;
+        tools.push(Tool {
+            name: tool.needed("name")?.text()?.to_owned(),
+            description: tool.optional_text("description")?.map(str::to_owned),
+            input_schema: schema.and_then(|schema| RawValue::from_string(schema).ok()),
+        });
+    }
+    Ok(tools)
 }
 
 /// Prompt and history of the messages.

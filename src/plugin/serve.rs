@@ -6,7 +6,7 @@
 //!
 //! The reader is the one thread that is not joined: blocked in stdin it cannot be woken, and it holds nothing.
 
-use super::host::{DaemonSink, log_line};
+use super::host::{Calls, DaemonSink, DaemonTools, log_line};
 use super::message::{self, Frame, Id, Message, Refused};
 use super::outbox::Outbox;
 use super::params;
@@ -15,7 +15,7 @@ use crate::config::{Config, Places};
 use crate::error::{Error, Kind, Result};
 use crate::sys::Flag;
 use crate::turn::queue::Queue;
-use crate::turn::{self, Context, Level};
+use crate::turn::{self, Context, Level, Tools};
 use serde_json::json;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
@@ -109,6 +109,7 @@ fn run(
         queue: Queue::default(),
         context: None,
         live: HashMap::new(),
+        calls: Calls::default(),
         ending: None,
     };
     let status = server.work(&receiver);
@@ -143,11 +144,15 @@ struct Server {
     /// There after a successful `init`.
     context: Option<Arc<Context>>,
     live: HashMap<Id, Live>,
+    /// What the turns have asked the daemon for.
+    calls: Calls,
     ending: Option<Ending>,
 }
 
 /// A turn that runs.
 struct Live {
+    agent_id: Option<String>,
+    tools: Arc<Tools>,
     cancel: Flag,
     thread: JoinHandle<()>,
 }
@@ -226,8 +231,10 @@ impl Server {
         match message::parse(line) {
             Ok(Message::Request { id, method, params }) => self.request(id, &method, params),
             Ok(Message::Notification { method, params }) => self.notification(&method, params),
-            Ok(Message::Answer { id, .. }) => {
-                log::debug!("an answer to a request that is not known: {}", id.json());
+            Ok(Message::Answer { id, outcome }) => {
+                if !self.calls.answer(&id, outcome) {
+                    log::debug!("an answer that nobody waits for: {}", id.json());
+                }
             }
             Err(Refused { id, error }) => self.refuse(id.as_ref(), &error),
         }
@@ -273,6 +280,12 @@ impl Server {
                         Level::Warn,
                         &format!("a `cancel` that names no stream: {error}"),
                     );
+                }
+            }
+            "tools_changed" => {
+                if let Err(error) = self.tools_changed(params) {
+                    let message = format!("a `tools_changed` that cannot be used: {error}");
+                    self.log(Level::Warn, &message);
                 }
             }
             "shutdown" => self.end(0, None),
@@ -324,9 +337,11 @@ impl Server {
     /// Starts a turn in a thread of its own.
     fn stream(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
         let context = self.initialized()?;
-        let (workspace, request) = {
+        let (workspace, request, tools) = {
             let value = params::value(params)?;
-            params::stream(&params::root(&value))?
+            let params = params::root(&value);
+            let (workspace, request) = params::stream(&params)?;
+            (workspace, request, params::stream_tools(&params)?)
         };
         // Here and not in the thread, so that the turns of a workspace keep the order in which they came.
         let workspace = turn::prepare_workspace(&workspace)?;
@@ -338,13 +353,22 @@ impl Server {
             request.agent_id.as_deref(),
             cancel.clone(),
         );
+        let agent_id = request.agent_id.clone();
+        let host = DaemonTools::new(
+            self.outbox.clone(),
+            self.calls.clone(),
+            agent_id.clone(),
+            id.json(),
+        );
+        let tools = Arc::new(Tools::new(tools, Arc::new(host)));
         let done = self.sender.clone();
         let thread = {
-            let (id, cancel) = (id.clone(), cancel.clone());
+            let (id, cancel, tools) = (id.clone(), cancel.clone(), Arc::clone(&tools));
             std::thread::Builder::new()
                 .name("turn".to_owned())
                 .spawn(move || {
-                    let outcome = turn::run(&request, &place, &context, &cancel, &mut sink);
+                    let outcome =
+                        turn::run(&request, &place, &context, &cancel, Some(&tools), &mut sink);
                     turn::Sink::finish(&mut sink);
                     // The next turn of the workspace may go on before this one's answer is out.
                     drop(place);
@@ -360,7 +384,13 @@ impl Server {
             )
             .with_retryable(true)
         })?;
-        self.live.insert(id.clone(), Live { cancel, thread });
+        let live = Live {
+            agent_id,
+            tools,
+            cancel,
+            thread,
+        };
+        self.live.insert(id.clone(), live);
         Ok(())
     }
 
@@ -374,6 +404,22 @@ impl Server {
             self.outbox.wake();
         }
         Ok(json!({"cancelled": live.is_some()}).to_string())
+    }
+
+    /// Replaces the tools of the agent's running turns.
+    fn tools_changed(&mut self, params: Option<&RawValue>) -> Result<()> {
+        let value = params::value(params)?;
+        let (agent_id, tools) = params::tools_changed(&params::root(&value))?;
+        let mut warnings = Vec::new();
+        for live in self.live.values() {
+            if live.agent_id.as_deref() == Some(agent_id.as_str()) {
+                warnings = live.tools.change(tools.clone());
+            }
+        }
+        for warning in warnings {
+            self.log(Level::Warn, &warning);
+        }
+        Ok(())
     }
 
     fn done(&mut self, id: &Id, outcome: Result<TurnResult>) {
@@ -401,6 +447,7 @@ impl Server {
         }
         self.queue.wake();
         self.outbox.wake();
+        self.calls.end();
         self.ending = Some(Ending {
             status,
             answer,

@@ -11,7 +11,11 @@ mod attempt;
 pub(crate) mod images;
 pub(crate) mod queue;
 pub(crate) mod session;
+mod tools;
 mod usage;
+mod watch;
+
+pub(crate) use tools::Tools;
 
 use crate::canonical::{StopReason, ThreadState, TurnError, TurnEvent, TurnResult, Usage};
 use crate::codex::command::LONGEST_PROMPT;
@@ -19,6 +23,7 @@ use crate::codex::translate::Step;
 use crate::codex::{command, home};
 use crate::config::{Config, LostThread, Places};
 use crate::error::{Error, Kind, Result};
+use crate::mcp::Bridge;
 use crate::sys::Flag;
 use attempt::{Attempt, Ended};
 use images::{Image, Images};
@@ -66,7 +71,6 @@ pub(crate) struct Context {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
     Debug,
-    Info,
     Warn,
 }
 
@@ -75,7 +79,6 @@ impl Level {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Level::Debug => "debug",
-            Level::Info => "info",
             Level::Warn => "warn",
         }
     }
@@ -85,6 +88,8 @@ impl Level {
 pub(crate) trait Sink {
     /// One event, in the order of the contract. It may be kept back until the next [`Sink::flush`].
     fn event(&mut self, event: &TurnEvent<'_>);
+    /// One event that is JSON already.
+    fn raw_event(&mut self, event: &[u8]);
     /// Something for the log that is no event.
     fn log(&mut self, level: Level, message: &str);
     /// What codex is doing, for people.
@@ -118,7 +123,7 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
     Ok(canonical)
 }
 
-/// Runs a turn in the workspace of `place`.
+/// Runs a turn in the workspace of `place`, with the daemon's tools where it lends some.
 ///
 /// # Errors
 /// What is refused before codex starts; no event was told then.
@@ -127,12 +132,13 @@ pub(crate) fn run(
     place: &Place,
     context: &Context,
     cancel: &Flag,
+    tools: Option<&Tools>,
     sink: &mut dyn Sink,
 ) -> Result<TurnResult> {
     let mut teller = Teller::new(sink);
     // A panic is a bug of ours; it must cost this turn and no other. Dropping ends codex on the way.
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        work(request, place, context, cancel, &mut teller)
+        work(request, place, context, cancel, tools, &mut teller)
     }));
     match outcome {
         Ok(result) => result,
@@ -163,6 +169,7 @@ fn work(
     place: &Place,
     context: &Context,
     cancel: &Flag,
+    tools: Option<&Tools>,
     teller: &mut Teller<'_>,
 ) -> Result<TurnResult> {
     let workspace = place.workspace();
@@ -193,12 +200,23 @@ fn work(
     let stored = stored_thread(workspace, teller)?;
     let mut images = Images::default();
     let prompt = prompt_text(&request.prompt, &mut images, workspace, teller)?;
+    let agent_id = request.agent_id.as_deref().unwrap_or_default();
+    let lent = tools.map(|tools| tools.lend(agent_id, &program, context, teller));
+    let bridge = match lent.transpose() {
+        Ok(bridge) => bridge.flatten(),
+        Err(error) if error.kind() == Kind::Params => return Err(error),
+        Err(error) => {
+            return Ok(teller.fail(&error, None, ThreadState::New, Tokens::default()));
+        }
+    };
+    let tool_args = bridge.as_ref().map(Bridge::codex_args).unwrap_or_default();
     let mut attempt = Attempt {
         request,
         context,
         workspace,
         program: &program,
         images: &images.files,
+        tool_args: &tool_args,
         prompt: Cow::Borrowed(&prompt),
         asked: stored.as_deref().filter(|_| !request.fresh),
         stored: stored.as_deref(),
@@ -235,6 +253,8 @@ fn work(
         state = ThreadState::Replaced;
         done = attempt.run(cancel, teller)?;
     }
+    // codex is gone: nothing of the tools outlives it.
+    drop(bridge);
     let thread = done.thread.or_else(|| attempt.asked.map(str::to_owned));
     Ok(match done.ended {
         Ended::Completed => teller.end(StopReason::EndTurn, thread, state, done.tokens),
@@ -375,6 +395,11 @@ impl<'a> Teller<'a> {
     fn event(&mut self, event: &TurnEvent<'_>) {
         self.start();
         self.sink.event(event);
+    }
+
+    fn raw_event(&mut self, event: &[u8]) {
+        self.start();
+        self.sink.raw_event(event);
     }
 
     /// A message of the assistant; from the second on it is set off, so that joined deltas read well.

@@ -6,12 +6,14 @@
 #![cfg(test)]
 
 mod config;
+mod doctor;
+mod mutate_faults;
 mod pages;
+mod programs;
 mod protocol;
 mod session;
 mod shells;
 mod support;
 mod terminal;
-mod tools;
 mod turn_fake;
 mod turn_real;

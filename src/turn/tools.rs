@@ -1,0 +1,124 @@
+//! The tools that the daemon lends to a turn, from the request to the turn's end.
+//!
+//! They can be changed at any time: while the turn still waits for its workspace, and while codex runs. Whoever
+//! changes them never waits for the turn.
+
+use super::{Context, Teller};
+use crate::codex::command;
+use crate::config::McpRegistration;
+use crate::error::{Error, Kind, Result};
+use crate::mcp::{self, Bridge, Changer, Mode, Settings, Tool, ToolHost};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A turn's tools and who answers their calls.
+pub(crate) struct Tools {
+    host: Arc<dyn ToolHost>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// What is to be lent; the newest list until it is.
+    tools: Vec<Tool>,
+    changed: bool,
+    /// There once they are lent.
+    changer: Option<Changer>,
+}
+
+impl Tools {
+    /// These tools, with `host` to answer.
+    pub(crate) fn new(tools: Vec<Tool>, host: Arc<dyn ToolHost>) -> Tools {
+        Tools {
+            host,
+            state: Mutex::new(State {
+                tools,
+                changed: false,
+                changer: None,
+            }),
+        }
+    }
+
+    /// Replaces the tools; gives what was wrong with the new ones, where that is known yet.
+    pub(crate) fn change(&self, tools: Vec<Tool>) -> Vec<String> {
+        let mut state = self.state();
+        if let Some(changer) = state.changer.clone() {
+            drop(state);
+            return changer.change(tools);
+        }
+        state.tools = tools;
+        state.changed = true;
+        Vec::new()
+    }
+
+    /// Lends the tools to the codex that is to be started. No tools: no bridge, and no cost.
+    pub(super) fn lend(
+        &self,
+        agent_id: &str,
+        program: &Path,
+        context: &Context,
+        teller: &mut Teller<'_>,
+    ) -> Result<Option<Bridge>> {
+        let mode = match context.config.mcp_registration {
+            McpRegistration::Turn => Mode::Turn,
+            McpRegistration::Persistent => Mode::Persistent,
+            McpRegistration::Off => return Ok(None),
+        };
+        let tools = {
+            let mut state = self.state();
+            state.changed = false;
+            state.tools.clone()
+        };
+        if tools.is_empty() {
+            return Ok(None);
+        }
+        let settings = Settings {
+            mode,
+            profile: context.places.profile.clone(),
+            runtime_dir: mcp::runtime_dir(),
+            executable: executable(mode)?,
+            codex_home: context.places.codex_home(&context.config),
+            codex: program.to_owned(),
+            codex_env: command::environment(&context.config, &context.places),
+        };
+        let bridge = Bridge::start(agent_id, tools, Arc::clone(&self.host), &settings)?;
+        for warning in bridge.warnings() {
+            teller.warn(warning);
+        }
+        let changer = bridge.changer();
+        let mut state = self.state();
+        let newer = state.changed.then(|| std::mem::take(&mut state.tools));
+        state.changer = Some(changer.clone());
+        drop(state);
+        for warning in newer.map(|tools| changer.change(tools)).unwrap_or_default() {
+            teller.warn(&warning);
+        }
+        Ok(Some(bridge))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// This program, as codex can start it.
+fn executable(mode: Mode) -> Result<PathBuf> {
+    let path = std::env::current_exe().map_err(|error| {
+        Error::os(
+            Kind::McpFailed,
+            "cannot tell this program's own path",
+            error,
+        )
+    })?;
+    if path.exists() {
+        return Ok(path);
+    }
+    // An update has replaced the file. Its name leads to the new one, unless that is not there yet; the running
+    // one can be started as long as it runs, which is long enough for a turn.
+    let name = path.to_string_lossy();
+    let replaced = PathBuf::from(name.strip_suffix(" (deleted)").unwrap_or(&name));
+    Ok(if replaced.exists() || mode == Mode::Persistent {
+        replaced
+    } else {
+        PathBuf::from(format!("/proc/{}/exe", std::process::id()))
+    })
+}
