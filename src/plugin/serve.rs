@@ -10,7 +10,7 @@ use super::host::{Calls, DaemonSink, DaemonTools, log_line};
 use super::message::{self, Frame, Id, Message, Refused};
 use super::outbox::Outbox;
 use super::params;
-use crate::canonical::{Manifest, PROTOCOL, TurnResult};
+use crate::canonical::{Manifest, PROTOCOL};
 use crate::config::{Config, Places};
 use crate::error::{Error, Kind, Result};
 use crate::rollout::mutate::{self, Mode, Mutation, Outcome};
