@@ -89,6 +89,8 @@ pub(crate) struct Child {
     exited: bool,
     /// When patience with the present state ends, and what follows.
     patience: Option<(Instant, Then)>,
+    /// The flag was seen raised and that was not said yet.
+    raised: bool,
     asked_to_end: bool,
     buried: Option<ExitStatus>,
 }
@@ -177,6 +179,7 @@ impl Child {
             spawn_error: None,
             exited: false,
             patience: None,
+            raised: false,
             asked_to_end: false,
             buried: None,
         })
@@ -189,6 +192,10 @@ impl Child {
         loop {
             if self.lines.ready() {
                 return Next::Line;
+            }
+            // Before anything more is read: a codex that never pauses must not outrun its own cancellation.
+            if std::mem::take(&mut self.raised) && !self.asked_to_end {
+                return Next::Raised;
             }
             if self.exited && self.stdout.is_none() && self.stderr.is_none() {
                 return Next::Ended;
@@ -227,9 +234,7 @@ impl Child {
                 // What codex wrote is all in the pipes by now: take it before anything is decided.
                 self.read_stderr();
             }
-            if ready.raised && !self.asked_to_end && !self.lines.ready() {
-                return Next::Raised;
-            }
+            self.raised = ready.raised;
         }
     }
 

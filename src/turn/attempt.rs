@@ -213,8 +213,11 @@ impl Attempt<'_> {
             match child.next(cancel, deadline) {
                 Next::Line => {
                     quiet_since = Instant::now();
+                    // What codex goes on to say while it is being ended was not waited for: a daemon that does
+                    // not read would have it pile up here.
+                    let wanted = cut.is_none();
                     while let Some(line) = child.line() {
-                        self.hear(line, heard, cancel, teller);
+                        self.hear(line, wanted, heard, cancel, teller);
                     }
                     teller.sink.flush();
                     if heard.translator.verdict().is_some() {
@@ -246,8 +249,15 @@ impl Attempt<'_> {
         }
     }
 
-    /// Tells what a line says.
-    fn hear(&self, line: Line<'_>, heard: &mut Heard, cancel: &Flag, teller: &mut Teller<'_>) {
+    /// Takes in what a line says, and tells it where it is `wanted`.
+    fn hear(
+        &self,
+        line: Line<'_>,
+        wanted: bool,
+        heard: &mut Heard,
+        cancel: &Flag,
+        teller: &mut Teller<'_>,
+    ) {
         let line = match line {
             Line::Whole(line) => line,
             Line::Skipped(length) => {
@@ -261,6 +271,8 @@ impl Attempt<'_> {
         let said = heard.translator.line(line);
         teller.start();
         match said {
+            Said::Thread(id) => self.hear_thread(&id, heard, teller),
+            _ if !wanted => {}
             Said::Text(text) => {
                 self.tell_before(&text, heard, cancel, teller);
                 teller.text(&text);
@@ -271,7 +283,6 @@ impl Attempt<'_> {
                     teller.event(&TurnEvent::ThinkingDelta { text });
                 }
             }
-            Said::Thread(id) => self.hear_thread(&id, heard, teller),
             Said::Step(step) => teller.sink.step(&step),
             Said::Trouble(message) => teller.warn(&format!("codex: {message}")),
             Said::Nothing(what) => log::debug!("passed over: {what}"),
@@ -398,6 +409,8 @@ impl Attempt<'_> {
             }
             if Instant::now() >= deadline {
                 record.unmatched += 1;
+                // It is not recorded; what was recorded by now came before it.
+                self.follow(heard, teller);
                 return;
             }
             crate::sys::wait_for(cancel, Duration::from_millis(3));
