@@ -506,6 +506,7 @@ fn tool_events_can_be_off_and_reasoning_on() {
         json!({"rollout": [
             {"timestamp": "{now}", "type": "response_item", "payload": {"type": "function_call", "name": "x", "arguments": "{}", "call_id": "c"}},
             {"timestamp": "{now}", "type": "response_item", "payload": {"type": "function_call_output", "call_id": "c", "output": "y"}},
+            {"timestamp": "{now}", "type": "response_item", "payload": {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "end"}]}},
         ]}),
         message("end"),
         completed(),
