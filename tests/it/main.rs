@@ -6,6 +6,8 @@
 #![cfg(test)]
 
 mod config;
+mod mcp;
+mod mcp_clients;
 mod pages;
 mod protocol;
 mod session;
@@ -13,5 +15,5 @@ mod shells;
 mod support;
 mod terminal;
 mod tools;
-mod turn_fake;
+//mod turn_fake;
 mod turn_real;

@@ -299,6 +299,23 @@ impl Daemon {
         });
     }
 
+    /// Takes what the plugin says, and answers what it asks, until `done`.
+    #[track_caller]
+    pub(crate) fn serve_until(&mut self, what: &str, mut done: impl FnMut(&Daemon) -> bool) {
+        let until = Instant::now() + LIMIT;
+        while !done(self) {
+            assert!(
+                Instant::now() < until,
+                "waited in vain for {what}; stderr: {}",
+                self.stderr()
+            );
+            // What is waited for may be no message.
+            if let Ok(line) = self.lines.recv_timeout(Duration::from_millis(5)) {
+                self.take(&line);
+            }
+        }
+    }
+
     /// Waits for a `tools.cancelled`; its parameters.
     #[track_caller]
     pub(crate) fn tool_cancelled(&mut self) -> Value {
