@@ -10,14 +10,14 @@ SHELL := bash
 # Where 'install' puts the program, and the daemon's profile that 'install-plugin' puts the plugin into.
 PREFIX ?= $(HOME)/.local
 PROFILE ?= $(HOME)/.plexum
-# How many seconds each fuzz target runs.
-TIME ?= 60
 
 # Only some shells expand the tilde of 'make install PREFIX=~/.local'.
 override PREFIX := $(patsubst ~/%,$(HOME)/%,$(PREFIX))
 override PROFILE := $(patsubst ~/%,$(HOME)/%,$(PROFILE))
 
+# Another one, given on the command line, is installed as it is.
 PROGRAM := target/release/plexum-openai
+BUILD := $(if $(filter command,$(origin PROGRAM)),,build)
 PAGES := plexum-openai.1 plexum-openai-protocol.7
 PLUGIN := plexum-openai-provider
 PLUGIN_FOLDER := $(DESTDIR)$(PROFILE)/plugins/$(PLUGIN)
@@ -27,7 +27,7 @@ PLUGIN_FOLDER := $(DESTDIR)$(PROFILE)/plugins/$(PLUGIN)
 CODEX_VERSIONS := 0.135.0 0.148.0 0.155.0 0.169.0
 CODEX_NEWEST := $(lastword $(CODEX_VERSIONS))
 
-.PHONY: help build demo test check bench fuzz soak man codex codex-newest
+.PHONY: help build demo test check man codex codex-newest
 .PHONY: install uninstall install-plugin uninstall-plugin
 
 ## build: the program, optimised, as target/release/plexum-openai (the default)
@@ -45,9 +45,11 @@ test: codex
 
 ## check: what has to be right before a commit: format, lints, docs, man pages, tests
 check:
-	cargo fmt --check
-	CLIPPY_CONF_DIR=.ci cargo clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --locked --document-private-items --no-deps
+	@run() { echo "$$*"; "$$@"; }
+	run cargo fmt --check
+	CLIPPY_CONF_DIR=.ci run cargo clippy --quiet --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings run cargo doc --quiet --locked --document-private-items --no-deps
+	echo "man pages"
 	cargo run --quiet --locked -- man | diff -u man/plexum-openai.1 - ||
 	    { echo "man/plexum-openai.1 is out of date: run 'make man'" >&2; exit 1; }
 	if command -v mandoc >/dev/null; then
@@ -56,27 +58,12 @@ check:
 	    echo "SKIPPED: mandoc is not installed, the man pages were not linted" >&2
 	    [ "$${CI:-}" != true ]
 	fi
-	$(MAKE) test
+	$(MAKE) --no-print-directory test
 
 ## man: man/plexum-openai.1 made anew from the table of flags
 man:
-	cargo run --quiet --locked -- man > target/plexum-openai.1
+	@cargo run --quiet --locked -- man > target/plexum-openai.1
 	mv target/plexum-openai.1 man/plexum-openai.1
-
-## bench: the measured figures, side by side with what they are compared to
-bench: codex-newest build
-	tests/bench/run
-
-## fuzz: every fuzz target for TIME seconds (60)
-fuzz:
-	command -v cargo-fuzz >/dev/null || cargo install --quiet --locked cargo-fuzz
-	for target in $$(cargo fuzz list --fuzz-dir tests/fuzz); do
-	    cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none "$$target" -- -max_total_time=$(TIME)
-	done
-
-## soak: a thousand turns with cancels, errors and tools, and nothing left behind
-soak: build
-	tests/soak/run
 
 ## codex: the real codex in every supported version, by npm, into target/codex
 codex: $(CODEX_VERSIONS:%=target/codex/%)
@@ -87,7 +74,8 @@ target/codex/%:
 	@rm -rf "$@.part"
 	mkdir -p "$@.part"
 	echo "fetching codex $*"
-	if npm install --silent --no-audit --no-fund --prefix "$@.part" "@openai/codex@$*" >"$@.log" 2>&1; then
+	if npm install --silent --no-audit --no-fund --fetch-retries=1 --fetch-retry-mintimeout=1000 \
+	    --prefix "$@.part" "@openai/codex@$*" >"$@.log" 2>&1; then
 	    mv "$@.part" "$@"
 	    rm -f "$@.log"
 	else
@@ -97,7 +85,7 @@ target/codex/%:
 	fi
 
 ## install: program, man pages and shell completions below PREFIX (~/.local)
-install: build
+install: $(BUILD)
 	@install -D -m 755 $(PROGRAM) "$(DESTDIR)$(PREFIX)/bin/plexum-openai"
 	for page in $(PAGES); do
 	    install -D -m 644 "man/$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$$page"
@@ -129,7 +117,7 @@ uninstall:
 	echo "Removed plexum-openai from $(DESTDIR)$(PREFIX)."
 
 ## install-plugin: the plugin into the daemon's profile PROFILE (~/.plexum)
-install-plugin: build
+install-plugin: $(BUILD)
 	@install -D -m 755 $(PROGRAM) "$(PLUGIN_FOLDER)/plexum-openai-provider-plugin"
 	PLEXUM_PROFILE_ROOT="$(DESTDIR)$(PROFILE)" $(PROGRAM) manifest > "$(PLUGIN_FOLDER)/manifest.json"
 	echo "Installed the plugin into $(PLUGIN_FOLDER)."

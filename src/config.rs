@@ -489,7 +489,6 @@ macro_rules! deserialize_with {
         impl<'de> de::Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
                 struct V;
-                #[expect(single_use_lifetimes, reason = "some of the visits need the name, some do not")]
                 impl<'de> Visitor<'de> for V {
                     type Value = $type;
                     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

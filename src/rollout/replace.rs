@@ -11,10 +11,11 @@ use super::splice::{Patch, Piece};
 use crate::codex::home::open_writer;
 use crate::error::{Error, Kind, Result};
 use rustix::fs::{
-    AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid,
+    Advice, AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid,
 };
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -144,14 +145,7 @@ impl Source {
     /// Makes the copy the same file but for its text.
     fn fill(&self, copy: &Copy, patches: &[Patch]) -> Result<()> {
         let wrong = failed("write", &copy.path);
-        // The kernel copies by itself, and on some file systems only notes that the bytes are shared.
-        let copied = self
-            .reader()
-            .and_then(|mut reader| io::copy(&mut reader, &mut &copy.file))
-            .map_err(&wrong)?;
-        if copied != self.before.len() {
-            return Err(wrong(io::ErrorKind::UnexpectedEof.into()));
-        }
+        self.copy_text(&copy.file).map_err(&wrong)?;
         for patch in patches {
             self.write(copy, patch).map_err(&wrong)?;
         }
@@ -181,6 +175,29 @@ impl Source {
         )
         .map_err(|error| failed("keep the times of", &self.path)(error.into()))?;
         copy.file.sync_all().map_err(wrong)
+    }
+
+    /// Copies all bytes. The kernel does it by itself, and on some file systems only notes that they are shared.
+    ///
+    /// After each part the disk is told to begin with it, so that it works while the next part is copied, and
+    /// the sync at the end has little left to wait for.
+    fn copy_text(&self, copy: &File) -> io::Result<()> {
+        const PART: u64 = 8 << 20;
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(0))?;
+        let mut done = 0;
+        while done < self.before.len() {
+            let part = PART.min(self.before.len() - done);
+            let copied = io::copy(&mut file.take(part), &mut &*copy)?;
+            if copied == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            // The call that is made for this, sync_file_range, has no safe form here. This one has the same
+            // effect on pages that are not written yet; that it fails is no loss.
+            let _ = rustix::fs::fadvise(copy, done, NonZeroU64::new(copied), Advice::DontNeed);
+            done += copied;
+        }
+        Ok(())
     }
 
     fn write(&self, copy: &Copy, patch: &Patch) -> io::Result<()> {

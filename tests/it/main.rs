@@ -6,14 +6,16 @@
 #![cfg(test)]
 
 mod config;
+mod doctor;
 mod mcp;
 mod mcp_clients;
+mod mutate_faults;
 mod pages;
+mod programs;
 mod protocol;
 mod session;
 mod shells;
 mod support;
 mod terminal;
-mod tools;
-//mod turn_fake;
+mod turn_fake;
 mod turn_real;

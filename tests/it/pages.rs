@@ -1,12 +1,12 @@
 //! The man pages: that a formatter takes them without a word.
 
-use crate::tools;
+use crate::programs;
 use std::path::Path;
 use std::process::Command;
 
 #[test]
 fn mandoc_has_nothing_to_say() {
-    let Some(mandoc) = tools::find("mandoc") else {
+    let Some(mandoc) = programs::find("mandoc") else {
         return;
     };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("man");

@@ -1,7 +1,7 @@
 //! The completion scripts in the shells that they are for.
 
+use crate::programs;
 use crate::terminal::Terminal;
-use crate::tools;
 use std::path::Path;
 use std::process::Command;
 
@@ -49,7 +49,7 @@ const TYPED: &[(&str, &str)] = &[
 
 /// Types each line in a shell on a terminal, where a function stands for the program and shows its arguments.
 fn check(shell: &str, command: &str, load: &str) {
-    let (Some(script), Some(_)) = (tools::find("script"), tools::find(shell)) else {
+    let (Some(script), Some(_)) = (programs::find("script"), programs::find(shell)) else {
         return;
     };
     let folder = folder();
@@ -89,7 +89,7 @@ fn zsh_completes_from_a_sourced_script() {
 /// fish has a command that gives the candidates of a line, with what they are.
 #[test]
 fn fish_completes() {
-    let Some(fish) = tools::find("fish") else {
+    let Some(fish) = programs::find("fish") else {
         return;
     };
     let folder = folder();

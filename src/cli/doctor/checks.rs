@@ -14,7 +14,7 @@ use rustix::fs::{Access, access};
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -114,7 +114,7 @@ impl Doctor<'_> {
             }
         };
         let Some(version) = version(&answer.stdout) else {
-            let said = last_line(&answer.stdout).or(last_line(&answer.stderr));
+            let said = first_line(&answer.stdout).or(first_line(&answer.stderr));
             self.report.fail(
                 "codex",
                 format!(
@@ -131,7 +131,7 @@ impl Doctor<'_> {
             self.report.fail(
                 "codex",
                 format!(
-                    "{shown} is version {major}.{minor}.{patch}, and {a}.{b}.{c} is the least that is supported; npm install -g @openai/codex@latest"
+                    "{shown} is version {major}.{minor}.{patch}, and {a}.{b}.{c} is the least that is supported; run: npm install -g @openai/codex@latest"
                 ),
             );
         } else {
@@ -164,12 +164,12 @@ impl Doctor<'_> {
                 format!(
                     "a daemon under systemd (PATH={path}) runs another codex, {}; {}",
                     found.display(),
-                    self.set_keys(&[("binary", json(&program.to_string_lossy()))])
+                    self.set(&[("binary", &program.to_string_lossy())], &[])
                 ),
             ),
             Err(error) => {
                 let what = error.message().split("; ").next().unwrap_or_default();
-                let mend = self.set_keys(&self.keys_for_systemd(program, &config));
+                let mend = self.mend_for_systemd(program, &config);
                 self.report
                     .warn("systemd", format!("a daemon under systemd {what}; {mend}"));
             }
@@ -177,44 +177,52 @@ impl Doctor<'_> {
     }
 
     /// The keys with which codex starts whatever PATH there is.
-    fn keys_for_systemd(&self, program: &Path, config: &Config) -> Vec<(&'static str, String)> {
+    fn mend_for_systemd(&self, program: &Path, config: &Config) -> String {
         let native = native_beside(program);
-        let binary = native.as_deref().unwrap_or(program);
-        let mut keys = vec![("binary", json(&binary.to_string_lossy()))];
-        let alone = command::find(&binary.to_string_lossy(), config, self.places);
+        let binary = native.as_deref().unwrap_or(program).to_string_lossy();
+        let mut keys = vec![("binary", binary.as_ref())];
+        keys.retain(|(_, binary)| *binary != self.config.binary);
         // A script for an interpreter that only the login shell's PATH leads to.
-        if alone.is_err()
-            && let Some(node) = command::in_path("node", &self.places.search_path(&self.config))
-            && let Some(folder) = node.parent()
+        if command::find(&binary, config, self.places).is_err()
+            && let Some(name) = interpreter(program)
+            && let Some(found) = command::in_path(&name, &self.places.search_path(&self.config))
+            && let Some(folder) = found.parent()
         {
             let path = format!("{}:{SYSTEMD_PATH}", folder.display());
-            keys.push(("env", format!("{{\"PATH\": {}}}", json(&path))));
+            return self.set(&keys, &[("PATH", &path)]);
         }
-        keys
+        self.set(&keys, &[])
     }
 
     /// What codex itself says of its config and its login.
     fn ask_codex(&mut self, program: &Path) {
-        let listed = match self.ask(program, &["mcp", "list", "--json"]) {
-            Ok(answer) => answer,
+        let asked = self
+            .ask(program, &["login", "status"])
+            .and_then(|login| Ok((login, self.ask(program, &["mcp", "list", "--json"])?)));
+        let (login, servers) = match asked {
+            Ok(answers) => answers,
             Err(error) => {
                 self.report.fail("codex config", error.message());
                 return;
             }
         };
         let config_file = self.places.codex_home(&self.config).join("config.toml");
-        if !listed.success {
-            let said = last_cause(&listed.stderr);
+        // Of all subcommands this one says best where a config is wrong (0.135 and 0.169).
+        let wrong = login
+            .stderr
+            .lines()
+            .find_map(|line| line.strip_prefix("Error loading configuration: "));
+        if let Some(wrong) = wrong {
             self.report.fail(
                 "codex config",
                 format!(
-                    "codex cannot use its config: {said}; mend {}",
+                    "codex cannot use its config: {wrong}; mend {}",
                     config_file.display()
                 ),
             );
             return;
         }
-        self.servers(program, &listed.stdout);
+        self.servers(program, &servers);
         let text = fs::read_to_string(&config_file).unwrap_or_default();
         let provider = self
             .config
@@ -226,12 +234,12 @@ impl Doctor<'_> {
             .filter(|name| name != "openai");
         match provider {
             Some(provider) => self.provider(&provider, &text),
-            None => self.login(program),
+            None => self.login(program, &login),
         }
     }
 
     /// Entries of ours in codex's config that no longer lead anywhere.
-    fn servers(&mut self, program: &Path, listed: &str) {
+    fn servers(&mut self, program: &Path, listed: &Answer) {
         #[derive(Deserialize)]
         struct Entry {
             name: String,
@@ -242,7 +250,7 @@ impl Doctor<'_> {
             #[serde(default)]
             command: String,
         }
-        let entries: Vec<Entry> = match serde_json::from_str(listed) {
+        let entries: Vec<Entry> = match serde_json::from_str(&listed.stdout) {
             Ok(entries) => entries,
             Err(error) => {
                 self.report.warn(
@@ -288,7 +296,7 @@ impl Doctor<'_> {
         self.report.warn(
             "codex config",
             format!(
-                "the server '{first}'{more} leads nowhere: {why}; {}",
+                "the server '{first}'{more} leads nowhere: {why}; run: {}",
                 removal.join(" && ")
             ),
         );
@@ -310,25 +318,18 @@ impl Doctor<'_> {
                 "login",
                 format!(
                     "codex uses the provider '{provider}', and its key {name} is not set; {}",
-                    self.set_keys(&[("env", format!("{{\"{name}\": \"...\"}}"))])
+                    self.set(&[], &[(&name, "...")])
                 ),
             ),
         }
     }
 
-    fn login(&mut self, program: &Path) {
-        let answer = match self.ask(program, &["login", "status"]) {
-            Ok(answer) => answer,
-            Err(error) => {
-                self.report.fail("login", error.message());
-                return;
-            }
-        };
-        let key_mend = self.set_keys(&[("env", "{\"CODEX_API_KEY\": \"...\"}".to_owned())]);
+    fn login(&mut self, program: &Path, answer: &Answer) {
+        let key_mend = self.set(&[], &[("CODEX_API_KEY", "...")]);
         if answer.success {
-            let said = answer.stderr.lines().chain(answer.stdout.lines()).next();
+            let said = first_line(&answer.stderr).or(first_line(&answer.stdout));
             self.report
-                .ok("login", said.unwrap_or("codex is logged in").to_owned());
+                .ok("login", said.unwrap_or("codex is logged in"));
         } else if self.config.env.contains_key("CODEX_API_KEY") {
             self.report.ok(
                 "login",
@@ -350,7 +351,7 @@ impl Doctor<'_> {
             self.report.fail(
                 "login",
                 format!(
-                    "codex is not logged in; {} login",
+                    "codex is not logged in; run: {} login",
                     self.codex_by_hand(program)
                 ),
             );
@@ -414,7 +415,7 @@ impl Doctor<'_> {
                         .warn("rollout", format!("{what}; the next turn starts a new, empty one")),
                     LostThread::Error => self.report.fail(
                         "rollout",
-                        format!("{what}, and \"lost_thread\" is \"error\"; plexum-openai turn --fresh, or {}", self.set_keys(&[("lost_thread", json("replay"))])),
+                        format!("{what}, and \"lost_thread\" is \"error\"; {}", self.set(&[("lost_thread", "replay")], &[])),
                     ),
                 }
                 return;
@@ -502,21 +503,33 @@ impl Doctor<'_> {
         format!("set \"binary\" in {}", self.places.config_file().display())
     }
 
-    /// How to set these keys: what to write into the file that is there, or the command that makes one.
-    fn set_keys(&self, keys: &[(&str, String)]) -> String {
-        let keys: Vec<String> = keys
-            .iter()
-            .map(|(key, value)| format!("\"{key}\": {value}"))
-            .collect();
-        let keys = keys.join(", ");
+    /// How to set keys of the config, and variables in its `env`: what to write into the file that is there, or
+    /// the command that makes one.
+    fn set(&self, keys: &[(&str, &str)], variables: &[(&str, &str)]) -> String {
+        let pairs = |pairs: &[(&str, &str)]| {
+            let pairs = pairs
+                .iter()
+                .map(|(key, value)| format!("\"{key}\": {}", json(value)));
+            pairs.collect::<Vec<_>>().join(", ")
+        };
+        let (mut text, variables) = (pairs(keys), pairs(variables));
+        let extends = self.config_is_there && !self.config.env.is_empty();
+        if !variables.is_empty() {
+            let gap = if text.is_empty() { "" } else { ", " };
+            text = if extends {
+                format!("{text}{gap}{variables} in \"env\"")
+            } else {
+                format!("{text}{gap}\"env\": {{{variables}}}")
+            };
+        }
         let file = self.places.config_file();
         if self.config_is_there {
-            return format!("set {keys} in {}", file.display());
+            return format!("set {text} in {}", file.display());
         }
         format!(
-            "mkdir -p {} && echo {} > {}",
+            "run: mkdir -p {} && echo {} > {}",
             shell_word(&self.places.plugin_folder().to_string_lossy()),
-            shell_word(&format!("{{{keys}}}")),
+            shell_word(&format!("{{{text}}}")),
             shell_word(&file.to_string_lossy())
         )
     }
@@ -531,7 +544,7 @@ fn look_at_home(home: &Path, is_named: bool) -> Result<String, String> {
         )),
         Ok(_) if access(home, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK).is_err() => {
             Err(format!(
-                "{shown} cannot be read and written; chmod u+rwx {}",
+                "{shown} cannot be read and written; run: chmod u+rwx {}",
                 shell_word(&home.to_string_lossy())
             ))
         }
@@ -558,7 +571,7 @@ fn look_at_home(home: &Path, is_named: bool) -> Result<String, String> {
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!(
-            "{shown} is not there, and codex makes none but ~/.codex; mkdir -p {}",
+            "{shown} is not there, and codex makes none but ~/.codex; run: mkdir -p {}",
             shell_word(&home.to_string_lossy())
         )),
         Err(error) => Err(format!("cannot look at {shown}: {}", reason(&error))),
@@ -578,7 +591,7 @@ fn look_at_workspace(workspace: &Path) -> Result<String, String> {
             .is_err() =>
         {
             Err(format!(
-                "{shown} cannot be read and written; chmod u+rwx {}",
+                "{shown} cannot be read and written; run: chmod u+rwx {}",
                 shell_word(&workspace.to_string_lossy())
             ))
         }
@@ -621,31 +634,31 @@ fn native_beside(script: &Path) -> Option<PathBuf> {
         .find(|program| program.is_file() && access(program, Access::EXEC_OK).is_ok())
 }
 
+/// What a script with `#!/usr/bin/env NAME` wants to be run by.
+fn interpreter(script: &Path) -> Option<String> {
+    let mut head = [0; 256];
+    let length = fs::File::open(script).ok()?.read(&mut head).ok()?;
+    let head = std::str::from_utf8(&head[..length]).ok()?;
+    let mut words = head.lines().next()?.strip_prefix("#!")?.split_whitespace();
+    words.next()?.ends_with("/env").then_some(())?;
+    words.find(|word| !word.starts_with('-')).map(str::to_owned)
+}
+
 /// The version in `codex-cli 0.169.0`.
 fn version(said: &str) -> Option<(u32, u32, u32)> {
-    let words = said.lines().flat_map(str::split_whitespace);
-    words.into_iter().find_map(|word| {
-        let mut numbers = word.split('.').map(|number| {
-            let digits = number
-                .find(|c: char| !c.is_ascii_digit())
-                .unwrap_or(number.len());
-            number[..digits].parse().ok()
-        });
-        Some((numbers.next()??, numbers.next()??, numbers.next()??))
-    })
+    let word = said
+        .lines()
+        .filter(|line| line.starts_with("codex"))
+        .find_map(|line| line.split_whitespace().nth(1))?;
+    let mut numbers = word.split('.').map(|number| {
+        let end = number.find(|c: char| !c.is_ascii_digit());
+        number[..end.unwrap_or(number.len())].parse().ok()
+    });
+    Some((numbers.next()??, numbers.next()??, numbers.next()??))
 }
 
-fn last_line(text: &str) -> Option<&str> {
-    text.lines()
-        .rev()
-        .map(str::trim)
-        .find(|line| !line.is_empty())
-}
-
-/// The innermost cause in an error that codex prints: it lists causes, and then a backtrace at times.
-fn last_cause(stderr: &str) -> String {
-    let told = stderr.split("Stack backtrace").next().unwrap_or_default();
-    last_line(told).unwrap_or("it does not say why").to_owned()
+fn first_line(text: &str) -> Option<&str> {
+    text.lines().map(str::trim).find(|line| !line.is_empty())
 }
 
 /// The string at this key of a TOML file, as far as lines of the form `key = "value"` tell. Whatever is
@@ -692,7 +705,8 @@ mod tests {
         for (said, expected) in [
             ("codex-cli 0.169.0\n", Some((0, 169, 0))),
             ("WARNING: x.y\ncodex-cli 1.2.3-alpha.4\n", Some((1, 2, 3))),
-            ("v20\n", None),
+            ("git version 2.39.5\n", None),
+            ("codex-cli new\n", None),
             ("", None),
         ] {
             assert_eq!(version(said), expected, "{said:?}");
@@ -718,19 +732,5 @@ mod tests {
         assert_eq!(shell_word("/a/b-c.json"), "/a/b-c.json");
         assert_eq!(shell_word("it's {x}"), "'it'\\''s {x}'");
         assert_eq!(shell_word(""), "''");
-    }
-
-    #[test]
-    fn the_innermost_cause_is_told() {
-        for (stderr, expected) in [
-            (
-                "Error: a\n\nCaused by:\n    b\n\nStack backtrace:\n   0: x\n",
-                "b",
-            ),
-            ("Error: a\n", "Error: a"),
-            ("", "it does not say why"),
-        ] {
-            assert_eq!(last_cause(stderr), expected);
-        }
     }
 }
