@@ -14,9 +14,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A prompt of this agent with these tools.
-fn prompt(lab: &Lab, agent: &str, tools: &[&str]) -> Value {
+fn prompt(lab: &Runtime, agent: &str, tools: &[&str]) -> Value {
     let mut params = Daemon::prompt(lab, "go");
-    params["agent"] = json!({"id": agent, "workspace": lab.path(agent)});
+    params["agent"] = json!({"id": agent, "workspace": lab.short.path().join(agent)});
     params["request"]["tools"] = tools
         .iter()
         .map(|name| {
@@ -99,7 +99,8 @@ fn sockets(lab: &Lab) -> Vec<PathBuf> {
         .collect()
 }
 
-/// A lab whose sockets have a folder of their own, however deep the checkout lies.
+/// A lab whose sockets have a folder of their own, however deep the checkout lies. The workspaces are there too:
+/// in a git repository codex 0.135 writes its trust in it to its config.
 struct Runtime {
     lab: Lab,
     short: tempfile::TempDir,
@@ -374,15 +375,15 @@ fn kill(lab: &Lab, part: &str) {
 }
 
 /// A turn of the fake codex that lends tools and goes on until [`Held::let_go`], and its socket.
-struct Held {
+pub(crate) struct Held {
     lab: Runtime,
-    daemon: Daemon,
+    pub(crate) daemon: Daemon,
     id: i64,
     socket: PathBuf,
 }
 
 impl Held {
-    fn new(tools: &[&str]) -> Held {
+    pub(crate) fn new(tools: &[&str]) -> Held {
         Held::with(Runtime::new(Lab::fake(Value::Null)), tools)
     }
 
@@ -421,13 +422,13 @@ impl Held {
         }
     }
 
-    fn args(&self) -> [String; 5] {
+    pub(crate) fn args(&self) -> [String; 5] {
         let socket = self.socket.to_str().unwrap();
         ["mcp-host", "--socket", socket, "--agent-id", "alice"].map(str::to_owned)
     }
 
     /// Lets the turn end.
-    fn let_go(mut self) {
+    pub(crate) fn let_go(mut self) {
         fs::write(self.lab.path("go"), "").unwrap();
         assert_eq!(self.daemon.finish(self.id).stop_reason(), "end_turn");
         self.lab.assert_clean(self.daemon);
@@ -708,6 +709,9 @@ fn another_user_is_refused() {
         // Nobody else can start a program as another user.
         return;
     }
+    let Some(perl) = crate::programs::find("perl") else {
+        return;
+    };
     let held = Held::new(&["x"]);
     // As if somebody had opened everything.
     for (path, mode) in [
@@ -717,14 +721,11 @@ fn another_user_is_refused() {
     ] {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
-    let Some(perl) = crate::tools::find("perl") else {
-        return;
-    };
     let connect = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new($ARGV[0]) or die; alarm 20; print 'closed' unless sysread($s, my $byte, 1)";
     let run = |user: Option<u32>| {
         let mut command = Command::new(&perl);
         command
-            .args(["-c", connect])
+            .args(["-e", connect])
             .arg(&held.socket)
             .stdin(Stdio::null());
         if let Some(user) = user {

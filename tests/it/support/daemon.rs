@@ -292,6 +292,11 @@ impl Daemon {
         &self.tool_calls
     }
 
+    /// The `tools.cancelled` notifications that came and were not waited for.
+    pub(crate) fn tools_cancelled(&self) -> &[Value] {
+        &self.tools_cancelled
+    }
+
     /// Waits until the plugin has asked for `count` tool calls.
     #[track_caller]
     #[expect(dead_code, reason = "part of the tests' vocabulary")]
@@ -303,7 +308,7 @@ impl Daemon {
 
     /// Takes what the plugin says, and answers what it asks, until `done`.
     #[track_caller]
-    pub(crate) fn serve_until(&mut self, what: &str, mut done: impl FnMut(&Daemon) -> bool) {
+    pub(crate) fn serve_until(&mut self, what: &str, mut done: impl FnMut(&mut Daemon) -> bool) {
         let until = Instant::now() + LIMIT;
         while !done(self) {
             assert!(
