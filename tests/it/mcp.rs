@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// A prompt of this agent with these tools.
 fn prompt(lab: &Runtime, agent: &str, tools: &[&str]) -> Value {
     let mut params = Daemon::prompt(lab, "go");
-    params["agent"] = json!({"id": agent, "workspace": lab.short.path().join(agent)});
+    params["agent"] = json!({"id": agent, "workspace": lab.path(agent)});
     params["request"]["tools"] = tools
         .iter()
         .map(|name| {
@@ -88,6 +88,24 @@ fn output(request: &Value, call: &str) -> String {
         .map_or(String::new(), |item| item["output"].to_string())
 }
 
+/// codex's config, but for what codex itself writes there: versions up to 0.155 at least note each workspace as
+/// trusted when they run with `--dangerously-bypass-approvals-and-sandbox`.
+fn config(lab: &Lab) -> String {
+    let text = fs::read_to_string(lab.codex_home().join("config.toml")).unwrap();
+    let mut kept = String::new();
+    let mut own = false;
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        if line.starts_with('[') {
+            own = line.starts_with("[projects.");
+        }
+        if !own {
+            kept.push_str(line);
+            kept.push('\n');
+        }
+    }
+    kept
+}
+
 /// The sockets of a lab whose paths are short enough for its profile.
 fn sockets(lab: &Lab) -> Vec<PathBuf> {
     let entries = fs::read_dir(lab.path("runtime/plexum-openai"));
@@ -99,8 +117,7 @@ fn sockets(lab: &Lab) -> Vec<PathBuf> {
         .collect()
 }
 
-/// A lab whose sockets have a folder of their own, however deep the checkout lies. The workspaces are there too:
-/// in a git repository codex 0.135 writes its trust in it to its config.
+/// A lab whose sockets have a folder of their own, however deep the checkout lies.
 struct Runtime {
     lab: Lab,
     short: tempfile::TempDir,
@@ -143,7 +160,7 @@ real_codex! {
     /// The tools are in the model's first request, a call goes to the daemon and its answer to the model.
     fn a_call_goes_to_the_daemon_and_back(codex: &Path) {
         let lab = Runtime::new(Lab::real(codex, calls("alice", &["send", "fail", "many"])));
-        let before = fs::read(lab.codex_home().join("config.toml")).unwrap();
+        let before = config(&lab);
         let mut daemon = Daemon::start(&lab);
         daemon.on_tool_call(|params| {
             Some(match params["name"].as_str().unwrap() {
@@ -195,7 +212,7 @@ real_codex! {
             assert_eq!(used["name"], name);
             assert_eq!(used["namespace"], "mcp__plexum_host_alice");
         }
-        assert_eq!(fs::read(lab.codex_home().join("config.toml")).unwrap(), before);
+        assert_eq!(config(&lab), before);
         lab.assert_clean(daemon);
     }
 }
@@ -228,8 +245,7 @@ fn isolation(codex: &Path, registration: &str, agents: &[&str]) {
     script.push(json!({"text": "again"}));
     let lab = Runtime::new(Lab::real(codex, json!(script)));
     lab.config(json!({"mcp_registration": registration}));
-    let config = lab.codex_home().join("config.toml");
-    let before = fs::read_to_string(&config).unwrap();
+    let before = config(&lab);
     let mut daemon = Daemon::start(&lab);
     echo(&mut daemon);
     let ask = |daemon: &mut Daemon| -> Vec<i64> {
@@ -255,7 +271,7 @@ fn isolation(codex: &Path, registration: &str, agents: &[&str]) {
         assert_eq!(asked["name"], tool_of(agent));
     }
     assert_eq!(daemon.tool_calls().len(), agents.len());
-    let after = fs::read_to_string(&config).unwrap();
+    let after = config(&lab);
     if registration == "turn" {
         assert_eq!(after, before);
     } else {
@@ -268,7 +284,7 @@ fn isolation(codex: &Path, registration: &str, agents: &[&str]) {
     for id in ask(&mut daemon) {
         assert_eq!(daemon.finish(id).stop_reason(), "end_turn");
     }
-    assert_eq!(fs::read_to_string(&config).unwrap(), after);
+    assert_eq!(config(&lab), after);
     for request in lab.model().requests() {
         let text = request.user_text();
         let agent = text

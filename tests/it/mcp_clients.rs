@@ -147,7 +147,7 @@ fn inspector() {
         "n=7",
     ];
     let called: Value = serde_json::from_str(&run(&clients, &client, &call)).unwrap();
-    let content = json!([{"type": "text", "text": "{\"n\":7}"}]);
+    let content = json!([{"type": "text", "text": "{\"n\":\"7\"}"}]);
     assert_eq!(called, json!({"content": content, "isError": false}));
 }
 
