@@ -4,7 +4,7 @@
 //! what codex does meanwhile on stderr.
 
 use super::flags::{Parsed, usage};
-use crate::canonical::{StopReason, TurnEvent, TurnResult, Usage};
+use crate::canonical::{StopReason, ThreadState, TurnEvent, TurnResult, Usage};
 use crate::codex::translate::{Step, StepKind, StepState};
 use crate::config::Places;
 use crate::error::{Error, Kind, Result, reason};
@@ -138,6 +138,7 @@ struct LastLine<'a> {
     kind: &'static str,
     stop_reason: StopReason,
     thread_id: Option<&'a str>,
+    thread_state: ThreadState,
     usage: Usage,
     thread_usage: Usage,
 }
@@ -195,6 +196,7 @@ impl Printer {
                 kind: "result",
                 stop_reason: result.stop_reason,
                 thread_id: result.thread_id.as_deref(),
+                thread_state: result.thread_state,
                 usage: result.usage,
                 thread_usage: result.thread_usage,
             };

@@ -25,7 +25,7 @@ const STDERR_KEPT: usize = 8 << 10;
 /// What is read at once. The pipe is asked to hold as much.
 const READ_AT_ONCE: usize = 256 << 10;
 /// How long codex may live on after it has closed its stdout.
-const AFTER_STDOUT: Duration = Duration::from_secs(5);
+const AFTER_STDOUT: Duration = Duration::from_secs(1);
 /// How long a process that codex left may hold the pipe after codex's exit.
 const AFTER_EXIT: Duration = Duration::from_millis(500);
 

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::mcp::Tool;
+use crate::rollout::mutate::{Mutation, Op};
 use crate::turn::images::{Image, Source};
 use crate::turn::{Block, LONGEST_REPLAY, Request, newest};
 use serde_json::value::RawValue;
@@ -113,17 +114,7 @@ pub(super) fn cancelled_stream(params: &Field<'_>) -> Result<super::message::Id>
 /// What `stream` asks for: the workspace and the turn.
 pub(super) fn stream(params: &Field<'_>) -> Result<(PathBuf, Request)> {
     let agent = params.needed("agent")?;
-    let field = agent.needed("workspace")?;
-    let workspace = Path::new(field.text()?);
-    if !workspace.is_absolute() {
-        return Err(bad(
-            &field.path,
-            format!("'{}' is not an absolute path", workspace.display()),
-        ));
-    }
-    if workspace.as_os_str().as_encoded_bytes().contains(&0) {
-        return Err(bad(&field.path, "a path cannot have a NUL in it"));
-    }
+    let workspace = workspace(&agent.needed("workspace")?)?;
     let request = params.needed("request")?;
     let mut turn = conversation(&request)?;
     turn.model = params
@@ -138,12 +129,50 @@ pub(super) fn stream(params: &Field<'_>) -> Result<(PathBuf, Request)> {
         .optional_text("system")?
         .filter(|text| !text.trim().is_empty())
         .map(str::to_owned);
-    Ok((workspace.to_owned(), turn))
+    Ok((workspace, turn))
 }
 
 /// The tools that `stream` lends.
 pub(super) fn stream_tools(params: &Field<'_>) -> Result<Vec<Tool>> {
     tools(params.needed("request")?.member("tools")?)
+}
+
+/// What `mutate_session` asks for: the workspace, and what is to be done with which call.
+pub(super) fn mutate_session(params: &Field<'_>) -> Result<(PathBuf, Vec<Mutation>)> {
+    params.optional_text("agent_id")?;
+    let workspace = workspace(&params.needed("workspace")?)?;
+    let mut mutations = Vec::new();
+    for field in params.needed("mutations")?.list()? {
+        let op = field.needed("op")?;
+        let name = op.text()?;
+        mutations.push(Mutation {
+            block_id: field.needed("block_id")?.text()?.to_owned(),
+            op: Op::named(name).ok_or_else(|| {
+                bad(
+                    &op.path,
+                    format!(
+                        "'{name}' is no operation, expected 'consume-light' or 'consume-heavy'"
+                    ),
+                )
+            })?,
+        });
+    }
+    Ok((workspace, mutations))
+}
+
+/// A workspace's path.
+fn workspace(field: &Field<'_>) -> Result<PathBuf> {
+    let workspace = Path::new(field.text()?);
+    if !workspace.is_absolute() {
+        return Err(bad(
+            &field.path,
+            format!("'{}' is not an absolute path", workspace.display()),
+        ));
+    }
+    if workspace.as_os_str().as_encoded_bytes().contains(&0) {
+        return Err(bad(&field.path, "a path cannot have a NUL in it"));
+    }
+    Ok(workspace.to_owned())
 }
 
 /// The agent and the tools that `tools_changed` names.

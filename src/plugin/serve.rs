@@ -10,16 +10,19 @@ use super::host::{Calls, DaemonSink, DaemonTools, log_line};
 use super::message::{self, Frame, Id, Message, Refused};
 use super::outbox::Outbox;
 use super::params;
-use crate::canonical::{Manifest, PROTOCOL, TurnResult};
+use crate::canonical::{Manifest, PROTOCOL};
 use crate::config::{Config, Places};
 use crate::error::{Error, Kind, Result};
+use crate::rollout::mutate::{self, Mode, Mutation, Outcome};
 use crate::sys::Flag;
-use crate::turn::queue::Queue;
+use crate::turn::queue::{Place, Queue};
+use crate::turn::session::{self, Stored};
 use crate::turn::{self, Context, Level, Tools};
 use serde_json::json;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -47,8 +50,8 @@ enum Input {
     End,
     /// SIGINT or SIGTERM, by number.
     Signal(i32),
-    /// A turn is over.
-    Done(Id, Result<TurnResult>),
+    /// What a thread was started for is over: a turn, or the rewrite of a session. The result as JSON.
+    Done(Id, Result<String>),
     /// The daemon no longer takes what is written.
     Gone,
 }
@@ -149,10 +152,11 @@ struct Server {
     ending: Option<Ending>,
 }
 
-/// A turn that runs.
+/// A turn or a `mutate_session` that runs.
 struct Live {
     agent_id: Option<String>,
-    tools: Arc<Tools>,
+    /// A turn's; nothing else can be cancelled or has tools.
+    tools: Option<Arc<Tools>>,
     cancel: Flag,
     thread: JoinHandle<()>,
 }
@@ -256,6 +260,12 @@ impl Server {
             "stream" => match self.stream(&id, params) {
                 // Its thread answers.
                 Ok(()) => return,
+                Err(error) => Err(error),
+            },
+            "mutate_session" => match self.mutate_session(&id, params) {
+                Ok(Some(outcome)) => Ok(as_json(&outcome)),
+                // Its thread answers.
+                Ok(None) => return,
                 Err(error) => Err(error),
             },
             "shutdown" => return self.end(0, Some(id)),
@@ -373,7 +383,7 @@ impl Server {
                     // The next turn of the workspace may go on before this one's answer is out.
                     drop(place);
                     // The loop only ends when there are no live turns.
-                    let _ = done.send(Input::Done(id, outcome));
+                    let _ = done.send(Input::Done(id, outcome.map(|result| as_json(&result))));
                 })
         };
         let thread = thread.map_err(|error| {
@@ -386,7 +396,7 @@ impl Server {
         })?;
         let live = Live {
             agent_id,
-            tools,
+            tools: Some(tools),
             cancel,
             thread,
         };
@@ -394,10 +404,63 @@ impl Server {
         Ok(())
     }
 
+    /// Starts consuming calls of a workspace's session, after the turns of the workspace that came before; or
+    /// knows the outcome already.
+    fn mutate_session(&mut self, id: &Id, params: Option<&RawValue>) -> Result<Option<Outcome>> {
+        let context = self.initialized()?;
+        let (workspace, mutations) = {
+            let value = params::value(params)?;
+            params::mutate_session(&params::root(&value))?
+        };
+        if mutations.is_empty() {
+            return Ok(Some(Outcome::default()));
+        }
+        // As `stream` names it; but nothing is created for a rewrite of what is not there.
+        let workspace = match workspace.canonicalize() {
+            Ok(workspace) => workspace,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Some(Outcome::all_missing(&mutations)));
+            }
+            Err(error) => {
+                let what = format!("cannot use the workspace '{}'", workspace.display());
+                return Err(Error::os(Kind::Params, what, error));
+            }
+        };
+        let cancel = Flag::new()?;
+        let place = self.queue.join(&workspace);
+        let done = self.sender.clone();
+        let thread = {
+            let (id, cancel) = (id.clone(), cancel.clone());
+            std::thread::Builder::new()
+                .name("mutate".to_owned())
+                .spawn(move || {
+                    // A panic is a bug of ours; it must cost this request and no other.
+                    let work = AssertUnwindSafe(|| consume(&place, &context, &mutations, &cancel));
+                    let outcome = std::panic::catch_unwind(work).unwrap_or_else(|_| {
+                        Err(Error::new(Kind::Io, "consuming the calls has panicked"))
+                    });
+                    drop(place);
+                    // The loop only ends when there is nothing live.
+                    let _ = done.send(Input::Done(id, outcome.map(|result| as_json(&result))));
+                })
+        };
+        let thread = thread.map_err(|error| {
+            Error::os(Kind::Io, "cannot start a thread for the rewrite", error).with_retryable(true)
+        })?;
+        let live = Live {
+            agent_id: None,
+            tools: None,
+            cancel,
+            thread,
+        };
+        self.live.insert(id.clone(), live);
+        Ok(None)
+    }
+
     fn cancel(&mut self, params: Option<&RawValue>) -> Result<String> {
         let value = params::value(params)?;
         let stream = params::cancelled_stream(&params::root(&value))?;
-        let live = self.live.get(&stream);
+        let live = self.live.get(&stream).filter(|live| live.tools.is_some());
         if let Some(live) = live {
             live.cancel.raise();
             self.queue.wake();
@@ -412,8 +475,10 @@ impl Server {
         let (agent_id, tools) = params::tools_changed(&params::root(&value))?;
         let mut warnings = Vec::new();
         for live in self.live.values() {
-            if live.agent_id.as_deref() == Some(agent_id.as_str()) {
-                warnings = live.tools.change(tools.clone());
+            if live.agent_id.as_deref() == Some(agent_id.as_str())
+                && let Some(lent) = &live.tools
+            {
+                warnings = lent.change(tools.clone());
             }
         }
         for warning in warnings {
@@ -422,17 +487,15 @@ impl Server {
         Ok(())
     }
 
-    fn done(&mut self, id: &Id, outcome: Result<TurnResult>) {
+    fn done(&mut self, id: &Id, outcome: Result<String>) {
         if let Some(live) = self.live.remove(id) {
             // It has sent its last word. A panic after that would be a bug that has been reported on stderr.
             let _ = live.thread.join();
         }
         match outcome {
-            Ok(result) => {
-                let result = as_json(&result);
-                self.outbox
-                    .push(message::result_line(id, &result).into_bytes());
-            }
+            Ok(result) => self
+                .outbox
+                .push(message::result_line(id, &result).into_bytes()),
             Err(error) => self.refuse(Some(id), &error),
         }
     }
@@ -469,6 +532,26 @@ impl Server {
 /// A type of ours as JSON, its fields in their order.
 fn as_json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("plain structs whose keys are strings")
+}
+
+/// Consumes calls of the session of the workspace of `place`, when its turn has come.
+fn consume(
+    place: &Place,
+    context: &Context,
+    mutations: &[Mutation],
+    cancel: &Flag,
+) -> Result<Outcome> {
+    if !place.wait(cancel) {
+        return Err(Error::new(Kind::Busy, "the plugin is shutting down"));
+    }
+    match session::read(place.workspace())? {
+        Stored::Thread(thread) => {
+            let home = context.places.codex_home(&context.config);
+            mutate::consume(&home, &thread, mutations, Mode::Write)
+        }
+        // The next turn starts a new thread; there is nothing of the old one that the model would see.
+        Stored::Nothing | Stored::Unusable(_) => Ok(Outcome::all_missing(mutations)),
+    }
 }
 
 #[cfg(test)]

@@ -393,7 +393,7 @@ impl Attempt<'_> {
                 }
             }
             // A codex whose texts are not found is not waited for again and again.
-            if record.watch.is_none() || record.unmatched >= 3 || cancel.is_raised() {
+            if heard.thread.is_none() || record.unmatched >= 3 || cancel.is_raised() {
                 return;
             }
             if Instant::now() >= deadline {
@@ -401,6 +401,10 @@ impl Attempt<'_> {
                 return;
             }
             crate::sys::wait_for(cancel, Duration::from_millis(3));
+            if record.watch.is_none() {
+                // A new thread's rollout appears about when codex prints its first text.
+                record.next_search = record.next_search.min(Instant::now() + TICK / 2);
+            }
         }
     }
 

@@ -45,10 +45,14 @@ fn absent_and_empty_are_a_new_thread() {
             "{content:?}"
         );
         assert_eq!(lab.stored_thread().unwrap(), thread);
+        let mut files: Vec<_> = fs::read_dir(lab.workspace())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        files.sort();
         assert_eq!(
-            fs::read_dir(lab.workspace()).unwrap().count(),
-            1,
-            "one file and no other"
+            files,
+            [".plexum-codex-session", ".plexum-codex-session.lock"]
         );
     }
 }

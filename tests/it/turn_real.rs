@@ -419,7 +419,12 @@ real_codex! {
         }
         // The files that were made for codex are gone with their turn.
         drop(daemon);
-        assert_eq!(fs::read_dir(lab.workspace()).unwrap().count(), 2, "near.png and the session file");
+        let mut files: Vec<_> = fs::read_dir(lab.workspace())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        files.sort();
+        assert_eq!(files, [".plexum-codex-session", ".plexum-codex-session.lock", "near.png"]);
     }
 }
 

@@ -408,7 +408,11 @@ impl Codex {
             }
             Step::Exit(status) => std::process::exit(status),
             Step::Signal(name) => {
-                rustix::process::kill_process(rustix::process::getpid(), signal(&name)?)?;
+                let signal = signal(&name)?;
+                // Twice: Rust's own handler of SIGSEGV only restores the default action at first.
+                for _ in 0..2 {
+                    rustix::process::kill_process(rustix::process::getpid(), signal)?;
+                }
                 // A signal that ends the process does so before kill returns; one that is ignored is a
                 // mistake in the script.
                 return Err(wrong(format!("still alive after {name}")));

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 pub(crate) struct Lab {
@@ -202,6 +203,14 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        // codex itself leaves a shell behind that still records its settings; it ends by itself.
+        let patience = Instant::now() + Duration::from_secs(10);
+        while !std::thread::panicking()
+            && !ps::of(self.root()).is_empty()
+            && Instant::now() < patience
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         // A failed test must not hold up the next one; one that has not failed must have nothing here.
         let left = ps::kill_all(self.root());
         if !std::thread::panicking() {
