@@ -40,7 +40,7 @@ demo: codex-newest
 	tests/demo/run target/release "$$(echo target/codex/$(CODEX_NEWEST)/node_modules/@openai/codex-*/vendor/*/bin/codex)"
 
 ## test: all tests, on every version of codex that is supported
-test: codex
+test: codex mcp-clients
 	cargo test --locked
 
 ## check: what has to be right before a commit: format, lints, docs, man pages, tests
@@ -83,6 +83,10 @@ target/codex/%:
 	    echo "NOT FETCHED: codex $* (npm install @openai/codex@$* failed, see $@.log); what needs it is skipped" >&2
 	    [ "$${CI:-}" != true ]
 	fi
+
+## mcp-clients: the official MCP clients, by pip and npm, into target/mcp-clients
+mcp-clients:
+	@tests/mcp/install target/mcp-clients
 
 ## install: program, man pages and shell completions below PREFIX (~/.local)
 install: $(BUILD)

@@ -25,12 +25,18 @@ const WELCOME_WAIT: Duration = Duration::from_secs(10);
 const LAST_ANSWERS: Duration = Duration::from_millis(700);
 const BUFFER: usize = 64 * 1024;
 
-/// What ended first.
+/// Who is gone.
 enum Ended {
-    /// codex closed stdin, or the plugin took no more.
-    Stdin,
-    /// The plugin closed the connection, or codex took no more.
+    Codex,
     Plugin,
+}
+
+/// How copying came to its end.
+enum Copied {
+    /// There is no more to read.
+    Whole,
+    /// Nobody takes it.
+    Refused,
 }
 
 /// Serves until one side ends. `turn` is the mark that codex gave, where it gave one.
@@ -70,14 +76,18 @@ pub(crate) fn run(path: &Path, agent_id: &str, turn: Option<&str>) -> Result<()>
     // function is the end of the process.
     let stdin = file(std::io::stdin()).map_err(lost)?;
     let to_plugin = stream.try_clone().map_err(lost)?;
-    spawn("stdin", Ended::Stdin, &ended, move || {
-        copy(stdin, &to_plugin);
-        // The plugin answers what it has and closes.
-        let _ = to_plugin.shutdown(Shutdown::Write);
+    spawn("stdin", &ended, move || match copy(stdin, &to_plugin) {
+        Copied::Whole => {
+            // The plugin answers what it has and closes.
+            let _ = to_plugin.shutdown(Shutdown::Write);
+            Ended::Codex
+        }
+        Copied::Refused => Ended::Plugin,
     })?;
     let stdout = file(std::io::stdout()).map_err(lost)?;
-    spawn("stdout", Ended::Plugin, &ended, move || {
-        copy(stream, stdout)
+    spawn("stdout", &ended, move || match copy(stream, stdout) {
+        Copied::Whole => Ended::Plugin,
+        Copied::Refused => Ended::Codex,
     })?;
     finish(&wait, path)
 }
@@ -85,7 +95,7 @@ pub(crate) fn run(path: &Path, agent_id: &str, turn: Option<&str>) -> Result<()>
 /// Waits for the end of one side, and what is right to wait for the other.
 fn finish(wait: &Receiver<Ended>, path: &Path) -> Result<()> {
     match wait.recv() {
-        Ok(Ended::Stdin) | Err(_) => {
+        Ok(Ended::Codex) | Err(_) => {
             // That the time is over is as good an end as the plugin's: codex no longer listens.
             let _: std::result::Result<Ended, RecvTimeoutError> = wait.recv_timeout(LAST_ANSWERS);
             Ok(())
@@ -93,7 +103,7 @@ fn finish(wait: &Receiver<Ended>, path: &Path) -> Result<()> {
         Ok(Ended::Plugin) => {
             // Both at once is a normal end of a turn, and which is seen first is chance.
             match wait.recv_timeout(Duration::from_millis(50)) {
-                Ok(Ended::Stdin) => Ok(()),
+                Ok(Ended::Codex) => Ok(()),
                 _ => Err(failed(format!(
                     "the turn of the plugin at '{}' has ended",
                     path.display()
@@ -163,17 +173,15 @@ fn welcome(stream: &mut UnixStream, path: &Path) -> Result<()> {
 
 fn spawn(
     name: &str,
-    ends: Ended,
     ended: &mpsc::Sender<Ended>,
-    work: impl FnOnce() + Send + 'static,
+    work: impl FnOnce() -> Ended + Send + 'static,
 ) -> Result<()> {
     let ended = ended.clone();
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
-            work();
             // Nobody waits any more where the process is ending.
-            let _ = ended.send(ends);
+            let _ = ended.send(work());
         })
         .map_err(|error| Error::os(Kind::Io, "cannot start a thread", error))?;
     Ok(())
@@ -184,19 +192,19 @@ fn file(stream: impl AsFd) -> std::io::Result<File> {
     stream.as_fd().try_clone_to_owned().map(File::from)
 }
 
-/// Copies until either side ends. How it ended is no matter: the other side is told by the close.
-fn copy(mut from: impl Read, mut to: impl Write) {
+/// Copies until either side ends. Why it ended is no matter: the other side is told by the close.
+fn copy(mut from: impl Read, mut to: impl Write) -> Copied {
     let mut buffer = vec![0; BUFFER];
     loop {
         match from.read(&mut buffer) {
-            Ok(0) => return,
+            Ok(0) => return Copied::Whole,
             Ok(length) => {
                 if to.write_all(&buffer[..length]).is_err() {
-                    return;
+                    return Copied::Refused;
                 }
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(_) => return,
+            Err(_) => return Copied::Whole,
         }
     }
 }

@@ -7,6 +7,8 @@
 
 mod config;
 mod doctor;
+mod mcp;
+mod mcp_clients;
 mod mutate_faults;
 mod pages;
 mod programs;

@@ -292,6 +292,11 @@ impl Daemon {
         &self.tool_calls
     }
 
+    /// The `tools.cancelled` notifications that came and were not waited for.
+    pub(crate) fn tools_cancelled(&self) -> &[Value] {
+        &self.tools_cancelled
+    }
+
     /// Waits until the plugin has asked for `count` tool calls.
     #[track_caller]
     #[expect(dead_code, reason = "part of the tests' vocabulary")]
@@ -299,6 +304,23 @@ impl Daemon {
         self.wait("a tools.call", |daemon| {
             (daemon.tool_calls.len() >= count).then_some(())
         });
+    }
+
+    /// Takes what the plugin says, and answers what it asks, until `done`.
+    #[track_caller]
+    pub(crate) fn serve_until(&mut self, what: &str, mut done: impl FnMut(&mut Daemon) -> bool) {
+        let until = Instant::now() + LIMIT;
+        while !done(self) {
+            assert!(
+                Instant::now() < until,
+                "waited in vain for {what}; stderr: {}",
+                self.stderr()
+            );
+            // What is waited for may be no message.
+            if let Ok(line) = self.lines.recv_timeout(Duration::from_millis(5)) {
+                self.take(&line);
+            }
+        }
     }
 
     /// Waits for a `tools.cancelled`; its parameters.
