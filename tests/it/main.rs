@@ -7,7 +7,9 @@
 
 mod config;
 mod doctor;
+mod mutate;
 mod mutate_faults;
+mod mutate_real;
 mod pages;
 mod programs;
 mod protocol;
