@@ -17,7 +17,9 @@ TIME ?= 60
 override PREFIX := $(patsubst ~/%,$(HOME)/%,$(PREFIX))
 override PROFILE := $(patsubst ~/%,$(HOME)/%,$(PROFILE))
 
+# Another one, given on the command line, is installed as it is.
 PROGRAM := target/release/plexum-openai
+BUILD := $(if $(filter command,$(origin PROGRAM)),,build)
 PAGES := plexum-openai.1 plexum-openai-protocol.7
 PLUGIN := plexum-openai-provider
 PLUGIN_FOLDER := $(DESTDIR)$(PROFILE)/plugins/$(PLUGIN)
@@ -45,9 +47,11 @@ test: codex
 
 ## check: what has to be right before a commit: format, lints, docs, man pages, tests
 check:
-	cargo fmt --check
-	CLIPPY_CONF_DIR=.ci cargo clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --locked --document-private-items --no-deps
+	@run() { echo "$$*"; "$$@"; }
+	run cargo fmt --check
+	CLIPPY_CONF_DIR=.ci run cargo clippy --quiet --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings run cargo doc --quiet --locked --document-private-items --no-deps
+	echo "man pages"
 	cargo run --quiet --locked -- man | diff -u man/plexum-openai.1 - ||
 	    { echo "man/plexum-openai.1 is out of date: run 'make man'" >&2; exit 1; }
 	if command -v mandoc >/dev/null; then
@@ -56,11 +60,11 @@ check:
 	    echo "SKIPPED: mandoc is not installed, the man pages were not linted" >&2
 	    [ "$${CI:-}" != true ]
 	fi
-	$(MAKE) test
+	$(MAKE) --no-print-directory test
 
 ## man: man/plexum-openai.1 made anew from the table of flags
 man:
-	cargo run --quiet --locked -- man > target/plexum-openai.1
+	@cargo run --quiet --locked -- man > target/plexum-openai.1
 	mv target/plexum-openai.1 man/plexum-openai.1
 
 ## bench: the measured figures, side by side with what they are compared to
@@ -69,7 +73,7 @@ bench: codex-newest build
 
 ## fuzz: every fuzz target for TIME seconds (60)
 fuzz:
-	command -v cargo-fuzz >/dev/null || cargo install --quiet --locked cargo-fuzz
+	@command -v cargo-fuzz >/dev/null || cargo install --quiet --locked cargo-fuzz
 	for target in $$(cargo fuzz list --fuzz-dir tests/fuzz); do
 	    cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none "$$target" -- -max_total_time=$(TIME)
 	done
@@ -87,7 +91,8 @@ target/codex/%:
 	@rm -rf "$@.part"
 	mkdir -p "$@.part"
 	echo "fetching codex $*"
-	if npm install --silent --no-audit --no-fund --prefix "$@.part" "@openai/codex@$*" >"$@.log" 2>&1; then
+	if npm install --silent --no-audit --no-fund --fetch-retries=1 --fetch-retry-mintimeout=1000 \
+	    --prefix "$@.part" "@openai/codex@$*" >"$@.log" 2>&1; then
 	    mv "$@.part" "$@"
 	    rm -f "$@.log"
 	else
@@ -97,7 +102,7 @@ target/codex/%:
 	fi
 
 ## install: program, man pages and shell completions below PREFIX (~/.local)
-install: build
+install: $(BUILD)
 	@install -D -m 755 $(PROGRAM) "$(DESTDIR)$(PREFIX)/bin/plexum-openai"
 	for page in $(PAGES); do
 	    install -D -m 644 "man/$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$$page"
@@ -129,7 +134,7 @@ uninstall:
 	echo "Removed plexum-openai from $(DESTDIR)$(PREFIX)."
 
 ## install-plugin: the plugin into the daemon's profile PROFILE (~/.plexum)
-install-plugin: build
+install-plugin: $(BUILD)
 	@install -D -m 755 $(PROGRAM) "$(PLUGIN_FOLDER)/plexum-openai-provider-plugin"
 	PLEXUM_PROFILE_ROOT="$(DESTDIR)$(PROFILE)" $(PROGRAM) manifest > "$(PLUGIN_FOLDER)/manifest.json"
 	echo "Installed the plugin into $(PLUGIN_FOLDER)."

@@ -10,6 +10,7 @@ mod doctor;
 mod pages;
 mod programs;
 mod protocol;
+mod readme;
 mod session;
 mod shells;
 mod support;
