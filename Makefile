@@ -10,8 +10,6 @@ SHELL := bash
 # Where 'install' puts the program, and the daemon's profile that 'install-plugin' puts the plugin into.
 PREFIX ?= $(HOME)/.local
 PROFILE ?= $(HOME)/.plexum
-# How many seconds each fuzz target runs.
-TIME ?= 60
 
 # Only some shells expand the tilde of 'make install PREFIX=~/.local'.
 override PREFIX := $(patsubst ~/%,$(HOME)/%,$(PREFIX))
@@ -29,7 +27,7 @@ PLUGIN_FOLDER := $(DESTDIR)$(PROFILE)/plugins/$(PLUGIN)
 CODEX_VERSIONS := 0.135.0 0.148.0 0.155.0 0.169.0
 CODEX_NEWEST := $(lastword $(CODEX_VERSIONS))
 
-.PHONY: help build demo test check bench fuzz soak man codex codex-newest
+.PHONY: help build demo test check man codex codex-newest
 .PHONY: install uninstall install-plugin uninstall-plugin
 
 ## build: the program, optimised, as target/release/plexum-openai (the default)
@@ -66,21 +64,6 @@ check:
 man:
 	@cargo run --quiet --locked -- man > target/plexum-openai.1
 	mv target/plexum-openai.1 man/plexum-openai.1
-
-## bench: the measured figures, side by side with what they are compared to
-bench: codex-newest build
-	tests/bench/run
-
-## fuzz: every fuzz target for TIME seconds (60)
-fuzz:
-	@command -v cargo-fuzz >/dev/null || cargo install --quiet --locked cargo-fuzz
-	for target in $$(cargo fuzz list --fuzz-dir tests/fuzz); do
-	    cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none "$$target" -- -max_total_time=$(TIME)
-	done
-
-## soak: a thousand turns with cancels, errors and tools, and nothing left behind
-soak: build
-	tests/soak/run
 
 ## codex: the real codex in every supported version, by npm, into target/codex
 codex: $(CODEX_VERSIONS:%=target/codex/%)

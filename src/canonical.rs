@@ -4,7 +4,6 @@
 //! are framed is `plugin`'s business, and where they come from is `turn`'s.
 
 use serde::Serialize;
-use serde_json::value::RawValue;
 use std::borrow::Cow;
 
 /// The version of the wire contract that this plugin speaks.
@@ -102,7 +101,8 @@ pub(crate) struct TurnError {
     pub(crate) retryable: bool,
 }
 
-/// One thing that happened in a turn. JSON that codex gave is passed on as it stood, byte for byte.
+/// One thing that happened in a turn. `tool_use` and `tool_result` are not here: they are written from the rollout
+/// as JSON at once, codex's own JSON in them as it stood (`rollout::calls`).
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum TurnEvent<'a> {
@@ -112,24 +112,6 @@ pub(crate) enum TurnEvent<'a> {
     TextDelta { text: Cow<'a, str> },
     /// A summary of what the model thought.
     ThinkingDelta { text: Cow<'a, str> },
-    /// A tool call, under codex's own call id.
-    ToolUse {
-        id: Cow<'a, str>,
-        name: Cow<'a, str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        namespace: Option<Cow<'a, str>>,
-        /// The arguments as JSON, or a JSON string where they are none.
-        input: Cow<'a, RawValue>,
-        /// The outer call of one that was made inside codex's code mode.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        parent_id: Option<Cow<'a, str>>,
-    },
-    /// What a tool call gave: a JSON string, or a list of content blocks.
-    ToolResult {
-        id: Cow<'a, str>,
-        content: Cow<'a, RawValue>,
-        is_error: bool,
-    },
     /// Why the turn failed; at most one a turn.
     Error { error: &'a TurnError },
     /// The last event of every turn.

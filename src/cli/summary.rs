@@ -470,10 +470,7 @@ fn fit(text: &str, columns: usize) -> String {
     let mut tail = Vec::new();
     let (mut used, mut forward, mut backward) = (0, text.chars(), text.chars().rev());
     // From both ends in turn, as long as there is room.
-    loop {
-        let Some(c) = forward.next().filter(|c| used + columns_of(*c) <= room) else {
-            break;
-        };
+    while let Some(c) = forward.next().filter(|c| used + columns_of(*c) <= room) {
         used += columns_of(c);
         head.push(c);
         let Some(c) = backward.next().filter(|c| used + columns_of(*c) <= room) else {

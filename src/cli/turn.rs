@@ -242,10 +242,18 @@ impl Sink for Printer {
         }
     }
 
+    fn raw_event(&mut self, event: &[u8]) {
+        if self.json {
+            self.write(|out| {
+                out.write_all(event)?;
+                out.write_all(b"\n")
+            });
+        }
+    }
+
     fn log(&mut self, level: Level, message: &str) {
         match level {
             Level::Warn => say(&format!("warning: {message}")),
-            Level::Info => say(message),
             Level::Debug => log::debug!("{message}"),
         }
     }

@@ -50,6 +50,10 @@ pub(crate) struct Item<'a> {
 
 /// One line.
 #[derive(Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, on the stack; a box would cost an allocation for each event"
+)]
 pub(crate) enum Event<'a> {
     ThreadStarted {
         thread_id: Cow<'a, str>,

@@ -30,10 +30,6 @@ const PARAMS: i64 = -32602;
 
 /// The versions of MCP that are spoken, oldest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(
-    non_camel_case_types,
-    reason = "the versions are dates, which read badly without their separators"
-)]
 pub(super) enum Version {
     V2024_11_05,
     V2025_03_26,

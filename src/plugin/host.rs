@@ -59,19 +59,32 @@ impl DaemonSink {
     }
 }
 
-impl Sink for DaemonSink {
-    fn event(&mut self, event: &TurnEvent<'_>) {
+impl DaemonSink {
+    /// Adds the line of one event, which `write` writes as JSON.
+    fn line(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let _ = write!(
             self.lines,
             "{{\"jsonrpc\":\"2.0\",\"method\":\"event\",\"params\":{{\"stream\":{},\"event\":",
             self.stream
         );
-        // Writing to memory, and what is written has only keys that are strings: neither can fail.
-        let _ = serde_json::to_writer(&mut self.lines, event);
+        write(&mut self.lines);
         self.lines.extend_from_slice(b"}}\n");
         if self.lines.len() >= GATHERED {
             self.flush();
         }
+    }
+}
+
+impl Sink for DaemonSink {
+    fn event(&mut self, event: &TurnEvent<'_>) {
+        self.line(|out| {
+            // Writing to memory, and what is written has only keys that are strings: neither can fail.
+            let _ = serde_json::to_writer(out, event);
+        });
+    }
+
+    fn raw_event(&mut self, event: &[u8]) {
+        self.line(|out| out.extend_from_slice(event));
     }
 
     fn log(&mut self, level: Level, message: &str) {

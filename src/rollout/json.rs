@@ -105,11 +105,13 @@ impl<'a> Cursor<'a> {
         loop {
             // Here a value comes next.
             match self.peek() {
-                Some(b'"') => drop(self.string()?),
+                Some(b'"') => {
+                    self.string()?;
+                }
                 Some(open @ (b'{' | b'[')) => {
                     self.at += 1;
                     self.fresh = true;
-                    if depth % 64 == 0 {
+                    if depth.is_multiple_of(64) {
                         levels.push(0);
                     }
                     let bit = 1 << (depth % 64);
@@ -142,18 +144,12 @@ impl<'a> Cursor<'a> {
                     break;
                 }
                 depth -= 1;
-                if depth % 64 == 0 {
+                if depth.is_multiple_of(64) {
                     levels.pop();
                 }
             }
             self.blank();
         }
-    }
-
-    /// Passes over the string that comes next and tells where it stands.
-    pub(crate) fn string_value(&mut self) -> Result<Span> {
-        self.blank();
-        self.string()
     }
 
     /// Nothing but white space may follow.

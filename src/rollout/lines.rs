@@ -133,6 +133,10 @@ pub(crate) struct Line<'a> {
     pub(crate) bytes: &'a [u8],
     pub(crate) kind: Kind,
     /// Did a newline end it?
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the tests of every way of reading compare it")
+    )]
     pub(crate) ended: bool,
 }
 

@@ -25,12 +25,8 @@ pub(crate) enum Record<'a> {
     Text(String),
     /// What the thread has cost so far.
     Usage(Usage),
-    TurnStarted {
-        turn: Cow<'a, str>,
-    },
-    TurnEnded {
-        turn: Cow<'a, str>,
-    },
+    TurnStarted,
+    TurnEnded,
     Other,
 }
 
@@ -210,7 +206,9 @@ pub(crate) fn parse(line: &str) -> Result<Record<'_>, NotJson> {
             }
             "type" => record = text_of(&line[cursor.value()?]),
             "timestamp" => timestamp = text_of(&line[cursor.value()?]),
-            _ => drop(cursor.value()?),
+            _ => {
+                cursor.value()?;
+            }
         }
     }
     cursor.end()?;
@@ -293,13 +291,10 @@ fn understand<'a>(record: &str, payload: &Members<'a>, at: Option<u64>) -> Optio
                 Members::of(payload.raw("info"), &["total_token_usage"]).raw("total_token_usage");
             usage(total.or_else(|| payload.raw("thread_token_usage"))?).map(Record::Usage)
         }
-        Kind::Turn => {
-            let turn = payload.text("turn_id").unwrap_or_default();
-            Some(match form.as_ref() {
-                "task_started" => Record::TurnStarted { turn },
-                _ => Record::TurnEnded { turn },
-            })
-        }
+        Kind::Turn => Some(match form.as_ref() {
+            "task_started" => Record::TurnStarted,
+            _ => Record::TurnEnded,
+        }),
         _ => None,
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! A turn has one attempt, or two when codex no longer knows the stored thread and a new one takes over.
 
+use super::watch::{self, Watch};
 use super::{Context, Request, Teller, Tokens, session, usage};
 use crate::canonical::{TurnEvent, Usage};
 use crate::codex::child::{Child, Line, Next};
@@ -18,6 +19,11 @@ use std::time::{Duration, Instant};
 
 /// How long codex may take to end after it said that the turn is over: it still shuts down its MCP servers.
 const AFTER_VERDICT: Duration = Duration::from_secs(10);
+
+/// How often a rollout is looked at that grows.
+const TICK: Duration = Duration::from_millis(40);
+/// How long a printed text waits for its record, so that the calls before it are told before it.
+const UNRECORDED: Duration = Duration::from_millis(300);
 
 /// What codex is to be run with.
 pub(super) struct Attempt<'a> {
@@ -66,7 +72,7 @@ impl Attempt<'_> {
         if cancel.is_raised() {
             return Ok(self.done(Ended::Cancelled, None, Usage::default(), None));
         }
-        let before = Usage::default();
+        let (mut watch, before) = self.watch_known(teller);
         let config = &self.context.config;
         let invocation = command::build(
             self.program,
@@ -99,17 +105,37 @@ impl Attempt<'_> {
         let mut heard = Heard {
             translator: Translator::default(),
             thread: None,
+            record: Record {
+                next_search: Instant::now(),
+                pause: TICK,
+                watch: watch.take(),
+                unmatched: 0,
+            },
         };
         let cut = self.listen(&mut child, &mut heard, cancel, teller);
         let exit = child.exit();
-        let Heard { translator, thread } = heard;
+        heard.record.next_search = Instant::now();
+        self.find_record(&mut heard);
+        let Heard {
+            translator,
+            thread,
+            record,
+        } = heard;
         if let Some(errno) = exit.spawn_error {
             return Err(self.not_started(errno));
         }
         log::debug!("codex has ended: {}", exit.describe());
-        let totals = match translator.verdict() {
-            Some(Verdict::Completed(totals)) => *totals,
-            _ => None,
+        let mut recorded = None;
+        if let Some(mut watch) = record.watch {
+            for event in watch.finish() {
+                self.tell(&event, teller);
+            }
+            recorded = watch.usage();
+        }
+        let after = match translator.verdict() {
+            Some(Verdict::Completed(Some(totals))) => Some(usage::from_totals(*totals)),
+            // What a turn that failed or was cancelled had used until then is in the rollout alone.
+            _ => recorded,
         };
         let lost = self.asked.is_some()
             && thread.is_none()
@@ -133,7 +159,7 @@ impl Attempt<'_> {
             (Some(Verdict::Failed(message)), None) => Ended::Failed(failure::from_message(message)),
             (None, None) => Ended::Failed(failure::from_exit(&exit, translator.last_error())),
         };
-        Ok(self.done(ended, thread, before, totals.map(usage::from_totals)))
+        Ok(self.done(ended, thread, before, after))
     }
 
     fn done(
@@ -173,15 +199,22 @@ impl Attempt<'_> {
             let idle_limit = config
                 .idle_timeout
                 .and_then(|limit| quiet_since.checked_add(limit));
-            let deadline = match (&cut, heard.translator.verdict()) {
-                (None, None) => turn_limit.into_iter().chain(idle_limit).min(),
+            // While codex waits for a call that it has recorded, the only limit is the turn's own.
+            let running = heard.record.watch.as_ref().is_some_and(Watch::is_running);
+            let limit = match (&cut, heard.translator.verdict()) {
+                (None, None) => turn_limit
+                    .into_iter()
+                    .chain(idle_limit.filter(|_| !running))
+                    .min(),
                 _ => None,
             };
+            let tick = (heard.thread.is_some() && cut.is_none()).then(|| Instant::now() + TICK);
+            let deadline = limit.into_iter().chain(tick).min();
             match child.next(cancel, deadline) {
                 Next::Line => {
                     quiet_since = Instant::now();
                     while let Some(line) = child.line() {
-                        self.hear(line, heard, teller);
+                        self.hear(line, heard, cancel, teller);
                     }
                     teller.sink.flush();
                     if heard.translator.verdict().is_some() {
@@ -193,6 +226,11 @@ impl Attempt<'_> {
                         cut = cut.or(Some(Cut::Cancelled));
                     }
                     child.end();
+                }
+                Next::Deadline if limit.is_none_or(|limit| Instant::now() < limit) => {
+                    if self.follow(heard, teller) {
+                        quiet_since = Instant::now();
+                    }
                 }
                 Next::Deadline => {
                     let error = if turn_limit.is_some_and(|limit| Instant::now() >= limit) {
@@ -209,7 +247,7 @@ impl Attempt<'_> {
     }
 
     /// Tells what a line says.
-    fn hear(&self, line: Line<'_>, heard: &mut Heard, teller: &mut Teller<'_>) {
+    fn hear(&self, line: Line<'_>, heard: &mut Heard, cancel: &Flag, teller: &mut Teller<'_>) {
         let line = match line {
             Line::Whole(line) => line,
             Line::Skipped(length) => {
@@ -223,9 +261,13 @@ impl Attempt<'_> {
         let said = heard.translator.line(line);
         teller.start();
         match said {
-            Said::Text(text) => teller.text(&text),
+            Said::Text(text) => {
+                self.tell_before(&text, heard, cancel, teller);
+                teller.text(&text);
+            }
             Said::Thinking(text) => {
                 if self.context.config.reasoning_events && !text.is_empty() {
+                    self.follow(heard, teller);
                     teller.event(&TurnEvent::ThinkingDelta { text });
                 }
             }
@@ -270,6 +312,102 @@ impl Attempt<'_> {
             }
         }
         heard.thread = Some(id);
+    }
+
+    /// The rollout of the thread that goes on, followed from its present end, and what the thread has used.
+    fn watch_known(&self, teller: &mut Teller<'_>) -> (Option<Watch>, Usage) {
+        let Some(thread) = self.asked else {
+            return (None, Usage::default());
+        };
+        let home = self.context.places.codex_home(&self.context.config);
+        let found = home::find_rollout(&home, thread).and_then(|path| {
+            let Some(path) = path else { return Ok(None) };
+            let failed =
+                |error| Error::os(Kind::Io, format!("cannot read '{}'", path.display()), error);
+            let (length, used) = watch::at_end(&path).map_err(failed)?;
+            let watch = Watch::open(&path, length).map_err(failed)?;
+            Ok(Some((watch, used.unwrap_or_default())))
+        });
+        match found {
+            Ok(Some((watch, used))) => (Some(watch), used),
+            // codex will say what it makes of that.
+            Ok(None) => (None, Usage::default()),
+            Err(error) => {
+                teller.warn(&format!(
+                    "the turn's tokens and tool calls cannot be told: {error}"
+                ));
+                (None, Usage::default())
+            }
+        }
+    }
+
+    /// Finds the rollout of a thread that codex has just begun.
+    fn find_record(&self, heard: &mut Heard) {
+        let (Some(thread), None) = (&heard.thread, &heard.record.watch) else {
+            return;
+        };
+        if self.asked.is_some() || Instant::now() < heard.record.next_search {
+            return;
+        }
+        let home = self.context.places.codex_home(&self.context.config);
+        // codex makes it when there is something to record; an error now may be none the next time.
+        if let Ok(Some(path)) = home::find_rollout(&home, thread) {
+            heard.record.watch = Watch::open(&path, 0).ok();
+        }
+        heard.record.next_search = Instant::now() + heard.record.pause;
+        heard.record.pause = (heard.record.pause * 2).min(Duration::from_secs(2));
+    }
+
+    /// Tells what codex has recorded; says whether it had recorded anything.
+    fn follow(&self, heard: &mut Heard, teller: &mut Teller<'_>) -> bool {
+        self.find_record(heard);
+        let Some(watch) = &mut heard.record.watch else {
+            return false;
+        };
+        let grown = watch.poll();
+        let mut told = false;
+        while let Some(event) = watch.next_event() {
+            self.tell(&event, teller);
+            told = true;
+        }
+        if told {
+            teller.sink.flush();
+        }
+        grown
+    }
+
+    /// Tells the calls that codex recorded before it recorded this text, which it has printed.
+    fn tell_before(&self, text: &str, heard: &mut Heard, cancel: &Flag, teller: &mut Teller<'_>) {
+        let deadline = Instant::now() + UNRECORDED;
+        loop {
+            self.find_record(heard);
+            let record = &mut heard.record;
+            if let Some(watch) = &mut record.watch {
+                watch.poll();
+                if let Some(events) = watch.before(text) {
+                    for event in events {
+                        self.tell(&event, teller);
+                    }
+                    record.unmatched = 0;
+                    return;
+                }
+            }
+            // A codex whose texts are not found is not waited for again and again.
+            if record.watch.is_none() || record.unmatched >= 3 || cancel.is_raised() {
+                return;
+            }
+            if Instant::now() >= deadline {
+                record.unmatched += 1;
+                return;
+            }
+            crate::sys::wait_for(cancel, Duration::from_millis(3));
+        }
+    }
+
+    fn tell(&self, event: &[u8], teller: &mut Teller<'_>) {
+        if self.context.config.tool_events {
+            teller.raw_event(event);
+        }
     }
 
     fn not_started(&self, errno: i32) -> Error {
@@ -321,6 +459,17 @@ impl Attempt<'_> {
 struct Heard {
     translator: Translator,
     thread: Option<String>,
+    record: Record,
+}
+
+/// What is known of the rollout.
+struct Record {
+    watch: Option<Watch>,
+    /// When to look for it again, and how long to wait after that.
+    next_search: Instant,
+    pause: Duration,
+    /// How many printed texts in a row were not found in it.
+    unmatched: u32,
 }
 
 fn unsaved(workspace: &Path, id: &str, error: &io::Error) -> String {

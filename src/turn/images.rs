@@ -209,7 +209,7 @@ fn decode(text: &str) -> Result<Vec<u8>, String> {
     if padding > 0 && padding != (4 - digits) % 4 {
         return Err("bad base64".to_owned());
     }
-    let group = group << (6 * (4 - digits)) % 24;
+    let group = group << ((6 * (4 - digits)) % 24);
     bytes.extend_from_slice(&group.to_be_bytes()[1..=left]);
     Ok(bytes)
 }

@@ -13,6 +13,7 @@ pub(crate) mod queue;
 pub(crate) mod session;
 mod tools;
 mod usage;
+mod watch;
 
 pub(crate) use tools::Tools;
 
@@ -70,7 +71,6 @@ pub(crate) struct Context {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
     Debug,
-    Info,
     Warn,
 }
 
@@ -79,7 +79,6 @@ impl Level {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Level::Debug => "debug",
-            Level::Info => "info",
             Level::Warn => "warn",
         }
     }
@@ -89,6 +88,8 @@ impl Level {
 pub(crate) trait Sink {
     /// One event, in the order of the contract. It may be kept back until the next [`Sink::flush`].
     fn event(&mut self, event: &TurnEvent<'_>);
+    /// One event that is JSON already.
+    fn raw_event(&mut self, event: &[u8]);
     /// Something for the log that is no event.
     fn log(&mut self, level: Level, message: &str);
     /// What codex is doing, for people.
@@ -394,6 +395,11 @@ impl<'a> Teller<'a> {
     fn event(&mut self, event: &TurnEvent<'_>) {
         self.start();
         self.sink.event(event);
+    }
+
+    fn raw_event(&mut self, event: &[u8]) {
+        self.start();
+        self.sink.raw_event(event);
     }
 
     /// A message of the assistant; from the second on it is set off, so that joined deltas read well.

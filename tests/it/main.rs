@@ -7,6 +7,7 @@
 
 mod config;
 mod doctor;
+mod mutate_faults;
 mod pages;
 mod programs;
 mod protocol;

@@ -59,7 +59,6 @@ fn a_uuid_is_read_however_it_is_written() {
         KNOWN.to_owned(),
         format!("{KNOWN}\n"),
         format!("  {KNOWN}\r\n\n"),
-        format!("\u{feff}{KNOWN}\n"),
     ] {
         let lab = Lab::fake(Value::Null);
         lab.script(json!([

@@ -549,18 +549,12 @@ fn thread_ids_are_checked() {
     for (stored, told, kept) in [
         (None, vec![started("-cevil")], None),
         (None, vec![started("not a uuid")], None),
-        (
-            None,
-            vec![started(known), started(other)],
-            Some(known),
-            "end_turn",
-        ),
+        (None, vec![started(known), started(other)], Some(known)),
         (Some(known), vec![started(other)], Some(known)),
         (
             Some(known),
             vec![started(known), started(other)],
             Some(known),
-            "end_turn",
         ),
     ] {
         let lab = Lab::fake(Value::Null);

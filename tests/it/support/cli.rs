@@ -111,6 +111,7 @@ impl<'a> Cli<'a> {
 
     /// Runs it and compares all that it said, after [`Output::told`].
     #[track_caller]
+    #[expect(dead_code, reason = "part of the tests' vocabulary")]
     pub(crate) fn check(&self, status: i32, stdout: &str, stderr: &str) -> Output {
         let output = self.run();
         assert_eq!(

@@ -257,6 +257,7 @@ impl Daemon {
 
     /// Waits for an event of a stream that is as wanted.
     #[track_caller]
+    #[expect(dead_code, reason = "part of the tests' vocabulary")]
     pub(crate) fn event(&mut self, id: i64, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         self.wait(what, |daemon| {
             let stream = daemon.streams.get(&id.to_string())?;
@@ -293,6 +294,7 @@ impl Daemon {
 
     /// Waits until the plugin has asked for `count` tool calls.
     #[track_caller]
+    #[expect(dead_code, reason = "part of the tests' vocabulary")]
     pub(crate) fn wait_for_tool_calls(&mut self, count: usize) {
         self.wait("a tools.call", |daemon| {
             (daemon.tool_calls.len() >= count).then_some(())
@@ -301,6 +303,7 @@ impl Daemon {
 
     /// Waits for a `tools.cancelled`; its parameters.
     #[track_caller]
+    #[expect(dead_code, reason = "part of the tests' vocabulary")]
     pub(crate) fn tool_cancelled(&mut self) -> Value {
         self.wait("a tools.cancelled", |daemon| daemon.tools_cancelled.pop())
     }
