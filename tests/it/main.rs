@@ -13,6 +13,7 @@ mod mutate_faults;
 mod pages;
 mod programs;
 mod protocol;
+mod readme;
 mod session;
 mod shells;
 mod support;
