@@ -299,7 +299,6 @@ impl Daemon {
 
     /// Waits until the plugin has asked for `count` tool calls.
     #[track_caller]
-    #[expect(dead_code, reason = "part of the tests' vocabulary")]
     pub(crate) fn wait_for_tool_calls(&mut self, count: usize) {
         self.wait("a tools.call", |daemon| {
             (daemon.tool_calls.len() >= count).then_some(())
@@ -325,7 +324,6 @@ impl Daemon {
 
     /// Waits for a `tools.cancelled`; its parameters.
     #[track_caller]
-    #[expect(dead_code, reason = "part of the tests' vocabulary")]
     pub(crate) fn tool_cancelled(&mut self) -> Value {
         self.wait("a tools.cancelled", |daemon| daemon.tools_cancelled.pop())
     }
