@@ -3,7 +3,7 @@
 
 use crate::support::codex::real_codex;
 use crate::support::daemon::check_turn;
-use crate::support::{Cli, Daemon, LIMIT, Lab, Turn, cli, ps, wait_until};
+use crate::support::{Cli, Daemon, LIMIT, Lab, cli, ps, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
