@@ -9,6 +9,7 @@ mod config;
 mod doctor;
 mod mcp;
 mod mcp_clients;
+mod mutate;
 mod mutate_faults;
 mod pages;
 mod programs;
