@@ -2,7 +2,7 @@
 //! them, the process is killed, the disk is full, the disk fails. The rollout is the old one or the new one,
 //! whole, and a run after that does the rest and cleans up.
 
-use crate::support::{LIMIT, Lab, cli, ps, wait_until};
+use crate::support::{Cli, LIMIT, Lab, cli, ps, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap};
@@ -11,6 +11,8 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_plexum-openai");
+const ANSWER: &str = "{\"requested\":2,\"touched\":2,\"missing\":[]}\n";
 const THREAD: &str = "01a1fe00-a027-7a81-b8a0-356e91ab6908";
 
 /// Calls of two shapes, one of them to be consumed in each of the two ways, and padding enough for several
@@ -78,7 +80,7 @@ impl Place {
         let mut command = Command::new(program);
         command
             .args(before)
-            .args((!before.is_empty()).then_some(env!("CARGO_BIN_EXE_plexum-openai")))
+            .args((!before.is_empty()).then_some(PROGRAM))
             .args(["mutate", "--thread", THREAD, "--stdin"])
             .env_clear()
             .envs(self.lab.env())
@@ -122,7 +124,7 @@ impl Place {
     /// A run without any fault, after whatever was before: all is done, nothing is left.
     fn check_end(&self, after: &str) {
         let output = self
-            .command(Path::new(env!("CARGO_BIN_EXE_plexum-openai")), &[])
+            .command(Path::new(PROGRAM), &[])
             .output()
             .expect("the program can be started");
         assert!(output.status.success(), "{after}: {output:?}");
@@ -132,6 +134,12 @@ impl Place {
                 "{after}: the end is not the new text"
             );
         }
+        self.check_tidy(after);
+    }
+
+    /// Nothing but the rollout is left in its folder, and of the locks what codex leaves.
+    #[track_caller]
+    fn check_tidy(&self, after: &str) {
         let folder = self.rollout.parent().expect("a folder");
         let names: Vec<_> = fs::read_dir(folder)
             .expect("a folder")
@@ -297,59 +305,180 @@ fn the_old_file_or_the_new_one() {
     }
 }
 
+impl Place {
+    /// A run that stops right after the first system call of this name that has to do with the rollout or its
+    /// copy, until `meanwhile` is through; its exit status, what it answered and what it complained of.
+    #[track_caller]
+    fn interrupted(
+        &self,
+        strace: &Path,
+        name: &str,
+        mut meanwhile: impl FnMut(),
+    ) -> (Option<i32>, String, String) {
+        let trace = self.lab.path("trace");
+        fs::write(&trace, "").expect("a file");
+        let mut before = ["-f", "-qq", "-o"].map(str::to_owned).to_vec();
+        before.push(trace.to_string_lossy().into_owned());
+        for expression in [
+            format!("trace={name}"),
+            format!("inject={name}:signal=STOP:when=1"),
+        ] {
+            before.extend(["-e".to_owned(), expression]);
+        }
+        before.extend(self.only_files());
+        let mut first = self
+            .command(strace, &before)
+            .spawn()
+            .expect("strace can be started");
+        let stopped = || {
+            let trace = fs::read_to_string(&trace).expect("strace writes it");
+            let line = trace
+                .lines()
+                .find(|line| line.contains("--- stopped by "))?;
+            line.split(' ').next()?.parse().ok()
+        };
+        wait_until("the run to stop", || stopped().is_some());
+        meanwhile();
+        ps::signal(stopped().expect("it is in the trace"), Signal::CONT);
+        let status = cli::wait(&mut first, LIMIT);
+        let mut told = String::new();
+        let mut stderr = first.stderr.take().expect("piped");
+        stderr.read_to_string(&mut told).expect("it is UTF-8");
+        let answer = fs::read_to_string(self.lab.path("stdout")).expect("a file");
+        (status.code(), answer, told)
+    }
+}
+
 /// While the rewrite is at work the thread's lock is held as codex holds it, and keeps a second run away.
 #[test]
 fn two_runs_do_not_meet() {
     let Some(strace) = strace() else { return };
     let place = Place::new();
     place.reset();
-    // Stops the first run where the copy is written and about to take the file's place.
-    let before = [
-        "-f",
-        "-qq",
-        "-o",
-        "/dev/null",
-        "-e",
-        "trace=renameat2",
-        "-e",
-        "inject=renameat2:signal=STOP:when=1",
-    ]
-    .map(str::to_owned);
-    let mut first = place
-        .command(&strace, &before)
-        .spawn()
-        .expect("strace can be started");
-    let lock = place
-        .lab
-        .codex_home()
-        .join(format!("thread-writer-locks/{THREAD}.lock"));
-    wait_until("the first run has the lock", || lock.exists());
-    let output = place
-        .command(Path::new(env!("CARGO_BIN_EXE_plexum-openai")), &[])
-        .output()
-        .expect("the program can be started");
+    let first = place.interrupted(&strace, "pwrite64", || {
+        let output = Cli::new(&place.lab, ["mutate", "-t", THREAD, "call_1"]).run();
+        assert_eq!(
+            (output.status, output.stdout.as_str(), output.stderr.as_str()),
+            (
+                1,
+                "",
+                format!(
+                    "plexum-openai: thread {THREAD} is in use by another codex process; try again when its turn is over\n"
+                )
+                .as_str()
+            )
+        );
+        // Named as a file outside of codex's home, where no lock of codex's is: our own on the file holds.
+        let bare = place.lab.path("bare.jsonl");
+        fs::rename(&place.rollout, &bare).expect("a file");
+        let bare_name = bare.to_string_lossy();
+        let output = Cli::new(&place.lab, ["mutate", "--rollout", &bare_name, "call_1"]).run();
+        assert_eq!(
+            (output.status, output.told(&output.stderr).as_str()),
+            (
+                1,
+                "plexum-openai: '<lab>/bare.jsonl' is being rewritten by another process\n"
+            )
+        );
+        fs::rename(&bare, &place.rollout).expect("a file");
+    });
+    assert_eq!(first, (Some(0), ANSWER.to_owned(), String::new()));
+    place.check_end("both runs");
+}
+
+/// Somebody without codex's lock writes to the rollout, or puts another in its place, at the worst moments: what
+/// was written stays, and is consumed where that can be.
+#[test]
+fn what_happens_meanwhile_is_not_lost() {
+    let Some(strace) = strace() else { return };
+    let place = Place::new();
+    let more = "{\"type\":\"event_msg\",\"payload\":{\"type\":\"more\"}}\n";
+    let grow = |path: &Path| {
+        let mut file = fs::File::options().append(true).open(path).expect("a file");
+        file.write_all(more.as_bytes()).expect("a file");
+        file
+    };
+    let name = place.rollout.file_name().expect("a name").to_string_lossy();
+    let copy = place.rollout.with_file_name(format!(".{name}.plexum-tmp"));
+    // While the copy is made; when it is whole; when it is in the file's place and the old file, which somebody
+    // may have opened before, has its name.
+    for (call, path) in [
+        ("pwrite64", &place.rollout),
+        ("fsync", &place.rollout),
+        ("renameat2", &copy),
+    ] {
+        place.reset();
+        let end = place.interrupted(&strace, call, || drop(grow(path)));
+        assert_eq!(
+            end,
+            (Some(0), ANSWER.to_owned(), String::new()),
+            "grown at {call}"
+        );
+        assert!(
+            place.text() == format!("{}{more}", place.new),
+            "grown at {call}"
+        );
+        place.check_tidy(call);
+    }
+    for call in ["pwrite64", "fsync"] {
+        place.reset();
+        let other = place.lab.path("other");
+        let end = place.interrupted(&strace, call, || {
+            fs::write(&other, format!("{more}{}", place.old)).expect("a file");
+            fs::rename(&other, &place.rollout).expect("a file");
+        });
+        assert_eq!(
+            end,
+            (Some(0), ANSWER.to_owned(), String::new()),
+            "replaced at {call}"
+        );
+        assert!(
+            place.text() == format!("{more}{}", place.new),
+            "replaced at {call}"
+        );
+        place.check_tidy(call);
+    }
+    // Whoever keeps the file open may write at any moment: codex before 0.147 has no lock but this.
+    for (call, path) in [("fsync", &place.rollout), ("renameat2", &copy)] {
+        place.reset();
+        let mut open = None;
+        let (status, answer, told) = place.interrupted(&strace, call, || open = Some(grow(path)));
+        let writer = std::process::id();
+        assert_eq!(
+            (status, answer.as_str(), told.as_str()),
+            (
+                Some(1),
+                "",
+                format!(
+                    "plexum-openai: '{}' is open for writing in process {writer}; try again when it is closed\n",
+                    place.rollout.display()
+                )
+                .as_str()
+            ),
+            "kept open at {call}"
+        );
+        assert!(
+            place.text() == format!("{}{more}", place.old),
+            "kept open at {call}"
+        );
+        drop(open);
+        place.check_tidy(call);
+    }
+    // A codex deletes the thread.
+    place.reset();
+    let end = place.interrupted(&strace, "fsync", || {
+        fs::remove_file(&place.rollout).expect("a file");
+    });
     assert_eq!(
-        (
-            output.status.code(),
-            String::from_utf8_lossy(&output.stderr).into_owned()
-        ),
+        end,
         (
             Some(1),
+            String::new(),
             format!(
-                "plexum-openai: thread {THREAD} is in use by another codex process; try again when its turn is over\n"
+                "plexum-openai: cannot open '{}': No such file or directory\n",
+                place.rollout.display()
             )
         )
     );
-    wait_until("the first run to go on and end", || {
-        // Whoever is not stopped yet does not notice.
-        for process in ps::of(place.lab.root()) {
-            ps::signal(process.pid, Signal::CONT);
-        }
-        first
-            .try_wait()
-            .expect("a child can be waited for")
-            .is_some()
-    });
-    assert!(cli::wait(&mut first, LIMIT).success());
-    place.check_end("both runs");
+    assert!(!place.rollout.exists() && !copy.exists());
 }
