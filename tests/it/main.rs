@@ -11,6 +11,7 @@ mod mcp;
 mod mcp_clients;
 mod mutate;
 mod mutate_faults;
+mod mutate_real;
 mod pages;
 mod programs;
 mod protocol;
