@@ -482,7 +482,14 @@ fn two_hundred_turns_at_once_are_each_whole_and_small() {
         {"wait_for": lab.path("go")},
         "default",
     ]));
-    let mut daemon = Daemon::start(&lab);
+    let Some(prlimit) = programs::find("prlimit") else {
+        return;
+    };
+    // What a process is usually given by systemd and by shells.
+    let mut command = Command::new(prlimit);
+    command.args(["--nofile=1024:", env!("CARGO_BIN_EXE_plexum-openai")]);
+    let mut daemon = Daemon::start_by(&lab, &mut command);
+    daemon.init();
     let ids: Vec<i64> = (0..TURNS)
         .map(|number| {
             let mut params = Daemon::prompt(&lab, &format!("prompt {number}"));
@@ -494,6 +501,13 @@ fn two_hundred_turns_at_once_are_each_whole_and_small() {
     wait_until("all of them to run at once", || {
         fs::read_dir(lab.path("started")).unwrap().count() == TURNS
     });
+    let codex = lab.fake_runs()[0]["pid"].to_string();
+    let limits = fs::read_to_string(format!("/proc/{codex}/limits")).unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let files = files.and_then(|line| line.split_whitespace().nth(3));
+    assert_eq!(files, Some("1024"), "codex's own limit is as it was");
     let threads = ps::threads(daemon.pid());
     assert!(threads <= TURNS + 8, "{threads} threads");
     fs::write(lab.path("go"), "").unwrap();
