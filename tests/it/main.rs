@@ -7,6 +7,7 @@
 
 mod config;
 mod doctor;
+mod faults;
 mod mcp;
 mod mcp_clients;
 mod mutate;

@@ -102,13 +102,23 @@ impl Daemon {
     #[track_caller]
     pub(crate) fn start(lab: &Lab) -> Daemon {
         let mut daemon = Daemon::start_uninitialised(lab);
-        let answer = daemon.call("init", json!({"protocol": 1, "host": {"name": "test"}}));
-        assert_eq!(answer["result"], json!({"protocol": 1}), "{answer}");
+        daemon.init();
         daemon
     }
 
+    #[track_caller]
+    pub(crate) fn init(&mut self) {
+        let answer = self.call("init", json!({"protocol": 1, "host": {"name": "test"}}));
+        assert_eq!(answer["result"], json!({"protocol": 1}), "{answer}");
+    }
+
     pub(crate) fn start_uninitialised(lab: &Lab) -> Daemon {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_plexum-openai"))
+        Daemon::start_by(lab, &mut Command::new(env!("CARGO_BIN_EXE_plexum-openai")))
+    }
+
+    /// A plugin that this command starts.
+    pub(crate) fn start_by(lab: &Lab, command: &mut Command) -> Daemon {
+        let mut child = command
             .env_clear()
             .envs(lab.env())
             .current_dir(lab.root())
