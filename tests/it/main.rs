@@ -20,3 +20,4 @@ mod support;
 mod terminal;
 mod turn_fake;
 mod turn_real;
+mod turn_terminal;
