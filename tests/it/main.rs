@@ -23,3 +23,4 @@ mod support;
 mod terminal;
 mod turn_fake;
 mod turn_real;
+mod turn_terminal;
