@@ -2,6 +2,7 @@
 
 mod about;
 mod color;
+mod columns;
 pub(crate) mod complete;
 pub(crate) mod doctor;
 pub(crate) mod flags;
@@ -11,6 +12,7 @@ mod markup;
 pub(crate) mod mcp_host;
 pub(crate) mod mutate;
 pub(crate) mod parse_rollout;
+mod progress;
 mod summary;
 mod target;
 pub(crate) mod turn;
