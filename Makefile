@@ -27,7 +27,7 @@ PLUGIN_FOLDER := $(DESTDIR)$(PROFILE)/plugins/$(PLUGIN)
 CODEX_VERSIONS := 0.135.0 0.148.0 0.155.0 0.169.0
 CODEX_NEWEST := $(lastword $(CODEX_VERSIONS))
 
-.PHONY: help build demo test check man codex codex-newest
+.PHONY: help build demo test check soak man codex codex-newest
 .PHONY: install uninstall install-plugin uninstall-plugin
 
 ## build: the program, optimised, as target/release/plexum-openai (the default)
@@ -59,6 +59,10 @@ check:
 	    [ "$${CI:-}" != true ]
 	fi
 	$(MAKE) --no-print-directory test
+
+## soak: a thousand turns (TURNS) that go well and wrong, 32 at once, after which nothing may be left
+soak:
+	SOAK=$(or $(TURNS),1000) cargo test --locked --test it -- soak::
 
 ## man: man/plexum-openai.1 made anew from the table of flags
 man:
