@@ -11,4 +11,4 @@ pub(crate) mod lines;
 pub(crate) mod mutate;
 pub(crate) mod record;
 mod replace;
-mod splice;
+pub(crate) mod splice;
