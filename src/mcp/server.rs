@@ -30,7 +30,7 @@ const PARAMS: i64 = -32602;
 
 /// The versions of MCP that are spoken, oldest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Version {
+pub(crate) enum Version {
     V2024_11_05,
     V2025_03_26,
     V2025_06_18,
@@ -65,7 +65,7 @@ impl Version {
 
 /// The tools of a turn, as `tools/list` gives them: in the daemon's order, each name once.
 #[derive(Debug)]
-pub(super) struct Catalogue {
+pub(crate) struct Catalogue {
     /// Counts the lists of a turn, so that a cursor into an older list is known as one.
     generation: u64,
     names: HashSet<String>,
@@ -75,7 +75,7 @@ pub(super) struct Catalogue {
 
 impl Catalogue {
     /// The catalogue of these tools, and a warning for each that could not be taken as it is.
-    pub(super) fn new(generation: u64, tools: Vec<Tool>) -> (Catalogue, Vec<String>) {
+    pub(crate) fn new(generation: u64, tools: Vec<Tool>) -> (Catalogue, Vec<String>) {
         let mut warnings = Vec::new();
         let mut names = HashSet::new();
         let mut list = Vec::with_capacity(tools.len());
@@ -123,7 +123,7 @@ impl Catalogue {
         (catalogue, warnings)
     }
 
-    pub(super) fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
 
@@ -261,11 +261,11 @@ struct Meta<'a> {
 }
 
 /// Names an open call of a session.
-pub(super) type Key = u64;
+pub(crate) type Key = u64;
 
 /// What is to be done because of a line.
 #[derive(Debug)]
-pub(super) enum Effect {
+pub(crate) enum Effect {
     /// A line for the client, without its newline.
     Send(String),
     /// A call for the daemon; its answer goes to [`Session::answer`].
@@ -300,7 +300,7 @@ struct Batch {
 
 /// The server's side of one connection.
 #[derive(Debug, Default)]
-pub(super) struct Session {
+pub(crate) struct Session {
     /// Set by `initialize`.
     version: Option<Version>,
     open: HashMap<Key, Open>,
@@ -313,7 +313,7 @@ pub(super) struct Session {
 
 impl Session {
     /// Takes one line, without its newline.
-    pub(super) fn line(
+    pub(crate) fn line(
         &mut self,
         line: &[u8],
         tools: &Catalogue,
@@ -363,7 +363,7 @@ impl Session {
     }
 
     /// The daemon answered a call. `None` where nobody waits for it any more, or where its batch still waits.
-    pub(super) fn answer(&mut self, key: Key, answer: ToolAnswer) -> Option<String> {
+    pub(crate) fn answer(&mut self, key: Key, answer: ToolAnswer) -> Option<String> {
         let call = self.open.remove(&key)?;
         self.by_id.remove(&call.id);
         let version = self.version?;
@@ -379,7 +379,7 @@ impl Session {
     }
 
     /// The client is gone: the calls that nobody waits for any more.
-    pub(super) fn end(&mut self) -> Vec<Key> {
+    pub(crate) fn end(&mut self) -> Vec<Key> {
         self.by_id.clear();
         self.batches.clear();
         let mut keys: Vec<Key> = self.open.drain().map(|(key, _)| key).collect();
@@ -388,19 +388,19 @@ impl Session {
     }
 
     /// The line that says that the tools are others now, where the client can be told yet.
-    pub(super) fn tools_changed(&self) -> Option<String> {
+    pub(crate) fn tools_changed(&self) -> Option<String> {
         self.version?;
         Some("{\"jsonrpc\":\"2.0\",\"method\":\"notifications/tools/list_changed\"}".to_owned())
     }
 
     /// When [`Session::progress`] has something to say next.
-    pub(super) fn next_progress(&self) -> Option<Instant> {
+    pub(crate) fn next_progress(&self) -> Option<Instant> {
         let progress = self.open.values().filter_map(|call| call.progress.as_ref());
         progress.map(|progress| progress.next).min()
     }
 
     /// The progress notifications that are due.
-    pub(super) fn progress(&mut self, now: Instant) -> Vec<String> {
+    pub(crate) fn progress(&mut self, now: Instant) -> Vec<String> {
         let version = self.version;
         let mut lines = Vec::new();
         for call in self.open.values_mut() {
@@ -699,7 +699,7 @@ fn error_line(id: Option<&Id>, code: i64, message: &str) -> String {
 }
 
 /// The answer to a line that is too long to be read.
-pub(super) fn too_long(max: usize) -> String {
+pub(crate) fn too_long(max: usize) -> String {
     error_line(None, REQUEST, &format!("a line is at most {max} bytes"))
 }
 
