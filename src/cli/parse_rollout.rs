@@ -223,7 +223,7 @@ fn events<R: Read, W: Write>(
         let out = &mut *out;
         match record {
             Record::Call(call) => {
-                let mut event = Vec::new();
+                let mut event = Vec::with_capacity(call.input.len() + 200);
                 write_use(&mut event, &call, None)?;
                 event.push(b'\n');
                 calls.begin(&call, event.into());

@@ -107,7 +107,7 @@ impl Summary {
         row.answered = true;
         row.is_error = is_error;
         row.output_bytes = match content {
-            Content::Json(raw) => size(raw.as_bytes()),
+            Content::Json(raw) => size(raw),
             Content::Text(text) => text.len() as u64,
         };
         row.consumed = consumed(content);

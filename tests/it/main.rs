@@ -7,9 +7,12 @@
 
 mod config;
 mod doctor;
+mod faults;
 mod mcp;
 mod mcp_clients;
+mod mutate;
 mod mutate_faults;
+mod mutate_real;
 mod pages;
 mod programs;
 mod protocol;

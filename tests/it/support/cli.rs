@@ -58,6 +58,10 @@ impl<'a> Cli<'a> {
         self
     }
 
+    pub(crate) fn args(self, args: &[&str]) -> Self {
+        args.iter().fold(self, |cli, arg| cli.arg(arg))
+    }
+
     pub(crate) fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = bytes.into();
         self

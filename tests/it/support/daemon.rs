@@ -102,13 +102,23 @@ impl Daemon {
     #[track_caller]
     pub(crate) fn start(lab: &Lab) -> Daemon {
         let mut daemon = Daemon::start_uninitialised(lab);
-        let answer = daemon.call("init", json!({"protocol": 1, "host": {"name": "test"}}));
-        assert_eq!(answer["result"], json!({"protocol": 1}), "{answer}");
+        daemon.init();
         daemon
     }
 
+    #[track_caller]
+    pub(crate) fn init(&mut self) {
+        let answer = self.call("init", json!({"protocol": 1, "host": {"name": "test"}}));
+        assert_eq!(answer["result"], json!({"protocol": 1}), "{answer}");
+    }
+
     pub(crate) fn start_uninitialised(lab: &Lab) -> Daemon {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_plexum-openai"))
+        Daemon::start_by(lab, &mut Command::new(env!("CARGO_BIN_EXE_plexum-openai")))
+    }
+
+    /// A plugin that this command starts.
+    pub(crate) fn start_by(lab: &Lab, command: &mut Command) -> Daemon {
+        let mut child = command
             .env_clear()
             .envs(lab.env())
             .current_dir(lab.root())
@@ -427,8 +437,9 @@ impl Daemon {
                     Some(Ok(result)) => json!({"jsonrpc": "2.0", "id": id, "result": result}),
                     Some(Err(error)) => json!({"jsonrpc": "2.0", "id": id, "error": error}),
                 };
-                if self.stdin.is_some() {
-                    self.send(&answer);
+                if let Some(stdin) = &mut self.stdin {
+                    // A plugin that was killed in the middle of a call does not read its answer.
+                    let _ = writeln!(stdin, "{answer}");
                 }
             }
             (Some(_), _) => panic!("no such message: {shown}"),
