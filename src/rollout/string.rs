@@ -189,7 +189,7 @@ fn characters(window: &Window) -> bool {
     const LANES: usize = 16;
     let mut wrong = [0u8; LANES];
     for row in (BACK..window.len()).step_by(LANES) {
-        for lane in 0..LANES {
+        for (lane, wrong) in wrong.iter_mut().enumerate() {
             let at = row + lane;
             let (byte, first, second, third) =
                 (window[at], window[at - 1], window[at - 2], window[at - 3]);
@@ -202,7 +202,7 @@ fn characters(window: &Window) -> bool {
                 | (ones_if(first == 0xED) & ones_if(byte >= 0xA0))
                 | (ones_if(first == 0xF0) & ones_if(byte < 0x90))
                 | (ones_if(first == 0xF4) & ones_if(byte >= 0x90));
-            wrong[lane] |= (continues ^ has_to) | never | outside;
+            *wrong |= (continues ^ has_to) | never | outside;
         }
     }
     wrong == [0; LANES]
