@@ -14,6 +14,7 @@ mod mutate;
 mod mutate_faults;
 mod mutate_real;
 mod pages;
+mod parse_rollout;
 mod programs;
 mod protocol;
 mod readme;
