@@ -18,6 +18,7 @@ mod parse_rollout;
 mod programs;
 mod protocol;
 mod readme;
+mod rollout_real;
 mod session;
 mod shells;
 mod support;
