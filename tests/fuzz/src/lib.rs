@@ -94,10 +94,12 @@ fn wire_line(line: &[u8]) {
         Err(refused) => {
             let code = refused.error.kind().rpc_code();
             assert!(matches!(code, -32700 | -32600));
-            let is_json = serde_json::from_slice::<IgnoredAny>(json).is_ok();
-            if is_shallow(json) {
-                assert_eq!(is_json, code == -32600, "{}", refused.error);
-            }
+            let is_json = std::str::from_utf8(json)
+                .is_ok_and(|json| serde_json::from_str::<IgnoredAny>(json).is_ok());
+            // Half of a surrogate pair and what is too deep are JSON only to who does not look at it.
+            let sure = is_shallow(json) && !json.windows(2).any(|part| part == b"\\u");
+            assert!(is_json || code == -32700, "{}", refused.error);
+            assert!(!is_json || code == -32600 || !sure, "{}", refused.error);
             let answer = error_line(refused.id.as_ref(), &refused.error);
             one_line_of_json(answer.strip_suffix('\n').unwrap());
         }
@@ -111,15 +113,15 @@ pub fn fuzz_events(data: &[u8]) {
     for line in data.split(|byte| *byte == b'\n') {
         let before = translator.verdict().cloned();
         let said = translator.line(line);
-        if let Said::Text(text) = &said
-            && let Some(Unique(json)) = unique(line)
+        if let (Said::Text(said), Some(Unique(json))) = (&said, unique(line))
+            && let Some(text) = json["item"]["text"].as_str()
         {
-            assert_eq!(json["item"]["text"].as_str().unwrap_or_default(), text);
+            assert_eq!(text, said);
         }
-        if let Said::Thread(id) = &said
-            && let Some(Unique(json)) = unique(line)
+        if let (Said::Thread(said), Some(Unique(json))) = (&said, unique(line))
+            && let Some(id) = json["thread_id"].as_str()
         {
-            assert_eq!(json["thread_id"], Value::from(id.as_ref()));
+            assert_eq!(id, said);
         }
         let is_end = said == Said::End;
         match before {
@@ -146,7 +148,10 @@ pub fn fuzz_rollout(data: &[u8]) {
         }
         offset += line.len() as u64;
     }
-    let found: Vec<_> = all.iter().map(|(at, _, text)| (*at, text.clone())).collect();
+    let found: Vec<_> = all
+        .iter()
+        .map(|(at, _, text)| (*at, text.clone()))
+        .collect();
     assert_eq!(found, expected);
     // However it is read, and whatever is passed over.
     let step = usize::from(data.first().copied().unwrap_or(0)) % 37 + 1;
@@ -262,7 +267,11 @@ pub fn fuzz_rewrite(data: &[u8]) {
         .filter(|(at, _)| ops >> at & 1 == 0 || *at == 0)
         .map(|(at, block_id)| Mutation {
             block_id,
-            op: if (usize::from(*ops) + at) % 3 == 0 { Op::Light } else { Op::Heavy },
+            op: if (usize::from(*ops) + at) % 3 == 0 {
+                Op::Light
+            } else {
+                Op::Heavy
+            },
         })
         .collect();
     let (new, touched, missing) = consume(text, &mutations);
@@ -283,13 +292,20 @@ pub fn fuzz_rewrite(data: &[u8]) {
                 let id = json["payload"]["call_id"].as_str();
                 mutations.iter().any(|it| Some(it.block_id.as_str()) == id)
             };
-            assert!(named(&old) || old["type"] == "compacted" || has_nested(&mutations), "{old}");
+            assert!(
+                named(&old) || old["type"] == "compacted" || has_nested(&mutations),
+                "{old}"
+            );
             assert_eq!(without_parts(old), without_parts(new));
         }
     }
     let (again, touched_again, missing_again) = consume(&new, &mutations);
     assert!(again == new, "a second time changes something");
-    assert_eq!((touched_again, missing_again), (0, missing), "touched {touched}");
+    assert_eq!(
+        (touched_again, missing_again),
+        (0, missing),
+        "touched {touched}"
+    );
 }
 
 fn has_nested(mutations: &[rollout::mutate::Mutation]) -> bool {
@@ -342,15 +358,25 @@ pub fn fuzz_config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
+    // Whoever reads the file has taken a BOM away.
     match config::parse(text) {
         Ok((_, warnings)) => {
-            let json = text.strip_prefix('\u{feff}').unwrap_or(text).trim_ascii();
+            let json = text.trim();
             let blank = json.is_empty();
-            assert!(blank || serde_json::from_str::<IgnoredAny>(json).is_ok(), "{json}");
+            assert!(
+                blank || serde_json::from_str::<IgnoredAny>(json).is_ok(),
+                "{json}"
+            );
             assert!(blank || json.starts_with('{'), "{json}");
             assert!(warnings.iter().all(|warning| !warning.is_empty()));
         }
-        Err(why) => assert!(why.contains("line ") && why.contains("column "), "{why}"),
+        Err(why) => {
+            let mut parts = why.splitn(3, ':');
+            let mut number = || parts.next().and_then(|part| part.parse::<usize>().ok());
+            let place = (number(), number());
+            assert!(matches!(place, (Some(1..), Some(_))), "{why}");
+            assert!(parts.next().is_some_and(|what| what.len() > 3), "{why}");
+        }
     }
 }
 
@@ -375,7 +401,8 @@ pub fn fuzz_mcp(data: &[u8]) {
             match effect {
                 Effect::Send(line) => {
                     one_line_of_json(&line);
-                    sent += 1;
+                    // Of progress it is told beside the answer.
+                    sent += usize::from(!line.contains("\"method\":"));
                 }
                 Effect::Call(key, call) => {
                     assert!(matches!(call.name.as_str(), "a" | "b"));
@@ -426,7 +453,10 @@ fn one_line_of_json(line: &str) {
 
 /// Is it far from the depth that serde_json refuses?
 fn is_shallow(json: &[u8]) -> bool {
-    json.iter().filter(|byte| matches!(byte, b'[' | b'{')).count() < 100
+    json.iter()
+        .filter(|byte| matches!(byte, b'[' | b'{'))
+        .count()
+        < 100
 }
 
 /// A value in which no key stands twice; of others serde_json's own reading is only one of several.
