@@ -7,7 +7,7 @@ use crate::codex::home::{find_rollout, is_thread_id};
 use crate::error::{Error, Kind, Result};
 use crate::rollout::mutate::{Mode, Mutation, Op, Outcome, consume, consume_file, parse};
 use std::ffi::OsStr;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// The longest list that `--stdin` takes: what the daemon can send in one line, too.
@@ -52,19 +52,34 @@ pub(crate) fn run(
             }
             consume(&home, thread, &mutations, mode)?
         }
-        // As for the daemon: what has no session has no calls.
-        Target::Workspace(workspace) => match (surroundings.session)(Path::new(workspace))? {
-            Some(thread) => consume(&(surroundings.codex_home)()?, &thread, &mutations, mode)?,
-            None => Outcome::all_missing(&mutations),
-        },
+        Target::Workspace(workspace) => {
+            let workspace = Path::new(workspace);
+            // To the daemon a folder that is not there is one without a session; to a person it is a slip.
+            if !workspace.is_dir() {
+                return Err(Error::new(
+                    Kind::Io,
+                    format!("there is no folder '{}'", workspace.display()),
+                ));
+            }
+            match (surroundings.session)(workspace)? {
+                Some(thread) => consume(&(surroundings.codex_home)()?, &thread, &mutations, mode)?,
+                // As for the daemon: what has no session has no calls.
+                None => Outcome::all_missing(&mutations),
+            }
+        }
     };
     let mut line = serde_json::to_string(&outcome).expect("an outcome is plain data");
     line.push('\n');
-    stdout
+    match stdout
         .write_all(line.as_bytes())
         .and_then(|()| stdout.flush())
-        .map_err(|error| Error::os(Kind::Io, "cannot write to stdout", error))?;
-    Ok(0)
+    {
+        // A reader that has gone is no error.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::os(Kind::Io, "cannot write to stdout", error))
+        }
+        _ => Ok(0),
+    }
 }
 
 /// The list of what to do: the operands, or what stands on stdin.

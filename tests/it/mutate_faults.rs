@@ -2,14 +2,17 @@
 //! them, the process is killed, the disk is full, the disk fails. The rollout is the old one or the new one,
 //! whole, and a run after that does the rest and cleans up.
 
-use crate::support::{LIMIT, Lab, cli, wait_until};
+use crate::support::{Cli, LIMIT, Lab, cli, ps, wait_until};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_plexum-openai");
+const ANSWER: &str = "{\"requested\":2,\"touched\":2,\"missing\":[]}\n";
 const THREAD: &str = "01a1fe00-a027-7a81-b8a0-356e91ab6908";
 
 /// Calls of two shapes, one of them to be consumed in each of the two ways, and padding enough for several
@@ -77,14 +80,35 @@ impl Place {
         let mut command = Command::new(program);
         command
             .args(before)
-            .args((!before.is_empty()).then_some(env!("CARGO_BIN_EXE_plexum-openai")))
+            .args((!before.is_empty()).then_some(PROGRAM))
             .args(["mutate", "--thread", THREAD, "--stdin"])
             .env_clear()
             .envs(self.lab.env())
             .stdin(fs::File::open(self.request()).expect("a file"))
-            .stdout(Stdio::piped())
+            .stdout(fs::File::create(self.lab.path("stdout")).expect("a file"))
             .stderr(Stdio::piped());
         command
+    }
+
+    /// strace's flags that let it see only what is done with these files: what a run looks at in `/proc` is
+    /// never the same twice, and would shift the numbers of all calls behind it.
+    fn only_files(&self) -> Vec<String> {
+        let folder = self.rollout.parent().expect("a folder");
+        let name = self.rollout.file_name().expect("a name").to_string_lossy();
+        let locks = self.lab.codex_home().join("thread-writer-locks");
+        let files = [
+            self.rollout.clone(),
+            folder.join(format!(".{name}.plexum-tmp")),
+            folder.to_owned(),
+            locks.join(".coordination.lock"),
+            locks.join(format!("{THREAD}.lock")),
+            locks,
+            self.lab.path("stdout"),
+        ];
+        files
+            .iter()
+            .flat_map(|file| ["-P".to_owned(), file.to_string_lossy().into_owned()])
+            .collect()
     }
 
     fn request(&self) -> PathBuf {
@@ -100,7 +124,7 @@ impl Place {
     /// A run without any fault, after whatever was before: all is done, nothing is left.
     fn check_end(&self, after: &str) {
         let output = self
-            .command(Path::new(env!("CARGO_BIN_EXE_plexum-openai")), &[])
+            .command(Path::new(PROGRAM), &[])
             .output()
             .expect("the program can be started");
         assert!(output.status.success(), "{after}: {output:?}");
@@ -110,6 +134,12 @@ impl Place {
                 "{after}: the end is not the new text"
             );
         }
+        self.check_tidy(after);
+    }
+
+    /// Nothing but the rollout is left in its folder, and of the locks what codex leaves.
+    #[track_caller]
+    fn check_tidy(&self, after: &str) {
         let folder = self.rollout.parent().expect("a folder");
         let names: Vec<_> = fs::read_dir(folder)
             .expect("a folder")
@@ -151,58 +181,45 @@ fn strace() -> Option<PathBuf> {
     found
 }
 
-/// The system calls of the rewrite: the name, and which of its calls with that name it is. What only looks
-/// around in `/proc` is left out, and what comes before anything of codex's is touched.
+/// The system calls of the rewrite: the name, and which of its calls with that name it is. Only calls that have
+/// to do with files are listed, for only these change what a kill leaves behind.
 fn calls(place: &Place, strace: &Path) -> Vec<(String, usize)> {
     let trace = place.lab.path("trace");
-    let before = ["-f", "-y", "-s", "300", "-o"].map(str::to_owned);
-    let mut before = before.to_vec();
+    let mut before = ["-f", "-o"].map(str::to_owned).to_vec();
     before.push(trace.to_string_lossy().into_owned());
-    let status = place
+    before.extend(place.only_files());
+    let output = place
         .command(strace, &before)
         .output()
-        .expect("strace can be started")
-        .status;
-    assert!(status.success());
-    let home = place.lab.codex_home().to_string_lossy().into_owned();
-    let mut counts: HashMap<String, usize> = HashMap::new();
-    let mut begun = false;
+        .expect("strace can be started");
+    assert!(output.status.success(), "{output:?}");
+    let trace = fs::read_to_string(&trace).expect("strace wrote it");
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    let mut processes = BTreeSet::new();
     let mut found = Vec::new();
-    for line in fs::read_to_string(&trace).expect("strace wrote it").lines() {
+    for line in trace.lines() {
         // `PID name(arguments) = result`
-        let Some((name, _)) = line
-            .split_once(' ')
-            .and_then(|(_, call)| call.trim_start().split_once('('))
-        else {
+        let Some((pid, call)) = line.split_once(' ') else {
             continue;
         };
-        let count = counts.entry(name.to_owned()).or_default();
+        let Some((name, _)) = call.trim_start().split_once('(') else {
+            continue;
+        };
+        processes.insert(pid);
+        let count = counts.entry(name).or_default();
         *count += 1;
-        begun |= line.contains(&home) && name != "execve";
-        if begun && !line.contains("/proc") && name != "exit_group" {
-            found.push((name.to_owned(), *count));
-        }
+        found.push((name.to_owned(), *count));
     }
+    assert_eq!(processes.len(), 1, "strace counts for each thread: {trace}");
     place.reset();
     found
 }
 
-/// Can a disk make this system call fail? What is about memory, signals and random numbers is not the disk's,
-/// and std ends the process where that fails. What there is to say about a file that is closed, fsync has said
-/// before; a close of a folder that fails std takes for a bug.
+/// Can a disk make this system call fail? What there is to say about a file that is closed, fsync has said
+/// before; and std takes a close of a folder that fails for a bug, and panics. With poll std looks at the three
+/// streams before `main`.
 fn can_fail(name: &str) -> bool {
-    let others = [
-        "close",
-        "getrandom",
-        "mmap",
-        "munmap",
-        "mremap",
-        "mprotect",
-        "madvise",
-        "brk",
-        "sigaltstack",
-    ];
-    !others.contains(&name) && !name.starts_with("rt_sig")
+    !matches!(name, "close" | "poll")
 }
 
 #[test]
@@ -219,12 +236,14 @@ fn the_old_file_or_the_new_one() {
         "pwrite64",
         "fsync",
         "renameat2",
+        // With or without the `at`, as the processor has it.
         "unlink",
         "fchmod",
         "utimensat",
+        "write",
     ] {
         assert!(
-            names.contains(name),
+            names.iter().any(|known| known.starts_with(name)),
             "the trace shows the rewrite: {name} in {names:?}"
         );
     }
@@ -241,6 +260,7 @@ fn the_old_file_or_the_new_one() {
             before.push(format!("trace={name}"));
             before.push("-e".to_owned());
             before.push(format!("inject={name}:{fault}:when={number}"));
+            before.extend(place.only_files());
             // Much faster, but strace 6.1 forgets the signals over it.
             if fault != "signal=KILL" {
                 before.push("--seccomp-bpf".to_owned());
@@ -250,6 +270,9 @@ fn the_old_file_or_the_new_one() {
                 .spawn()
                 .expect("strace can be started");
             let status = cli::wait(&mut child, LIMIT);
+            let mut told = String::new();
+            let mut stderr = child.stderr.take().expect("piped");
+            stderr.read_to_string(&mut told).expect("it is UTF-8");
             let text = place.text();
             let is_new = text == place.new;
             assert!(
@@ -258,7 +281,10 @@ fn the_old_file_or_the_new_one() {
             );
             match status.code() {
                 Some(0) => assert!(is_new, "{what}: success without the new file"),
-                Some(1) => {}
+                Some(1) => assert!(
+                    told.starts_with("plexum-openai: cannot ") && told.lines().count() == 1,
+                    "{what}: {told}"
+                ),
                 // strace ends as what it traces did.
                 None if fault == "signal=KILL" => {}
                 _ => panic!("{what}: {status:?}"),
@@ -279,49 +305,180 @@ fn the_old_file_or_the_new_one() {
     }
 }
 
-/// While the rewrite is at work the thread's lock is held as codex holds it, and the lock of our own keeps a
-/// second run away.
+impl Place {
+    /// A run that stops right after the first system call of this name that has to do with the rollout or its
+    /// copy, until `meanwhile` is through; its exit status, what it answered and what it complained of.
+    #[track_caller]
+    fn interrupted(
+        &self,
+        strace: &Path,
+        name: &str,
+        mut meanwhile: impl FnMut(),
+    ) -> (Option<i32>, String, String) {
+        let trace = self.lab.path("trace");
+        fs::write(&trace, "").expect("a file");
+        let mut before = ["-f", "-qq", "-o"].map(str::to_owned).to_vec();
+        before.push(trace.to_string_lossy().into_owned());
+        for expression in [
+            format!("trace={name}"),
+            format!("inject={name}:signal=STOP:when=1"),
+        ] {
+            before.extend(["-e".to_owned(), expression]);
+        }
+        before.extend(self.only_files());
+        let mut first = self
+            .command(strace, &before)
+            .spawn()
+            .expect("strace can be started");
+        let stopped = || {
+            let trace = fs::read_to_string(&trace).expect("strace writes it");
+            let line = trace
+                .lines()
+                .find(|line| line.contains("--- stopped by "))?;
+            line.split(' ').next()?.parse().ok()
+        };
+        wait_until("the run to stop", || stopped().is_some());
+        meanwhile();
+        ps::signal(stopped().expect("it is in the trace"), Signal::CONT);
+        let status = cli::wait(&mut first, LIMIT);
+        let mut told = String::new();
+        let mut stderr = first.stderr.take().expect("piped");
+        stderr.read_to_string(&mut told).expect("it is UTF-8");
+        let answer = fs::read_to_string(self.lab.path("stdout")).expect("a file");
+        (status.code(), answer, told)
+    }
+}
+
+/// While the rewrite is at work the thread's lock is held as codex holds it, and keeps a second run away.
 #[test]
 fn two_runs_do_not_meet() {
     let Some(strace) = strace() else { return };
     let place = Place::new();
     place.reset();
-    let before = [
-        "-f",
-        "-qq",
-        "-o",
-        "/dev/null",
-        "-e",
-        "trace=renameat2",
-        "-e",
-        "inject=renameat2:delay_enter=2s",
-    ]
-    .map(str::to_owned);
-    let mut first = place
-        .command(&strace, &before)
-        .spawn()
-        .expect("strace can be started");
-    let lock = place
-        .lab
-        .codex_home()
-        .join(format!("thread-writer-locks/{THREAD}.lock"));
-    wait_until("the first run has the lock", || lock.exists());
-    let output = place
-        .command(Path::new(env!("CARGO_BIN_EXE_plexum-openai")), &[])
-        .output()
-        .expect("the program can be started");
+    let first = place.interrupted(&strace, "pwrite64", || {
+        let output = Cli::new(&place.lab, ["mutate", "-t", THREAD, "call_1"]).run();
+        assert_eq!(
+            (output.status, output.stdout.as_str(), output.stderr.as_str()),
+            (
+                1,
+                "",
+                format!(
+                    "plexum-openai: thread {THREAD} is in use by another codex process; try again when its turn is over\n"
+                )
+                .as_str()
+            )
+        );
+        // Named as a file outside of codex's home, where no lock of codex's is: our own on the file holds.
+        let bare = place.lab.path("bare.jsonl");
+        fs::rename(&place.rollout, &bare).expect("a file");
+        let bare_name = bare.to_string_lossy();
+        let output = Cli::new(&place.lab, ["mutate", "--rollout", &bare_name, "call_1"]).run();
+        assert_eq!(
+            (output.status, output.told(&output.stderr).as_str()),
+            (
+                1,
+                "plexum-openai: '<lab>/bare.jsonl' is being rewritten by another process\n"
+            )
+        );
+        fs::rename(&bare, &place.rollout).expect("a file");
+    });
+    assert_eq!(first, (Some(0), ANSWER.to_owned(), String::new()));
+    place.check_end("both runs");
+}
+
+/// Somebody without codex's lock writes to the rollout, or puts another in its place, at the worst moments: what
+/// was written stays, and is consumed where that can be.
+#[test]
+fn what_happens_meanwhile_is_not_lost() {
+    let Some(strace) = strace() else { return };
+    let place = Place::new();
+    let more = "{\"type\":\"event_msg\",\"payload\":{\"type\":\"more\"}}\n";
+    let grow = |path: &Path| {
+        let mut file = fs::File::options().append(true).open(path).expect("a file");
+        file.write_all(more.as_bytes()).expect("a file");
+        file
+    };
+    let name = place.rollout.file_name().expect("a name").to_string_lossy();
+    let copy = place.rollout.with_file_name(format!(".{name}.plexum-tmp"));
+    // While the copy is made; when it is whole; when it is in the file's place and the old file, which somebody
+    // may have opened before, has its name.
+    for (call, path) in [
+        ("pwrite64", &place.rollout),
+        ("fsync", &place.rollout),
+        ("renameat2", &copy),
+    ] {
+        place.reset();
+        let end = place.interrupted(&strace, call, || drop(grow(path)));
+        assert_eq!(
+            end,
+            (Some(0), ANSWER.to_owned(), String::new()),
+            "grown at {call}"
+        );
+        assert!(
+            place.text() == format!("{}{more}", place.new),
+            "grown at {call}"
+        );
+        place.check_tidy(call);
+    }
+    for call in ["pwrite64", "fsync"] {
+        place.reset();
+        let other = place.lab.path("other");
+        let end = place.interrupted(&strace, call, || {
+            fs::write(&other, format!("{more}{}", place.old)).expect("a file");
+            fs::rename(&other, &place.rollout).expect("a file");
+        });
+        assert_eq!(
+            end,
+            (Some(0), ANSWER.to_owned(), String::new()),
+            "replaced at {call}"
+        );
+        assert!(
+            place.text() == format!("{more}{}", place.new),
+            "replaced at {call}"
+        );
+        place.check_tidy(call);
+    }
+    // Whoever keeps the file open may write at any moment: codex before 0.147 has no lock but this.
+    for (call, path) in [("fsync", &place.rollout), ("renameat2", &copy)] {
+        place.reset();
+        let mut open = None;
+        let (status, answer, told) = place.interrupted(&strace, call, || open = Some(grow(path)));
+        let writer = std::process::id();
+        assert_eq!(
+            (status, answer.as_str(), told.as_str()),
+            (
+                Some(1),
+                "",
+                format!(
+                    "plexum-openai: '{}' is open for writing in process {writer}; try again when it is closed\n",
+                    place.rollout.display()
+                )
+                .as_str()
+            ),
+            "kept open at {call}"
+        );
+        assert!(
+            place.text() == format!("{}{more}", place.old),
+            "kept open at {call}"
+        );
+        drop(open);
+        place.check_tidy(call);
+    }
+    // A codex deletes the thread.
+    place.reset();
+    let end = place.interrupted(&strace, "fsync", || {
+        fs::remove_file(&place.rollout).expect("a file");
+    });
     assert_eq!(
-        (
-            output.status.code(),
-            String::from_utf8_lossy(&output.stderr).into_owned()
-        ),
+        end,
         (
             Some(1),
+            String::new(),
             format!(
-                "plexum-openai: thread {THREAD} is in use by another codex process; try again when its turn is over\n"
+                "plexum-openai: cannot open '{}': No such file or directory\n",
+                place.rollout.display()
             )
         )
     );
-    assert!(cli::wait(&mut first, LIMIT).success());
-    place.check_end("both runs");
+    assert!(!place.rollout.exists() && !copy.exists());
 }

@@ -448,8 +448,9 @@ impl Daemon {
                     Some(Ok(result)) => json!({"jsonrpc": "2.0", "id": id, "result": result}),
                     Some(Err(error)) => json!({"jsonrpc": "2.0", "id": id, "error": error}),
                 };
-                if self.stdin.is_some() {
-                    self.send(&answer);
+                if let Some(stdin) = &mut self.stdin {
+                    // A plugin that was killed in the middle of a call does not read its answer.
+                    let _ = writeln!(stdin, "{answer}");
                 }
             }
             (Some(_), _) => panic!("no such message: {shown}"),
