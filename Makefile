@@ -27,7 +27,7 @@ PLUGIN_FOLDER := $(DESTDIR)$(PROFILE)/plugins/$(PLUGIN)
 CODEX_VERSIONS := 0.135.0 0.148.0 0.155.0 0.169.0
 CODEX_NEWEST := $(lastword $(CODEX_VERSIONS))
 
-.PHONY: help build demo test check man codex codex-newest
+.PHONY: help build demo test check soak fuzz man codex codex-newest
 .PHONY: install uninstall install-plugin uninstall-plugin
 
 ## build: the program, optimised, as target/release/plexum-openai (the default)
@@ -62,6 +62,25 @@ check:
 	    [ "$${CI:-}" != true ]
 	fi
 	$(MAKE) --no-print-directory test
+
+## soak: a thousand turns (TURNS) that go well and wrong, 32 at once, after which nothing may be left
+soak:
+	SOAK=$(or $(TURNS),1000) cargo test --locked --test it -- soak::
+
+## fuzz: every parser against whatever bytes, for TIME seconds (60) each; needs 'cargo install cargo-fuzz'
+FUZZ := $(notdir $(basename $(wildcard tests/fuzz/targets/*.rs)))
+fuzz:
+	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2; exit 1; }
+	# No sanitizer: there is no unsafe code to be watched, and so the stable toolchain will do.
+	cargo fuzz build --fuzz-dir tests/fuzz -s none
+	for target in $(FUZZ); do
+	    # What is found goes into the first folder; the second one is part of the repository and stays small.
+	    mkdir -p "tests/fuzz/target/corpus/$$target"
+	    echo "fuzzing $$target"
+	    cargo fuzz run --fuzz-dir tests/fuzz -s none "$$target" \
+	        "tests/fuzz/target/corpus/$$target" "tests/fuzz/corpus/$$target" -- \
+	        -max_total_time=$(or $(TIME),60) -timeout=10 -max_len=16384 -dict=tests/fuzz/words.dict -verbosity=0
+	done
 
 ## man: man/plexum-openai.1 made anew from the table of flags
 man:

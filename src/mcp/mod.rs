@@ -12,7 +12,7 @@ mod bridge;
 mod content;
 pub(crate) mod host;
 mod register;
-mod server;
+pub(crate) mod server;
 mod socket;
 
 pub(crate) use bridge::{Bridge, Changer};

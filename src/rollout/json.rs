@@ -6,6 +6,7 @@
 //! taken as JSON exactly where serde_json would take it for a value, with two differences that are wanted:
 //! there is no limit on how deep it nests (nothing here recurses), and a number may be too large for a float.
 
+use super::string;
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -247,178 +248,12 @@ impl<'a> Cursor<'a> {
     }
 
     /// A string from its opening quote on.
-    ///
-    /// Tool outputs are where most of a rollout's bytes are, and this is where they are looked at one by one:
-    /// most of them in blocks that show at one glance that nothing in them is odd, the rest in steps.
     fn string(&mut self) -> Result<Span> {
         let start = self.at;
         self.byte(b'"')?;
-        // From where on it is not known that it is UTF-8. It begins and ends beside an ASCII byte, so that no
-        // character is cut.
-        let mut unsure: Option<usize> = None;
-        // Keys and most values are short: they end before a block is worth it.
-        let short = plain_end(self.text, self.at, self.at + SHORT);
-        if self.text.get(short) == Some(&b'"') {
-            let inner = &self.text[self.at..short];
-            if !inner.is_ascii() {
-                utf8(inner)?;
-            }
-            self.at = short + 1;
-            return Ok(start..self.at);
-        }
-        loop {
-            let block = self.at;
-            let glance = Glance::of(self.text, block);
-            if glance.ascii {
-                if let Some(from) = unsure.take() {
-                    utf8(&self.text[from..block])?;
-                }
-            } else {
-                unsure.get_or_insert(block);
-            }
-            if glance.plain {
-                self.at += BLOCK;
-                continue;
-            }
-            // The block may begin with what a backslash before it escapes.
-            let slashes = self.text[start..block]
-                .iter()
-                .rev()
-                .take_while(|byte| **byte == b'\\');
-            self.at -= slashes.count() % 2;
-            while self.at < block + BLOCK {
-                self.at = plain_end(self.text, self.at, block + BLOCK);
-                match self.peek() {
-                    _ if self.at >= block + BLOCK => {}
-                    Some(b'"') => {
-                        if let Some(from) = unsure {
-                            utf8(&self.text[from..self.at])?;
-                        }
-                        self.at += 1;
-                        return Ok(start..self.at);
-                    }
-                    Some(b'\\') => self.escape()?,
-                    // A control character, or the end of the text.
-                    _ => return Err(NotJson),
-                }
-            }
-        }
+        self.at = string::end(self.text, self.at).ok_or(NotJson)?;
+        Ok(start..self.at)
     }
-
-    fn escape(&mut self) -> Result<()> {
-        self.at += 1;
-        match self.peek() {
-            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
-            Some(b'u') => match self.unit()? {
-                // The first half of a pair needs the second behind it; a lone half stands for nothing.
-                0xD800..=0xDBFF => {
-                    self.byte(b'\\')?;
-                    if !matches!(self.unit()?, 0xDC00..=0xDFFF) {
-                        return Err(NotJson);
-                    }
-                }
-                0xDC00..=0xDFFF => return Err(NotJson),
-                _ => {}
-            },
-            _ => return Err(NotJson),
-        }
-        Ok(())
-    }
-
-    /// `uXXXX`
-    fn unit(&mut self) -> Result<u32> {
-        self.byte(b'u')?;
-        let digits = self.text.get(self.at..self.at + 4).ok_or(NotJson)?;
-        let mut unit = 0;
-        for digit in digits {
-            unit = unit << 4 | char::from(*digit).to_digit(16).ok_or(NotJson)?;
-        }
-        self.at += 4;
-        Ok(unit)
-    }
-}
-
-/// How many bytes of a string are looked at at once.
-const BLOCK: usize = 64;
-
-/// Strings up to this length are looked at in order.
-const SHORT: usize = 48;
-
-/// What can be told of a block of a string without going through it in order.
-struct Glance {
-    /// No string ends here, nothing is wrong, and every escape is one of the usual, short ones.
-    plain: bool,
-    ascii: bool,
-}
-
-impl Glance {
-    /// The block at `at`; one that is not all there is never plain.
-    ///
-    /// What a byte means depends on the backslashes right before it: after one it is escaped, after two it is
-    /// not. Three or more are left to the slow way. Written so that the compiler makes vector instructions of
-    /// it: no branch, no order among the bytes.
-    #[inline]
-    fn of(text: &[u8], at: usize) -> Glance {
-        let window = at
-            .checked_sub(3)
-            .and_then(|from| text.get(from..at + BLOCK));
-        let Some(Ok(window)) = window.map(<&[u8; BLOCK + 3]>::try_from) else {
-            return Glance {
-                plain: false,
-                ascii: text[at..text.len().min(at + BLOCK)].is_ascii(),
-            };
-        };
-        let (mut odd, mut high) = (0u8, 0u8);
-        for at in 0..BLOCK {
-            let is = |back: usize, byte: u8| u8::from(window[at + 3 - back] == byte);
-            let [first, second, third] = [is(1, b'\\'), is(2, b'\\'), is(3, b'\\')];
-            let escaped = first & !second;
-            let usual = is(0, b'n') | is(0, b'"') | is(0, b'\\') | is(0, b't') | is(0, b'r');
-            let control = u8::from(window[at + 3] < 0x20);
-            odd |=
-                control | (is(0, b'"') & !escaped) | (escaped & !usual) | (first & second & third);
-            high |= window[at + 3];
-        }
-        Glance {
-            plain: odd & 1 == 0,
-            ascii: high < 0x80,
-        }
-    }
-}
-
-fn utf8(bytes: &[u8]) -> Result<()> {
-    std::str::from_utf8(bytes).map(drop).map_err(|_| NotJson)
-}
-
-/// The first byte from `at` on that has a meaning in a string (a quote, a backslash, a control character), or
-/// `end`, or the end of the text.
-fn plain_end(text: &[u8], mut at: usize, end: usize) -> usize {
-    const ONES: u64 = u64::MAX / 255;
-    const HIGHS: u64 = ONES << 7;
-    while at + 8 <= end
-        && let Some(bytes) = text.get(at..at + 8)
-    {
-        let word = u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
-        // The usual trick: a byte below n borrows from its top bit when n is taken away from it. A borrow can
-        // spoil only the bytes above one that is a true find, and the lowest find is the one that is used.
-        let quote = word ^ (ONES * b'"' as u64);
-        let slash = word ^ (ONES * b'\\' as u64);
-        let finds = (word.wrapping_sub(ONES * 0x20) & !word)
-            | (quote.wrapping_sub(ONES) & !quote)
-            | (slash.wrapping_sub(ONES) & !slash);
-        let finds = finds & HIGHS;
-        if finds != 0 {
-            return at + finds.trailing_zeros() as usize / 8;
-        }
-        at += 8;
-    }
-    while let Some(byte) = text.get(at)
-        && at < end
-        && !matches!(byte, b'"' | b'\\' | ..0x20)
-    {
-        at += 1;
-    }
-    at
 }
 
 /// What a raw JSON string says. `raw` is a string that a [`Cursor`] has passed over, with its quotes.

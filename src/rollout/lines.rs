@@ -12,6 +12,7 @@
 //! It reads in file order and only forward, every byte once, and tells where each line begins. A caller that
 //! copies while it scans can hand in a reader that writes down what passes through it.
 
+use super::string::plain_end;
 use std::io::{self, Read};
 use std::ops::Range;
 
@@ -114,8 +115,7 @@ impl Kind {
 /// A JSON string without escapes, and what follows it.
 fn word(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let text = text.strip_prefix(b"\"")?;
-    let end = text.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
-    let (word, rest) = text.split_at(end);
+    let (word, rest) = text.split_at(plain_end(text, 0, text.len()));
     Some((word, rest.strip_prefix(b"\"")?))
 }
 

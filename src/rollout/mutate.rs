@@ -151,9 +151,9 @@ fn consume_locked(
 
 /// What is to be written, and what it amounts to.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Plan {
-    patches: Vec<Patch>,
-    outcome: Outcome,
+pub(crate) struct Plan {
+    pub(crate) patches: Vec<Patch>,
+    pub(crate) outcome: Outcome,
 }
 
 impl Plan {
@@ -165,7 +165,10 @@ impl Plan {
     }
 
     /// `open` gives the rollout from its beginning.
-    fn read<R: Read>(open: impl Fn() -> io::Result<R>, mutations: &[Mutation]) -> io::Result<Plan> {
+    pub(crate) fn read<R: Read>(
+        open: impl Fn() -> io::Result<R>,
+        mutations: &[Mutation],
+    ) -> io::Result<Plan> {
         let outer = if mutations.iter().any(|it| it.block_id.starts_with(NESTED)) {
             outer_calls(open()?)?
         } else {

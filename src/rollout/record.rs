@@ -160,6 +160,25 @@ const PAYLOAD: &[&str; 18] = &[
     "thread_token_usage",
 ];
 
+/// What is asked for of an item, likewise.
+const ITEM: &[&str; 15] = &[
+    "type",
+    "id",
+    "status",
+    "command",
+    "cwd",
+    "aggregated_output",
+    "exit_code",
+    "server",
+    "tool",
+    "arguments",
+    "result",
+    "error",
+    "changes",
+    "stdout",
+    "path",
+];
+
 /// Why a line could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unread {
@@ -222,16 +241,16 @@ pub(crate) fn parse(line: &(impl AsRef<[u8]> + ?Sized)) -> Result<Record<'_>, No
 /// The record that these parts make, if anybody cares.
 fn understand<'a>(record: &str, payload: &Members<'a, 18>, at: Option<u64>) -> Option<Record<'a>> {
     let form = payload.text("type").unwrap_or_default();
-    let item = Members::of(payload.raw("item"), &["type", "id"]);
+    let item = Members::of(payload.raw("item"), ITEM);
     let id = match payload.raw("item") {
         Some(_) => item.text("id"),
         None => payload.text("call_id"),
     };
-    let item = item.text("type").unwrap_or_default();
+    let kind = item.text("type").unwrap_or_default();
     match Kind::of(
         record.as_bytes(),
         form.as_bytes(),
-        item.as_bytes(),
+        kind.as_bytes(),
         id.as_deref().unwrap_or_default().as_bytes(),
     ) {
         Kind::Call => {
@@ -275,7 +294,7 @@ fn understand<'a>(record: &str, payload: &Members<'a, 18>, at: Option<u64>) -> O
             let id = id?;
             let nested = id.starts_with(NESTED);
             let mut over = match payload.raw("item") {
-                Some(raw) => completed(&item, raw),
+                Some(raw) => completed(&kind, &item, raw),
                 None => mcp_ended(payload),
             };
             if !nested {
@@ -303,25 +322,7 @@ fn understand<'a>(record: &str, payload: &Members<'a, 18>, at: Option<u64>) -> O
 }
 
 /// An `item_completed` of a kind that is a call, all but its id and its times.
-fn completed<'a>(kind: &Cow<'a, str>, item: &'a [u8]) -> Nested<'a> {
-    let members = Members::of(
-        Some(item),
-        &[
-            "status",
-            "command",
-            "cwd",
-            "aggregated_output",
-            "exit_code",
-            "server",
-            "tool",
-            "arguments",
-            "result",
-            "error",
-            "changes",
-            "stdout",
-            "path",
-        ],
-    );
+fn completed<'a>(kind: &Cow<'a, str>, members: &Members<'a, 15>, item: &'a [u8]) -> Nested<'a> {
     let object = |names: &[&'static str]| {
         let present = names
             .iter()
@@ -339,7 +340,7 @@ fn completed<'a>(kind: &Cow<'a, str>, item: &'a [u8]) -> Nested<'a> {
         ),
         "McpToolCall" => {
             let mut nested = mcp(
-                &members,
+                members,
                 members.raw("result"),
                 Members::of(members.raw("error"), &["message"]).raw("message"),
             );

@@ -39,7 +39,7 @@ const FAULTS: &[Fault] = &[
     (19, "prompts that look like flags, are long, have NUL", &["turn_real::prompts_reach_the_model_whole_by_stdin", "turn_real::prompts_reach_the_model_whole_by_argument", "protocol::bad_parameters_are_named_and_start_nothing"]),
     (20, "codex does not read its stdin", &["turn_fake::a_prompt_that_is_not_read_is_no_hang"]),
     (21, "EAGAIN, EMFILE, ENOMEM on spawn", &["faults::a_spawn_that_fails_is_typed", "turn_fake::a_lack_of_processes_is_an_error_and_no_end"]),
-    (22, "ignores INT and TERM; many turns", &["faults::a_cancel_ends_all_of_a_turn_in_time", "protocol::many_turns_leave_nothing_open"]),
+    (22, "ignores INT and TERM; many turns", &["faults::a_cancel_ends_all_of_a_turn_in_time", "protocol::many_turns_leave_nothing_open", "soak::a_long_run_leaves_nothing"]),
     (23, "cancelled before the spawn, and against the end", &["protocol::cancel_reaches_a_turn_that_waits_for_its_workspace", "turn_fake::a_turn_can_be_cancelled_at_every_point_of_its_life"]),
     (24, "200 turns at once", &["faults::two_hundred_turns_at_once_are_each_whole_and_small"]),
     // The session file.

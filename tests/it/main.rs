@@ -19,6 +19,7 @@ mod protocol;
 mod readme;
 mod session;
 mod shells;
+mod soak;
 mod support;
 mod terminal;
 mod turn_fake;
