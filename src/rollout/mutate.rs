@@ -4,9 +4,9 @@
 //! here is what the model sees next. The copies in `event_msg` records and in codex's SQLite files do not
 //! reach the model and stay, and so does everything else, byte for byte.
 //!
-//! The file is read once to find the places, and only if something is to be changed it is copied and the
-//! copy patched: a request that changes nothing writes nothing. Memory is for the places of the calls that
-//! were asked for, not for the file.
+//! The file is read once to find the places. As soon as it is certain that something is to be changed it is
+//! copied, behind the place where it is read; at the end the copy is patched. A request that changes nothing
+//! writes nothing. Memory is for the places of the calls that were asked for, not for the file.
 //!
 //! What a call is, here: a call and, after it, its output. One half alone is left as it is, and its id counts
 //! as missing, because codex makes up the other half or drops it.
@@ -14,12 +14,13 @@
 use super::calls::Calls;
 use super::lines::{self, Lines, NESTED};
 use super::record::{self, Record};
-use super::replace::{Access, Replaced, Source};
+use super::replace::{Access, Copying, Replaced, Source};
 pub(crate) use super::splice::Op;
 use super::splice::{self, Line, Patch, Role};
 use crate::codex::home::{self, WriterLock};
 use crate::error::{Error, Kind, Result};
 use serde::Serialize;
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read};
 use std::path::Path;
@@ -129,7 +130,7 @@ fn consume_locked(
 ) -> Result<Outcome> {
     if mode == Mode::DryRun {
         let source = Source::open(path, Access::Look)?;
-        return Ok(Plan::make(&source, mutations)?.outcome);
+        return Ok(Plan::make(&source, mutations, &mut |_| ())?.outcome);
     }
     let _lock = match thread {
         Some((home, thread)) => Some(WriterLock::take(home, thread)?),
@@ -137,8 +138,9 @@ fn consume_locked(
     };
     for _ in 0..TRIES {
         let source = Source::open(path, Access::Rewrite)?;
-        let plan = Plan::make(&source, mutations)?;
-        if plan.patches.is_empty() || source.replace(&plan.patches)? == Replaced::Done {
+        let mut copying = Copying::of(&source);
+        let plan = Plan::make(&source, mutations, &mut |at| copying.follow(at))?;
+        if plan.patches.is_empty() || copying.replace(&plan.patches)? == Replaced::Done {
             return Ok(plan.outcome);
         }
     }
@@ -157,23 +159,54 @@ struct Plan {
 }
 
 impl Plan {
-    fn make(source: &Source, mutations: &[Mutation]) -> Result<Plan> {
-        Plan::read(|| source.reader(), mutations).map_err(|error| {
+    fn make(source: &Source, mutations: &[Mutation], sure: &mut dyn FnMut(u64)) -> Result<Plan> {
+        Plan::read(|| source.reader(), mutations, sure).map_err(|error| {
             let path = source.path().display();
             Error::os(Kind::Io, format!("cannot read '{path}'"), error)
         })
     }
 
-    /// `open` gives the rollout from its beginning.
-    fn read<R: Read>(open: impl Fn() -> io::Result<R>, mutations: &[Mutation]) -> io::Result<Plan> {
+    /// `open` gives the rollout from its beginning. `sure` is told how far it is read, once it is certain that
+    /// there will be a patch.
+    fn read<R: Read>(
+        open: impl Fn() -> R,
+        mutations: &[Mutation],
+        sure: &mut dyn FnMut(u64),
+    ) -> io::Result<Plan> {
         let outer = if mutations.iter().any(|it| it.block_id.starts_with(NESTED)) {
-            outer_calls(open()?)?
+            outer_calls(open())?
         } else {
             HashMap::new()
         };
         let wanted = Wanted::new(mutations, &outer);
-        let lines = wanted.lines(open()?)?;
+        let is_sure = Cell::new(false);
+        let watched = Watched {
+            input: open(),
+            at: 0,
+            is_sure: &is_sure,
+            sure,
+        };
+        let lines = wanted.lines(watched, &is_sure)?;
         Ok(wanted.plan(&lines))
+    }
+}
+
+/// Tells how far it is read, once that is of interest.
+struct Watched<'a, R> {
+    input: R,
+    at: u64,
+    is_sure: &'a Cell<bool>,
+    sure: &'a mut dyn FnMut(u64),
+}
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.input.read(buffer)?;
+        self.at += count as u64;
+        if self.is_sure.get() {
+            (self.sure)(self.at);
+        }
+        Ok(count)
     }
 }
 
@@ -262,8 +295,9 @@ impl<'a> Wanted<'a> {
         wanted
     }
 
-    /// The lines of a rollout that have something of these calls.
-    fn lines(&self, input: impl Read) -> io::Result<Vec<Line>> {
+    /// The lines of a rollout that have something of these calls. `is_sure` becomes true at the first of which
+    /// it is certain that it will be changed.
+    fn lines(&self, input: impl Read, is_sure: &Cell<bool>) -> io::Result<Vec<Line>> {
         let number = |id: &str| self.numbers.get(id).copied();
         let of_interest = |line: &lines::Line<'_>| {
             if line.cut() {
@@ -288,14 +322,33 @@ impl<'a> Wanted<'a> {
             )
         };
         let mut found = Vec::new();
+        let mut called = vec![false; self.ops.len()];
         let mut lines = Lines::new(input);
         while let Some(line) = lines.next(kinds)? {
-            found.extend(of_interest(&line));
+            if let Some(line) = of_interest(&line) {
+                if !is_sure.get() && self.is_changed(&line, &mut called) {
+                    is_sure.set(true);
+                }
+                found.push(line);
+            }
         }
         if let Some(line) = lines.rest(kinds) {
             found.extend(of_interest(&line));
         }
         Ok(found)
+    }
+
+    /// Is this line certain to be changed, whatever comes after it? It is if it is an output of a call before it;
+    /// `called` notes those.
+    fn is_changed(&self, line: &Line, called: &mut [bool]) -> bool {
+        for site in line.sites.iter().filter(|site| site.role == Role::Call) {
+            called[site.id] = true;
+        }
+        let op = |site: &splice::Site| {
+            let is_due = site.role == Role::Output && !site.copied && called[site.id];
+            is_due.then(|| self.ops[site.id])
+        };
+        line.patch(op).is_some()
     }
 
     /// What is to be done in these lines, all the lines of a rollout that matter, in order.

@@ -14,13 +14,16 @@ use rustix::fs::{
     Advice, AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid,
 };
 use std::fs::{File, Metadata};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// How much is written at once where the pieces are small, and how much of a kept piece is read at once.
 const BUFFER: usize = 64 * 1024;
+
+/// How much is copied before the disk is told to begin with it.
+const PART: u64 = 8 << 20;
 
 /// A file that nobody else of us rewrites as long as this lives.
 #[derive(Debug)]
@@ -107,45 +110,22 @@ impl Source {
     }
 
     /// The file's bytes from the beginning.
-    pub(crate) fn reader(&self) -> io::Result<impl Read + '_> {
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(0))?;
+    pub(crate) fn reader(&self) -> impl Read + '_ {
         // What is appended from now on is none of our business: it shows as a change.
-        Ok(file.take(self.before.len()))
+        let from_start = Reader {
+            file: &self.file,
+            at: 0,
+        };
+        from_start.take(self.before.len())
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Puts a copy with these patches in the file's place.
-    ///
-    /// # Errors
-    /// [`Kind::Io`], with the file as it was; only where the folder cannot be synced in the end the new file
-    /// is there already. [`Kind::Busy`] where another process has opened the file for writing.
-    pub(crate) fn replace(&self, patches: &[Patch]) -> Result<Replaced> {
-        let copy = Copy::create(self.copy_path())?;
-        let filled = self.fill(&copy, patches);
-        // First of all: where the file became shorter in the meantime, filling the copy has failed.
-        if !self.is_unchanged()? {
-            return Ok(Replaced::Changed);
-        }
-        filled?;
-        self.check_nobody_writes()?;
-        if !self.put_in_place(copy)? {
-            return Ok(Replaced::Changed);
-        }
-        let folder = folder_of(&self.path);
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(failed("sync", folder))?;
-        Ok(Replaced::Done)
-    }
-
-    /// Makes the copy the same file but for its text.
-    fn fill(&self, copy: &Copy, patches: &[Patch]) -> Result<()> {
+    /// Makes a copy of the text the new file.
+    fn finish(&self, copy: &Copy, patches: &[Patch]) -> Result<()> {
         let wrong = failed("write", &copy.path);
-        self.copy_text(&copy.file).map_err(&wrong)?;
         for patch in patches {
             self.write(copy, patch).map_err(&wrong)?;
         }
@@ -175,29 +155,6 @@ impl Source {
         )
         .map_err(|error| failed("keep the times of", &self.path)(error.into()))?;
         copy.file.sync_all().map_err(wrong)
-    }
-
-    /// Copies all bytes. The kernel does it by itself, and on some file systems only notes that they are shared.
-    ///
-    /// After each part the disk is told to begin with it, so that it works while the next part is copied, and
-    /// the sync at the end has little left to wait for.
-    fn copy_text(&self, copy: &File) -> io::Result<()> {
-        const PART: u64 = 8 << 20;
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(0))?;
-        let mut done = 0;
-        while done < self.before.len() {
-            let part = PART.min(self.before.len() - done);
-            let copied = io::copy(&mut file.take(part), &mut &*copy)?;
-            if copied == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            // The call that is made for this, sync_file_range, has no safe form here. This one has the same
-            // effect on pages that are not written yet; that it fails is no loss.
-            let _ = rustix::fs::fadvise(copy, done, NonZeroU64::new(copied), Advice::DontNeed);
-            done += copied;
-        }
-        Ok(())
     }
 
     fn write(&self, copy: &Copy, patch: &Patch) -> io::Result<()> {
@@ -306,6 +263,116 @@ impl Source {
     }
 }
 
+/// A copy of a source that is on its way to take its place.
+///
+/// It can be begun while the source is still being read: the disk then works on what is copied already, and the
+/// sync at the end has little left to wait for.
+#[derive(Debug)]
+pub(crate) struct Copying<'a> {
+    source: &'a Source,
+    copy: Option<Copy>,
+    /// How many bytes are copied.
+    done: u64,
+    /// Why there is no going on.
+    failed: Option<Error>,
+}
+
+impl<'a> Copying<'a> {
+    /// Nothing is written yet.
+    pub(crate) fn of(source: &'a Source) -> Copying<'a> {
+        Copying {
+            source,
+            copy: None,
+            done: 0,
+            failed: None,
+        }
+    }
+
+    /// Copies the source up to here, if that is worth a write. What goes wrong [`Copying::replace`] tells.
+    pub(crate) fn follow(&mut self, end: u64) {
+        if end >= self.done + PART {
+            self.reach(end);
+        }
+    }
+
+    fn reach(&mut self, end: u64) {
+        if self.failed.is_none()
+            && let Err(error) = self.copy_text(end)
+        {
+            self.failed = Some(error);
+        }
+    }
+
+    /// Copies the bytes up to `end`. The kernel does it by itself, and on some file systems only notes that they
+    /// are shared.
+    fn copy_text(&mut self, end: u64) -> Result<()> {
+        let copy = match &mut self.copy {
+            Some(copy) => copy,
+            none => none.insert(Copy::create(self.source.copy_path())?),
+        };
+        // Both files go on where they are: nobody else moves in them.
+        let from = &self.source.file;
+        while self.done < end {
+            let part = PART.min(end - self.done);
+            let copied = io::copy(&mut from.take(part), &mut &copy.file)
+                .and_then(|copied| match copied {
+                    0 => Err(io::ErrorKind::UnexpectedEof.into()),
+                    _ => Ok(copied),
+                })
+                .map_err(failed("write", &copy.path))?;
+            // The call that is made for this, sync_file_range, has no safe form here. This one has the same
+            // effect on pages that are not written yet; that it fails is no loss.
+            let length = NonZeroU64::new(copied);
+            let _ = rustix::fs::fadvise(&copy.file, self.done, length, Advice::DontNeed);
+            self.done += copied;
+        }
+        Ok(())
+    }
+
+    /// Puts the copy, with these patches, in the source's place.
+    ///
+    /// # Errors
+    /// [`Kind::Io`], with the file as it was; only where the folder cannot be synced in the end the new file
+    /// is there already. [`Kind::Busy`] where another process has opened the file for writing.
+    pub(crate) fn replace(mut self, patches: &[Patch]) -> Result<Replaced> {
+        let source = self.source;
+        self.reach(source.before.len());
+        let filled = match (self.failed, &self.copy) {
+            (None, Some(copy)) => source.finish(copy, patches),
+            (failed, _) => Err(failed.expect("without a failure there is a copy")),
+        };
+        // First of all: where the file became shorter in the meantime, making the copy has failed.
+        if !source.is_unchanged()? {
+            return Ok(Replaced::Changed);
+        }
+        filled?;
+        source.check_nobody_writes()?;
+        let copy = self.copy.expect("it is finished");
+        if !source.put_in_place(copy)? {
+            return Ok(Replaced::Changed);
+        }
+        let folder = folder_of(&source.path);
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed("sync", folder))?;
+        Ok(Replaced::Done)
+    }
+}
+
+/// Reads a file without moving in it.
+struct Reader<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
 /// The copy, removed again unless it stays.
 #[derive(Debug)]
 struct Copy {
@@ -335,8 +402,15 @@ impl Copy {
     }
 }
 
+impl Drop for Source {
+    fn drop(&mut self) {
+        unlock(&self.file);
+    }
+}
+
 impl Drop for Copy {
     fn drop(&mut self) {
+        unlock(&self.file);
         if !self.stays
             && let Err(error) = remove_leftover(&self.path)
         {
@@ -344,6 +418,13 @@ impl Drop for Copy {
             log::warn!("{error}");
         }
     }
+}
+
+/// Gives the lock on a file back, if there is one. To close the file is not enough: a process that another
+/// thread is just starting has it open, too, until its program runs.
+fn unlock(file: &File) {
+    // It cannot fail on an open file; and if it did, closing does the same a moment later.
+    let _ = rustix::fs::flock(file, FlockOperation::Unlock);
 }
 
 /// Writes pieces one behind the other, many small ones at once.
