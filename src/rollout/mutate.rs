@@ -4,9 +4,10 @@
 //! here is what the model sees next. The copies in `event_msg` records and in codex's SQLite files do not
 //! reach the model and stay, and so does everything else, byte for byte.
 //!
-//! The file is read once to find the places. As soon as it is certain that something is to be changed it is
-//! copied, behind the place where it is read; at the end the copy is patched. A request that changes nothing
-//! writes nothing. Memory is for the places of the calls that were asked for, not for the file.
+//! The file is read once to find the places, and only if something is to be changed it is copied and the
+//! copy patched: a request that changes nothing writes nothing. As soon as it is certain that something is, a
+//! large file is copied beside the reading. Memory is for the places of the calls that were asked for, not for
+//! the file.
 //!
 //! What a call is, here: a call and, after it, its output. One half alone is left as it is, and its id counts
 //! as missing, because codex makes up the other half or drops it.
@@ -14,16 +15,17 @@
 use super::calls::Calls;
 use super::lines::{self, Lines, NESTED};
 use super::record::{self, Record};
-use super::replace::{Access, Copying, Replaced, Source};
+use super::replace::{Access, Copy, Replaced, Source};
 pub(crate) use super::splice::Op;
 use super::splice::{self, Line, Patch, Role};
 use crate::codex::home::{self, WriterLock};
 use crate::error::{Error, Kind, Result};
 use serde::Serialize;
-use std::cell::Cell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 /// How often a file is tried that changes while it is rewritten. codex appends in bursts, at the end of a turn.
 const TRIES: usize = 3;
@@ -130,7 +132,7 @@ fn consume_locked(
 ) -> Result<Outcome> {
     if mode == Mode::DryRun {
         let source = Source::open(path, Access::Look)?;
-        return Ok(Plan::make(&source, mutations, &mut |_| ())?.outcome);
+        return Ok(Plan::make(&source, mutations, &mut || ())?.outcome);
     }
     let _lock = match thread {
         Some((home, thread)) => Some(WriterLock::take(home, thread)?),
@@ -138,9 +140,12 @@ fn consume_locked(
     };
     for _ in 0..TRIES {
         let source = Source::open(path, Access::Rewrite)?;
-        let mut copying = Copying::of(&source);
-        let plan = Plan::make(&source, mutations, &mut |at| copying.follow(at))?;
-        if plan.patches.is_empty() || copying.replace(&plan.patches)? == Replaced::Done {
+        let (plan, copied) = read_and_copy(&source, mutations)?;
+        if plan.patches.is_empty() {
+            return Ok(plan.outcome);
+        }
+        let copied = copied.unwrap_or_else(|| source.copy(&AtomicBool::new(false)));
+        if source.replace(copied, &plan.patches)? == Replaced::Done {
             return Ok(plan.outcome);
         }
     }
@@ -151,6 +156,30 @@ fn consume_locked(
     .hint("try again when nobody writes to it"))
 }
 
+/// Finds out what is to be written, and, where that is certain before the end of a large file, copies the file
+/// meanwhile.
+fn read_and_copy(source: &Source, mutations: &[Mutation]) -> Result<(Plan, Option<Result<Copy>>)> {
+    let given_up = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let mut copier = None;
+        let plan = Plan::make(source, mutations, &mut || {
+            if source.is_large() {
+                // Where no thread can be had, it is copied afterwards.
+                copier = thread::Builder::new()
+                    .name("copy".to_owned())
+                    .spawn_scoped(scope, || source.copy(&given_up))
+                    .ok();
+            }
+        });
+        given_up.store(plan.is_err(), Ordering::Relaxed);
+        let copied = copier.map(|copier| {
+            let end = copier.join();
+            end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        Ok((plan?, copied))
+    })
+}
+
 /// What is to be written, and what it amounts to.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Plan {
@@ -159,19 +188,19 @@ struct Plan {
 }
 
 impl Plan {
-    fn make(source: &Source, mutations: &[Mutation], sure: &mut dyn FnMut(u64)) -> Result<Plan> {
+    fn make(source: &Source, mutations: &[Mutation], sure: &mut dyn FnMut()) -> Result<Plan> {
         Plan::read(|| source.reader(), mutations, sure).map_err(|error| {
             let path = source.path().display();
             Error::os(Kind::Io, format!("cannot read '{path}'"), error)
         })
     }
 
-    /// `open` gives the rollout from its beginning. `sure` is told how far it is read, once it is certain that
-    /// there will be a patch.
+    /// `open` gives the rollout from its beginning. `sure` is called as soon as it is certain that there will be
+    /// a patch.
     fn read<R: Read>(
         open: impl Fn() -> R,
         mutations: &[Mutation],
-        sure: &mut dyn FnMut(u64),
+        sure: &mut dyn FnMut(),
     ) -> io::Result<Plan> {
         let outer = if mutations.iter().any(|it| it.block_id.starts_with(NESTED)) {
             outer_calls(open())?
@@ -179,34 +208,8 @@ impl Plan {
             HashMap::new()
         };
         let wanted = Wanted::new(mutations, &outer);
-        let is_sure = Cell::new(false);
-        let watched = Watched {
-            input: open(),
-            at: 0,
-            is_sure: &is_sure,
-            sure,
-        };
-        let lines = wanted.lines(watched, &is_sure)?;
+        let lines = wanted.lines(open(), sure)?;
         Ok(wanted.plan(&lines))
-    }
-}
-
-/// Tells how far it is read, once that is of interest.
-struct Watched<'a, R> {
-    input: R,
-    at: u64,
-    is_sure: &'a Cell<bool>,
-    sure: &'a mut dyn FnMut(u64),
-}
-
-impl<R: Read> Read for Watched<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.input.read(buffer)?;
-        self.at += count as u64;
-        if self.is_sure.get() {
-            (self.sure)(self.at);
-        }
-        Ok(count)
     }
 }
 
@@ -295,9 +298,9 @@ impl<'a> Wanted<'a> {
         wanted
     }
 
-    /// The lines of a rollout that have something of these calls. `is_sure` becomes true at the first of which
-    /// it is certain that it will be changed.
-    fn lines(&self, input: impl Read, is_sure: &Cell<bool>) -> io::Result<Vec<Line>> {
+    /// The lines of a rollout that have something of these calls. `sure` is called once, at the first of which it
+    /// is certain that it will be changed, if there is one.
+    fn lines(&self, input: impl Read, sure: &mut dyn FnMut()) -> io::Result<Vec<Line>> {
         let number = |id: &str| self.numbers.get(id).copied();
         let of_interest = |line: &lines::Line<'_>| {
             if line.cut() {
@@ -323,11 +326,13 @@ impl<'a> Wanted<'a> {
         };
         let mut found = Vec::new();
         let mut called = vec![false; self.ops.len()];
+        let mut is_sure = false;
         let mut lines = Lines::new(input);
         while let Some(line) = lines.next(kinds)? {
             if let Some(line) = of_interest(&line) {
-                if !is_sure.get() && self.is_changed(&line, &mut called) {
-                    is_sure.set(true);
+                if !is_sure && self.is_changed(&line, &mut called) {
+                    is_sure = true;
+                    sure();
                 }
                 found.push(line);
             }

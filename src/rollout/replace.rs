@@ -14,10 +14,11 @@ use rustix::fs::{
     Advice, AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid,
 };
 use std::fs::{File, Metadata};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How much is written at once where the pieces are small, and how much of a kept piece is read at once.
 const BUFFER: usize = 64 * 1024;
@@ -121,6 +122,69 @@ impl Source {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Is it so large that it is worth a thread to copy it while it is still read?
+    pub(crate) fn is_large(&self) -> bool {
+        self.before.len() >= PART
+    }
+
+    /// Makes a copy of the text, for [`Source::replace`]. It is cut short once `given_up` is true.
+    ///
+    /// The kernel copies by itself, and on some file systems only notes that the bytes are shared. After each
+    /// part the disk is told to begin with it, so that it works while the next part is copied, and the sync at
+    /// the end has little left to wait for.
+    ///
+    /// # Errors
+    /// [`Kind::Io`]; then there is no copy any more.
+    pub(crate) fn copy(&self, given_up: &AtomicBool) -> Result<Copy> {
+        let copy = Copy::create(self.copy_path())?;
+        // Nobody else moves in it: it is read without.
+        let mut from = &self.file;
+        from.seek(SeekFrom::Start(0))
+            .map_err(failed("read", &self.path))?;
+        let mut done = 0;
+        while done < self.before.len() && !given_up.load(Ordering::Relaxed) {
+            let part = PART.min(self.before.len() - done);
+            let copied = io::copy(&mut from.take(part), &mut &copy.file)
+                .and_then(|copied| match copied {
+                    0 => Err(io::ErrorKind::UnexpectedEof.into()),
+                    _ => Ok(copied),
+                })
+                .map_err(failed("write", &copy.path))?;
+            // The call that is made for this, sync_file_range, has no safe form here. This one has the same
+            // effect on pages that are not written yet; that it fails is no loss.
+            let _ =
+                rustix::fs::fadvise(&copy.file, done, NonZeroU64::new(copied), Advice::DontNeed);
+            done += copied;
+        }
+        Ok(copy)
+    }
+
+    /// Puts the copy, with these patches, in the file's place.
+    ///
+    /// # Errors
+    /// [`Kind::Io`], with the file as it was; only where the folder cannot be synced in the end the new file
+    /// is there already. [`Kind::Busy`] where another process has opened the file for writing.
+    pub(crate) fn replace(&self, copied: Result<Copy>, patches: &[Patch]) -> Result<Replaced> {
+        let finished = copied.and_then(|copy| {
+            self.finish(&copy, patches)?;
+            Ok(copy)
+        });
+        // First of all: where the file became shorter in the meantime, the copy has failed.
+        if !self.is_unchanged()? {
+            return Ok(Replaced::Changed);
+        }
+        let copy = finished?;
+        self.check_nobody_writes()?;
+        if !self.put_in_place(copy)? {
+            return Ok(Replaced::Changed);
+        }
+        let folder = folder_of(&self.path);
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed("sync", folder))?;
+        Ok(Replaced::Done)
     }
 
     /// Makes a copy of the text the new file.
@@ -263,102 +327,6 @@ impl Source {
     }
 }
 
-/// A copy of a source that is on its way to take its place.
-///
-/// It can be begun while the source is still being read: the disk then works on what is copied already, and the
-/// sync at the end has little left to wait for.
-#[derive(Debug)]
-pub(crate) struct Copying<'a> {
-    source: &'a Source,
-    copy: Option<Copy>,
-    /// How many bytes are copied.
-    done: u64,
-    /// Why there is no going on.
-    failed: Option<Error>,
-}
-
-impl<'a> Copying<'a> {
-    /// Nothing is written yet.
-    pub(crate) fn of(source: &'a Source) -> Copying<'a> {
-        Copying {
-            source,
-            copy: None,
-            done: 0,
-            failed: None,
-        }
-    }
-
-    /// Copies the source up to here, if that is worth a write. What goes wrong [`Copying::replace`] tells.
-    pub(crate) fn follow(&mut self, end: u64) {
-        if end >= self.done + PART {
-            self.reach(end);
-        }
-    }
-
-    fn reach(&mut self, end: u64) {
-        if self.failed.is_none()
-            && let Err(error) = self.copy_text(end)
-        {
-            self.failed = Some(error);
-        }
-    }
-
-    /// Copies the bytes up to `end`. The kernel does it by itself, and on some file systems only notes that they
-    /// are shared.
-    fn copy_text(&mut self, end: u64) -> Result<()> {
-        let copy = match &mut self.copy {
-            Some(copy) => copy,
-            none => none.insert(Copy::create(self.source.copy_path())?),
-        };
-        // Both files go on where they are: nobody else moves in them.
-        let from = &self.source.file;
-        while self.done < end {
-            let part = PART.min(end - self.done);
-            let copied = io::copy(&mut from.take(part), &mut &copy.file)
-                .and_then(|copied| match copied {
-                    0 => Err(io::ErrorKind::UnexpectedEof.into()),
-                    _ => Ok(copied),
-                })
-                .map_err(failed("write", &copy.path))?;
-            // The call that is made for this, sync_file_range, has no safe form here. This one has the same
-            // effect on pages that are not written yet; that it fails is no loss.
-            let length = NonZeroU64::new(copied);
-            let _ = rustix::fs::fadvise(&copy.file, self.done, length, Advice::DontNeed);
-            self.done += copied;
-        }
-        Ok(())
-    }
-
-    /// Puts the copy, with these patches, in the source's place.
-    ///
-    /// # Errors
-    /// [`Kind::Io`], with the file as it was; only where the folder cannot be synced in the end the new file
-    /// is there already. [`Kind::Busy`] where another process has opened the file for writing.
-    pub(crate) fn replace(mut self, patches: &[Patch]) -> Result<Replaced> {
-        let source = self.source;
-        self.reach(source.before.len());
-        let filled = match (self.failed, &self.copy) {
-            (None, Some(copy)) => source.finish(copy, patches),
-            (failed, _) => Err(failed.expect("without a failure there is a copy")),
-        };
-        // First of all: where the file became shorter in the meantime, making the copy has failed.
-        if !source.is_unchanged()? {
-            return Ok(Replaced::Changed);
-        }
-        filled?;
-        source.check_nobody_writes()?;
-        let copy = self.copy.expect("it is finished");
-        if !source.put_in_place(copy)? {
-            return Ok(Replaced::Changed);
-        }
-        let folder = folder_of(&source.path);
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(failed("sync", folder))?;
-        Ok(Replaced::Done)
-    }
-}
-
 /// Reads a file without moving in it.
 struct Reader<'a> {
     file: &'a File,
@@ -375,7 +343,7 @@ impl Read for Reader<'_> {
 
 /// The copy, removed again unless it stays.
 #[derive(Debug)]
-struct Copy {
+pub(crate) struct Copy {
     path: PathBuf,
     file: File,
     stays: bool,

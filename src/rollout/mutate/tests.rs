@@ -21,20 +21,10 @@ fn heavy(id: &str) -> Mutation {
     mutation(id, Op::Heavy)
 }
 
-/// Gives little at a time, so that it is known early what is certain.
-struct Short<'a>(&'a [u8]);
-
-impl Read for Short<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = buffer.len().min(100);
-        self.0.read(&mut buffer[..most])
-    }
-}
-
 /// What consuming makes of a text.
 fn consumed(text: &[u8], mutations: &[Mutation]) -> (Vec<u8>, Outcome) {
     let mut sure = false;
-    let plan = Plan::read(|| Short(text), mutations, &mut |_| sure = true).unwrap();
+    let plan = Plan::read(|| text, mutations, &mut || sure = true).unwrap();
     assert!(!sure || !plan.patches.is_empty(), "it was certain");
     let mut new = text.to_vec();
     for patch in &plan.patches {
@@ -1092,11 +1082,16 @@ fn a_leftover_of_a_killed_run_is_removed() {
     assert_eq!(home.text(), pair());
 }
 
+fn replaced(source: &Source, patches: &[Patch]) -> Replaced {
+    let copied = source.copy(&AtomicBool::new(false));
+    source.replace(copied, patches).unwrap()
+}
+
 #[test]
 fn a_change_in_between_is_noticed() {
     let home = Home::new(&pair());
     let made = |source: &Source| {
-        Plan::make(source, &[light("a")], &mut |_| ())
+        Plan::make(source, &[light("a")], &mut || ())
             .unwrap()
             .patches
     };
@@ -1106,10 +1101,7 @@ fn a_change_in_between_is_noticed() {
     let source = open();
     let patches = made(&source);
     fs::write(&home.rollout, format!("{}more\n", pair())).unwrap();
-    assert_eq!(
-        Copying::of(&source).replace(&patches).unwrap(),
-        Replaced::Changed
-    );
+    assert_eq!(replaced(&source, &patches), Replaced::Changed);
     assert_eq!(text(), format!("{}more\n", pair()));
     drop(source);
 
@@ -1118,10 +1110,7 @@ fn a_change_in_between_is_noticed() {
     let other = home.folder.path().join("other");
     fs::write(&other, "another file").unwrap();
     fs::rename(&other, &home.rollout).unwrap();
-    assert_eq!(
-        Copying::of(&source).replace(&patches).unwrap(),
-        Replaced::Changed
-    );
+    assert_eq!(replaced(&source, &patches), Replaced::Changed);
     assert_eq!(text(), "another file");
     drop(source);
 
@@ -1129,87 +1118,64 @@ fn a_change_in_between_is_noticed() {
     let source = open();
     let patches = made(&source);
     fs::write(&home.rollout, "shorter").unwrap();
-    assert_eq!(
-        Copying::of(&source).replace(&patches).unwrap(),
-        Replaced::Changed
-    );
+    assert_eq!(replaced(&source, &patches), Replaced::Changed);
     assert_eq!(text(), "shorter");
     drop(source);
 
     let source = open();
     fs::remove_file(&home.rollout).unwrap();
-    assert_eq!(
-        Copying::of(&source).replace(&[]).unwrap(),
-        Replaced::Changed
-    );
+    assert_eq!(replaced(&source, &[]), Replaced::Changed);
     assert!(!home.rollout.exists());
-}
-
-/// Large enough to be copied while it is still read.
-fn large() -> String {
-    let filler = format!("{}\n", output("z", &format!("\"{}\"", "z".repeat(100_000))));
-    format!(
-        "{}{}{}",
-        pair(),
-        filler.repeat(250),
-        pair().replace("\"a\"", "\"b\"")
-    )
 }
 
 #[test]
 fn a_large_file_is_copied_while_it_is_read() {
-    let home = Home::new(&large());
-    let copy = || {
-        let name = home.rollout.file_name().unwrap().to_str().unwrap();
-        home.rollout.with_file_name(format!(".{name}.plexum-tmp"))
-    };
-    let both = [light("a"), heavy("b")];
+    let filler = output("z", &format!("\"{}\"", "z".repeat(100_000))) + "\n";
+    let large = [pair(), filler.repeat(100), pair().replace("\"a\"", "\"b\"")].concat();
+    let home = Home::new(&large);
+    let both = [light("a"), light("b")];
+    let (new, _) = consumed(large.as_bytes(), &both);
+
+    // The copy is made, or just being made, when the reading is through: nobody has to wait for it.
     let source = Source::open(&home.rollout, Access::Rewrite).unwrap();
-    let mut copying = Copying::of(&source);
-    let mut begun = 0;
-    let plan = Plan::make(&source, &both, &mut |at| {
-        copying.follow(at);
-        if begun == 0 && copy().exists() {
-            begun = at;
-        }
-    });
-    assert!((8 << 20..20 << 20).contains(&begun), "{begun}");
+    assert!(source.is_large());
+    let (plan, copied) = read_and_copy(&source, &both).unwrap();
     assert_eq!(
-        copying.replace(&plan.unwrap().patches).unwrap(),
+        source.replace(copied.unwrap(), &plan.patches).unwrap(),
         Replaced::Done
     );
     drop(source);
-    assert!(home.text().as_bytes() == consumed(large().as_bytes(), &both).0);
-    assert!(!copy().exists());
+    assert!(home.text().as_bytes() == new);
+    home.check_tidy();
 
-    // What changes nothing begins nothing, and what is begun and given up leaves nothing.
+    // What changes nothing copies nothing.
     let source = Source::open(&home.rollout, Access::Rewrite).unwrap();
-    let plan = Plan::make(&source, &both, &mut |at| panic!("not sure at {at}"));
-    assert_eq!(plan.unwrap().patches, []);
-    let mut copying = Copying::of(&source);
-    copying.follow(1 << 20);
-    assert!(!copy().exists(), "not worth it yet");
-    copying.follow(9 << 20);
-    assert!(copy().exists());
-    drop(copying);
+    let (plan, copied) = read_and_copy(&source, &both).unwrap();
+    assert!(plan.patches.is_empty() && copied.is_none());
+    // What is given up leaves nothing.
+    let copy = source.copy(&AtomicBool::new(true)).unwrap();
+    assert!(copy_of(&home).exists());
+    drop(copy);
     drop(source);
-    assert!(!copy().exists());
+    home.check_tidy();
 
-    // A change is noticed as ever, also one that breaks off the copying.
-    for (length, end) in [(large().len() as u64 + 1, 10 << 20), (1 << 20, 20 << 20)] {
+    // A change meanwhile is noticed as ever, also one that breaks off the copying.
+    for length in [large.len() as u64 + 1, 1 << 20] {
+        fs::write(&home.rollout, &large).unwrap();
         let source = Source::open(&home.rollout, Access::Rewrite).unwrap();
-        let mut copying = Copying::of(&source);
-        copying.follow(9 << 20);
         let file = fs::File::options().write(true).open(&home.rollout).unwrap();
         file.set_len(length).unwrap();
         drop(file);
-        copying.follow(end);
-        assert_eq!(copying.replace(&[]).unwrap(), Replaced::Changed);
+        assert_eq!(replaced(&source, &[]), Replaced::Changed);
         drop(source);
         assert_eq!(fs::metadata(&home.rollout).unwrap().len(), length);
-        fs::write(&home.rollout, large()).unwrap();
+        home.check_tidy();
     }
-    assert!(!copy().exists());
+}
+
+fn copy_of(home: &Home) -> std::path::PathBuf {
+    let name = home.rollout.file_name().unwrap().to_str().unwrap();
+    home.rollout.with_file_name(format!(".{name}.plexum-tmp"))
 }
 
 #[test]
