@@ -317,7 +317,7 @@ fn has_nested(mutations: &[rollout::mutate::Mutation]) -> bool {
 
 fn consume(text: &[u8], mutations: &[rollout::mutate::Mutation]) -> (Vec<u8>, usize, Vec<String>) {
     use rollout::splice::Piece;
-    let plan = rollout::mutate::Plan::read(|| Ok(text), mutations).unwrap();
+    let plan = rollout::mutate::Plan::read(|| text, mutations, &mut || {}).unwrap();
     let mut new = text.to_vec();
     let mut written = 0;
     for patch in &plan.patches {
