@@ -74,16 +74,16 @@ const FAULTS: &[Fault] = &[
     (51, "half a request, 100 connections", &["src/mcp/bridge::connections_that_say_nothing_keep_nobody_out"]),
     (52, "a tool that is gone or named twice", &["src/mcp/server::each_message_has_its_answer_or_none", "src/mcp/server::a_tool_that_cannot_be_offered_as_it_is_is_warned_of", "mcp::the_tools_can_change_while_codex_runs"]),
     // Rollout files.
-    (53, "torn and bad lines", &["src/rollout/mutate/tests::random_rollouts_are_consumed_right", "src/rollout/mutate/tests::every_shape_is_consumed"]),
-    (54, "duplicate ids, halves of pairs", &["src/rollout/mutate/tests::ids_that_come_twice_are_paired_in_order", "src/rollout/mutate/tests::what_has_no_other_half_is_missing"]),
-    (55, "outputs of every shape", &["src/rollout/mutate/tests::every_shape_is_consumed", "src/rollout/mutate/tests::copies_in_a_compacted_history_are_consumed_too"]),
+    (53, "torn and bad lines", &["src/rollout/mutate::random_rollouts_are_consumed_right", "src/rollout/mutate::every_shape_is_consumed"]),
+    (54, "duplicate ids, halves of pairs", &["src/rollout/mutate::ids_that_come_twice_are_paired_in_order", "src/rollout/mutate::what_has_no_other_half_is_missing"]),
+    (55, "outputs of every shape", &["src/rollout/mutate::every_shape_is_consumed", "src/rollout/mutate::copies_in_a_compacted_history_are_consumed_too"]),
     (56, "4 GB", &["faults::a_huge_rollout_is_read_and_rewritten_in_bounded_memory", "src/rollout/lines::long_lines_are_held_only_if_wanted"]),
-    (57, "replaced or grown meanwhile", &["src/rollout/mutate/tests::a_change_in_between_is_noticed"]),
-    (58, "codex holds the thread", &["src/rollout/mutate/tests::a_thread_in_use_is_busy", "mutate_faults::two_runs_do_not_meet"]),
-    (59, "mode, owner, times, links", &["src/rollout/mutate/tests::a_file_is_rewritten_in_place", "src/rollout/mutate/tests::what_cannot_be_replaced_whole_is_refused"]),
+    (57, "replaced or grown meanwhile", &["src/rollout/mutate::a_change_in_between_is_noticed"]),
+    (58, "codex holds the thread", &["src/rollout/mutate::a_thread_in_use_is_busy", "mutate_faults::two_runs_do_not_meet"]),
+    (59, "mode, owner, times, links", &["src/rollout/mutate::a_file_is_rewritten_in_place", "src/rollout/mutate::what_cannot_be_replaced_whole_is_refused"]),
     (60, "disk full, I/O error, killed", &["mutate_faults::the_old_file_or_the_new_one"]),
-    (61, "nothing to change", &["src/rollout/mutate/tests::a_file_is_rewritten_in_place"]),
-    (62, "a marker longer than the output", &["src/rollout/mutate/tests::a_marker_is_cut_to_what_fits"]),
+    (61, "nothing to change", &["src/rollout/mutate::a_file_is_rewritten_in_place"]),
+    (62, "a marker longer than the output", &["src/rollout/mutate::a_marker_is_cut_to_what_fits"]),
     // The config file.
     (63, "absent, empty, unreadable", &["src/config::nothing_is_the_defaults", "config::what_is_fine_is_fine", "faults::a_config_that_cannot_be_read_is_an_error"]),
     (64, "bad JSON, wrong types, unknown keys", &["config::what_is_wrong_is_told_with_its_place", "src/config::an_unknown_key_is_a_warning_with_the_nearest"]),
@@ -98,14 +98,17 @@ fn every_fault_has_its_test() {
         assert!(!tests.is_empty(), "{number}, {what}");
         for test in *tests {
             let (file, name) = test.split_once("::").expect("file::name");
-            let folder = if file.starts_with("src/") {
-                ""
-            } else {
-                "tests/it/"
+            let path = match file.starts_with("src/") {
+                true => file.to_owned(),
+                false => format!("tests/it/{file}"),
             };
-            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("{folder}{file}.rs"));
-            let source = fs::read_to_string(&path)
-                .unwrap_or_else(|error| panic!("{number}: {}: {error}", path.display()));
+            // The tests of a module are at its end, or in a file of their own.
+            let source: String = [format!("{path}.rs"), format!("{path}/tests.rs")]
+                .iter()
+                .filter_map(|path| {
+                    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).ok()
+                })
+                .collect();
             // A test, or what the macro for the real codex makes one of.
             let head = source.split(&format!("fn {name}(")).next().unwrap_or("");
             let is_test = head.len() < source.len()
@@ -378,7 +381,10 @@ fn what_stays_on_purpose_stays_and_what_holds_a_pipe_does_not() {
     ];
     let mut daemon = Daemon::start(&lab);
     for (kind, stays) in kinds {
-        lab.script(json!([{"grandchild": kind}, "default"]));
+        let mut grandchild = kind.clone();
+        // Longer than anything is waited for: it does not end by itself.
+        grandchild["seconds"] = json!(120);
+        lab.script(json!([{"grandchild": grandchild}, "default"]));
         let start = Instant::now();
         assert_eq!(
             daemon.turn(Daemon::prompt(&lab, "hi")).text(),
