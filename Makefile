@@ -36,8 +36,11 @@ build:
 
 ## demo: two turns of one conversation with the real codex and a model on loopback; no account
 demo: codex-newest
+	@codex=(target/codex/$(CODEX_NEWEST)/node_modules/@openai/codex-*/vendor/*/bin/codex)
+	[ -x "$${codex[0]}" ] || { echo "The demo runs the real codex, and there is none." >&2; exit 1; }
+	echo "building plexum-openai"
 	cargo build --quiet --release --locked --bin plexum-openai --example loopback-model
-	tests/demo/run target/release "$$(echo target/codex/$(CODEX_NEWEST)/node_modules/@openai/codex-*/vendor/*/bin/codex)"
+	tests/demo/run target/release "$${codex[0]}"
 
 ## test: all tests, on every version of codex that is supported
 test: codex mcp-clients
@@ -88,18 +91,21 @@ man:
 codex: $(CODEX_VERSIONS:%=target/codex/%)
 codex-newest: target/codex/$(CODEX_NEWEST)
 
-# Fetched beside its place and then moved there, so that what is there is whole.
+# Fetched beside its place and then moved there, so that what is there is whole. The empty package makes the folder
+# npm's own place: with --prefix npm would pass over the machine's npmrc, and with it its proxy and certificates.
 target/codex/%:
 	@rm -rf "$@.part"
 	mkdir -p "$@.part"
+	echo '{}' > "$@.part/package.json"
 	echo "fetching codex $*"
-	if npm install --silent --no-audit --no-fund --fetch-retries=1 --fetch-retry-mintimeout=1000 \
-	    --prefix "$@.part" "@openai/codex@$*" >"$@.log" 2>&1; then
+	if (cd "$@.part" && npm install --loglevel=error --no-audit --no-fund --fetch-retries=1 --fetch-retry-mintimeout=1000 \
+	    "@openai/codex@$*") >"$@.log" 2>&1; then
 	    mv "$@.part" "$@"
 	    rm -f "$@.log"
 	else
 	    rm -rf "$@.part"
-	    echo "NOT FETCHED: codex $* (npm install @openai/codex@$* failed, see $@.log); what needs it is skipped" >&2
+	    echo "NOT FETCHED: codex $*, by npm install @openai/codex@$*; what needs it is skipped. npm said:" >&2
+	    grep -vE 'error (code|errno|syscall|type) |complete log' "$@.log" | head -n 2 >&2 || true
 	    [ "$${CI:-}" != true ]
 	fi
 
@@ -164,21 +170,18 @@ install-plugin: $(BUILD)
 	        ;;
 	    *)
 	        printf '{\n}\n' > "$(PLUGIN_FOLDER)/config.json"
-	        echo "codex is not in your PATH: set \"binary\" in $(PLUGIN_FOLDER)/config.json to its absolute path."
+	        echo "codex is not in your PATH: the doctor below says what to do about that."
 	        ;;
 	    esac
 	fi
-	cat <<'END'
-
-	What remains to do:
-	  1. Allow it: add "$(PLUGIN)" to .plugins.allow in the daemon's config.
-	  2. Make an agent that uses it: plexum agent-add --model codex my-agent
-	  3. Restart the daemon.
-	'plexum-openai doctor' says whether a turn has what it needs.
-	END
-	if [ "$(PROFILE)" != "$(HOME)/.plexum" ]; then
-	    echo "This profile is not ~/.plexum: run doctor with PLEXUM_PROFILE_ROOT=$(PROFILE)."
-	fi
+	doctor="$(PLUGIN_FOLDER)/plexum-openai-provider-plugin doctor"
+	[ "$(PROFILE)" = "$(HOME)/.plexum" ] || doctor="PLEXUM_PROFILE_ROOT=$(PROFILE) $$doctor"
+	printf '%s\n' '' 'What remains to do:' \
+	    '  1. See whether a turn has what it needs:' \
+	    "       $$doctor" \
+	    '  2. Allow the plugin: add "$(PLUGIN)" to .plugins.allow in the config of the daemon.' \
+	    '  3. Make an agent that uses it: plexum agent-add --model codex my-agent' \
+	    '  4. Restart the daemon.'
 
 ## uninstall-plugin: removes the plugin from PROFILE, but not its config.json
 uninstall-plugin:

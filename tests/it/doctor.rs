@@ -146,9 +146,11 @@ fn the_config_file_is_checked_as_a_turn_reads_it() {
 #[test]
 fn a_codex_that_is_not_there_is_told() {
     let mut lab = Lab::fake(healthy());
+    let install = install();
+    let home = lab.path("home").to_string_lossy().into_owned();
     with_npm(
         &mut lab,
-        "install -g @openai/codex@latest",
+        &install.replace('~', &home),
         "ln -s $CODEX $BIN/codex",
     );
     fs::remove_dir_all(lab.path("profile")).unwrap();
@@ -156,7 +158,7 @@ fn a_codex_that_is_not_there_is_told() {
         &lab,
         "codex",
         "fail",
-        "cannot find codex 'codex' in PATH (<lab>/bin:/usr/bin:/bin); run: npm install -g @openai/codex@latest",
+        &format!("cannot find codex 'codex' in PATH (<lab>/bin:/usr/bin:/bin); run: npm {install}"),
     );
     // It is there, and the config leads elsewhere: to nowhere, to a folder, to what cannot be executed.
     fs::create_dir(lab.path("folder")).unwrap();
@@ -202,6 +204,15 @@ fn a_codex_that_is_not_there_is_told() {
     );
 }
 
+/// What npm is told where there is no codex: into the home of who is not root.
+fn install() -> String {
+    let place = match rustix::process::geteuid().is_root() {
+        true => "",
+        false => "--prefix ~/.local ",
+    };
+    format!("install -g {place}@openai/codex@latest")
+}
+
 /// A `npm` in PATH that does `what`, a shell's command line, when its arguments are those.
 fn with_npm(lab: &mut Lab, arguments: &str, what: &str) {
     let bin = lab.path("bin");
@@ -235,7 +246,7 @@ fn an_old_codex_is_told() {
     let old = json!({"version": [{"out": "codex-cli 0.98.0"}]});
     // Where npm has put it, npm is told to put the new one.
     for (folder, arguments) in [
-        ("bin", "install -g @openai/codex@latest"),
+        ("bin", install().as_str()),
         (
             "lib/node_modules/@openai/codex/bin",
             "install -g --prefix <lab> @openai/codex@latest",
@@ -248,7 +259,8 @@ fn an_old_codex_is_told() {
         let mut lab = Lab::fake(old.clone());
         let root = lab.root().to_string_lossy().into_owned();
         let new = format!("echo '{}' > {root}/fake.json", healthy());
-        with_npm(&mut lab, &arguments.replace("<lab>", &root), &new);
+        let real = arguments.replace("<lab>", &root);
+        with_npm(&mut lab, &real.replace('~', &format!("{root}/home")), &new);
         let program = lab.path(folder).join("codex");
         fs::create_dir_all(program.parent().unwrap()).unwrap();
         // A copy: it is where a program really is that counts.

@@ -25,8 +25,8 @@ use std::time::Duration;
 const SYSTEMD_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How long codex may take for a short answer; it takes 0.1 s.
 const LIMIT: Duration = Duration::from_secs(15);
-/// How to come to a codex where there is none.
-const INSTALL: &str = "run: npm install -g @openai/codex@latest";
+/// codex, as npm knows it.
+const PACKAGE: &str = "@openai/codex@latest";
 /// What the names of our own servers in codex's config begin with.
 const SERVER_PREFIX: &str = "plexum-host-";
 
@@ -172,7 +172,7 @@ impl Doctor<'_> {
             });
         match found {
             Some(found) => self.set(&[("binary", &found.to_string_lossy())], &[]),
-            None if self.config.binary == "codex" => INSTALL.to_owned(),
+            None if self.config.binary == "codex" => install(),
             None => self.set(&[("binary", "codex")], &[]),
         }
     }
@@ -568,7 +568,16 @@ impl Doctor<'_> {
 
     /// How to call this codex in a shell, for the same threads and login.
     fn codex_by_hand(&self, program: &Path) -> String {
-        let program = shell_word(&program.to_string_lossy());
+        let same = |found: &PathBuf| {
+            let native = native_beside(found);
+            let found = native.or_else(|| fs::canonicalize(found).ok());
+            found.is_some() && found == fs::canonicalize(program).ok()
+        };
+        let by_name = command::in_path("codex", &self.places.search_path(&self.config));
+        let program = match by_name.filter(same) {
+            Some(_) => "codex".to_owned(),
+            None => shell_word(&program.to_string_lossy()),
+        };
         match self.places.named_codex_home(&self.config) {
             Some(home) => format!(
                 "CODEX_HOME={} {program}",
@@ -720,13 +729,21 @@ fn open_up(path: &Path) -> String {
     format!("run: chmod u+rwX {word}")
 }
 
+/// The command that brings a codex where there is none: who is not root cannot install for everybody.
+fn install() -> String {
+    let place = match rustix::process::geteuid().is_root() {
+        true => "",
+        false => "--prefix ~/.local ",
+    };
+    format!("run: npm install -g {place}{PACKAGE}")
+}
+
 /// The command that brings a newer codex to where this one is.
 fn update(program: &Path) -> String {
-    const PACKAGE: &str = "@openai/codex@latest";
     let whole = fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
     let whole = whole.to_string_lossy();
     let Some((before, _)) = whole.split_once("/node_modules/@openai/") else {
-        return INSTALL.to_owned();
+        return install();
     };
     match before.strip_suffix("/lib") {
         Some(prefix) => format!(
