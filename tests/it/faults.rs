@@ -2,6 +2,7 @@
 //! better place follow below the table.
 
 use crate::programs;
+use crate::support::codex::real_codex;
 use crate::support::{Cli, Daemon, LIMIT, Lab, cli, ps, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -59,7 +60,7 @@ const FAULTS: &[Fault] = &[
     (37, "the end of stdin in the middle of a turn", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::the_end_of_stdin_ends_all", "protocol::what_is_tolerated_is_passed_over"]),
     (38, "the daemon does not read", &["protocol::a_daemon_that_does_not_read_costs_no_memory_and_can_cancel"]),
     (39, "the daemon is gone", &["protocol::a_daemon_that_is_gone_is_a_quiet_end"]),
-    (40, "SIGTERM, SIGINT, SIGKILL", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::signals_end_all_children_first", "mcp::whatever_dies_in_a_call_nothing_is_left"]),
+    (40, "SIGTERM, SIGINT, SIGKILL", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::signals_end_all_children_first", "faults::the_commands_of_the_real_codex_are_ended_with_it", "mcp::whatever_dies_in_a_call_nothing_is_left"]),
     (41, "`tools.call` is never answered", &["mcp::a_call_without_an_answer_ends_with_the_turn"]),
     (42, "JSON 10,000 levels deep", &["protocol::json_of_any_depth_is_an_error"]),
     // The MCP socket.
@@ -340,6 +341,55 @@ fn a_cancel_ends_all_of_a_turn_in_time() {
             }
         }
         assert!(best < Duration::from_secs(limit), "{best:?}");
+    }
+}
+
+real_codex! {
+    /// The real codex is asked first: it records the turn as aborted. What its tool has started in a session of
+    /// its own, and does not end when it is told to, is ended all the same, when the plugin is killed too; and
+    /// after a normal end it stays.
+    fn the_commands_of_the_real_codex_are_ended_with_it(codex: &Path) {
+        let leave = "(trap '' INT TERM HUP; setsid sleep 600 >/dev/null 2>&1) & touch ../started";
+        let script = |wait: &str| {
+            let command = json!({"cmd": format!("{leave}{wait}"), "yield_time_ms": 60_000});
+            json!([{"calls": [{"name": "exec_command", "arguments": command}]}, {"text": "done"}])
+        };
+        let sleeps = |lab: &Lab| {
+            let mut running = ps::of(lab.root());
+            running.retain(|process| process.command.starts_with("sleep "));
+            running
+        };
+        for how in ["cancel", "kill", "end"] {
+            let wait = if how == "end" { "" } else { "; sleep 600" };
+            let lab = Lab::real(codex, script(wait));
+            let mut daemon = Daemon::start(&lab);
+            let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+            wait_until("the command to start", || lab.path("started").exists());
+            let start = Instant::now();
+            match how {
+                "cancel" => {
+                    daemon.notify("cancel", json!({"stream": id}));
+                    let turn = daemon.finish(id);
+                    assert_eq!(turn.stop_reason(), "cancelled");
+                    assert!(sleeps(&lab).is_empty(), "{:?}", sleeps(&lab));
+                    let record = lab.rollouts(turn.thread()).remove(0);
+                    let record = fs::read_to_string(record).unwrap();
+                    assert!(record.contains("\"turn_aborted\""), "{record}");
+                }
+                "kill" => {
+                    daemon.signal(Signal::KILL);
+                    daemon.exit(Duration::from_secs(10));
+                    wait_until("all to be gone", || ps::of(lab.root()).is_empty());
+                }
+                _ => {
+                    assert_eq!(daemon.finish(id).text(), "done");
+                    let left = sleeps(&lab);
+                    assert_eq!(left.len(), 1, "{left:?}");
+                    ps::signal(left[0].pid, Signal::KILL);
+                }
+            }
+            assert!(start.elapsed() < Duration::from_secs(10), "{how}");
+        }
     }
 }
 
