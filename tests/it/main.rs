@@ -8,6 +8,7 @@
 mod config;
 mod doctor;
 mod faults;
+mod install;
 mod mcp;
 mod mcp_clients;
 mod mutate;
