@@ -247,3 +247,98 @@ pub(super) fn plain_end(text: &[u8], mut at: usize, end: usize) -> usize {
     }
     at
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// serde_json is the judge of what is a string.
+    fn check(inside: &[u8]) {
+        let text = [b"\"", inside, b"\""].concat();
+        let judge = serde_json::from_slice::<String>(&text).is_ok();
+        // With nothing behind it, and with more than is looked at at once.
+        for behind in [0, 5, 200] {
+            let text = [&text, &b" \\\"\xFF,"[..behind.min(5)], &vec![b' '; behind]].concat();
+            let end = end(&text, 1);
+            assert_eq!(
+                end == Some(inside.len() + 2),
+                judge,
+                "{:?} and {behind} bytes: {end:?}",
+                String::from_utf8_lossy(inside),
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_a_string_is_what_serde_json_takes() {
+        const PARTS: &[&[u8]] = &[
+            b"\\\\",
+            b"\\\"",
+            b"\\n",
+            b"\\/",
+            b"\\u001b",
+            b"\\ud83c\\udf89",
+            b"a",
+            b"sixteen letters.",
+            "\u{e9}".as_bytes(),
+            "\u{ffff}".as_bytes(),
+            "\u{1f389}".as_bytes(),
+        ];
+        const WRONG: &[&[u8]] = &[
+            b"\\",
+            b"\\x",
+            b"\\u12",
+            b"\\ud83c",
+            b"\\udf89",
+            b"\\ud83c\\u0041",
+            b"\"",
+            b"\n",
+            b"\0",
+            b"\x80",
+            b"\xC3",
+            b"\xC0\x80",
+            b"\xE0\x80\x80",
+            b"\xED\xA0\x80",
+            b"\xE2\x82",
+            b"\xF0\x80\x80\x80",
+            b"\xF0\x9F\x8E",
+            b"\xF4\x90\x80\x80",
+            b"\xF5\x80\x80\x80",
+            b"\xFF",
+        ];
+        // Every part and every wrong one at every place of a block, alone and in rows.
+        for part in PARTS.iter().chain(WRONG) {
+            for times in [1, 2, 3, 70] {
+                for before in 0..2 * BLOCK + 3 {
+                    let row = part.repeat(times);
+                    let before = vec![b'a'; before];
+                    // With a whole block behind them, which the end of the string is not in.
+                    let behind = [b'b'; BLOCK];
+                    check(&[&before, &row[..]].concat());
+                    check(&[&before, &row[..], &behind].concat());
+                    check(&[&before, &b"\\\\"[..], &row[..], &behind].concat());
+                }
+            }
+        }
+        // Mixed without a plan, every third one with something wrong in it. A fixed sequence that looks random.
+        let mut state = 1u64;
+        let mut roll = |sides: usize| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 33) as usize % sides
+        };
+        for _ in 0..4000 {
+            let mut inside = Vec::new();
+            let (length, few) = (roll(120), 1 + roll(PARTS.len()));
+            let wrong = (roll(3) == 0).then(|| roll(length + 1));
+            for at in 0..length {
+                if wrong == Some(at) {
+                    inside.extend_from_slice(WRONG[roll(WRONG.len())]);
+                }
+                inside.extend_from_slice(PARTS[roll(few)]);
+            }
+            check(&inside);
+        }
+    }
+}

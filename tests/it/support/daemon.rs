@@ -278,7 +278,6 @@ impl Daemon {
 
     /// Waits for an event of a stream that is as wanted.
     #[track_caller]
-    #[expect(dead_code, reason = "part of the tests' vocabulary")]
     pub(crate) fn event(&mut self, id: i64, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         self.wait(what, |daemon| {
             let stream = daemon.streams.get(&id.to_string())?;
