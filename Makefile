@@ -138,6 +138,10 @@ install: $(BUILD)
 	    *":$(PREFIX)/bin:"*) ;;
 	    *) echo "$(PREFIX)/bin is not in your PATH: add it to call plexum-openai by its name." ;;
 	esac
+	case "$(PREFIX)" in
+	    /usr | /usr/local) ;;
+	    *) echo "zsh finds the completions with this before its compinit: fpath=($(PREFIX)/share/zsh/site-functions \$$fpath)" ;;
+	esac
 
 ## uninstall: removes what 'install' installed
 uninstall:
