@@ -313,3 +313,25 @@ pub(crate) fn on_end_signal(mut told: impl FnMut(i32) + Send + 'static) -> Resul
         .map_err(failed)?;
     Ok(())
 }
+
+/// A word as a shell takes it.
+pub(crate) fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,~".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_the_shell() {
+        assert_eq!(shell_word("/a/b-c.json"), "/a/b-c.json");
+        assert_eq!(shell_word("it's {x}"), "'it'\\''s {x}'");
+        assert_eq!(shell_word(""), "''");
+    }
+}

@@ -12,5 +12,5 @@ pub(crate) mod lines;
 pub(crate) mod mutate;
 pub(crate) mod record;
 mod replace;
-mod splice;
+pub(crate) mod splice;
 mod string;

@@ -8,6 +8,8 @@
 mod config;
 mod doctor;
 mod faults;
+mod install;
+mod logs;
 mod mcp;
 mod mcp_clients;
 mod mutate;
@@ -21,6 +23,7 @@ mod readme;
 mod rollout_real;
 mod session;
 mod shells;
+mod soak;
 mod support;
 mod terminal;
 mod turn_fake;

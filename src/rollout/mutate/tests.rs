@@ -23,7 +23,9 @@ fn heavy(id: &str) -> Mutation {
 
 /// What consuming makes of a text.
 fn consumed(text: &[u8], mutations: &[Mutation]) -> (Vec<u8>, Outcome) {
-    let plan = Plan::read(|| Ok(text), mutations).unwrap();
+    let mut sure = false;
+    let plan = Plan::read(|| text, mutations, &mut || sure = true).unwrap();
+    assert!(!sure || !plan.patches.is_empty(), "it was certain");
     let mut new = text.to_vec();
     for patch in &plan.patches {
         let mut at = patch.at as usize;
@@ -640,45 +642,117 @@ impl Random {
     }
 }
 
-/// What a value may become: the plain reading of what consuming is, on parsed JSON.
-fn fits(old: &Value, new: &Value, op: Op, kind: &str, tight: bool) -> bool {
-    let marker = |text: &str, old: &Value| match new.as_str() {
-        Some(new) => {
-            new == text
-                || (tight && text.starts_with(new) && !new.is_empty())
-                || (tight && json!(new) == *old)
-        }
-        None => tight && new == old,
+/// What is consumed of an item of this type, and whether that is the call or its output.
+fn place(item: &Value) -> Option<(&'static str, Role)> {
+    let (field, role) = match item["type"].as_str()? {
+        "function_call" | "tool_search_call" => ("arguments", Role::Call),
+        "custom_tool_call" => ("input", Role::Call),
+        "local_shell_call" => ("action", Role::Call),
+        "tool_search_output" => ("tools", Role::Output),
+        "function_call_output" | "custom_tool_call_output" => ("output", Role::Output),
+        _ => return None,
     };
-    match (kind, op) {
-        ("function_call_output" | "custom_tool_call_output", Op::Light) => {
-            marker("...(consumed)", old)
-        }
+    // A number is no output.
+    (!item[field].is_number()).then_some((field, role))
+}
+
+/// What stands there after `op`.
+fn replacement(item: &Value, op: Op) -> Value {
+    match (item["type"].as_str().unwrap(), op) {
+        ("tool_search_output", _) => json!([]),
+        ("function_call_output" | "custom_tool_call_output", Op::Light) => json!("...(consumed)"),
         ("function_call_output" | "custom_tool_call_output", Op::Heavy) => {
-            marker("...(tool called)", old)
+            json!("...(tool called)")
         }
-        ("tool_search_output", _) => *new == json!([]),
-        (_, Op::Light) => new == old,
-        ("function_call", Op::Heavy) => *new == json!("{}") || (tight && new == old),
-        ("tool_search_call", Op::Heavy) => *new == json!({}),
-        ("custom_tool_call", Op::Heavy) => *new == json!(""),
-        ("local_shell_call", Op::Heavy) => *new == json!({"type": "exec", "command": []}),
-        _ => false,
+        (_, Op::Light) => item[place(item).unwrap().0].clone(),
+        ("function_call", Op::Heavy) => json!("{}"),
+        ("tool_search_call", Op::Heavy) => json!({}),
+        ("custom_tool_call", Op::Heavy) => json!(""),
+        ("local_shell_call", Op::Heavy) => json!({"type": "exec", "command": []}),
+        other => unreachable!("{other:?}"),
     }
+}
+
+/// An item of a call, where it stands and whose half it is.
+#[derive(Debug)]
+struct Half {
+    line: usize,
+    pointer: String,
+    copied: bool,
+    id: String,
+    role: Role,
+}
+
+/// All items of calls in a rollout.
+fn halves(lines: &[Option<Value>]) -> Vec<Half> {
+    let mut found = Vec::new();
+    for (line, record) in lines.iter().enumerate() {
+        let Some(record) = record else { continue };
+        let places = match record["type"].as_str() {
+            Some("response_item") => vec![("/payload".to_owned(), false)],
+            Some("compacted") => {
+                let history = record["payload"]["replacement_history"].as_array().unwrap();
+                (0..history.len())
+                    .map(|at| (format!("/payload/replacement_history/{at}"), true))
+                    .collect()
+            }
+            _ => Vec::new(),
+        };
+        for (pointer, copied) in places {
+            let item = record.pointer(&pointer).unwrap();
+            let id = item["call_id"].as_str().or(item["id"].as_str());
+            if let (Some((_, role)), Some(id)) = (place(item), id) {
+                let id = id.to_owned();
+                found.push(Half {
+                    line,
+                    pointer,
+                    copied,
+                    id,
+                    role,
+                });
+            }
+        }
+    }
+    found
+}
+
+/// Which of them are to be consumed, if they are asked for: the plain reading of what belongs together.
+fn due(halves: &[Half]) -> Vec<bool> {
+    let mut due = vec![false; halves.len()];
+    let complete = |id: &str, end: usize| {
+        let before = |role| {
+            halves[..end]
+                .iter()
+                .position(|it| it.id == id && it.role == role)
+        };
+        let last = halves[..end]
+            .iter()
+            .rposition(|it| it.id == id && it.role == Role::Output);
+        before(Role::Call) < last && before(Role::Call).is_some()
+    };
+    for (at, half) in halves.iter().enumerate() {
+        if half.copied {
+            due[at] = complete(&half.id, halves.len());
+        } else if half.role == Role::Output && complete(&half.id, at + 1) {
+            due[at] = true;
+            let call = (0..at).find(|call| {
+                let call_half = &halves[*call];
+                !due[*call]
+                    && !call_half.copied
+                    && (call_half.role, &call_half.id) == (Role::Call, &half.id)
+            });
+            if let Some(call) = call {
+                due[call] = true;
+            }
+        }
+    }
+    due
 }
 
 #[test]
 fn random_rollouts_are_consumed_right() {
-    let field = |kind: &str| match kind {
-        "function_call" | "tool_search_call" => "arguments",
-        "custom_tool_call" => "input",
-        "local_shell_call" => "action",
-        "tool_search_output" => "tools",
-        "function_call_output" | "custom_tool_call_output" => "output",
-        _ => "",
-    };
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
-    let (mut touched, mut missing) = (0, 0);
+    let (mut touched, mut missing, mut whole, mut cut) = (0, 0, 0, 0);
     for round in 0..4_000 {
         let mut text = (0..random.below(24))
             .map(|_| random.line())
@@ -704,63 +778,88 @@ fn random_rollouts_are_consumed_right() {
         let new = String::from_utf8(new).unwrap();
         let why = || format!("round {round}: {mutations:?}\n{text}\n{new}");
 
-        // Every line has its old length, and everything that was not asked for its old value.
-        assert_eq!(
-            new.split('\n').count(),
-            text.split('\n').count(),
-            "{}",
-            why()
-        );
-        let mut changed: Vec<String> = Vec::new();
-        for (old_line, new_line) in text.split('\n').zip(new.split('\n')) {
-            assert_eq!(old_line.len(), new_line.len(), "{}", why());
-            let (Ok(mut old), Ok(mut new)) = (
-                serde_json::from_str::<Value>(old_line),
-                serde_json::from_str::<Value>(new_line),
-            ) else {
-                assert_eq!(old_line, new_line, "{}", why());
+        // Every line has its old length, and what is no JSON its old text.
+        let parsed = |text: &str| -> Vec<Option<Value>> {
+            text.split('\n')
+                .map(|line| serde_json::from_str(line).ok())
+                .collect()
+        };
+        let (old_lines, mut new_lines) = (parsed(&text), parsed(&new));
+        assert_eq!(old_lines.len(), new_lines.len(), "{}", why());
+        for (old, new) in text.split('\n').zip(new.split('\n')) {
+            assert_eq!(old.len(), new.len(), "{}", why());
+            let is_json = serde_json::from_str::<Value>(old).is_ok();
+            assert!(is_json || old == new, "{}", why());
+        }
+        let room: Vec<usize> = new
+            .split('\n')
+            .map(|line| line.trim_end_matches(['\r', '\t']))
+            .map(|line| line.len() - line.trim_end_matches(' ').len())
+            .collect();
+
+        // What was asked for has become what it should, and put back as it was, all is as it was.
+        let halves = halves(&old_lines);
+        let due = due(&halves);
+        let mut changed: Vec<&str> = Vec::new();
+        let mut complete: Vec<&str> = Vec::new();
+        for (half, due) in halves.iter().zip(due) {
+            if due && half.role == Role::Output {
+                complete.push(&half.id);
+            }
+            let asked = mutations.iter().find(|it| it.block_id == half.id);
+            let (Some(asked), true) = (asked, due) else {
                 continue;
             };
-            let tight = !new_line.trim_end_matches(['\r', '\t']).ends_with(' ');
-            let items: Vec<String> = match old["type"].as_str() {
-                Some("response_item") => vec!["/payload".to_owned()],
-                Some("compacted") => (0..old["payload"]["replacement_history"]
-                    .as_array()
-                    .map_or(0, Vec::len))
-                    .map(|at| format!("/payload/replacement_history/{at}"))
-                    .collect(),
-                _ => Vec::new(),
+            let item = |lines: &[Option<Value>]| {
+                let record = lines[half.line].as_ref().unwrap();
+                record.pointer(&half.pointer).unwrap().clone()
             };
-            for item in items {
-                let (old, new) = (
-                    old.pointer_mut(&item).unwrap(),
-                    new.pointer_mut(&item).unwrap(),
+            let field = place(&item(&old_lines)).unwrap().0;
+            let (old, new) = (
+                item(&old_lines)[field].clone(),
+                item(&new_lines)[field].clone(),
+            );
+            let full = replacement(&item(&old_lines), asked.op);
+            if new == full {
+                whole += 1;
+            } else {
+                // Only where there is no room for more. Printed anew a text is never longer than it stood there.
+                let most = new.to_string().len() + room[half.line];
+                assert!(
+                    most.max(old.to_string().len()) < full.to_string().len(),
+                    "{old} {new} {}",
+                    why()
                 );
-                let kind = old["type"].as_str().unwrap_or_default().to_owned();
-                let id = old["call_id"]
-                    .as_str()
-                    .or(old["id"].as_str())
-                    .unwrap_or_default()
-                    .to_owned();
-                let asked = mutations.iter().find(|it| it.block_id == id);
-                if old == new || field(&kind).is_empty() {
-                    continue;
-                }
-                let (old, new) = (old[field(&kind)].take(), new[field(&kind)].take());
-                let op = asked.unwrap_or_else(|| panic!("{}", why())).op;
-                assert!(fits(&old, &new, op, &kind, tight), "{old} {new} {}", why());
-                changed.push(id);
+                let part = match (new.as_str(), full.as_str()) {
+                    (Some(new), Some(full)) => !new.is_empty() && full.starts_with(new),
+                    _ => false,
+                };
+                assert!(new == old || part, "{old} {new} {}", why());
+                cut += 1;
             }
-            assert_eq!(old, new, "{}", why());
+            if new != old {
+                changed.push(&half.id);
+            }
+            let record = new_lines[half.line].as_mut().unwrap();
+            record.pointer_mut(&half.pointer).unwrap()[field] = old;
         }
+        assert!(old_lines == new_lines, "{}", why());
         changed.sort();
         changed.dedup();
-        assert_eq!(outcome.touched, changed.len(), "{}", why());
-        assert_eq!(outcome.requested, mutations.len());
+        let expected = Outcome {
+            requested: mutations.len(),
+            touched: changed.len(),
+            missing: mutations
+                .iter()
+                .map(|it| it.block_id.clone())
+                .filter(|id| !complete.contains(&id.as_str()))
+                .collect(),
+        };
+        assert_eq!(outcome, expected, "{}", why());
         touched += outcome.touched;
         missing += outcome.missing.len();
 
-        // What is neither missing nor touched is as it would be after it was consumed; a second run says so.
+        // A second run has nothing to write, and the same is missing.
         let (again, second) = consumed(new.as_bytes(), &mutations);
         assert!(again == new.as_bytes(), "{}", why());
         assert_eq!(
@@ -771,8 +870,8 @@ fn random_rollouts_are_consumed_right() {
         );
     }
     assert!(
-        touched > 1_000 && missing > 1_000,
-        "the cases are worth something: {touched} {missing}"
+        touched > 1_000 && missing > 1_000 && whole > 1_000 && cut > 100,
+        "the cases are worth something: {touched} {missing} {whole} {cut}"
     );
 }
 
@@ -983,17 +1082,26 @@ fn a_leftover_of_a_killed_run_is_removed() {
     assert_eq!(home.text(), pair());
 }
 
+fn replaced(source: &Source, patches: &[Patch]) -> Replaced {
+    let copied = source.copy(&AtomicBool::new(false));
+    source.replace(copied, patches).unwrap()
+}
+
 #[test]
 fn a_change_in_between_is_noticed() {
     let home = Home::new(&pair());
-    let made = |source: &Source| Plan::make(source, &[light("a")]).unwrap().patches;
+    let made = |source: &Source| {
+        Plan::make(source, &[light("a")], &mut || ())
+            .unwrap()
+            .patches
+    };
     let open = || Source::open(&home.rollout, Access::Rewrite).unwrap();
     let text = || home.text();
 
     let source = open();
     let patches = made(&source);
     fs::write(&home.rollout, format!("{}more\n", pair())).unwrap();
-    assert_eq!(source.replace(&patches).unwrap(), Replaced::Changed);
+    assert_eq!(replaced(&source, &patches), Replaced::Changed);
     assert_eq!(text(), format!("{}more\n", pair()));
     drop(source);
 
@@ -1002,7 +1110,7 @@ fn a_change_in_between_is_noticed() {
     let other = home.folder.path().join("other");
     fs::write(&other, "another file").unwrap();
     fs::rename(&other, &home.rollout).unwrap();
-    assert_eq!(source.replace(&patches).unwrap(), Replaced::Changed);
+    assert_eq!(replaced(&source, &patches), Replaced::Changed);
     assert_eq!(text(), "another file");
     drop(source);
 
@@ -1010,14 +1118,64 @@ fn a_change_in_between_is_noticed() {
     let source = open();
     let patches = made(&source);
     fs::write(&home.rollout, "shorter").unwrap();
-    assert_eq!(source.replace(&patches).unwrap(), Replaced::Changed);
+    assert_eq!(replaced(&source, &patches), Replaced::Changed);
     assert_eq!(text(), "shorter");
     drop(source);
 
     let source = open();
     fs::remove_file(&home.rollout).unwrap();
-    assert_eq!(source.replace(&[]).unwrap(), Replaced::Changed);
+    assert_eq!(replaced(&source, &[]), Replaced::Changed);
     assert!(!home.rollout.exists());
+}
+
+#[test]
+fn a_large_file_is_copied_while_it_is_read() {
+    let filler = output("z", &format!("\"{}\"", "z".repeat(100_000))) + "\n";
+    let large = [pair(), filler.repeat(100), pair().replace("\"a\"", "\"b\"")].concat();
+    let home = Home::new(&large);
+    let both = [light("a"), light("b")];
+    let (new, _) = consumed(large.as_bytes(), &both);
+
+    // The copy is made, or just being made, when the reading is through: nobody has to wait for it.
+    let source = Source::open(&home.rollout, Access::Rewrite).unwrap();
+    assert!(source.is_large());
+    let (plan, copied) = read_and_copy(&source, &both).unwrap();
+    assert_eq!(
+        source.replace(copied.unwrap(), &plan.patches).unwrap(),
+        Replaced::Done
+    );
+    drop(source);
+    assert!(home.text().as_bytes() == new);
+    home.check_tidy();
+
+    // What changes nothing copies nothing.
+    let source = Source::open(&home.rollout, Access::Rewrite).unwrap();
+    let (plan, copied) = read_and_copy(&source, &both).unwrap();
+    assert!(plan.patches.is_empty() && copied.is_none());
+    // What is given up leaves nothing.
+    let copy = source.copy(&AtomicBool::new(true)).unwrap();
+    assert!(copy_of(&home).exists());
+    drop(copy);
+    drop(source);
+    home.check_tidy();
+
+    // A change meanwhile is noticed as ever, also one that breaks off the copying.
+    for length in [large.len() as u64 + 1, 1 << 20] {
+        fs::write(&home.rollout, &large).unwrap();
+        let source = Source::open(&home.rollout, Access::Rewrite).unwrap();
+        let file = fs::File::options().write(true).open(&home.rollout).unwrap();
+        file.set_len(length).unwrap();
+        drop(file);
+        assert_eq!(replaced(&source, &[]), Replaced::Changed);
+        drop(source);
+        assert_eq!(fs::metadata(&home.rollout).unwrap().len(), length);
+        home.check_tidy();
+    }
+}
+
+fn copy_of(home: &Home) -> std::path::PathBuf {
+    let name = home.rollout.file_name().unwrap().to_str().unwrap();
+    home.rollout.with_file_name(format!(".{name}.plexum-tmp"))
 }
 
 #[test]

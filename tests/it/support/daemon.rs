@@ -265,6 +265,17 @@ impl Daemon {
         }
     }
 
+    /// Has the request with this id been answered?
+    pub(crate) fn is_answered(&self, id: i64) -> bool {
+        self.answers.contains_key(&id.to_string())
+    }
+
+    /// The events of a stream that came so far.
+    pub(crate) fn events(&self, id: i64) -> &[Value] {
+        let stream = self.streams.get(&id.to_string());
+        stream.map_or(&[], |stream| &stream.events)
+    }
+
     /// Waits for an event of a stream that is as wanted.
     #[track_caller]
     pub(crate) fn event(&mut self, id: i64, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
