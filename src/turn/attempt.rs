@@ -396,7 +396,7 @@ impl Attempt<'_> {
 
     /// Tells the calls that codex recorded before it recorded this text, which it has printed.
     fn tell_before(&self, text: &str, heard: &mut Heard, cancel: &Flag, teller: &mut Teller<'_>) {
-        let deadline = Instant::now() + UNRECORDED;
+        let mut deadline = None;
         loop {
             self.find_record(heard);
             let record = &mut heard.record;
@@ -414,7 +414,8 @@ impl Attempt<'_> {
             if heard.thread.is_none() || record.unmatched >= 3 || cancel.is_raised() {
                 return;
             }
-            if Instant::now() >= deadline {
+            let now = Instant::now();
+            if now >= *deadline.get_or_insert(now + UNRECORDED) {
                 record.unmatched += 1;
                 // It is not recorded; what was recorded by now came before it.
                 self.follow(heard, teller);
