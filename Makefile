@@ -27,7 +27,7 @@ PLUGIN_FOLDER := $(DESTDIR)$(PROFILE)/plugins/$(PLUGIN)
 CODEX_VERSIONS := 0.135.0 0.148.0 0.155.0 0.169.0
 CODEX_NEWEST := $(lastword $(CODEX_VERSIONS))
 
-.PHONY: help build demo test check man codex codex-newest
+.PHONY: help build demo test check soak fuzz man codex codex-newest
 .PHONY: install uninstall install-plugin uninstall-plugin
 
 ## build: the program, optimised, as target/release/plexum-openai (the default)
@@ -36,8 +36,11 @@ build:
 
 ## demo: two turns of one conversation with the real codex and a model on loopback; no account
 demo: codex-newest
+	@codex=(target/codex/$(CODEX_NEWEST)/node_modules/@openai/codex-*/vendor/*/bin/codex)
+	[ -x "$${codex[0]}" ] || { echo "The demo runs the real codex, and there is none." >&2; exit 1; }
+	echo "building plexum-openai"
 	cargo build --quiet --release --locked --bin plexum-openai --example loopback-model
-	tests/demo/run target/release "$$(echo target/codex/$(CODEX_NEWEST)/node_modules/@openai/codex-*/vendor/*/bin/codex)"
+	tests/demo/run target/release "$${codex[0]}"
 
 ## test: all tests, on every version of codex that is supported
 test: codex mcp-clients
@@ -60,6 +63,25 @@ check:
 	fi
 	$(MAKE) --no-print-directory test
 
+## soak: a thousand turns (TURNS) that go well and wrong, 32 at once, after which nothing may be left
+soak:
+	SOAK=$(or $(TURNS),1000) cargo test --locked --test it -- soak::
+
+## fuzz: every parser against whatever bytes, for TIME seconds (60) each; needs 'cargo install cargo-fuzz'
+FUZZ := $(notdir $(basename $(wildcard tests/fuzz/targets/*.rs)))
+fuzz:
+	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2; exit 1; }
+	# No sanitizer: there is no unsafe code to be watched, and so the stable toolchain will do.
+	cargo fuzz build --fuzz-dir tests/fuzz -s none
+	for target in $(FUZZ); do
+	    # What is found goes into the first folder; the second one is part of the repository and stays small.
+	    mkdir -p "tests/fuzz/target/corpus/$$target"
+	    echo "fuzzing $$target"
+	    cargo fuzz run --fuzz-dir tests/fuzz -s none "$$target" \
+	        "tests/fuzz/target/corpus/$$target" "tests/fuzz/corpus/$$target" -- \
+	        -max_total_time=$(or $(TIME),60) -timeout=10 -max_len=16384 -dict=tests/fuzz/words.dict -verbosity=0
+	done
+
 ## man: man/plexum-openai.1 made anew from the table of flags
 man:
 	@cargo run --quiet --locked -- man > target/plexum-openai.1
@@ -69,18 +91,21 @@ man:
 codex: $(CODEX_VERSIONS:%=target/codex/%)
 codex-newest: target/codex/$(CODEX_NEWEST)
 
-# Fetched beside its place and then moved there, so that what is there is whole.
+# Fetched beside its place and then moved there, so that what is there is whole. The empty package makes the folder
+# npm's own place: with --prefix npm would pass over the machine's npmrc, and with it its proxy and certificates.
 target/codex/%:
 	@rm -rf "$@.part"
 	mkdir -p "$@.part"
+	echo '{}' > "$@.part/package.json"
 	echo "fetching codex $*"
-	if npm install --silent --no-audit --no-fund --fetch-retries=1 --fetch-retry-mintimeout=1000 \
-	    --prefix "$@.part" "@openai/codex@$*" >"$@.log" 2>&1; then
+	if (cd "$@.part" && npm install --loglevel=error --no-audit --no-fund --fetch-retries=1 --fetch-retry-mintimeout=1000 \
+	    "@openai/codex@$*") >"$@.log" 2>&1; then
 	    mv "$@.part" "$@"
 	    rm -f "$@.log"
 	else
 	    rm -rf "$@.part"
-	    echo "NOT FETCHED: codex $* (npm install @openai/codex@$* failed, see $@.log); what needs it is skipped" >&2
+	    echo "NOT FETCHED: codex $*, by npm install @openai/codex@$*; what needs it is skipped. npm said:" >&2
+	    grep -vE 'error (code|errno|syscall|type) |complete log' "$@.log" | head -n 2 >&2 || true
 	    [ "$${CI:-}" != true ]
 	fi
 
@@ -145,21 +170,18 @@ install-plugin: $(BUILD)
 	        ;;
 	    *)
 	        printf '{\n}\n' > "$(PLUGIN_FOLDER)/config.json"
-	        echo "codex is not in your PATH: set \"binary\" in $(PLUGIN_FOLDER)/config.json to its absolute path."
+	        echo "codex is not in your PATH: the doctor below says what to do about that."
 	        ;;
 	    esac
 	fi
-	cat <<'END'
-
-	What remains to do:
-	  1. Allow it: add "$(PLUGIN)" to .plugins.allow in the daemon's config.
-	  2. Make an agent that uses it: plexum agent-add --model codex my-agent
-	  3. Restart the daemon.
-	'plexum-openai doctor' says whether a turn has what it needs.
-	END
-	if [ "$(PROFILE)" != "$(HOME)/.plexum" ]; then
-	    echo "This profile is not ~/.plexum: run doctor with PLEXUM_PROFILE_ROOT=$(PROFILE)."
-	fi
+	doctor="$(PLUGIN_FOLDER)/plexum-openai-provider-plugin doctor"
+	[ "$(PROFILE)" = "$(HOME)/.plexum" ] || doctor="PLEXUM_PROFILE_ROOT=$(PROFILE) $$doctor"
+	printf '%s\n' '' 'What remains to do:' \
+	    '  1. See whether a turn has what it needs:' \
+	    "       $$doctor" \
+	    '  2. Allow the plugin: add "$(PLUGIN)" to .plugins.allow in the config of the daemon.' \
+	    '  3. Make an agent that uses it: plexum agent-add --model codex my-agent' \
+	    '  4. Restart the daemon.'
 
 ## uninstall-plugin: removes the plugin from PROFILE, but not its config.json
 uninstall-plugin:

@@ -5,14 +5,19 @@
 //! portable form. Nothing here knows what codex is.
 
 use crate::error::{Error, Kind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::{Pid, Signal};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// How much a pipe that has room takes without blocking, in bytes.
+pub(crate) const PIPE_BUF: usize = 4096;
 
 /// A flag that one thread raises and another notices, also while it waits in `poll`.
 #[derive(Clone, Debug)]
@@ -127,16 +132,45 @@ pub(crate) fn signal_name(number: i32) -> String {
 /// With `root` a child subreaper this is everything that it ever started, sessions of their own included, but
 /// for what was started while this looked: look again until nothing is left.
 pub(crate) fn descendants(root: Pid) -> Vec<Pid> {
-    let mut parents: Vec<(i32, i32)> = Vec::new();
+    let parents = parents();
+    below(&parents, &children(&parents, root))
+}
+
+/// Kills what this process's children have started, and the children themselves where they do not end then.
+///
+/// A child goes last since it may be a subreaper: as long as it lives, whatever it started can be found.
+pub(crate) fn kill_everything_below() {
+    let me = rustix::process::getpid();
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        let parents = parents();
+        let children = children(&parents, me);
+        if children.is_empty() {
+            return;
+        }
+        let late = Instant::now() >= deadline;
+        let all = below(&parents, &children);
+        for pid in all.iter().filter(|pid| late || !children.contains(pid)) {
+            // It may have ended since it was found.
+            let _ = rustix::process::kill_process(*pid, Signal::KILL);
+        }
+        if late {
+            return;
+        }
+        // Nothing tells of the end of a process that is not a child: it can only be looked for again.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Every living process and its parent.
+fn parents() -> Vec<(Pid, Pid)> {
+    let mut parents = Vec::new();
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
     for entry in entries.flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<i32>().ok())
-        else {
+        let pid = |number: &str| number.parse().ok().and_then(Pid::from_raw);
+        let Some(child) = entry.file_name().to_str().and_then(pid) else {
             continue;
         };
         // It may have ended since it was listed.
@@ -152,39 +186,97 @@ pub(crate) fn descendants(root: Pid) -> Vec<Pid> {
             continue;
         };
         if state != "Z"
-            && let Ok(parent) = parent.parse()
+            && let Some(parent) = pid(parent)
         {
-            parents.push((pid, parent));
+            parents.push((child, parent));
         }
     }
-    let mut found: Vec<i32> = vec![root.as_raw_nonzero().get()];
+    parents
+}
+
+fn children(parents: &[(Pid, Pid)], of: Pid) -> Vec<Pid> {
+    let children = parents.iter().filter(|(_, parent)| *parent == of);
+    children.map(|(child, _)| *child).collect()
+}
+
+/// These processes and everything below them, parents before their children.
+fn below(parents: &[(Pid, Pid)], roots: &[Pid]) -> Vec<Pid> {
+    let mut found = roots.to_vec();
     let mut at = 0;
     while at < found.len() {
-        let parent = found[at];
-        found.extend(
-            parents
-                .iter()
-                .filter(|(_, p)| *p == parent)
-                .map(|(pid, _)| *pid),
-        );
+        found.extend(children(parents, found[at]));
         at += 1;
     }
     found
-        .into_iter()
-        .skip(1)
-        .filter_map(Pid::from_raw)
-        .collect()
+}
+
+/// How many files this process could have open before [`raise_open_files`]; `None` where that changed nothing.
+pub(crate) fn open_files_before() -> Option<u64> {
+    OPEN_FILES_BEFORE.get().copied()
+}
+
+static OPEN_FILES_BEFORE: OnceLock<u64> = OnceLock::new();
+
+/// Lets this process have as many files open as it may at all. The 1,024 that are usual are used up by a
+/// hundred and fifty turns at once; they are that low for programs that call `select`, so what is started
+/// should have the old limit again ([`limit_open_files`]).
+pub(crate) fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if let Some(before) = limit.current
+        && limit.maximum.is_none_or(|most| before < most)
+    {
+        limit.current = limit.maximum;
+        if setrlimit(Resource::Nofile, limit).is_ok() {
+            let _ = OPEN_FILES_BEFORE.set(before);
+        }
+    }
+}
+
+/// Sets how many files this process and what it starts may have open.
+pub(crate) fn limit_open_files(limit: u64) {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limits = getrlimit(Resource::Nofile);
+    limits.current = Some(limit);
+    // It is lowered to what it was: that cannot fail.
+    let _ = setrlimit(Resource::Nofile, limits);
 }
 
 /// Waits until `flag` is raised, at most for `time`.
-pub(crate) fn wait_for(flag: &Flag, time: std::time::Duration) {
-    let timeout = rustix::event::Timespec::try_from(time).ok();
-    let mut fds = [rustix::event::PollFd::new(
-        flag,
-        rustix::event::PollFlags::IN,
-    )];
+pub(crate) fn wait_for(flag: &Flag, time: Duration) {
+    let timeout = Timespec::try_from(time).ok();
+    let mut fds = [PollFd::new(flag, PollFlags::IN)];
     // An interrupted wait is a short one; the caller keeps the time.
     let _ = rustix::event::poll(&mut fds, timeout.as_ref());
+}
+
+/// Waits until `stream` takes more, and says whether it does. Once `flag` is raised it is waited for `patience` and
+/// no longer.
+///
+/// # Errors
+/// The operating system's.
+pub(crate) fn wait_for_room(
+    stream: impl AsFd,
+    flag: &Flag,
+    patience: Duration,
+) -> io::Result<bool> {
+    let mut deadline = None;
+    loop {
+        let mut fds = vec![PollFd::new(&stream, PollFlags::OUT)];
+        if deadline.is_none() {
+            fds.push(PollFd::new(flag, PollFlags::IN));
+        }
+        let left = deadline.map(|end: Instant| end.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            Ok(0) => return Ok(false),
+            // An error of the stream is told by writing to it.
+            Ok(_) if !fds[0].revents().is_empty() => return Ok(true),
+            Ok(_) => deadline = Some(Instant::now() + patience),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Calls `told` with the signal's number for each SIGINT and SIGTERM that this process gets, in a thread of its
@@ -220,4 +312,26 @@ pub(crate) fn on_end_signal(mut told: impl FnMut(i32) + Send + 'static) -> Resul
         })
         .map_err(failed)?;
     Ok(())
+}
+
+/// A word as a shell takes it.
+pub(crate) fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,~".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_the_shell() {
+        assert_eq!(shell_word("/a/b-c.json"), "/a/b-c.json");
+        assert_eq!(shell_word("it's {x}"), "'it'\\''s {x}'");
+        assert_eq!(shell_word(""), "''");
+    }
 }

@@ -336,7 +336,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         operand_completes: Completes::Nothing,
         brief: "check what a turn needs and say how to mend what is wrong",
         more: &[
-            "The config file, the codex executable, its login, its folder, the folder for sockets, and the workspace if one is given. One line a check, `ok`, `warn` or `FAIL`; below it how to mend what is wrong. Exit status 1 if a check failed; nothing is changed.",
+            "The config file, the codex executable, its login, its folder, the folder for sockets, and the workspace if one is given. One line a check: `ok`, `warn` or `FAIL`, what was found, and behind a semicolon how to mend it, as a command to run or a key to set. Exit status 1 if a check failed; nothing is changed.",
         ],
         flags: &[
             Flag {

@@ -2,6 +2,7 @@
 
 mod about;
 mod color;
+mod columns;
 pub(crate) mod complete;
 pub(crate) mod doctor;
 pub(crate) mod flags;
@@ -11,11 +12,15 @@ mod markup;
 pub(crate) mod mcp_host;
 pub(crate) mod mutate;
 pub(crate) mod parse_rollout;
+mod progress;
 mod summary;
 mod target;
 pub(crate) mod turn;
 
+use crate::error::{Error, Kind, Result};
+use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 
 /// Tells a person who started the daemon's end by hand what it is; it goes on serving.
 pub(crate) fn serve_by_hand() {
@@ -25,5 +30,13 @@ pub(crate) fn serve_by_hand() {
             std::io::stderr(),
             "plexum-openai: serving the daemon's protocol on this terminal, one JSON-RPC message a line; see plexum-openai-protocol(7), and 'plexum-openai --help' for everything else; Ctrl-D ends it"
         );
+    }
+}
+
+/// stdout without std's buffer, for what writes whole blocks.
+pub(crate) fn unbuffered_stdout() -> Result<File> {
+    match std::io::stdout().as_fd().try_clone_to_owned() {
+        Ok(stdout) => Ok(File::from(stdout)),
+        Err(error) => Err(Error::os(Kind::Io, "cannot write to stdout", error)),
     }
 }

@@ -216,17 +216,17 @@ impl<R: Read> Reading<R> {
 fn events<R: Read, W: Write>(
     reading: &mut Reading<R>,
     out: &RefCell<W>,
-) -> std::result::Result<Vec<Box<[u8]>>, Trouble> {
-    let mut calls: Calls<Box<[u8]>> = Calls::default();
+) -> std::result::Result<Vec<Vec<u8>>, Trouble> {
+    let mut calls: Calls<Vec<u8>> = Calls::default();
     reading.each(|record| {
         let mut out = out.borrow_mut();
         let out = &mut *out;
         match record {
             Record::Call(call) => {
-                let mut event = Vec::new();
+                let mut event = Vec::with_capacity(call.input.len() + 200);
                 write_use(&mut event, &call, None)?;
                 event.push(b'\n');
-                calls.begin(&call, event.into());
+                calls.begin(&call, event);
             }
             Record::Ended { id, failed } => calls.ended(&id, failed),
             Record::Output(output) => {
@@ -253,7 +253,7 @@ fn events<R: Read, W: Write>(
         .collect())
 }
 
-fn write_lines(out: &RefCell<impl Write>, lines: &[Box<[u8]>]) -> io::Result<()> {
+fn write_lines(out: &RefCell<impl Write>, lines: &[Vec<u8>]) -> io::Result<()> {
     lines
         .iter()
         .try_for_each(|line| out.borrow_mut().write_all(line))

@@ -2,7 +2,9 @@
 //!
 //! Sizes are bytes of JSON text as the rollout has it, without the quotes around a string.
 
-use super::flags::{Parsed, usage};
+use super::color;
+use super::columns::{self, fit, width};
+use super::flags::Parsed;
 use crate::error::Result;
 use crate::rollout::calls::write_input;
 use crate::rollout::record::{Call, Content};
@@ -63,31 +65,12 @@ impl Screen {
     /// [`crate::error::Kind::Usage`] for a word that `--color` does not know.
     pub(super) fn of_stdout(parsed: &Parsed) -> Result<Screen> {
         let terminal = io::stdout().is_terminal();
-        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        let color = match parsed.text("color")? {
-            None | Some("auto") => {
-                terminal
-                    && variable("NO_COLOR").is_none()
-                    && variable("TERM").is_none_or(|term| term != "dumb")
-            }
-            Some("always") => true,
-            Some("never") => false,
-            Some(other) => {
-                return Err(usage(format!(
-                    "'--color {other}': 'auto', 'always' or 'never' was expected"
-                )));
-            }
-        };
+        let color = color::wanted(parsed, &io::stdout())?;
         let size = terminal
             .then(|| rustix::termios::tcgetwinsize(io::stdout()).ok())
             .flatten();
-        let columns = variable("COLUMNS").and_then(|columns| columns.to_str()?.parse().ok());
         Ok(Screen {
-            width: size
-                .map(|size| usize::from(size.ws_col))
-                .or(columns)
-                .filter(|width| *width > 0)
-                .unwrap_or(80),
+            width: columns::of(io::stdout()),
             height: size
                 .map(|size| usize::from(size.ws_row))
                 .filter(|height| *height > 0),
@@ -124,7 +107,7 @@ impl Summary {
         row.answered = true;
         row.is_error = is_error;
         row.output_bytes = match content {
-            Content::Json(raw) => size(raw.as_bytes()),
+            Content::Json(raw) => size(raw),
             Content::Text(text) => text.len() as u64,
         };
         row.consumed = consumed(content);
@@ -454,61 +437,4 @@ fn left(text: &str, columns: usize) -> String {
         columns.saturating_sub(width(&text)),
     ));
     text
-}
-
-/// Text on at most so many columns: control characters made visible, and cut in its middle where it is longer.
-fn fit(text: &str, columns: usize) -> String {
-    let text: String = text
-        .chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect();
-    if width(&text) <= columns {
-        return text;
-    }
-    let room = columns.saturating_sub(1);
-    let mut head = String::new();
-    let mut tail = Vec::new();
-    let (mut used, mut forward, mut backward) = (0, text.chars(), text.chars().rev());
-    // From both ends in turn, as long as there is room.
-    while let Some(c) = forward.next().filter(|c| used + columns_of(*c) <= room) {
-        used += columns_of(c);
-        head.push(c);
-        let Some(c) = backward.next().filter(|c| used + columns_of(*c) <= room) else {
-            break;
-        };
-        used += columns_of(c);
-        tail.push(c);
-    }
-    head.push('…');
-    head.extend(tail.into_iter().rev());
-    head
-}
-
-/// How many columns a terminal gives to a text.
-fn width(text: &str) -> usize {
-    text.chars().map(columns_of).sum()
-}
-
-/// How many columns a terminal gives to a character: two for those of East Asia and for emoji, none for marks
-/// that combine with the one before. The ranges are Unicode's, coarsely.
-fn columns_of(c: char) -> usize {
-    match u32::from(c) {
-        0x0300..=0x036F | 0x200B..=0x200F | 0x20D0..=0x20FF | 0xFE00..=0xFE0F | 0xFE20..=0xFE2F => {
-            0
-        }
-        0x1100..=0x115F
-        | 0x2E80..=0x303E
-        | 0x3041..=0xA4CF
-        | 0xA960..=0xA97F
-        | 0xAC00..=0xD7A3
-        | 0xF900..=0xFAFF
-        | 0xFE30..=0xFE6F
-        | 0xFF00..=0xFF60
-        | 0xFFE0..=0xFFE6
-        | 0x1F300..=0x1F64F
-        | 0x1F680..=0x1F6FF
-        | 0x1F900..=0x1F9FF
-        | 0x20000..=0x3FFFD => 2,
-        _ => 1,
-    }
 }

@@ -4,20 +4,27 @@
 //! what codex does meanwhile on stderr.
 
 use super::flags::{Parsed, usage};
+use super::progress::{Board, Progress};
+use super::{color, columns};
 use crate::canonical::{StopReason, ThreadState, TurnEvent, TurnResult, Usage};
-use crate::codex::translate::{Step, StepKind, StepState};
+use crate::codex::translate::Step;
 use crate::config::Places;
 use crate::error::{Error, Kind, Result, reason};
-use crate::sys::Flag;
+use crate::sys::{self, Flag};
 use crate::turn::images::{Image, Source};
 use crate::turn::queue::Queue;
 use crate::turn::{self, Block, Context, Level, Request, Sink};
 use serde::Serialize;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{self, BufWriter, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::time::Instant;
+use std::time::Duration;
+
+/// How long a reader of stdout that does not read is waited for once the turn is cancelled.
+const AFTER_CANCEL: Duration = Duration::from_secs(1);
+/// How long the turn has to end by itself once its processes were killed.
+const AFTER_KILL: Duration = Duration::from_millis(500);
 
 /// Runs the subcommand.
 ///
@@ -37,22 +44,28 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
             .map_err(|error| Error::os(Kind::Io, "cannot tell the current folder", error))?,
     };
     let workspace = turn::prepare_workspace(&workspace)?;
+    let color = color::wanted(parsed, &io::stderr())?;
     let cancel = Flag::new()?;
     let queue = Queue::default();
+    let progress = Progress::start(color, &workspace);
     let signal = Arc::new(AtomicI32::new(0));
     {
         let (cancel, queue, signal) = (cancel.clone(), queue.clone(), Arc::clone(&signal));
-        crate::sys::on_end_signal(move |number| {
-            signal.store(number, Ordering::SeqCst);
+        let board = progress.board().clone();
+        sys::on_end_signal(move |number| {
+            if signal.swap(number, Ordering::SeqCst) != 0 {
+                end_at_once(number, &board);
+            }
             cancel.raise();
             queue.wake();
+            board.ending("the turn is being ended; Ctrl-C ends it at once");
         })?;
     }
     let context = Context {
         config: loaded.config,
         places,
     };
-    let mut printer = Printer::new(parsed.has("json"), cancel.clone());
+    let mut printer = Printer::new(parsed.has("json"), cancel.clone(), progress);
     let place = queue.join(&workspace);
     let result = turn::run(&request, &place, &context, &cancel, None, &mut printer)?;
     printer.result(&result);
@@ -63,6 +76,15 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
         StopReason::Cancelled if signal != 0 => u8::try_from(128 + signal).unwrap_or(1),
         StopReason::Cancelled | StopReason::Error => 1,
     })
+}
+
+/// Ends everything that the turn has started, and then this process, as a second signal asks for.
+fn end_at_once(signal: i32, board: &Board) -> ! {
+    sys::kill_everything_below();
+    // With codex gone the turn ends by itself, and puts things away, unless it waits for a reader of stdout.
+    std::thread::park_timeout(AFTER_KILL);
+    board.leave();
+    std::process::exit(128 + signal);
 }
 
 /// The turn that the command line asks for.
@@ -146,32 +168,41 @@ struct LastLine<'a> {
 /// Tells a turn to a terminal or a pipe.
 struct Printer {
     json: bool,
-    out: std::io::BufWriter<std::io::Stdout>,
+    out: BufWriter<Stdout>,
+    /// Is stdout a terminal, and most likely the one that shows the progress?
+    to_terminal: bool,
     /// The reader of stdout has closed it: the turn is cancelled, quietly.
     closed: bool,
-    cancel: Flag,
-    begun: Instant,
     failed: bool,
-    /// Did the text end with a line end?
-    open_line: bool,
+    cancel: Flag,
+    /// A message of the assistant was ended with a line end of ours, which the next one brings along.
+    line_ended: bool,
+    progress: Progress,
 }
 
 impl Printer {
-    fn new(json: bool, cancel: Flag) -> Printer {
+    fn new(json: bool, cancel: Flag, progress: Progress) -> Printer {
+        let stdout = Stdout {
+            cancel: cancel.clone(),
+        };
         Printer {
             json,
-            out: std::io::BufWriter::with_capacity(64 << 10, std::io::stdout()),
+            out: BufWriter::with_capacity(64 << 10, stdout),
+            to_terminal: io::stdout().is_terminal(),
             closed: false,
-            cancel,
-            begun: Instant::now(),
             failed: false,
-            open_line: false,
+            cancel,
+            line_ended: false,
+            progress,
         }
     }
 
-    fn write(&mut self, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) {
+    fn write(&mut self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) {
         if self.closed || self.failed {
             return;
+        }
+        if self.to_terminal {
+            self.progress.board().hold();
         }
         if let Err(error) = write(&mut self.out) {
             self.stop(&error);
@@ -179,14 +210,35 @@ impl Printer {
     }
 
     /// stdout takes no more: the turn has nobody to tell.
-    fn stop(&mut self, error: &std::io::Error) {
-        if error.kind() == std::io::ErrorKind::BrokenPipe {
+    fn stop(&mut self, error: &io::Error) {
+        if error.kind() == io::ErrorKind::BrokenPipe {
             self.closed = true;
         } else if !self.failed {
             self.failed = true;
-            say(&format!("cannot write to stdout: {}", reason(error)));
+            let message = format!("cannot write to stdout: {}", reason(error));
+            self.progress.board().error("io", &message);
         }
         self.cancel.raise();
+    }
+
+    /// A message of the assistant, with a line end behind it at once: what else the terminal shows then begins on
+    /// a line of its own. The blank line before the next message comes with that, so that stdout has the same
+    /// bytes in the end.
+    fn text(&mut self, text: &str) {
+        let shown = match self.to_terminal {
+            true => columns::harmless(text),
+            false => text.into(),
+        };
+        let shown = match self.line_ended {
+            true => shown.strip_prefix('\n').unwrap_or(&shown),
+            false => &shown,
+        };
+        self.line_ended = !shown.ends_with('\n');
+        let end = if self.line_ended { "\n" } else { "" };
+        self.write(|out| {
+            out.write_all(shown.as_bytes())?;
+            out.write_all(end.as_bytes())
+        });
     }
 
     /// The last line.
@@ -204,25 +256,23 @@ impl Printer {
                 serde_json::to_writer(&mut *out, &line)?;
                 out.write_all(b"\n")
             });
-        } else if self.open_line {
-            self.write(|out| writeln!(out));
         }
         self.flush();
         if !self.closed {
             let usage = result.usage;
-            say(&format!(
-                "{} in {:.1} s; {} tokens in ({} from cache), {} out; thread {}",
-                match result.stop_reason {
-                    StopReason::EndTurn => "done",
-                    StopReason::Error => "failed",
-                    StopReason::Cancelled => "cancelled",
-                },
-                self.begun.elapsed().as_secs_f64(),
+            let (word, good) = match result.stop_reason {
+                StopReason::EndTurn => ("done", true),
+                StopReason::Error => ("failed", false),
+                StopReason::Cancelled => ("cancelled", false),
+            };
+            let rest = format!(
+                "{} tokens in ({} from cache), {} out; thread {}",
                 usage.input_tokens,
                 usage.cache_read_tokens,
                 usage.output_tokens,
                 result.thread_id.as_deref().unwrap_or("unknown"),
-            ));
+            );
+            self.progress.board().close(word, good, &rest);
         }
     }
 }
@@ -235,12 +285,12 @@ impl Sink for Printer {
                 out.write_all(b"\n")
             });
         } else if let TurnEvent::TextDelta { text } = event {
-            self.open_line = !text.ends_with('\n');
-            self.write(|out| out.write_all(text.as_bytes()));
+            self.text(text);
         }
         if let TurnEvent::Error { error } = event {
             self.flush();
-            say(&format!("{}: {}", error.code, error.message));
+            let board = self.progress.board();
+            board.error(error.code, &error.message);
         }
     }
 
@@ -255,41 +305,57 @@ impl Sink for Printer {
 
     fn log(&mut self, level: Level, message: &str) {
         match level {
-            Level::Warn => say(&format!("warning: {message}")),
+            Level::Warn => {
+                // What was said before it stands before it.
+                self.flush();
+                self.progress.board().warn(message);
+            }
             Level::Debug => log::debug!("{message}"),
         }
     }
 
     fn step(&mut self, step: &Step) {
-        let what = match &step.what {
-            StepKind::Command(command) => format!("$ {}", one_line(command)),
-            StepKind::Tool(server, tool) => format!("tool {server}.{tool}"),
-            StepKind::Files(paths) => format!("edit {}", paths.join(", ")),
-            StepKind::Search(query) => format!("search {}", one_line(query)),
-            StepKind::Other(kind) => kind.clone(),
-        };
-        match step.state {
-            StepState::Running => say(&what),
-            StepState::Failed(Some(code)) => say(&format!("{what} (exit {code})")),
-            StepState::Failed(None) => say(&format!("{what} (failed)")),
-            StepState::Done => {}
-        }
+        self.flush();
+        self.progress.board().step(step);
     }
 
     fn flush(&mut self) {
-        if self.closed || self.failed {
-            return;
-        }
-        if let Err(error) = self.out.flush() {
+        if !self.closed
+            && !self.failed
+            && let Err(error) = self.out.flush()
+        {
             self.stop(&error);
+        }
+        if self.to_terminal {
+            self.progress.board().release();
         }
     }
 }
 
-fn one_line(text: &str) -> String {
-    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(200) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
+/// stdout, as long as somebody reads it or the turn goes on: a reader that does not read must not keep a
+/// cancelled turn from its end.
+struct Stdout {
+    cancel: Flag,
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let stdout = io::stdout();
+        // So much a pipe takes whole once it has room at all.
+        let piece = &bytes[..bytes.len().min(sys::PIPE_BUF)];
+        loop {
+            if !sys::wait_for_room(&stdout, &self.cancel, AFTER_CANCEL)? {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            match rustix::io::write(&stdout, piece) {
+                // Somebody who shares it has made it non-blocking and was quicker.
+                Err(rustix::io::Errno::AGAIN) => {}
+                done => return Ok(done?),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -119,6 +119,7 @@ impl Child {
             .arg0("plexum-openai")
             .arg(guard::NAME)
             .arg(std::process::id().to_string())
+            .arg(sys::open_files_before().unwrap_or_default().to_string())
             .arg(&invocation.program)
             .args(&invocation.args)
             .current_dir(&invocation.folder)

@@ -191,7 +191,10 @@ pub(crate) fn find(binary: &str, config: &Config, places: &Places) -> Result<Pat
                 "cannot find codex '{binary}' in PATH ({})",
                 path.to_string_lossy()
             ))
-            .hint(format!("{} to its absolute path", hint()))
+            .hint(format!(
+                "install it, or {} to its absolute path; 'plexum-openai doctor' helps",
+                hint()
+            ))
         })?
     };
     match check(&found, &path) {

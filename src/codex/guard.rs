@@ -39,13 +39,12 @@ const AFTER_KILL: Duration = Duration::from_millis(1000);
 /// The longest that a guard takes from SIGTERM to its own end, with room for a busy machine.
 pub(crate) const LONGEST_ENDING: Duration = Duration::from_millis(4500);
 
-/// Runs codex as the arguments (the plugin's pid, the executable, its arguments) say, and ends as it ended.
+/// Runs codex as the arguments say (the plugin's pid, how many files codex may have open or 0 for what it is
+/// already, the executable, its arguments), and ends as it ended.
 pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
-    let plugin = arguments
-        .next()
-        .and_then(|pid| pid.to_str().and_then(|pid| pid.parse().ok()))
-        .and_then(Pid::from_raw);
-    let (Some(plugin), Some(codex)) = (plugin, arguments.next()) else {
+    let mut number = || arguments.next()?.to_str()?.parse::<u64>().ok();
+    let plugin = number().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+    let (Some(plugin), Some(files), Some(codex)) = (plugin, number(), arguments.next()) else {
         let _ = writeln!(
             std::io::stderr(),
             "plexum-openai: {NAME} is started by the plugin itself, not by hand"
@@ -59,6 +58,9 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
     // The plugin may have died before the kernel was asked to tell.
     if rustix::process::getppid() != Some(plugin) {
         return 143;
+    }
+    if files > 0 {
+        sys::limit_open_files(files);
     }
     let mut command = Command::new(&codex);
     command.args(arguments).arg0(&codex);

@@ -12,11 +12,11 @@ mod bridge;
 mod content;
 pub(crate) mod host;
 mod register;
-mod server;
+pub(crate) mod server;
 mod socket;
 
 pub(crate) use bridge::{Bridge, Changer};
-pub(crate) use socket::folder as runtime_folder;
+pub(crate) use socket::{check as check_runtime_folder, place as runtime_place};
 
 use crate::error::Error;
 use serde::Deserialize;

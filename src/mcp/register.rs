@@ -8,19 +8,17 @@
 
 use super::content::head;
 use super::{Mode, Settings, failed};
+use crate::codex::ask::{Answer, ask};
 use crate::codex::command::toml_string;
 use crate::error::{Error, Kind, Result};
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FlockOperation, Mode as FileMode, OFlags};
-use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// What every server's name begins with.
@@ -161,7 +159,7 @@ impl Server {
         Err(failed(format!(
             "cannot register the server '{}' with codex: {}",
             self.name,
-            ended.told()
+            told(&ended)
         )))
     }
 
@@ -276,81 +274,20 @@ fn others<'a>(config: &'a str, own: &str) -> Vec<&'a str> {
     names
 }
 
-/// How a run of codex ended.
-struct Ended {
-    success: bool,
-    stdout: String,
-    stderr: String,
+/// Runs a `codex mcp …` to its end, with a limit.
+fn run(command: Command) -> Result<Answer> {
+    ask(command, CODEX_WAIT).map_err(|error| failed(error.message()))
 }
 
-impl Ended {
-    /// The last thing that it said.
-    fn told(&self) -> &str {
-        self.stderr
-            .lines()
-            .rev()
-            .map(str::trim)
-            .find(|line| !line.is_empty())
-            .unwrap_or("it does not say why")
-    }
-}
-
-/// Runs a command to its end, with a limit.
-fn run(mut command: Command) -> Result<Ended> {
-    let shown = command.get_program().to_string_lossy().into_owned();
-    let cannot = |error: std::io::Error| {
-        Error::os(Kind::McpFailed, format!("cannot run '{shown} mcp'"), error)
-    };
-    // Files and not pipes: nobody has to read along, and there is no end to wait for if it leaves a child.
-    let mut stdout = tempfile::tempfile().map_err(cannot)?;
-    let mut stderr = tempfile::tempfile().map_err(cannot)?;
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(stdout.try_clone().map_err(cannot)?)
-        .stderr(stderr.try_clone().map_err(cannot)?)
-        .process_group(0)
-        .spawn()
-        .map_err(cannot)?;
-    let pid = Pid::from_child(&child);
-    let waited = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-        .and_then(|ended| wait(&ended, Instant::now() + CODEX_WAIT));
-    if waited != Ok(true) {
-        // The group is its own, and it is not waited for yet, so the number is still its.
-        let _ = rustix::process::kill_process_group(pid, Signal::KILL);
-    }
-    let status = child.wait().map_err(cannot)?;
-    if waited == Ok(false) {
-        let seconds = CODEX_WAIT.as_secs();
-        return Err(failed(format!(
-            "'{shown} mcp' took more than {seconds} seconds"
-        )));
-    }
-    let read = |file: &mut File| -> std::io::Result<String> {
-        file.rewind()?;
-        let mut bytes = Vec::new();
-        file.take(1024 * 1024).read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    Ok(Ended {
-        success: status.success(),
-        stdout: read(&mut stdout).map_err(cannot)?,
-        stderr: read(&mut stderr).map_err(cannot)?,
-    })
-}
-
-/// Waits until the process ends; false where it does not before the deadline.
-fn wait(process: &OwnedFd, deadline: Instant) -> rustix::io::Result<bool> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).ok();
-        let mut fds = [PollFd::new(process, PollFlags::IN)];
-        match rustix::event::poll(&mut fds, timeout.as_ref()) {
-            Ok(0) if left.is_zero() => return Ok(false),
-            Ok(0) | Err(rustix::io::Errno::INTR) => {}
-            Ok(_) => return Ok(true),
-            Err(error) => return Err(error),
-        }
-    }
+/// The last thing that codex said.
+fn told(ended: &Answer) -> &str {
+    ended
+        .stderr
+        .lines()
+        .rev()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or("it does not say why")
 }
 
 #[cfg(test)]

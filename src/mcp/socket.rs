@@ -10,6 +10,7 @@
 
 use super::failed;
 use crate::error::{Error, Kind, Result};
+use crate::sys;
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -34,12 +35,27 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 const SOCKET_END: &str = ".sock";
 const TOKEN_END: &str = ".token";
 
-/// The private folder for sockets: `$XDG_RUNTIME_DIR/plexum-openai`, else `run` in the profile, else, where a
-/// path in there would be too long for a socket, one under `/tmp`. It is made if it is missing.
+/// The private folder for sockets, made if it is missing.
 ///
 /// # Errors
 /// [`Kind::McpFailed`] where it is there already and is not private: a symlink, another's, or open to others.
-pub(crate) fn folder(runtime_dir: Option<&Path>, profile: &Path) -> Result<PathBuf> {
+pub(super) fn folder(runtime_dir: Option<&Path>, profile: &Path) -> Result<PathBuf> {
+    let folder = place(runtime_dir, profile);
+    open_folder(&folder)?;
+    Ok(folder)
+}
+
+/// Sees that the folder for sockets, which is there, is private.
+///
+/// # Errors
+/// As [`folder`].
+pub(crate) fn check(folder: &Path) -> Result<()> {
+    open_folder(folder).map(drop)
+}
+
+/// Where the folder for sockets is: `$XDG_RUNTIME_DIR/plexum-openai`, else `run` in the profile, else, where a
+/// path in there would be too long for a socket, one under `/tmp`.
+pub(crate) fn place(runtime_dir: Option<&Path>, profile: &Path) -> PathBuf {
     let user = rustix::process::geteuid().as_raw();
     // A runtime folder that does not belong to this user was inherited through `su`; the one for this user is
     // not known.
@@ -48,7 +64,7 @@ pub(crate) fn folder(runtime_dir: Option<&Path>, profile: &Path) -> Result<PathB
             && std::fs::metadata(folder).is_ok_and(|found| found.is_dir() && found.uid() == user)
     });
     let profile = std::path::absolute(profile).unwrap_or_else(|_| profile.to_owned());
-    let folder = runtime_dir
+    runtime_dir
         .map(|folder| folder.join("plexum-openai"))
         .into_iter()
         .chain([profile.join("run")])
@@ -56,9 +72,7 @@ pub(crate) fn folder(runtime_dir: Option<&Path>, profile: &Path) -> Result<PathB
         .find(|folder| {
             folder.to_str().is_some() && folder.as_os_str().len() + 1 + NAME_MAX <= PATH_MAX
         })
-        .unwrap_or_else(|| PathBuf::from(format!("/tmp/plexum-openai-{user}")));
-    open_folder(&folder)?;
-    Ok(folder)
+        .unwrap_or_else(|| PathBuf::from(format!("/tmp/plexum-openai-{user}")))
 }
 
 /// Opens the folder, making it if it is missing.
@@ -84,28 +98,38 @@ fn open_folder(folder: &Path) -> Result<OwnedFd> {
             .map_err(|error| cannot("make", error))?;
         opened = rustix::fs::open(folder, flags, Mode::empty());
     }
-    let refused = |why: String| {
+    let refused = |why: String, hint: String| {
         Err(failed(format!(
             "the folder for sockets '{}' {why}",
             folder.display()
         ))
-        .hint("remove it, or see whose it is"))
+        .hint(hint))
     };
+    let word = sys::shell_word(&folder.to_string_lossy());
     let opened = match opened {
         Ok(opened) => opened,
         Err(Errno::LOOP | Errno::NOTDIR) => {
-            return refused("is a symbolic link or no folder".to_owned());
+            return refused(
+                "is a symbolic link or no folder".to_owned(),
+                format!("run: mv {word} {word}.old"),
+            );
         }
         Err(error) => return Err(cannot("open", error.into())),
     };
     let found = rustix::fs::fstat(&opened).map_err(|error| cannot("look at", error.into()))?;
     let user = rustix::process::geteuid().as_raw();
     if found.st_uid != user {
-        return refused(format!("belongs to user {}, not to {user}", found.st_uid));
+        return refused(
+            format!("belongs to user {}, not to {user}", found.st_uid),
+            format!("run as root: mv {word} {word}.old"),
+        );
     }
     let mode = found.st_mode & 0o777;
     if mode != 0o700 {
-        return refused(format!("has mode {mode:04o}, not 0700"));
+        return refused(
+            format!("has mode {mode:04o}, not 0700"),
+            format!("run: chmod 700 {word}"),
+        );
     }
     Ok(opened)
 }
@@ -473,12 +497,12 @@ mod tests {
             (
                 "link",
                 Box::new(|path: &Path| symlink("real", path).unwrap()) as Box<dyn Fn(&Path)>,
-                "is a symbolic link or no folder",
+                "is a symbolic link or no folder; run: mv <path> <path>.old",
             ),
             (
                 "file",
                 Box::new(|path: &Path| std::fs::write(path, "").unwrap()),
-                "is a symbolic link or no folder",
+                "is a symbolic link or no folder; run: mv <path> <path>.old",
             ),
             (
                 "open",
@@ -486,18 +510,16 @@ mod tests {
                     std::fs::create_dir(path).unwrap();
                     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
                 }),
-                "has mode 0755, not 0700",
+                "has mode 0755, not 0700; run: chmod 700 <path>",
             ),
         ] {
             let path = base.path().join(name);
             make(&path);
             let error = open_folder(&path).unwrap_err();
+            let shown = path.to_str().unwrap();
             assert_eq!(
-                error.message(),
-                format!(
-                    "the folder for sockets '{}' {message}; remove it, or see whose it is",
-                    path.display()
-                )
+                error.message().replace(shown, "<path>"),
+                format!("the folder for sockets '<path>' {message}")
             );
         }
         if rustix::process::geteuid().is_root() {

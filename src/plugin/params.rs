@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// A value and where it stands.
 #[derive(Clone)]
-pub(super) struct Field<'a> {
+pub(crate) struct Field<'a> {
     value: &'a Value,
     path: String,
 }
@@ -73,7 +73,7 @@ fn bad(path: &str, what: impl Display) -> Error {
 }
 
 /// The parameters as a value; absent ones are an empty object.
-pub(super) fn value(params: Option<&RawValue>) -> Result<Value> {
+pub(crate) fn value(params: Option<&RawValue>) -> Result<Value> {
     match params {
         None => Ok(Value::Object(Map::new())),
         Some(params) => serde_json::from_str(params.get())
@@ -82,7 +82,7 @@ pub(super) fn value(params: Option<&RawValue>) -> Result<Value> {
 }
 
 /// The root of the parameters.
-pub(super) fn root(value: &Value) -> Field<'_> {
+pub(crate) fn root(value: &Value) -> Field<'_> {
     Field {
         value,
         path: "params".to_owned(),
@@ -90,7 +90,7 @@ pub(super) fn root(value: &Value) -> Field<'_> {
 }
 
 /// The protocol that `init` asks for, where it names one.
-pub(super) fn init_protocol(params: &Field<'_>) -> Result<Option<u64>> {
+pub(crate) fn init_protocol(params: &Field<'_>) -> Result<Option<u64>> {
     if let Some(host) = params.member("host")? {
         host.optional_text("name")?;
         host.optional_text("version")?;
@@ -106,13 +106,13 @@ pub(super) fn init_protocol(params: &Field<'_>) -> Result<Option<u64>> {
 }
 
 /// The stream that `cancel` names.
-pub(super) fn cancelled_stream(params: &Field<'_>) -> Result<super::message::Id> {
+pub(crate) fn cancelled_stream(params: &Field<'_>) -> Result<super::message::Id> {
     let field = params.needed("stream")?;
     super::message::Id::from_json(field.value).ok_or_else(|| field.wrong("a string or an integer"))
 }
 
 /// What `stream` asks for: the workspace and the turn.
-pub(super) fn stream(params: &Field<'_>) -> Result<(PathBuf, Request)> {
+pub(crate) fn stream(params: &Field<'_>) -> Result<(PathBuf, Request)> {
     let agent = params.needed("agent")?;
     let workspace = workspace(&agent.needed("workspace")?)?;
     let request = params.needed("request")?;
@@ -133,12 +133,12 @@ pub(super) fn stream(params: &Field<'_>) -> Result<(PathBuf, Request)> {
 }
 
 /// The tools that `stream` lends.
-pub(super) fn stream_tools(params: &Field<'_>) -> Result<Vec<Tool>> {
+pub(crate) fn stream_tools(params: &Field<'_>) -> Result<Vec<Tool>> {
     tools(params.needed("request")?.member("tools")?)
 }
 
 /// What `mutate_session` asks for: the workspace, and what is to be done with which call.
-pub(super) fn mutate_session(params: &Field<'_>) -> Result<(PathBuf, Vec<Mutation>)> {
+pub(crate) fn mutate_session(params: &Field<'_>) -> Result<(PathBuf, Vec<Mutation>)> {
     params.optional_text("agent_id")?;
     let workspace = workspace(&params.needed("workspace")?)?;
     let mut mutations = Vec::new();
@@ -176,7 +176,7 @@ fn workspace(field: &Field<'_>) -> Result<PathBuf> {
 }
 
 /// The agent and the tools that `tools_changed` names.
-pub(super) fn tools_changed(params: &Field<'_>) -> Result<(String, Vec<Tool>)> {
+pub(crate) fn tools_changed(params: &Field<'_>) -> Result<(String, Vec<Tool>)> {
     let agent_id = params.needed("agent_id")?.text()?.to_owned();
     Ok((agent_id, tools(Some(params.needed("tools")?))?))
 }

@@ -62,6 +62,7 @@ enum Input {
 /// # Errors
 /// [`Kind::Io`] where no thread or pipe can be made at the start.
 pub(crate) fn serve_stdio(setup: Setup) -> Result<u8> {
+    crate::sys::raise_open_files();
     let (sender, receiver) = sync_channel(LINES_AHEAD);
     let signals = sender.clone();
     crate::sys::on_end_signal(move |number| {

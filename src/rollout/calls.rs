@@ -10,22 +10,31 @@
 use super::json;
 use super::record::{Call, Content, Input, Nested, Output};
 use std::borrow::Cow;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
 
 /// The calls of one rollout.
 #[derive(Debug)]
 pub(crate) struct Calls<T> {
-    /// By id, in the order in which they came: an id can come twice, and then the outputs do so too.
-    open: HashMap<String, VecDeque<Open<T>>>,
+    open: HashMap<String, Queue<T>>,
     count: u64,
     scripts: Scripts,
+}
+
+/// The open calls of one id, in the order in which they came: an id can come twice, and its outputs then too.
+#[derive(Debug)]
+struct Queue<T> {
+    first: Open<T>,
+    more: VecDeque<Open<T>>,
 }
 
 #[derive(Debug)]
 struct Open<T> {
     /// Its place among all calls.
     place: u64,
+    /// Is it over, and did it fail? Known of MCP calls before their outputs come.
+    ended: bool,
     failed: bool,
     kept: T,
 }
@@ -54,25 +63,31 @@ impl<T> Calls<T> {
         self.scripts.begin(call);
         let open = Open {
             place: self.count,
+            ended: false,
             failed: false,
             kept,
         };
         self.count += 1;
-        self.open
-            .entry(call.id.clone().into_owned())
-            .or_default()
-            .push_back(open);
+        match self.open.entry(call.id.clone().into_owned()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Queue {
+                    first: open,
+                    more: VecDeque::new(),
+                });
+            }
+            Entry::Occupied(mut queue) => queue.get_mut().more.push_back(open),
+        }
     }
 
     /// An MCP call is over; its output is still to come.
     pub(crate) fn ended(&mut self, id: &str, failed: bool) {
-        let open = self.open.get_mut(id).into_iter().flatten();
-        if let Some(open) = open
-            .into_iter()
-            .find(|open| !open.failed)
-            .filter(|_| failed)
-        {
-            open.failed = true;
+        let Some(queue) = self.open.get_mut(id) else {
+            return;
+        };
+        let mut open = std::iter::once(&mut queue.first).chain(&mut queue.more);
+        if let Some(open) = open.find(|open| !open.ended) {
+            open.ended = true;
+            open.failed = failed;
         }
     }
 
@@ -80,10 +95,10 @@ impl<T> Calls<T> {
     pub(crate) fn answer(&mut self, output: &Output<'_>) -> Option<Answered<T>> {
         self.scripts.answer(output);
         let queue = self.open.get_mut(output.id.as_ref())?;
-        let open = queue.pop_front()?;
-        if queue.is_empty() {
-            self.open.remove(output.id.as_ref());
-        }
+        let open = match queue.more.pop_front() {
+            Some(next) => std::mem::replace(&mut queue.first, next),
+            None => self.open.remove(output.id.as_ref())?.first,
+        };
         Some(Answered {
             is_error: open.failed || output.failed,
             kept: open.kept,
@@ -105,7 +120,11 @@ impl<T> Calls<T> {
         let mut open: Vec<(String, Open<T>)> = self
             .open
             .drain()
-            .flat_map(|(id, queue)| queue.into_iter().map(move |open| (id.clone(), open)))
+            .flat_map(|(id, queue)| {
+                std::iter::once(queue.first)
+                    .chain(queue.more)
+                    .map(move |open| (id.clone(), open))
+            })
             .collect();
         open.sort_by_key(|(_, open)| open.place);
         open.into_iter().map(|(id, open)| (id, open.kept)).collect()
@@ -150,7 +169,8 @@ impl Scripts {
                 at: call.at,
             }),
             ("wait", Input::Encoded(arguments)) => {
-                let arguments = serde_json::from_str::<serde_json::Value>(&json::decode(arguments));
+                let arguments =
+                    serde_json::from_str::<serde_json::Value>(&json::decode(*arguments));
                 if let Some(cell) = arguments
                     .ok()
                     .and_then(|value| Some(value.get("cell_id")?.as_str()?.to_owned()))
@@ -248,19 +268,20 @@ pub(crate) fn write_result(
 /// Writes the arguments of a call: as JSON, or as a string where they are none.
 pub(crate) fn write_input(out: &mut impl Write, input: &Input<'_>) -> io::Result<()> {
     match input {
-        Input::Json(raw) => out.write_all(raw.as_bytes()),
+        Input::Json(raw) => out.write_all(raw),
         Input::Encoded(raw) => {
-            let text = json::decode(raw);
-            if json::valid(&text) {
+            let text = json::decode(*raw);
+            if json::valid(text.as_ref()) {
                 out.write_all(one_line(text.trim()).as_bytes())
             } else {
-                out.write_all(raw.as_bytes())
+                out.write_all(raw)
             }
         }
         Input::Object(members) => {
             let mut before = "{";
             for (name, value) in members {
-                write!(out, "{before}\"{name}\":{value}")?;
+                write!(out, "{before}\"{name}\":")?;
+                out.write_all(value)?;
                 before = ",";
             }
             out.write_all(if members.is_empty() { b"{}" } else { b"}" })
@@ -271,14 +292,14 @@ pub(crate) fn write_input(out: &mut impl Write, input: &Input<'_>) -> io::Result
 /// Writes what a call gave, a JSON string or a list.
 pub(crate) fn write_content(out: &mut impl Write, content: &Content<'_>) -> io::Result<()> {
     match content {
-        Content::Json(raw) => out.write_all(raw.as_bytes()),
+        Content::Json(raw) => out.write_all(raw),
         Content::Text(text) => write_string(out, text),
     }
 }
 
 /// A JSON text on one line. A line break in it can only stand between its parts.
 fn one_line(json: &str) -> Cow<'_, str> {
-    if json.contains(['\n', '\r']) {
+    if memchr::memchr2(b'\n', b'\r', json.as_bytes()).is_some() {
         Cow::Owned(json.replace(['\n', '\r'], " "))
     } else {
         Cow::Borrowed(json)

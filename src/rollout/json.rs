@@ -6,6 +6,7 @@
 //! taken as JSON exactly where serde_json would take it for a value, with two differences that are wanted:
 //! there is no limit on how deep it nests (nothing here recurses), and a number may be too large for a float.
 
+use super::string;
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -47,10 +48,10 @@ pub(crate) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// A cursor before the first byte. A `str` and not bytes, so that invalid UTF-8 is found before.
-    pub(crate) fn new(text: &'a str) -> Cursor<'a> {
+    /// A cursor before the first byte. What it passes over is valid UTF-8, too.
+    pub(crate) fn new(text: &'a (impl AsRef<[u8]> + ?Sized)) -> Cursor<'a> {
         Cursor {
-            text: text.as_bytes(),
+            text: text.as_ref(),
             at: 0,
             fresh: false,
         }
@@ -250,102 +251,40 @@ impl<'a> Cursor<'a> {
     fn string(&mut self) -> Result<Span> {
         let start = self.at;
         self.byte(b'"')?;
-        loop {
-            self.at = plain_end(self.text, self.at);
-            match self.peek() {
-                Some(b'"') => {
-                    self.at += 1;
-                    return Ok(start..self.at);
-                }
-                Some(b'\\') => self.escape()?,
-                // A control character, or the end of the text.
-                _ => return Err(NotJson),
-            }
-        }
+        self.at = string::end(self.text, self.at).ok_or(NotJson)?;
+        Ok(start..self.at)
     }
-
-    fn escape(&mut self) -> Result<()> {
-        self.at += 1;
-        match self.peek() {
-            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
-            Some(b'u') => match self.unit()? {
-                // The first half of a pair needs the second behind it; a lone half stands for nothing.
-                0xD800..=0xDBFF => {
-                    self.byte(b'\\')?;
-                    if !matches!(self.unit()?, 0xDC00..=0xDFFF) {
-                        return Err(NotJson);
-                    }
-                }
-                0xDC00..=0xDFFF => return Err(NotJson),
-                _ => {}
-            },
-            _ => return Err(NotJson),
-        }
-        Ok(())
-    }
-
-    /// `uXXXX`
-    fn unit(&mut self) -> Result<u32> {
-        self.byte(b'u')?;
-        let digits = self.text.get(self.at..self.at + 4).ok_or(NotJson)?;
-        let mut unit = 0;
-        for digit in digits {
-            unit = unit << 4 | char::from(*digit).to_digit(16).ok_or(NotJson)?;
-        }
-        self.at += 4;
-        Ok(unit)
-    }
-}
-
-/// The first byte at or after `at` that has a meaning in a string: a quote, a backslash, a control character.
-///
-/// Eight bytes at a time: tool outputs are where most of a rollout's bytes are, and this is where they are
-/// looked at one by one.
-fn plain_end(text: &[u8], mut at: usize) -> usize {
-    const ONES: u64 = u64::MAX / 255;
-    const HIGHS: u64 = ONES << 7;
-    while let Some(bytes) = text.get(at..at + 8) {
-        let word = u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
-        // The usual trick: a byte below n borrows from its top bit when n is taken away from it. A borrow can
-        // spoil only the bytes above one that is a true find, and the lowest find is the one that is used.
-        let quote = word ^ (ONES * b'"' as u64);
-        let slash = word ^ (ONES * b'\\' as u64);
-        let finds = (word.wrapping_sub(ONES * 0x20) & !word)
-            | (quote.wrapping_sub(ONES) & !quote)
-            | (slash.wrapping_sub(ONES) & !slash);
-        let finds = finds & HIGHS;
-        if finds != 0 {
-            return at + finds.trailing_zeros() as usize / 8;
-        }
-        at += 8;
-    }
-    while let Some(byte) = text.get(at) {
-        if matches!(byte, b'"' | b'\\' | ..0x20) {
-            break;
-        }
-        at += 1;
-    }
-    at
 }
 
 /// What a raw JSON string says. `raw` is a string that a [`Cursor`] has passed over, with its quotes.
-pub(crate) fn decode(raw: &str) -> Cow<'_, str> {
-    let inner = raw.get(1..raw.len() - 1).unwrap_or_default();
-    if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
-        return Cow::Borrowed(inner);
+pub(crate) fn decode<'a>(raw: &'a (impl AsRef<[u8]> + ?Sized)) -> Cow<'a, str> {
+    let raw = raw.as_ref();
+    let inner = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
+    if memchr::memchr(b'\\', inner).is_none() {
+        // What the cursor let pass is UTF-8.
+        return Cow::Borrowed(std::str::from_utf8(inner).unwrap_or_default());
     }
-    // What the cursor let pass serde_json takes as well; the empty string stands for what cannot be.
-    Cow::Owned(serde_json::from_str(raw).unwrap_or_default())
+    // And serde_json takes it as well; the empty string stands for what cannot be.
+    Cow::Owned(serde_json::from_slice(raw).unwrap_or_default())
+}
+
+/// What a raw JSON string says, as bytes: for comparing it with ASCII words, which needs no look at its UTF-8.
+pub(crate) fn word(raw: &[u8]) -> Cow<'_, [u8]> {
+    let inner = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
+    if inner.contains(&b'\\') {
+        Cow::Owned(decode(raw).into_owned().into_bytes())
+    } else {
+        Cow::Borrowed(inner)
+    }
 }
 
 /// Is this raw JSON string (with its quotes) this text, however it is escaped?
-pub(crate) fn is(raw: &str, text: &str) -> bool {
-    let inner = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
-    inner == text || (inner.len() > text.len() && decode(raw) == text)
+pub(crate) fn is(raw: &(impl AsRef<[u8]> + ?Sized), text: &str) -> bool {
+    *word(raw.as_ref()) == *text.as_bytes()
 }
 
 /// Is the whole of this text one JSON value?
-pub(crate) fn valid(text: &str) -> bool {
+pub(crate) fn valid(text: &(impl AsRef<[u8]> + ?Sized)) -> bool {
     let mut cursor = Cursor::new(text);
     cursor.value().and_then(|_| cursor.end()).is_ok()
 }

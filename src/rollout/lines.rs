@@ -12,6 +12,7 @@
 //! It reads in file order and only forward, every byte once, and tells where each line begins. A caller that
 //! copies while it scans can hand in a reader that writes down what passes through it.
 
+use super::string::plain_end;
 use std::io::{self, Read};
 use std::ops::Range;
 
@@ -54,72 +55,68 @@ pub(crate) enum Kind {
 impl Kind {
     /// The kind of a line, by its `type`, its payload's `type` and, in an `item_completed`, the item's type
     /// and id. Where a part is missing, or no string, it is the empty string.
-    pub(crate) fn of(record: &str, payload: &str, item: &str, id: &str) -> Kind {
+    pub(crate) fn of(record: &[u8], payload: &[u8], item: &[u8], id: &[u8]) -> Kind {
         match (record, payload) {
             (
-                "response_item",
-                "function_call" | "custom_tool_call" | "local_shell_call" | "tool_search_call",
+                b"response_item",
+                b"function_call" | b"custom_tool_call" | b"local_shell_call" | b"tool_search_call",
             ) => Kind::Call,
             (
-                "response_item",
-                "function_call_output" | "custom_tool_call_output" | "tool_search_output",
+                b"response_item",
+                b"function_call_output" | b"custom_tool_call_output" | b"tool_search_output",
             ) => Kind::Output,
-            ("response_item", "message") => Kind::Message,
+            (b"response_item", b"message") => Kind::Message,
             // Of a command, everything is in the call's own output; only inside code mode it has none.
-            ("event_msg", "item_completed") if item == "McpToolCall" || id.starts_with(NESTED) => {
+            (b"event_msg", b"item_completed")
+                if item == b"McpToolCall" || id.starts_with(NESTED.as_bytes()) =>
+            {
                 Kind::Item
             }
             // What 0.135 writes instead, for MCP calls alone.
-            ("event_msg", "mcp_tool_call_end") => Kind::Item,
-            ("event_msg", "token_count") | ("token_usage_record", _) => Kind::Usage,
-            ("event_msg", "task_started" | "task_complete" | "turn_aborted") => Kind::Turn,
-            ("compacted", _) => Kind::Compacted,
+            (b"event_msg", b"mcp_tool_call_end") => Kind::Item,
+            (b"event_msg", b"token_count") | (b"token_usage_record", _) => Kind::Usage,
+            (b"event_msg", b"task_started" | b"task_complete" | b"turn_aborted") => Kind::Turn,
+            (b"compacted", _) => Kind::Compacted,
             _ => Kind::Other,
         }
     }
 
     /// The kind of a line by its first bytes.
     fn of_head(line: &[u8]) -> Kind {
-        let head = &line[..line.len().min(HEAD)];
-        // Everything that is looked at is ASCII; what stands behind it may be cut in the middle of a character.
-        let head = match std::str::from_utf8(head) {
-            Ok(head) => head,
-            Err(error) => std::str::from_utf8(&head[..error.valid_up_to()]).unwrap_or_default(),
-        };
-        Kind::of_usual_head(head).unwrap_or(Kind::Unknown)
+        Kind::of_usual_head(&line[..line.len().min(HEAD)]).unwrap_or(Kind::Unknown)
     }
 
-    fn of_usual_head(head: &str) -> Option<Kind> {
-        let (_, rest) = word(head.strip_prefix(r#"{"timestamp":"#)?)?;
-        let rest = match rest.strip_prefix(r#","ordinal":"#) {
-            Some(rest) => rest.trim_start_matches(|c: char| c.is_ascii_digit()),
+    fn of_usual_head(head: &[u8]) -> Option<Kind> {
+        let (_, rest) = word(head.strip_prefix(br#"{"timestamp":"#)?)?;
+        let rest = match rest.strip_prefix(br#","ordinal":"#) {
+            Some(rest) => {
+                let digits = rest.iter().take_while(|byte| byte.is_ascii_digit());
+                &rest[digits.count()..]
+            }
             None => rest,
         };
-        let (record, rest) = word(rest.strip_prefix(r#","type":"#)?)?;
-        let rest = rest.strip_prefix(r#","payload":{"#)?;
-        if !matches!(record, "response_item" | "event_msg") {
-            return Some(Kind::of(record, "", "", ""));
+        let (record, rest) = word(rest.strip_prefix(br#","type":"#)?)?;
+        let rest = rest.strip_prefix(br#","payload":{"#)?;
+        if !matches!(record, b"response_item" | b"event_msg") {
+            return Some(Kind::of(record, b"", b"", b""));
         }
-        let (payload, rest) = word(rest.strip_prefix(r#""type":"#)?)?;
-        if payload != "item_completed" {
-            return Some(Kind::of(record, payload, "", ""));
+        let (payload, rest) = word(rest.strip_prefix(br#""type":"#)?)?;
+        if payload != b"item_completed" {
+            return Some(Kind::of(record, payload, b"", b""));
         }
-        let (_, rest) = word(rest.strip_prefix(r#","thread_id":"#)?)?;
-        let (_, rest) = word(rest.strip_prefix(r#","turn_id":"#)?)?;
-        let (item, rest) = word(rest.strip_prefix(r#","item":{"type":"#)?)?;
-        let (id, _) = word(rest.strip_prefix(r#","id":"#)?)?;
+        let (_, rest) = word(rest.strip_prefix(br#","thread_id":"#)?)?;
+        let (_, rest) = word(rest.strip_prefix(br#","turn_id":"#)?)?;
+        let (item, rest) = word(rest.strip_prefix(br#","item":{"type":"#)?)?;
+        let (id, _) = word(rest.strip_prefix(br#","id":"#)?)?;
         Some(Kind::of(record, payload, item, id))
     }
 }
 
 /// A JSON string without escapes, and what follows it.
-fn word(text: &str) -> Option<(&str, &str)> {
-    let (word, rest) = text.strip_prefix('"')?.split_once('"')?;
-    if word.contains('\\') {
-        None
-    } else {
-        Some((word, rest))
-    }
+fn word(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let text = text.strip_prefix(b"\"")?;
+    let (word, rest) = text.split_at(plain_end(text, 0, text.len()));
+    Some((word, rest.strip_prefix(b"\"")?))
 }
 
 /// One line.

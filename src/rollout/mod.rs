@@ -1,6 +1,7 @@
 //! codex's rollout files: one JSON record a line, everything that a thread ever said and did.
 //!
-//! `lines` finds the lines and decides by their heads which of them matter, `json` walks over one that does.
+//! `lines` finds the lines and decides by their heads which of them matter, `json` walks over one that does,
+//! `string` over what is long in it.
 //! For reading, `record` says what such a line tells and `calls` what belongs together. For consuming,
 //! `splice` says what of a line is replaced, `mutate` which lines those are, and `replace` puts the new file
 //! in the old one's place. Nothing here knows JSON-RPC or starts a process.
@@ -11,4 +12,5 @@ pub(crate) mod lines;
 pub(crate) mod mutate;
 pub(crate) mod record;
 mod replace;
-mod splice;
+pub(crate) mod splice;
+mod string;

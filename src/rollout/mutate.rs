@@ -182,9 +182,9 @@ fn read_and_copy(source: &Source, mutations: &[Mutation]) -> Result<(Plan, Optio
 
 /// What is to be written, and what it amounts to.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Plan {
-    patches: Vec<Patch>,
-    outcome: Outcome,
+pub(crate) struct Plan {
+    pub(crate) patches: Vec<Patch>,
+    pub(crate) outcome: Outcome,
 }
 
 impl Plan {
@@ -197,7 +197,7 @@ impl Plan {
 
     /// `open` gives the rollout from its beginning. `sure` is called as soon as it is certain that there will be
     /// a patch.
-    fn read<R: Read>(
+    pub(crate) fn read<R: Read>(
         open: impl Fn() -> R,
         mutations: &[Mutation],
         sure: &mut dyn FnMut(),

@@ -45,11 +45,11 @@ pub(crate) struct Call<'a> {
 #[derive(Debug)]
 pub(crate) enum Input<'a> {
     /// A JSON value, as it stands.
-    Json(&'a str),
+    Json(&'a [u8]),
     /// A JSON string that has JSON in it, or should have.
-    Encoded(&'a str),
+    Encoded(&'a [u8]),
     /// A JSON object made up of these members, as they stand.
-    Object(Vec<(&'static str, &'a str)>),
+    Object(Vec<(&'static str, &'a [u8])>),
 }
 
 /// What a call gave.
@@ -68,7 +68,7 @@ pub(crate) struct Output<'a> {
 #[derive(Debug)]
 pub(crate) enum Content<'a> {
     /// A JSON string or list, as it stands.
-    Json(&'a str),
+    Json(&'a [u8]),
     /// Something else: its JSON text, or a note of ours, is what is to be told as a string.
     Text(Cow<'a, str>),
 }
@@ -84,24 +84,24 @@ pub(crate) struct Nested<'a> {
 }
 
 /// The members of an object that are asked for, raw; the last one where a name stands twice.
-struct Members<'a> {
-    names: &'static [&'static str],
-    values: Vec<Option<&'a str>>,
+struct Members<'a, const N: usize> {
+    names: &'static [&'static str; N],
+    values: [Option<&'a [u8]>; N],
 }
 
-impl<'a> Members<'a> {
+impl<'a, const N: usize> Members<'a, N> {
     /// Walks over the object that the cursor stands before.
     fn walk(
-        text: &'a str,
+        text: &'a [u8],
         cursor: &mut Cursor<'a>,
-        names: &'static [&'static str],
+        names: &'static [&'static str; N],
     ) -> Result<Self, NotJson> {
-        let mut values = vec![None; names.len()];
+        let mut values = [None; N];
         cursor.open(json::Kind::Object)?;
         while let Some(key) = cursor.key()? {
             let value = cursor.value()?;
-            let key = decode(&text[key]);
-            if let Some(at) = names.iter().position(|name| *name == key) {
+            let key = json::word(&text[key]);
+            if let Some(at) = names.iter().position(|name| name.as_bytes() == &*key) {
                 values[at] = Some(&text[value]);
             }
         }
@@ -109,35 +109,75 @@ impl<'a> Members<'a> {
     }
 
     /// The members of what may be an object, in a text that was walked over before.
-    fn of(text: Option<&'a str>, names: &'static [&'static str]) -> Members<'a> {
+    fn of(text: Option<&'a [u8]>, names: &'static [&'static str; N]) -> Self {
+        let values = [None; N];
         let text = text.unwrap_or_default();
-        Members::walk(text, &mut Cursor::new(text), names).unwrap_or(Members {
-            names,
-            values: vec![],
-        })
+        Members::walk(text, &mut Cursor::new(text), names).unwrap_or(Members { names, values })
     }
 
     /// The member of this name, as it stands, if it is there and not `null`.
-    fn raw(&self, name: &str) -> Option<&'a str> {
-        debug_assert!(self.names.contains(&name), "a name that was asked for");
-        let at = self.names.iter().position(|known| *known == name)?;
-        self.values
-            .get(at)
-            .copied()
-            .flatten()
-            .filter(|raw| *raw != "null")
+    fn raw(&self, name: &str) -> Option<&'a [u8]> {
+        let at = self.names.iter().position(|known| *known == name);
+        debug_assert!(at.is_some(), "'{name}' was not asked for");
+        self.values[at?].filter(|raw| *raw != b"null")
     }
 
     /// What the member of this name says, if it is a string.
     fn text(&self, name: &str) -> Option<Cow<'a, str>> {
         text_of(self.raw(name)?)
     }
+
+    /// The number that the member of this name is, if it is one without sign and point.
+    fn number(&self, name: &str) -> Option<u64> {
+        std::str::from_utf8(self.raw(name)?).ok()?.parse().ok()
+    }
 }
 
 /// What a value says, if it is a string.
-fn text_of(raw: &str) -> Option<Cow<'_, str>> {
-    raw.starts_with('"').then(|| decode(raw))
+fn text_of(raw: &[u8]) -> Option<Cow<'_, str>> {
+    raw.starts_with(b"\"").then(|| decode(raw))
 }
+
+/// What is asked for of a payload. Of the parts of a record, some are there in one kind and some in another.
+const PAYLOAD: &[&str; 18] = &[
+    "type",
+    "call_id",
+    "id",
+    "name",
+    "namespace",
+    "arguments",
+    "input",
+    "output",
+    "action",
+    "tools",
+    "role",
+    "content",
+    "item",
+    "started_at_ms",
+    "invocation",
+    "result",
+    "info",
+    "thread_token_usage",
+];
+
+/// What is asked for of an item, likewise.
+const ITEM: &[&str; 15] = &[
+    "type",
+    "id",
+    "status",
+    "command",
+    "cwd",
+    "aggregated_output",
+    "exit_code",
+    "server",
+    "tool",
+    "arguments",
+    "result",
+    "error",
+    "changes",
+    "stdout",
+    "path",
+];
 
 /// Why a line could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,36 +196,15 @@ pub(crate) fn read<'a>(line: &Line<'a>) -> Result<Record<'a>, Unread> {
     if line.cut() {
         return parse_cut(line).ok_or(Unread::TooLong);
     }
-    let text = std::str::from_utf8(line.bytes).map_err(|_| Unread::NotJson)?;
-    parse(text).map_err(|NotJson| Unread::NotJson)
+    parse(line.bytes).map_err(|NotJson| Unread::NotJson)
 }
 
 /// Reads the text of one line.
 ///
 /// # Errors
 /// It is not JSON.
-pub(crate) fn parse(line: &str) -> Result<Record<'_>, NotJson> {
-    const PAYLOAD: &[&str] = &[
-        "type",
-        "call_id",
-        "id",
-        "name",
-        "namespace",
-        "arguments",
-        "input",
-        "output",
-        "action",
-        "tools",
-        "role",
-        "content",
-        "item",
-        "started_at_ms",
-        "invocation",
-        "result",
-        "info",
-        "thread_token_usage",
-        "turn_id",
-    ];
+pub(crate) fn parse(line: &(impl AsRef<[u8]> + ?Sized)) -> Result<Record<'_>, NotJson> {
+    let line = line.as_ref();
     let mut cursor = Cursor::new(line);
     if cursor.kind()? != json::Kind::Object {
         cursor.value()?;
@@ -195,17 +214,17 @@ pub(crate) fn parse(line: &str) -> Result<Record<'_>, NotJson> {
     let (mut record, mut timestamp, mut payload) = (None, None, None);
     cursor.open(json::Kind::Object)?;
     while let Some(key) = cursor.key()? {
-        match decode(&line[key]).as_ref() {
+        match json::word(&line[key]).as_ref() {
             // Walked into at once and not passed over first: most bytes of the line are in it.
-            "payload" if cursor.kind()? == json::Kind::Object => {
+            b"payload" if cursor.kind()? == json::Kind::Object => {
                 payload = Some(Members::walk(line, &mut cursor, PAYLOAD)?);
             }
-            "payload" => {
+            b"payload" => {
                 cursor.value()?;
                 payload = None;
             }
-            "type" => record = text_of(&line[cursor.value()?]),
-            "timestamp" => timestamp = text_of(&line[cursor.value()?]),
+            b"type" => record = text_of(&line[cursor.value()?]),
+            b"timestamp" => timestamp = text_of(&line[cursor.value()?]),
             _ => {
                 cursor.value()?;
             }
@@ -220,17 +239,22 @@ pub(crate) fn parse(line: &str) -> Result<Record<'_>, NotJson> {
 }
 
 /// The record that these parts make, if anybody cares.
-fn understand<'a>(record: &str, payload: &Members<'a>, at: Option<u64>) -> Option<Record<'a>> {
+fn understand<'a>(record: &str, payload: &Members<'a, 18>, at: Option<u64>) -> Option<Record<'a>> {
     let form = payload.text("type").unwrap_or_default();
-    let item = Members::of(payload.raw("item"), &["type", "id"]);
+    let item = Members::of(payload.raw("item"), ITEM);
     let id = match payload.raw("item") {
         Some(_) => item.text("id"),
         None => payload.text("call_id"),
     };
-    let item = item.text("type").unwrap_or_default();
-    match Kind::of(record, &form, &item, id.as_deref().unwrap_or_default()) {
+    let kind = item.text("type").unwrap_or_default();
+    match Kind::of(
+        record.as_bytes(),
+        form.as_bytes(),
+        kind.as_bytes(),
+        id.as_deref().unwrap_or_default().as_bytes(),
+    ) {
         Kind::Call => {
-            let json = |name| Input::Json(payload.raw(name).unwrap_or("null"));
+            let json = |name| Input::Json(payload.raw(name).unwrap_or(b"null"));
             let (name, input) = match form.as_ref() {
                 "function_call" => (
                     payload.text("name"),
@@ -251,7 +275,7 @@ fn understand<'a>(record: &str, payload: &Members<'a>, at: Option<u64>) -> Optio
         }
         Kind::Output => {
             let content = match form.as_ref() {
-                "tool_search_output" => Content::Text(payload.raw("tools").unwrap_or("[]").into()),
+                "tool_search_output" => Content::text(payload.raw("tools").unwrap_or(b"[]")),
                 _ => Content::of(payload.raw("output")),
             };
             let beginning = content.beginning();
@@ -270,7 +294,7 @@ fn understand<'a>(record: &str, payload: &Members<'a>, at: Option<u64>) -> Optio
             let id = id?;
             let nested = id.starts_with(NESTED);
             let mut over = match payload.raw("item") {
-                Some(raw) => completed(&item, raw),
+                Some(raw) => completed(&kind, &item, raw),
                 None => mcp_ended(payload),
             };
             if !nested {
@@ -281,9 +305,7 @@ fn understand<'a>(record: &str, payload: &Members<'a>, at: Option<u64>) -> Optio
             }
             over.call.id = id;
             over.call.at = at;
-            over.started = payload
-                .raw("started_at_ms")
-                .and_then(|started| started.parse().ok());
+            over.started = payload.number("started_at_ms");
             Some(Record::Nested(over))
         }
         Kind::Usage => {
@@ -300,25 +322,7 @@ fn understand<'a>(record: &str, payload: &Members<'a>, at: Option<u64>) -> Optio
 }
 
 /// An `item_completed` of a kind that is a call, all but its id and its times.
-fn completed<'a>(kind: &Cow<'a, str>, item: &'a str) -> Nested<'a> {
-    let members = Members::of(
-        Some(item),
-        &[
-            "status",
-            "command",
-            "cwd",
-            "aggregated_output",
-            "exit_code",
-            "server",
-            "tool",
-            "arguments",
-            "result",
-            "error",
-            "changes",
-            "stdout",
-            "path",
-        ],
-    );
+fn completed<'a>(kind: &Cow<'a, str>, members: &Members<'a, 15>, item: &'a [u8]) -> Nested<'a> {
     let object = |names: &[&'static str]| {
         let present = names
             .iter()
@@ -332,11 +336,11 @@ fn completed<'a>(kind: &Cow<'a, str>, item: &'a str) -> Nested<'a> {
             "exec_command".into(),
             object(&["command", "cwd"]),
             Content::of(members.raw("aggregated_output")),
-            !completed || members.raw("exit_code").is_some_and(|code| code != "0"),
+            !completed || members.raw("exit_code").is_some_and(|code| code != b"0"),
         ),
         "McpToolCall" => {
             let mut nested = mcp(
-                &members,
+                members,
                 members.raw("result"),
                 Members::of(members.raw("error"), &["message"]).raw("message"),
             );
@@ -366,19 +370,23 @@ fn completed<'a>(kind: &Cow<'a, str>, item: &'a str) -> Nested<'a> {
 }
 
 /// What 0.135 writes when an MCP call is over.
-fn mcp_ended<'a>(payload: &Members<'a>) -> Nested<'a> {
+fn mcp_ended<'a>(payload: &Members<'a, 18>) -> Nested<'a> {
     let invocation = Members::of(payload.raw("invocation"), &["server", "tool", "arguments"]);
     let result = Members::of(payload.raw("result"), &["Ok", "Err"]);
     mcp(&invocation, result.raw("Ok"), result.raw("Err"))
 }
 
-fn mcp<'a>(call: &Members<'a>, result: Option<&'a str>, error: Option<&'a str>) -> Nested<'a> {
+fn mcp<'a, const N: usize>(
+    call: &Members<'a, N>,
+    result: Option<&'a [u8]>,
+    error: Option<&'a [u8]>,
+) -> Nested<'a> {
     let result = Members::of(result, &["content", "isError"]);
     let mut nested = Nested::new(
         call.text("tool").unwrap_or_default(),
-        Input::Json(call.raw("arguments").unwrap_or("null")),
+        Input::Json(call.raw("arguments").unwrap_or(b"null")),
         Content::of(error.or_else(|| result.raw("content"))),
-        error.is_some() || result.raw("isError") == Some("true"),
+        error.is_some() || result.raw("isError") == Some(b"true"),
     );
     // The namespace that codex gives to a server's tools.
     let server = call.text("server").unwrap_or_default();
@@ -404,20 +412,35 @@ impl<'a> Nested<'a> {
 }
 
 impl<'a> Input<'a> {
-    fn arguments(raw: Option<&'a str>) -> Input<'a> {
+    /// How many bytes it takes at most, about.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Input::Json(raw) | Input::Encoded(raw) => raw.len(),
+            Input::Object(members) => members
+                .iter()
+                .map(|(name, raw)| name.len() + raw.len() + 4)
+                .sum(),
+        }
+    }
+
+    fn arguments(raw: Option<&'a [u8]>) -> Input<'a> {
         match raw {
-            Some(raw) if raw.starts_with('"') => Input::Encoded(raw),
-            raw => Input::Json(raw.unwrap_or("null")),
+            Some(raw) if raw.starts_with(b"\"") => Input::Encoded(raw),
+            raw => Input::Json(raw.unwrap_or(b"null")),
         }
     }
 }
 
 impl<'a> Content<'a> {
-    fn of(raw: Option<&'a str>) -> Content<'a> {
+    fn of(raw: Option<&'a [u8]>) -> Content<'a> {
         match raw {
-            Some(raw) if raw.starts_with(['"', '[']) => Content::Json(raw),
-            raw => Content::Text(raw.unwrap_or_default().into()),
+            Some(raw @ [b'"' | b'[', ..]) => Content::Json(raw),
+            raw => Content::text(raw.unwrap_or_default()),
         }
+    }
+
+    fn text(raw: &[u8]) -> Content<'_> {
+        Content::Text(String::from_utf8_lossy(raw))
     }
 
     /// Its text, if it is a short one and there is nothing else in it.
@@ -427,7 +450,7 @@ impl<'a> Content<'a> {
             return None;
         };
         let blocks: serde_json::Value =
-            (raw.len() < SHORT).then(|| serde_json::from_str(raw).ok())??;
+            (raw.len() < SHORT).then(|| serde_json::from_slice(raw).ok())??;
         match blocks {
             serde_json::Value::String(text) => Some(text),
             serde_json::Value::Array(blocks) if blocks.len() == 1 => {
@@ -442,7 +465,7 @@ impl<'a> Content<'a> {
         let Content::Json(raw) = self else {
             return String::new();
         };
-        if raw.starts_with('"') {
+        if raw.starts_with(b"\"") {
             return beginning(raw);
         }
         let mut cursor = Cursor::new(raw);
@@ -453,7 +476,7 @@ impl<'a> Content<'a> {
         match first {
             Ok(first) => Members::of(Some(&raw[first]), &["text"])
                 .raw("text")
-                .filter(|text| text.starts_with('"'))
+                .filter(|text| text.starts_with(b"\""))
                 .map(beginning)
                 .unwrap_or_default(),
             Err(NotJson) => String::new(),
@@ -461,27 +484,38 @@ impl<'a> Content<'a> {
     }
 }
 
-/// The first text of a raw JSON string, as much of it as codex's own words before an output take.
-fn beginning(raw: &str) -> String {
+/// The beginning of a raw JSON string, as much of it as codex's own words before an output take: up to a line
+/// `Output:`, or to a length that none of them reaches.
+fn beginning(raw: &[u8]) -> String {
     const MOST: usize = 256;
-    let inner = &raw[1..raw.len() - 1];
-    if inner.len() <= MOST {
-        return decode(raw).into_owned();
-    }
-    // Cut where neither a character nor an escape is cut in two.
-    let mut end = MOST;
-    while !inner.is_char_boundary(end) {
-        end -= 1;
-    }
-    for end in (end.saturating_sub(12)..=end).rev() {
-        if let Some(inner) = inner.get(..end) {
-            let cut = format!("\"{inner}\"");
-            if json::valid(&cut) {
-                return decode(&cut).into_owned();
+    let mut text = Vec::with_capacity(MOST);
+    let mut line = 0;
+    let mut bytes = raw[1..raw.len() - 1].iter();
+    while text.len() < MOST
+        && let Some(byte) = bytes.next()
+    {
+        let byte = match byte {
+            b'\\' => match bytes.next() {
+                Some(b'n') => b'\n',
+                Some(b'r') => b'\r',
+                Some(b't') => b'\t',
+                Some(byte @ (b'"' | b'\\' | b'/')) => *byte,
+                // codex's words need no other escape. Somebody who writes them with others gets the slow way.
+                _ => return decode(raw).chars().take(MOST).collect(),
+            },
+            byte => *byte,
+        };
+        text.push(byte);
+        if byte == b'\n' {
+            if &text[line..] == b"Output:\n" {
+                break;
             }
+            line = text.len();
         }
     }
-    String::new()
+    // It may end in the middle of a character.
+    String::from_utf8(text)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 /// Does an output that begins so belong to a call that failed?
@@ -530,7 +564,7 @@ fn running_cell(beginning: &str) -> Option<String> {
 }
 
 /// The texts of a message.
-fn message_text(content: &str) -> String {
+fn message_text(content: &[u8]) -> String {
     let mut text = String::new();
     let mut cursor = Cursor::new(content);
     if cursor.open(json::Kind::Array).is_err() {
@@ -575,7 +609,7 @@ fn parse_cut<'a>(line: &Line<'a>) -> Option<Record<'a>> {
 }
 
 /// codex's counters. `cache_write_input_tokens` is there from 0.145 on.
-fn usage(raw: &str) -> Option<Usage> {
+fn usage(raw: &[u8]) -> Option<Usage> {
     let counters = Members::of(
         Some(raw),
         &[
@@ -586,7 +620,7 @@ fn usage(raw: &str) -> Option<Usage> {
             "reasoning_output_tokens",
         ],
     );
-    let counter = |name| counters.raw(name).and_then(|count| count.parse().ok());
+    let counter = |name| counters.number(name);
     Some(Usage {
         input_tokens: counter("input_tokens")?,
         output_tokens: counter("output_tokens").unwrap_or_default(),

@@ -2,8 +2,9 @@
 //!
 //! A turn has one attempt, or two when codex no longer knows the stored thread and a new one takes over.
 
+use super::session::{self, Stored};
 use super::watch::{self, Watch};
-use super::{Context, Request, Teller, Tokens, session, usage};
+use super::{Context, Request, Teller, Tokens, usage};
 use crate::canonical::{TurnEvent, Usage};
 use crate::codex::child::{Child, Line, Next};
 use crate::codex::command::{self, Call};
@@ -490,9 +491,13 @@ struct Record {
 }
 
 fn unsaved(workspace: &Path, id: &str, error: &io::Error) -> String {
+    let file = workspace.join(session::FILE);
+    let (file, why) = (file.display(), crate::error::reason(error));
+    // Only the folder could not be synced where the new id is there.
+    if session::read(workspace).is_ok_and(|stored| stored == Stored::Thread(id.to_owned())) {
+        return format!("a power cut now could lose the thread id {id} in '{file}': {why}");
+    }
     format!(
-        "cannot store the thread id {id} in '{}': {}; the next turn will not know this conversation",
-        workspace.join(session::FILE).display(),
-        crate::error::reason(error)
+        "cannot store the thread id {id} in '{file}': {why}; the next turn will not know this conversation"
     )
 }

@@ -141,6 +141,10 @@ pub(crate) fn run(
         work(request, place, context, cancel, tools, &mut teller)
     }));
     match outcome {
+        // A second codex could not be started after the first had said something: no refusal any more.
+        Ok(Err(error)) if teller.started => {
+            Ok(teller.fail(&error, None, ThreadState::New, Tokens::default()))
+        }
         Ok(result) => result,
         Err(panic) => {
             let what = panic

@@ -21,7 +21,9 @@ fn healthy() -> Value {
 #[track_caller]
 fn check_named(lab: &Lab, name: &str) -> (String, String) {
     let workspace = lab.workspace();
-    let cli = Cli::new(lab, ["doctor", "--json", "--workspace"]).arg(workspace);
+    let cli = Cli::new(lab, ["doctor", "--json", "--workspace"])
+        .arg(workspace)
+        .bound_by_modes();
     let output = cli.run();
     assert_eq!(output.stderr, "");
     let report: Value = serde_json::from_str(&output.stdout).unwrap();
@@ -43,8 +45,15 @@ fn check_named(lab: &Lab, name: &str) -> (String, String) {
 /// Sees that a check says this, does what it tells to do, and sees that it is content then.
 #[track_caller]
 fn check(lab: &Lab, name: &str, status: &str, message: &str) {
+    follow(lab, name, status, message, "ok");
+}
+
+/// The same, where the mend leads to another status.
+#[track_caller]
+fn follow(lab: &Lab, name: &str, status: &str, message: &str, after: &str) {
     let (got, told) = check_named(lab, name);
-    let shown = told.replace(&lab.root().to_string_lossy().into_owned(), "<lab>");
+    let root = lab.root().to_string_lossy().into_owned();
+    let shown = told.replace(&root, "<lab>");
     assert_eq!((got.as_str(), shown.as_str()), (status, message));
     let Some(mend) = told.rsplit("; ").next() else {
         return;
@@ -54,8 +63,9 @@ fn check(lab: &Lab, name: &str, status: &str, message: &str) {
             .args(["-c", command])
             .env_clear()
             .envs(lab.env())
-            .status();
-        assert!(done.unwrap().success(), "{command}");
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{command}: {done:?}");
     } else if let Some(setting) = mend
         .strip_prefix("set ")
         .filter(|mend| mend.contains("\": "))
@@ -76,7 +86,7 @@ fn check(lab: &Lab, name: &str, status: &str, message: &str) {
         return;
     }
     let (got, told) = check_named(lab, name);
-    assert_eq!(got, "ok", "{told}, after: {mend}");
+    assert_eq!(got, after, "{told}, after: {mend}");
 }
 
 #[test]
@@ -135,14 +145,90 @@ fn the_config_file_is_checked_as_a_turn_reads_it() {
 
 #[test]
 fn a_codex_that_is_not_there_is_told() {
-    let lab = Lab::fake(healthy());
-    lab.config(json!({"binary": "no-such-codex"}));
+    let mut lab = Lab::fake(healthy());
+    let install = install();
+    let home = lab.path("home").to_string_lossy().into_owned();
+    with_npm(
+        &mut lab,
+        &install.replace('~', &home),
+        "ln -s $CODEX $BIN/codex",
+    );
+    fs::remove_dir_all(lab.path("profile")).unwrap();
     check(
         &lab,
         "codex",
         "fail",
-        "cannot find codex 'no-such-codex' in PATH (/usr/local/bin:/usr/bin:/bin); set \"binary\" in <lab>/profile/plugins/plexum-openai-provider/config.json to its absolute path",
+        &format!("cannot find codex 'codex' in PATH (<lab>/bin:/usr/bin:/bin); run: npm {install}"),
     );
+    // It is there, and the config leads elsewhere: to nowhere, to a folder, to what cannot be executed.
+    fs::create_dir(lab.path("folder")).unwrap();
+    fs::write(lab.path("text"), "").unwrap();
+    for (binary, status) in [
+        (
+            "no-such-codex",
+            "cannot find codex 'no-such-codex' in PATH (<lab>/bin:/usr/bin:/bin)",
+        ),
+        (
+            "/no/such/codex",
+            "cannot start codex '/no/such/codex': No such file or directory",
+        ),
+        (
+            "<lab>/folder",
+            "cannot start codex '<lab>/folder': it is a folder",
+        ),
+    ] {
+        let binary = binary.replace("<lab>", &lab.root().to_string_lossy());
+        lab.config(json!({"binary": binary}));
+        let mend = "set \"binary\": \"<lab>/bin/codex\" in <lab>/profile/plugins/plexum-openai-provider/config.json";
+        check(&lab, "codex", "fail", &format!("{status}; {mend}"));
+    }
+    // It is not in PATH, but where its installers put it.
+    let own = lab.path("home/.nvm/versions/node/v22.1.0/bin");
+    fs::create_dir_all(&own).unwrap();
+    fs::rename(lab.path("bin/codex"), own.join("codex")).unwrap();
+    lab.config(json!({"binary": "codex"}));
+    check(
+        &lab,
+        "codex",
+        "fail",
+        "cannot find codex 'codex' in PATH (<lab>/bin:/usr/bin:/bin); set \"binary\": \"<lab>/home/.nvm/versions/node/v22.1.0/bin/codex\" in <lab>/profile/plugins/plexum-openai-provider/config.json",
+    );
+    fs::copy(lab.codex(), lab.path("copy")).unwrap();
+    fs::set_permissions(lab.path("copy"), fs::Permissions::from_mode(0o644)).unwrap();
+    lab.config(json!({"binary": lab.path("copy")}));
+    check(
+        &lab,
+        "codex",
+        "fail",
+        "cannot start codex '<lab>/copy': it is not executable; run: chmod +x <lab>/copy",
+    );
+}
+
+/// What npm is told where there is no codex: into the home of who is not root.
+fn install() -> String {
+    let place = match rustix::process::geteuid().is_root() {
+        true => "",
+        false => "--prefix ~/.local ",
+    };
+    format!("install -g {place}@openai/codex@latest")
+}
+
+/// A `npm` in PATH that does `what`, a shell's command line, when its arguments are those.
+fn with_npm(lab: &mut Lab, arguments: &str, what: &str) {
+    let bin = lab.path("bin");
+    fs::create_dir(&bin).unwrap();
+    let script = format!(
+        "#!/bin/sh\n[ \"$*\" = '{arguments}' ] || exit 1\nCODEX={} BIN={}\n{what}\n",
+        lab.codex().display(),
+        bin.display()
+    );
+    fs::write(bin.join("npm"), script).unwrap();
+    fs::set_permissions(bin.join("npm"), fs::Permissions::from_mode(0o755)).unwrap();
+    lab.set_env("PATH", format!("{}:/usr/bin:/bin", bin.display()));
+}
+
+#[test]
+fn what_is_no_codex_is_told() {
     let lab = Lab::fake(json!({"version": [{"out": "git version 2.39.5"}]}));
     check(
         &lab,
@@ -157,14 +243,51 @@ fn a_codex_that_is_not_there_is_told() {
 
 #[test]
 fn an_old_codex_is_told() {
-    let lab = Lab::fake(json!({"version": [{"out": "codex-cli 0.98.0"}]}));
-    let (status, message) = check_named(&lab, "codex");
-    assert_eq!(status, "fail");
-    assert!(
-        message.ends_with(
-            " is version 0.98.0, and 0.135.0 is the least that is supported; run: npm install -g @openai/codex@latest"
+    let old = json!({"version": [{"out": "codex-cli 0.98.0"}]});
+    // Where npm has put it, npm is told to put the new one.
+    for (folder, arguments) in [
+        ("bin", install().as_str()),
+        (
+            "lib/node_modules/@openai/codex/bin",
+            "install -g --prefix <lab> @openai/codex@latest",
         ),
-        "{message}"
+        (
+            "own/node_modules/@openai/codex/bin",
+            "install --prefix <lab>/own @openai/codex@latest",
+        ),
+    ] {
+        let mut lab = Lab::fake(old.clone());
+        let root = lab.root().to_string_lossy().into_owned();
+        let new = format!("echo '{}' > {root}/fake.json", healthy());
+        let real = arguments.replace("<lab>", &root);
+        with_npm(&mut lab, &real.replace('~', &format!("{root}/home")), &new);
+        let program = lab.path(folder).join("codex");
+        fs::create_dir_all(program.parent().unwrap()).unwrap();
+        // A copy: it is where a program really is that counts.
+        fs::copy(lab.codex(), &program).unwrap();
+        lab.config(json!({"binary": program}));
+        check(
+            &lab,
+            "codex",
+            "fail",
+            &format!(
+                "<lab>/{folder}/codex is version 0.98.0, and 0.135.0 is the least that is supported; run: npm {arguments}"
+            ),
+        );
+    }
+}
+
+/// A relative path leads to somewhere else for a daemon.
+#[test]
+fn a_relative_path_to_codex_is_told() {
+    let lab = Lab::fake(healthy());
+    symlink(lab.codex(), lab.path("workspace/codex")).unwrap();
+    lab.config(json!({"binary": "./codex"}));
+    check(
+        &lab,
+        "systemd",
+        "warn",
+        "'./codex' is looked for in the folder that the daemon is started in; set \"binary\": \"<lab>/workspace/codex\" in <lab>/profile/plugins/plexum-openai-provider/config.json",
     );
 }
 
@@ -225,6 +348,19 @@ fn a_codex_that_needs_a_node_is_told() {
         "warn",
         "a daemon under systemd cannot start codex '<lab>/bin/codex': it is a script for 'node-of-mine', which is not in PATH (/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin); set \"binary\": \"<lab>/lib/node_modules/@openai/codex-linux-x64/vendor/x/bin/codex\" in <lab>/profile/plugins/plexum-openai-provider/config.json",
     );
+    // So it is where there is no such interpreter at all.
+    lab.config(json!({"binary": lab.path("bin/codex")}));
+    fs::rename(lab.path("bin/node-of-mine"), lab.path("node")).unwrap();
+    check(
+        &lab,
+        "codex",
+        "fail",
+        &format!(
+            "cannot start codex '<lab>/bin/codex': it is a script for 'node-of-mine', which is not in PATH ({}:/usr/bin:/bin); set \"binary\": \"<lab>/lib/node_modules/@openai/codex-linux-x64/vendor/x/bin/codex\" in <lab>/profile/plugins/plexum-openai-provider/config.json",
+            "<lab>/bin"
+        ),
+    );
+    fs::rename(lab.path("node"), lab.path("bin/node-of-mine")).unwrap();
     // Without it, the folder of the interpreter has to be in codex's PATH.
     fs::remove_dir_all(vendor).unwrap();
     lab.config(json!({"binary": lab.path("bin/codex"), "env": {"A": "b"}}));
@@ -257,14 +393,45 @@ fn a_missing_login_is_told() {
     let (status, message) = check_named(&lab, "login");
     assert_eq!(status, "ok");
     assert!(!message.contains("secret"), "{message}");
-    lab.set_env("CODEX_API_KEY", "");
-    lab.set_env("OPENAI_API_KEY", "sk-secret");
-    check(
-        &lab,
-        "login",
-        "fail",
-        "OPENAI_API_KEY is set, but 'codex exec' reads only CODEX_API_KEY; set \"env\": {\"CODEX_API_KEY\": \"...\"} in <lab>/profile/plugins/plexum-openai-provider/config.json",
+    let config = fs::read_to_string(lab.config_file()).unwrap();
+    // What it says of the daemon can be followed too.
+    let told = message.rsplit("set ").next().unwrap();
+    assert!(
+        told.starts_with("\"env\": {\"CODEX_API_KEY\": \"...\"} in "),
+        "{message}"
     );
+    lab.set_env("CODEX_API_KEY", "");
+    let mut with_key: Value = serde_json::from_str(&config).unwrap();
+    with_key["env"] = json!({"CODEX_API_KEY": "sk-secret"});
+    lab.config(with_key);
+    let (_, message) = check_named(&lab, "login");
+    assert_eq!(
+        message,
+        "not logged in, but the config's \"env\" has CODEX_API_KEY"
+    );
+}
+
+/// With the real codex, since its mend is codex's own command.
+#[test]
+fn a_key_that_codex_does_not_read_is_told() {
+    for version in [codex::OLDEST, codex::NEWEST] {
+        let Some(codex) = codex::real(version) else {
+            return;
+        };
+        let mut lab = Lab::real(&codex, json!([]));
+        // codex's own provider, which is not asked anything here.
+        fs::write(lab.codex_home().join("config.toml"), "").unwrap();
+        lab.set_env("OPENAI_API_KEY", "sk-secret");
+        check(
+            &lab,
+            "login",
+            "fail",
+            &format!(
+                "OPENAI_API_KEY is set, but 'codex exec' reads only CODEX_API_KEY, and codex is not logged in; run: printenv OPENAI_API_KEY | CODEX_HOME=<lab>/codex {} login --with-api-key",
+                lab.codex().display()
+            ),
+        );
+    }
 }
 
 #[test]
@@ -310,17 +477,63 @@ fn a_codex_home_that_is_not_there_is_told() {
 }
 
 #[test]
-fn a_folder_for_sockets_that_others_can_enter_is_told() {
+fn a_folder_for_sockets_that_is_not_private_is_told() {
     let mut lab = Lab::fake(healthy());
-    let folder = lab.path("run/plexum-openai");
-    fs::create_dir_all(&folder).unwrap();
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
-    lab.set_env("XDG_RUNTIME_DIR", lab.path("run"));
-    let (status, message) = check_named(&lab, "sockets");
-    assert_eq!(status, "fail");
-    assert!(message.contains("has mode 0755, not 0700"), "{message}");
-    fs::remove_dir(&folder).unwrap();
-    assert_eq!(check_named(&lab, "sockets").0, "ok");
+    // Not in the lab: a socket's path has to be short.
+    let short = tempfile::tempdir_in("/tmp").unwrap();
+    let folder = short.path().join("plexum-openai");
+    lab.set_env("XDG_RUNTIME_DIR", short.path());
+    let ready = |what: &dyn Fn()| {
+        let _ = fs::remove_dir(&folder);
+        let _ = fs::remove_file(&folder);
+        what();
+    };
+    let expect = |message: &str| {
+        let (status, told) = check_named(&lab, "sockets");
+        let told = told.replace(&folder.to_string_lossy().into_owned(), "<folder>");
+        assert_eq!((status.as_str(), told.as_str()), ("fail", message));
+        check(&lab, "sockets", "fail", &check_named(&lab, "sockets").1);
+    };
+    ready(&|| {
+        fs::create_dir(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    });
+    expect("the folder for sockets '<folder>' has mode 0755, not 0700; run: chmod 700 <folder>");
+    ready(&|| symlink("/tmp", &folder).unwrap());
+    expect(
+        "the folder for sockets '<folder>' is a symbolic link or no folder; run: mv <folder> <folder>.old",
+    );
+    ready(&|| fs::set_permissions(short.path(), fs::Permissions::from_mode(0o555)).unwrap());
+    let (_, told) = check_named(&lab, "sockets");
+    let shown = short.path().display();
+    assert_eq!(
+        told,
+        format!(
+            "{shown}/plexum-openai is not there and cannot be made in {shown}; run: chmod u+rwX {shown}"
+        )
+    );
+    check(&lab, "sockets", "fail", &told);
+    assert!(!folder.exists(), "nothing is made by looking");
+}
+
+/// The profile, where there is no runtime folder.
+#[test]
+fn a_profile_that_cannot_be_written_is_told() {
+    let mut lab = Lab::fake(healthy());
+    let short = tempfile::tempdir_in("/tmp").unwrap();
+    let profile = short.path().join("profile");
+    fs::rename(lab.path("profile"), &profile).unwrap();
+    lab.set_env("PLEXUM_PROFILE_ROOT", &profile);
+    fs::set_permissions(&profile, fs::Permissions::from_mode(0o555)).unwrap();
+    let shown = profile.display();
+    check(
+        &lab,
+        "sockets",
+        "fail",
+        &format!(
+            "{shown}/run is not there and cannot be made in {shown}; run: chmod u+rwX {shown}"
+        ),
+    );
 }
 
 #[test]
@@ -337,6 +550,16 @@ fn a_workspace_that_is_none_is_told() {
             .stdout
             .contains("/home/x/y is not there yet, the first turn makes it\n")
     );
+    fs::create_dir(lab.workspace()).unwrap();
+    for mode in [0o555, 0o300, 0o600] {
+        fs::set_permissions(lab.workspace(), fs::Permissions::from_mode(mode)).unwrap();
+        check(
+            &lab,
+            "workspace",
+            "fail",
+            "<lab>/workspace cannot be read and written; run: chmod u+rwX <lab>/workspace",
+        );
+    }
     fs::write(lab.path("home/x"), "").unwrap();
     let file = Cli::new(&lab, ["doctor", "-w", "x"]).folder(&folder).run();
     assert!(
@@ -381,11 +604,14 @@ fn a_lost_thread_is_told() {
         ),
     );
     lab.config(json!({"lost_thread": "error"}));
-    let (status, message) = check_named(&lab, "rollout");
-    assert_eq!(status, "fail");
-    assert!(
-        message.contains("; set \"lost_thread\": \"replay\" in "),
-        "{message}"
+    follow(
+        &lab,
+        "rollout",
+        "fail",
+        &format!(
+            "codex has no thread {THREAD} in <lab>/codex, and \"lost_thread\" is \"error\"; set \"lost_thread\": \"replay\" in <lab>/profile/plugins/plexum-openai-provider/config.json"
+        ),
+        "warn",
     );
 }
 

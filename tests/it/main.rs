@@ -7,18 +7,23 @@
 
 mod config;
 mod doctor;
+mod faults;
 mod mcp;
 mod mcp_clients;
 mod mutate;
 mod mutate_faults;
 mod mutate_real;
 mod pages;
+mod parse_rollout;
 mod programs;
 mod protocol;
 mod readme;
+mod rollout_real;
 mod session;
 mod shells;
+mod soak;
 mod support;
 mod terminal;
 mod turn_fake;
 mod turn_real;
+mod turn_terminal;

@@ -805,7 +805,7 @@ fn a_folder_of_others_is_refused() {
     assert_eq!(
         message,
         format!(
-            "the folder for sockets '{}' is a symbolic link or no folder; remove it, or see whose it is",
+            "the folder for sockets '{0}' is a symbolic link or no folder; run: mv {0} {0}.old",
             folder.display()
         )
     );

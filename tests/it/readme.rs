@@ -113,7 +113,9 @@ fn equal(lab: Option<&Lab>, text: &str) -> String {
         let rest = &part[word.len()..];
         let is_uuid = word.len() == 36 && word.matches('-').count() == 4;
         let before = said.trim_end().to_owned();
-        if is_uuid {
+        if word.is_empty() {
+            said.push_str(part);
+        } else if is_uuid {
             let next = known.len() + 1;
             let number = *known.entry(word.to_owned()).or_insert(next);
             said.push_str(&format!("<uuid {number}>{rest}"));

@@ -17,8 +17,10 @@ pub(crate) struct Terminal {
     child: Child,
     keys: ChildStdin,
     bytes: Receiver<Vec<u8>>,
-    /// What came and was not awaited yet.
-    pending: String,
+    /// All that came.
+    shown: Vec<u8>,
+    /// How much of it was awaited.
+    awaited: usize,
 }
 
 impl Terminal {
@@ -58,7 +60,8 @@ impl Terminal {
             child,
             keys,
             bytes,
-            pending: String::new(),
+            shown: Vec::new(),
+            awaited: 0,
         }
     }
 
@@ -68,32 +71,118 @@ impl Terminal {
         self.keys.flush().unwrap();
     }
 
-    /// Waits until `text` is on the terminal and gives what came before it.
+    /// Waits until `text` comes to the terminal and gives what came before it.
+    #[track_caller]
     pub(crate) fn wait(&mut self, text: &str) -> String {
         let end = Instant::now() + LIMIT;
         loop {
-            if let Some(at) = self.pending.find(text) {
-                let rest = self.pending.split_off(at + text.len());
-                let mut before = std::mem::replace(&mut self.pending, rest);
-                before.truncate(at);
+            let pending = &self.shown[self.awaited..];
+            if let Some(at) = memchr::memmem::find(pending, text.as_bytes()) {
+                let before = String::from_utf8_lossy(&pending[..at]).into_owned();
+                self.awaited += at + text.len();
                 return before;
             }
-            match self
-                .bytes
-                .recv_timeout(end.saturating_duration_since(Instant::now()))
-            {
-                Ok(bytes) => self.pending.push_str(&String::from_utf8_lossy(&bytes)),
+            let left = end.saturating_duration_since(Instant::now());
+            match self.bytes.recv_timeout(left) {
+                Ok(bytes) => self.shown.extend(bytes),
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("{text:?} did not come in {LIMIT:?}, but {:?}", self.pending)
+                    panic!("{text:?} did not come in {LIMIT:?}, but {:?}", self.all())
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    panic!(
-                        "the program ended before {text:?}, after {:?}",
-                        self.pending
-                    )
+                    panic!("the program ended before {text:?}, after {:?}", self.all())
                 }
             }
         }
+    }
+
+    /// All that came so far, as it was written.
+    pub(crate) fn all(&self) -> String {
+        String::from_utf8_lossy(&self.shown).into_owned()
+    }
+
+    /// What a terminal of so many columns shows after that: its lines, the empty ones too, but not at the end.
+    pub(crate) fn screen(&self, columns: usize) -> Vec<String> {
+        screen(&self.all(), columns)
+    }
+}
+
+/// What a terminal makes of what is written to it, as far as it is used here. A character beyond Latin and
+/// punctuation takes two columns.
+fn screen(written: &str, columns: usize) -> Vec<String> {
+    let mut lines: Vec<Vec<char>> = vec![Vec::new()];
+    let (mut row, mut column, mut wraps) = (0, 0, true);
+    let mut rest = written;
+    while let Some(c) = rest.chars().next() {
+        rest = &rest[c.len_utf8()..];
+        let width = if c >= '\u{2e80}' && c != '\u{fffd}' {
+            2
+        } else {
+            1
+        };
+        match c {
+            '\r' => column = 0,
+            '\n' => row += 1,
+            '\u{1b}' => {
+                let end = rest.find(|c: char| c.is_ascii_alphabetic());
+                let end = end.expect("an escape sequence ends") + 1;
+                match &rest[..end] {
+                    "[K" => lines[row].truncate(column),
+                    "[?7l" => wraps = false,
+                    "[?7h" => wraps = true,
+                    color => assert!(color.ends_with('m'), "{color}"),
+                }
+                rest = &rest[end..];
+            }
+            _ => {
+                assert!(!c.is_control(), "{c:?} in {written:?}");
+                if column + width > columns {
+                    if wraps {
+                        row += 1;
+                        column = 0;
+                    } else {
+                        column = columns - width;
+                    }
+                }
+                if lines.len() <= row {
+                    lines.resize(row + 1, Vec::new());
+                }
+                let line = &mut lines[row];
+                line.resize(line.len().max(column), ' ');
+                // The second column of a wide character holds nothing.
+                line.splice(
+                    column..line.len().min(column + width),
+                    std::iter::once(c).chain(std::iter::repeat_n('\0', width - 1)),
+                );
+                column += width;
+            }
+        }
+        if lines.len() <= row {
+            lines.resize(row + 1, Vec::new());
+        }
+    }
+    let lines = lines.into_iter();
+    let mut lines: Vec<String> = lines
+        .map(|line| line.into_iter().filter(|c| *c != '\0').collect())
+        .collect();
+    while lines.last().is_some_and(String::is_empty) {
+        lines.pop();
+    }
+    lines
+}
+
+#[test]
+fn the_stand_in_for_a_terminal_is_one() {
+    for (written, shown) in [
+        ("abc\r\nd", &["abc", "d"][..]),
+        ("abc\rx", &["xbc"]),
+        ("abc\r\u{1b}[Kx", &["x"]),
+        ("abcdef", &["abcde", "f"]),
+        ("\u{1b}[?7labcdef\u{1b}[?7h", &["abcdf"]),
+        ("\u{1b}[31mab\u{1b}[0m", &["ab"]),
+        ("日本語", &["日本", "語"]),
+        ("\r\na\r\n\r\n", &["", "a"]),
+    ] {
+        assert_eq!(screen(written, 5), shown, "{written:?}");
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::support::codex::real_codex;
 use crate::support::daemon::check_turn;
-use crate::support::{Cli, Daemon, LIMIT, Lab, Turn, cli, ps, wait_until};
+use crate::support::{Cli, Daemon, LIMIT, Lab, cli, ps, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
@@ -629,39 +629,5 @@ real_codex! {
             check_turn(&events);
             assert_eq!(result["stop_reason"], "cancelled");
         }
-    }
-}
-
-real_codex! {
-    fn the_daemons_tools_reach_the_model_and_back(codex: &Path) {
-        let lab = Lab::real(
-            codex,
-            json!([
-                {"calls": [{"name": "fabric_send", "namespace": "mcp__plexum_alice", "arguments": {"to": "bob"}}]},
-                {"text": "sent"},
-            ]),
-        );
-        let mut daemon = Daemon::start(&lab);
-        daemon.on_tool_call(|params| {
-            assert_eq!(params["name"], "fabric_send");
-            assert_eq!(params["agent_id"], "alice");
-            assert_eq!(params["arguments"], json!({"to": "bob"}));
-            Some(Ok(json!({"content": [{"type": "text", "text": "told bob"}], "is_error": false})))
-        });
-        let mut params = Daemon::prompt(&lab, "hi");
-        params["request"]["tools"] = json!([{"name": "fabric_send", "description": "Sends.",
-            "input_schema": {"type": "object", "properties": {"to": {"type": "string"}}}}]);
-        let turn: Turn = daemon.turn(params);
-        let requests = lab.model().requests();
-        assert!(requests[0].body["tools"].to_string().contains("fabric_send"), "the tool is offered");
-        assert_eq!(turn.text(), "sent", "{turn:?}");
-        assert_eq!(daemon.tool_calls().len(), 1);
-        let used: Vec<_> = turn.of("tool_use").collect();
-        assert_eq!(used.len(), 1);
-        assert_eq!(used[0]["id"], "call_1");
-        assert_eq!(used[0]["namespace"], "mcp__plexum_alice");
-        let result = turn.of("tool_result").next().unwrap();
-        assert!(result["content"].to_string().contains("told bob"), "{result}");
-        assert!(requests[1].body["input"].to_string().contains("told bob"));
     }
 }

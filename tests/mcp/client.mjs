@@ -36,9 +36,11 @@ assert.deepEqual(listed.tools.map((tool) => tool.name), TOOLS);
 assert.equal(listed.nextCursor, undefined);
 await assert.rejects(client.listTools({ cursor: "0-99" }), { code: -32602 });
 
-// 50 calls beside one that is not answered before they all are.
+// 50 calls beside one that is not answered before they all are. That one also asks for progress: this client
+// drops what is told in one piece with the answer.
 let released = false;
-const slow = call("slow").then((result) => {
+const told = [];
+const slow = call("slow", {}, { onprogress: (progress) => told.push(progress) }).then((result) => {
   released = true;
   return result;
 });
@@ -48,10 +50,7 @@ assert.equal(released, false);
 await client.ping();
 await call("release");
 assert.equal(text(await slow), "released");
-
-const told = [];
-await call("echo", {}, { onprogress: (progress) => told.push(progress) });
-assert.deepEqual(told, [{ progress: 0, message: "echo is running" }]);
+assert.deepEqual(told, [{ progress: 0, message: "slow is running" }]);
 
 // What is cancelled reaches the daemon, and everything goes on.
 const stop = new AbortController();

@@ -20,7 +20,7 @@ use rustix::process::Signal;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
@@ -85,6 +85,8 @@ enum Step {
     /// Append these lines to the thread's rollout, which is made where there is none. A string is a line as
     /// it stands, anything else is written as JSON.
     Rollout(Vec<Value>),
+    /// Start the MCP server that the command line lends, call this tool of it, and say its answer as a message.
+    CallTool(String),
     /// Lock the thread as codex does, until the end or `release_lock`.
     HoldLock,
     ReleaseLock,
@@ -398,6 +400,7 @@ impl Codex {
             }
             Step::Grandchild(grandchild) => leave(grandchild)?,
             Step::Rollout(lines) => self.append(&lines)?,
+            Step::CallTool(name) => self.call_tool(&name)?,
             Step::HoldLock => self.hold_lock()?,
             Step::ReleaseLock => self.release_lock()?,
             Step::Default => self.behave()?,
@@ -595,6 +598,56 @@ impl Codex {
             .map_or(Value::Null, |line| {
                 line["payload"]["info"]["total_token_usage"].clone()
             }))
+    }
+
+    fn call_tool(&self, name: &str) -> Result<(), Failure> {
+        let lent = self
+            .arguments
+            .iter()
+            .find(|argument| argument.starts_with("mcp_servers.") && argument.contains("args="))
+            .ok_or_else(|| wrong("no MCP server is lent"))?;
+        // TOML's strings and lists of them are JSON's, as far as they are used here.
+        let value = |key: &str| {
+            let (_, rest) = lent.split_once(key)?;
+            serde_json::Deserializer::from_str(rest)
+                .into_iter::<Value>()
+                .next()?
+                .ok()
+        };
+        let command = value("command=").unwrap_or_default();
+        let arguments: Vec<String> = serde_json::from_value(value("args=").unwrap_or_default())?;
+        let mut server = Command::new(command.as_str().unwrap_or_default())
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let (Some(mut stdin), Some(stdout)) = (server.stdin.take(), server.stdout.take()) else {
+            return Err(wrong("both are pipes"));
+        };
+        for message in [
+            json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion":
+                "2025-06-18", "capabilities": {}, "clientInfo": {"name": "fake", "version": "1"}}}),
+            json!({"jsonrpc": "2.0", "method": "notifications/initialized"}),
+            json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
+                "params": {"name": name, "arguments": {"prompt": self.prompt}}}),
+        ] {
+            writeln!(stdin, "{message}")?;
+        }
+        let mut text = String::new();
+        for line in io::BufReader::new(stdout).lines() {
+            let message: Value = serde_json::from_str(&line?)?;
+            if message["id"] == 1 {
+                let answer = message["result"]["content"][0]["text"].as_str();
+                text = answer.unwrap_or("no answer").to_owned();
+                break;
+            }
+        }
+        drop(stdin);
+        server.wait()?;
+        let message = json!({"type": "item.completed",
+            "item": {"id": "item_0", "type": "agent_message", "text": text}});
+        write_stdout(format!("{}\n", as_codex(&message)).as_bytes())?;
+        Ok(())
     }
 
     fn hold_lock(&mut self) -> Result<(), Failure> {

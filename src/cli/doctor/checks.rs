@@ -9,13 +9,14 @@ use crate::codex::command::{self, Call, OLDEST};
 use crate::codex::home;
 use crate::config::{Config, LostThread, McpRegistration, Places};
 use crate::error::{Error, reason};
+use crate::sys::shell_word;
 use crate::turn::session::{self, Stored};
 use rustix::fs::{Access, access};
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -24,6 +25,8 @@ use std::time::Duration;
 const SYSTEMD_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How long codex may take for a short answer; it takes 0.1 s.
 const LIMIT: Duration = Duration::from_secs(15);
+/// codex, as npm knows it.
+const PACKAGE: &str = "@openai/codex@latest";
 /// What the names of our own servers in codex's config begin with.
 const SERVER_PREFIX: &str = "plexum-host-";
 
@@ -100,7 +103,11 @@ impl Doctor<'_> {
         let program = match command::find(&self.config.binary, &self.config, self.places) {
             Ok(program) => program,
             Err(error) => {
-                self.report.fail("codex", error.message());
+                // Its own hints give way to one that can be followed as it stands.
+                let what = error.message().split("; ").next().unwrap_or_default();
+                let what = what.split(" (chmod ").next().unwrap_or_default();
+                let mend = self.mend_for_missing();
+                self.report.fail("codex", format!("{what}; {mend}"));
                 return None;
             }
         };
@@ -131,7 +138,8 @@ impl Doctor<'_> {
             self.report.fail(
                 "codex",
                 format!(
-                    "{shown} is version {major}.{minor}.{patch}, and {a}.{b}.{c} is the least that is supported; run: npm install -g @openai/codex@latest"
+                    "{shown} is version {major}.{minor}.{patch}, and {a}.{b}.{c} is the least that is supported; {}",
+                    update(&program)
                 ),
             );
         } else {
@@ -139,6 +147,50 @@ impl Doctor<'_> {
             self.report.ok("codex", message);
         }
         Some(program)
+    }
+
+    /// How to come to a codex that can be started.
+    fn mend_for_missing(&self) -> String {
+        let named = self.places.expand(&self.config.binary);
+        if self.config.binary.contains('/') {
+            if let Some(native) = native_beside(&named) {
+                return self.set(&[("binary", &native.to_string_lossy())], &[]);
+            }
+            if named.is_file() && access(&named, Access::EXEC_OK).is_err() {
+                return format!("run: chmod +x {}", shell_word(&named.to_string_lossy()));
+            }
+        }
+        let path = self.places.search_path(&self.config);
+        let usual = self.usual_places();
+        let found = command::in_path("codex", &path)
+            .into_iter()
+            .chain(usual)
+            .map(|found| native_beside(&found).unwrap_or(found))
+            .find(|found| {
+                let found = found.to_string_lossy();
+                command::find(&found, &self.config, self.places).is_ok()
+            });
+        match found {
+            Some(found) => self.set(&[("binary", &found.to_string_lossy())], &[]),
+            None if self.config.binary == "codex" => install(),
+            None => self.set(&[("binary", "codex")], &[]),
+        }
+    }
+
+    /// Where installers put codex besides the folders of a plain PATH.
+    fn usual_places(&self) -> Vec<PathBuf> {
+        let Some(home) = &self.places.home else {
+            return Vec::new();
+        };
+        let mut folders: Vec<PathBuf> = [".local/bin", ".npm-global/bin", ".volta/bin", ".bun/bin"]
+            .map(|folder| home.join(folder))
+            .into();
+        let versions = fs::read_dir(home.join(".nvm/versions/node"));
+        let versions = versions.into_iter().flatten().flatten();
+        folders.extend(versions.map(|version| version.path().join("bin")));
+        folders.push(PathBuf::from("/usr/local/bin"));
+        let programs = folders.into_iter().map(|folder| folder.join("codex"));
+        programs.filter(|program| program.is_file()).collect()
     }
 
     /// Whether a daemon that systemd starts, whose PATH is not a login shell's, finds the same codex.
@@ -150,6 +202,17 @@ impl Doctor<'_> {
             .or_insert_with(|| SYSTEMD_PATH.to_owned());
         let path = path.clone();
         let found = command::find(&config.binary, &config, self.places);
+        let binary = config.binary.as_str();
+        if binary.contains('/') && !binary.starts_with('/') && !binary.starts_with("~/") {
+            self.report.warn(
+                "systemd",
+                format!(
+                    "'{binary}' is looked for in the folder that the daemon is started in; {}",
+                    self.set(&[("binary", &program.to_string_lossy())], &[])
+                ),
+            );
+            return;
+        }
         match found {
             Ok(found) if found == program => {
                 let message = if config.binary.contains('/') {
@@ -325,7 +388,6 @@ impl Doctor<'_> {
     }
 
     fn login(&mut self, program: &Path, answer: &Answer) {
-        let key_mend = self.set(&[], &[("CODEX_API_KEY", "...")]);
         if answer.success {
             let said = first_line(&answer.stderr).or(first_line(&answer.stdout));
             self.report
@@ -338,13 +400,17 @@ impl Doctor<'_> {
         } else if self.variable("CODEX_API_KEY").is_some() {
             self.report.ok(
                 "login",
-                format!("not logged in, but CODEX_API_KEY is set; for a daemon that does not have it, {key_mend}"),
+                format!(
+                    "not logged in, but CODEX_API_KEY is set; for a daemon that does not have it, {}",
+                    self.set(&[], &[("CODEX_API_KEY", "...")])
+                ),
             );
         } else if self.variable("OPENAI_API_KEY").is_some() {
             self.report.fail(
                 "login",
                 format!(
-                    "OPENAI_API_KEY is set, but 'codex exec' reads only CODEX_API_KEY; {key_mend}"
+                    "OPENAI_API_KEY is set, but 'codex exec' reads only CODEX_API_KEY, and codex is not logged in; run: printenv OPENAI_API_KEY | {} login --with-api-key",
+                    self.codex_by_hand(program)
                 ),
             );
         } else {
@@ -363,10 +429,18 @@ impl Doctor<'_> {
         if self.config.mcp_registration == McpRegistration::Off {
             return;
         }
-        let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty());
-        match crate::mcp::runtime_folder(runtime.as_deref().map(Path::new), &self.places.profile) {
-            Ok(folder) => self.report.ok("sockets", folder.display().to_string()),
-            Err(error) => self.report.fail("sockets", error.message()),
+        let folder =
+            crate::mcp::runtime_place(crate::mcp::runtime_dir().as_deref(), &self.places.profile);
+        // Looked at and not made: a turn makes it when it needs it.
+        let sound = match fs::symlink_metadata(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => could_be_made(&folder),
+            _ => crate::mcp::check_runtime_folder(&folder)
+                .map(|()| folder.display().to_string())
+                .map_err(|error| error.message().to_owned()),
+        };
+        match sound {
+            Ok(message) => self.report.ok("sockets", message),
+            Err(message) => self.report.fail("sockets", message),
         }
     }
 
@@ -430,7 +504,12 @@ impl Doctor<'_> {
             Err(error) => {
                 self.report.fail(
                     "rollout",
-                    format!("cannot read '{}': {}", rollout.display(), reason(&error)),
+                    format!(
+                        "cannot read '{}': {}; {}",
+                        rollout.display(),
+                        reason(&error),
+                        open_up(&rollout)
+                    ),
                 );
                 return;
             }
@@ -489,7 +568,16 @@ impl Doctor<'_> {
 
     /// How to call this codex in a shell, for the same threads and login.
     fn codex_by_hand(&self, program: &Path) -> String {
-        let program = shell_word(&program.to_string_lossy());
+        let same = |found: &PathBuf| {
+            let native = native_beside(found);
+            let found = native.or_else(|| fs::canonicalize(found).ok());
+            found.is_some() && found == fs::canonicalize(program).ok()
+        };
+        let by_name = command::in_path("codex", &self.places.search_path(&self.config));
+        let program = match by_name.filter(same) {
+            Some(_) => "codex".to_owned(),
+            None => shell_word(&program.to_string_lossy()),
+        };
         match self.places.named_codex_home(&self.config) {
             Some(home) => format!(
                 "CODEX_HOME={} {program}",
@@ -544,8 +632,8 @@ fn look_at_home(home: &Path, is_named: bool) -> Result<String, String> {
         )),
         Ok(_) if access(home, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK).is_err() => {
             Err(format!(
-                "{shown} cannot be read and written; run: chmod u+rwx {}",
-                shell_word(&home.to_string_lossy())
+                "{shown} cannot be read and written; {}",
+                open_up(home)
             ))
         }
         Ok(_) => match fs::read_dir(home.join("sessions")) {
@@ -554,8 +642,9 @@ fn look_at_home(home: &Path, is_named: bool) -> Result<String, String> {
                 Ok(format!("{shown}, no threads yet"))
             }
             Err(error) => Err(format!(
-                "cannot read {shown}/sessions: {}; without it no tool call can be told",
-                reason(&error)
+                "cannot read {shown}/sessions, without which no tool call can be told: {}; {}",
+                reason(&error),
+                open_up(&home.join("sessions"))
             )),
         },
         // Only its own default is made by codex.
@@ -591,24 +680,77 @@ fn look_at_workspace(workspace: &Path) -> Result<String, String> {
             .is_err() =>
         {
             Err(format!(
-                "{shown} cannot be read and written; run: chmod u+rwx {}",
-                shell_word(&workspace.to_string_lossy())
+                "{shown} cannot be read and written; {}",
+                open_up(workspace)
             ))
         }
         Ok(_) => Ok(format!("{shown}")),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let parent = workspace.ancestors().skip(1).find(|folder| folder.exists());
-            let parent = parent.unwrap_or(Path::new("/"));
-            if parent.is_dir() && access(parent, Access::WRITE_OK | Access::EXEC_OK).is_ok() {
-                Ok(format!("{shown} is not there yet, the first turn makes it"))
-            } else {
-                Err(format!(
-                    "{shown} is not there and cannot be made in {}; give another one",
-                    parent.display()
-                ))
-            }
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => could_be_made(workspace),
         Err(error) => Err(format!("cannot look at {shown}: {}", reason(&error))),
+    }
+}
+
+/// Whether a folder that is not there could be made.
+fn could_be_made(folder: &Path) -> Result<String, String> {
+    let shown = folder.display();
+    let parent = folder.ancestors().skip(1).find(|folder| folder.exists());
+    let parent = parent.unwrap_or(Path::new("/"));
+    if !parent.is_dir() {
+        Err(format!(
+            "{shown} cannot be made, since {} is no folder; give another one",
+            parent.display()
+        ))
+    } else if access(parent, Access::WRITE_OK | Access::EXEC_OK).is_err() {
+        Err(format!(
+            "{shown} is not there and cannot be made in {}; {}",
+            parent.display(),
+            open_up(parent)
+        ))
+    } else {
+        Ok(format!("{shown} is not there yet, the first turn makes it"))
+    }
+}
+
+/// How to come to read and write what this user may not.
+fn open_up(path: &Path) -> String {
+    let word = shell_word(&path.to_string_lossy());
+    let me = rustix::process::geteuid().as_raw();
+    let writable = match fs::metadata(path) {
+        Ok(found) if found.uid() != me => {
+            return format!("run as root: chown {me} {word}");
+        }
+        Ok(found) => found.permissions().mode() & 0o200 != 0,
+        Err(_) => false,
+    };
+    if writable && path.is_dir() && access(path, Access::READ_OK | Access::EXEC_OK).is_ok() {
+        // The mode is right and the file system says no.
+        return "it is on a file system that cannot be written; give another one".to_owned();
+    }
+    format!("run: chmod u+rwX {word}")
+}
+
+/// The command that brings a codex where there is none: who is not root cannot install for everybody.
+fn install() -> String {
+    let place = match rustix::process::geteuid().is_root() {
+        true => "",
+        false => "--prefix ~/.local ",
+    };
+    format!("run: npm install -g {place}{PACKAGE}")
+}
+
+/// The command that brings a newer codex to where this one is.
+fn update(program: &Path) -> String {
+    let whole = fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
+    let whole = whole.to_string_lossy();
+    let Some((before, _)) = whole.split_once("/node_modules/@openai/") else {
+        return install();
+    };
+    match before.strip_suffix("/lib") {
+        Some(prefix) => format!(
+            "run: npm install -g --prefix {} {PACKAGE}",
+            shell_word(prefix)
+        ),
+        None => format!("run: npm install --prefix {} {PACKAGE}", shell_word(before)),
     }
 }
 
@@ -686,16 +828,6 @@ fn json(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// A word as a shell takes it.
-fn shell_word(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,~".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -725,12 +857,5 @@ mod tests {
         ] {
             assert_eq!(toml_text(text, key).as_deref(), expected, "{key}");
         }
-    }
-
-    #[test]
-    fn words_are_quoted_for_the_shell() {
-        assert_eq!(shell_word("/a/b-c.json"), "/a/b-c.json");
-        assert_eq!(shell_word("it's {x}"), "'it'\\''s {x}'");
-        assert_eq!(shell_word(""), "''");
     }
 }

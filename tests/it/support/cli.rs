@@ -17,6 +17,8 @@ pub(crate) struct Cli<'a> {
     env: Vec<(OsString, Option<OsString>)>,
     folder: PathBuf,
     stdin: Vec<u8>,
+    /// Where root may not write, it shall not.
+    plain: bool,
 }
 
 /// What came of it.
@@ -41,7 +43,14 @@ impl<'a> Cli<'a> {
             env: Vec::new(),
             folder: lab.workspace(),
             stdin: Vec::new(),
+            plain: false,
         }
+    }
+
+    /// As a user whom the modes of files bind; root is bound by them too then.
+    pub(crate) fn bound_by_modes(mut self) -> Self {
+        self.plain = rustix::process::geteuid().is_root();
+        self
     }
 
     pub(crate) fn arg(mut self, arg: impl Into<OsString>) -> Self {
@@ -75,7 +84,11 @@ impl<'a> Cli<'a> {
 
     /// Starts it with pipes to all its streams, for a test that does more than wait.
     pub(crate) fn spawn(&self) -> Child {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_plexum-openai"));
+        const PROGRAM: &str = env!("CARGO_BIN_EXE_plexum-openai");
+        let mut command = Command::new(if self.plain { "setpriv" } else { PROGRAM });
+        if self.plain {
+            command.args(["--bounding-set", "-dac_override,-dac_read_search", PROGRAM]);
+        }
         command
             .args(&self.args)
             .env_clear()

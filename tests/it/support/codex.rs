@@ -10,6 +10,8 @@ use std::sync::Once;
 
 /// The least version that is supported.
 pub(crate) const OLDEST: &str = "0.135.0";
+/// The one that first wrote the outputs of MCP calls as lists.
+pub(crate) const CHANGED: &str = "0.155.0";
 /// The newest that was measured.
 pub(crate) const NEWEST: &str = "0.169.0";
 

@@ -102,13 +102,23 @@ impl Daemon {
     #[track_caller]
     pub(crate) fn start(lab: &Lab) -> Daemon {
         let mut daemon = Daemon::start_uninitialised(lab);
-        let answer = daemon.call("init", json!({"protocol": 1, "host": {"name": "test"}}));
-        assert_eq!(answer["result"], json!({"protocol": 1}), "{answer}");
+        daemon.init();
         daemon
     }
 
+    #[track_caller]
+    pub(crate) fn init(&mut self) {
+        let answer = self.call("init", json!({"protocol": 1, "host": {"name": "test"}}));
+        assert_eq!(answer["result"], json!({"protocol": 1}), "{answer}");
+    }
+
     pub(crate) fn start_uninitialised(lab: &Lab) -> Daemon {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_plexum-openai"))
+        Daemon::start_by(lab, &mut Command::new(env!("CARGO_BIN_EXE_plexum-openai")))
+    }
+
+    /// A plugin that this command starts.
+    pub(crate) fn start_by(lab: &Lab, command: &mut Command) -> Daemon {
+        let mut child = command
             .env_clear()
             .envs(lab.env())
             .current_dir(lab.root())
@@ -255,9 +265,19 @@ impl Daemon {
         }
     }
 
+    /// Has the request with this id been answered?
+    pub(crate) fn is_answered(&self, id: i64) -> bool {
+        self.answers.contains_key(&id.to_string())
+    }
+
+    /// The events of a stream that came so far.
+    pub(crate) fn events(&self, id: i64) -> &[Value] {
+        let stream = self.streams.get(&id.to_string());
+        stream.map_or(&[], |stream| &stream.events)
+    }
+
     /// Waits for an event of a stream that is as wanted.
     #[track_caller]
-    #[expect(dead_code, reason = "part of the tests' vocabulary")]
     pub(crate) fn event(&mut self, id: i64, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         self.wait(what, |daemon| {
             let stream = daemon.streams.get(&id.to_string())?;
@@ -427,8 +447,9 @@ impl Daemon {
                     Some(Ok(result)) => json!({"jsonrpc": "2.0", "id": id, "result": result}),
                     Some(Err(error)) => json!({"jsonrpc": "2.0", "id": id, "error": error}),
                 };
-                if self.stdin.is_some() {
-                    self.send(&answer);
+                if let Some(stdin) = &mut self.stdin {
+                    // A plugin that was killed in the middle of a call does not read its answer.
+                    let _ = writeln!(stdin, "{answer}");
                 }
             }
             (Some(_), _) => panic!("no such message: {shown}"),

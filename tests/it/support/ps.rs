@@ -115,11 +115,20 @@ pub(crate) fn open_files(pid: u32) -> BTreeMap<String, usize> {
 
 /// The most memory that a process has had in use, in bytes.
 pub(crate) fn peak_memory(pid: u32) -> u64 {
+    memory(pid, "VmHWM:")
+}
+
+/// The memory that a process has in use now, in bytes.
+pub(crate) fn memory_now(pid: u32) -> u64 {
+    memory(pid, "VmRSS:")
+}
+
+fn memory(pid: u32, name: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status
         .lines()
         .find_map(|line| {
-            line.strip_prefix("VmHWM:")?
+            line.strip_prefix(name)?
                 .split_whitespace()
                 .next()?
                 .parse::<u64>()

@@ -1,0 +1,483 @@
+//! What `turn` shows on stderr: codex's work while it goes on.
+//!
+//! A finished command or tool is a line that stays. On a terminal the last line is a live one besides: how long
+//! the turn has taken, and what runs now. It is taken away before anything else is written and drawn again
+//! after it, so nothing of it is left when the turn is over. Elsewhere, and where `TERM` is `dumb`, there are
+//! only the lines that stay, each with the program's name before it.
+//!
+//! A thread of its own redraws the live line each second; it ends with the [`Progress`].
+
+use super::columns;
+use crate::codex::translate::{Step, StepKind, StepState};
+use std::borrow::Cow;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How much of a command is shown where there is no width that limits it, in columns.
+const LONGEST: usize = 200;
+
+/// Back to the line's begin, and everything on it gone.
+const ERASE: &str = "\r\x1b[K";
+/// A line that is wider than it was thought to be is cut by the terminal and not continued on the next line,
+/// where nothing would take it away.
+const NO_WRAP: (&str, &str) = ("\x1b[?7l", "\x1b[?7h");
+
+const DIM: &str = "2";
+const RED: &str = "31";
+const GREEN: &str = "32";
+const YELLOW: &str = "33";
+
+/// Shows a turn's progress. Dropping it takes the live line away.
+pub(super) struct Progress {
+    board: Board,
+    ticker: Option<JoinHandle<()>>,
+}
+
+/// A handle on what is shown.
+#[derive(Clone)]
+pub(super) struct Board(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    /// The turn is over.
+    over: Condvar,
+}
+
+struct State {
+    begun: Instant,
+    /// Is there a live line?
+    live: bool,
+    color: bool,
+    /// Paths below it are shown without it.
+    workspace: PathBuf,
+    running: Vec<Running>,
+    /// The turn is being ended, for this reason.
+    ending: Option<&'static str>,
+    /// The live line as it stands on the terminal; empty where it does not.
+    drawn: String,
+    /// Somebody else writes to the terminal.
+    held: bool,
+    over: bool,
+}
+
+struct Running {
+    key: String,
+    what: String,
+    since: Instant,
+}
+
+impl Progress {
+    /// Begins to show a turn in this workspace.
+    pub(super) fn start(color: bool, workspace: &Path) -> Progress {
+        // With a log between its lines a live line is no use.
+        let live = std::io::stderr().is_terminal()
+            && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+            && log::max_level() == log::LevelFilter::Off;
+        let board = Board(Arc::new(Shared {
+            state: Mutex::new(State {
+                begun: Instant::now(),
+                live,
+                color,
+                workspace: workspace.to_owned(),
+                running: Vec::new(),
+                ending: None,
+                drawn: String::new(),
+                held: false,
+                over: false,
+            }),
+            over: Condvar::new(),
+        }));
+        let ticker = live.then(|| {
+            let board = board.clone();
+            std::thread::Builder::new()
+                .name("live line".to_owned())
+                .spawn(move || board.tick())
+        });
+        Progress {
+            board,
+            // Without the thread the live line only changes with the work.
+            ticker: ticker.and_then(Result::ok),
+        }
+    }
+
+    pub(super) fn board(&self) -> &Board {
+        &self.board
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.board.state().end();
+        self.board.0.over.notify_all();
+        if let Some(ticker) = self.ticker.take() {
+            // A ticker that panicked has nothing left to do.
+            let _ = ticker.join();
+        }
+    }
+}
+
+impl Board {
+    /// A step of codex's work began or ended.
+    pub(super) fn step(&self, step: &Step) {
+        let mut state = self.state();
+        let what = state.describe(&step.what);
+        let place = state.running.iter().position(|known| known.key == step.key);
+        if step.state == StepState::Running {
+            match place {
+                Some(place) => state.running[place].what = what,
+                None => state.running.push(Running {
+                    key: step.key.clone(),
+                    what,
+                    since: Instant::now(),
+                }),
+            }
+            state.draw();
+            return;
+        }
+        let time = place.map(|place| state.running.remove(place).since.elapsed());
+        let failed = match step.state {
+            StepState::Failed(Some(code)) => Some(format!("exit {code}")),
+            StepState::Failed(None) => Some("failed".to_owned()),
+            StepState::Running | StepState::Done => None,
+        };
+        state.finished(&what, failed.as_deref(), time);
+    }
+
+    /// A warning, for the person.
+    pub(super) fn warn(&self, message: &str) {
+        self.state().message("warning", YELLOW, message);
+    }
+
+    /// Why the turn failed.
+    pub(super) fn error(&self, code: &str, message: &str) {
+        self.state().message(code, RED, message);
+    }
+
+    /// The turn is being ended, and this is said of it.
+    pub(super) fn ending(&self, why: &'static str) {
+        let mut state = self.state();
+        state.ending = Some(why);
+        state.draw();
+    }
+
+    /// Takes the live line away until [`Board::release`], so that others can write to the terminal.
+    pub(super) fn hold(&self) {
+        let mut state = self.state();
+        state.erase();
+        state.held = true;
+    }
+
+    /// Others have written to the terminal and are at the begin of a line.
+    pub(super) fn release(&self) {
+        let mut state = self.state();
+        state.held = false;
+        state.draw();
+    }
+
+    /// The last line: how the turn ended, and what it took.
+    pub(super) fn close(&self, word: &str, good: bool, rest: &str) {
+        let mut state = self.state();
+        for step in std::mem::take(&mut state.running) {
+            let time = step.since.elapsed();
+            state.finished(&step.what, Some("not finished"), Some(time));
+        }
+        state.running.clear();
+        let time = exact(state.begun.elapsed());
+        let text = format!("{word} in {time}; {rest}");
+        let text = if state.live {
+            columns::wrapped(&text, columns::of(std::io::stderr()))
+        } else {
+            text
+        };
+        let word_painted = state.paint(if good { GREEN } else { RED }, word);
+        let text = format!("{word_painted}{}", &text[word.len()..]);
+        state.line(&text);
+        state.end();
+    }
+
+    /// Takes the live line away if that can be done at once.
+    pub(super) fn leave(&self) {
+        if let Ok(mut state) = self.0.state.try_lock() {
+            state.end();
+        }
+    }
+
+    fn tick(&self) {
+        let mut state = self.state();
+        while !state.over {
+            state.draw();
+            // The number of seconds changes at the end of this wait.
+            let part = Duration::from_nanos(state.begun.elapsed().subsec_nanos().into());
+            state = self
+                .0
+                .over
+                .wait_timeout(state, Duration::from_secs(1).saturating_sub(part))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that holds it can panic half-way.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn describe(&self, what: &StepKind) -> String {
+        match what {
+            StepKind::Command(command) => format!("$ {}", unwrapped(command)),
+            StepKind::Tool(server, tool) => format!("tool {server}.{tool}"),
+            StepKind::Files(paths) => {
+                let paths: Vec<_> = paths.iter().map(|path| self.short(path)).collect();
+                format!("edit {}", paths.join(", "))
+            }
+            StepKind::Search(query) if query.trim().is_empty() => "search the web".to_owned(),
+            StepKind::Search(query) => format!("search {query}"),
+            StepKind::Other(kind) => kind.replace('_', " "),
+        }
+    }
+
+    fn short<'a>(&self, path: &'a str) -> Cow<'a, str> {
+        match Path::new(path).strip_prefix(&self.workspace) {
+            Ok(below) => below.to_string_lossy(),
+            Err(_) => path.into(),
+        }
+    }
+
+    /// A line that stays: a step that is over.
+    fn finished(&mut self, what: &str, failed: Option<&str>, time: Option<Duration>) {
+        let notes: Vec<String> = failed
+            .map(str::to_owned)
+            .into_iter()
+            .chain(time.map(exact))
+            .collect();
+        let notes = match notes.join(", ") {
+            notes if notes.is_empty() => notes,
+            notes => format!(" ({notes})"),
+        };
+        let columns = if self.live {
+            columns::of(std::io::stderr())
+        } else {
+            LONGEST
+        };
+        let what = columns::cut(what, columns.saturating_sub(columns::width(&notes)));
+        let paint = if failed.is_some() { RED } else { DIM };
+        let line = self.paint(paint, &format!("{what}{notes}"));
+        self.line(&line);
+    }
+
+    fn message(&mut self, kind: &str, color: &str, message: &str) {
+        let kind = self.paint(color, kind);
+        let text = format!("plexum-openai: {kind}: {}\n", columns::harmless(message));
+        self.write(&text);
+    }
+
+    /// Writes a line that stays.
+    fn line(&mut self, line: &str) {
+        let name = if self.live { "" } else { "plexum-openai: " };
+        self.write(&format!("{name}{line}\n"));
+    }
+
+    /// Writes whole lines that stay, and the live line below them.
+    fn write(&mut self, lines: &str) {
+        let erase = if std::mem::take(&mut self.drawn).is_empty() {
+            ""
+        } else {
+            ERASE
+        };
+        put(&format!("{erase}{lines}"));
+        self.draw();
+    }
+
+    /// Draws the live line if it is another one than stands there.
+    fn draw(&mut self) {
+        if !self.live || self.held || self.over {
+            return;
+        }
+        // The last column stays free: some terminals begin a new line once it is filled.
+        let columns = columns::of(std::io::stderr()).saturating_sub(1);
+        let now = match self.ending {
+            Some(why) => why,
+            None => self
+                .running
+                .last()
+                .map_or("codex is at work", |last| &last.what),
+        };
+        let others = match self.running.len() {
+            more @ 2.. if self.ending.is_none() => format!(" (+{})", more - 1),
+            _ => String::new(),
+        };
+        let line = live_line(self.begun.elapsed(), now, &others, columns);
+        if line == self.drawn {
+            return;
+        }
+        let painted = self.paint(DIM, &line);
+        put(&format!("{ERASE}{}{painted}{}", NO_WRAP.0, NO_WRAP.1));
+        self.drawn = line;
+    }
+
+    fn erase(&mut self) {
+        if !std::mem::take(&mut self.drawn).is_empty() {
+            put(ERASE);
+        }
+    }
+
+    fn end(&mut self) {
+        self.erase();
+        self.over = true;
+    }
+
+    fn paint(&self, color: &str, text: &str) -> String {
+        if self.color {
+            format!("\x1b[{color}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+}
+
+/// Writes to stderr, in one piece.
+fn put(text: &str) {
+    // Nobody reads stderr: nothing to be done about it.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// The time, what runs now, and how much runs besides.
+fn live_line(elapsed: Duration, now: &str, others: &str, columns: usize) -> String {
+    let time = rough(elapsed);
+    let taken = columns::width(&time) + 2 + columns::width(others);
+    let now = columns::cut(now, columns.saturating_sub(taken));
+    columns::cut(&format!("{time}: {now}{others}"), columns)
+}
+
+/// A time that has not come to its end: `12 s`, `3 min 05 s`, `2 h 07 min`.
+fn rough(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {:02} min", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+/// A time that something took: `0.6 s`, and from a minute on as [`rough`] has it.
+fn exact(time: Duration) -> String {
+    // What would be rounded to a minute is one.
+    if time.as_millis() < 59_950 {
+        format!("{:.1} s", time.as_secs_f64())
+    } else {
+        rough(time + Duration::from_millis(50))
+    }
+}
+
+/// The command that codex hands to a shell, without the shell: `wc -l x` of `/bin/bash -lc 'wc -l x'`. What is
+/// quoted in a less simple way is left as it is.
+fn unwrapped(command: &str) -> Cow<'_, str> {
+    let inner = || {
+        let (shell, rest) = command.split_once(' ')?;
+        let shell = shell.rsplit('/').next()?;
+        if !["bash", "sh", "zsh", "dash"].contains(&shell) {
+            return None;
+        }
+        let script = rest.strip_prefix("-lc ").or(rest.strip_prefix("-c "))?;
+        let quote = script.chars().next()?;
+        match quote {
+            '\'' => {
+                let script = script[1..].strip_suffix('\'')?;
+                (!script.contains('\'')).then_some(Cow::Borrowed(script))
+            }
+            '"' => {
+                let mut text = String::new();
+                let mut chars = script[1..].strip_suffix('"')?.chars();
+                while let Some(c) = chars.next() {
+                    match c {
+                        '\\' => match chars.next()? {
+                            c @ ('"' | '$' | '`' | '\\') => text.push(c),
+                            c => text.extend(['\\', c]),
+                        },
+                        '"' => return None,
+                        c => text.push(c),
+                    }
+                }
+                Some(Cow::Owned(text))
+            }
+            _ => (!script.contains([' ', '\'', '"', '\\'])).then_some(Cow::Borrowed(script)),
+        }
+    };
+    inner().unwrap_or(Cow::Borrowed(command))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_live_line_fits() {
+        let second = Duration::from_secs(1);
+        for (time, now, others, columns, expected) in [
+            (second * 12, "$ ls", "", 79, "12 s: $ ls"),
+            (
+                second * 12,
+                "$ cargo test",
+                " (+2)",
+                18,
+                "12 s: $ carg… (+2)",
+            ),
+            (second * 12, "$ 日本語", "", 12, "12 s: $ 日…"),
+            (second * 12, "$ a\x1b[2J", "", 79, "12 s: $ a\u{fffd}[2J"),
+            (second * 12, "$ ls", " (+2)", 3, "12…"),
+            (second * 12, "$ ls", "", 0, ""),
+        ] {
+            let line = live_line(time, now, others, columns);
+            assert!(columns::width(&line) <= columns, "{line}");
+            assert_eq!(line, expected, "{now:?} on {columns}");
+        }
+        let long = "x".repeat(5000);
+        assert_eq!(columns::width(&live_line(second, &long, "", 39)), 39);
+    }
+
+    #[test]
+    fn times_are_told() {
+        for (millis, rough_text, exact_text) in [
+            (0, "0 s", "0.0 s"),
+            (649, "0 s", "0.6 s"),
+            (59_940, "59 s", "59.9 s"),
+            (59_960, "59 s", "1 min 00 s"),
+            (185_000, "3 min 05 s", "3 min 05 s"),
+            (7_620_000, "2 h 07 min", "2 h 07 min"),
+        ] {
+            let time = Duration::from_millis(millis);
+            assert_eq!(
+                (rough(time).as_str(), exact(time).as_str()),
+                (rough_text, exact_text)
+            );
+        }
+    }
+
+    #[test]
+    fn commands_are_shown_without_their_shell() {
+        for (command, expected) in [
+            ("/bin/bash -lc 'wc -l poem.txt'", "wc -l poem.txt"),
+            ("bash -lc ls", "ls"),
+            (
+                "/bin/sh -c \"echo \\\"it's\\\" \\$HOME\"",
+                "echo \"it's\" $HOME",
+            ),
+            ("/bin/bash -lc 'a'\\''b'", "/bin/bash -lc 'a'\\''b'"),
+            ("bash -lc \"a\" b\"", "bash -lc \"a\" b\""),
+            ("bash -lc ls -l", "bash -lc ls -l"),
+            ("bash -lc ", "bash -lc "),
+            ("bash -lc '", "bash -lc '"),
+            ("bash -lc \"", "bash -lc \""),
+            ("python3 -c 'x'", "python3 -c 'x'"),
+            ("ls", "ls"),
+            ("", ""),
+        ] {
+            assert_eq!(unwrapped(command), expected, "{command}");
+        }
+    }
+}

@@ -1,0 +1,496 @@
+//! The plugin's side as a client on the socket sees it.
+
+use super::*;
+use crate::mcp::{ToolCall, ToolOutput};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+/// Every wait of these tests ends after so long.
+const LIMIT: Duration = Duration::from_secs(20);
+
+type Answer = Box<dyn FnOnce(ToolAnswer) + Send>;
+
+/// What the daemon is asked.
+enum Asked {
+    Call(CallId, ToolCall, Answer),
+    Cancelled(CallId),
+}
+
+/// A daemon that hands everything to the test. `echo` is answered at once, on the bridge's own thread.
+struct Daemon {
+    asked: Sender<Asked>,
+    next: Mutex<u64>,
+}
+
+impl ToolHost for Daemon {
+    fn call(&self, call: ToolCall, answer: Answer) -> CallId {
+        let id = {
+            let mut next = self.next.lock().unwrap();
+            *next += 1;
+            CallId(*next)
+        };
+        if call.name == "echo" {
+            answer(Ok(output(call.arguments.get())));
+        } else {
+            // The test may be over.
+            let _ = self.asked.send(Asked::Call(id, call, answer));
+        }
+        id
+    }
+
+    fn cancel(&self, call: CallId) {
+        let _ = self.asked.send(Asked::Cancelled(call));
+    }
+}
+
+fn output(text: &str) -> ToolOutput {
+    ToolOutput {
+        content: RawValue::from_string(super::super::content::quoted(text)).ok(),
+        ..ToolOutput::default()
+    }
+}
+
+fn tools(names: &[&str]) -> Vec<Tool> {
+    let tool = |name: &&str| Tool {
+        name: (*name).to_owned(),
+        description: None,
+        input_schema: None,
+    };
+    names.iter().map(tool).collect()
+}
+
+/// A turn of agent `alice` with the tools `echo` and `slow`.
+struct Turn {
+    base: tempfile::TempDir,
+    bridge: Option<Bridge>,
+    asked: Receiver<Asked>,
+}
+
+impl Turn {
+    fn new() -> Turn {
+        let base = tempfile::tempdir().unwrap();
+        let (asked, told) = mpsc::channel();
+        let host = Daemon {
+            asked,
+            next: Mutex::new(0),
+        };
+        let bridge = Bridge::start(
+            "alice",
+            tools(&["echo", "slow"]),
+            Arc::new(host),
+            &settings(base.path(), Mode::Turn),
+        )
+        .unwrap();
+        Turn {
+            base,
+            bridge: Some(bridge),
+            asked: told,
+        }
+    }
+
+    fn bridge(&self) -> &Bridge {
+        self.bridge.as_ref().unwrap()
+    }
+
+    fn asked(&self) -> Asked {
+        self.asked.recv_timeout(LIMIT).expect("the daemon is asked")
+    }
+
+    fn call(&self) -> (CallId, ToolCall, Answer) {
+        match self.asked() {
+            Asked::Call(id, call, answer) => (id, call, answer),
+            Asked::Cancelled(id) => panic!("{id:?} was cancelled"),
+        }
+    }
+
+    fn cancelled(&self) -> CallId {
+        match self.asked() {
+            Asked::Cancelled(id) => id,
+            Asked::Call(_, call, _) => panic!("{call:?} was asked for"),
+        }
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let folder = self.base.path().join("run");
+        let entries = std::fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    }
+
+    fn socket(&self) -> PathBuf {
+        let mut files = self.files();
+        files.retain(|path| path.extension().is_some_and(|end| end == "sock"));
+        assert_eq!(files.len(), 1, "{files:?}");
+        files.remove(0)
+    }
+
+    fn connect(&self) -> Client {
+        let stream = UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        Client {
+            reader: BufReader::new(stream.try_clone().unwrap()),
+            stream,
+        }
+    }
+
+    /// A connection past its first line and `initialize`.
+    fn client(&self) -> Client {
+        let mut client = self.connect();
+        let token = socket::read_token(&self.socket()).unwrap();
+        client.send(&json!({"agent_id": "alice", "token": token}));
+        assert_eq!(client.line(), Some(json!({"error": null})));
+        client.send(&json!({"jsonrpc": "2.0", "id": "i", "method": "initialize",
+                "params": {"protocolVersion": "2025-06-18"}}));
+        assert_eq!(client.line().unwrap()["id"], "i");
+        client
+    }
+}
+
+fn settings(base: &std::path::Path, mode: Mode) -> Settings {
+    Settings {
+        mode,
+        profile: base.to_owned(),
+        runtime_dir: None,
+        executable: PathBuf::from("/bin/plexum-openai"),
+        codex_home: base.to_owned(),
+        codex: PathBuf::from("true"),
+        codex_env: Vec::new(),
+    }
+}
+
+struct Client {
+    stream: UnixStream,
+    reader: BufReader<UnixStream>,
+}
+
+impl Client {
+    fn send(&mut self, message: &Value) {
+        self.stream
+            .write_all(format!("{message}\n").as_bytes())
+            .unwrap();
+    }
+
+    fn call(&mut self, id: u64, name: &str, arguments: &Value) {
+        self.send(&json!({"jsonrpc": "2.0", "id": id, "method": "tools/call",
+                "params": {"name": name, "arguments": arguments}}));
+    }
+
+    /// The next line; none at the end of the connection.
+    fn line(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        match self.reader.read_line(&mut line) {
+            Ok(0) => None,
+            Ok(_) => Some(serde_json::from_str(&line).unwrap()),
+            // Closed with something of ours unread.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn ping(&mut self) {
+        self.send(&json!({"jsonrpc": "2.0", "id": "p", "method": "ping"}));
+        assert_eq!(
+            self.line(),
+            Some(json!({"jsonrpc": "2.0", "id": "p", "result": {}}))
+        );
+    }
+}
+
+fn answered(id: u64, text: &str) -> Option<Value> {
+    Some(json!({"jsonrpc": "2.0", "id": id,
+            "result": {"content": [{"type": "text", "text": text}], "isError": false}}))
+}
+
+#[test]
+fn only_this_turns_own_host_gets_in() {
+    let turn = Turn::new();
+    let token = socket::read_token(&turn.socket()).unwrap();
+    for (hello, why) in [
+        (
+            json!({"agent_id": "bob", "token": token}),
+            "this socket is another agent's",
+        ),
+        (
+            json!({"agent_id": "alice", "token": "0"}),
+            "the token is another turn's",
+        ),
+        (
+            json!({"agent_id": "alice"}),
+            "this is no mcp-host of this version",
+        ),
+        (
+            json!({"jsonrpc": "2.0", "id": 1, "method": "ping"}),
+            "this is no mcp-host of this version",
+        ),
+        (json!(7), "this is no mcp-host of this version"),
+    ] {
+        let mut client = turn.connect();
+        client.send(&hello);
+        assert_eq!(client.line(), Some(json!({"error": why})), "{hello}");
+        assert_eq!(client.line(), None, "{hello}");
+    }
+    turn.client().ping();
+}
+
+/// A stored entry of codex's config starts an `mcp-host` for whoever runs codex.
+#[test]
+fn without_the_turns_mark_a_registered_host_is_refused() {
+    let base = tempfile::tempdir().unwrap();
+    let host = Daemon {
+        asked: mpsc::channel().0,
+        next: Mutex::new(0),
+    };
+    let host: Arc<dyn ToolHost> = Arc::new(host);
+    let settings = settings(base.path(), Mode::Persistent);
+    let start = || Bridge::start("alice", tools(&["echo"]), Arc::clone(&host), &settings);
+    let bridge = start().unwrap();
+    assert_eq!(
+        start().unwrap_err().kind(),
+        Kind::Busy,
+        "one turn at a time"
+    );
+    let arguments = bridge.codex_args();
+    let value = arguments[1].to_str().unwrap();
+    let (_, mark) = value.split_once("PLEXUM_MCP_TURN=\"").unwrap();
+    let mark = mark.split('"').next().unwrap();
+    let socket = base.path().join("run/p-alice.sock");
+    let token = socket::read_token(&socket).unwrap();
+    for (turn, expected) in [
+        (
+            None,
+            json!({"error": "it was not started by this turn's codex"}),
+        ),
+        (
+            Some("t-0"),
+            json!({"error": "it was not started by this turn's codex"}),
+        ),
+        (Some(mark), json!({"error": null})),
+    ] {
+        let stream = UnixStream::connect(&socket).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        let mut client = Client {
+            reader: BufReader::new(stream.try_clone().unwrap()),
+            stream,
+        };
+        client.send(&json!({"agent_id": "alice", "token": token, "turn": turn}));
+        assert_eq!(client.line(), Some(expected), "{turn:?}");
+    }
+    drop(bridge);
+    start().unwrap();
+}
+
+#[test]
+fn calls_go_to_the_daemon_and_back() {
+    let turn = Turn::new();
+    let mut client = turn.client();
+    client.call(1, "slow", &json!({"to": "bob"}));
+    let (_, call, answer) = turn.call();
+    assert_eq!(
+        (call.name.as_str(), call.arguments.get()),
+        ("slow", r#"{"to":"bob"}"#)
+    );
+    // Others go on beside it, on this connection and on another.
+    client.ping();
+    client.call(2, "echo", &json!({"a": 1}));
+    assert_eq!(client.line(), answered(2, r#"{"a":1}"#));
+    let mut other = turn.client();
+    other.call(1, "echo", &json!({}));
+    assert_eq!(other.line(), answered(1, "{}"));
+    answer(Ok(output("at last")));
+    assert_eq!(client.line(), answered(1, "at last"));
+    // No answer is a tool error too.
+    client.call(3, "slow", &json!({}));
+    drop(turn.call());
+    let line = client.line().unwrap();
+    assert_eq!(line["result"]["isError"], true);
+    client.call(4, "slow", &json!({}));
+    let (_, _, answer) = turn.call();
+    answer(Err("the daemon is gone".to_owned()));
+    assert_eq!(
+        client.line().unwrap()["result"],
+        json!({"content": [{"type": "text", "text": "the daemon is gone"}], "isError": true})
+    );
+}
+
+#[test]
+fn five_hundred_calls_are_in_flight_at_once() {
+    let turn = Turn::new();
+    let mut client = turn.client();
+    for id in 0..500 {
+        client.call(id, "slow", &json!({"n": id}));
+    }
+    let mut answers: Vec<(ToolCall, Answer)> = (0..500)
+        .map(|_| turn.call())
+        .map(|(_, call, answer)| (call, answer))
+        .collect();
+    answers.reverse();
+    let threads = answers
+        .into_iter()
+        .map(|(call, answer)| std::thread::spawn(move || answer(Ok(output(call.arguments.get())))));
+    for thread in threads.collect::<Vec<_>>() {
+        thread.join().unwrap();
+    }
+    let mut seen: Vec<u64> = (0..500)
+        .map(|_| {
+            let line = client.line().unwrap();
+            let id = line["id"].as_u64().unwrap();
+            assert_eq!(Some(line), answered(id, &format!("{{\"n\":{id}}}")));
+            id
+        })
+        .collect();
+    seen.sort_unstable();
+    assert_eq!(seen, (0..500).collect::<Vec<u64>>());
+}
+
+#[test]
+fn what_nobody_waits_for_is_taken_back() {
+    let mut turn = Turn::new();
+    let mut client = turn.client();
+    client.call(1, "slow", &json!({}));
+    let (first, _, answer) = turn.call();
+    client.send(
+        &json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}),
+    );
+    assert_eq!(turn.cancelled(), first);
+    answer(Ok(output("late")));
+    client.ping();
+
+    // The connection drops in the middle of a call: the daemon is told, the next one is served.
+    client.call(2, "slow", &json!({}));
+    let (second, _, late) = turn.call();
+    drop(client);
+    assert_eq!(turn.cancelled(), second);
+    late(Ok(output("late")));
+    turn.client().ping();
+
+    // So it is when codex closes its end and still listens: what is answered already is still written.
+    let mut client = turn.client();
+    client.call(3, "slow", &json!({}));
+    client.call(4, "echo", &json!({}));
+    let (third, _, _late) = turn.call();
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(client.line(), answered(4, "{}"));
+    assert_eq!(client.line(), None);
+    assert_eq!(turn.cancelled(), third);
+
+    // And when the turn ends.
+    let mut client = turn.client();
+    client.call(5, "slow", &json!({}));
+    let (last, _, late) = turn.call();
+    turn.bridge = None;
+    assert_eq!(turn.cancelled(), last);
+    late(Ok(output("late")));
+    assert_eq!(client.line(), None);
+    assert_eq!(turn.files(), [""; 0].map(PathBuf::from));
+}
+
+#[test]
+fn codex_is_told_that_the_tools_are_others() {
+    let turn = Turn::new();
+    let mut client = turn.client();
+    let warnings = turn
+        .bridge()
+        .changer()
+        .change(tools(&["echo", "new", "new"]));
+    assert_eq!(
+        warnings,
+        ["the tool 'new' is given twice; the first one is offered"]
+    );
+    assert_eq!(
+        client.line(),
+        Some(json!({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}))
+    );
+    client.send(&json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}));
+    let listed = client.line().unwrap();
+    let names: Vec<&str> = listed["result"]["tools"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|tool| tool["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["echo", "new"]);
+    client.call(2, "slow", &json!({}));
+    assert_eq!(client.line().unwrap()["result"]["isError"], true);
+    turn.bridge().changer().change(Vec::new());
+    client.line();
+    client.send(&json!({"jsonrpc": "2.0", "id": 3, "method": "tools/list"}));
+    assert_eq!(client.line().unwrap()["result"], json!({"tools": []}));
+}
+
+#[test]
+fn connections_that_say_nothing_keep_nobody_out() {
+    let turn = Turn::new();
+    let mut silent: Vec<Client> = (0..100).map(|_| turn.connect()).collect();
+    for (at, client) in silent.iter_mut().enumerate() {
+        // Some say half a line, some far too much.
+        match at % 3 {
+            0 => client.stream.write_all(b"{\"agent").unwrap(),
+            // It may be closed already.
+            1 => drop(client.stream.write_all(&[b'x'; 2 * HELLO_BYTES])),
+            _ => {}
+        }
+    }
+    let mut served: Vec<Client> = (0..SESSIONS_MAX).map(|_| turn.client()).collect();
+    let mut one_more = turn.connect();
+    let token = socket::read_token(&turn.socket()).unwrap();
+    one_more.send(&json!({"agent_id": "alice", "token": token}));
+    assert_eq!(
+        one_more.line(),
+        Some(json!({"error": "this turn has too many connections"}))
+    );
+    assert_eq!(one_more.line(), None);
+    for client in &mut silent {
+        assert_eq!(client.line(), None, "it is closed");
+    }
+    // Half a request in a session holds nobody up either.
+    served[0].stream.write_all(b"{\"jsonrpc\":").unwrap();
+    served.pop().unwrap().ping();
+    served.remove(1).ping();
+    turn.client().ping();
+}
+
+#[test]
+fn long_lines_are_bounded_both_ways() {
+    let turn = Turn::new();
+    let mut client = turn.client();
+    let mut writer = client.stream.try_clone().unwrap();
+    let writing = std::thread::spawn(move || {
+        let chunk = vec![b'x'; 1 << 20];
+        for _ in 0..LINE_BYTES / chunk.len() + 2 {
+            writer.write_all(&chunk).unwrap();
+        }
+        writer.write_all(b"\n").unwrap();
+    });
+    let refused = client.line().unwrap();
+    assert_eq!(refused["error"]["code"], -32600);
+    writing.join().unwrap();
+    client.ping();
+    client.call(1, "slow", &json!({}));
+    let (_, _, answer) = turn.call();
+    answer(Ok(output(&"x".repeat(20_000_000))));
+    let mut line = String::new();
+    client.reader.read_line(&mut line).unwrap();
+    assert!(line.len() < 16 << 20, "{} bytes", line.len());
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["result"]["isError"], true);
+    client.ping();
+}
+
+#[test]
+fn ids_that_no_program_can_be_given_are_refused() {
+    let base = tempfile::tempdir().unwrap();
+    let host: Arc<dyn ToolHost> = Arc::new(Daemon {
+        asked: mpsc::channel().0,
+        next: Mutex::new(0),
+    });
+    let settings = settings(base.path(), Mode::Turn);
+    for id in ["a\0b", &"a".repeat(AGENT_ID_BYTES + 1)] {
+        let error = Bridge::start(id, tools(&["echo"]), Arc::clone(&host), &settings);
+        assert_eq!(error.unwrap_err().kind(), Kind::Params);
+    }
+    for id in ["", "-", "--socket", "é \"\n"] {
+        Bridge::start(id, tools(&["echo"]), Arc::clone(&host), &settings).unwrap();
+    }
+}

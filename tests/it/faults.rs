@@ -1,0 +1,725 @@
+//! Every fault that is to be survived, by number: what happens, and which tests inject it. Those that have no
+//! better place follow below the table.
+
+use crate::programs;
+use crate::support::{Cli, Daemon, LIMIT, Lab, cli, ps, wait_until};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A fault: its number, its name, and its tests as `file::name`, below `tests/it` or, where it says so, `src`.
+type Fault = (usize, &'static str, &'static [&'static str]);
+
+#[rustfmt::skip]
+const FAULTS: &[Fault] = &[
+    // The codex process.
+    (1, "codex is not found", &["turn_fake::a_codex_that_cannot_be_started_is_told_apart"]),
+    (2, "the workspace is gone or closed", &["turn_fake::a_workspace_that_cannot_be_is_told", "faults::a_workspace_that_vanishes_or_is_closed_is_told"]),
+    (3, "the interpreter of the script is missing", &["turn_fake::a_codex_that_cannot_be_started_is_told_apart"]),
+    (4, "not executable, another machine's, empty", &["turn_fake::a_codex_that_cannot_be_started_is_told_apart"]),
+    (5, "exits 0 without an event", &["turn_fake::a_codex_that_says_nothing_of_its_end"]),
+    (6, "dies in the middle of a line", &["turn_fake::a_codex_that_says_nothing_of_its_end"]),
+    (7, "killed by a signal", &["faults::the_signal_that_killed_codex_is_named", "turn_fake::a_codex_that_says_nothing_of_its_end"]),
+    (8, "hangs silently, or only seems to", &["turn_fake::a_codex_that_hangs_is_ended", "turn_fake::what_a_turn_has_open_is_not_idle", "faults::codex_is_ended_in_steps"]),
+    (9, "floods stderr", &["turn_fake::floods_are_drained_in_bounded_memory"]),
+    (10, "closes stdout and lives on", &["turn_fake::a_codex_that_hangs_is_ended"]),
+    (11, "exits while a grandchild holds the pipe", &["faults::what_stays_on_purpose_stays_and_what_holds_a_pipe_does_not", "turn_fake::what_holds_the_pipes_is_waited_for_in_bounds"]),
+    (12, "invalid UTF-8, NUL, BOM, CR LF, blank lines", &["turn_fake::bytes_that_are_no_events_are_passed_over"]),
+    (13, "a line of 200 MB", &["turn_fake::floods_are_drained_in_bounded_memory", "src/codex/child::a_line_too_long_is_skipped_and_the_next_counts"]),
+    (14, "unknown events, items, fields", &["turn_fake::bytes_that_are_no_events_are_passed_over", "src/codex/events::what_is_odd_is_still_read"]),
+    (15, "`turn.completed` twice, events after the end", &["turn_fake::a_turn_has_one_end"]),
+    (16, "`turn.completed`, then a status that is not 0", &["turn_fake::a_turn_has_one_end"]),
+    (17, "`turn.failed`, then exit 0", &["turn_fake::a_turn_has_one_end"]),
+    (18, "a thread id that was not asked for, a second, none", &["turn_fake::thread_ids_are_checked"]),
+    (19, "prompts that look like flags, are long, have NUL", &["turn_real::prompts_reach_the_model_whole_by_stdin", "turn_real::prompts_reach_the_model_whole_by_argument", "protocol::bad_parameters_are_named_and_start_nothing"]),
+    (20, "codex does not read its stdin", &["turn_fake::a_prompt_that_is_not_read_is_no_hang"]),
+    (21, "EAGAIN, EMFILE, ENOMEM on spawn", &["faults::a_spawn_that_fails_is_typed", "turn_fake::a_lack_of_processes_is_an_error_and_no_end"]),
+    (22, "ignores INT and TERM; many turns", &["faults::a_cancel_ends_all_of_a_turn_in_time", "protocol::many_turns_leave_nothing_open", "soak::a_long_run_leaves_nothing"]),
+    (23, "cancelled before the spawn, and against the end", &["protocol::cancel_reaches_a_turn_that_waits_for_its_workspace", "turn_fake::a_turn_can_be_cancelled_at_every_point_of_its_life"]),
+    (24, "200 turns at once", &["faults::two_hundred_turns_at_once_are_each_whole_and_small"]),
+    // The session file.
+    (25, "absent, empty", &["session::absent_and_empty_are_a_new_thread"]),
+    (26, "garbage, arguments in it", &["session::what_is_no_uuid_is_set_aside", "turn_real::a_session_file_cannot_bring_arguments"]),
+    (27, "a symlink, a folder, a FIFO", &["session::what_is_no_file_is_refused"]),
+    (28, "read-only, full, failing disk", &["faults::a_disk_that_takes_nothing_keeps_the_old_thread", "faults::a_save_is_the_old_id_or_the_new_one"]),
+    (29, "a crash while it is saved", &["faults::a_save_is_the_old_id_or_the_new_one", "session::a_stale_temporary_file_does_no_harm"]),
+    (30, "two turns in one workspace", &["protocol::turns_of_one_workspace_run_in_order", "session::two_processes_take_turns_in_one_workspace", "faults::a_workspace_that_stays_taken_is_busy"]),
+    (31, "codex does not know the thread", &["session::an_unknown_thread_is_tried_once_and_replaced", "turn_real::a_lost_thread_is_replaced_with_the_conversation", "faults::a_turn_that_has_begun_always_ends"]),
+    (32, "the thread is open elsewhere", &["session::a_thread_that_is_open_elsewhere_is_busy"]),
+    // The daemon.
+    (33, "bad JSON, invalid UTF-8, a line over the cap", &["protocol::lines_that_are_no_requests_are_answered_and_the_connection_lives_on", "protocol::a_line_over_the_cap_is_skipped_and_answered"]),
+    (34, "unknown methods, answers to nothing", &["protocol::lines_that_are_no_requests_are_answered_and_the_connection_lives_on", "protocol::what_is_tolerated_is_passed_over"]),
+    (35, "an id in use", &["protocol::an_id_in_use_is_refused_and_the_first_undisturbed"]),
+    (36, "`stream` before `init`", &["protocol::init_refuses_what_it_cannot_speak"]),
+    (37, "the end of stdin in the middle of a turn", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::the_end_of_stdin_ends_all", "protocol::what_is_tolerated_is_passed_over"]),
+    (38, "the daemon does not read", &["protocol::a_daemon_that_does_not_read_costs_no_memory_and_can_cancel"]),
+    (39, "the daemon is gone", &["protocol::a_daemon_that_is_gone_is_a_quiet_end"]),
+    (40, "SIGTERM, SIGINT, SIGKILL", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::signals_end_all_children_first", "mcp::whatever_dies_in_a_call_nothing_is_left"]),
+    (41, "`tools.call` is never answered", &["mcp::a_call_without_an_answer_ends_with_the_turn"]),
+    (42, "JSON 10,000 levels deep", &["protocol::json_of_any_depth_is_an_error"]),
+    // The MCP socket.
+    (43, "a stale socket, a live one", &["src/mcp/socket::a_dead_socket_is_replaced_and_a_live_one_is_not", "mcp::a_live_listener_is_not_stolen"]),
+    (44, "a path over 107 bytes", &["src/mcp/socket::the_folder_is_the_first_that_is_ours_and_short_enough"]),
+    (45, "a folder of others", &["mcp::a_folder_of_others_is_refused", "src/mcp/socket::a_folder_that_is_not_private_is_refused", "src/mcp/socket::a_socket_is_private_and_leaves_nothing"]),
+    (46, "another user, agent, turn", &["mcp::another_user_is_refused", "mcp::a_host_of_another_turn_is_refused", "src/mcp/bridge/tests::only_this_turns_own_host_gets_in"]),
+    (47, "names that become equal", &["src/mcp/register::names_are_stable_short_and_never_shared", "mcp::agents_have_their_own_tools_alone"]),
+    (48, "a connection dropped in a call", &["mcp::whatever_dies_in_a_call_nothing_is_left", "src/mcp/bridge/tests::what_nobody_waits_for_is_taken_back"]),
+    (49, "a slow tool", &["src/mcp/server/tests::calls_are_answered_in_any_order_and_once", "mcp::five_hundred_calls_at_once"]),
+    (50, "a result over 16 MiB", &["src/mcp/content::what_codex_would_drop_is_cut", "src/mcp/bridge/tests::long_lines_are_bounded_both_ways"]),
+    (51, "half a request, 100 connections", &["src/mcp/bridge/tests::connections_that_say_nothing_keep_nobody_out"]),
+    (52, "a tool that is gone or named twice", &["src/mcp/server/tests::each_message_has_its_answer_or_none", "src/mcp/server/tests::a_tool_that_cannot_be_offered_as_it_is_is_warned_of", "mcp::the_tools_can_change_while_codex_runs"]),
+    // Rollout files.
+    (53, "torn and bad lines", &["src/rollout/mutate/tests::random_rollouts_are_consumed_right", "src/rollout/mutate/tests::every_shape_is_consumed"]),
+    (54, "duplicate ids, halves of pairs", &["src/rollout/mutate/tests::ids_that_come_twice_are_paired_in_order", "src/rollout/mutate/tests::what_has_no_other_half_is_missing"]),
+    (55, "outputs of every shape", &["src/rollout/mutate/tests::every_shape_is_consumed", "src/rollout/mutate/tests::copies_in_a_compacted_history_are_consumed_too"]),
+    (56, "4 GB", &["faults::a_huge_rollout_is_read_and_rewritten_in_bounded_memory", "src/rollout/lines::long_lines_are_held_only_if_wanted"]),
+    (57, "replaced or grown meanwhile", &["src/rollout/mutate/tests::a_change_in_between_is_noticed"]),
+    (58, "codex holds the thread", &["src/rollout/mutate/tests::a_thread_in_use_is_busy", "mutate_faults::two_runs_do_not_meet"]),
+    (59, "mode, owner, times, links", &["src/rollout/mutate/tests::a_file_is_rewritten_in_place", "src/rollout/mutate/tests::what_cannot_be_replaced_whole_is_refused"]),
+    (60, "disk full, I/O error, killed", &["mutate_faults::the_old_file_or_the_new_one"]),
+    (61, "nothing to change", &["src/rollout/mutate/tests::a_file_is_rewritten_in_place"]),
+    (62, "a marker longer than the output", &["src/rollout/mutate/tests::a_marker_is_cut_to_what_fits"]),
+    // The config file.
+    (63, "absent, empty, unreadable", &["src/config::nothing_is_the_defaults", "config::what_is_fine_is_fine", "faults::a_config_that_cannot_be_read_is_an_error"]),
+    (64, "bad JSON, wrong types, unknown keys", &["config::what_is_wrong_is_told_with_its_place", "src/config::an_unknown_key_is_a_warning_with_the_nearest"]),
+    (65, "a folder, a FIFO, 100 MB", &["config::what_is_no_file_is_refused_and_never_waited_for"]),
+];
+
+#[test]
+fn every_fault_has_its_test() {
+    let numbers: Vec<usize> = FAULTS.iter().map(|(number, _, _)| *number).collect();
+    assert_eq!(numbers, (1..=65).collect::<Vec<_>>());
+    for (number, what, tests) in FAULTS {
+        assert!(!tests.is_empty(), "{number}, {what}");
+        for test in *tests {
+            let (file, name) = test.split_once("::").expect("file::name");
+            let folder = if file.starts_with("src/") {
+                ""
+            } else {
+                "tests/it/"
+            };
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("{folder}{file}.rs"));
+            let source = fs::read_to_string(&path)
+                .unwrap_or_else(|error| panic!("{number}: {}: {error}", path.display()));
+            // A test, or what the macro for the real codex makes one of.
+            let head = source.split(&format!("fn {name}(")).next().unwrap_or("");
+            let is_test = head.len() < source.len()
+                && (head.trim_end().ends_with(']') || head.contains("real_codex! {"));
+            assert!(is_test, "{number}, {what}: no test {test}");
+        }
+    }
+}
+
+/// A turn of the fake codex that has begun: its first steps.
+fn begun(steps: impl IntoIterator<Item = Value>) -> Value {
+    let begin = [
+        json!("read_stdin"),
+        json!({"event": {"type": "thread.started", "thread_id": "{thread}"}}),
+    ];
+    begin.into_iter().chain(steps).collect()
+}
+
+/// A codex that obeys no signal but SIGKILL, with children that do not either: in its process group, in a group
+/// and in a session of their own.
+fn stubborn(lab: &Lab) -> Value {
+    begun([
+        json!({"ignore": ["INT", "TERM", "HUP"]}),
+        json!({"grandchild": {"ignores_signals": true, "holds_pipes": true}}),
+        json!({"grandchild": {"ignores_signals": true, "setpgid": true}}),
+        json!({"grandchild": {"ignores_signals": true, "setsid": true, "holds_pipes": true}}),
+        json!({"touch": lab.path("started")}),
+        json!({"wait_for": lab.path("never")}),
+    ])
+}
+
+/// A plugin in the middle of a turn with this script, which makes the file `started`; the turn's id.
+#[track_caller]
+fn in_a_turn(lab: &Lab, script: Value) -> (Daemon, i64) {
+    lab.script(script);
+    let _ = fs::remove_file(lab.path("started"));
+    let mut daemon = Daemon::start(lab);
+    let id = daemon.request("stream", Daemon::prompt(lab, "hi"));
+    wait_until("the turn to start", || lab.path("started").exists());
+    (daemon, id)
+}
+
+/// Makes a shell script the lab's codex.
+fn use_shell(lab: &Lab, script: &str) {
+    let text = lab.path("codex.txt");
+    fs::write(&text, script).unwrap();
+    // Not written by this process: another thread that starts a program meanwhile would hold it open for
+    // writing, and it could not be executed.
+    let made = Command::new("install")
+        .args(["-m", "755"])
+        .args([&text, &lab.path("codex.sh")])
+        .status()
+        .unwrap();
+    assert!(made.success());
+    lab.config(json!({"binary": lab.path("codex.sh")}));
+}
+
+/// A turn by hand, from the lab's folder.
+const TURN: [&str; 4] = ["turn", "--workspace", "workspace", "hi"];
+
+/// Runs `plexum-openai` with these arguments under strace with these options, in the lab's folder.
+#[track_caller]
+fn traced(lab: &Lab, strace: &Path, options: &[&str], arguments: &[&str]) -> Output {
+    let mut child = Command::new(strace)
+        .args(["-qq", "-o"])
+        .arg(lab.path("trace"))
+        .args(options)
+        .arg(env!("CARGO_BIN_EXE_plexum-openai"))
+        .args(arguments)
+        .env_clear()
+        .envs(lab.env())
+        .current_dir(lab.root())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // What is said here fits into a pipe.
+    cli::wait(&mut child, LIMIT);
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_workspace_that_vanishes_or_is_closed_is_told() {
+    // It is removed while a turn waits for it.
+    let lab = Lab::fake(Value::Null);
+    let held = [
+        json!({"touch": lab.path("started")}),
+        json!({"wait_for": lab.path("go")}),
+    ];
+    let (mut daemon, first) = in_a_turn(&lab, begun(held));
+    let second = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+    assert!(daemon.call("manifest", json!({}))["result"].is_object());
+    fs::remove_dir_all(lab.workspace()).unwrap();
+    fs::write(lab.path("go"), "").unwrap();
+    daemon.finish(first);
+    let answer = daemon.finish(second).answer;
+    assert_eq!(answer["error"]["code"], -32602, "{answer}");
+    let message = answer["error"]["message"].as_str().unwrap();
+    let workspace = lab.workspace().display().to_string();
+    assert_eq!(
+        message,
+        format!("cannot enter the workspace '{workspace}': No such file or directory")
+    );
+    // root may enter everything: what others are told is injected.
+    let Some(strace) = programs::find("strace") else {
+        return;
+    };
+    fs::create_dir(lab.workspace()).unwrap();
+    let closed = ["-f", "-e", "inject=chdir:error=EACCES"];
+    let output = traced(&lab, &strace, &closed, &TURN);
+    let expected =
+        format!("plexum-openai: cannot enter the workspace '{workspace}': Permission denied\n");
+    assert_eq!(
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned()
+        ),
+        (Some(2), expected)
+    );
+}
+
+#[test]
+fn a_config_that_cannot_be_read_is_an_error() {
+    let Some(strace) = programs::find("strace") else {
+        return;
+    };
+    let lab = Lab::fake(Value::Null);
+    let path = lab.config_file().display().to_string();
+    for (error, why) in [
+        ("EACCES", "Permission denied"),
+        ("EIO", "Input/output error"),
+    ] {
+        let inject = format!("inject=open,openat:error={error}");
+        let output = traced(&lab, &strace, &["-P", &path, "-e", &inject], &TURN);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(&path) && said.contains(why), "{said}");
+    }
+    assert_eq!(lab.fake_runs().len(), 0);
+}
+
+#[test]
+fn the_signal_that_killed_codex_is_named() {
+    let lab = Lab::fake(Value::Null);
+    for name in [
+        "SEGV", "BUS", "ABRT", "ILL", "FPE", "SYS", "PIPE", "HUP", "INT", "XCPU", "KILL",
+    ] {
+        use_shell(
+            &lab,
+            &format!("#!/bin/sh\ncat >/dev/null\nkill -{name} $$\n"),
+        );
+        let output = Cli::new(&lab, ["turn", "hi"]).run();
+        assert_eq!(output.status, 1, "{name}: {output:?}");
+        let expected = format!("killed by SIG{name}");
+        assert!(output.stderr.contains(&expected), "{name}: {output:?}");
+    }
+    let cores = fs::read_dir(lab.workspace()).unwrap().flatten();
+    let cores: Vec<_> = cores
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("core"))
+        .collect();
+    // The shell's own may be there.
+    assert!(cores.len() <= 1, "{cores:?}");
+}
+
+#[test]
+fn codex_is_ended_in_steps() {
+    let lab = Lab::fake(Value::Null);
+    let note = |name: &str| {
+        format!(
+            "trap 'echo {name} >> {}' {name}\n",
+            lab.path("got").display()
+        )
+    };
+    // It leads a session of its own, so that only what is sent to codex itself counts.
+    use_shell(
+        &lab,
+        &format!(
+            "#!/bin/sh\n{}{}echo '{{\"type\":\"turn.started\"}}'\n: > {}\nwhile :; do sleep 0.05; done\n",
+            note("INT"),
+            note("TERM"),
+            lab.path("started").display()
+        ),
+    );
+    let mut daemon = Daemon::start(&lab);
+    let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+    wait_until("the turn to start", || lab.path("started").exists());
+    let start = Instant::now();
+    daemon.notify("cancel", json!({"stream": id}));
+    assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
+    assert!(
+        start.elapsed() > Duration::from_secs(2),
+        "a grace between the steps"
+    );
+    assert_eq!(fs::read_to_string(lab.path("got")).unwrap(), "INT\nTERM\n");
+}
+
+#[test]
+fn a_cancel_ends_all_of_a_turn_in_time() {
+    let obedient = |lab: &Lab| {
+        begun([
+            json!({"grandchild": {"setsid": true, "holds_pipes": true}}),
+            json!({"grandchild": {"setsid": true, "ignores_signals": true}}),
+            json!({"touch": lab.path("started")}),
+            json!({"wait_for": lab.path("never")}),
+        ])
+    };
+    type Script<'a> = &'a dyn Fn(&Lab) -> Value;
+    for (script, limit) in [(&obedient as Script<'_>, 1), (&stubborn, 5)] {
+        // The best of a few: what else the machine does meanwhile is not measured.
+        let mut best = Duration::MAX;
+        for _ in 0..3 {
+            let lab = Lab::fake(Value::Null);
+            let (mut daemon, id) = in_a_turn(&lab, script(&lab));
+            let start = Instant::now();
+            daemon.notify("cancel", json!({"stream": id}));
+            let turn = daemon.finish(id);
+            best = best.min(start.elapsed());
+            assert_eq!(turn.stop_reason(), "cancelled");
+            let left: Vec<_> = ps::of(lab.root())
+                .into_iter()
+                .filter(|process| process.pid != daemon.pid())
+                .collect();
+            assert!(left.is_empty(), "after message_end: {left:?}");
+            assert_eq!(ps::zombies(daemon.pid()), 0);
+            if best < Duration::from_secs(limit) {
+                break;
+            }
+        }
+        assert!(best < Duration::from_secs(limit), "{best:?}");
+    }
+}
+
+#[test]
+fn the_end_comes_within_five_seconds_whatever_codex_does() {
+    for (how, status) in [
+        ("stdin", Some(0)),
+        ("TERM", Some(143)),
+        ("INT", Some(130)),
+        ("KILL", None),
+    ] {
+        let lab = Lab::fake(Value::Null);
+        let (mut daemon, _) = in_a_turn(&lab, stubborn(&lab));
+        let start = Instant::now();
+        match how {
+            "stdin" => daemon.close_stdin(),
+            "TERM" => daemon.signal(Signal::TERM),
+            "INT" => daemon.signal(Signal::INT),
+            _ => daemon.signal(Signal::KILL),
+        }
+        assert_eq!(daemon.exit(Duration::from_secs(10)).code(), status, "{how}");
+        // The plugin's own end leaves nothing; a killed one's guard needs a moment.
+        wait_until("all to be gone", || ps::of(lab.root()).is_empty());
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(5), "{how}: {took:?}");
+    }
+}
+
+#[test]
+fn what_stays_on_purpose_stays_and_what_holds_a_pipe_does_not() {
+    let lab = Lab::fake(Value::Null);
+    let kinds = [
+        (json!({}), true),
+        (json!({"setpgid": true}), true),
+        (json!({"setsid": true}), true),
+        (json!({"setsid": true, "holds_pipes": true}), true),
+        (json!({"holds_pipes": true}), false),
+        (json!({"holds_pipes": true, "ignores_signals": true}), false),
+    ];
+    let mut daemon = Daemon::start(&lab);
+    for (kind, stays) in kinds {
+        lab.script(json!([{"grandchild": kind}, "default"]));
+        let start = Instant::now();
+        assert_eq!(
+            daemon.turn(Daemon::prompt(&lab, "hi")).text(),
+            "hi",
+            "{kind}"
+        );
+        assert!(start.elapsed() < Duration::from_secs(5), "{kind}");
+        let left = || {
+            let mut left = ps::of(lab.root());
+            left.retain(|process| process.command.contains("--grandchild"));
+            left.len()
+        };
+        if stays {
+            assert_eq!(left(), 1, "{kind}");
+        } else {
+            wait_until("what holds the pipe to be ended", || left() == 0);
+        }
+        for process in ps::of(lab.root()) {
+            if process.command.contains("--grandchild") {
+                ps::signal(process.pid, Signal::KILL);
+            }
+        }
+        wait_until("the next to begin alone", || left() == 0);
+    }
+}
+
+/// The kernel's refusals to make a process, a thread, a pipe, one at a time, in plugin and guard: the turn ends
+/// with a word that says so, or nothing came of it.
+#[test]
+fn a_spawn_that_fails_is_typed() {
+    let Some(strace) = programs::find("strace") else {
+        return;
+    };
+    let lab = Lab::fake(Value::Null);
+    let codex = lab.codex().display().to_string();
+    let mut told = BTreeSet::new();
+    for (path, call, errors) in [
+        (None, "clone3,clone,vfork,fork", &["EAGAIN", "ENOMEM"][..]),
+        (None, "pipe2,socketpair,pidfd_open", &["EMFILE"]),
+        // Where the limit of processes is passed, it is this call in the guard's child that fails.
+        (Some(codex.as_str()), "execve", &["EAGAIN", "ENOMEM"]),
+    ] {
+        for error in errors {
+            for number in 1..=3 {
+                let inject = format!("inject={call}:error={error}:when={number}");
+                let mut options = vec!["-f", "-e", &inject];
+                options.extend(path.iter().flat_map(|path| ["-P", path]));
+                let output = traced(&lab, &strace, &options, &TURN);
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                let status = output.status.code();
+                assert!(matches!(status, Some(0 | 1)), "{inject}: {status:?} {said}");
+                assert!(!said.contains("panicked"), "{inject}: {said}");
+                if status == Some(1) {
+                    let last = said.lines().last().unwrap_or_default();
+                    let words = last.split(['\'', ':']).nth(1).unwrap_or_default();
+                    told.insert(format!("{error}:{words}"));
+                }
+                lab.assert_quiet();
+            }
+        }
+    }
+    for error in ["EAGAIN", "ENOMEM"] {
+        for words in ["cannot start a process for codex", "cannot start codex "] {
+            let told_it = told.contains(&format!("{error}: {words}"));
+            assert!(told_it, "{error}: {words} in {told:#?}");
+        }
+    }
+}
+
+/// Where the second codex cannot even be started, after the first has said something.
+#[test]
+fn a_turn_that_has_begun_always_ends() {
+    let lab = Lab::fake(Value::Null);
+    fs::copy(lab.codex(), lab.path("codex-copy")).unwrap();
+    lab.config(json!({"binary": lab.path("codex-copy")}));
+    fs::write(lab.session_file(), "01a1fe09-e49e-7b41-ae77-ccf89ea932da").unwrap();
+    lab.script(json!([
+        {"event": {"type": "item.completed", "item": {"id": "item_0", "type": "error", "message": "hm"}}},
+        {"touch": lab.path("started")},
+        {"wait_for": lab.path("go")},
+        {"err": "no rollout found for thread id 01a1fe09-e49e-7b41-ae77-ccf89ea932da"},
+        {"exit": 1},
+    ]));
+    let mut daemon = Daemon::start(&lab);
+    let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+    wait_until("the turn to start", || lab.path("started").exists());
+    fs::remove_file(lab.path("codex-copy")).unwrap();
+    fs::write(lab.path("go"), "").unwrap();
+    let turn = daemon.finish(id);
+    assert_eq!(turn.error_code(), Some("codex_not_found"), "{turn:?}");
+    assert_eq!(turn.stop_reason(), "error");
+}
+
+#[test]
+fn two_hundred_turns_at_once_are_each_whole_and_small() {
+    const TURNS: usize = 200;
+    let lab = Lab::fake(Value::Null);
+    fs::create_dir(lab.path("started")).unwrap();
+    lab.script(json!([
+        {"touch": lab.path("started").join("{uuid}")},
+        {"wait_for": lab.path("go")},
+        "default",
+    ]));
+    let Some(prlimit) = programs::find("prlimit") else {
+        return;
+    };
+    // What a process is usually given by systemd and by shells.
+    let mut command = Command::new(prlimit);
+    command.args(["--nofile=1024:", env!("CARGO_BIN_EXE_plexum-openai")]);
+    let mut daemon = Daemon::start_by(&lab, &mut command);
+    daemon.init();
+    let ids: Vec<i64> = (0..TURNS)
+        .map(|number| {
+            let mut params = Daemon::prompt(&lab, &format!("prompt {number}"));
+            params["agent"] =
+                json!({"id": number.to_string(), "workspace": lab.path(&format!("w{number}"))});
+            daemon.request("stream", params)
+        })
+        .collect();
+    wait_until("all of them to run at once", || {
+        fs::read_dir(lab.path("started")).unwrap().count() == TURNS
+    });
+    let codex = lab.fake_runs()[0]["pid"].to_string();
+    let limits = fs::read_to_string(format!("/proc/{codex}/limits")).unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let files = files.and_then(|line| line.split_whitespace().nth(3));
+    assert_eq!(files, Some("1024"), "codex's own limit is as it was");
+    let threads = ps::threads(daemon.pid());
+    assert!(threads <= TURNS + 8, "{threads} threads");
+    fs::write(lab.path("go"), "").unwrap();
+    for (number, id) in ids.into_iter().enumerate() {
+        let turn = daemon.finish(id);
+        assert_eq!(turn.text(), format!("prompt {number}"));
+        assert_eq!(turn.stop_reason(), "end_turn");
+    }
+    let peak = ps::peak_memory(daemon.pid());
+    assert!(peak < 100 << 20, "{peak} bytes");
+}
+
+const OLD: &str = "01a1fe09-e49e-7b41-ae77-ccf89ea932da";
+
+/// Runs a turn that stores a new thread where [`OLD`] is stored; what stands in the session file afterwards.
+#[track_caller]
+fn save_over(lab: &Lab, run: impl FnOnce() -> Output) -> (Output, String) {
+    fs::write(lab.session_file(), OLD).unwrap();
+    let output = run();
+    (
+        output,
+        lab.stored_thread()
+            .expect("neither the old id nor the new one"),
+    )
+}
+
+#[test]
+fn a_save_is_the_old_id_or_the_new_one() {
+    let Some(strace) = programs::find("strace") else {
+        return;
+    };
+    let lab = Lab::fake(Value::Null);
+    let fresh = ["turn", "--workspace", "workspace", "--fresh", "hi"];
+    // The system calls of a save: the name, and which of its calls with that name it is.
+    let (output, new) = save_over(&lab, || traced(&lab, &strace, &["-y", "-s", "300"], &fresh));
+    assert!(output.status.success() && new != OLD, "{output:?}");
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    let mut calls = Vec::new();
+    for line in fs::read_to_string(lab.path("trace")).unwrap().lines() {
+        let Some((name, _)) = line.split_once('(') else {
+            continue;
+        };
+        let count = counts.entry(name.to_owned()).or_insert(0);
+        *count += 1;
+        let folder = format!("{}>", lab.workspace().display());
+        let begun = line.contains(".plexum-codex-session.tmp");
+        // After the rename, the folder is synced.
+        if begun || !calls.is_empty() && line.contains(&folder) {
+            calls.push((name.to_owned(), *count));
+        }
+    }
+    let names: BTreeSet<&str> = calls.iter().map(|(name, _)| name.as_str()).collect();
+    // What opens a file has another name on another machine.
+    for name in ["write", "fsync", "rename"] {
+        assert!(
+            names.contains(name),
+            "the trace shows the save: {name} in {names:?}"
+        );
+    }
+    let mut seen = BTreeSet::new();
+    for (name, number) in &calls {
+        for fault in ["signal=KILL", "error=ENOSPC", "error=EIO", "error=EROFS"] {
+            // A disk has no say in these.
+            if fault != "signal=KILL" && matches!(name.as_str(), "close" | "fcntl") {
+                continue;
+            }
+            let inject = format!("inject={name}:{fault}:when={number}");
+            let (output, stored) =
+                save_over(&lab, || traced(&lab, &strace, &["-e", &inject], &fresh));
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let is_old = stored == OLD;
+            assert!(stored.len() == OLD.len(), "{inject}: {stored:?}");
+            seen.insert((fault, is_old));
+            if fault == "signal=KILL" {
+                assert_eq!(output.status.code(), None, "{inject}: {said}");
+            } else {
+                // The turn itself is none the worse.
+                assert!(output.status.success(), "{inject}: {said}");
+                assert_eq!(output.stdout, b"hi\n", "{inject}");
+                assert!(said.contains(".plexum-codex-session'"), "{inject}: {said}");
+                assert_eq!(is_old, said.contains("will not know"), "{inject}: {said}");
+                let left = lab.workspace().join(".plexum-codex-session.tmp");
+                assert!(!left.exists(), "{inject}");
+            }
+            lab.assert_quiet();
+            // The next save does all, whatever the last one left.
+            let (output, stored) = save_over(&lab, || {
+                let mut child = Cli::new(&lab, fresh).folder(lab.root()).spawn();
+                cli::wait(&mut child, LIMIT);
+                child.wait_with_output().unwrap()
+            });
+            assert!(output.status.success() && stored != OLD, "{inject}");
+        }
+    }
+    for fault in ["signal=KILL", "error=EIO"] {
+        assert!(
+            seen.contains(&(fault, true)) && seen.contains(&(fault, false)),
+            "{seen:?}"
+        );
+    }
+}
+
+#[test]
+fn a_disk_that_takes_nothing_keeps_the_old_thread() {
+    let lab = Lab::fake(Value::Null);
+    let mount = |options: &str| {
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "none"])
+            .arg(lab.workspace())
+            .output();
+        mounted.is_ok_and(|output| output.status.success())
+    };
+    if !mount("size=64k") {
+        // What such a disk says is injected in the test of the save; this one shows that all is thought of.
+        writeln!(
+            std::io::stderr(),
+            "SKIPPED: a full disk: no tmpfs can be mounted here"
+        )
+        .unwrap();
+        return;
+    }
+    struct Mounted(PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            // Lazily: what still stands in it goes its own way.
+            let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        }
+    }
+    let _mounted = Mounted(lab.workspace());
+    fs::write(lab.session_file(), OLD).unwrap();
+    let check = |what: &str| {
+        let output = Cli::new(&lab, ["turn", "--fresh", "hi"]).run();
+        assert_eq!(
+            (output.status, output.stdout.as_str()),
+            (0, "hi\n"),
+            "{what}: {output:?}"
+        );
+        assert!(
+            output.stderr.contains("cannot store the thread id"),
+            "{what}: {output:?}"
+        );
+        assert_eq!(lab.stored_thread().as_deref(), Some(OLD), "{what}");
+    };
+    let _ = fs::write(lab.workspace().join("filler"), vec![b'x'; 100_000]);
+    check("full");
+    assert!(mount("remount,ro,size=64k"));
+    check("read-only");
+}
+
+#[test]
+fn a_workspace_that_stays_taken_is_busy() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(json!([{"touch": lab.path("started")}, {"wait_for": lab.path("go")}, "default"]));
+    let mut first = Cli::new(&lab, ["turn", "first"]).spawn();
+    wait_until("the first to start", || lab.path("started").exists());
+    let mut daemon = Daemon::start(&lab);
+    let turn = daemon.turn(Daemon::prompt(&lab, "second"));
+    assert_eq!(turn.error_code(), Some("session_busy"), "{turn:?}");
+    assert_eq!(turn.of("error").next().unwrap()["error"]["retryable"], true);
+    fs::write(lab.path("go"), "").unwrap();
+    assert!(cli::wait(&mut first, LIMIT).success());
+    assert_eq!(daemon.turn(Daemon::prompt(&lab, "third")).text(), "third");
+}
+
+#[test]
+fn a_huge_rollout_is_read_and_rewritten_in_bounded_memory() {
+    let Some(prlimit) = programs::find("prlimit") else {
+        return;
+    };
+    let lab = Lab::fake(Value::Null);
+    let rollout =
+        lab.path("rollout-2026-11-21T12-06-56-01a1fe00-a027-7a81-b8a0-356e91ab6908.jsonl");
+    let mut out = BufWriter::new(fs::File::create(&rollout).unwrap());
+    let long = vec![b'x'; 1 << 20];
+    let mut bytes = 0;
+    for number in 0..4 {
+        let head = |kind: &str| {
+            format!(
+                "{{\"timestamp\":\"t\",\"type\":\"response_item\",\"payload\":{{\"type\":\"{kind}\",\"call_id\":\"call_{number}\","
+            )
+        };
+        let call = head("function_call") + "\"name\":\"x\",\"arguments\":\"{}\"}}\n";
+        let output = head("function_call_output") + "\"output\":\"";
+        out.write_all(call.as_bytes()).unwrap();
+        out.write_all(output.as_bytes()).unwrap();
+        for _ in 0..100 {
+            out.write_all(&long).unwrap();
+        }
+        out.write_all(b"\"}}\n").unwrap();
+        bytes += call.len() + output.len() + 100 * long.len() + 4;
+    }
+    out.into_inner().unwrap();
+    // One line of those 400 MB, and what is grown to hold it, would not fit.
+    for arguments in [
+        &["parse-rollout"][..],
+        &["parse-rollout", "--summary"],
+        &["mutate", "call_0", "call_3", "--op", "heavy", "--rollout"],
+    ] {
+        let output = Command::new(&prlimit)
+            .arg("--data=150000000")
+            .arg(env!("CARGO_BIN_EXE_plexum-openai"))
+            .args(arguments)
+            .arg(&rollout)
+            .env_clear()
+            .envs(lab.env())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {said:.500}");
+    }
+    assert_eq!(fs::metadata(&rollout).unwrap().len(), bytes as u64);
+}

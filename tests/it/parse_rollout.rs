@@ -1,0 +1,741 @@
+//! `parse-rollout` from outside: what it makes of rollouts of both eras and of lines that codex would not
+//! write, and the same for thousands of random ones, with serde_json as the judge.
+
+use crate::support::cli::Output;
+use crate::support::{Cli, LIMIT, Lab, cli};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+
+/// A line as codex writes it; 0.135 has no ordinals.
+fn line(ordinal: Option<usize>, kind: &str, payload: &str) -> String {
+    let ordinal = ordinal.map_or(String::new(), |ordinal| format!(r#","ordinal":{ordinal}"#));
+    format!(
+        r#"{{"timestamp":"2026-11-21T12:07:52.075Z"{ordinal},"type":"{kind}","payload":{payload}}}"#
+    )
+}
+
+/// The lines of a rollout as 0.148 and later write them.
+fn rollout(items: &[(&str, Value)]) -> String {
+    let lines = items
+        .iter()
+        .enumerate()
+        .map(|(at, (kind, payload))| line(Some(at), kind, &payload.to_string()) + "\n");
+    lines.collect()
+}
+
+fn call(id: &str, arguments: &str) -> (&'static str, Value) {
+    let payload = json!({"type": "function_call", "name": "exec_command", "arguments": arguments, "call_id": id});
+    ("response_item", payload)
+}
+
+fn output(id: &str, output: impl Into<Value>) -> (&'static str, Value) {
+    let payload = json!({"type": "function_call_output", "call_id": id, "output": output.into()});
+    ("response_item", payload)
+}
+
+fn told_use(id: &str, name: &str, input: Value) -> Value {
+    json!({"type": "tool_use", "id": id, "name": name, "input": input})
+}
+
+fn told_result(id: &str, content: impl Into<Value>, is_error: bool) -> Value {
+    json!({"type": "tool_result", "id": id, "content": content.into(), "is_error": is_error})
+}
+
+/// The events of an output, each a line.
+#[track_caller]
+fn events(output: &Output) -> Vec<Value> {
+    assert!(output.stdout.is_empty() || output.stdout.ends_with('\n'));
+    let events = output.stdout.lines().map(serde_json::from_str);
+    events.collect::<Result<_, _>>().expect("lines of JSON")
+}
+
+/// A rollout with this text, from a file and from stdin, gives these events and says this.
+#[track_caller]
+fn check(flags: &[&str], rollout: impl AsRef<[u8]>, expected: &[Value], stderr: &str) {
+    let lab = Lab::fake(Value::Null);
+    let file = lab.path("rollout.jsonl");
+    fs::write(&file, &rollout).unwrap();
+    let command = || Cli::new(&lab, ["parse-rollout"].iter().chain(flags).copied());
+    let of_file = command().arg(&file).run();
+    assert_eq!(of_file.status, 0, "{of_file:?}");
+    assert_eq!(events(&of_file), expected, "{of_file:?}");
+    assert_eq!(of_file.told(&of_file.stderr), stderr);
+    for more in [None, Some("-")] {
+        let mut command = command().stdin(rollout.as_ref());
+        if let Some(more) = more {
+            command = command.arg(more);
+        }
+        let of_stdin = command.run();
+        assert_eq!((of_stdin.status, &of_stdin.stdout), (0, &of_file.stdout));
+        assert_eq!(
+            of_stdin.stderr,
+            stderr.replace("'<lab>/rollout.jsonl'", "stdin")
+        );
+    }
+}
+
+#[test]
+fn every_kind_of_call_is_told_in_the_order_of_the_outputs() {
+    let item = |name: &str, rest: Value| {
+        let mut payload = json!({"type": name});
+        payload
+            .as_object_mut()
+            .unwrap()
+            .extend(rest.as_object().unwrap().clone());
+        ("response_item", payload)
+    };
+    let text = |text: &str| json!([{"type": "input_text", "text": text}]);
+    let items = [
+        ("session_meta", json!({"id": "x", "cwd": "/"})),
+        call("a", r#"{"cmd":"ls"}"#),
+        call("b", "not JSON"),
+        output("b", "Chunk ID: 1\nProcess exited with code 2\nOutput:\nno"),
+        output(
+            "a",
+            "Chunk ID: 2\nProcess exited with code 0\nOutput:\nProcess exited with code 1",
+        ),
+        item(
+            "custom_tool_call",
+            json!({"name": "apply_patch", "input": "*** Begin \"Patch\"\n", "call_id": "c"}),
+        ),
+        item(
+            "custom_tool_call_output",
+            json!({"call_id": "c", "output": "Exit code: 1\nOutput:\n"}),
+        ),
+        item(
+            "local_shell_call",
+            json!({"call_id": "d", "action": {"type": "exec", "command": ["ls"]}}),
+        ),
+        output("d", "plain"),
+        item(
+            "tool_search_call",
+            json!({"call_id": "e", "arguments": {"query": "x"}}),
+        ),
+        item(
+            "tool_search_output",
+            json!({"call_id": "e", "tools": [{"name": "y"}]}),
+        ),
+        item(
+            "function_call",
+            json!({"name": "send", "namespace": "mcp__host_a", "arguments": "{ }", "call_id": "f"}),
+        ),
+        (
+            "event_msg",
+            json!({"type": "item_completed", "thread_id": "t", "turn_id": "u", "item": {
+            "type": "McpToolCall", "id": "f", "server": "host-a", "tool": "send", "status": "failed",
+            "result": {"content": [], "isError": true}}}),
+        ),
+        output("f", text("Wall time: 0.1\nOutput:\n")),
+        output("nobody", "asked"),
+        call("unanswered", "{}"),
+        ("a_type_to_come", json!({"call_id": "a", "type": 7})),
+    ];
+    let mut expected = vec![
+        told_use("b", "exec_command", json!("not JSON")),
+        told_result(
+            "b",
+            "Chunk ID: 1\nProcess exited with code 2\nOutput:\nno",
+            true,
+        ),
+        told_use("a", "exec_command", json!({"cmd": "ls"})),
+        told_result(
+            "a",
+            "Chunk ID: 2\nProcess exited with code 0\nOutput:\nProcess exited with code 1",
+            false,
+        ),
+        told_use("c", "apply_patch", json!("*** Begin \"Patch\"\n")),
+        told_result("c", "Exit code: 1\nOutput:\n", true),
+        told_use(
+            "d",
+            "local_shell",
+            json!({"type": "exec", "command": ["ls"]}),
+        ),
+        told_result("d", "plain", false),
+        told_use("e", "tool_search", json!({"query": "x"})),
+        told_result("e", r#"[{"name":"y"}]"#, false),
+        json!({"type": "tool_use", "id": "f", "name": "send", "namespace": "mcp__host_a", "input": {}}),
+        told_result("f", text("Wall time: 0.1\nOutput:\n"), true),
+    ];
+    check(&[], rollout(&items), &expected, "");
+    // Without ordinals, with what 0.135 says of an MCP call, and with the line ends of another system.
+    let old: String = items
+        .iter()
+        .map(|(kind, payload)| match payload["type"].as_str() {
+            Some("item_completed") => {
+                let payload = json!({"type": "mcp_tool_call_end", "call_id": "f",
+                    "invocation": {"server": "host-a", "tool": "send"}, "result": {"Err": "no"}});
+                line(None, kind, &payload.to_string()) + "\r\n"
+            }
+            _ => line(None, kind, &payload.to_string()) + "\r\n",
+        })
+        .collect();
+    check(&[], &old, &expected, "");
+    // Without a last newline.
+    check(&[], old.trim_end(), &expected, "");
+    expected.push(told_use("unanswered", "exec_command", json!({})));
+    check(&["--all"], rollout(&items), &expected, "");
+}
+
+#[test]
+fn calls_inside_code_mode_name_their_outer_call() {
+    let nested = |id: &str, status: &str, started: u64| {
+        (
+            "event_msg",
+            json!({"type": "item_completed", "thread_id": "t", "turn_id": "u",
+            "item": {"type": "CommandExecution", "id": id, "command": ["ls"], "cwd": "/x",
+                "status": status, "aggregated_output": "out", "exit_code": 0},
+            "started_at_ms": started, "completed_at_ms": started + 1}),
+        )
+    };
+    let outer = json!({"type": "custom_tool_call", "call_id": "outer", "name": "exec", "input": "await x()"});
+    let over = json!({"type": "custom_tool_call_output", "call_id": "outer", "output": "Script completed\n"});
+    let items = [
+        ("response_item", outer),
+        nested("exec-1", "completed", 1_795_262_872_075),
+        nested("exec-2", "failed", 1_795_262_872_080),
+        // Of the model's own commands the call and the output tell everything.
+        nested("call_1", "completed", 1_795_262_872_090),
+        ("response_item", over),
+    ];
+    let told = |id: &str| {
+        json!({"type": "tool_use", "id": id, "name": "exec_command", "parent_id": "outer",
+            "input": {"command": ["ls"], "cwd": "/x"}})
+    };
+    let expected = [
+        told("exec-1"),
+        told_result("exec-1", "out", false),
+        told("exec-2"),
+        told_result("exec-2", "out", true),
+        told_use("outer", "exec", json!("await x()")),
+        told_result("outer", "Script completed\n", false),
+    ];
+    check(&[], rollout(&items), &expected, "");
+}
+
+#[test]
+fn bad_lines_are_passed_over_and_counted() {
+    let good = rollout(&[call("a", "{}"), output("a", "b")]);
+    let (first, second) = good.split_once('\n').unwrap();
+    let torn = &first[..first.len() - 9];
+    let expected = [
+        told_use("a", "exec_command", json!({})),
+        told_result("a", "b", false),
+    ];
+    let skipped =
+        |count: &str| format!("plexum-openai: '<lab>/rollout.jsonl': skipped {count} not JSON\n");
+    for (rollout, told) in [
+        (
+            format!("\n  \n{first}\n\n{second}\n\n").into_bytes(),
+            String::new(),
+        ),
+        (
+            format!("{first}\n{torn}\n{second}").into_bytes(),
+            skipped("1 line that is"),
+        ),
+        (
+            format!("hello\n{first}\n{{}}}}\n{second}{torn}").into_bytes(),
+            skipped("3 lines that are"),
+        ),
+        (
+            [
+                first.as_bytes(),
+                b"\n",
+                second.replace("\"b\"", "\"\u{e9}\"").as_bytes(),
+            ]
+            .concat()
+            .into_iter()
+            .filter(|byte| *byte != 0xC3)
+            .chain(format!("\n{second}\n").bytes())
+            .collect(),
+            skipped("1 line that is"),
+        ),
+        (
+            format!(
+                "{first}\n{}\n{second}\n",
+                second.replace("\"b\"", "\"\\ud800\"")
+            )
+            .into_bytes(),
+            skipped("1 line that is"),
+        ),
+    ] {
+        check(&[], &rollout, &expected, &told);
+    }
+}
+
+#[test]
+fn two_records_on_one_line_are_none() {
+    let good = rollout(&[call("a", "{}"), output("a", "b")]);
+    let told = "plexum-openai: '<lab>/rollout.jsonl': skipped 1 line that is not JSON\n";
+    check(&[], good.replacen("\n", "", 1), &[], told);
+}
+
+#[test]
+fn several_files_are_read_one_after_another() {
+    let lab = Lab::fake(Value::Null);
+    let (first, missing, second) = (lab.path("first"), lab.path("missing"), lab.path("second"));
+    fs::write(&first, rollout(&[call("a", "{}"), output("a", "1")])).unwrap();
+    fs::write(&second, rollout(&[call("b", "{}"), output("b", "2")])).unwrap();
+    let output = Cli::new(&lab, ["parse-rollout"])
+        .arg(&first)
+        .arg(&missing)
+        .arg(lab.root())
+        .arg(&second)
+        .run();
+    let ids: Vec<Value> = events(&output)
+        .iter_mut()
+        .map(|event| event["id"].take())
+        .collect();
+    assert_eq!(ids, ["a", "a", "b", "b"]);
+    assert_eq!(output.status, 1);
+    assert_eq!(
+        output.told(&output.stderr),
+        "plexum-openai: cannot open '<lab>/missing': No such file or directory\n\
+         plexum-openai: cannot read '<lab>': Is a directory\n"
+    );
+}
+
+#[test]
+fn a_thread_and_a_workspace_are_found() {
+    let lab = Lab::fake(Value::Null);
+    let thread = "01a1fd57-0000-7000-a000-000000000001";
+    let folder = lab.codex_home().join("archived_sessions");
+    fs::create_dir_all(&folder).unwrap();
+    let text = rollout(&[
+        ("session_meta", json!({"id": thread})),
+        call("a", "{}"),
+        output("a", "1"),
+    ]);
+    fs::write(
+        folder.join(format!("rollout-2026-11-21T12-00-00-{thread}.jsonl")),
+        text,
+    )
+    .unwrap();
+    fs::write(lab.session_file(), format!("{thread}\n")).unwrap();
+    for arguments in [
+        ["--thread", thread],
+        ["--workspace", lab.workspace().to_str().unwrap()],
+    ] {
+        let output = Cli::new(&lab, ["parse-rollout"])
+            .arg(arguments[0])
+            .arg(arguments[1])
+            .run();
+        assert_eq!((output.status, events(&output).len()), (0, 2), "{output:?}");
+    }
+    let both = Cli::new(&lab, ["parse-rollout", "--thread", thread, "file"]).run();
+    assert_eq!((both.status, both.stdout.as_str()), (2, ""));
+    assert!(both.stderr.contains("'--thread'"), "{both:?}");
+    let none = Cli::new(
+        &lab,
+        [
+            "parse-rollout",
+            "--thread",
+            "01a1fd57-0000-7000-a000-000000000002",
+        ],
+    )
+    .run();
+    assert_eq!((none.status, none.stdout.as_str()), (1, ""), "{none:?}");
+}
+
+#[test]
+fn a_summary_has_the_biggest_first() {
+    let lab = Lab::fake(Value::Null);
+    let file = lab.path("rollout.jsonl");
+    let items = [
+        call("small", r#"{"cmd":"ls"}"#),
+        output("small", "0123456789"),
+        call("big", "{}"),
+        output("big", "x".repeat(989)),
+        call("consumed", "{}"),
+        output("consumed", "...(consumed)"),
+        call("open", "{}"),
+    ];
+    fs::write(&file, rollout(&items)).unwrap();
+    let summary = |more: &[&str]| {
+        let output = Cli::new(&lab, ["parse-rollout", "--summary"].iter().chain(more))
+            .arg(&file)
+            .run();
+        assert_eq!((output.status, output.stderr.as_str()), (0, ""));
+        output.stdout
+    };
+    assert_eq!(
+        summary(&[]),
+        "call      tool            args  output   share\n\
+         big       exec_command       2     989   96.4%  █████████████████████\n\
+         small     exec_command      12      10    2.1%  ▌\n\
+         consumed  exec_command       2      13    1.5%  ▍                      light\n\
+         3 calls: 16 arguments, 1.0K output, 1 consumed\n"
+    );
+    let told: Value = serde_json::from_str(&summary(&["--json", "--all"])).unwrap();
+    let ids: Vec<&Value> = told["calls"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|call| &call["id"])
+        .collect();
+    assert_eq!(ids, ["big", "small", "consumed", "open"]);
+    assert_eq!(
+        told["total"],
+        json!({"calls": 4, "arguments_bytes": 18, "output_bytes": 1012, "consumed": 1})
+    );
+    assert_eq!(told["calls"][2]["consumed"], "light");
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let lab = Lab::fake(Value::Null);
+    let file = lab.path("rollout.jsonl");
+    let items: Vec<_> = (0..400)
+        .flat_map(|number| {
+            let id = format!("call_{number}");
+            [call(&id, "{}"), output(&id, "x".repeat(10_000))]
+        })
+        .collect();
+    fs::write(&file, rollout(&items)).unwrap();
+    for flags in [&[][..], &["--all"]] {
+        let mut child = Cli::new(&lab, ["parse-rollout"].iter().chain(flags))
+            .arg(&file)
+            .spawn();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut first = String::new();
+        stdout.read_line(&mut first).unwrap();
+        drop(stdout);
+        let status = cli::wait(&mut child, LIMIT);
+        let mut stderr = String::new();
+        std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut stderr).unwrap();
+        assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
+        assert_eq!(
+            serde_json::from_str::<Value>(&first).unwrap()["id"],
+            "call_0"
+        );
+    }
+}
+
+#[test]
+fn what_is_here_is_told_before_more_comes() {
+    let lab = Lab::fake(Value::Null);
+    let mut child = Cli::new(&lab, ["parse-rollout"]).spawn();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    for number in 0..3 {
+        let id = format!("call_{number}");
+        let text = rollout(&[call(&id, "{}"), output(&id, "x")]);
+        std::io::Write::write_all(&mut stdin, text.as_bytes()).unwrap();
+        for kind in ["tool_use", "tool_result"] {
+            let mut told = String::new();
+            stdout.read_line(&mut told).unwrap();
+            let told: Value = serde_json::from_str(&told).unwrap();
+            assert_eq!((&told["type"], &told["id"]), (&json!(kind), &json!(id)));
+        }
+    }
+    drop(stdin);
+    assert!(cli::wait(&mut child, LIMIT).success());
+}
+
+/// A generator of numbers that look random, the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        // xorshift64*, of which the upper bits are good enough here.
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        let high = self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33;
+        usize::try_from(high).expect("31 bits") % sides
+    }
+
+    fn one_in(&mut self, sides: usize) -> bool {
+        self.roll(sides) == 0
+    }
+
+    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.roll(choices.len())]
+    }
+
+    /// Text with everything that a JSON string has its own way of writing.
+    fn text(&mut self) -> String {
+        const PARTS: &[&str] = &[
+            "plain",
+            " ",
+            "\n",
+            "\t",
+            "\"",
+            "\\",
+            "\\\\",
+            "\\\"",
+            "\r\n",
+            "\u{1b}[31m",
+            "\u{e9}",
+            "\u{800}",
+            "\u{ffff}",
+            "\u{1f389}",
+            "/",
+            "\u{7f}",
+            "{\"a\":1}",
+            "\\u0041",
+            "\u{0}",
+            "sixteen letters.",
+        ];
+        let length = match self.roll(10) {
+            0 => 0,
+            1..6 => self.roll(6),
+            6..9 => self.roll(80),
+            _ => self.roll(3000),
+        };
+        (0..length).map(|_| self.of(PARTS)).collect()
+    }
+
+    /// The same string, written in another way.
+    fn write_string(&mut self, out: &mut String, text: &str) {
+        if !self.one_in(4) {
+            out.push_str(&json!(text).to_string());
+            return;
+        }
+        out.push('"');
+        for char in text.chars() {
+            if matches!(char, '"' | '\\' | ..' ') || self.one_in(6) {
+                for unit in char.encode_utf16(&mut [0; 2]) {
+                    if self.one_in(2) {
+                        out.push_str(&format!("\\u{unit:04x}"));
+                    } else {
+                        out.push_str(&format!("\\u{unit:04X}"));
+                    }
+                }
+            } else {
+                out.push(char);
+            }
+        }
+        out.push('"');
+    }
+
+    fn blank(&mut self, out: &mut String) {
+        while self.one_in(12) {
+            out.push(self.of(&[' ', '\t', '\r']));
+        }
+    }
+
+    /// The same value with its keys in another order, blanks between its parts, its strings written otherwise.
+    fn write(&mut self, out: &mut String, value: &Value) {
+        self.blank(out);
+        match value {
+            Value::String(text) => self.write_string(out, text),
+            Value::Array(list) => {
+                out.push('[');
+                for (at, value) in list.iter().enumerate() {
+                    if at > 0 {
+                        out.push(',');
+                    }
+                    self.write(out, value);
+                }
+                self.blank(out);
+                out.push(']');
+            }
+            Value::Object(object) => {
+                let mut keys: Vec<&String> = object.keys().collect();
+                for at in (1..keys.len()).rev() {
+                    keys.swap(at, self.roll(at + 1));
+                }
+                let mut before = '{';
+                for key in keys {
+                    out.push(before);
+                    before = ',';
+                    // Of a key that stands twice the last one counts.
+                    if key != "type" && self.one_in(20) {
+                        self.write_string(out, key);
+                        out.push_str(":[\"}\\\"{\"],");
+                    }
+                    self.blank(out);
+                    self.write_string(out, key);
+                    self.blank(out);
+                    out.push(':');
+                    self.write(out, &object[key]);
+                }
+                if before == '{' {
+                    out.push('{');
+                }
+                self.blank(out);
+                out.push('}');
+            }
+            plain => out.push_str(&plain.to_string()),
+        }
+        self.blank(out);
+    }
+
+    fn record(&mut self) -> Value {
+        let id = format!("call_{}", self.roll(6));
+        let content = match self.roll(4) {
+            0 => {
+                json!([{"type": "input_text", "text": self.text()}, {"type": "input_image", "image_url": self.text()}])
+            }
+            1 => {
+                json!(format!(
+                    "Exit code: {}\nOutput:\n{}",
+                    self.roll(2),
+                    self.text()
+                ))
+            }
+            _ => json!(self.text()),
+        };
+        let arguments = match self.roll(3) {
+            0 => self.text(),
+            1 => json!({"cmd": self.text(), "more": [1.5, null, true]}).to_string(),
+            _ => " {}\n".to_owned(),
+        };
+        let (kind, payload) = match self.roll(10) {
+            0..3 => (
+                "response_item",
+                json!({"type": "function_call", "name": self.text(), "arguments": arguments, "call_id": id}),
+            ),
+            3 => (
+                "response_item",
+                json!({"type": "function_call", "name": "x", "namespace": "mcp__y", "arguments": arguments, "call_id": id}),
+            ),
+            4 => (
+                "response_item",
+                json!({"type": "custom_tool_call", "name": "x", "input": self.text(), "call_id": id}),
+            ),
+            5..8 => (
+                "response_item",
+                json!({"type": "function_call_output", "call_id": id, "output": content}),
+            ),
+            8 => (
+                "response_item",
+                json!({"type": "custom_tool_call_output", "call_id": id, "output": content}),
+            ),
+            _ => (
+                self.of(&["response_item", "event_msg", "unheard_of"]),
+                json!({"type": self.of(&["reasoning", "agent_message", "function_call_x"]), "call_id": id, "output": content}),
+            ),
+        };
+        json!({"timestamp": "2026-11-21T12:07:52.075Z", "ordinal": self.roll(1000), "type": kind, "payload": payload,
+            "metadata": {"type": "function_call", "payload": {"type": "function_call"}, "more": self.text()}})
+    }
+
+    /// A line of codex's, or one that says the same otherwise, or one that was damaged; each without a newline.
+    fn line(&mut self) -> Vec<u8> {
+        let record = self.record();
+        let mut text = String::new();
+        if self.one_in(3) {
+            self.write(&mut text, &record);
+        } else {
+            // The order of keys that codex has; serde_json's is the alphabet's.
+            let mut payload = record["payload"].clone();
+            let kind = payload
+                .as_object_mut()
+                .and_then(|payload| payload.remove("type"))
+                .expect("a type");
+            let rest = payload.to_string();
+            text = format!(
+                r#"{{"timestamp":{},"ordinal":{},"type":{},"payload":{{"type":{kind},{},"metadata":{}}}"#,
+                record["timestamp"],
+                record["ordinal"],
+                record["type"],
+                &rest[1..],
+                record["metadata"],
+            );
+        }
+        let mut bytes = text.into_bytes();
+        if self.one_in(5) {
+            // Not in the head, so that it is still known whether the line is to be read.
+            let head = 150.min(bytes.len() - 1);
+            let at = head + self.roll(bytes.len() - head);
+            match self.roll(4) {
+                0 => bytes.truncate(at),
+                1 => bytes[at] = self.of(b"\"\\{},:x\x01\x80\xC3\xED\xF4"),
+                2 => {
+                    bytes.remove(at);
+                }
+                _ => bytes.insert(at, self.of(b"\"\\{},:u\x1f\xA0\xE2")),
+            }
+            bytes.retain(|byte| *byte != b'\n');
+        }
+        bytes
+    }
+}
+
+/// What the lines say, found by parsing every one of them.
+fn reference(lines: &[Vec<u8>]) -> Vec<Value> {
+    let mut open: HashMap<String, Vec<Value>> = HashMap::new();
+    let mut events = Vec::new();
+    for line in lines {
+        let Ok(record) = serde_json::from_slice::<Value>(line) else {
+            continue;
+        };
+        let payload = &record["payload"];
+        let (Some("response_item"), Some(kind)) =
+            (record["type"].as_str(), payload["type"].as_str())
+        else {
+            continue;
+        };
+        let Some(id) = payload["call_id"].as_str() else {
+            continue;
+        };
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        match kind {
+            "function_call" | "custom_tool_call" => {
+                let input = match (kind, &payload["arguments"]) {
+                    ("custom_tool_call", _) => payload["input"].clone(),
+                    (_, Value::String(arguments)) => {
+                        serde_json::from_str(arguments).unwrap_or(json!(arguments))
+                    }
+                    (_, arguments) => arguments.clone(),
+                };
+                let mut told = told_use(id, &text(&payload["name"]), input);
+                if let Some(namespace) = payload["namespace"].as_str() {
+                    told["namespace"] = json!(namespace);
+                }
+                open.entry(id.to_owned()).or_default().push(told);
+            }
+            "function_call_output" | "custom_tool_call_output" => {
+                let Some(queue) = open.get_mut(id).filter(|queue| !queue.is_empty()) else {
+                    continue;
+                };
+                let output = &payload["output"];
+                let first = output.as_str().and_then(|output| output.lines().next());
+                let code = first.and_then(|first| first.strip_prefix("Exit code: "));
+                let is_error = code.is_some_and(|code| code != "0");
+                let content = match output {
+                    Value::String(_) | Value::Array(_) => output.clone(),
+                    Value::Null => json!(""),
+                    other => json!(other.to_string()),
+                };
+                events.push(queue.remove(0));
+                events.push(told_result(id, content, is_error));
+            }
+            _ => {}
+        }
+    }
+    events
+}
+
+#[test]
+fn random_lines_say_what_a_full_parse_says() {
+    let lab = Lab::fake(Value::Null);
+    let file = lab.path("rollout.jsonl");
+    let mut told = 0;
+    for seed in 1..=8 {
+        let mut dice = Dice(seed);
+        let lines: Vec<Vec<u8>> = (0..1500).map(|_| dice.line()).collect();
+        let mut text = lines.join(&b'\n');
+        text.push(b'\n');
+        fs::write(&file, text).unwrap();
+        let output = Cli::new(&lab, ["parse-rollout"]).arg(&file).run();
+        assert_eq!(output.status, 0, "{output:?}");
+        let (found, expected) = (events(&output), reference(&lines));
+        let same = found
+            .iter()
+            .zip(&expected)
+            .take_while(|(found, expected)| found == expected);
+        let same = same.count();
+        assert!(
+            same == expected.len() && same == found.len(),
+            "seed {seed}: event {same} is\n{:.2000}\nand not\n{:.2000}",
+            found.get(same).map_or(String::new(), Value::to_string),
+            expected.get(same).map_or(String::new(), Value::to_string),
+        );
+        told += same;
+    }
+    assert!(told > 5000, "{told} events are too few to show anything");
+}

@@ -1,0 +1,198 @@
+//! The tool calls of the real codex's turns: each told once, while it runs, by the id that the rollout has, and
+//! the same that `parse-rollout` finds in the rollout afterwards.
+
+use crate::support::codex::{CHANGED, real, real_codex};
+use crate::support::daemon::check_turn;
+use crate::support::{Cli, Daemon, Lab, Turn};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+
+/// A turn that calls everything that there is, and one that calls something once more.
+fn script() -> Value {
+    let command = |id: &str, command: &str| json!({"id": id, "name": "exec_command", "arguments": {"cmd": command}});
+    let patch = "*** Begin Patch\n*** Add File: new.txt\n+made by a patch\n*** End Patch\n";
+    json!([
+        {"times": 1, "match": "again", "text": "Once more.", "calls": [command("call_again", "echo again")]},
+        {"after": "call_again", "text": "Again done."},
+        // It ends only when this file is there.
+        {"times": 1, "text": "First.", "calls": [command("call_slow",
+            "until [ -e go ]; do sleep 0.05; done; echo slow")]},
+        {"after": "call_slow", "text": "Second.", "calls": [command("call_bad", "echo bad; exit 3")]},
+        {"after": "call_bad", "calls": [
+            command("call_a", "echo a"), command("call_b", "echo b"), command("call_c", "echo c")]},
+        {"after": "call_c", "calls": [{"id": "call_send", "name": "send", "namespace": "mcp__plexum_host_alice",
+            "arguments": {"to": "bob"}}]},
+        {"after": "call_send", "calls": [{"id": "call_fail", "name": "fail", "namespace": "mcp__plexum_host_alice"}]},
+        {"after": "call_fail", "custom_calls": [{"id": "call_patch", "name": "apply_patch", "input": patch}]},
+        {"after": "call_patch", "calls": [command("call_long", "head -c 3000000 /dev/zero | tr '\\0' x")]},
+        {"after": "call_long", "text": "Done."},
+    ])
+}
+
+/// The calls of [`script`], in order, and whether they fail.
+const CALLS: &[(&str, bool)] = &[
+    ("call_slow", false),
+    ("call_bad", true),
+    ("call_a", false),
+    ("call_b", false),
+    ("call_c", false),
+    ("call_send", false),
+    ("call_fail", true),
+    ("call_patch", false),
+    ("call_long", false),
+];
+
+fn prompt(lab: &Lab, text: &str) -> Value {
+    let mut params = Daemon::prompt(lab, text);
+    params["request"]["tools"] = ["send", "fail"]
+        .map(|name| json!({"name": name, "description": "", "input_schema": {"type": "object"}}))
+        .into();
+    params
+}
+
+/// The events about tools, in the order of `parse-rollout`: by the results, each behind its call.
+fn paired(turn: &Turn) -> Vec<Value> {
+    let uses: Vec<&Value> = turn.of("tool_use").collect();
+    turn.of("tool_result")
+        .flat_map(|result| {
+            let of_it = |used: &&&Value| used["id"] == result["id"];
+            let used = uses.iter().find(of_it).expect("a call before its result");
+            [(*used).clone(), result.clone()]
+        })
+        .collect()
+}
+
+/// Text with what differs between versions left out: the order of calls and texts of a turn.
+fn told(turn: &Turn) -> Vec<String> {
+    let events = turn.events.iter().filter_map(|event| {
+        let id = event["id"].as_str().unwrap_or_default();
+        Some(match event["type"].as_str()? {
+            "tool_use" => format!("{id}("),
+            "tool_result" => format!("){id}"),
+            "text_delta" => event["text"].as_str()?.trim().to_owned(),
+            _ => return None,
+        })
+    });
+    events.collect()
+}
+
+#[track_caller]
+fn check_calls(codex: &Path) {
+    let mut lab = Lab::real(codex, script());
+    // In a CODEX_HOME below the folder for temporary files codex has no apply_patch, wherever this is built.
+    let temporary = lab.path("tmp");
+    lab.set_env("TMPDIR", temporary);
+    // The model of which codex knows, in all these versions, that it patches files.
+    lab.config(json!({"extra_args": ["-m", "gpt-5.5"]}));
+    let mut daemon = Daemon::start(&lab);
+    daemon.on_tool_call(|params| {
+        let text = |text: &str| json!([{"type": "text", "text": text}]);
+        Some(Ok(match params["name"].as_str() {
+            Some("send") => json!({"content": text("sent"), "is_error": false}),
+            _ => json!({"content": text("no such luck"), "is_error": true}),
+        }))
+    });
+
+    let id = daemon.request("stream", prompt(&lab, "go"));
+    daemon.event(id, "the call of a command that runs", |event| {
+        event["type"] == "tool_use" && event["id"] == "call_slow"
+    });
+    fs::write(lab.workspace().join("go"), "").unwrap();
+    let first = daemon.finish(id);
+    check_turn(&first.events);
+    assert_eq!(first.stop_reason(), "end_turn", "{first:?}");
+
+    let results: Vec<(&str, bool)> = first
+        .of("tool_result")
+        .map(|result| {
+            (
+                result["id"].as_str().unwrap(),
+                result["is_error"].as_bool().unwrap(),
+            )
+        })
+        .collect();
+    let mut sorted = results.clone();
+    // Of three calls at once any can be over first.
+    sorted[2..5].sort_unstable();
+    assert_eq!(sorted, CALLS, "{:?}", told(&first));
+    let told = told(&first);
+    let place = |what: &str| {
+        told.iter()
+            .position(|told| told == what)
+            .unwrap_or(usize::MAX)
+    };
+    for order in [
+        ["First.", "call_slow(", ")call_slow"],
+        [")call_slow", "Second.", "call_bad("],
+        ["call_bad(", ")call_bad", "call_a("],
+        ["call_a(", "call_b(", "call_c("],
+        ["call_c(", ")call_a", "call_send("],
+        ["call_patch(", ")call_patch", "call_long("],
+        ["call_long(", ")call_long", "Done."],
+    ] {
+        let places = order.map(place);
+        assert!(
+            places.is_sorted() && places[2] < usize::MAX,
+            "{order:?} in {told:?}"
+        );
+    }
+
+    let content = |call: &str| {
+        let result = first.of("tool_result").find(|result| result["id"] == call);
+        result.unwrap()["content"].to_string()
+    };
+    assert!(
+        content("call_bad").contains("bad"),
+        "{}",
+        content("call_bad")
+    );
+    assert!(
+        content("call_send").contains("sent"),
+        "{}",
+        content("call_send")
+    );
+    assert!(
+        content("call_fail").contains("no such luck"),
+        "{}",
+        content("call_fail")
+    );
+    assert!(content("call_long").contains("xxxxxxxx"));
+    let patched = fs::read_to_string(lab.workspace().join("new.txt"));
+    assert_eq!(
+        patched.unwrap(),
+        "made by a patch\n",
+        "{}",
+        content("call_patch")
+    );
+
+    let second = daemon.turn(prompt(&lab, "again"));
+    assert_eq!(second.result()["thread_state"], "resumed");
+    let used: Vec<&Value> = second.of("tool_use").map(|used| &used["id"]).collect();
+    assert_eq!(used, ["call_again"]);
+
+    let parsed = Cli::new(&lab, ["parse-rollout", "--thread", first.thread()]).run();
+    assert_eq!((parsed.status, parsed.stderr.as_str()), (0, ""));
+    let parsed: Vec<Value> = parsed
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(parsed, [paired(&first), paired(&second)].concat());
+    drop(daemon);
+    lab.assert_quiet();
+}
+
+real_codex! {
+    fn every_call_is_told_once_and_while_it_runs(codex: &Path) {
+        check_calls(codex);
+    }
+}
+
+/// The same where outputs became lists.
+#[test]
+fn every_call_is_told_once_and_while_it_runs_as_0_155_writes_it() {
+    if let Some(codex) = real(CHANGED) {
+        check_calls(&codex);
+    }
+}
