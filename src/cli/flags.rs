@@ -260,8 +260,9 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         operand_completes: Completes::Nothing,
         brief: "consume tool calls in a rollout",
         more: &[
-            "codex rebuilds what the model sees from the rollout: what is replaced there is gone from the conversation's context at the next turn. `light` replaces the outputs of a call by `...(consumed)`; `heavy` replaces them by `...(tool called)` and the arguments by `{}`. Every line of the rollout keeps its length in bytes, so codex's own index of the file stays right.",
-            "What was done goes to stdout: `{\"requested\":2,\"touched\":1,\"missing\":[\"call_x\"]}`. Consuming a call a second time touches nothing. While codex has the thread open, nothing is written and the exit status is 1.",
+            "codex rebuilds what the model sees from the rollout: what is replaced there is gone from the conversation's context at the next turn. `light` replaces the outputs of a call by `...(consumed)`; `heavy` replaces them by `...(tool called)` and the arguments by `{}`. Every line of the rollout keeps its length in bytes, so codex's own index of the file stays right; where a marker is longer than what it replaces, it is cut.",
+            "What was done goes to stdout: `{\"requested\":2,\"touched\":1,\"missing\":[\"call_x\"]}`. Missing is what has no call with an output in the rollout. A call made inside codex's code mode stands for the call around it, once all that were made there are named. Consuming a call a second time touches nothing.",
+            "The file is replaced whole or not at all. While codex has the thread open, nothing is written and the exit status is 1; so it is for a symbolic link and for a file with several hard links.",
         ],
         flags: &[
             Flag {

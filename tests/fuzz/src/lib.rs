@@ -322,7 +322,9 @@ fn has_nested(mutations: &[rollout::mutate::Mutation]) -> bool {
 
 fn consume(text: &[u8], mutations: &[rollout::mutate::Mutation]) -> (Vec<u8>, usize, Vec<String>) {
     use rollout::splice::Piece;
-    let plan = rollout::mutate::Plan::read(|| text, mutations, &mut || {}).unwrap();
+    let mut sure = false;
+    let plan = rollout::mutate::Plan::read(|| text, mutations, &mut || sure = true).unwrap();
+    assert!(!sure || !plan.patches.is_empty(), "what was certain came about");
     let mut new = text.to_vec();
     let mut written = 0;
     for patch in &plan.patches {
