@@ -5,8 +5,9 @@
 //! reach the model and stay, and so does everything else, byte for byte.
 //!
 //! The file is read once to find the places, and only if something is to be changed it is copied and the
-//! copy patched: a request that changes nothing writes nothing. Memory is for the places of the calls that
-//! were asked for, not for the file.
+//! copy patched: a request that changes nothing writes nothing. As soon as it is certain that something is, a
+//! large file is copied beside the reading. Memory is for the places of the calls that were asked for, not for
+//! the file.
 //!
 //! What a call is, here: a call and, after it, its output. One half alone is left as it is, and its id counts
 //! as missing, because codex makes up the other half or drops it.
@@ -14,7 +15,7 @@
 use super::calls::Calls;
 use super::lines::{self, Lines, NESTED};
 use super::record::{self, Record};
-use super::replace::{Access, Replaced, Source};
+use super::replace::{Access, Copy, Replaced, Source};
 pub(crate) use super::splice::Op;
 use super::splice::{self, Line, Patch, Role};
 use crate::codex::home::{self, WriterLock};
@@ -23,6 +24,8 @@ use serde::Serialize;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 /// How often a file is tried that changes while it is rewritten. codex appends in bursts, at the end of a turn.
 const TRIES: usize = 3;
@@ -129,7 +132,7 @@ fn consume_locked(
 ) -> Result<Outcome> {
     if mode == Mode::DryRun {
         let source = Source::open(path, Access::Look)?;
-        return Ok(Plan::make(&source, mutations)?.outcome);
+        return Ok(Plan::make(&source, mutations, &mut || ())?.outcome);
     }
     let _lock = match thread {
         Some((home, thread)) => Some(WriterLock::take(home, thread)?),
@@ -137,8 +140,12 @@ fn consume_locked(
     };
     for _ in 0..TRIES {
         let source = Source::open(path, Access::Rewrite)?;
-        let plan = Plan::make(&source, mutations)?;
-        if plan.patches.is_empty() || source.replace(&plan.patches)? == Replaced::Done {
+        let (plan, copied) = read_and_copy(&source, mutations)?;
+        if plan.patches.is_empty() {
+            return Ok(plan.outcome);
+        }
+        let copied = copied.unwrap_or_else(|| source.copy(&AtomicBool::new(false)));
+        if source.replace(copied, &plan.patches)? == Replaced::Done {
             return Ok(plan.outcome);
         }
     }
@@ -149,6 +156,30 @@ fn consume_locked(
     .hint("try again when nobody writes to it"))
 }
 
+/// Finds out what is to be written, and, where that is certain before the end of a large file, copies the file
+/// meanwhile.
+fn read_and_copy(source: &Source, mutations: &[Mutation]) -> Result<(Plan, Option<Result<Copy>>)> {
+    let given_up = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let mut copier = None;
+        let plan = Plan::make(source, mutations, &mut || {
+            if source.is_large() {
+                // Where no thread can be had, it is copied afterwards.
+                copier = thread::Builder::new()
+                    .name("copy".to_owned())
+                    .spawn_scoped(scope, || source.copy(&given_up))
+                    .ok();
+            }
+        });
+        given_up.store(plan.is_err(), Ordering::Relaxed);
+        let copied = copier.map(|copier| {
+            let end = copier.join();
+            end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        Ok((plan?, copied))
+    })
+}
+
 /// What is to be written, and what it amounts to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -157,25 +188,27 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    fn make(source: &Source, mutations: &[Mutation]) -> Result<Plan> {
-        Plan::read(|| source.reader(), mutations).map_err(|error| {
+    fn make(source: &Source, mutations: &[Mutation], sure: &mut dyn FnMut()) -> Result<Plan> {
+        Plan::read(|| source.reader(), mutations, sure).map_err(|error| {
             let path = source.path().display();
             Error::os(Kind::Io, format!("cannot read '{path}'"), error)
         })
     }
 
-    /// `open` gives the rollout from its beginning.
+    /// `open` gives the rollout from its beginning. `sure` is called as soon as it is certain that there will be
+    /// a patch.
     pub(crate) fn read<R: Read>(
-        open: impl Fn() -> io::Result<R>,
+        open: impl Fn() -> R,
         mutations: &[Mutation],
+        sure: &mut dyn FnMut(),
     ) -> io::Result<Plan> {
         let outer = if mutations.iter().any(|it| it.block_id.starts_with(NESTED)) {
-            outer_calls(open()?)?
+            outer_calls(open())?
         } else {
             HashMap::new()
         };
         let wanted = Wanted::new(mutations, &outer);
-        let lines = wanted.lines(open()?)?;
+        let lines = wanted.lines(open(), sure)?;
         Ok(wanted.plan(&lines))
     }
 }
@@ -265,8 +298,9 @@ impl<'a> Wanted<'a> {
         wanted
     }
 
-    /// The lines of a rollout that have something of these calls.
-    fn lines(&self, input: impl Read) -> io::Result<Vec<Line>> {
+    /// The lines of a rollout that have something of these calls. `sure` is called once, at the first of which it
+    /// is certain that it will be changed, if there is one.
+    fn lines(&self, input: impl Read, sure: &mut dyn FnMut()) -> io::Result<Vec<Line>> {
         let number = |id: &str| self.numbers.get(id).copied();
         let of_interest = |line: &lines::Line<'_>| {
             if line.cut() {
@@ -291,14 +325,35 @@ impl<'a> Wanted<'a> {
             )
         };
         let mut found = Vec::new();
+        let mut called = vec![false; self.ops.len()];
+        let mut is_sure = false;
         let mut lines = Lines::new(input);
         while let Some(line) = lines.next(kinds)? {
-            found.extend(of_interest(&line));
+            if let Some(line) = of_interest(&line) {
+                if !is_sure && self.is_changed(&line, &mut called) {
+                    is_sure = true;
+                    sure();
+                }
+                found.push(line);
+            }
         }
         if let Some(line) = lines.rest(kinds) {
             found.extend(of_interest(&line));
         }
         Ok(found)
+    }
+
+    /// Is this line certain to be changed, whatever comes after it? It is if it is an output of a call before it;
+    /// `called` notes those.
+    fn is_changed(&self, line: &Line, called: &mut [bool]) -> bool {
+        for site in line.sites.iter().filter(|site| site.role == Role::Call) {
+            called[site.id] = true;
+        }
+        let op = |site: &splice::Site| {
+            let is_due = site.role == Role::Output && !site.copied && called[site.id];
+            is_due.then(|| self.ops[site.id])
+        };
+        line.patch(op).is_some()
     }
 
     /// What is to be done in these lines, all the lines of a rollout that matter, in order.

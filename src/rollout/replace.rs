@@ -18,9 +18,13 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How much is written at once where the pieces are small, and how much of a kept piece is read at once.
 const BUFFER: usize = 64 * 1024;
+
+/// How much is copied before the disk is told to begin with it.
+const PART: u64 = 8 << 20;
 
 /// A file that nobody else of us rewrites as long as this lives.
 #[derive(Debug)]
@@ -107,30 +111,71 @@ impl Source {
     }
 
     /// The file's bytes from the beginning.
-    pub(crate) fn reader(&self) -> io::Result<impl Read + '_> {
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(0))?;
+    pub(crate) fn reader(&self) -> impl Read + '_ {
         // What is appended from now on is none of our business: it shows as a change.
-        Ok(file.take(self.before.len()))
+        let from_start = Reader {
+            file: &self.file,
+            at: 0,
+        };
+        from_start.take(self.before.len())
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Puts a copy with these patches in the file's place.
+    /// Is it so large that it is worth a thread to copy it while it is still read?
+    pub(crate) fn is_large(&self) -> bool {
+        self.before.len() >= PART
+    }
+
+    /// Makes a copy of the text, for [`Source::replace`]. It is cut short once `given_up` is true.
+    ///
+    /// The kernel copies by itself, and on some file systems only notes that the bytes are shared. After each
+    /// part the disk is told to begin with it, so that it works while the next part is copied, and the sync at
+    /// the end has little left to wait for.
+    ///
+    /// # Errors
+    /// [`Kind::Io`]; then there is no copy any more.
+    pub(crate) fn copy(&self, given_up: &AtomicBool) -> Result<Copy> {
+        let copy = Copy::create(self.copy_path())?;
+        // Nobody else moves in it: it is read without.
+        let mut from = &self.file;
+        from.seek(SeekFrom::Start(0))
+            .map_err(failed("read", &self.path))?;
+        let mut done = 0;
+        while done < self.before.len() && !given_up.load(Ordering::Relaxed) {
+            let part = PART.min(self.before.len() - done);
+            let copied = io::copy(&mut from.take(part), &mut &copy.file)
+                .and_then(|copied| match copied {
+                    0 => Err(io::ErrorKind::UnexpectedEof.into()),
+                    _ => Ok(copied),
+                })
+                .map_err(failed("write", &copy.path))?;
+            // The call that is made for this, sync_file_range, has no safe form here. This one has the same
+            // effect on pages that are not written yet; that it fails is no loss.
+            let _ =
+                rustix::fs::fadvise(&copy.file, done, NonZeroU64::new(copied), Advice::DontNeed);
+            done += copied;
+        }
+        Ok(copy)
+    }
+
+    /// Puts the copy, with these patches, in the file's place.
     ///
     /// # Errors
     /// [`Kind::Io`], with the file as it was; only where the folder cannot be synced in the end the new file
     /// is there already. [`Kind::Busy`] where another process has opened the file for writing.
-    pub(crate) fn replace(&self, patches: &[Patch]) -> Result<Replaced> {
-        let copy = Copy::create(self.copy_path())?;
-        let filled = self.fill(&copy, patches);
-        // First of all: where the file became shorter in the meantime, filling the copy has failed.
+    pub(crate) fn replace(&self, copied: Result<Copy>, patches: &[Patch]) -> Result<Replaced> {
+        let finished = copied.and_then(|copy| {
+            self.finish(&copy, patches)?;
+            Ok(copy)
+        });
+        // First of all: where the file became shorter in the meantime, the copy has failed.
         if !self.is_unchanged()? {
             return Ok(Replaced::Changed);
         }
-        filled?;
+        let copy = finished?;
         self.check_nobody_writes()?;
         if !self.put_in_place(copy)? {
             return Ok(Replaced::Changed);
@@ -142,10 +187,9 @@ impl Source {
         Ok(Replaced::Done)
     }
 
-    /// Makes the copy the same file but for its text.
-    fn fill(&self, copy: &Copy, patches: &[Patch]) -> Result<()> {
+    /// Makes a copy of the text the new file.
+    fn finish(&self, copy: &Copy, patches: &[Patch]) -> Result<()> {
         let wrong = failed("write", &copy.path);
-        self.copy_text(&copy.file).map_err(&wrong)?;
         for patch in patches {
             self.write(copy, patch).map_err(&wrong)?;
         }
@@ -175,29 +219,6 @@ impl Source {
         )
         .map_err(|error| failed("keep the times of", &self.path)(error.into()))?;
         copy.file.sync_all().map_err(wrong)
-    }
-
-    /// Copies all bytes. The kernel does it by itself, and on some file systems only notes that they are shared.
-    ///
-    /// After each part the disk is told to begin with it, so that it works while the next part is copied, and
-    /// the sync at the end has little left to wait for.
-    fn copy_text(&self, copy: &File) -> io::Result<()> {
-        const PART: u64 = 8 << 20;
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(0))?;
-        let mut done = 0;
-        while done < self.before.len() {
-            let part = PART.min(self.before.len() - done);
-            let copied = io::copy(&mut file.take(part), &mut &*copy)?;
-            if copied == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            // The call that is made for this, sync_file_range, has no safe form here. This one has the same
-            // effect on pages that are not written yet; that it fails is no loss.
-            let _ = rustix::fs::fadvise(copy, done, NonZeroU64::new(copied), Advice::DontNeed);
-            done += copied;
-        }
-        Ok(())
     }
 
     fn write(&self, copy: &Copy, patch: &Patch) -> io::Result<()> {
@@ -306,9 +327,23 @@ impl Source {
     }
 }
 
+/// Reads a file without moving in it.
+struct Reader<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
 /// The copy, removed again unless it stays.
 #[derive(Debug)]
-struct Copy {
+pub(crate) struct Copy {
     path: PathBuf,
     file: File,
     stays: bool,
@@ -335,8 +370,15 @@ impl Copy {
     }
 }
 
+impl Drop for Source {
+    fn drop(&mut self) {
+        unlock(&self.file);
+    }
+}
+
 impl Drop for Copy {
     fn drop(&mut self) {
+        unlock(&self.file);
         if !self.stays
             && let Err(error) = remove_leftover(&self.path)
         {
@@ -344,6 +386,13 @@ impl Drop for Copy {
             log::warn!("{error}");
         }
     }
+}
+
+/// Gives the lock on a file back, if there is one. To close the file is not enough: a process that another
+/// thread is just starting has it open, too, until its program runs.
+fn unlock(file: &File) {
+    // It cannot fail on an open file; and if it did, closing does the same a moment later.
+    let _ = rustix::fs::flock(file, FlockOperation::Unlock);
 }
 
 /// Writes pieces one behind the other, many small ones at once.

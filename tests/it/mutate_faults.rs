@@ -232,7 +232,7 @@ fn the_old_file_or_the_new_one() {
     for name in [
         "openat",
         "flock",
-        "read",
+        "pread64",
         "pwrite64",
         "fsync",
         "renameat2",

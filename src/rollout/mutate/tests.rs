@@ -23,7 +23,9 @@ fn heavy(id: &str) -> Mutation {
 
 /// What consuming makes of a text.
 fn consumed(text: &[u8], mutations: &[Mutation]) -> (Vec<u8>, Outcome) {
-    let plan = Plan::read(|| Ok(text), mutations).unwrap();
+    let mut sure = false;
+    let plan = Plan::read(|| text, mutations, &mut || sure = true).unwrap();
+    assert!(!sure || !plan.patches.is_empty(), "it was certain");
     let mut new = text.to_vec();
     for patch in &plan.patches {
         let mut at = patch.at as usize;
@@ -1080,17 +1082,26 @@ fn a_leftover_of_a_killed_run_is_removed() {
     assert_eq!(home.text(), pair());
 }
 
+fn replaced(source: &Source, patches: &[Patch]) -> Replaced {
+    let copied = source.copy(&AtomicBool::new(false));
+    source.replace(copied, patches).unwrap()
+}
+
 #[test]
 fn a_change_in_between_is_noticed() {
     let home = Home::new(&pair());
-    let made = |source: &Source| Plan::make(source, &[light("a")]).unwrap().patches;
+    let made = |source: &Source| {
+        Plan::make(source, &[light("a")], &mut || ())
+            .unwrap()
+            .patches
+    };
     let open = || Source::open(&home.rollout, Access::Rewrite).unwrap();
     let text = || home.text();
 
     let source = open();
     let patches = made(&source);
     fs::write(&home.rollout, format!("{}more\n", pair())).unwrap();
-    assert_eq!(source.replace(&patches).unwrap(), Replaced::Changed);
+    assert_eq!(replaced(&source, &patches), Replaced::Changed);
     assert_eq!(text(), format!("{}more\n", pair()));
     drop(source);
 
@@ -1099,7 +1110,7 @@ fn a_change_in_between_is_noticed() {
     let other = home.folder.path().join("other");
     fs::write(&other, "another file").unwrap();
     fs::rename(&other, &home.rollout).unwrap();
-    assert_eq!(source.replace(&patches).unwrap(), Replaced::Changed);
+    assert_eq!(replaced(&source, &patches), Replaced::Changed);
     assert_eq!(text(), "another file");
     drop(source);
 
@@ -1107,14 +1118,64 @@ fn a_change_in_between_is_noticed() {
     let source = open();
     let patches = made(&source);
     fs::write(&home.rollout, "shorter").unwrap();
-    assert_eq!(source.replace(&patches).unwrap(), Replaced::Changed);
+    assert_eq!(replaced(&source, &patches), Replaced::Changed);
     assert_eq!(text(), "shorter");
     drop(source);
 
     let source = open();
     fs::remove_file(&home.rollout).unwrap();
-    assert_eq!(source.replace(&[]).unwrap(), Replaced::Changed);
+    assert_eq!(replaced(&source, &[]), Replaced::Changed);
     assert!(!home.rollout.exists());
+}
+
+#[test]
+fn a_large_file_is_copied_while_it_is_read() {
+    let filler = output("z", &format!("\"{}\"", "z".repeat(100_000))) + "\n";
+    let large = [pair(), filler.repeat(100), pair().replace("\"a\"", "\"b\"")].concat();
+    let home = Home::new(&large);
+    let both = [light("a"), light("b")];
+    let (new, _) = consumed(large.as_bytes(), &both);
+
+    // The copy is made, or just being made, when the reading is through: nobody has to wait for it.
+    let source = Source::open(&home.rollout, Access::Rewrite).unwrap();
+    assert!(source.is_large());
+    let (plan, copied) = read_and_copy(&source, &both).unwrap();
+    assert_eq!(
+        source.replace(copied.unwrap(), &plan.patches).unwrap(),
+        Replaced::Done
+    );
+    drop(source);
+    assert!(home.text().as_bytes() == new);
+    home.check_tidy();
+
+    // What changes nothing copies nothing.
+    let source = Source::open(&home.rollout, Access::Rewrite).unwrap();
+    let (plan, copied) = read_and_copy(&source, &both).unwrap();
+    assert!(plan.patches.is_empty() && copied.is_none());
+    // What is given up leaves nothing.
+    let copy = source.copy(&AtomicBool::new(true)).unwrap();
+    assert!(copy_of(&home).exists());
+    drop(copy);
+    drop(source);
+    home.check_tidy();
+
+    // A change meanwhile is noticed as ever, also one that breaks off the copying.
+    for length in [large.len() as u64 + 1, 1 << 20] {
+        fs::write(&home.rollout, &large).unwrap();
+        let source = Source::open(&home.rollout, Access::Rewrite).unwrap();
+        let file = fs::File::options().write(true).open(&home.rollout).unwrap();
+        file.set_len(length).unwrap();
+        drop(file);
+        assert_eq!(replaced(&source, &[]), Replaced::Changed);
+        drop(source);
+        assert_eq!(fs::metadata(&home.rollout).unwrap().len(), length);
+        home.check_tidy();
+    }
+}
+
+fn copy_of(home: &Home) -> std::path::PathBuf {
+    let name = home.rollout.file_name().unwrap().to_str().unwrap();
+    home.rollout.with_file_name(format!(".{name}.plexum-tmp"))
 }
 
 #[test]
