@@ -502,7 +502,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Req
                             if command.most_operands == 0 {
                                 "no operands"
                             } else {
-                                "one operand"
+                                "one operand, in quotes where it has spaces"
                             },
                         ))
                         .hint(see(Some(command))));
@@ -677,7 +677,7 @@ mod tests {
             ),
             (
                 &["turn", "a", "b"],
-                "'turn' takes one operand: \"b\" is too much; see 'plexum-openai turn --help'",
+                "'turn' takes one operand, in quotes where it has spaces: \"b\" is too much; see 'plexum-openai turn --help'",
             ),
             (
                 &["turn", "--json=x"],

@@ -89,7 +89,13 @@ fn end_at_once(signal: i32, board: &Board) -> ! {
 
 /// The turn that the command line asks for.
 fn request(parsed: &Parsed) -> Result<Request> {
-    let mut prompt = vec![Block::Text(prompt_text(parsed)?)];
+    let text = prompt_text(parsed)?;
+    if text.trim().is_empty() {
+        return Err(usage(
+            "the prompt is empty: give it as an argument or on stdin",
+        ));
+    }
+    let mut prompt = vec![Block::Text(text)];
     for path in parsed.all("image") {
         let path = std::path::absolute(path)
             .map_err(|error| Error::os(Kind::Usage, format!("the image {path:?}"), error))?;

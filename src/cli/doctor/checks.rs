@@ -568,11 +568,8 @@ impl Doctor<'_> {
 
     /// How to call this codex in a shell, for the same threads and login.
     fn codex_by_hand(&self, program: &Path) -> String {
-        let same = |found: &PathBuf| {
-            let native = native_beside(found);
-            let found = native.or_else(|| fs::canonicalize(found).ok());
-            found.is_some() && found == fs::canonicalize(program).ok()
-        };
+        let real = |path: &Path| native_beside(path).or_else(|| fs::canonicalize(path).ok());
+        let same = |found: &PathBuf| real(found).is_some() && real(found) == real(program);
         let by_name = command::in_path("codex", &self.places.search_path(&self.config));
         let program = match by_name.filter(same) {
             Some(_) => "codex".to_owned(),
