@@ -18,7 +18,7 @@ override PROFILE := $(patsubst ~/%,$(HOME)/%,$(PROFILE))
 # Another one, given on the command line, is installed as it is.
 PROGRAM := target/release/plexum-openai
 BUILD := $(if $(filter command,$(origin PROGRAM)),,build)
-PAGES := plexum-openai.1 plexum-openai-protocol.7
+PAGES := plexum-openai.1 plexum-openai-events.7 plexum-openai-protocol.7
 PLUGIN := plexum-openai-provider
 PLUGIN_FOLDER := $(DESTDIR)$(PROFILE)/plugins/$(PLUGIN)
 
@@ -27,7 +27,7 @@ PLUGIN_FOLDER := $(DESTDIR)$(PROFILE)/plugins/$(PLUGIN)
 CODEX_VERSIONS := 0.135.0 0.148.0 0.155.0 0.169.0
 CODEX_NEWEST := $(lastword $(CODEX_VERSIONS))
 
-.PHONY: help build demo test check soak fuzz man codex codex-newest
+.PHONY: help build demo bench test check soak fuzz man codex codex-newest mcp-clients
 .PHONY: install uninstall install-plugin uninstall-plugin
 
 ## build: the program, optimised, as target/release/plexum-openai (the default)
@@ -45,6 +45,12 @@ demo: codex-newest
 ## test: all tests, on every version of codex that is supported
 test: codex mcp-clients
 	cargo test --locked
+
+## bench: speed and memory beside wc, jq, serde_json, cp and the bare codex; takes some minutes
+bench: codex-newest
+	@cargo build --quiet --release --locked --bin plexum-openai --examples
+	PLEXUM_BENCH_CODEX="$$(echo target/codex/$(CODEX_NEWEST)/node_modules/@openai/codex-*/vendor/*/bin/codex)" \
+	    cargo bench --quiet --locked --bench ratios
 
 ## check: what has to be right before a commit: format, lints, docs, man pages, tests
 check:
@@ -131,6 +137,10 @@ install: $(BUILD)
 	case ":$$PATH:" in
 	    *":$(PREFIX)/bin:"*) ;;
 	    *) echo "$(PREFIX)/bin is not in your PATH: add it to call plexum-openai by its name." ;;
+	esac
+	case "$(PREFIX)" in
+	    /usr | /usr/local) ;;
+	    *) echo "zsh finds the completions with this before its compinit: fpath=($(PREFIX)/share/zsh/site-functions \$$fpath)" ;;
 	esac
 
 ## uninstall: removes what 'install' installed

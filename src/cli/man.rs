@@ -49,6 +49,7 @@ pub(crate) fn page() -> String {
     page.raw(
         "\
 .Sh SEE ALSO
+.Xr plexum-openai-events 7 ,
 .Xr plexum-openai-protocol 7
 .Sh STANDARDS
 The dialogue with the daemon is JSON-RPC 2.0; the servers that lend its tools to

@@ -1,6 +1,7 @@
 //! The command line: what people and scripts see.
 
 mod about;
+mod ahead;
 mod color;
 mod columns;
 pub(crate) mod complete;

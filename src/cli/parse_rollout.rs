@@ -1,14 +1,15 @@
 //! `plexum-openai parse-rollout`: the tool calls of rollout files, as events or as a table.
 //!
-//! Events go out as they are found: what is written so far is handed on before every read, so that behind a
-//! slow pipe nobody waits for a call that is already here.
+//! Events go out as they are found: what is written so far is handed on before there is a wait for more, so that
+//! behind a slow pipe nobody waits for a call that is already here.
 
+use super::ahead::Ahead;
 use super::flags::{Parsed, usage};
 use super::summary::{Screen, Summary};
 use super::target;
 use crate::error::{Error, Kind, Result, reason};
 use crate::rollout::calls::{Calls, write_result, write_use};
-use crate::rollout::lines::{self, Lines};
+use crate::rollout::lines;
 use crate::rollout::record::{self, Record, Unread};
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -22,20 +23,15 @@ use std::path::Path;
 /// # Errors
 /// [`Kind::Usage`] and [`Kind::Config`], and [`Kind::Io`] where stdout cannot be written. A file that cannot be
 /// read is told on stderr, and the others are read all the same.
-pub(crate) fn run(
-    parsed: &Parsed,
-    stdin: &mut dyn Read,
-    stdout: &mut dyn Write,
-    stderr: &mut dyn Write,
-) -> Result<u8> {
+pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write, stderr: &mut dyn Write) -> Result<u8> {
     let files = files(parsed)?;
     let screen = Screen::of_stdout(parsed)?;
-    let out = RefCell::new(BufWriter::with_capacity(64 * 1024, stdout));
+    let mut out = BufWriter::with_capacity(64 * 1024, stdout);
     let mut summary = Summary::default();
     let mut status = 0;
     for file in &files {
-        let (name, mut input): (String, Box<dyn Read>) = if file == "-" {
-            ("stdin".to_owned(), Box::new(&mut *stdin))
+        let (name, input): (String, Box<dyn Read + Send>) = if file == "-" {
+            ("stdin".to_owned(), Box::new(io::stdin()))
         } else {
             let name = format!("'{}'", Path::new(file).display());
             match File::open(file) {
@@ -50,44 +46,30 @@ pub(crate) fn run(
                 }
             }
         };
-        let input = Flushing {
-            input: &mut input,
-            out: &out,
-            failure: None,
-        };
-        let mut reading = Reading {
-            lines: Lines::new(input),
-            unread: [0; 2],
-        };
-        let result = if parsed.has("summary") {
+        let mut reading = Reading::start(input)?;
+        let written = if parsed.has("summary") {
             let result = summarize(&mut reading, &mut summary);
             if !parsed.has("all") {
                 summary.forget_unanswered();
             }
             result
         } else {
-            events(&mut reading, &out).and_then(|unanswered| match parsed.has("all") {
-                true => write_lines(&out, &unanswered).map_err(Trouble::Write),
+            events(&mut reading, &mut out).and_then(|unanswered| match parsed.has("all") {
+                true => unanswered.iter().try_for_each(|event| out.write_all(event)),
                 false => Ok(()),
             })
         };
-        reading.tell(&name, stderr);
-        if let Some(error) = reading.lines.input().failure.take() {
+        if let Err(error) = written {
             return stopped(error, status);
         }
-        match result {
-            Ok(()) => {}
-            Err(Trouble::Write(error)) => return stopped(error, status),
-            Err(Trouble::Read(error)) => {
-                status = 1;
-                complain(
-                    stderr,
-                    format_args!("cannot read {name}: {}", reason(&error)),
-                );
-            }
+        if let Err(error) = reading.finish(&name, stderr) {
+            status = 1;
+            complain(
+                stderr,
+                format_args!("cannot read {name}: {}", reason(&error)),
+            );
         }
     }
-    let mut out = out.into_inner();
     let result = match (parsed.has("summary"), parsed.has("json")) {
         (false, _) => Ok(()),
         (true, true) => summary.write_json(&mut out),
@@ -128,75 +110,55 @@ fn complain(stderr: &mut dyn Write, message: fmt::Arguments<'_>) {
     let _ = writeln!(stderr, "plexum-openai: {message}");
 }
 
-/// Which side of the pipe failed.
-enum Trouble {
-    Read(io::Error),
-    Write(io::Error),
-}
-
-/// A reader that hands on what was written before it may block.
-struct Flushing<'a, W: Write> {
-    input: &'a mut dyn Read,
-    out: &'a RefCell<W>,
-    /// Why it could not be handed on.
-    failure: Option<io::Error>,
-}
-
-impl<W: Write> Read for Flushing<'_, W> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Err(error) = self.out.borrow_mut().flush() {
-            self.failure = Some(error);
-            return Err(io::Error::other("stdout failed"));
-        }
-        self.input.read(buffer)
-    }
-}
-
 /// One rollout being read.
-struct Reading<R> {
-    lines: Lines<R>,
+struct Reading {
+    lines: Ahead,
     /// How many lines were no JSON, and how many too long.
     unread: [u64; 2],
 }
 
-impl<R: Read> Reading<R> {
-    /// Gives every record of a tool call to `take`, in order.
-    fn each(
-        &mut self,
-        mut take: impl FnMut(Record<'_>) -> io::Result<()>,
-    ) -> std::result::Result<(), Trouble> {
+impl Reading {
+    fn start(input: Box<dyn Read + Send>) -> Result<Reading> {
         let wanted = |kind| {
             matches!(
                 kind,
                 lines::Kind::Call | lines::Kind::Output | lines::Kind::Item
             )
         };
-        let mut last = false;
-        while !last {
-            let line = match self.lines.next(wanted).map_err(Trouble::Read)? {
-                Some(line) => Some(line),
-                None => {
-                    last = true;
-                    self.lines.rest(wanted)
-                }
-            };
-            match line.as_ref().map(record::read) {
-                None => {}
-                Some(Ok(record)) => take(record).map_err(Trouble::Write)?,
-                Some(Err(Unread::NotJson)) => self.unread[0] += 1,
-                Some(Err(Unread::TooLong)) => self.unread[1] += 1,
-            }
-        }
-        Ok(())
+        let lines = Ahead::start(input, wanted)
+            .map_err(|error| Error::os(Kind::Io, "cannot start a thread", error))?;
+        Ok(Reading {
+            lines,
+            unread: [0; 2],
+        })
     }
 
-    /// Says what was passed over that should not have been there.
-    fn tell(&self, name: &str, stderr: &mut dyn Write) {
+    /// Gives every record of a tool call to `take`, in order; calls `idle` before it waits for more.
+    fn each(
+        &mut self,
+        mut take: impl FnMut(Record<'_>) -> io::Result<()>,
+        idle: impl FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let unread = &mut self.unread;
+        let read = |line: &lines::Line<'_>| match record::read(line) {
+            Ok(record) => take(record),
+            Err(Unread::NotJson) => {
+                unread[0] += 1;
+                Ok(())
+            }
+            Err(Unread::TooLong) => {
+                unread[1] += 1;
+                Ok(())
+            }
+        };
+        self.lines.each(read, idle)
+    }
+
+    /// Says what was passed over that should not have been there; an error is one of reading.
+    fn finish(self, name: &str, stderr: &mut dyn Write) -> io::Result<()> {
         let [bad, long] = self.unread;
-        for (count, what) in [
-            (bad + self.lines.torn(), "not JSON"),
-            (long, "longer than 32 MiB"),
-        ] {
+        let (torn, result) = self.lines.finish();
+        for (count, what) in [(bad + torn, "not JSON"), (long, "longer than 32 MiB")] {
             let (lines, are) = if count == 1 {
                 ("line", "is")
             } else {
@@ -209,18 +171,17 @@ impl<R: Read> Reading<R> {
                 );
             }
         }
+        result
     }
 }
 
 /// Writes the events of one rollout; the calls that have no output come back.
-fn events<R: Read, W: Write>(
-    reading: &mut Reading<R>,
-    out: &RefCell<W>,
-) -> std::result::Result<Vec<Vec<u8>>, Trouble> {
+fn events(reading: &mut Reading, out: &mut impl Write) -> io::Result<Vec<Vec<u8>>> {
     let mut calls: Calls<Vec<u8>> = Calls::default();
-    reading.each(|record| {
-        let mut out = out.borrow_mut();
-        let out = &mut *out;
+    // Written by one closure and flushed by another.
+    let out = RefCell::new(out);
+    let take = |record: Record<'_>| {
+        let out = &mut **out.borrow_mut();
         match record {
             Record::Call(call) => {
                 let mut event = Vec::with_capacity(call.input.len() + 200);
@@ -245,27 +206,16 @@ fn events<R: Read, W: Write>(
             _ => {}
         }
         Ok(())
-    })?;
-    Ok(calls
-        .unanswered()
-        .into_iter()
-        .map(|(_, event)| event)
-        .collect())
-}
-
-fn write_lines(out: &RefCell<impl Write>, lines: &[Vec<u8>]) -> io::Result<()> {
-    lines
-        .iter()
-        .try_for_each(|line| out.borrow_mut().write_all(line))
+    };
+    reading.each(take, || out.borrow_mut().flush())?;
+    let unanswered = calls.unanswered().into_iter();
+    Ok(unanswered.map(|(_, event)| event).collect())
 }
 
 /// Adds the calls of one rollout to the summary.
-fn summarize<R: Read>(
-    reading: &mut Reading<R>,
-    summary: &mut Summary,
-) -> std::result::Result<(), Trouble> {
+fn summarize(reading: &mut Reading, summary: &mut Summary) -> io::Result<()> {
     let mut calls = Calls::default();
-    reading.each(|record| {
+    let take = |record: Record<'_>| {
         match record {
             Record::Call(call) => calls.begin(&call, summary.begin(&call)),
             Record::Ended { id, failed } => calls.ended(&id, failed),
@@ -278,5 +228,6 @@ fn summarize<R: Read>(
             _ => {}
         }
         Ok(())
-    })
+    };
+    reading.each(take, || Ok(()))
 }

@@ -83,7 +83,11 @@ pub(crate) fn parse(line: &[u8]) -> Result<Event<'_>, String> {
     // Checked as a whole first: serde_json would check each string, and borrowing wants a str.
     let text = std::str::from_utf8(line).map_err(|_| "not valid UTF-8".to_owned())?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let raw: Raw<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let raw: Raw<'_> = serde_json::from_str(text).map_err(|error| match error.classify() {
+        // What serde says of these shows a value, and what is wrong here goes to the log.
+        serde_json::error::Category::Data => format!("no object at column {}", error.column()),
+        _ => error.to_string(),
+    })?;
     let kind = raw.kind.ok_or("no `type`")?;
     Ok(match &*kind {
         "thread.started" => Event::ThreadStarted {

@@ -88,6 +88,11 @@ impl Sink for DaemonSink {
     }
 
     fn log(&mut self, level: Level, message: &str) {
+        let ours = match level {
+            Level::Debug => log::Level::Debug,
+            Level::Warn => log::Level::Warn,
+        };
+        log::log!(ours, "stream {}: {message}", self.stream);
         self.lines
             .extend_from_slice(&log_line(level, message, &self.fields));
     }

@@ -241,10 +241,6 @@ impl<R: Read> Lines<R> {
         self.torn
     }
 
-    pub(crate) fn input(&mut self) -> &mut R {
-        &mut self.input
-    }
-
     /// The line that is being read ends at `end`: tells what it was, if it is wanted, and goes on behind it.
     fn finish(&mut self, end: usize, ended: bool, wanted: &impl Fn(Kind) -> bool) -> Option<Found> {
         let offset = self.offset;

@@ -8,7 +8,7 @@ use super::{Context, Request, Teller, Tokens, usage};
 use crate::canonical::{TurnEvent, Usage};
 use crate::codex::child::{Child, Line, Next};
 use crate::codex::command::{self, Call};
-use crate::codex::translate::{Said, Translator, Verdict};
+use crate::codex::translate::{Said, Step, StepKind, StepState, Translator, Verdict};
 use crate::codex::{failure, home};
 use crate::error::{Error, Kind, Result};
 use crate::sys::Flag;
@@ -125,7 +125,7 @@ impl Attempt<'_> {
         if let Some(errno) = exit.spawn_error {
             return Err(self.not_started(errno));
         }
-        log::debug!("codex has ended: {}", exit.describe());
+        teller.debug(&format!("codex has ended: {}", exit.describe()));
         let mut recorded = None;
         if let Some(mut watch) = record.watch {
             for event in watch.finish() {
@@ -227,6 +227,7 @@ impl Attempt<'_> {
                 }
                 Next::Raised => {
                     if heard.translator.verdict().is_none() {
+                        teller.debug("the turn is cancelled: codex is being ended");
                         cut = cut.or(Some(Cut::Cancelled));
                     }
                     child.end();
@@ -242,6 +243,7 @@ impl Attempt<'_> {
                     } else {
                         self.too_quiet(config.idle_timeout)
                     };
+                    teller.debug("a limit is reached: codex is being ended");
                     cut = Some(Cut::Limit(error));
                     child.end();
                 }
@@ -284,7 +286,10 @@ impl Attempt<'_> {
                     teller.event(&TurnEvent::ThinkingDelta { text });
                 }
             }
-            Said::Step(step) => teller.sink.step(&step),
+            Said::Step(step) => {
+                teller.debug(&outline(&step));
+                teller.sink.step(&step);
+            }
             Said::Trouble(message) => teller.warn(&format!("codex: {message}")),
             Said::Nothing(what) => log::debug!("passed over: {what}"),
             Said::End => {}
@@ -323,6 +328,7 @@ impl Attempt<'_> {
                 }
             }
         }
+        teller.debug(&format!("codex works on thread {id}"));
         heard.thread = Some(id);
     }
 
@@ -390,7 +396,7 @@ impl Attempt<'_> {
 
     /// Tells the calls that codex recorded before it recorded this text, which it has printed.
     fn tell_before(&self, text: &str, heard: &mut Heard, cancel: &Flag, teller: &mut Teller<'_>) {
-        let deadline = Instant::now() + UNRECORDED;
+        let mut deadline = None;
         loop {
             self.find_record(heard);
             let record = &mut heard.record;
@@ -408,7 +414,8 @@ impl Attempt<'_> {
             if heard.thread.is_none() || record.unmatched >= 3 || cancel.is_raised() {
                 return;
             }
-            if Instant::now() >= deadline {
+            let now = Instant::now();
+            if now >= *deadline.get_or_insert(now + UNRECORDED) {
                 record.unmatched += 1;
                 // It is not recorded; what was recorded by now came before it.
                 self.follow(heard, teller);
@@ -488,6 +495,24 @@ struct Record {
     pause: Duration,
     /// How many printed texts in a row were not found in it.
     unmatched: u32,
+}
+
+/// A step for the log, where no command, query or argument may stand.
+fn outline(step: &Step) -> String {
+    let what = match &step.what {
+        StepKind::Command(_) => "a command",
+        StepKind::Tool(server, tool) => &format!("the tool {server}.{tool}"),
+        StepKind::Files(_) => "a change of files",
+        StepKind::Search(_) => "a search",
+        StepKind::Other(kind) => kind,
+    };
+    let state = match step.state {
+        StepState::Running => "begins",
+        StepState::Done => "is done",
+        StepState::Failed(Some(code)) => &format!("failed with {code}"),
+        StepState::Failed(None) => "failed",
+    };
+    format!("{what} {state} ({})", step.key)
 }
 
 fn unsaved(workspace: &Path, id: &str, error: &io::Error) -> String {

@@ -213,6 +213,14 @@ fn work(
             return Ok(teller.fail(&error, None, ThreadState::New, Tokens::default()));
         }
     };
+    teller.debug(&format!(
+        "a turn of agent '{agent_id}' in '{}': model '{}', a prompt of {} bytes, {} images, {} the daemon's tools",
+        workspace.display(),
+        request.model,
+        prompt.len(),
+        images.files.len(),
+        if bridge.is_some() { "with" } else { "without" },
+    ));
     let tool_args = bridge.as_ref().map(Bridge::codex_args).unwrap_or_default();
     let mut attempt = Attempt {
         request,
@@ -455,6 +463,16 @@ impl<'a> Teller<'a> {
         thread_state: ThreadState,
         tokens: Tokens,
     ) -> TurnResult {
+        self.debug(&format!(
+            "the turn ends: {}, {} tokens in, {} out",
+            match stop_reason {
+                StopReason::EndTurn => "it is done",
+                StopReason::Error => "it failed",
+                StopReason::Cancelled => "it was cancelled",
+            },
+            tokens.turn.input_tokens,
+            tokens.turn.output_tokens,
+        ));
         self.event(&TurnEvent::MessageEnd {
             stop_reason,
             usage: tokens.turn,

@@ -2,6 +2,7 @@
 //! better place follow below the table.
 
 use crate::programs;
+use crate::support::codex::real_codex;
 use crate::support::{Cli, Daemon, LIMIT, Lab, cli, ps, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -59,31 +60,31 @@ const FAULTS: &[Fault] = &[
     (37, "the end of stdin in the middle of a turn", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::the_end_of_stdin_ends_all", "protocol::what_is_tolerated_is_passed_over"]),
     (38, "the daemon does not read", &["protocol::a_daemon_that_does_not_read_costs_no_memory_and_can_cancel"]),
     (39, "the daemon is gone", &["protocol::a_daemon_that_is_gone_is_a_quiet_end"]),
-    (40, "SIGTERM, SIGINT, SIGKILL", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::signals_end_all_children_first", "mcp::whatever_dies_in_a_call_nothing_is_left"]),
+    (40, "SIGTERM, SIGINT, SIGKILL", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::signals_end_all_children_first", "faults::the_commands_of_the_real_codex_are_ended_with_it", "mcp::whatever_dies_in_a_call_nothing_is_left"]),
     (41, "`tools.call` is never answered", &["mcp::a_call_without_an_answer_ends_with_the_turn"]),
     (42, "JSON 10,000 levels deep", &["protocol::json_of_any_depth_is_an_error"]),
     // The MCP socket.
     (43, "a stale socket, a live one", &["src/mcp/socket::a_dead_socket_is_replaced_and_a_live_one_is_not", "mcp::a_live_listener_is_not_stolen"]),
     (44, "a path over 107 bytes", &["src/mcp/socket::the_folder_is_the_first_that_is_ours_and_short_enough"]),
     (45, "a folder of others", &["mcp::a_folder_of_others_is_refused", "src/mcp/socket::a_folder_that_is_not_private_is_refused", "src/mcp/socket::a_socket_is_private_and_leaves_nothing"]),
-    (46, "another user, agent, turn", &["mcp::another_user_is_refused", "mcp::a_host_of_another_turn_is_refused", "src/mcp/bridge/tests::only_this_turns_own_host_gets_in"]),
+    (46, "another user, agent, turn", &["mcp::another_user_is_refused", "mcp::a_host_of_another_turn_is_refused", "src/mcp/bridge::only_this_turns_own_host_gets_in"]),
     (47, "names that become equal", &["src/mcp/register::names_are_stable_short_and_never_shared", "mcp::agents_have_their_own_tools_alone"]),
-    (48, "a connection dropped in a call", &["mcp::whatever_dies_in_a_call_nothing_is_left", "src/mcp/bridge/tests::what_nobody_waits_for_is_taken_back"]),
-    (49, "a slow tool", &["src/mcp/server/tests::calls_are_answered_in_any_order_and_once", "mcp::five_hundred_calls_at_once"]),
-    (50, "a result over 16 MiB", &["src/mcp/content::what_codex_would_drop_is_cut", "src/mcp/bridge/tests::long_lines_are_bounded_both_ways"]),
-    (51, "half a request, 100 connections", &["src/mcp/bridge/tests::connections_that_say_nothing_keep_nobody_out"]),
-    (52, "a tool that is gone or named twice", &["src/mcp/server/tests::each_message_has_its_answer_or_none", "src/mcp/server/tests::a_tool_that_cannot_be_offered_as_it_is_is_warned_of", "mcp::the_tools_can_change_while_codex_runs"]),
+    (48, "a connection dropped in a call", &["mcp::whatever_dies_in_a_call_nothing_is_left", "src/mcp/bridge::what_nobody_waits_for_is_taken_back"]),
+    (49, "a slow tool", &["src/mcp/server::calls_are_answered_in_any_order_and_once", "mcp::five_hundred_calls_at_once"]),
+    (50, "a result over 16 MiB", &["src/mcp/content::what_codex_would_drop_is_cut", "src/mcp/bridge::long_lines_are_bounded_both_ways"]),
+    (51, "half a request, 100 connections", &["src/mcp/bridge::connections_that_say_nothing_keep_nobody_out"]),
+    (52, "a tool that is gone or named twice", &["src/mcp/server::each_message_has_its_answer_or_none", "src/mcp/server::a_tool_that_cannot_be_offered_as_it_is_is_warned_of", "mcp::the_tools_can_change_while_codex_runs"]),
     // Rollout files.
-    (53, "torn and bad lines", &["src/rollout/mutate/tests::random_rollouts_are_consumed_right", "src/rollout/mutate/tests::every_shape_is_consumed"]),
-    (54, "duplicate ids, halves of pairs", &["src/rollout/mutate/tests::ids_that_come_twice_are_paired_in_order", "src/rollout/mutate/tests::what_has_no_other_half_is_missing"]),
-    (55, "outputs of every shape", &["src/rollout/mutate/tests::every_shape_is_consumed", "src/rollout/mutate/tests::copies_in_a_compacted_history_are_consumed_too"]),
+    (53, "torn and bad lines", &["src/rollout/mutate::random_rollouts_are_consumed_right", "src/rollout/mutate::every_shape_is_consumed"]),
+    (54, "duplicate ids, halves of pairs", &["src/rollout/mutate::ids_that_come_twice_are_paired_in_order", "src/rollout/mutate::what_has_no_other_half_is_missing"]),
+    (55, "outputs of every shape", &["src/rollout/mutate::every_shape_is_consumed", "src/rollout/mutate::copies_in_a_compacted_history_are_consumed_too"]),
     (56, "4 GB", &["faults::a_huge_rollout_is_read_and_rewritten_in_bounded_memory", "src/rollout/lines::long_lines_are_held_only_if_wanted"]),
-    (57, "replaced or grown meanwhile", &["src/rollout/mutate/tests::a_change_in_between_is_noticed"]),
-    (58, "codex holds the thread", &["src/rollout/mutate/tests::a_thread_in_use_is_busy", "mutate_faults::two_runs_do_not_meet"]),
-    (59, "mode, owner, times, links", &["src/rollout/mutate/tests::a_file_is_rewritten_in_place", "src/rollout/mutate/tests::what_cannot_be_replaced_whole_is_refused"]),
+    (57, "replaced or grown meanwhile", &["src/rollout/mutate::a_change_in_between_is_noticed"]),
+    (58, "codex holds the thread", &["src/rollout/mutate::a_thread_in_use_is_busy", "mutate_faults::two_runs_do_not_meet"]),
+    (59, "mode, owner, times, links", &["src/rollout/mutate::a_file_is_rewritten_in_place", "src/rollout/mutate::what_cannot_be_replaced_whole_is_refused"]),
     (60, "disk full, I/O error, killed", &["mutate_faults::the_old_file_or_the_new_one"]),
-    (61, "nothing to change", &["src/rollout/mutate/tests::a_file_is_rewritten_in_place"]),
-    (62, "a marker longer than the output", &["src/rollout/mutate/tests::a_marker_is_cut_to_what_fits"]),
+    (61, "nothing to change", &["src/rollout/mutate::a_file_is_rewritten_in_place"]),
+    (62, "a marker longer than the output", &["src/rollout/mutate::a_marker_is_cut_to_what_fits"]),
     // The config file.
     (63, "absent, empty, unreadable", &["src/config::nothing_is_the_defaults", "config::what_is_fine_is_fine", "faults::a_config_that_cannot_be_read_is_an_error"]),
     (64, "bad JSON, wrong types, unknown keys", &["config::what_is_wrong_is_told_with_its_place", "src/config::an_unknown_key_is_a_warning_with_the_nearest"]),
@@ -98,14 +99,17 @@ fn every_fault_has_its_test() {
         assert!(!tests.is_empty(), "{number}, {what}");
         for test in *tests {
             let (file, name) = test.split_once("::").expect("file::name");
-            let folder = if file.starts_with("src/") {
-                ""
-            } else {
-                "tests/it/"
+            let path = match file.starts_with("src/") {
+                true => file.to_owned(),
+                false => format!("tests/it/{file}"),
             };
-            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("{folder}{file}.rs"));
-            let source = fs::read_to_string(&path)
-                .unwrap_or_else(|error| panic!("{number}: {}: {error}", path.display()));
+            // The tests of a module are at its end, or in a file of their own.
+            let source: String = [format!("{path}.rs"), format!("{path}/tests.rs")]
+                .iter()
+                .filter_map(|path| {
+                    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).ok()
+                })
+                .collect();
             // A test, or what the macro for the real codex makes one of.
             let head = source.split(&format!("fn {name}(")).next().unwrap_or("");
             let is_test = head.len() < source.len()
@@ -340,6 +344,55 @@ fn a_cancel_ends_all_of_a_turn_in_time() {
     }
 }
 
+real_codex! {
+    /// The real codex is asked first: it records the turn as aborted. What its tool has started in a session of
+    /// its own, and does not end when it is told to, is ended all the same, when the plugin is killed too; and
+    /// after a normal end it stays.
+    fn the_commands_of_the_real_codex_are_ended_with_it(codex: &Path) {
+        let leave = "(trap '' INT TERM HUP; setsid sleep 600 >/dev/null 2>&1) & touch ../started";
+        let script = |wait: &str| {
+            let command = json!({"cmd": format!("{leave}{wait}"), "yield_time_ms": 60_000});
+            json!([{"calls": [{"name": "exec_command", "arguments": command}]}, {"text": "done"}])
+        };
+        let sleeps = |lab: &Lab| {
+            let mut running = ps::of(lab.root());
+            running.retain(|process| process.command.starts_with("sleep "));
+            running
+        };
+        for how in ["cancel", "kill", "end"] {
+            let wait = if how == "end" { "" } else { "; sleep 600" };
+            let lab = Lab::real(codex, script(wait));
+            let mut daemon = Daemon::start(&lab);
+            let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+            wait_until("the command to start", || lab.path("started").exists());
+            let start = Instant::now();
+            match how {
+                "cancel" => {
+                    daemon.notify("cancel", json!({"stream": id}));
+                    let turn = daemon.finish(id);
+                    assert_eq!(turn.stop_reason(), "cancelled");
+                    assert!(sleeps(&lab).is_empty(), "{:?}", sleeps(&lab));
+                    let record = lab.rollouts(turn.thread()).remove(0);
+                    let record = fs::read_to_string(record).unwrap();
+                    assert!(record.contains("\"turn_aborted\""), "{record}");
+                }
+                "kill" => {
+                    daemon.signal(Signal::KILL);
+                    daemon.exit(Duration::from_secs(10));
+                    wait_until("all to be gone", || ps::of(lab.root()).is_empty());
+                }
+                _ => {
+                    assert_eq!(daemon.finish(id).text(), "done");
+                    let left = sleeps(&lab);
+                    assert_eq!(left.len(), 1, "{left:?}");
+                    ps::signal(left[0].pid, Signal::KILL);
+                }
+            }
+            assert!(start.elapsed() < Duration::from_secs(10), "{how}");
+        }
+    }
+}
+
 #[test]
 fn the_end_comes_within_five_seconds_whatever_codex_does() {
     for (how, status) in [
@@ -378,7 +431,10 @@ fn what_stays_on_purpose_stays_and_what_holds_a_pipe_does_not() {
     ];
     let mut daemon = Daemon::start(&lab);
     for (kind, stays) in kinds {
-        lab.script(json!([{"grandchild": kind}, "default"]));
+        let mut grandchild = kind.clone();
+        // Longer than anything is waited for: it does not end by itself.
+        grandchild["seconds"] = json!(120);
+        lab.script(json!([{"grandchild": grandchild}, "default"]));
         let start = Instant::now();
         assert_eq!(
             daemon.turn(Daemon::prompt(&lab, "hi")).text(),

@@ -8,6 +8,8 @@
 mod config;
 mod doctor;
 mod faults;
+mod install;
+mod logs;
 mod mcp;
 mod mcp_clients;
 mod mutate;

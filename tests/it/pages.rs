@@ -1,6 +1,8 @@
-//! The man pages: that a formatter takes them without a word.
+//! The man pages: that a formatter takes them without a word, and that what they show is so.
 
 use crate::programs;
+use crate::support::Lab;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;
 
@@ -23,7 +25,7 @@ fn mandoc_has_nothing_to_say() {
         assert!(output.status.success(), "{}", page.display());
         pages += 1;
     }
-    assert!(pages >= 2, "the man pages are there");
+    assert!(pages >= 3, "the man pages are there");
 }
 
 fn protocol_page() -> String {
@@ -69,4 +71,56 @@ fn the_json_in_the_protocol_page_is_json() {
         }
     }
     assert!(examples > 5, "the examples stand where they are looked for");
+}
+
+#[test]
+fn the_examples_in_the_events_page_are_right() {
+    if programs::find("jq").is_none() {
+        return;
+    }
+    let lab = Lab::fake(Value::Null);
+    let line = |payload: Value| {
+        json!({"timestamp": "2026-11-21T12:07:52.075Z", "type": "response_item", "payload": payload})
+            .to_string()
+            + "\n"
+    };
+    let pair = |id: &str, command: &str, output: &str| {
+        let arguments = json!({"cmd": command}).to_string();
+        line(
+            json!({"type": "function_call", "name": "exec_command", "arguments": arguments, "call_id": id}),
+        ) + &line(json!({"type": "function_call_output", "call_id": id, "output": output}))
+    };
+    let rollout = pair("call_1", "make", "Exit code: 2\n") + &pair("call_2", "ls", "Makefile\n");
+    std::fs::write(lab.workspace().join("rollout.jsonl"), rollout).unwrap();
+
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/man/plexum-openai-events.7");
+    let page = std::fs::read_to_string(page).unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_plexum-openai"));
+    let mut path = vec![program.parent().unwrap().to_owned()];
+    path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap()));
+    let mut examples = 0;
+    for block in page.split(".Bd -literal\n").skip(1) {
+        let block = block.split(".Ed\n").next().unwrap();
+        let block = block.replace("\\-", "-").replace("\\e", "\\");
+        let command = block.strip_prefix("$ ").expect("a command first");
+        // What is indented belongs to the command, what is not is what it says.
+        let end = command
+            .match_indices('\n')
+            .find(|(at, _)| !command[at + 1..].starts_with(' '));
+        let (command, said) = command.split_at(end.expect("what the command says").0 + 1);
+        let output = Command::new("sh")
+            .args(["-c", command])
+            .current_dir(lab.workspace())
+            .env("PATH", std::env::join_paths(&path).unwrap())
+            .output()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            said,
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        examples += 1;
+    }
+    assert_eq!(examples, 3, "the examples stand where they are looked for");
 }

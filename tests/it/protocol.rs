@@ -711,27 +711,6 @@ fn turns_of_one_workspace_run_in_order() {
 }
 
 #[test]
-fn two_hundred_turns_at_once_are_each_whole() {
-    let lab = Lab::fake(Value::Null);
-    let mut daemon = Daemon::start(&lab);
-    let ids: Vec<i64> = (0..200)
-        .map(|number| {
-            let mut params = Daemon::prompt(&lab, &format!("prompt {number}"));
-            params["agent"] =
-                json!({"id": number.to_string(), "workspace": lab.path(&format!("w{number}"))});
-            daemon.request("stream", params)
-        })
-        .collect();
-    for (number, id) in ids.into_iter().enumerate() {
-        let turn = daemon.finish(id);
-        assert_eq!(turn.text(), format!("prompt {number}"));
-        assert_eq!(turn.stop_reason(), "end_turn");
-    }
-    let peak = ps::peak_memory(daemon.pid());
-    assert!(peak < 200 << 20, "{peak} bytes");
-}
-
-#[test]
 fn many_turns_leave_nothing_open() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start(&lab);

@@ -55,6 +55,10 @@ fn home() -> Option<Lab> {
     .unwrap();
     let poem = fs::read(page("tests/demo/poem.txt")).unwrap();
     fs::write(home.join("agents/alice/poem.txt"), poem).unwrap();
+    // A model that codex has data on: it warns of others.
+    let config = lab.codex_home().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(config, text.replacen("gpt-5", "gpt-5.5", 1)).unwrap();
     // The lab's folder of codex, where the home has it.
     symlink(lab.codex_home(), home.join(".codex")).unwrap();
     let path = format!(

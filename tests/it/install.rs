@@ -1,0 +1,185 @@
+//! `make install` and `make install-plugin`, and their ways back, into folders of the test's own.
+
+use crate::programs;
+use serde_json::{Value, json};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_plexum-openai");
+
+/// A home with its PATH. The program is the one that is tested, so nothing is built.
+struct Home(tempfile::TempDir);
+
+impl Home {
+    fn new() -> Option<Home> {
+        programs::find("make")?;
+        Some(Home(tempfile::tempdir().unwrap()))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// What make says, with the home as `~`.
+    fn make(&self, arguments: &[&str]) -> String {
+        let path = format!("{}:/usr/bin:/bin", self.path("bin").display());
+        let output = Command::new("make")
+            .args(["--no-print-directory", &format!("PROGRAM={PROGRAM}")])
+            .args(arguments)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .env_clear()
+            .env("HOME", self.0.path())
+            .env("PATH", path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        assert_eq!(
+            String::from_utf8(output.stderr).unwrap(),
+            "",
+            "{arguments:?}"
+        );
+        said.replace(&self.0.path().to_string_lossy().into_owned(), "~")
+    }
+
+    /// Every file in it.
+    fn files(&self) -> Vec<String> {
+        let mut files = Vec::new();
+        let mut folders = vec![self.0.path().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    let below = path.strip_prefix(self.0.path()).unwrap();
+                    files.push(below.to_string_lossy().into_owned());
+                }
+            }
+        }
+        files.sort();
+        files
+    }
+}
+
+fn printed(program: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_program_is_installed_and_taken_away() {
+    let Some(home) = Home::new() else { return };
+    // make expands the tilde where the shell does not.
+    let said = home.make(&["install", "PREFIX=~/.local"]);
+    assert!(
+        said.starts_with("Installed ~/.local/bin/plexum-openai,"),
+        "{said}"
+    );
+    assert!(said.contains("~/.local/bin is not in your PATH"), "{said}");
+    let page = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("man/plexum-openai.1")).unwrap();
+    assert_eq!(
+        home.files(),
+        [
+            ".local/bin/plexum-openai",
+            ".local/share/bash-completion/completions/plexum-openai",
+            ".local/share/fish/vendor_completions.d/plexum-openai.fish",
+            ".local/share/man/man1/plexum-openai.1",
+            ".local/share/man/man7/plexum-openai-events.7",
+            ".local/share/man/man7/plexum-openai-protocol.7",
+            ".local/share/zsh/site-functions/_plexum-openai",
+        ]
+    );
+    assert_eq!(
+        fs::read(home.path(".local/share/man/man1/plexum-openai.1")).unwrap(),
+        page
+    );
+    let program = home.path(".local/bin/plexum-openai");
+    for (shell, file) in [
+        ("bash", "bash-completion/completions/plexum-openai"),
+        ("zsh", "zsh/site-functions/_plexum-openai"),
+        ("fish", "fish/vendor_completions.d/plexum-openai.fish"),
+    ] {
+        let installed = fs::read_to_string(home.path(".local/share").join(file)).unwrap();
+        assert_eq!(installed, printed(&program, &["completions", shell]));
+    }
+    let said = home.make(&["uninstall", "PREFIX=~/.local"]);
+    assert_eq!(said, "Removed plexum-openai from ~/.local.\n");
+    assert_eq!(home.files(), [""; 0]);
+}
+
+#[test]
+fn the_plugin_is_installed_and_its_config_is_the_operators() {
+    let Some(home) = Home::new() else { return };
+    let folder = ".plexum/plugins/plexum-openai-provider";
+    let config = || fs::read_to_string(home.path(folder).join("config.json")).unwrap();
+    let said = home.make(&["install-plugin", "PROFILE=~/.plexum"]);
+    assert_eq!(
+        said,
+        format!(
+            "Installed the plugin into ~/{folder}.
+codex is not in your PATH: the doctor below says what to do about that.
+
+What remains to do:
+  1. See whether a turn has what it needs:
+       ~/{folder}/plexum-openai-provider-plugin doctor
+  2. Allow the plugin: add \"plexum-openai-provider\" to .plugins.allow in the config of the daemon.
+  3. Make an agent that uses it: plexum agent-add --model codex my-agent
+  4. Restart the daemon.
+"
+        )
+    );
+    assert_eq!(serde_json::from_str::<Value>(&config()).unwrap(), json!({}));
+    let manifest = fs::read_to_string(home.path(folder).join("manifest.json")).unwrap();
+    let manifest_read: Value = serde_json::from_str(&manifest).unwrap();
+    let executable = manifest_read["executable"].as_str().unwrap();
+    let program = home.path(folder).join(executable);
+    assert_eq!(printed(&program, &["manifest"]), manifest);
+
+    // With npm's codex, a script, the program beside it is the one.
+    fs::remove_file(home.path(folder).join("config.json")).unwrap();
+    let package = home.path("lib/node_modules/@openai/codex");
+    let native = package.join("node_modules/@openai/codex-linux-x64/vendor/x/bin/codex");
+    for program in [&package.join("bin/codex.js"), &native] {
+        fs::create_dir_all(program.parent().unwrap()).unwrap();
+        fs::write(program, "#!/bin/sh\n").unwrap();
+        fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    fs::create_dir(home.path("bin")).unwrap();
+    symlink(package.join("bin/codex.js"), home.path("bin/codex")).unwrap();
+    let said = home.make(&["install-plugin"]);
+    let native = native.canonicalize().unwrap();
+    assert_eq!(
+        serde_json::from_str::<Value>(&config()).unwrap(),
+        json!({"binary": native}),
+        "{said}"
+    );
+
+    // What the operator wrote stays, through an update and the end.
+    let own = "{\"binary\": \"mine\"}\n";
+    fs::write(home.path(folder).join("config.json"), own).unwrap();
+    let said = home.make(&["install-plugin"]);
+    assert!(
+        said.contains("Its config.json was there already and is as it was."),
+        "{said}"
+    );
+    assert_eq!(config(), own);
+    let said = home.make(&["uninstall-plugin"]);
+    assert!(
+        said.starts_with("Removed the plugin; its config.json is still in"),
+        "{said}"
+    );
+    assert_eq!(config(), own);
+    assert_eq!(fs::read_dir(home.path(folder)).unwrap().count(), 1);
+
+    // Another profile is one that doctor has to be told of.
+    let said = home.make(&["install-plugin", "PROFILE=~/other"]);
+    let doctor = format!(
+        "PLEXUM_PROFILE_ROOT=~/other ~/other/{}/plexum-openai-provider-plugin doctor",
+        "plugins/plexum-openai-provider"
+    );
+    assert!(said.contains(&doctor), "{said}");
+}
