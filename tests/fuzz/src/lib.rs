@@ -324,7 +324,10 @@ fn consume(text: &[u8], mutations: &[rollout::mutate::Mutation]) -> (Vec<u8>, us
     use rollout::splice::Piece;
     let mut sure = false;
     let plan = rollout::mutate::Plan::read(|| text, mutations, &mut || sure = true).unwrap();
-    assert!(!sure || !plan.patches.is_empty(), "what was certain came about");
+    assert!(
+        !sure || !plan.patches.is_empty(),
+        "what was certain came about"
+    );
     let mut new = text.to_vec();
     let mut written = 0;
     for patch in &plan.patches {
