@@ -25,6 +25,8 @@ const AFTER_VERDICT: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(40);
 /// How long a printed text waits for its record, so that the calls before it are told before it.
 const UNRECORDED: Duration = Duration::from_millis(300);
+/// After so many texts in a row without a record, none is waited for any more.
+const GIVEN_UP: u32 = 3;
 
 /// What codex is to be run with.
 pub(super) struct Attempt<'a> {
@@ -371,6 +373,8 @@ impl Attempt<'_> {
         // codex makes it when there is something to record; an error now may be none the next time.
         if let Ok(Some(path)) = home::find_rollout(&home, thread) {
             heard.record.watch = Watch::open(&path, 0).ok();
+            // Late, but there: texts are worth a wait again.
+            heard.record.unmatched = 0;
         }
         heard.record.next_search = Instant::now() + heard.record.pause;
         heard.record.pause = (heard.record.pause * 2).min(Duration::from_secs(2));
@@ -396,6 +400,9 @@ impl Attempt<'_> {
 
     /// Tells the calls that codex recorded before it recorded this text, which it has printed.
     fn tell_before(&self, text: &str, heard: &mut Heard, cancel: &Flag, teller: &mut Teller<'_>) {
+        if !self.context.config.tool_events {
+            return;
+        }
         let mut deadline = None;
         loop {
             self.find_record(heard);
@@ -411,12 +418,16 @@ impl Attempt<'_> {
                 }
             }
             // A codex whose texts are not found is not waited for again and again.
-            if heard.thread.is_none() || record.unmatched >= 3 || cancel.is_raised() {
+            if heard.thread.is_none() || record.unmatched >= GIVEN_UP || cancel.is_raised() {
                 return;
             }
             let now = Instant::now();
             if now >= *deadline.get_or_insert(now + UNRECORDED) {
-                record.unmatched += 1;
+                record.unmatched = match record.watch {
+                    Some(_) => record.unmatched + 1,
+                    // It keeps no record at all.
+                    None => GIVEN_UP,
+                };
                 // It is not recorded; what was recorded by now came before it.
                 self.follow(heard, teller);
                 return;
