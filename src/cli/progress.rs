@@ -184,7 +184,6 @@ impl Board {
             let time = step.since.elapsed();
             state.finished(&step.what, Some("not finished"), Some(time));
         }
-        state.running.clear();
         let time = exact(state.begun.elapsed());
         let text = format!("{word} in {time}; {rest}");
         let text = if state.live {

@@ -42,8 +42,6 @@ pub(crate) enum Kind {
     Item,
     /// `event_msg` `token_count`, or `token_usage_record`.
     Usage,
-    /// `event_msg`: a turn begins or ends.
-    Turn,
     /// The conversation so far was replaced by a shorter one, which this line holds.
     Compacted,
     /// Nothing of the above.
@@ -75,7 +73,6 @@ impl Kind {
             // What 0.135 writes instead, for MCP calls alone.
             (b"event_msg", b"mcp_tool_call_end") => Kind::Item,
             (b"event_msg", b"token_count") | (b"token_usage_record", _) => Kind::Usage,
-            (b"event_msg", b"task_started" | b"task_complete" | b"turn_aborted") => Kind::Turn,
             (b"compacted", _) => Kind::Compacted,
             _ => Kind::Other,
         }

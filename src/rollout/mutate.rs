@@ -221,18 +221,15 @@ fn outer_calls(input: impl Read) -> io::Result<HashMap<String, String>> {
     use lines::Kind::{Call, Item, Output};
     let mut outer = HashMap::new();
     let mut calls = Calls::default();
-    let mut note = |line: &lines::Line<'_>| {
-        let text = std::str::from_utf8(line.bytes).unwrap_or_default();
-        match record::parse(text) {
-            Ok(Record::Call(call)) => calls.begin(&call, ()),
-            Ok(Record::Output(output)) => drop(calls.answer(&output)),
-            Ok(Record::Nested(nested)) => {
-                if let Some(parent) = calls.parent(&nested) {
-                    outer.insert(nested.call.id.clone().into_owned(), parent.to_owned());
-                }
+    let mut note = |line: &lines::Line<'_>| match record::parse(line.bytes) {
+        Ok(Record::Call(call)) => calls.begin(&call, ()),
+        Ok(Record::Output(output)) => drop(calls.answer(&output)),
+        Ok(Record::Nested(nested)) => {
+            if let Some(parent) = calls.parent(&nested) {
+                outer.insert(nested.call.id.clone().into_owned(), parent.to_owned());
             }
-            _ => {}
         }
+        _ => {}
     };
     let kinds = |kind| matches!(kind, Call | Output | Item);
     let mut lines = Lines::new(input);

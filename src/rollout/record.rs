@@ -25,8 +25,6 @@ pub(crate) enum Record<'a> {
     Text(String),
     /// What the thread has cost so far.
     Usage(Usage),
-    TurnStarted,
-    TurnEnded,
     Other,
 }
 
@@ -313,10 +311,6 @@ fn understand<'a>(record: &str, payload: &Members<'a, 18>, at: Option<u64>) -> O
                 Members::of(payload.raw("info"), &["total_token_usage"]).raw("total_token_usage");
             usage(total.or_else(|| payload.raw("thread_token_usage"))?).map(Record::Usage)
         }
-        Kind::Turn => Some(match form.as_ref() {
-            "task_started" => Record::TurnStarted,
-            _ => Record::TurnEnded,
-        }),
         _ => None,
     }
 }

@@ -170,7 +170,7 @@ fn take(
         }
         Record::Text(text) => found.push_back(Found::Text(text, Instant::now())),
         Record::Usage(now) => *usage = Some(now),
-        Record::TurnStarted | Record::TurnEnded | Record::Other => {}
+        Record::Other => {}
     }
 }
 
