@@ -81,12 +81,21 @@ impl<'a> Cursor<'a> {
 
     /// The next key of the object that the cursor is in, its value next; `None` leaves the object.
     pub(crate) fn key(&mut self) -> Result<Option<Span>> {
-        if !self.step(b'}')? {
-            return Ok(None);
+        match self.text.get(self.at..self.at + 2) {
+            // As most keys stand: right behind the comma, or right at the beginning.
+            Some(b",\"") if !self.fresh => self.at += 1,
+            Some([b'"', _]) if self.fresh => self.fresh = false,
+            _ => {
+                if !self.step(b'}')? {
+                    return Ok(None);
+                }
+                self.blank();
+            }
         }
-        self.blank();
         let key = self.string()?;
-        self.blank();
+        if self.peek() != Some(b':') {
+            self.blank();
+        }
         self.byte(b':')?;
         Ok(Some(key))
     }
@@ -100,8 +109,10 @@ impl<'a> Cursor<'a> {
     pub(crate) fn value(&mut self) -> Result<Span> {
         self.blank();
         let start = self.at;
-        // One bit a level, set for an object: memory is an eighth of a byte for each level of nesting.
-        let mut levels: Vec<u64> = Vec::new();
+        // One bit a level, set for an object: memory is an eighth of a byte for each level of nesting. Up to 64
+        // levels need no allocation.
+        let mut levels = 0u64;
+        let mut outer: Vec<u64> = Vec::new();
         let mut depth = 0usize;
         loop {
             // Here a value comes next.
@@ -112,15 +123,14 @@ impl<'a> Cursor<'a> {
                 Some(open @ (b'{' | b'[')) => {
                     self.at += 1;
                     self.fresh = true;
-                    if depth.is_multiple_of(64) {
-                        levels.push(0);
+                    if depth > 0 && depth.is_multiple_of(64) {
+                        outer.push(levels);
                     }
                     let bit = 1 << (depth % 64);
-                    let level = &mut levels[depth / 64];
-                    *level = if open == b'{' {
-                        *level | bit
+                    levels = if open == b'{' {
+                        levels | bit
                     } else {
-                        *level & !bit
+                        levels & !bit
                     };
                     depth += 1;
                 }
@@ -135,7 +145,7 @@ impl<'a> Cursor<'a> {
                 if depth == 0 {
                     return Ok(start..self.at);
                 }
-                let object = levels[(depth - 1) / 64] & (1 << ((depth - 1) % 64)) != 0;
+                let object = levels & (1 << ((depth - 1) % 64)) != 0;
                 let more = if object {
                     self.key()?.is_some()
                 } else {
@@ -145,8 +155,8 @@ impl<'a> Cursor<'a> {
                     break;
                 }
                 depth -= 1;
-                if depth.is_multiple_of(64) {
-                    levels.pop();
+                if depth > 0 && depth.is_multiple_of(64) {
+                    levels = outer.pop().expect("pushed when this level was entered");
                 }
             }
             self.blank();

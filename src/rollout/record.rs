@@ -484,23 +484,24 @@ fn beginning(raw: &[u8]) -> String {
     const MOST: usize = 256;
     let mut text = Vec::with_capacity(MOST);
     let mut line = 0;
-    let mut bytes = raw[1..raw.len() - 1].iter();
-    while text.len() < MOST
-        && let Some(byte) = bytes.next()
-    {
-        let byte = match byte {
-            b'\\' => match bytes.next() {
-                Some(b'n') => b'\n',
-                Some(b'r') => b'\r',
-                Some(b't') => b'\t',
-                Some(byte @ (b'"' | b'\\' | b'/')) => *byte,
-                // codex's words need no other escape. Somebody who writes them with others gets the slow way.
-                _ => return decode(raw).chars().take(MOST).collect(),
-            },
-            byte => *byte,
+    let mut rest = &raw[1..raw.len() - 1];
+    while text.len() < MOST {
+        let near = &rest[..rest.len().min(MOST - text.len())];
+        let plain = memchr::memchr(b'\\', near).unwrap_or(near.len());
+        text.extend_from_slice(&rest[..plain]);
+        let [b'\\', escaped, behind @ ..] = &rest[plain..] else {
+            break;
         };
-        text.push(byte);
-        if byte == b'\n' {
+        rest = behind;
+        text.push(match escaped {
+            b'n' => b'\n',
+            b'r' => b'\r',
+            b't' => b'\t',
+            b'"' | b'\\' | b'/' => *escaped,
+            // codex's words need no other escape. Somebody who writes them with others gets the slow way.
+            _ => return decode(raw).chars().take(MOST).collect(),
+        });
+        if *escaped == b'n' {
             if &text[line..] == b"Output:\n" {
                 break;
             }

@@ -22,39 +22,38 @@ type Window = [u8; BACK + BLOCK];
 ///
 /// As serde_json has it, half a surrogate pair is wrong, though the grammar of JSON would let it pass.
 pub(super) fn end(text: &[u8], start: usize) -> Option<usize> {
-    let short = plain_end(text, start, start + SHORT);
-    if text.get(short) == Some(&b'"') {
-        let inside = &text[start..short];
-        return (inside.is_ascii() || std::str::from_utf8(inside).is_ok()).then_some(short + 1);
+    let (mut at, plain) = short_end(text, start);
+    if text.get(at) == Some(&b'"') {
+        let inside = &text[start..at];
+        return (plain || std::str::from_utf8(inside).is_ok()).then_some(at + 1);
     }
-    let mut at = start;
+    if !plain {
+        // Whose characters are still to be looked at.
+        at = start;
+    }
     let mut before = Before::default();
     loop {
-        // Zeros stand for what is not there: they are neither backslashes nor allowed in a string.
-        let mut copy = [0; BACK + BLOCK];
+        let edge;
         let window: &Window = match at.checked_sub(BACK).and_then(|from| text.get(from..)) {
-            Some(there) if there.len() >= copy.len() => {
-                there[..copy.len()].try_into().expect("a whole window")
+            Some(there) if there.len() >= BACK + BLOCK => {
+                there[..BACK + BLOCK].try_into().expect("a whole window")
             }
             _ if at >= text.len() => return None,
             _ => {
-                let from = at.saturating_sub(BACK);
-                let there = &text[from..text.len().min(at + BLOCK)];
-                copy[from + BACK - at..][..there.len()].copy_from_slice(there);
-                &copy
+                edge = window_at_edge(text, at);
+                &edge
             }
         };
         let glance = glance(window);
         if glance.odd || before.run {
             if let Some(end) = look(text, at, window, &mut before)? {
                 // Up to three bytes back a character can have begun that is not over.
-                let from = first_of_character(text, at);
-                return std::str::from_utf8(&text[from..end - 1])
-                    .is_ok()
-                    .then_some(end);
+                let right = !glance.high
+                    || std::str::from_utf8(&text[first_of_character(text, at)..end - 1]).is_ok();
+                return right.then_some(end);
             }
         } else {
-            before.escape = window[BACK + BLOCK - 1] == b'\\' && window[BACK + BLOCK - 2] != b'\\';
+            before.escape = None;
         }
         if glance.high && !characters(window) {
             return None;
@@ -63,12 +62,46 @@ pub(super) fn end(text: &[u8], start: usize) -> Option<usize> {
     }
 }
 
+/// The first byte from `start` on that has a meaning in a string, or the end of what is short; and are the bytes
+/// before it all ASCII?
+#[inline(always)]
+fn short_end(text: &[u8], start: usize) -> (usize, bool) {
+    let (mut at, mut high) = (start, 0);
+    while at < start + SHORT
+        && let Some(bytes) = text.get(at..at + 8)
+    {
+        let word = u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+        let finds = finds(word);
+        if finds != 0 {
+            let before = (finds & finds.wrapping_neg()) - 1;
+            high |= word & HIGHS & before;
+            return (at + finds.trailing_zeros() as usize / 8, high == 0);
+        }
+        high |= word & HIGHS;
+        at += 8;
+    }
+    let end = plain_end(text, at, start + SHORT);
+    (end, high == 0 && text[at..end].is_ascii())
+}
+
+/// The block at `at` where the text does not reach so far. Zeros stand for what is not there: they are neither
+/// backslashes nor allowed in a string.
+#[cold]
+#[inline(never)]
+fn window_at_edge(text: &[u8], at: usize) -> Window {
+    let mut window = [0; BACK + BLOCK];
+    let from = at.saturating_sub(BACK);
+    let there = &text[from..text.len().min(at + BLOCK)];
+    window[from + BACK - at..][..there.len()].copy_from_slice(there);
+    window
+}
+
 /// What of the blocks so far matters for the next one.
 #[derive(Default)]
 struct Before {
-    /// The last byte was a backslash that escapes what comes next.
-    escape: bool,
-    /// So were the bytes before it, and two bytes do not tell any more what is escaped.
+    /// Does the last byte escape what comes next? `None` where that can be seen by the byte alone.
+    escape: Option<bool>,
+    /// The last byte is a backslash that does not escape what comes next.
     run: bool,
     /// Where the `u` of the second half of a surrogate pair has to stand.
     half: Option<usize>,
@@ -88,32 +121,29 @@ fn ones_if(is: bool) -> u8 {
     if is { 0xFF } else { 0 }
 }
 
-/// What a byte means depends on the backslashes right before it: after one it is escaped, after two it is not.
-/// Three or more are odd.
+/// What a byte means depends on the backslashes right before it: after one it is escaped. Two are odd.
 #[inline(always)]
 fn glance(window: &Window) -> Glance {
     const LANES: usize = 16;
-    let (mut odd, mut high) = ([0u8; LANES], [0u8; LANES]);
+    let (mut odd, mut high, mut low) = ([0u8; LANES], [0u8; LANES], [0xFFu8; LANES]);
     for row in (BACK..window.len()).step_by(LANES) {
         for lane in 0..LANES {
-            let at = row + lane;
-            let (byte, first, second) = (window[at], window[at - 1], window[at - 2]);
-            let slash = ones_if(byte == b'\\');
-            let first = ones_if(first == b'\\');
-            let second = ones_if(second == b'\\');
-            let escaped = first & !second;
+            let (byte, first) = (window[row + lane], window[row + lane - 1]);
             // A quote is right where it is escaped, these are right anywhere, all others where they are not.
-            let usual = ones_if(byte == b'n') | ones_if(byte == b't') | slash;
-            odd[lane] |= ((escaped ^ ones_if(byte == b'"')) & !usual)
-                | (slash & first & second)
-                | ones_if(byte < 0x20);
+            let usual = ones_if(byte == b'n') | ones_if(byte == b't');
+            odd[lane] |= (ones_if(first == b'\\') ^ ones_if(byte == b'"')) & !usual;
             high[lane] |= byte;
+            low[lane] = low[lane].min(byte);
         }
+    }
+    for lane in 0..LANES {
+        odd[lane] |= ones_if(low[lane] < 0x20);
+        high[lane] = ones_if(high[lane] >= 0x80);
     }
     let back = window[..BACK].iter().fold(0, |all, byte| all | byte);
     Glance {
         odd: odd != [0; LANES],
-        high: high.iter().fold(back, |all, byte| all | byte) >= 0x80,
+        high: high != [0; LANES] || back >= 0x80,
     }
 }
 
@@ -128,8 +158,9 @@ fn look(text: &[u8], at: usize, window: &Window, before: &mut Before) -> Option<
     let stops = mask(block, |byte| byte == b'"' || byte < 0x20);
     // Which bytes are escaped: in every run of backslashes each second one, and what follows a run of an odd
     // length. A run that begins at an odd place, added to, carries into the place behind it.
-    let slashes = slashes & !u64::from(before.escape);
-    let follow = slashes << 1 | u64::from(before.escape);
+    let escape = u64::from(before.escape.unwrap_or(window[BACK - 1] == b'\\'));
+    let slashes = slashes & !escape;
+    let follow = slashes << 1 | escape;
     let (sum, carry) = (slashes & !EVEN & !follow).overflowing_add(slashes);
     let escaped = (EVEN ^ (sum << 1)) & follow;
     let stop = (stops & !escaped).trailing_zeros() as usize;
@@ -154,8 +185,8 @@ fn look(text: &[u8], at: usize, window: &Window, before: &mut Before) -> Option<
     if stop < BLOCK {
         return (block[stop] == b'"' && before.half.is_none()).then_some(Some(at + stop + 1));
     }
-    before.escape = carry;
-    before.run = carry && block[BLOCK - 2] == b'\\';
+    before.escape = Some(carry);
+    before.run = !carry && block[BLOCK - 1] == b'\\';
     Some(None)
 }
 
@@ -216,24 +247,32 @@ fn first_of_character(text: &[u8], at: usize) -> usize {
         .unwrap_or(at)
 }
 
+const ONES: u64 = u64::MAX / 255;
+const HIGHS: u64 = ONES << 7;
+
+/// The lowest bit set is the top bit of the first of eight bytes that has a meaning in a string; zero where none
+/// has.
+#[inline(always)]
+fn finds(word: u64) -> u64 {
+    // The usual trick: a byte below n borrows from its top bit when n is taken away from it. A borrow can spoil
+    // only the bytes above one that is a true find, and the lowest find is the one that is used.
+    let quote = word ^ (ONES * b'"' as u64);
+    let slash = word ^ (ONES * b'\\' as u64);
+    let finds = (word.wrapping_sub(ONES * 0x20) & !word)
+        | (quote.wrapping_sub(ONES) & !quote)
+        | (slash.wrapping_sub(ONES) & !slash);
+    finds & HIGHS
+}
+
 /// The first byte from `at` on that has a meaning in a string (a quote, a backslash, a control character), or
 /// `end`, or the end of the text.
 #[inline]
 pub(super) fn plain_end(text: &[u8], mut at: usize, end: usize) -> usize {
-    const ONES: u64 = u64::MAX / 255;
-    const HIGHS: u64 = ONES << 7;
     while at + 8 <= end
         && let Some(bytes) = text.get(at..at + 8)
     {
         let word = u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
-        // The usual trick: a byte below n borrows from its top bit when n is taken away from it. A borrow can
-        // spoil only the bytes above one that is a true find, and the lowest find is the one that is used.
-        let quote = word ^ (ONES * b'"' as u64);
-        let slash = word ^ (ONES * b'\\' as u64);
-        let finds = (word.wrapping_sub(ONES * 0x20) & !word)
-            | (quote.wrapping_sub(ONES) & !quote)
-            | (slash.wrapping_sub(ONES) & !slash);
-        let finds = finds & HIGHS;
+        let finds = finds(word);
         if finds != 0 {
             return at + finds.trailing_zeros() as usize / 8;
         }
