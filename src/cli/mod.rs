@@ -1,7 +1,6 @@
 //! The command line: what people and scripts see.
 
 mod about;
-mod ahead;
 mod color;
 mod columns;
 pub(crate) mod complete;
@@ -14,6 +13,7 @@ pub(crate) mod mcp_host;
 pub(crate) mod mutate;
 pub(crate) mod parse_rollout;
 mod progress;
+mod relay;
 mod summary;
 mod target;
 pub(crate) mod turn;

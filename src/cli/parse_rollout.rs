@@ -3,19 +3,18 @@
 //! Events go out as they are found: what is written so far is handed on before there is a wait for more, so that
 //! behind a slow pipe nobody waits for a call that is already here.
 
-use super::ahead::Ahead;
 use super::flags::{Parsed, usage};
+use super::relay::{self, Failure, Sink};
 use super::summary::{Screen, Summary};
 use super::target;
 use crate::error::{Error, Kind, Result, reason};
 use crate::rollout::calls::{Calls, write_result, write_use};
-use crate::rollout::lines;
-use crate::rollout::record::{self, Record, Unread};
-use std::cell::RefCell;
+use crate::rollout::record::Record;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 /// Runs the subcommand; the result is the exit status.
@@ -23,46 +22,70 @@ use std::path::Path;
 /// # Errors
 /// [`Kind::Usage`] and [`Kind::Config`], and [`Kind::Io`] where stdout cannot be written. A file that cannot be
 /// read is told on stderr, and the others are read all the same.
-pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write, stderr: &mut dyn Write) -> Result<u8> {
+pub(crate) fn run(
+    parsed: &Parsed,
+    stdout: &mut (dyn Write + Send),
+    stderr: &mut dyn Write,
+) -> Result<u8> {
     let files = files(parsed)?;
     let screen = Screen::of_stdout(parsed)?;
-    let mut out = BufWriter::with_capacity(64 * 1024, stdout);
+    // What is longer goes out as it stands, without being copied.
+    let mut out = BufWriter::with_capacity(16 * 1024, stdout);
     let mut summary = Summary::default();
     let mut status = 0;
     for file in &files {
-        let (name, input): (String, Box<dyn Read + Send>) = if file == "-" {
-            ("stdin".to_owned(), Box::new(io::stdin()))
+        let (name, opened) = if file == "-" {
+            let stdin = io::stdin().as_fd().try_clone_to_owned();
+            ("stdin".to_owned(), stdin.map(File::from))
         } else {
             let name = format!("'{}'", Path::new(file).display());
-            match File::open(file) {
-                Ok(opened) => (name, Box::new(opened)),
-                Err(error) => {
-                    status = 1;
-                    complain(
-                        stderr,
-                        format_args!("cannot open {name}: {}", reason(&error)),
-                    );
-                    continue;
-                }
+            (name, File::open(file))
+        };
+        let input = match opened {
+            Ok(input) => input,
+            Err(error) => {
+                status = 1;
+                complain(
+                    stderr,
+                    format_args!("cannot open {name}: {}", reason(&error)),
+                );
+                continue;
             }
         };
-        let mut reading = Reading::start(input)?;
-        let written = if parsed.has("summary") {
-            let result = summarize(&mut reading, &mut summary);
+        let result = if parsed.has("summary") {
+            let mut rows = Rows {
+                summary: &mut summary,
+                calls: Calls::default(),
+            };
+            let result = relay::run(input, &mut rows);
             if !parsed.has("all") {
                 summary.forget_unanswered();
             }
             result
         } else {
-            events(&mut reading, &mut out).and_then(|unanswered| match parsed.has("all") {
-                true => unanswered.iter().try_for_each(|event| out.write_all(event)),
-                false => Ok(()),
+            let mut events = Events {
+                out: &mut out,
+                calls: Calls::default(),
+            };
+            relay::run(input, &mut events).and_then(|end| {
+                if parsed.has("all") {
+                    let mut unanswered = events.calls.unanswered().into_iter();
+                    unanswered
+                        .try_for_each(|(_, event)| out.write_all(&event))
+                        .map_err(Failure::Sink)?;
+                }
+                Ok(end)
             })
         };
-        if let Err(error) = written {
-            return stopped(error, status);
-        }
-        if let Err(error) = reading.finish(&name, stderr) {
+        let end = match result {
+            Ok(end) => end,
+            Err(Failure::Sink(error)) => return stopped(error, status),
+            Err(Failure::Thread(error)) => {
+                return Err(Error::os(Kind::Io, "cannot start a thread", error));
+            }
+        };
+        passed_over(&end, &name, stderr);
+        if let Err(error) = end.read {
             status = 1;
             complain(
                 stderr,
@@ -110,85 +133,51 @@ fn complain(stderr: &mut dyn Write, message: fmt::Arguments<'_>) {
     let _ = writeln!(stderr, "plexum-openai: {message}");
 }
 
-/// One rollout being read.
-struct Reading {
-    lines: Ahead,
-    /// How many lines were no JSON, and how many too long.
-    unread: [u64; 2],
-}
-
-impl Reading {
-    fn start(input: Box<dyn Read + Send>) -> Result<Reading> {
-        let wanted = |kind| {
-            matches!(
-                kind,
-                lines::Kind::Call | lines::Kind::Output | lines::Kind::Item
-            )
+/// Says what was passed over that should not have been there.
+fn passed_over(end: &relay::End, name: &str, stderr: &mut dyn Write) {
+    for (count, what) in [(end.bad, "not JSON"), (end.long, "longer than 32 MiB")] {
+        let (lines, are) = if count == 1 {
+            ("line", "is")
+        } else {
+            ("lines", "are")
         };
-        let lines = Ahead::start(input, wanted)
-            .map_err(|error| Error::os(Kind::Io, "cannot start a thread", error))?;
-        Ok(Reading {
-            lines,
-            unread: [0; 2],
-        })
-    }
-
-    /// Gives every record of a tool call to `take`, in order; calls `idle` before it waits for more.
-    fn each(
-        &mut self,
-        mut take: impl FnMut(Record<'_>) -> io::Result<()>,
-        idle: impl FnMut() -> io::Result<()>,
-    ) -> io::Result<()> {
-        let unread = &mut self.unread;
-        let read = |line: &lines::Line<'_>| match record::read(line) {
-            Ok(record) => take(record),
-            Err(Unread::NotJson) => {
-                unread[0] += 1;
-                Ok(())
-            }
-            Err(Unread::TooLong) => {
-                unread[1] += 1;
-                Ok(())
-            }
-        };
-        self.lines.each(read, idle)
-    }
-
-    /// Says what was passed over that should not have been there; an error is one of reading.
-    fn finish(self, name: &str, stderr: &mut dyn Write) -> io::Result<()> {
-        let [bad, long] = self.unread;
-        let (torn, result) = self.lines.finish();
-        for (count, what) in [(bad + torn, "not JSON"), (long, "longer than 32 MiB")] {
-            let (lines, are) = if count == 1 {
-                ("line", "is")
-            } else {
-                ("lines", "are")
-            };
-            if count > 0 {
-                complain(
-                    stderr,
-                    format_args!("{name}: skipped {count} {lines} that {are} {what}"),
-                );
-            }
+        if count > 0 {
+            complain(
+                stderr,
+                format_args!("{name}: skipped {count} {lines} that {are} {what}"),
+            );
         }
-        result
     }
 }
 
-/// Writes the events of one rollout; the calls that have no output come back.
-fn events(reading: &mut Reading, out: &mut impl Write) -> io::Result<Vec<Vec<u8>>> {
-    let mut calls: Calls<Vec<u8>> = Calls::default();
-    // Written by one closure and flushed by another.
-    let out = RefCell::new(out);
-    let take = |record: Record<'_>| {
-        let out = &mut **out.borrow_mut();
+/// Writes the events of one rollout.
+struct Events<'a, W> {
+    out: &'a mut W,
+    /// With the event of each open call.
+    calls: Calls<Vec<u8>>,
+}
+
+/// A record, and the event if it is a call.
+struct Part<'a>(Record<'a>, Vec<u8>);
+
+impl<W: Write> Sink for Events<'_, W> {
+    type Part<'a> = Part<'a>;
+
+    fn prepare(record: Record<'_>) -> Part<'_> {
+        let mut event = Vec::new();
+        if let Record::Call(call) = &record {
+            event.reserve(call.input.len() + 200);
+            // A `Vec` takes everything.
+            let _ = write_use(&mut event, call, None);
+            event.push(b'\n');
+        }
+        Part(record, event)
+    }
+
+    fn take(&mut self, Part(record, event): Part<'_>) -> io::Result<()> {
+        let (out, calls) = (&mut *self.out, &mut self.calls);
         match record {
-            Record::Call(call) => {
-                let mut event = Vec::with_capacity(call.input.len() + 200);
-                write_use(&mut event, &call, None)?;
-                event.push(b'\n');
-                calls.begin(&call, event);
-            }
+            Record::Call(call) => calls.begin(&call, event),
             Record::Ended { id, failed } => calls.ended(&id, failed),
             Record::Output(output) => {
                 if let Some(answered) = calls.answer(&output) {
@@ -206,28 +195,47 @@ fn events(reading: &mut Reading, out: &mut impl Write) -> io::Result<Vec<Vec<u8>
             _ => {}
         }
         Ok(())
-    };
-    reading.each(take, || out.borrow_mut().flush())?;
-    let unanswered = calls.unanswered().into_iter();
-    Ok(unanswered.map(|(_, event)| event).collect())
+    }
+
+    fn pause(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// Adds the calls of one rollout to the summary.
-fn summarize(reading: &mut Reading, summary: &mut Summary) -> io::Result<()> {
-    let mut calls = Calls::default();
-    let take = |record: Record<'_>| {
+struct Rows<'a> {
+    summary: &'a mut Summary,
+    /// With the place of each open call in the summary.
+    calls: Calls<usize>,
+}
+
+impl Sink for Rows<'_> {
+    type Part<'a> = Record<'a>;
+
+    fn prepare(record: Record<'_>) -> Record<'_> {
+        record
+    }
+
+    fn take(&mut self, record: Record<'_>) -> io::Result<()> {
         match record {
-            Record::Call(call) => calls.begin(&call, summary.begin(&call)),
-            Record::Ended { id, failed } => calls.ended(&id, failed),
+            Record::Call(call) => {
+                let place = self.summary.begin(&call);
+                self.calls.begin(&call, place);
+            }
+            Record::Ended { id, failed } => self.calls.ended(&id, failed),
             Record::Output(output) => {
-                if let Some(answered) = calls.answer(&output) {
-                    summary.answer(answered.kept, &output.content, answered.is_error);
+                if let Some(answered) = self.calls.answer(&output) {
+                    self.summary
+                        .answer(answered.kept, &output.content, answered.is_error);
                 }
             }
             // What these gave is in the output of the call that they were made in, and would count twice.
             _ => {}
         }
         Ok(())
-    };
-    reading.each(take, || Ok(()))
+    }
+
+    fn pause(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

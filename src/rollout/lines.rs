@@ -14,10 +14,13 @@
 
 use super::string::plain_end;
 use std::io::{self, Read};
+use std::mem;
 use std::ops::Range;
 
 /// How much is read at a time: small enough to stay in the processor's cache until it is scanned.
-const BLOCK: usize = 256 * 1024;
+const READ: usize = 256 * 1024;
+/// How much is read at a time where threads take turns: the more, the less they wait for each other.
+const BLOCK: usize = 1 << 20;
 /// In what codex writes, the kind of a line is known by here; four UUIDs would fit in.
 const HEAD: usize = 512;
 /// The longest line that is held. codex cuts a command's output at 1 MiB and refuses MCP lines over 16 MiB,
@@ -145,6 +148,8 @@ impl Line<'_> {
 #[derive(Debug)]
 pub(crate) struct Lines<R> {
     input: R,
+    /// How much is read at a time, in bytes.
+    size: usize,
     buffer: Vec<u8>,
     /// Where the line begins that is being read, or what came last of it if it is being passed over.
     start: usize,
@@ -171,7 +176,22 @@ struct Passing {
     last: u8,
 }
 
+/// Some lines of a reader, with the memory that they stand in.
+#[derive(Debug, Default)]
+pub(crate) struct Block {
+    buffer: Vec<u8>,
+    lines: Vec<Found>,
+}
+
+impl Block {
+    /// The lines, in order.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = Line<'_>> {
+        self.lines.iter().map(|found| found.lend(&self.buffer))
+    }
+}
+
 /// A line that was found, before its bytes are lent out.
+#[derive(Debug)]
 struct Found {
     offset: u64,
     length: u64,
@@ -180,16 +200,37 @@ struct Found {
     ended: bool,
 }
 
+impl Found {
+    fn lend<'a>(&self, buffer: &'a [u8]) -> Line<'a> {
+        Line {
+            offset: self.offset,
+            length: self.length,
+            bytes: &buffer[self.place.clone()],
+            kind: self.kind,
+            ended: self.ended,
+        }
+    }
+}
+
 impl<R: Read> Lines<R> {
     /// The lines of `input` from where it stands.
     pub(crate) fn new(input: R) -> Lines<R> {
         Lines::starting_at(input, 0)
     }
 
+    /// The lines of `input` from where it stands, many at a time: for [`Lines::block`].
+    pub(crate) fn in_blocks(input: R) -> Lines<R> {
+        Lines {
+            size: BLOCK,
+            ..Lines::new(input)
+        }
+    }
+
     /// The lines of `input`, which stands at `offset` of what the lines are to be told as places of.
     pub(crate) fn starting_at(input: R, offset: u64) -> Lines<R> {
         Lines {
             input,
+            size: READ,
             buffer: Vec::new(),
             start: 0,
             scanned: 0,
@@ -209,7 +250,7 @@ impl<R: Read> Lines<R> {
                 Some(at) => {
                     let newline = self.scanned + at;
                     if let Some(found) = self.finish(newline, true, &wanted) {
-                        return Ok(Some(self.lend(found)));
+                        return Ok(Some(found.lend(&self.buffer)));
                     }
                 }
                 None => {
@@ -225,7 +266,52 @@ impl<R: Read> Lines<R> {
     /// At the end of the input: the last line, if it has no newline and is wanted.
     pub(crate) fn rest(&mut self, wanted: impl Fn(Kind) -> bool) -> Option<Line<'_>> {
         let found = self.finish(self.end, false, &wanted)?;
-        Some(self.lend(found))
+        Some(found.lend(&self.buffer))
+    }
+
+    /// Reads on until something that is wanted was found, and puts it into `block` in place of what was there.
+    /// The last line needs no newline. `false` at the end of the input.
+    ///
+    /// Nothing is copied but the beginning of a line whose end is not read yet: the bytes are read into the
+    /// memory of the block, which stays near to the processor that works on it.
+    pub(crate) fn block(
+        &mut self,
+        block: &mut Block,
+        wanted: impl Fn(Kind) -> bool,
+    ) -> io::Result<bool> {
+        block.lines.clear();
+        self.change_buffer(&mut block.buffer);
+        let more = loop {
+            while let Some(at) = memchr::memchr(b'\n', &self.buffer[self.scanned..self.end]) {
+                let found = self.finish(self.scanned + at, true, &wanted);
+                block.lines.extend(found);
+            }
+            self.scanned = self.end;
+            if !block.lines.is_empty() {
+                break Ok(true);
+            }
+            match self.fill(&wanted) {
+                Ok(true) => {}
+                Ok(false) => {
+                    block.lines.extend(self.finish(self.end, false, &wanted));
+                    break Ok(false);
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        self.change_buffer(&mut block.buffer);
+        more
+    }
+
+    /// Goes on in another memory, with the bytes that were read and not used yet; the old one takes its place.
+    fn change_buffer(&mut self, other: &mut Vec<u8>) {
+        let left = &self.buffer[self.start..self.end];
+        if other.len() < left.len() {
+            other.resize(left.len(), 0);
+        }
+        other[..left.len()].copy_from_slice(left);
+        (self.start, self.scanned, self.end) = (0, self.scanned - self.start, left.len());
+        mem::swap(&mut self.buffer, other);
     }
 
     /// Where the line begins that [`Lines::next`] will look at next.
@@ -277,21 +363,11 @@ impl<R: Read> Lines<R> {
         })
     }
 
-    fn lend(&self, found: Found) -> Line<'_> {
-        Line {
-            offset: found.offset,
-            length: found.length,
-            bytes: &self.buffer[found.place],
-            kind: found.kind,
-            ended: found.ended,
-        }
-    }
-
     /// Reads on; no newline stands in the buffer. `false` at the end of the input.
     fn fill(&mut self, wanted: &impl Fn(Kind) -> bool) -> io::Result<bool> {
         self.let_go(wanted);
         if self.end == self.buffer.len() {
-            let more = self.buffer.len().clamp(BLOCK, ROOMY);
+            let more = self.buffer.len().clamp(self.size, ROOMY);
             self.buffer.resize(self.buffer.len() + more, 0);
         }
         loop {
@@ -335,9 +411,11 @@ impl<R: Read> Lines<R> {
             (self.start, self.end) = (kept.unwrap_or(0), held);
         }
         self.scanned = self.end;
-        if self.buffer.len() > ROOMY && self.end < BLOCK {
-            self.buffer.truncate(BLOCK);
-            self.buffer.shrink_to_fit();
+        if self.end < self.size {
+            self.buffer.truncate(self.size);
+            if self.buffer.capacity() > ROOMY {
+                self.buffer.shrink_to_fit();
+            }
         }
     }
 }
@@ -379,41 +457,54 @@ mod tests {
 
     /// Every way of reading gives these lines (offset, length, what is held, ended), and so many torn ones.
     fn check(text: &str, expected: &[(u64, u64, &str, bool)], torn: u64) {
+        let wanted = |kind| kind == Kind::Call;
         for most in [1, 3, 64, 4096, usize::MAX] {
             if text.len() / most > 100_000 {
                 continue;
             }
-            let mut lines = Lines::new(Drops {
+            let input = || Drops {
                 bytes: text.as_bytes(),
                 most,
                 interrupt: false,
-            });
-            let wanted = |kind| kind == Kind::Call;
+            };
             let mut found = Vec::new();
-            let mut note = |line: &Line<'_>| {
+            let told = |line: Line<'_>| {
                 let held = std::str::from_utf8(line.bytes).unwrap().to_owned();
                 assert_eq!(line.cut(), line.length > LONGEST as u64);
-                found.push((line.offset, line.length, held, line.ended));
+                (line.offset, line.length, held, line.ended)
             };
-            while let Some(line) = lines.next(wanted).unwrap() {
-                note(&line);
+            let mut one_by_one = Lines::new(input());
+            while let Some(line) = one_by_one.next(wanted).unwrap() {
+                found.push(told(line));
             }
-            if let Some(line) = lines.rest(wanted) {
-                note(&line);
+            found.extend(one_by_one.rest(wanted).map(told));
+            let count = found.len();
+            // As two threads do it.
+            let mut blocks = [Block::default(), Block::default()];
+            let mut in_blocks = Lines::in_blocks(input());
+            let mut more = true;
+            while more {
+                blocks.rotate_left(1);
+                more = in_blocks.block(&mut blocks[0], wanted).unwrap();
+                found.extend(blocks[0].lines().map(told));
             }
             let found: Vec<_> = found
                 .iter()
                 .map(|(offset, length, held, ended)| (*offset, *length, held.as_str(), *ended))
                 .collect();
             // Not `assert_eq`, which would print the long ones whole.
-            assert!(
-                found == expected,
-                "{most} bytes at a time: {} lines, the first {:.200?}",
-                found.len(),
-                found.first()
-            );
-            assert_eq!(lines.torn(), torn, "{most} bytes at a time");
-            assert_eq!(lines.offset(), text.len() as u64);
+            for found in [&found[..count], &found[count..]] {
+                assert!(
+                    found == expected,
+                    "{most} bytes at a time: {} lines, the first {:.200?}",
+                    found.len(),
+                    found.first()
+                );
+            }
+            for lines in [one_by_one, in_blocks] {
+                assert_eq!(lines.torn(), torn, "{most} bytes at a time");
+                assert_eq!(lines.offset(), text.len() as u64);
+            }
         }
     }
 
@@ -452,10 +543,10 @@ mod tests {
         let long = format!(
             "{}{}\"}}}}  ",
             &OTHER[..OTHER.len() - 3],
-            "x".repeat(3 * BLOCK)
+            "x".repeat(3 * READ)
         );
         let torn = &long[..long.len() - 5];
-        let wanted = CALL.replace("\"x\"", &format!("\"{}\"", "é".repeat(BLOCK)));
+        let wanted = CALL.replace("\"x\"", &format!("\"{}\"", "é".repeat(READ)));
         check(
             &format!("{long}\n{CALL}\n{wanted}\n{torn}\n{long}"),
             &[
@@ -473,7 +564,7 @@ mod tests {
 
     #[test]
     fn a_line_too_long_is_cut_to_its_head() {
-        for more in [1, BLOCK, 3 * ROOMY] {
+        for more in [1, READ, 3 * ROOMY] {
             let long = CALL.replace("\"x\"", &format!("\"{}\"", "x".repeat(LONGEST + more)));
             check(
                 &format!("{long}\n{CALL}\n"),

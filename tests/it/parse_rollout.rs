@@ -383,10 +383,43 @@ fn a_summary_has_the_biggest_first() {
 }
 
 #[test]
+fn a_large_file_is_told_in_order() {
+    // Of every size that fits a block, once and many times, or goes over one; the last line has no newline.
+    let sizes = [1, 70, 900, 70_000, 5, 1 << 20, 3000, 400_000, 12, 2 << 20];
+    let (mut text, mut expected) = (String::new(), Vec::new());
+    let mut bad = 0;
+    for round in 0..100 {
+        let id = format!("call_{round}");
+        let size = sizes[round % sizes.len()] / (1 + round / 25);
+        let content = format!("{size} {}", "\u{e9}\n\"".repeat(size / 4));
+        let input = json!({"cmd": round});
+        let call = call(&id, &input.to_string());
+        let message = json!({"type": "agent_message", "message": "m".repeat(size)});
+        let output = output(&id, content.clone());
+        text += &rollout(&[call, ("event_msg", message), output]);
+        expected.push(told_use(&id, "exec_command", input));
+        expected.push(told_result(&id, content, false));
+        if round % 7 == 0 {
+            // Torn, of a kind that is read and of one that is not.
+            text += &line(None, "response_item", r#"{"type":"function_call","name":"#)[..90];
+            text += "\n";
+            text += &line(None, "event_msg", r#"{"type":"agent_message","message":"#)[..90];
+            text += "\n";
+            bad += 2;
+        }
+    }
+    text.truncate(text.trim_end().len());
+    let stderr =
+        format!("plexum-openai: '<lab>/rollout.jsonl': skipped {bad} lines that are not JSON\n");
+    check(&[], &text, &expected, &stderr);
+}
+
+#[test]
 fn a_reader_that_leaves_is_no_error() {
     let lab = Lab::fake(Value::Null);
     let file = lab.path("rollout.jsonl");
-    let items: Vec<_> = (0..400)
+    // Some of it is read by one thread alone, more by two.
+    let items: Vec<_> = (0..800)
         .flat_map(|number| {
             let id = format!("call_{number}");
             [call(&id, "{}"), output(&id, "x".repeat(10_000))]

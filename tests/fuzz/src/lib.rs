@@ -183,14 +183,23 @@ fn scan(data: &[u8], step: usize, wanted: impl Fn(rollout::lines::Kind) -> bool)
             self.0.read(&mut buffer[..length])
         }
     }
-    let mut lines = rollout::lines::Lines::new(Slow(data, step));
+    use rollout::lines::{Block, Line, Lines};
+    let told = |line: Line<'_>| (line.offset, line.kind, line.bytes.to_vec());
+    let mut lines = Lines::new(Slow(data, step));
     let mut found = Vec::new();
     while let Some(line) = lines.next(&wanted).unwrap() {
-        found.push((line.offset, line.kind, line.bytes.to_vec()));
+        found.push(told(line));
     }
-    if let Some(line) = lines.rest(&wanted) {
-        found.push((line.offset, line.kind, line.bytes.to_vec()));
+    found.extend(lines.rest(&wanted).map(told));
+    let mut lines = Lines::in_blocks(Slow(data, step));
+    let (mut blocks, mut in_blocks) = ([Block::default(), Block::default()], Vec::new());
+    let mut more = true;
+    while more {
+        blocks.rotate_left(1);
+        more = lines.block(&mut blocks[0], &wanted).unwrap();
+        in_blocks.extend(blocks[0].lines().map(told));
     }
+    assert_eq!(found, in_blocks);
     found
 }
 

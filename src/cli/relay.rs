@@ -1,0 +1,173 @@
+//! Reading a rollout with two threads that take turns, what it says still taken in order.
+//!
+//! Half of the work is to get the bytes from the kernel and to find the lines that matter, the other half to
+//! read those. While one thread does the one for a block of the file, the other does the other for the block
+//! before. Two things go round between the threads: the input, which has to be held for reading the next block,
+//! and the pen, which has to be held for handing on what the block says. Both go round in the same order, and so
+//! the blocks come out as they came in. A block never leaves the thread that has read it, nor its processor's
+//! cache, and memory does not grow with the file.
+
+use crate::rollout::lines::{Block, Kind, Lines};
+use crate::rollout::record::{self, Record, Unread};
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+/// A file up to this length is read before a second thread is there.
+const SMALL: u64 = 4 << 20;
+
+/// What takes the records of a rollout.
+pub(super) trait Sink {
+    /// What is made of a record before its turn comes.
+    type Part<'a>;
+
+    /// What can be done with a record without knowing those before it.
+    fn prepare(record: Record<'_>) -> Self::Part<'_>;
+
+    /// Takes the next record.
+    ///
+    /// # Errors
+    /// It cannot be handed on. Nothing more comes then.
+    fn take(&mut self, part: Self::Part<'_>) -> io::Result<()>;
+
+    /// Nothing may come for a while.
+    ///
+    /// # Errors
+    /// As for `take`.
+    fn pause(&mut self) -> io::Result<()>;
+}
+
+/// How it went.
+#[derive(Debug)]
+pub(super) struct End {
+    /// How many lines were no JSON.
+    pub(super) bad: u64,
+    /// How many lines were too long to be held.
+    pub(super) long: u64,
+    /// Why the input ended before its end.
+    pub(super) read: io::Result<()>,
+}
+
+/// Why there is no end to tell of.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// There is no thread to be had.
+    Thread(io::Error),
+    /// What the sink said.
+    Sink(io::Error),
+}
+
+/// Gives every record of a tool call in the rollout to `sink`, in order.
+///
+/// # Errors
+/// See [`Failure`]. The rest is not read then.
+pub(super) fn run<S: Sink + Send>(input: File, sink: &mut S) -> Result<End, Failure> {
+    // Who reads from a pipe or a terminal may have to wait for more, and the other one would wait with it when
+    // there is nobody left to write for.
+    let large = input
+        .metadata()
+        .is_ok_and(|file| file.is_file() && file.len() > SMALL);
+    let threads = if large { 2 } else { 1 };
+    let lines = Lines::in_blocks(input);
+    let mut runners: Vec<_> = ring(threads, lines)
+        .into_iter()
+        .zip(ring(threads, sink))
+        .map(|(input, pen)| Runner { input, pen })
+        .collect();
+    let mine = runners.pop().expect("at least one");
+    thread::scope(|scope| {
+        let others = runners
+            .into_iter()
+            .map(|runner| {
+                thread::Builder::new()
+                    .name("rollout".to_owned())
+                    .spawn_scoped(scope, || runner.run())
+                    .map_err(Failure::Thread)
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut end = mine.run()?;
+        for other in others {
+            let other = match other.join() {
+                Ok(end) => end?,
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            end.bad += other.bad;
+            end.long += other.long;
+            end.read = end.read.and(other.read);
+        }
+        Ok(end)
+    })
+}
+
+/// One thread's place in the ring in which something goes round.
+struct Place<P> {
+    from: Receiver<P>,
+    to: SyncSender<P>,
+}
+
+/// A ring of so many places; `it` begins at the first of them.
+fn ring<P>(places: usize, it: P) -> Vec<Place<P>> {
+    let (mut to, from): (Vec<_>, Vec<_>) = (0..places).map(|_| sync_channel(1)).unzip();
+    // There is room for it, and somebody will come for it.
+    let _ = to[0].send(it);
+    to.rotate_left(1);
+    from.into_iter()
+        .zip(to)
+        .map(|(from, to)| Place { from, to })
+        .collect()
+}
+
+/// One of the threads.
+struct Runner<'a, R, S> {
+    input: Place<Lines<R>>,
+    pen: Place<&'a mut S>,
+}
+
+fn wanted(kind: Kind) -> bool {
+    matches!(kind, Kind::Call | Kind::Output | Kind::Item)
+}
+
+impl<R: Read, S: Sink> Runner<'_, R, S> {
+    /// Runs until the input or another thread has come to its end.
+    fn run(self) -> Result<End, Failure> {
+        let mut block = Block::default();
+        let mut end = End {
+            bad: 0,
+            long: 0,
+            read: Ok(()),
+        };
+        let mut more = true;
+        while more && let Ok(mut lines) = self.input.from.recv() {
+            more = lines.block(&mut block, wanted).unwrap_or_else(|error| {
+                end.read = Err(error);
+                false
+            });
+            if more {
+                // Refused where the other thread was stopped. Then it has the pen, too.
+                let _ = self.input.to.send(lines);
+            } else {
+                end.bad += lines.torn();
+            }
+            let mut parts = Vec::new();
+            for line in block.lines() {
+                match record::read(&line) {
+                    Ok(record) => parts.push(S::prepare(record)),
+                    Err(Unread::NotJson) => end.bad += 1,
+                    Err(Unread::TooLong) => end.long += 1,
+                }
+            }
+            let Ok(pen) = self.pen.from.recv() else {
+                break;
+            };
+            parts
+                .into_iter()
+                .try_for_each(|part| pen.take(part))
+                .and_then(|()| pen.pause())
+                .map_err(Failure::Sink)?;
+            // As above; nobody wants it any more.
+            let _ = self.pen.to.send(pen);
+        }
+        Ok(end)
+    }
+}
