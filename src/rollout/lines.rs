@@ -54,8 +54,8 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// The kind of a line, by its `type`, its payload's `type` and, in an `item_completed`, the item's type
-    /// and id. Where a part is missing, or no string, it is the empty string.
+    /// The kind of a line, by its `type`, its payload's `type`, in an `item_completed` the item's type, and the id
+    /// of the item or the call. Where a part is missing, or no string, it is the empty string.
     pub(crate) fn of(record: &[u8], payload: &[u8], item: &[u8], id: &[u8]) -> Kind {
         match (record, payload) {
             (
@@ -73,8 +73,9 @@ impl Kind {
             {
                 Kind::Item
             }
-            // What 0.135 writes instead, for MCP calls alone.
+            // What 0.135 writes instead, for MCP calls and patches alone.
             (b"event_msg", b"mcp_tool_call_end") => Kind::Item,
+            (b"event_msg", b"patch_apply_end") if id.starts_with(NESTED.as_bytes()) => Kind::Item,
             (b"event_msg", b"token_count") | (b"token_usage_record", _) => Kind::Usage,
             (b"compacted", _) => Kind::Compacted,
             _ => Kind::Other,
@@ -101,6 +102,10 @@ impl Kind {
             return Some(Kind::of(record, b"", b"", b""));
         }
         let (payload, rest) = word(rest.strip_prefix(br#""type":"#)?)?;
+        if payload == b"patch_apply_end" {
+            let (id, _) = word(rest.strip_prefix(br#","call_id":"#)?)?;
+            return Some(Kind::of(record, payload, b"", id));
+        }
         if payload != b"item_completed" {
             return Some(Kind::of(record, payload, b"", b""));
         }
@@ -641,6 +646,20 @@ mod tests {
             (
                 line("event_msg", r#""type":"mcp_tool_call_end","#),
                 Kind::Item,
+            ),
+            (
+                line(
+                    "event_msg",
+                    r#""type":"patch_apply_end","call_id":"exec-1","#,
+                ),
+                Kind::Item,
+            ),
+            (
+                line(
+                    "event_msg",
+                    r#""type":"patch_apply_end","call_id":"call_1","#,
+                ),
+                Kind::Other,
             ),
             (line("compacted", "\"message\":\"\u{e9}"), Kind::Compacted),
             (

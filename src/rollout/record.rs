@@ -137,7 +137,7 @@ fn text_of(raw: &[u8]) -> Option<Cow<'_, str>> {
 }
 
 /// What is asked for of a payload. Of the parts of a record, some are there in one kind and some in another.
-const PAYLOAD: &[&str; 18] = &[
+const PAYLOAD: &[&str; 21] = &[
     "type",
     "call_id",
     "id",
@@ -154,6 +154,9 @@ const PAYLOAD: &[&str; 18] = &[
     "started_at_ms",
     "invocation",
     "result",
+    "changes",
+    "stdout",
+    "success",
     "info",
     "thread_token_usage",
 ];
@@ -237,12 +240,12 @@ pub(crate) fn parse(line: &(impl AsRef<[u8]> + ?Sized)) -> Result<Record<'_>, No
 }
 
 /// The record that these parts make, if anybody cares.
-fn understand<'a>(record: &str, payload: &Members<'a, 18>, at: Option<u64>) -> Option<Record<'a>> {
+fn understand<'a>(record: &str, payload: &Members<'a, 21>, at: Option<u64>) -> Option<Record<'a>> {
     let form = payload.text("type").unwrap_or_default();
     let item = Members::of(payload.raw("item"), ITEM);
-    let id = match payload.raw("item") {
-        Some(_) => item.text("id"),
-        None => payload.text("call_id"),
+    let id = match form.as_ref() {
+        "item_completed" => item.text("id"),
+        _ => payload.text("call_id"),
     };
     let kind = item.text("type").unwrap_or_default();
     match Kind::of(
@@ -291,9 +294,10 @@ fn understand<'a>(record: &str, payload: &Members<'a, 18>, at: Option<u64>) -> O
         Kind::Item => {
             let id = id?;
             let nested = id.starts_with(NESTED);
-            let mut over = match payload.raw("item") {
-                Some(raw) => completed(&kind, &item, raw),
-                None => mcp_ended(payload),
+            let mut over = match form.as_ref() {
+                "item_completed" => completed(&kind, &item, payload.raw("item")?),
+                "patch_apply_end" => patched(payload, payload.raw("success") == Some(b"true")),
+                _ => mcp_ended(payload),
             };
             if !nested {
                 return Some(Record::Ended {
@@ -341,12 +345,7 @@ fn completed<'a>(kind: &Cow<'a, str>, members: &Members<'a, 15>, item: &'a [u8])
             nested.failed |= !completed;
             nested
         }
-        "FileChange" => Nested::new(
-            "apply_patch".into(),
-            object(&["changes"]),
-            Content::of(members.raw("stdout")),
-            !completed,
-        ),
+        "FileChange" => patched(members, completed),
         "ImageView" => Nested::new(
             "view_image".into(),
             object(&["path"]),
@@ -364,10 +363,21 @@ fn completed<'a>(kind: &Cow<'a, str>, members: &Members<'a, 15>, item: &'a [u8])
 }
 
 /// What 0.135 writes when an MCP call is over.
-fn mcp_ended<'a>(payload: &Members<'a, 18>) -> Nested<'a> {
+fn mcp_ended<'a>(payload: &Members<'a, 21>) -> Nested<'a> {
     let invocation = Members::of(payload.raw("invocation"), &["server", "tool", "arguments"]);
     let result = Members::of(payload.raw("result"), &["Ok", "Err"]);
     mcp(&invocation, result.raw("Ok"), result.raw("Err"))
+}
+
+/// A patch, as both eras write it.
+fn patched<'a, const N: usize>(members: &Members<'a, N>, applied: bool) -> Nested<'a> {
+    let changes = members.raw("changes").map(|changes| ("changes", changes));
+    Nested::new(
+        "apply_patch".into(),
+        Input::Object(changes.into_iter().collect()),
+        Content::of(members.raw("stdout")),
+        !applied,
+    )
 }
 
 fn mcp<'a, const N: usize>(

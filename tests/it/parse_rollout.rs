@@ -212,6 +212,34 @@ fn calls_inside_code_mode_name_their_outer_call() {
         told_result("outer", "Script completed\n", false),
     ];
     check(&[], rollout(&items), &expected, "");
+
+    // As 0.135 writes it: no time when it began, and its own name for a patch.
+    let patch = |id: &str, success: bool| {
+        let payload = json!({"type": "patch_apply_end", "call_id": id, "stdout": "out", "success": success,
+            "changes": {"/x/a": {"type": "add", "content": "a"}}});
+        ("event_msg", payload)
+    };
+    let items = [
+        items[0].clone(),
+        patch("exec-1", true),
+        patch("exec-2", false),
+        patch("call_1", true),
+        items[4].clone(),
+    ];
+    let told = |id: &str| {
+        json!({"type": "tool_use", "id": id, "name": "apply_patch", "parent_id": "outer",
+            "input": {"changes": {"/x/a": {"type": "add", "content": "a"}}}})
+    };
+    let expected = [
+        told("exec-1"),
+        told_result("exec-1", "out", false),
+        told("exec-2"),
+        told_result("exec-2", "out", true),
+        expected[4].clone(),
+        expected[5].clone(),
+    ];
+    let old = items.map(|(kind, payload)| line(None, kind, &payload.to_string()) + "\n");
+    check(&[], old.concat(), &expected, "");
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! The tool calls of the real codex's turns: each told once, while it runs, by the id that the rollout has, and
 //! the same that `parse-rollout` finds in the rollout afterwards.
 
-use crate::support::codex::{CHANGED, real, real_codex};
+use crate::support::codex::{CHANGED, NEWEST, OLDEST, real, real_codex};
 use crate::support::daemon::check_turn;
 use crate::support::{Cli, Daemon, Lab, Turn};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
@@ -194,5 +195,114 @@ real_codex! {
 fn every_call_is_told_once_and_while_it_runs_as_0_155_writes_it() {
     if let Some(codex) = real(CHANGED) {
         check_calls(&codex);
+    }
+}
+
+/// A script of code mode that fails a command, patches, calls an MCP tool, says something in between, and goes on
+/// after it has yielded.
+const SCRIPT: &str = r#"
+await tools.exec_command({cmd: "echo quick; exit 3"});
+await tools.apply_patch("*** Begin Patch\n*** Add File: new.txt\n+made by a patch\n*** End Patch\n");
+await tools.mcp__plexum_host_alice__send({to: "bob"});
+notify("by the way");
+text("half");
+yield_control();
+await tools.exec_command({cmd: "until [ -e go ]; do sleep 0.05; done; echo slow"});
+text("whole");
+"#;
+
+/// In code mode the model calls one tool and its script all the others. 0.135 records none of its commands.
+#[track_caller]
+fn check_code_mode(codex: &Path, commands: bool) {
+    let mut lab = Lab::real(
+        codex,
+        json!([
+            {"times": 1, "custom_calls": [{"id": "call_exec", "name": "exec", "input": SCRIPT}]},
+            {"times": 1, "after": "call_exec", "calls": [
+                {"id": "call_wait", "name": "wait", "arguments": {"cell_id": "1", "yield_time_ms": 60000}}]},
+            {"text": "Done."},
+        ]),
+    );
+    // As above.
+    let temporary = lab.path("tmp");
+    lab.set_env("TMPDIR", temporary);
+    lab.config(json!({"extra_args": ["-m", "gpt-5.5", "-c", "features.code_mode=true"]}));
+    let mut daemon = Daemon::start(&lab);
+    daemon.on_tool_call(|_| {
+        Some(Ok(
+            json!({"content": [{"type": "text", "text": "sent"}], "is_error": false}),
+        ))
+    });
+    let id = daemon.request("stream", prompt(&lab, "go"));
+    daemon.event(id, "the call that waits for the script", |event| {
+        event["type"] == "tool_use" && event["id"] == "call_wait"
+    });
+    fs::write(lab.workspace().join("go"), "").unwrap();
+    let turn = daemon.finish(id);
+    check_turn(&turn.events);
+    assert_eq!(turn.stop_reason(), "end_turn", "{turn:?}");
+
+    let calls: HashMap<&str, &str> = turn
+        .of("tool_use")
+        .map(|used| (used["id"].as_str().unwrap(), used["name"].as_str().unwrap()))
+        .collect();
+    let told: Vec<String> = turn
+        .events
+        .iter()
+        .filter_map(|event| {
+            let name = calls.get(event["id"].as_str()?)?;
+            Some(match event["parent_id"].as_str() {
+                Some(parent) => format!("{name} in {parent}"),
+                None if event["type"] == "tool_use" => (*name).to_owned(),
+                None => format!("{name} failed: {}", event["is_error"]),
+            })
+        })
+        .collect();
+    let mut expected = vec![
+        "exec",
+        "exec_command in call_exec",
+        "exec_command failed: true",
+        "apply_patch in call_exec",
+        "apply_patch failed: false",
+        "send in call_exec",
+        "send failed: false",
+        "exec failed: false",
+        "wait",
+        "exec_command in call_exec",
+        "exec_command failed: false",
+        "wait failed: false",
+    ];
+    expected.retain(|told| commands || !told.starts_with("exec_command"));
+    assert_eq!(told, expected, "{turn:?}");
+    let content = |name: &str| {
+        let of_it = |result: &&Value| calls[result["id"].as_str().unwrap()] == name;
+        let last = turn.of("tool_result").filter(of_it).last();
+        last.unwrap()["content"].to_string()
+    };
+    assert!(content("exec").contains("half"), "{}", content("exec"));
+    assert!(content("wait").contains("whole"), "{}", content("wait"));
+    assert!(content("send").contains("sent"), "{}", content("send"));
+    if commands {
+        assert_eq!(content("exec_command"), r#""slow\n""#);
+    }
+
+    let parsed = Cli::new(&lab, ["parse-rollout", "--thread", turn.thread()]).run();
+    assert_eq!((parsed.status, parsed.stderr.as_str()), (0, ""));
+    let parsed: Vec<Value> = parsed
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(parsed, paired(&turn));
+    drop(daemon);
+    lab.assert_quiet();
+}
+
+#[test]
+fn calls_of_a_script_name_its_call() {
+    for (version, commands) in [(OLDEST, false), (CHANGED, true), (NEWEST, true)] {
+        if let Some(codex) = real(version) {
+            check_code_mode(&codex, commands);
+        }
     }
 }

@@ -240,12 +240,16 @@ fn rollout_line(kind: rollout::lines::Kind, text: &str) {
     };
     let word = |value: &Value| value.as_str().unwrap_or_default().as_bytes().to_vec();
     let (payload, item) = (&value["payload"], &value["payload"]["item"]);
+    let id = match payload["type"].as_str() {
+        Some("item_completed") => &item["id"],
+        _ => &payload["call_id"],
+    };
     if kind != Kind::Unknown {
         let real = Kind::of(
             &word(&value["type"]),
             &word(&payload["type"]),
             &word(&item["type"]),
-            &word(&item["id"]),
+            &word(id),
         );
         assert_eq!(kind, real, "{text}");
     }
