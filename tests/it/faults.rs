@@ -258,9 +258,12 @@ fn the_signal_that_killed_codex_is_named() {
     for name in [
         "SEGV", "BUS", "ABRT", "ILL", "FPE", "SYS", "PIPE", "HUP", "INT", "XCPU", "KILL",
     ] {
+        // What started the tests may have had signals ignored, as nohup does, and a shell cannot undo that.
         use_shell(
             &lab,
-            &format!("#!/bin/sh\ncat >/dev/null\nkill -{name} $$\n"),
+            &format!(
+                "#!/bin/sh\ncat >/dev/null\nexec env --default-signal sh -c 'kill -{name} $$'\n"
+            ),
         );
         let output = Cli::new(&lab, ["turn", "hi"]).run();
         assert_eq!(output.status, 1, "{name}: {output:?}");
