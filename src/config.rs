@@ -373,7 +373,8 @@ pub(crate) fn parse(text: &str) -> std::result::Result<(Config, Vec<String>), St
         })
         .and_then(|config| json.end().map(|()| config))
         .map_err(|error| {
-            let place = format!("{}:{}: ", error.line(), error.column());
+            // Of a value that is no object serde_json tells the place before it, column 0.
+            let place = format!("{}:{}: ", error.line(), error.column().max(1));
             let said = error.to_string();
             let said = match said.rfind(" at line ") {
                 Some(end) => &said[..end],

@@ -81,7 +81,8 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
                 codex_home: &|| Ok(places.codex_home(&places.load_config()?.config)),
                 session: &|workspace| match session::read(workspace)? {
                     Stored::Thread(thread) => Ok(Some(thread)),
-                    Stored::Nothing | Stored::Unusable(_) => Ok(None),
+                    Stored::Nothing => Ok(None),
+                    Stored::Unusable(why) => Err(session::unusable(workspace, &why)),
                 },
             };
             cli::mutate::run(&parsed, &surroundings, &mut stdin, &mut stdout)
@@ -110,12 +111,6 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
 /// Writes text to stdout. A reader that has gone is no error.
 fn print(text: &str) -> Result<u8> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error::Error::os(
-            error::Kind::Io,
-            "cannot write to stdout",
-            error,
-        )),
-        _ => Ok(0),
-    }
+    let result = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    cli::written(result, 0)
 }

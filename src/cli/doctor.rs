@@ -6,13 +6,12 @@
 
 mod checks;
 
-use super::color;
 use super::flags::Parsed;
+use super::{color, written};
 use crate::config::Places;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use serde::Serialize;
 use std::io::{self, Write};
-use std::path::Path;
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -43,21 +42,18 @@ struct Report {
 /// `plexum-openai doctor`: prints the checks; the status is 1 where one failed.
 ///
 /// # Errors
-/// [`Kind::Usage`] for a wrong `--color`, [`Kind::Io`] where stdout cannot be written.
+/// [`crate::error::Kind::Usage`] for a wrong `--color`, [`crate::error::Kind::Io`] where stdout cannot be written.
 pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
     let color = color::wanted(parsed, &io::stdout())?;
     let mut report = Report::default();
-    let workspace = parsed.value("workspace").map(Path::new);
+    let workspace = parsed.folder("workspace")?;
     checks::examine(&Places::from_env(), workspace, &mut report);
     let text = if parsed.has("json") {
         report.json()
     } else {
         report.lines(color)
     };
-    stdout
-        .write_all(text.as_bytes())
-        .map_err(|error| Error::os(Kind::Io, "cannot write to stdout", error))?;
-    Ok(u8::from(report.failed()))
+    written(stdout.write_all(text.as_bytes()), report.failed().into())
 }
 
 impl Report {

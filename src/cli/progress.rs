@@ -2,15 +2,17 @@
 //!
 //! A finished command or tool is a line that stays. On a terminal the last line is a live one besides: how long
 //! the turn has taken, and what runs now. It is taken away before anything else is written and drawn again
-//! after it, so nothing of it is left when the turn is over. Elsewhere, and where `TERM` is `dumb`, there are
-//! only the lines that stay, each with the program's name before it.
+//! after it, so nothing of it is left when the turn is over. Elsewhere, where `TERM` is `dumb`, and where stdout
+//! is a pipe, there are only the lines that stay, each with the program's name before it.
 //!
 //! A thread of its own redraws the live line each second; it ends with the [`Progress`].
 
 use super::columns;
 use crate::codex::translate::{Step, StepKind, StepState};
+use rustix::fs::FileType;
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -72,8 +74,10 @@ struct Running {
 impl Progress {
     /// Begins to show a turn in this workspace.
     pub(super) fn start(color: bool, workspace: &Path) -> Progress {
-        // With a log between its lines a live line is no use.
+        // With a log between its lines a live line is no use; and who reads from a pipe may show what comes at
+        // any time, most likely on the same terminal.
         let live = std::io::stderr().is_terminal()
+            && !is_pipe(std::io::stdout())
             && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
             && log::max_level() == log::LevelFilter::Off;
         let board = Board(Arc::new(Shared {
@@ -106,6 +110,16 @@ impl Progress {
     pub(super) fn board(&self) -> &Board {
         &self.board
     }
+}
+
+/// Can somebody else show what is written there while it is written?
+fn is_pipe(stdout: impl AsFd) -> bool {
+    rustix::fs::fstat(stdout).is_ok_and(|stat| {
+        matches!(
+            FileType::from_raw_mode(stat.st_mode),
+            FileType::Fifo | FileType::Socket
+        )
+    })
 }
 
 impl Drop for Progress {

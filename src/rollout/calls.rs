@@ -294,6 +294,7 @@ pub(crate) fn write_content(out: &mut impl Write, content: &Content<'_>) -> io::
     match content {
         Content::Json(raw) => out.write_all(raw),
         Content::Text(text) => write_string(out, text),
+        Content::LeftOut(length) => write!(out, "\"[an output of {length} bytes, left out]\""),
     }
 }
 

@@ -69,6 +69,8 @@ pub(crate) enum Content<'a> {
     Json(&'a [u8]),
     /// Something else: its JSON text, or a note of ours, is what is to be told as a string.
     Text(Cow<'a, str>),
+    /// It was in a line of so many bytes, which is not held: a note of ours is told in its place.
+    LeftOut(u64),
 }
 
 /// A call that was made inside code mode.
@@ -586,11 +588,6 @@ fn message_text(content: &[u8]) -> String {
     text
 }
 
-/// What 32 MiB and more of an output become.
-fn left_out(length: u64) -> String {
-    format!("[an output of {length} bytes, left out]")
-}
-
 /// What can be told of an output whose line is too long to be held, by its first bytes.
 fn parse_cut<'a>(line: &Line<'a>) -> Option<Record<'a>> {
     if line.kind != Kind::Output {
@@ -606,7 +603,7 @@ fn parse_cut<'a>(line: &Line<'a>) -> Option<Record<'a>> {
     let (id, _) = rest.split_once('"')?;
     Some(Record::Output(Output {
         id: id.into(),
-        content: Content::Text(left_out(line.length).into()),
+        content: Content::LeftOut(line.length),
         failed: false,
         cell: None,
         at: None,

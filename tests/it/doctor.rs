@@ -134,6 +134,16 @@ fn the_config_file_is_checked_as_a_turn_reads_it() {
         "fail",
         "<lab>/profile/plugins/plexum-openai-provider/config.json:2:12: expected `:`",
     );
+    // What depends on the config is not guessed at.
+    let told = Cli::new(&lab, ["doctor"]).run();
+    assert_eq!(
+        (told.status, told.stdout.lines().count()),
+        (1, 1),
+        "{told:?}"
+    );
+    lab.raw_config(b"[]");
+    let (_, message) = check_named(&lab, "config");
+    assert!(message.contains("config.json:1:1: "), "{message}");
     lab.raw_config(b"{\"binery\": \"codex\"}");
     check(
         &lab,
@@ -560,6 +570,16 @@ fn a_workspace_that_is_none_is_told() {
             "<lab>/workspace cannot be read and written; run: chmod u+rwX <lab>/workspace",
         );
     }
+    std::os::unix::fs::symlink("nowhere", lab.path("home/dangling")).unwrap();
+    let dangling = Cli::new(&lab, ["doctor", "-w", "dangling"])
+        .folder(&folder)
+        .run();
+    assert!(
+        dangling
+            .stdout
+            .contains("/home/dangling is a link that leads nowhere; give another one\n"),
+        "{dangling:?}"
+    );
     fs::write(lab.path("home/x"), "").unwrap();
     let file = Cli::new(&lab, ["doctor", "-w", "x"]).folder(&folder).run();
     assert!(

@@ -5,6 +5,7 @@
 //! to itself, and leaves nothing running.
 #![cfg(test)]
 
+mod commands;
 mod config;
 mod doctor;
 mod faults;

@@ -206,6 +206,25 @@ fn only_the_answer_is_on_stdout() {
 }
 
 #[test]
+fn an_answer_that_cannot_be_written_is_a_failure() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(work(&lab));
+    fs::write(lab.path("go"), "").unwrap();
+    for arguments in ["hi > /dev/full", "--json hi > /dev/full"] {
+        let Some(mut terminal) = start(&lab, 80, arguments, &[]) else {
+            return;
+        };
+        terminal.wait("END 1");
+        let all = terminal.all();
+        assert!(
+            all.contains("cannot write to stdout: No space left on device"),
+            "{all}"
+        );
+        assert!(!all.contains("done"), "{all}");
+    }
+}
+
+#[test]
 fn a_pipe_gets_plain_lines() {
     let lab = Lab::fake(Value::Null);
     lab.script(work(&lab));
@@ -237,6 +256,8 @@ fn colour_and_a_live_line_are_for_who_wants_them() {
         ("hi", ("TERM", "dumb"), false, false),
         // A log would be written into the live line.
         ("hi", ("RUST_LOG", "warn"), true, false),
+        // Whoever reads the pipe may write on the same terminal.
+        ("hi | cat", ("LC_ALL", "C.UTF-8"), true, false),
         ("hi 2>&1 | cat", ("LC_ALL", "C.UTF-8"), false, false),
         (
             "--color=always hi 2>&1 | cat",

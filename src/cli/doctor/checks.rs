@@ -38,7 +38,9 @@ pub(super) fn examine(places: &Places, workspace: Option<&Path>, report: &mut Re
         config_is_there: false,
         report,
     };
-    doctor.config();
+    if !doctor.config() {
+        return;
+    }
     let home_is_sound = doctor.codex_home();
     if let Some(program) = doctor.codex() {
         doctor.systemd(&program);
@@ -54,14 +56,15 @@ pub(super) fn examine(places: &Places, workspace: Option<&Path>, report: &mut Re
 
 struct Doctor<'a> {
     places: &'a Places,
-    /// The defaults, until (and unless) the file could be read.
+    /// The defaults, until the file was read.
     config: Config,
     config_is_there: bool,
     report: &'a mut Report,
 }
 
 impl Doctor<'_> {
-    fn config(&mut self) {
+    /// The config file. The result says whether it is known what it asks for.
+    fn config(&mut self) -> bool {
         let path = self.places.config_file();
         match self.places.load_config() {
             Ok(loaded) => {
@@ -78,8 +81,12 @@ impl Doctor<'_> {
                 }
                 self.config = loaded.config;
                 self.config_is_there = loaded.found;
+                true
             }
-            Err(error) => self.report.fail("config", error.message()),
+            Err(error) => {
+                self.report.fail("config", error.message());
+                false
+            }
         }
     }
 
@@ -682,6 +689,9 @@ fn look_at_workspace(workspace: &Path) -> Result<String, String> {
             ))
         }
         Ok(_) => Ok(format!("{shown}")),
+        Err(_) if workspace.is_symlink() => Err(format!(
+            "{shown} is a link that leads nowhere; give another one"
+        )),
         Err(error) if error.kind() == io::ErrorKind::NotFound => could_be_made(workspace),
         Err(error) => Err(format!("cannot look at {shown}: {}", reason(&error))),
     }
