@@ -333,6 +333,9 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => std::fs::File::from(file),
+        Err(rustix::io::Errno::NOENT) if path.is_symlink() => {
+            return Err(wrong(&"it is a link that leads nowhere"));
+        }
         Err(rustix::io::Errno::NOENT) => return Ok(None),
         Err(error) => return Err(wrong(&reason(&error.into()))),
     };
@@ -738,7 +741,7 @@ mod tests {
         );
         wrong(
             "[]",
-            "1:0: invalid type: sequence, expected an object of config keys",
+            "1:1: invalid type: sequence, expected an object of config keys",
         );
         wrong("{} x", "1:4: trailing characters");
         wrong(

@@ -47,7 +47,7 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
     let color = color::wanted(parsed, &io::stdout())?;
     let mut report = Report::default();
     let workspace = parsed.folder("workspace")?;
-    checks::examine(&Places::from_env(), workspace, &mut report);
+    checks::examine(&Places::from_env(), workspace.as_deref(), &mut report);
     let text = if parsed.has("json") {
         report.json()
     } else {

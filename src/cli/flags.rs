@@ -7,7 +7,7 @@
 use crate::config::nearest;
 use crate::error::{Error, Kind, Result};
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::PathBuf;
 
 /// What completes a flag's value or an operand in a shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -452,10 +452,10 @@ impl Parsed {
     }
 
     /// The folder that this flag names. The empty name, what an unset variable leaves in a script, is an error.
-    pub(crate) fn folder(&self, long: &str) -> Result<Option<&Path>> {
+    pub(crate) fn folder(&self, long: &str) -> Result<Option<PathBuf>> {
         match self.value(long) {
             Some(folder) if folder.is_empty() => Err(usage(format!("'--{long}' needs a folder"))),
-            folder => Ok(folder.map(Path::new)),
+            folder => Ok(folder.map(at_home)),
         }
     }
 
@@ -469,6 +469,15 @@ impl Parsed {
                 ))
             }),
         }
+    }
+}
+
+/// A path whose `~/` no shell has replaced: bash leaves it as it is in `--workspace=~/agents`.
+pub(crate) fn at_home(path: &OsStr) -> PathBuf {
+    let below = path.to_str().and_then(|path| path.strip_prefix("~/"));
+    match (below, std::env::home_dir()) {
+        (Some(below), Some(home)) => home.join(below),
+        _ => path.into(),
     }
 }
 

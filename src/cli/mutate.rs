@@ -2,12 +2,11 @@
 //!
 //! It does what the daemon's `mutate_session` does, with the same locks, and prints the same answer.
 
-use super::flags::{Parsed, usage};
+use super::flags::{Parsed, at_home, usage};
 use super::written;
 use crate::codex::home::{find_rollout, is_thread_id};
 use crate::error::{Error, Kind, Result};
 use crate::rollout::mutate::{Mode, Mutation, Op, Outcome, consume, consume_file, parse};
-use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -41,7 +40,7 @@ pub(crate) fn run(
         Mode::Write
     };
     let outcome = match target(parsed)? {
-        Target::File(file) => consume_file(Path::new(file), &mutations, mode)?,
+        Target::File(file) => consume_file(&file, &mutations, mode)?,
         Target::Thread(thread) => in_thread(thread, surroundings, &mutations, mode)?,
         Target::Workspace(workspace) => {
             // To the daemon a folder that is not there is one without a session; to a person it is a slip.
@@ -51,7 +50,7 @@ pub(crate) fn run(
                     format!("there is no folder '{}'", workspace.display()),
                 ));
             }
-            match (surroundings.session)(workspace)? {
+            match (surroundings.session)(&workspace)? {
                 Some(thread) => in_thread(&thread, surroundings, &mutations, mode)?,
                 // As for the daemon: what has no session has no calls.
                 None => Outcome::all_missing(&mutations),
@@ -136,9 +135,9 @@ fn mutations(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Vec<Mutation>> {
 
 /// Whose calls are meant.
 enum Target<'a> {
-    Workspace(&'a Path),
+    Workspace(PathBuf),
     Thread(&'a str),
-    File(&'a OsStr),
+    File(PathBuf),
 }
 
 fn target(parsed: &Parsed) -> Result<Target<'_>> {
@@ -153,7 +152,7 @@ fn target(parsed: &Parsed) -> Result<Target<'_>> {
         (None, Some(thread), None) => Err(usage(format!(
             "'{thread}' is no thread id: a UUID was expected"
         ))),
-        (None, None, Some(file)) => Ok(Target::File(file)),
+        (None, None, Some(file)) => Ok(Target::File(at_home(file))),
         (None, None, None) => Err(usage(
             "whose calls? name a '--workspace', a '--thread' or a '--rollout'",
         )),

@@ -20,7 +20,7 @@ pub(super) fn rollout(parsed: &Parsed) -> Result<Option<PathBuf>> {
                 "'--workspace' and '--thread' both name a rollout: give one of them",
             ));
         }
-        (Some(workspace), None) => thread_of_workspace(workspace)?,
+        (Some(workspace), None) => thread_of_workspace(&workspace)?,
         (None, Some(thread)) if is_thread_id(thread) => thread.to_owned(),
         (None, Some(thread)) => {
             return Err(usage(format!(

@@ -3,7 +3,7 @@
 //! The same turn as the daemon's, told to a terminal: the assistant's text or the canonical events on stdout,
 //! what codex does meanwhile on stderr.
 
-use super::flags::{Parsed, usage};
+use super::flags::{Parsed, at_home, usage};
 use super::progress::{Board, Progress};
 use super::{color, columns};
 use crate::canonical::{StopReason, ThreadState, TurnEvent, TurnResult, Usage};
@@ -37,7 +37,7 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
     }
     let color = color::wanted(parsed, &io::stderr())?;
     let workspace = match parsed.folder("workspace")? {
-        Some(folder) => folder.to_owned(),
+        Some(folder) => folder,
         None => std::env::current_dir()
             .map_err(|error| Error::os(Kind::Io, "cannot tell the current folder", error))?,
     };
@@ -97,7 +97,7 @@ fn request(parsed: &Parsed) -> Result<Request> {
     }
     let mut prompt = vec![Block::Text(text)];
     for path in parsed.all("image") {
-        let path = std::path::absolute(path)
+        let path = std::path::absolute(at_home(path))
             .map_err(|error| Error::os(Kind::Usage, format!("the image {path:?}"), error))?;
         let unreadable = |error| {
             Error::os(
@@ -159,6 +159,8 @@ fn prompt_text(parsed: &Parsed) -> Result<String> {
 
 /// A message for the person at the terminal.
 fn say(message: &str) {
+    // A key of the config file may have anything in it.
+    let message = columns::harmless(message);
     // Nobody reads stderr: nothing to be done about it.
     let _ = writeln!(std::io::stderr(), "plexum-openai: {message}");
 }

@@ -143,7 +143,7 @@ pub(crate) fn environment(config: &Config, places: &Places) -> Vec<(OsString, Os
 /// The value of `--model` for an advertised model; none leaves the choice to codex.
 fn model_arg<'a>(config: &'a Config, model: &'a str) -> Option<&'a str> {
     let mapped = config.model_args.get(model).map_or(model, String::as_str);
-    (!matches!(model, "" | "codex") && !mapped.is_empty()).then_some(mapped)
+    (!matches!(mapped, "" | "codex")).then_some(mapped)
 }
 
 /// Can this prompt be codex's last argument? `-` means stdin to codex even after `--`.
@@ -457,7 +457,7 @@ mod tests {
     #[test]
     fn the_model_is_mapped() {
         let config = Config {
-            model_args: [("a", "gpt-5"), ("none", "")]
+            model_args: [("a", "gpt-5"), ("none", ""), ("same", "codex")]
                 .map(|(id, model)| (id.to_owned(), model.to_owned()))
                 .into(),
             ..Config::default()
@@ -467,10 +467,17 @@ mod tests {
             ("codex", None),
             ("a", Some("gpt-5")),
             ("none", None),
+            ("same", None),
             ("o9", Some("o9")),
         ] {
             assert_eq!(model_arg(&config, model), arg, "{model:?}");
         }
+        let config = Config {
+            model_args: [("codex".to_owned(), "gpt-5".to_owned())].into(),
+            ..Config::default()
+        };
+        assert_eq!(model_arg(&config, "codex"), Some("gpt-5"));
+        assert_eq!(model_arg(&config, ""), None);
     }
 
     #[test]

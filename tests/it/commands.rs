@@ -48,6 +48,15 @@ fn an_empty_workspace_is_a_slip() {
 }
 
 #[test]
+fn a_tilde_that_the_shell_has_left_is_the_home_folder() {
+    let lab = Lab::fake(Value::Null);
+    let output = Cli::new(&lab, ["turn", "--workspace=~/agents/alice", "hi"]).run();
+    assert_eq!(output.status, 0, "{output:?}");
+    assert!(lab.path("home/agents/alice/.plexum-codex-session").exists());
+    assert!(!lab.path("workspace/~").exists());
+}
+
+#[test]
 fn what_is_no_workspace_is_told_and_none_is_made_for_nothing() {
     let lab = Lab::fake(Value::Null);
     fs::write(lab.path("workspace/file"), "").unwrap();

@@ -445,6 +445,47 @@ fn a_key_that_codex_does_not_read_is_told() {
 }
 
 #[test]
+fn a_provider_is_found_however_it_is_named() {
+    let lab = Lab::fake(healthy());
+    let text = "[model_providers.mine]\nbase_url = \"http://127.0.0.1:1\"\n";
+    fs::write(lab.codex_home().join("config.toml"), text).unwrap();
+    for arguments in [
+        &["-c", "model_provider=mine"][..],
+        &["-c", "model_provider=\"mine\""],
+        &["-cmodel_provider='mine'"],
+        &["--config", "model_provider = \"mine\""],
+        &["--config=model_provider=mine"],
+        &["-c", "model_provider=other", "-c", "model_provider=mine"],
+    ] {
+        lab.config(json!({"extra_args": arguments}));
+        let told = "codex uses the provider 'mine', which asks for no key";
+        assert_eq!(
+            check_named(&lab, "login"),
+            ("ok".to_owned(), told.to_owned()),
+            "{arguments:?}"
+        );
+    }
+    for (arguments, told) in [
+        (
+            &["-c", "model_provider=none"][..],
+            "codex uses the provider 'none', which is none in",
+        ),
+        (
+            &["--profile", "p"],
+            "not looked at: \"extra_args\" has --profile",
+        ),
+        (&["-pp"], "not looked at: \"extra_args\" has -pp"),
+    ] {
+        lab.config(json!({"extra_args": arguments}));
+        let (status, message) = check_named(&lab, "login");
+        assert!(
+            status == "warn" && message.starts_with(told),
+            "{arguments:?}: {message}"
+        );
+    }
+}
+
+#[test]
 fn a_provider_without_its_key_is_told() {
     let mut lab = Lab::fake(healthy());
     let text = "model_provider = \"mine\"\n[model_providers.mine]\nenv_key = \"KEY_OF_MINE\"\n";

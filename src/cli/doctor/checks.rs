@@ -294,18 +294,42 @@ impl Doctor<'_> {
         }
         self.servers(program, &servers);
         let text = fs::read_to_string(&config_file).unwrap_or_default();
+        if let Some(argument) = self.profile() {
+            let message = format!(
+                "not looked at: \"extra_args\" has {argument}, and what a profile of codex asks for only a turn shows"
+            );
+            self.report.warn("login", message);
+            return;
+        }
         let provider = self
-            .config
-            .extra_args
-            .iter()
-            .find_map(|argument| argument.strip_prefix("model_provider="))
-            .map(|name| name.trim_matches('"').to_owned())
+            .setting("model_provider")
+            .map(|name| name.trim_matches(['"', '\'']).to_owned())
             .or_else(|| toml_text(&text, "model_provider"))
             .filter(|name| name != "openai");
         match provider {
             Some(provider) => self.provider(&provider, &text),
             None => self.login(program, &login),
         }
+    }
+
+    /// What codex's `-c`, in any of its spellings, sets in `extra_args`; the last one counts.
+    fn setting(&self, key: &str) -> Option<&str> {
+        let settings = self.config.extra_args.iter().rev().map(|argument| {
+            let argument = argument.strip_prefix("--config=").unwrap_or(argument);
+            argument.strip_prefix("-c").unwrap_or(argument)
+        });
+        let mut values = settings.filter_map(|setting| setting.split_once('='));
+        values.find_map(|(name, value)| (name.trim() == key).then(|| value.trim()))
+    }
+
+    /// The flag in `extra_args` by which codex is to take another profile of its config.
+    fn profile(&self) -> Option<&str> {
+        let mut arguments = self.config.extra_args.iter().map(String::as_str);
+        arguments.find(|argument| {
+            *argument == "--profile"
+                || argument.starts_with("--profile=")
+                || (argument.starts_with("-p") && !argument.starts_with("--"))
+        })
     }
 
     /// Entries of ours in codex's config that no longer lead anywhere.
@@ -374,7 +398,16 @@ impl Doctor<'_> {
 
     /// A provider of the operator's own, which needs no login but perhaps a key.
     fn provider(&mut self, provider: &str, text: &str) {
-        let key = toml_text(text, &format!("model_providers.{provider}.env_key"));
+        let table = format!("model_providers.{provider}");
+        // codex has a few of its own (ollama, lmstudio, ...), more with each version, so this is no failure.
+        if !text.contains(&table) && self.setting(&format!("{table}.base_url")).is_none() {
+            let message = format!(
+                "codex uses the provider '{provider}', which is none in its config.toml: one of codex's own?"
+            );
+            self.report.warn("login", message);
+            return;
+        }
+        let key = toml_text(text, &format!("{table}.env_key"));
         match key {
             None => self.report.ok(
                 "login",
