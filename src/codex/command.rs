@@ -7,6 +7,7 @@
 use crate::config::{Config, Places, PromptVia, path_entries};
 use crate::error::{Error, Kind, Result, reason};
 use rustix::fs::Access;
+use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
@@ -236,8 +237,15 @@ fn check(file: &Path, path: &OsStr) -> std::result::Result<(), String> {
     let mut head = [0; 256];
     let length = match File::open(file).and_then(|file| read_head(file, &mut head)) {
         Ok(length) => length,
-        // What can be executed need not be readable.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+        // What can be executed need not be readable; and a lack that may be over soon is the start's to meet.
+        Err(error)
+            if matches!(
+                Errno::from_io_error(&error),
+                Some(Errno::ACCESS | Errno::MFILE | Errno::NFILE | Errno::NOMEM)
+            ) =>
+        {
+            return Ok(());
+        }
         Err(error) => return Err(reason(&error)),
     };
     let head = &head[..length];

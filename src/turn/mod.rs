@@ -184,12 +184,12 @@ fn work(
 ) -> Result<TurnResult> {
     let workspace = place.workspace();
     let cancelled = |teller: &mut Teller<'_>| {
-        Ok(teller.end(
-            StopReason::Cancelled,
-            None,
-            ThreadState::New,
-            Tokens::default(),
-        ))
+        let (thread, state) = untouched(workspace);
+        Ok(teller.end(StopReason::Cancelled, thread, state, Tokens::default()))
+    };
+    let failed = |error: &Error, teller: &mut Teller<'_>| {
+        let (thread, state) = untouched(workspace);
+        Ok(teller.fail(error, thread, state, Tokens::default()))
     };
     if !place.wait(cancel) {
         return cancelled(teller);
@@ -203,9 +203,7 @@ fn work(
             None
         }
         Ok(Locked::Cancelled) => return cancelled(teller),
-        Err(error) => {
-            return Ok(teller.fail(&error, None, ThreadState::New, Tokens::default()));
-        }
+        Err(error) => return failed(&error, teller),
     };
     let stored = stored_thread(workspace, teller)?;
     let mut images = Images::default();
@@ -215,9 +213,7 @@ fn work(
     let bridge = match lent.transpose() {
         Ok(bridge) => bridge.flatten(),
         Err(error) if error.kind() == Kind::Params => return Err(error),
-        Err(error) => {
-            return Ok(teller.fail(&error, None, ThreadState::New, Tokens::default()));
-        }
+        Err(error) => return failed(&error, teller),
     };
     teller.debug(&format!(
         "a turn of agent '{agent_id}' in '{}': model '{}', a prompt of {} bytes, {} images, {} the daemon's tools",
@@ -289,6 +285,14 @@ fn work(
             done.tokens,
         ),
     })
+}
+
+/// The thread of a workspace in which a turn ends before codex was started: it goes on with the next one.
+fn untouched(workspace: &Path) -> (Option<String>, ThreadState) {
+    match session::read(workspace) {
+        Ok(Stored::Thread(id)) => (Some(id), ThreadState::Resumed),
+        _ => (None, ThreadState::New),
+    }
 }
 
 /// The thread that the session file names; one that is unusable is put aside with a warning.

@@ -477,6 +477,8 @@ fn cancel_may_be_a_notification() {
 fn cancel_reaches_a_turn_that_waits_for_its_workspace() {
     let lab = Lab::fake(Value::Null);
     lab.script(endless(&lab));
+    let thread = "01a1fe00-a027-7a81-b8a0-356e91ab6908";
+    std::fs::write(lab.session_file(), thread).unwrap();
     let mut daemon = Daemon::start(&lab);
     let first = start_endless(&mut daemon, &lab);
     let second = daemon.request("stream", Daemon::prompt(&lab, "second"));
@@ -484,6 +486,9 @@ fn cancel_reaches_a_turn_that_waits_for_its_workspace() {
     assert_eq!(answer["result"], json!({"cancelled": true}));
     let turn = daemon.finish(second);
     assert_eq!(turn.stop_reason(), "cancelled");
+    // The workspace's thread is what it was.
+    assert_eq!(turn.thread(), thread);
+    assert_eq!(turn.result()["thread_state"], "resumed");
     assert_eq!(lab.fake_runs().len(), 1, "never spawned");
     daemon.notify("cancel", json!({"stream": first}));
     assert_eq!(daemon.finish(first).stop_reason(), "cancelled");
