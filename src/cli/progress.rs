@@ -56,6 +56,8 @@ struct State {
     /// Paths below it are shown without it.
     workspace: PathBuf,
     running: Vec<Running>,
+    /// codex has said something.
+    at_work: bool,
     /// The turn is being ended, for this reason.
     ending: Option<&'static str>,
     /// The live line as it stands on the terminal; empty where it does not.
@@ -87,6 +89,7 @@ impl Progress {
                 color,
                 workspace: workspace.to_owned(),
                 running: Vec::new(),
+                at_work: false,
                 ending: None,
                 drawn: String::new(),
                 held: false,
@@ -158,6 +161,13 @@ impl Board {
             StepState::Running | StepState::Done => None,
         };
         state.finished(&what, failed.as_deref(), time);
+    }
+
+    /// codex has begun.
+    pub(super) fn begin(&self) {
+        let mut state = self.state();
+        state.at_work = true;
+        state.draw();
     }
 
     /// A warning, for the person.
@@ -315,6 +325,8 @@ impl State {
         let columns = columns::of(std::io::stderr()).saturating_sub(1);
         let now = match self.ending {
             Some(why) => why,
+            // Another process may have a turn in the workspace, which is waited for.
+            None if !self.at_work => "waiting to start",
             None => self
                 .running
                 .last()

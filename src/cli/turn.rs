@@ -306,6 +306,9 @@ impl Sink for Printer {
         } else if let TurnEvent::TextDelta { text } = event {
             self.text(text);
         }
+        if let TurnEvent::MessageStart = event {
+            self.progress.board().begin();
+        }
         if let TurnEvent::Error { error } = event {
             self.flush();
             let board = self.progress.board();

@@ -206,6 +206,22 @@ fn only_the_answer_is_on_stdout() {
 }
 
 #[test]
+fn a_turn_that_waits_for_another_does_not_say_that_it_works() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(json!([{"touch": lab.path("started")}, {"wait_for": lab.path("go")}, "default"]));
+    let mut first = Cli::new(&lab, ["turn", "first"]).spawn();
+    wait_until("the first to start", || lab.path("started").exists());
+    let Some(mut terminal) = start(&lab, 80, "second", &[]) else {
+        return;
+    };
+    terminal.wait("0 s: waiting to start");
+    terminal.wait("1 s: waiting to start");
+    fs::write(lab.path("go"), "").unwrap();
+    assert!(cli::wait(&mut first, LIMIT).success());
+    terminal.wait("END 0");
+}
+
+#[test]
 fn an_answer_that_cannot_be_written_is_a_failure() {
     let lab = Lab::fake(Value::Null);
     lab.script(work(&lab));
