@@ -240,7 +240,10 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 more: "The biggest first: call id, tool, bytes of arguments and output, share of the total, whether it is consumed already.",
                 ..flag("summary", None, "print a table for people instead")
             },
-            flag("json", None, "with --summary: the same as JSON"),
+            Flag {
+                more: "One object: `calls`, the biggest first, each with `id`, `name`, `arguments_bytes`, `output_bytes`, `share` (0 to 1), `answered`, `is_error`, `consumed` (`light`, `heavy`, `cut` or null) and, for a server's tool, `namespace`; and `total`, with `calls`, `arguments_bytes`, `output_bytes` and `consumed`.",
+                ..flag("json", None, "with --summary: the same as JSON")
+            },
             COLOR,
         ],
         examples: &[
@@ -345,7 +348,10 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 brief: "check this workspace too",
                 ..WORKSPACE
             },
-            flag("json", None, "print the checks as JSON"),
+            Flag {
+                more: "One object: `ok`, whether none failed, and `checks`, each with `check`, `status` (`ok`, `warn` or `fail`) and `message`.",
+                ..flag("json", None, "print the checks as JSON")
+            },
             COLOR,
         ],
         examples: &[(
