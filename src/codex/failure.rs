@@ -55,9 +55,14 @@ pub(crate) fn from_exit(exit: &Exit, last_error: Option<&str>) -> Error {
     )
 }
 
-/// Did codex say that it does not know the thread?
+/// Did codex say that it does not know the thread, or that its rollout has no beginning? A disk that was full when
+/// the thread began leaves an empty one, which codex refuses ever after.
 pub(crate) fn is_lost_thread(exit: &Exit) -> bool {
-    exit.stderr.contains("no rollout found for thread id")
+    let said = |text| exit.stderr.contains(text);
+    said("no rollout found for thread id")
+        || said("failed to parse first rollout record")
+        || (said("rollout at ")
+            && (said(" is empty") || said(" does not start with session metadata")))
 }
 
 /// Adds what can be done about it, and whether trying again can help.

@@ -514,6 +514,29 @@ real_codex! {
 }
 
 real_codex! {
+    fn a_thread_whose_rollout_has_no_beginning_is_lost(codex: &Path) {
+        // What a full disk leaves, and what a power cut can.
+        for (what, keep) in [("an empty file", 0), ("half a line", 100)] {
+            let lab = Lab::real(codex, json!([{"text": "Hello Ada."}, {"text": "Ada."}]));
+            let mut daemon = Daemon::start(&lab);
+            let turn = daemon.turn(Daemon::prompt(&lab, "My name is Ada."));
+            let lost = turn.thread().to_owned();
+            let rollout = &lab.rollouts(&lost)[0];
+            fs::File::options().write(true).open(rollout).unwrap().set_len(keep).unwrap();
+            let turn = daemon.turn(conversation(&lab));
+            assert_eq!(turn.text(), "Ada.", "{what}: {turn:?}");
+            assert_eq!(turn.result()["thread_state"], "replaced", "{what}");
+            assert_eq!(lab.stored_thread().unwrap(), turn.thread(), "{what}");
+            assert_eq!(turn.result()["thread_usage"], usage(100, 10, 5, 1), "{what}");
+            daemon.log("warn", &lost);
+            let text = lab.model().requests().pop().unwrap().user_text();
+            assert!(text.contains("My name is Ada."), "{what}: {text}");
+            assert_eq!(fs::metadata(rollout).unwrap().len(), keep, "{what}: it is left as it was");
+        }
+    }
+}
+
+real_codex! {
     fn a_lost_thread_can_be_an_error(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "Hello Ada."}]));
         lab.config(json!({"lost_thread": "error"}));
