@@ -70,7 +70,10 @@ fn finish(error: Error, said: &str) -> Error {
     let said = plain(said);
     match error.kind() {
         // A rate limit passes in seconds, a usage limit when the account's window ends.
-        Kind::UsageLimit => error.with_retryable(said.contains("429 too many requests")),
+        Kind::UsageLimit => {
+            let passes = said.contains("429 too many requests") || is_rate_limit(&said);
+            error.with_retryable(passes)
+        }
         Kind::Auth if !said.contains("codex login") => error
             .hint("log in with `codex login`, or set the provider's key in \"env\" in the config"),
         Kind::ModelUnsupported => {
@@ -90,6 +93,18 @@ fn finish(error: Error, said: &str) -> Error {
         }
         _ => error,
     }
+}
+
+/// Is this a `response.failed` with the code `rate_limit_exceeded`? 0.169 puts that before the provider's words,
+/// 0.135 has only these.
+fn is_rate_limit(text: &str) -> bool {
+    [
+        "rate limit exceeded",
+        "rate limit reached",
+        "rate_limit_exceeded",
+    ]
+    .iter()
+    .any(|part| text.contains(part))
 }
 
 fn plain(text: &str) -> String {
@@ -121,7 +136,8 @@ fn kind_of(text: &str) -> Option<Kind> {
         "429 too many requests",
         "402 payment required",
         "out of credits",
-    ]) {
+    ]) || is_rate_limit(&text)
+    {
         return Some(Kind::UsageLimit);
     }
     if has(&[
@@ -234,6 +250,16 @@ mod tests {
             ),
             (
                 "exceeded retry limit, last status: 429 Too Many Requests",
+                Kind::UsageLimit,
+                true,
+            ),
+            (
+                "stream disconnected before completion: Rate limit reached for gpt-5 on tokens per min (TPM)",
+                Kind::UsageLimit,
+                true,
+            ),
+            (
+                "rate limit exceeded: Rate limit reached for gpt-5 on tokens per min (TPM)",
                 Kind::UsageLimit,
                 true,
             ),

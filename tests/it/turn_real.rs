@@ -213,8 +213,17 @@ real_codex! {
                 "usage_limit",
                 false,
             ),
+            (
+                200,
+                json!({"code": "rate_limit_exceeded", "message": "Rate limit reached for gpt-5 on tokens per min (TPM)"}),
+                "usage_limit",
+                true,
+            ),
         ] {
-            let reply = json!([{"status": status, "body": body}]);
+            let reply = match status {
+                200 => json!([{"failed": body}]),
+                status => json!([{"status": status, "body": body}]),
+            };
             let lab = Lab::real(codex, reply);
             let output = Cli::new(&lab, ["turn", "--json", "hi"]).run();
             assert_eq!(output.status, 1, "{output:?}");
