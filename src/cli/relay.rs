@@ -125,7 +125,7 @@ struct Runner<'a, R, S> {
 }
 
 fn wanted(kind: Kind) -> bool {
-    matches!(kind, Kind::Call | Kind::Output | Kind::Item)
+    matches!(kind, Kind::Call | Kind::Output | Kind::Item | Kind::Turn)
 }
 
 impl<R: Read, S: Sink> Runner<'_, R, S> {

@@ -55,9 +55,14 @@ pub(crate) fn from_exit(exit: &Exit, last_error: Option<&str>) -> Error {
     )
 }
 
-/// Did codex say that it does not know the thread?
+/// Did codex say that it does not know the thread, or that its rollout has no beginning? A disk that was full when
+/// the thread began leaves an empty one, which codex refuses ever after.
 pub(crate) fn is_lost_thread(exit: &Exit) -> bool {
-    exit.stderr.contains("no rollout found for thread id")
+    let said = |text| exit.stderr.contains(text);
+    said("no rollout found for thread id")
+        || said("failed to parse first rollout record")
+        || (said("rollout at ")
+            && (said(" is empty") || said(" does not start with session metadata")))
 }
 
 /// Adds what can be done about it, and whether trying again can help.
@@ -65,7 +70,10 @@ fn finish(error: Error, said: &str) -> Error {
     let said = plain(said);
     match error.kind() {
         // A rate limit passes in seconds, a usage limit when the account's window ends.
-        Kind::UsageLimit => error.with_retryable(said.contains("429 too many requests")),
+        Kind::UsageLimit => {
+            let passes = said.contains("429 too many requests") || is_rate_limit(&said);
+            error.with_retryable(passes)
+        }
         Kind::Auth if !said.contains("codex login") => error
             .hint("log in with `codex login`, or set the provider's key in \"env\" in the config"),
         Kind::ModelUnsupported => {
@@ -85,6 +93,18 @@ fn finish(error: Error, said: &str) -> Error {
         }
         _ => error,
     }
+}
+
+/// Is this a `response.failed` with the code `rate_limit_exceeded`? 0.169 puts that before the provider's words,
+/// 0.135 has only these.
+fn is_rate_limit(text: &str) -> bool {
+    [
+        "rate limit exceeded",
+        "rate limit reached",
+        "rate_limit_exceeded",
+    ]
+    .iter()
+    .any(|part| text.contains(part))
 }
 
 fn plain(text: &str) -> String {
@@ -116,7 +136,8 @@ fn kind_of(text: &str) -> Option<Kind> {
         "429 too many requests",
         "402 payment required",
         "out of credits",
-    ]) {
+    ]) || is_rate_limit(&text)
+    {
         return Some(Kind::UsageLimit);
     }
     if has(&[
@@ -229,6 +250,16 @@ mod tests {
             ),
             (
                 "exceeded retry limit, last status: 429 Too Many Requests",
+                Kind::UsageLimit,
+                true,
+            ),
+            (
+                "stream disconnected before completion: Rate limit reached for gpt-5 on tokens per min (TPM)",
+                Kind::UsageLimit,
+                true,
+            ),
+            (
+                "rate limit exceeded: Rate limit reached for gpt-5 on tokens per min (TPM)",
                 Kind::UsageLimit,
                 true,
             ),

@@ -23,6 +23,8 @@ pub(crate) enum Record<'a> {
     Nested(Nested<'a>),
     /// Text of the assistant.
     Text(String),
+    /// A turn begins.
+    Turn(Cow<'a, str>),
     /// What the thread has cost so far.
     Usage(Usage),
     Other,
@@ -81,6 +83,8 @@ pub(crate) struct Nested<'a> {
     pub(crate) failed: bool,
     /// When it began, in milliseconds since 1970.
     pub(crate) started: Option<u64>,
+    /// The turn of the call that it was made in; 0.135 does not say it of MCP calls.
+    pub(crate) turn: Option<Cow<'a, str>>,
 }
 
 /// The members of an object that are asked for, raw; the last one where a name stands twice.
@@ -139,10 +143,11 @@ fn text_of(raw: &[u8]) -> Option<Cow<'_, str>> {
 }
 
 /// What is asked for of a payload. Of the parts of a record, some are there in one kind and some in another.
-const PAYLOAD: &[&str; 21] = &[
+const PAYLOAD: &[&str; 22] = &[
     "type",
     "call_id",
     "id",
+    "turn_id",
     "name",
     "namespace",
     "arguments",
@@ -242,7 +247,7 @@ pub(crate) fn parse(line: &(impl AsRef<[u8]> + ?Sized)) -> Result<Record<'_>, No
 }
 
 /// The record that these parts make, if anybody cares.
-fn understand<'a>(record: &str, payload: &Members<'a, 21>, at: Option<u64>) -> Option<Record<'a>> {
+fn understand<'a>(record: &str, payload: &Members<'a, 22>, at: Option<u64>) -> Option<Record<'a>> {
     let form = payload.text("type").unwrap_or_default();
     let item = Members::of(payload.raw("item"), ITEM);
     let id = match form.as_ref() {
@@ -310,8 +315,10 @@ fn understand<'a>(record: &str, payload: &Members<'a, 21>, at: Option<u64>) -> O
             over.call.id = id;
             over.call.at = at;
             over.started = payload.number("started_at_ms");
+            over.turn = payload.text("turn_id");
             Some(Record::Nested(over))
         }
+        Kind::Turn => payload.text("turn_id").map(Record::Turn),
         Kind::Usage => {
             let total =
                 Members::of(payload.raw("info"), &["total_token_usage"]).raw("total_token_usage");
@@ -365,7 +372,7 @@ fn completed<'a>(kind: &Cow<'a, str>, members: &Members<'a, 15>, item: &'a [u8])
 }
 
 /// What 0.135 writes when an MCP call is over.
-fn mcp_ended<'a>(payload: &Members<'a, 21>) -> Nested<'a> {
+fn mcp_ended<'a>(payload: &Members<'a, 22>) -> Nested<'a> {
     let invocation = Members::of(payload.raw("invocation"), &["server", "tool", "arguments"]);
     let result = Members::of(payload.raw("result"), &["Ok", "Err"]);
     mcp(&invocation, result.raw("Ok"), result.raw("Err"))
@@ -413,6 +420,7 @@ impl<'a> Nested<'a> {
             content,
             failed,
             started: None,
+            turn: None,
         }
     }
 }

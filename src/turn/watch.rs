@@ -38,7 +38,7 @@ enum Found {
 fn wanted(kind: Kind) -> bool {
     matches!(
         kind,
-        Kind::Call | Kind::Output | Kind::Item | Kind::Message | Kind::Usage
+        Kind::Call | Kind::Output | Kind::Item | Kind::Turn | Kind::Message | Kind::Usage
     )
 }
 
@@ -154,6 +154,7 @@ fn take(
         found.push_back(Found::Event(bytes));
     };
     match record {
+        Record::Turn(id) => calls.turn(&id),
         Record::Call(call) => {
             event(&|out| write_use(out, &call, None));
             calls.begin(&call, ());
