@@ -125,18 +125,26 @@ struct Open {
 impl Calls {
     /// Takes the daemon's answer; false where it is to no call that waits.
     pub(super) fn answer(&self, id: &Id, outcome: Result<&RawValue, &RawValue>) -> bool {
-        let Some(number) = call_number(id) else {
-            return false;
-        };
-        let Some(answer) = self.open().waiting.remove(&number) else {
+        let Some(answer) = self.take(id) else {
             return false;
         };
         answer(match outcome {
-            Ok(result) => serde_json::from_str::<ToolOutput>(result.get())
-                .map_err(|error| format!("the daemon's answer cannot be read: {error}")),
+            Ok(result) => output(result).map_err(|why| unreadable(&why)),
             Err(error) => Err(message_of(error)),
         });
         true
+    }
+
+    /// The daemon's answer to this call, where it is one that waits, cannot be read.
+    pub(super) fn fail(&self, id: &Id, why: &str) {
+        if let Some(answer) = self.take(id) {
+            answer(Err(unreadable(why)));
+        }
+    }
+
+    fn take(&self, id: &Id) -> Option<Answer> {
+        let number = call_number(id)?;
+        self.open().waiting.remove(&number)
     }
 
     /// Nothing comes from the daemon any more: every call is answered with an error, now and from now on.
@@ -167,6 +175,18 @@ fn call_number(id: &Id) -> Option<u64> {
     let Id::Text(id) = id else { return None };
     let number = id.strip_prefix("tool-")?.parse().ok()?;
     (call_id(number) == *id).then_some(number)
+}
+
+fn output(result: &RawValue) -> Result<ToolOutput, String> {
+    // A derived struct would take a list for its fields in order.
+    if !result.get().starts_with('{') {
+        return Err("`result` must be an object".to_owned());
+    }
+    serde_json::from_str(result.get()).map_err(|error| error.to_string())
+}
+
+fn unreadable(why: &str) -> String {
+    format!("the daemon's answer cannot be read: {why}")
 }
 
 /// What an error answer says, for the model.

@@ -45,7 +45,8 @@ pub(crate) struct Setup {
 /// Something for the loop.
 enum Input {
     Line(Vec<u8>),
-    TooLong,
+    /// A line that was skipped, and whom it answers, where it does.
+    TooLong(Option<Id>),
     /// The end of stdin, or an error in reading it.
     End,
     /// SIGINT or SIGTERM, by number.
@@ -126,7 +127,7 @@ fn read(mut stdin: impl BufRead, lines: &SyncSender<Input>) {
         let mut line = Vec::new();
         let input = match message::read_line(&mut stdin, &mut line) {
             Ok(Frame::Line) => Input::Line(line),
-            Ok(Frame::TooLong) => Input::TooLong,
+            Ok(Frame::TooLong(answered)) => Input::TooLong(answered),
             Ok(Frame::End) => Input::End,
             Err(error) => {
                 log::warn!("cannot read stdin: {error}");
@@ -210,7 +211,7 @@ impl Server {
     fn take(&mut self, input: Input) {
         match input {
             Input::Line(line) => self.line(&line),
-            Input::TooLong => {
+            Input::TooLong(answered) => {
                 let error = Error::new(
                     Kind::Request,
                     format!(
@@ -218,7 +219,7 @@ impl Server {
                         message::LONGEST_LINE >> 20
                     ),
                 );
-                self.refuse(None, &error);
+                self.spoilt(answered.as_ref(), &error);
             }
             Input::End => self.end(0, None),
             Input::Signal(number) => {
@@ -241,8 +242,26 @@ impl Server {
                     log::debug!("an answer that nobody waits for: {}", id.json());
                 }
             }
+            Ok(Message::BadAnswer { id, why }) => {
+                if let Some(id) = &id {
+                    self.calls.fail(id, &why);
+                }
+                let message = format!("an answer of the daemon's cannot be used: {why}");
+                self.log(Level::Warn, &message);
+            }
+            Err(Refused { id: None, error }) => {
+                self.spoilt(message::answered(line, &[]).as_ref(), &error);
+            }
             Err(Refused { id, error }) => self.refuse(id.as_ref(), &error),
         }
+    }
+
+    /// A line that could not be read is refused; a call that it answered does not wait for another.
+    fn spoilt(&self, answered: Option<&Id>, error: &Error) {
+        if let Some(id) = answered {
+            self.calls.fail(id, error.message());
+        }
+        self.refuse(None, error);
     }
 
     fn request(&mut self, id: Id, method: &str, params: Option<&RawValue>) {

@@ -579,6 +579,78 @@ fn the_tools_can_change_while_codex_runs() {
     held.let_go();
 }
 
+/// Nobody waits for an answer that has come and cannot be used; the caller is told what is wrong with it.
+#[test]
+fn an_answer_that_cannot_be_used_ends_its_call() {
+    let mut held = Held::new(&["t"]);
+    held.daemon.on_tool_call(|_| None);
+    let mut host = Host::start(&held);
+    let mebibyte = "x".repeat(1 << 20);
+    for (at, (start, end, part)) in [
+        (
+            r#"{"jsonrpc":"2.0","id":ID,"result":null,"error":{"code":1,"message":"boom"}}"#,
+            "",
+            "boom",
+        ),
+        (
+            r#"{"id":ID,"result":{"content":"fine"}}"#,
+            "",
+            "`jsonrpc` must be",
+        ),
+        (
+            r#"{"jsonrpc":"2.0","id":ID,"result":{},"error":{}}"#,
+            "",
+            "one of `result` and `error`",
+        ),
+        (
+            r#"{"jsonrpc":"2.0","id":ID,"result":{},"result":{}}"#,
+            "",
+            "duplicate field `result`",
+        ),
+        (
+            r#"{"jsonrpc":"2.0","id":ID,"result":[[{"type":"text","text":"x"}]]}"#,
+            "",
+            "`result` must be an object",
+        ),
+        (
+            r#"{"jsonrpc":"2.0","id":ID,"result":{"content":"x"}"#,
+            "",
+            "not JSON",
+        ),
+        (
+            r#"{"jsonrpc":"2.0","result":{"content":"FILL"#,
+            r#""},"id":ID}"#,
+            "longer than 64 MiB",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        host.call(at, "t");
+        held.daemon.wait_for_tool_calls(at + 1);
+        let id = held.daemon.tool_calls()[at]["id"].to_string();
+        let long = start.strip_suffix("FILL");
+        let start = long.unwrap_or(start).replace("ID", &id);
+        held.daemon.send_bytes(start.as_bytes());
+        for _ in 0..long.map_or(0, |_| 65) {
+            held.daemon.send_bytes(mebibyte.as_bytes());
+        }
+        let end = end.replace("ID", &id);
+        held.daemon.send_bytes(format!("{end}\n").as_bytes());
+        let answer = host.line();
+        assert_eq!(answer["id"], at, "{start}: {answer}");
+        assert_eq!(answer["result"]["isError"], true, "{start}: {answer}");
+        let text = answer["result"]["content"][0]["text"].as_str().unwrap();
+        assert!(text.contains(part), "{start}: {text}");
+    }
+    // Only what could be a request too is answered.
+    assert_eq!(held.daemon.answer_to_nothing()["error"]["code"], -32700);
+    assert_eq!(held.daemon.answer_to_nothing()["error"]["code"], -32600);
+    host.stdin = None;
+    host.end(LIMIT);
+    held.let_go();
+}
+
 #[test]
 fn a_host_lives_no_longer_than_either_side() {
     let held = Held::new(&["never"]);

@@ -63,6 +63,7 @@ fn lines_that_are_no_requests_are_answered_and_the_connection_lives_on() {
         r#"[{"jsonrpc":"2.0","id":901,"method":"manifest"}]"#,
         "[]",
         r#"["2.0",903,"manifest",{}]"#,
+        r#"["2.0",903,"manifest",null,null,null]"#,
         "17",
         "null",
         "{}",
@@ -107,6 +108,29 @@ fn lines_that_are_no_requests_are_answered_and_the_connection_lives_on() {
         -32601,
         "",
     );
+}
+
+/// Two sides that answer each other's errors never come to an end.
+#[test]
+fn an_answer_is_never_answered() {
+    let lab = Lab::fake(Value::Null);
+    let mut daemon = Daemon::start_uninitialised(&lab);
+    for line in [
+        r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"not JSON"}}"#,
+        r#"{"jsonrpc":"2.0","error":{"code":-32700,"message":"not JSON"}}"#,
+        r#"{"jsonrpc":"2.0","id":7,"result":null,"error":null}"#,
+        r#"{"jsonrpc":"2.0","id":7,"result":1,"result":2}"#,
+        r#"{"id":7,"result":{}}"#,
+        r#"{"jsonrpc":"2.0","id":{},"result":{}}"#,
+    ] {
+        daemon.send_bytes(format!("{line}\n").as_bytes());
+    }
+    daemon.send_bytes(b"not JSON\n");
+    assert_eq!(daemon.answer_to_nothing()["error"]["code"], -32700);
+    assert!(!daemon.is_answered(7));
+    let told = daemon.logs().iter();
+    assert_eq!(told.filter(|log| log["level"] == "warn").count(), 5);
+    daemon.log("warn", "an error without an `id`");
 }
 
 /// Where such a line is refused depends on where the depth is; that it is, and by an error, does not.
