@@ -147,14 +147,16 @@ impl Calls {
         self.open().waiting.remove(&number)
     }
 
-    /// Nothing comes from the daemon any more: every call is answered with an error, now and from now on.
-    pub(super) fn end(&self) {
+    /// Nobody waits for the daemon any more: every call is taken back, and answered with an error, now and from
+    /// now on.
+    pub(super) fn end(&self, outbox: &Outbox) {
         let waiting = {
             let mut open = self.open();
             open.gone = true;
             std::mem::take(&mut open.waiting)
         };
-        for answer in waiting.into_values() {
+        for (number, answer) in waiting {
+            outbox.push(cancelled_line(number));
             answer(Err(GONE.to_owned()));
         }
     }
@@ -187,6 +189,15 @@ fn output(result: &RawValue) -> Result<ToolOutput, String> {
 
 fn unreadable(why: &str) -> String {
     format!("the daemon's answer cannot be read: {why}")
+}
+
+/// The line that says that nobody waits for a call any more.
+fn cancelled_line(number: u64) -> Vec<u8> {
+    format!(
+        "{{\"jsonrpc\":\"2.0\",\"method\":\"tools.cancelled\",\"params\":{{\"id\":\"{}\"}}}}\n",
+        call_id(number)
+    )
+    .into_bytes()
 }
 
 /// What an error answer says, for the model.
@@ -228,18 +239,15 @@ impl DaemonTools {
 
 impl ToolHost for DaemonTools {
     fn call(&self, call: ToolCall, answer: Answer) -> CallId {
-        let number = {
-            let mut open = self.calls.open();
-            open.next += 1;
-            let number = open.next;
-            if open.gone {
-                drop(open);
-                answer(Err(GONE.to_owned()));
-                return CallId(number);
-            }
-            open.waiting.insert(number, answer);
-            number
-        };
+        let mut open = self.calls.open();
+        open.next += 1;
+        let number = open.next;
+        if open.gone {
+            drop(open);
+            answer(Err(GONE.to_owned()));
+            return CallId(number);
+        }
+        open.waiting.insert(number, answer);
         self.outbox.push(
             format!(
                 "{{\"jsonrpc\":\"2.0\",\"id\":\"{}\",\"method\":\"tools.call\",\"params\":{{\"agent_id\":{},\"stream\":{},\"call_id\":{},\"name\":{},\"arguments\":{}}}}}\n",
@@ -252,6 +260,8 @@ impl ToolHost for DaemonTools {
             )
             .into_bytes(),
         );
+        // Not before: whoever takes the call back must come after it on the wire too.
+        drop(open);
         CallId(number)
     }
 
@@ -260,12 +270,6 @@ impl ToolHost for DaemonTools {
             // Its answer is there, and met the cancel on the way.
             return;
         }
-        self.outbox.push(
-            format!(
-                "{{\"jsonrpc\":\"2.0\",\"method\":\"tools.cancelled\",\"params\":{{\"id\":\"{}\"}}}}\n",
-                call_id(call.0)
-            )
-            .into_bytes(),
-        );
+        self.outbox.push(cancelled_line(call.0));
     }
 }

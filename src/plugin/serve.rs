@@ -31,7 +31,8 @@ use std::time::{Duration, Instant};
 /// How long turns may take to end, once everything is to end, before nobody waits for a daemon that does not
 /// read: with the last lines this keeps the exit within 5 s.
 const ENDING: Duration = Duration::from_millis(4000);
-/// How long the last lines may take to be written.
+/// How much longer the last lines may take to be written. A daemon that reads, however slowly, has the whole time
+/// of the end for them: what it does not get it cannot ask for again.
 const LAST_LINES: Duration = Duration::from_millis(500);
 /// How many lines may wait to be handled.
 const LINES_AHEAD: usize = 16;
@@ -118,7 +119,9 @@ fn run(
         ending: None,
     };
     let status = server.work(&receiver);
-    server.outbox.close(LAST_LINES);
+    let now = Instant::now();
+    let ended = server.ending.map_or(now, |ending| ending.deadline.max(now));
+    server.outbox.close(ended + LAST_LINES);
     Ok(status)
 }
 
@@ -530,7 +533,7 @@ impl Server {
         }
         self.queue.wake();
         self.outbox.wake();
-        self.calls.end();
+        self.calls.end(&self.outbox);
         self.ending = Some(Ending {
             status,
             answer,

@@ -579,6 +579,22 @@ fn the_tools_can_change_while_codex_runs() {
     held.let_go();
 }
 
+/// The daemon is told of the calls that nobody waits for, when it ends the plugin too.
+#[test]
+fn shutdown_takes_the_open_calls_back() {
+    let mut held = Held::new(&["t"]);
+    held.daemon.on_tool_call(|_| None);
+    let mut host = Host::start(&held);
+    host.call(1, "t");
+    held.daemon.wait_for_tool_calls(1);
+    let call = held.daemon.tool_calls()[0]["id"].clone();
+    assert_eq!(held.daemon.call("shutdown", json!({}))["result"], json!({}));
+    assert_eq!(held.daemon.tools_cancelled(), [json!({"id": call})]);
+    assert_eq!(held.daemon.finish(held.id).stop_reason(), "cancelled");
+    drop(host);
+    held.lab.assert_clean(held.daemon);
+}
+
 /// Nobody waits for an answer that has come and cannot be used; the caller is told what is wrong with it.
 #[test]
 fn an_answer_that_cannot_be_used_ends_its_call() {

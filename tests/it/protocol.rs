@@ -558,6 +558,74 @@ fn shutdown_ends_all_and_answers() {
     lab.assert_quiet();
 }
 
+/// What a turn has said goes out before the plugin does, to a daemon that takes its time.
+#[test]
+fn a_daemon_that_reads_late_gets_all_at_the_end() {
+    for shutdown in [true, false] {
+        let lab = Lab::fake(Value::Null);
+        let text = "x".repeat(100_000);
+        lab.script(json!([
+            "read_stdin",
+            {"event": {"type": "thread.started", "thread_id": "{thread}"}},
+            {"event": {"type": "turn.started"}},
+            {"events": {"count": 20, "event": {"type": "item.completed",
+                "item": {"id": "item_0", "type": "agent_message", "text": text}}}},
+            {"event": {"type": "turn.completed", "usage": {"input_tokens": 1, "output_tokens": 1}}},
+            {"touch": lab.path("started")},
+        ]));
+        let mut daemon = Daemon::start(&lab);
+        daemon.stop_reading();
+        let id = start_endless(&mut daemon, &lab);
+        wait_until("codex to be gone", || ps::of(lab.root()).len() == 1);
+        let start = Instant::now();
+        let asked = match shutdown {
+            true => Some(daemon.request("shutdown", json!({}))),
+            false => {
+                daemon.close_stdin();
+                None
+            }
+        };
+        // This is the fault itself, and longer than an impatient end would wait.
+        std::thread::sleep(Duration::from_secs(1));
+        daemon.read_again();
+        assert!(daemon.finish(id).text().len() >= 20 * text.len());
+        if let Some(asked) = asked {
+            assert_eq!(daemon.answer(asked)["result"], json!({}));
+        }
+        assert!(daemon.exit(Duration::from_secs(10)).success());
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            start.elapsed()
+        );
+    }
+}
+
+/// One that never reads holds up the end for 5 seconds at most.
+#[test]
+fn a_daemon_that_does_not_read_does_not_keep_the_plugin() {
+    let lab = Lab::fake(Value::Null);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_plexum-openai"))
+        .env_clear()
+        .envs(lab.env())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    for id in 0..1000 {
+        writeln!(
+            stdin,
+            "{}",
+            json!({"jsonrpc": "2.0", "id": id, "method": "manifest"})
+        )
+        .unwrap();
+    }
+    drop(stdin);
+    let status = crate::support::cli::wait(&mut child, Duration::from_secs(5));
+    assert_eq!(status.code(), Some(0), "{status}");
+}
+
 #[test]
 fn the_end_of_stdin_ends_all() {
     let lab = Lab::fake(Value::Null);
