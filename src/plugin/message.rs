@@ -360,12 +360,18 @@ pub(crate) fn result_line(id: &Id, result: &str) -> String {
     )
 }
 
-/// The line that answers with an error. Its `data` says what the message cannot say to code.
+/// The line that answers with an error. Its `data` says what the message cannot say to code: the code of
+/// `error` events where the kind has one, which what was wrong with the request itself has not.
 pub(crate) fn error_line(id: Option<&Id>, error: &Error) -> String {
+    let kind = error.kind();
+    let mut data = serde_json::json!({"retryable": error.retryable()});
+    if let -32000 | -32010 | -32011 = kind.rpc_code() {
+        data["code"] = kind.code().into();
+    }
     let body = serde_json::json!({
-        "code": error.kind().rpc_code(),
+        "code": kind.rpc_code(),
         "message": error.message(),
-        "data": {"code": error.kind().code(), "retryable": error.retryable()},
+        "data": data,
     });
     let id = id.map_or_else(|| "null".to_owned(), Id::json);
     format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{body}}}\n")
@@ -587,6 +593,34 @@ mod tests {
             parse(br#"{"jsonrpc":"2.0","id":1,"result":1,"error":null}"#),
             Ok(Message::Answer { outcome: Ok(_), .. })
         ));
+    }
+
+    #[test]
+    fn an_error_has_a_code_of_events_where_it_is_one() {
+        for (kind, code) in [
+            (Kind::Parse, None),
+            (Kind::Request, None),
+            (Kind::Method, None),
+            (Kind::Params, None),
+            (Kind::Config, None),
+            (Kind::ProtocolVersion, None),
+            (Kind::NotInitialized, None),
+            (Kind::CodexMissing, Some("codex_not_found")),
+            (Kind::CodexFailed, Some("codex_failed")),
+            (Kind::Busy, Some("session_busy")),
+            (Kind::Io, Some("io")),
+        ] {
+            let error = Error::new(kind, "m");
+            let line: serde_json::Value =
+                serde_json::from_str(&error_line(Some(&Id::Integer(1)), &error)).unwrap();
+            let mut data = serde_json::json!({"retryable": error.retryable()});
+            if let Some(code) = code {
+                data["code"] = code.into();
+            }
+            let expected =
+                serde_json::json!({"code": kind.rpc_code(), "message": "m", "data": data});
+            assert_eq!(line["error"], expected);
+        }
     }
 
     /// Whom a line answers that is too long or no JSON, as far as that can be told.

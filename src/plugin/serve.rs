@@ -341,7 +341,7 @@ impl Server {
     fn init(&mut self, params: Option<&RawValue>) -> Result<String> {
         let value = params::value(params)?;
         if let Some(protocol) = params::init_protocol(&params::root(&value))?
-            && protocol != PROTOCOL
+            && protocol.as_u64() != Some(PROTOCOL)
         {
             return Err(Error::new(
                 Kind::ProtocolVersion,

@@ -244,10 +244,20 @@ fn init_refuses_what_it_cannot_speak() {
     let mutate = json!({"agent_id": "alice", "workspace": lab.workspace(), "mutations": []});
     let answer = daemon.call("mutate_session", mutate.clone());
     assert_eq!(answer["error"]["code"], -32003, "{answer}");
-    let answer = daemon.call("init", json!({"protocol": 2}));
-    assert_eq!(answer["error"]["code"], -32002, "{answer}");
-    let message = answer["error"]["message"].as_str().unwrap();
-    assert!(message.contains('2') && message.contains('1'), "{message}");
+    for asked in ["2", "1.0", "1.5", "-1", "0"] {
+        daemon.send_bytes(
+            format!(
+                "{{\"jsonrpc\":\"2.0\",\"id\":900,\"method\":\"init\",\"params\":{{\"protocol\":{asked}}}}}\n"
+            )
+            .as_bytes(),
+        );
+        let answer = daemon.answer(900);
+        let message = format!("protocol {asked} is not supported; this plugin speaks protocol 1");
+        assert_eq!(
+            answer["error"],
+            json!({"code": -32002, "message": message, "data": {"retryable": false}})
+        );
+    }
     let answer = daemon.call("init", json!({"protocol": "one"}));
     assert_eq!(answer["error"]["code"], -32602, "{answer}");
     assert!(
