@@ -1,11 +1,11 @@
 //! What a daemon's answer looks like to an MCP client.
 //!
 //! codex decodes a result strictly: one content block that is not as MCP has it, and the whole call fails with
-//! an error that tells the model nothing. So blocks that are right pass through byte for byte, and everything
-//! else becomes text. A result that codex's reader would drop for its length is cut here, and says so.
+//! an error that tells the model nothing. So what it cannot take is made into what it can ([`super::block`],
+//! [`super::strict`]), and a result that codex's reader would drop for its length is cut, and says so.
 
 use super::server::Version;
-use super::{ToolAnswer, ToolOutput};
+use super::{ToolAnswer, ToolOutput, block, strict};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -17,39 +17,6 @@ pub(super) const RESULT_MAX: usize = CODEX_LINE - 16 * 1024;
 /// More than the braces and keys around a list of blocks, or around one text.
 const FRAME: usize = 64;
 
-/// A content block, as far as its form is checked. Field by field raw, so that a wrong type is a wrong block
-/// and not an error.
-#[derive(Deserialize)]
-struct Block<'a> {
-    #[serde(borrow, rename = "type")]
-    kind: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    text: Option<&'a RawValue>,
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
-    #[serde(borrow, rename = "mimeType")]
-    mime_type: Option<&'a RawValue>,
-    /// As the daemon writes its own image blocks.
-    #[serde(borrow)]
-    media_type: Option<&'a RawValue>,
-    #[serde(borrow)]
-    resource: Option<&'a RawValue>,
-    #[serde(borrow)]
-    uri: Option<&'a RawValue>,
-    #[serde(borrow)]
-    name: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct Resource<'a> {
-    #[serde(borrow)]
-    uri: Option<&'a RawValue>,
-    #[serde(borrow)]
-    text: Option<&'a RawValue>,
-    #[serde(borrow)]
-    blob: Option<&'a RawValue>,
-}
-
 /// The `result` of a `tools/call`, as JSON: at most `max` bytes of it.
 pub(super) fn result(tool: &str, answer: ToolAnswer, version: Version, max: usize) -> String {
     let output = match answer {
@@ -60,22 +27,35 @@ pub(super) fn result(tool: &str, answer: ToolAnswer, version: Version, max: usiz
             structured_content: None,
         },
     };
+    let content = output.content.as_deref().map(RawValue::get);
+    let content = content.map(strict::whole_characters);
     let mut blocks = Vec::new();
-    match output.content.as_deref().map(RawValue::get) {
+    match content.as_deref() {
         None | Some("null") => {}
         Some(list) if list.starts_with('[') => match serde_json::from_str::<Vec<&RawValue>>(list) {
-            Ok(list) => blocks.extend(list.into_iter().map(|raw| block(raw.get(), version))),
+            Ok(list) => blocks.extend(list.into_iter().map(|raw| block::taken(raw.get(), version))),
             Err(_) => blocks.push(text(list)),
         },
-        Some(other) => blocks.push(block(other, version)),
+        Some(other) => blocks.push(block::taken(other, version)),
     }
     let structured = output.structured_content.as_deref().map(RawValue::get);
-    if let (true, Some(structured)) = (blocks.is_empty(), structured) {
+    let structured = structured.map(strict::whole_characters);
+    let structured = structured.as_deref().filter(|raw| *raw != "null");
+    let refusal = structured.and_then(strict::refusal);
+    match (structured, &refusal) {
         // MCP asks for this, for the sake of clients that know no structured content.
-        blocks.push(text(structured));
+        (Some(structured), _) if blocks.is_empty() => blocks.push(text(structured)),
+        (Some(structured), Some(why)) => blocks.push(text(&format!(
+            "The structured content of this result can only be given as text, because {why}: {structured}"
+        ))),
+        _ => {}
     }
-    let structured =
-        structured.filter(|raw| raw.starts_with('{') && version >= Version::V2025_06_18);
+    if blocks.is_empty() {
+        // 0.135 takes a result without any block for none at all, and tells the model of an error.
+        blocks.push(text(""));
+    }
+    let structured = structured
+        .filter(|raw| raw.starts_with('{') && version >= Version::V2025_06_18 && refusal.is_none());
     let length =
         blocks.iter().map(|block| block.len() + 1).sum::<usize>() + structured.map_or(0, str::len);
     if length + FRAME <= max {
@@ -108,54 +88,6 @@ pub(super) fn text(text: &str) -> String {
 /// A string as JSON.
 pub(super) fn quoted(text: &str) -> String {
     serde_json::to_string(text).expect("a string is always JSON")
-}
-
-/// The block as MCP has it, whatever the daemon wrote.
-fn block(raw: &str, version: Version) -> String {
-    let string = |field: Option<&RawValue>| field.is_some_and(|raw| raw.get().starts_with('"'));
-    if raw.starts_with('"') {
-        return format!("{{\"type\":\"text\",\"text\":{raw}}}");
-    }
-    let parsed = match raw.starts_with('{') {
-        true => serde_json::from_str::<Block<'_>>(raw).ok(),
-        false => None,
-    };
-    let Some(parsed) = parsed else {
-        return text(raw);
-    };
-    let known = match parsed.kind.as_deref() {
-        Some("text") => string(parsed.text),
-        Some("image") => string(parsed.data) && string(parsed.mime_type),
-        Some("audio") => {
-            string(parsed.data) && string(parsed.mime_type) && version >= Version::V2025_03_26
-        }
-        Some("resource_link") => {
-            string(parsed.uri) && string(parsed.name) && version >= Version::V2025_06_18
-        }
-        Some("resource") => parsed
-            .resource
-            .filter(|raw| raw.get().starts_with('{'))
-            .and_then(|raw| serde_json::from_str::<Resource<'_>>(raw.get()).ok())
-            .is_some_and(|resource| {
-                string(resource.uri) && (string(resource.text) || string(resource.blob))
-            }),
-        _ => false,
-    };
-    if known {
-        return raw.to_owned();
-    }
-    match (parsed.kind.as_deref(), parsed.data, parsed.media_type) {
-        (Some("image"), Some(data), Some(media_type))
-            if string(parsed.data) && string(parsed.media_type) =>
-        {
-            format!(
-                "{{\"type\":\"image\",\"data\":{},\"mimeType\":{}}}",
-                data.get(),
-                media_type.get()
-            )
-        }
-        _ => text(raw),
-    }
 }
 
 /// As much of the blocks as fits into `max` bytes, behind a sentence that says so. It stands first because
@@ -257,8 +189,9 @@ mod tests {
                 r#"[{"type":"resource_link","uri":"a:b","name":"x"}]"#,
                 r#"[{"type":"resource_link","uri":"a:b","name":"x"}]"#,
             ),
-            ("[]", "[]"),
-            ("null", "[]"),
+            // 0.135 takes an empty list for no result at all.
+            ("[]", r#"[{"type":"text","text":""}]"#),
+            ("null", r#"[{"type":"text","text":""}]"#),
             // What the daemon may write besides.
             (
                 r#""hi \"you\"""#,
@@ -296,6 +229,137 @@ mod tests {
             ("17", r#"[{"type":"text","text":"17"}]"#),
         ] {
             check(content, None, newest, &format!("\"content\":{expected}"));
+        }
+    }
+
+    /// codex refuses the whole result for a member of the wrong type, even for one that says nothing to a model.
+    #[test]
+    fn a_member_that_is_wrong_goes_and_the_block_stays() {
+        let deep = format!("{}{}", "[".repeat(101), "]".repeat(101));
+        let text = |members: &str| format!(r#"{{"type":"text","text":"t"{members}}}"#);
+        let link =
+            |members: &str| format!(r#"{{"type":"resource_link","uri":"u","name":"n"{members}}}"#);
+        let inner = |members: &str| {
+            format!(r#"{{"type":"resource","resource":{{"uri":"u","blob":"b"{members}}}}}"#)
+        };
+        for block in [text, link] {
+            for right in [
+                "",
+                r#","annotations":null,"_meta":null"#,
+                r#","annotations":{},"_meta":{"a":1}"#,
+                r#","annotations":{"audience":["user","assistant"],"priority":0.5,"x":[1]}"#,
+                r#","annotations":{"lastModified":"2025-01-12T15:00:58Z"}"#,
+                r#","annotations":{"lastModified":"2025-12-31T23:59:59.123-08:30"}"#,
+                r#","unknown":3"#,
+            ] {
+                let block = block(right);
+                check(
+                    &format!("[{block}]"),
+                    None,
+                    Version::V2025_11_25,
+                    &format!("\"content\":[{block}]"),
+                );
+            }
+        }
+        for right in [
+            r#","title":"a","description":"b","mimeType":"c","size":4294967295"#,
+            r#","icons":[{"src":"a","mimeType":"b","sizes":["48x48"],"theme":"dark"}]"#,
+        ] {
+            let block = link(right);
+            check(
+                &format!("[{block}]"),
+                None,
+                Version::V2025_11_25,
+                &format!("\"content\":[{block}]"),
+            );
+        }
+        for (given, expected) in [
+            (text(r#","annotations":3"#), text("")),
+            (text(r#","_meta":"x""#), text("")),
+            (text(r#","_meta":[]"#), text("")),
+            (
+                text(r#","annotations":[],"_meta":{"a":1}"#),
+                text(r#","_meta":{"a":1}"#),
+            ),
+            (text(r#","annotations":{"audience":["robot"]}"#), text("")),
+            (text(r#","annotations":{"audience":"user"}"#), text("")),
+            (text(r#","annotations":{"priority":"1"}"#), text("")),
+            (
+                text(r#","annotations":{"lastModified":"yesterday"}"#),
+                text(""),
+            ),
+            (
+                text(r#","annotations":{"lastModified":"2025-13-01T00:00:00Z"}"#),
+                text(""),
+            ),
+            (
+                text(r#","annotations":{"lastModified":"2025-01-01T00:00:00"}"#),
+                text(""),
+            ),
+            (text(&format!(r#","_meta":{{"a":{deep}}}"#)), text("")),
+            (text(&format!(r#","unknown":{deep}"#)), text("")),
+            (text(r#","unknown":1e400"#), text("")),
+            (link(r#","title":3"#), link("")),
+            (
+                link(r#","description":[],"title":"t""#),
+                link(r#","title":"t""#),
+            ),
+            (link(r#","mimeType":{}"#), link("")),
+            (link(r#","size":5000000000"#), link("")),
+            (link(r#","size":5.5"#), link("")),
+            (link(r#","icons":3"#), link("")),
+            (inner(r#","mimeType":3"#), inner("")),
+            (
+                inner(r#","_meta":3,"mimeType":"m""#),
+                inner(r#","mimeType":"m""#),
+            ),
+            (
+                r#"{"type":"image","data":"AA==","mimeType":"image/png","_meta":1}"#.to_owned(),
+                r#"{"type":"image","data":"AA==","mimeType":"image/png"}"#.to_owned(),
+            ),
+        ] {
+            check(
+                &format!("[{given}]"),
+                None,
+                Version::V2025_11_25,
+                &format!("\"content\":[{expected}]"),
+            );
+        }
+    }
+
+    /// What is JSON by its grammar alone, and nothing that codex can read, loses no text.
+    #[test]
+    fn what_codex_cannot_parse_is_mended_or_text() {
+        let newest = Version::V2025_11_25;
+        check(
+            r#"["\ud83d",{"type":"text","text":"a\ud83d\ude00\ude00"}]"#,
+            Some(r#"{"a\ud800":1}"#),
+            newest,
+            r#""content":[{"type":"text","text":"\ufffd"},{"type":"text","text":"a\ud83d\ude00\ufffd"}],"structuredContent":{"a\ufffd":1}"#,
+        );
+        let deep = format!("{}1{}", "{\"a\":".repeat(101), "}".repeat(101));
+        for (structured, why) in [
+            (deep.as_str(), "it nests deeper than 100 levels"),
+            (r#"{"a":1e400}"#, "number out of range"),
+        ] {
+            check(
+                "[]",
+                Some(structured),
+                newest,
+                &format!("\"content\":[{}]", text(structured)),
+            );
+            let raw = |json: &str| RawValue::from_string(json.to_owned()).unwrap();
+            let output = ToolOutput {
+                content: Some(raw("[\"x\"]")),
+                is_error: false,
+                structured_content: Some(raw(structured)),
+            };
+            let result = result("t", Ok(output), newest, RESULT_MAX);
+            let value: serde_json::Value = serde_json::from_str(&result).unwrap();
+            assert_eq!(value.get("structuredContent"), None);
+            assert_eq!(value["content"][0]["text"], "x");
+            let told = value["content"][1]["text"].as_str().unwrap();
+            assert!(told.contains(why) && told.ends_with(structured), "{told}");
         }
     }
 

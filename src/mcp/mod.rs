@@ -8,12 +8,14 @@
 //! This folder knows neither the daemon's JSON-RPC nor how codex is started: it asks a [`ToolHost`], and gives
 //! codex's arguments as a list ([`Bridge::codex_args`]).
 
+mod block;
 mod bridge;
 mod content;
 pub(crate) mod host;
 mod register;
 pub(crate) mod server;
 mod socket;
+mod strict;
 
 pub(crate) use bridge::{Bridge, Changer};
 pub(crate) use socket::{check as check_runtime_folder, place as runtime_place};
@@ -51,7 +53,7 @@ pub(crate) struct ToolOutput {
     /// Content blocks as in MCP. A string stands for one block of text.
     #[serde(default)]
     pub(crate) content: Option<Box<RawValue>>,
-    #[serde(default)]
+    #[serde(default, alias = "isError")]
     pub(crate) is_error: bool,
     #[serde(default, alias = "structuredContent")]
     pub(crate) structured_content: Option<Box<RawValue>>,

@@ -125,28 +125,38 @@ struct Open {
 impl Calls {
     /// Takes the daemon's answer; false where it is to no call that waits.
     pub(super) fn answer(&self, id: &Id, outcome: Result<&RawValue, &RawValue>) -> bool {
-        let Some(number) = call_number(id) else {
-            return false;
-        };
-        let Some(answer) = self.open().waiting.remove(&number) else {
+        let Some(answer) = self.take(id) else {
             return false;
         };
         answer(match outcome {
-            Ok(result) => serde_json::from_str::<ToolOutput>(result.get())
-                .map_err(|error| format!("the daemon's answer cannot be read: {error}")),
+            Ok(result) => output(result).map_err(|why| unreadable(&why)),
             Err(error) => Err(message_of(error)),
         });
         true
     }
 
-    /// Nothing comes from the daemon any more: every call is answered with an error, now and from now on.
-    pub(super) fn end(&self) {
+    /// The daemon's answer to this call, where it is one that waits, cannot be read.
+    pub(super) fn fail(&self, id: &Id, why: &str) {
+        if let Some(answer) = self.take(id) {
+            answer(Err(unreadable(why)));
+        }
+    }
+
+    fn take(&self, id: &Id) -> Option<Answer> {
+        let number = call_number(id)?;
+        self.open().waiting.remove(&number)
+    }
+
+    /// Nobody waits for the daemon any more: every call is taken back, and answered with an error, now and from
+    /// now on.
+    pub(super) fn end(&self, outbox: &Outbox) {
         let waiting = {
             let mut open = self.open();
             open.gone = true;
             std::mem::take(&mut open.waiting)
         };
-        for answer in waiting.into_values() {
+        for (number, answer) in waiting {
+            outbox.push(cancelled_line(number));
             answer(Err(GONE.to_owned()));
         }
     }
@@ -167,6 +177,27 @@ fn call_number(id: &Id) -> Option<u64> {
     let Id::Text(id) = id else { return None };
     let number = id.strip_prefix("tool-")?.parse().ok()?;
     (call_id(number) == *id).then_some(number)
+}
+
+fn output(result: &RawValue) -> Result<ToolOutput, String> {
+    // A derived struct would take a list for its fields in order.
+    if !result.get().starts_with('{') {
+        return Err("`result` must be an object".to_owned());
+    }
+    serde_json::from_str(result.get()).map_err(|error| error.to_string())
+}
+
+fn unreadable(why: &str) -> String {
+    format!("the daemon's answer cannot be read: {why}")
+}
+
+/// The line that says that nobody waits for a call any more.
+fn cancelled_line(number: u64) -> Vec<u8> {
+    format!(
+        "{{\"jsonrpc\":\"2.0\",\"method\":\"tools.cancelled\",\"params\":{{\"id\":\"{}\"}}}}\n",
+        call_id(number)
+    )
+    .into_bytes()
 }
 
 /// What an error answer says, for the model.
@@ -208,18 +239,15 @@ impl DaemonTools {
 
 impl ToolHost for DaemonTools {
     fn call(&self, call: ToolCall, answer: Answer) -> CallId {
-        let number = {
-            let mut open = self.calls.open();
-            open.next += 1;
-            let number = open.next;
-            if open.gone {
-                drop(open);
-                answer(Err(GONE.to_owned()));
-                return CallId(number);
-            }
-            open.waiting.insert(number, answer);
-            number
-        };
+        let mut open = self.calls.open();
+        open.next += 1;
+        let number = open.next;
+        if open.gone {
+            drop(open);
+            answer(Err(GONE.to_owned()));
+            return CallId(number);
+        }
+        open.waiting.insert(number, answer);
         self.outbox.push(
             format!(
                 "{{\"jsonrpc\":\"2.0\",\"id\":\"{}\",\"method\":\"tools.call\",\"params\":{{\"agent_id\":{},\"stream\":{},\"call_id\":{},\"name\":{},\"arguments\":{}}}}}\n",
@@ -232,6 +260,8 @@ impl ToolHost for DaemonTools {
             )
             .into_bytes(),
         );
+        // Not before: whoever takes the call back must come after it on the wire too.
+        drop(open);
         CallId(number)
     }
 
@@ -240,12 +270,6 @@ impl ToolHost for DaemonTools {
             // Its answer is there, and met the cancel on the way.
             return;
         }
-        self.outbox.push(
-            format!(
-                "{{\"jsonrpc\":\"2.0\",\"method\":\"tools.cancelled\",\"params\":{{\"id\":\"{}\"}}}}\n",
-                call_id(call.0)
-            )
-            .into_bytes(),
-        );
+        self.outbox.push(cancelled_line(call.0));
     }
 }

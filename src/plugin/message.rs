@@ -3,13 +3,18 @@
 //! Pure but for the reader that is passed in. Nothing here knows a method's name.
 
 use crate::error::{Error, Kind};
-use memchr::memchr;
+use memchr::{memchr, memrchr};
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::fmt;
 use std::io::{self, BufRead};
 
 /// The longest line that is taken, in bytes; a longer one is skipped to its end.
 pub(crate) const LONGEST_LINE: usize = 64 << 20;
+/// How much of the beginning and of the end of a longer line is looked at.
+const REMAINS: usize = 1024;
 
 /// A JSON-RPC id: a string or an integer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -46,8 +51,8 @@ impl Id {
 pub(crate) enum Frame {
     /// A line, without its end, in the buffer that was passed.
     Line,
-    /// A line over the cap; it was skipped.
-    TooLong,
+    /// A line over the cap; it was skipped. The id is there where it was the answer to a request.
+    TooLong(Option<Id>),
     /// The end of the stream.
     End,
 }
@@ -60,6 +65,7 @@ pub(crate) fn read_line(stream: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Res
     loop {
         line.clear();
         let mut too_long = false;
+        let mut tail = Vec::new();
         let mut anything = false;
         loop {
             let chunk = match stream.fill_buf() {
@@ -76,14 +82,18 @@ pub(crate) fn read_line(stream: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Res
             anything = true;
             let end = memchr(b'\n', chunk);
             let part = &chunk[..end.unwrap_or(chunk.len())];
-            if !too_long {
-                // A `\r` before the end does not count; one byte more or less is no matter either.
-                if line.len() + part.len() > LONGEST_LINE + 1 {
-                    too_long = true;
-                    *line = Vec::new();
-                } else {
-                    line.extend_from_slice(part);
-                }
+            // A `\r` before the end does not count; one byte more or less is no matter either.
+            if !too_long && line.len() + part.len() > LONGEST_LINE + 1 {
+                too_long = true;
+                tail = line.split_off(line.len().saturating_sub(REMAINS));
+                line.truncate(REMAINS);
+                line.shrink_to(REMAINS);
+            }
+            if too_long {
+                tail.extend_from_slice(&part[part.len().saturating_sub(REMAINS)..]);
+                tail.drain(..tail.len().saturating_sub(REMAINS));
+            } else {
+                line.extend_from_slice(part);
             }
             let used = end.map_or(chunk.len(), |end| end + 1);
             stream.consume(used);
@@ -91,11 +101,14 @@ pub(crate) fn read_line(stream: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Res
                 break;
             }
         }
+        if too_long {
+            return Ok(Frame::TooLong(answered(line, &tail)));
+        }
         if line.last() == Some(&b'\r') {
             line.pop();
         }
-        if too_long || line.len() > LONGEST_LINE {
-            return Ok(Frame::TooLong);
+        if line.len() > LONGEST_LINE {
+            return Ok(Frame::TooLong(answered(line, &[])));
         }
         if !line.trim_ascii().is_empty() {
             return Ok(Frame::Line);
@@ -120,6 +133,9 @@ pub(crate) enum Message<'a> {
         id: Id,
         outcome: Result<&'a RawValue, &'a RawValue>,
     },
+    /// An answer that cannot be used: to what, where it says that, and why. It is no request, however wrong it
+    /// is, and is not answered: two sides that answer each other's answers never come to an end.
+    BadAnswer { id: Option<Id>, why: String },
 }
 
 /// A line that is no message: the id to answer with, where there is one, and the error.
@@ -139,7 +155,7 @@ struct Envelope<'a> {
     params: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     result: Option<&'a RawValue>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "present")]
     error: Option<&'a RawValue>,
 }
 
@@ -164,17 +180,29 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Refused> {
         ))
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let envelope: Envelope<'_> = match serde_json::from_str(text) {
+    // A derived struct would take a list for its fields in order.
+    let parsed = match text.trim_start().starts_with('[') {
+        false => serde_json::from_str::<Envelope<'_>>(text),
+        true => match serde_json::from_str::<IgnoredAny>(text) {
+            Ok(_) => return Err(refused(None, "batches are not part of this protocol")),
+            Err(error) => Err(error),
+        },
+    };
+    let envelope = match parsed {
         Ok(envelope) => envelope,
         Err(error) if error.is_data() => {
-            // A derived struct stops at the first thing that is no envelope; is the rest JSON at all?
-            return Err(match serde_json::from_str::<serde::de::IgnoredAny>(text) {
-                Err(error) => parse_error(&error),
-                Ok(_) if text.trim_start().starts_with('[') => {
-                    refused(None, "batches are not part of this protocol")
-                }
-                Ok(_) => refused(None, &format!("no request: {error}")),
-            });
+            // It stopped at the first thing that is no envelope; is the rest JSON at all?
+            return match (
+                serde_json::from_str::<IgnoredAny>(text),
+                answered(line, &[]),
+            ) {
+                (Err(error), _) => Err(parse_error(&error)),
+                (Ok(_), None) => Err(refused(None, &format!("no request: {error}"))),
+                (Ok(_), id) => Ok(Message::BadAnswer {
+                    id,
+                    why: error.to_string(),
+                }),
+            };
         }
         Err(error) => return Err(parse_error(&error)),
     };
@@ -182,18 +210,32 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Refused> {
         .id
         .and_then(|id| serde_json::from_str::<serde_json::Value>(id.get()).ok());
     let id = id_json.as_ref().and_then(Id::from_json);
+    let is_answer =
+        envelope.method.is_none() && (envelope.result.is_some() || envelope.error.is_some());
+    let wrong = |id, why: &str| match is_answer {
+        true => Ok(Message::BadAnswer {
+            id,
+            why: why.to_owned(),
+        }),
+        false => Err(refused(id, why)),
+    };
     if envelope
         .jsonrpc
         .as_ref()
         .and_then(|version| version.as_str())
         != Some("2.0")
     {
-        return Err(refused(id, "`jsonrpc` must be \"2.0\""));
+        return wrong(id, "`jsonrpc` must be \"2.0\"");
+    }
+    if is_answer {
+        return Ok(answer(id, envelope.result, envelope.error));
     }
     if envelope.id.is_some() && id.is_none() {
         return Err(refused(None, "`id` must be a string or an integer"));
     }
-    match (envelope.method, envelope.result, envelope.error) {
+    // `null` is how some write a member that is not there.
+    let error = envelope.error.filter(|error| error.get() != "null");
+    match (envelope.method, envelope.result, error) {
         (Some(serde_json::Value::String(method)), None, None) => {
             let params = envelope.params;
             if params.is_some_and(|params| !params.get().starts_with(['{', '['])) {
@@ -205,9 +247,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Refused> {
             })
         }
         (Some(_), None, None) => Err(refused(id, "`method` must be a string")),
-        (None, Some(result), None) => answer(id, Ok(result)),
-        (None, None, Some(error)) => answer(id, Err(error)),
-        (None, None, None) => Err(refused(id, "`method` is missing")),
+        (None, ..) => Err(refused(id, "`method` is missing")),
         _ => Err(refused(
             id,
             "a message has one of `method`, `result` and `error`",
@@ -215,14 +255,94 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Refused> {
     }
 }
 
+/// The answer with these members, of which there is one at least.
 fn answer<'a>(
     id: Option<Id>,
-    outcome: Result<&'a RawValue, &'a RawValue>,
-) -> Result<Message<'a>, Refused> {
-    match id {
-        Some(id) => Ok(Message::Answer { id, outcome }),
-        None => Err(refused(None, "an answer without an `id`")),
+    result: Option<&'a RawValue>,
+    error: Option<&'a RawValue>,
+) -> Message<'a> {
+    let is_null = |json: &&RawValue| json.get() == "null";
+    // Some write both, and null for the one that it is not.
+    let outcome = match (result, error.filter(|error| !is_null(error))) {
+        (Some(result), None) => Ok(result),
+        (result, Some(error)) if result.is_none_or(|result| is_null(&result)) => Err(error),
+        _ => {
+            let why = "an answer has one of `result` and `error`".to_owned();
+            return Message::BadAnswer { id, why };
+        }
+    };
+    match (id, outcome) {
+        (Some(id), outcome) => Message::Answer { id, outcome },
+        (None, Ok(_)) => Message::BadAnswer {
+            id: None,
+            why: "it has no `id`".to_owned(),
+        },
+        // What a peer says of a line that it could not read.
+        (None, Err(error)) => {
+            let shown = error.get();
+            let shown = &shown[..shown.floor_char_boundary(REMAINS)];
+            Message::BadAnswer {
+                id: None,
+                why: format!("an error without an `id`: {shown}"),
+            }
+        }
     }
+}
+
+/// The id of the request that a line answers which cannot be read as a whole: so much can be told from its
+/// beginning, or, as many write the id last, from its end.
+pub(crate) fn answered(beginning: &[u8], end: &[u8]) -> Option<Id> {
+    let mut members = Members::default();
+    // Up to where it cannot be read any more.
+    let _ = serde_json::Deserializer::from_slice(beginning).deserialize_map(&mut members);
+    if members.method || !members.outcome {
+        return None;
+    }
+    members.id.or_else(|| last_id(end))
+}
+
+/// What was seen of a message.
+#[derive(Default)]
+struct Members {
+    id: Option<Id>,
+    method: bool,
+    outcome: bool,
+}
+
+impl<'de> Visitor<'de> for &mut Members {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a message")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut message: A) -> Result<(), A::Error> {
+        while let Some(name) = message.next_key::<Cow<'_, str>>()? {
+            match &*name {
+                "id" => {
+                    self.id = Id::from_json(&message.next_value::<serde_json::Value>()?);
+                    continue;
+                }
+                "method" => self.method = true,
+                "result" | "error" => self.outcome = true,
+                _ => {}
+            }
+            message.next_value::<IgnoredAny>()?;
+        }
+        Ok(())
+    }
+}
+
+/// The string that is the last member of a line, where that member is an id.
+fn last_id(end: &[u8]) -> Option<Id> {
+    let line = end.trim_ascii_end().strip_suffix(b"}")?;
+    let text = line.trim_ascii_end().strip_suffix(b"\"")?;
+    let start = memrchr(b'"', text)?;
+    let before = text[..start].trim_ascii_end().strip_suffix(b":")?;
+    let comma = before.trim_ascii_end().strip_suffix(b"\"id\"")?;
+    comma.trim_ascii_end().strip_suffix(b",")?;
+    let id = String::from_utf8(text[start + 1..].to_vec()).ok()?;
+    Some(Id::Text(id))
 }
 
 fn refused(id: Option<Id>, why: &str) -> Refused {
@@ -240,12 +360,18 @@ pub(crate) fn result_line(id: &Id, result: &str) -> String {
     )
 }
 
-/// The line that answers with an error. Its `data` says what the message cannot say to code.
+/// The line that answers with an error. Its `data` says what the message cannot say to code: the code of
+/// `error` events where the kind has one, which what was wrong with the request itself has not.
 pub(crate) fn error_line(id: Option<&Id>, error: &Error) -> String {
+    let kind = error.kind();
+    let mut data = serde_json::json!({"retryable": error.retryable()});
+    if let -32000 | -32010 | -32011 = kind.rpc_code() {
+        data["code"] = kind.code().into();
+    }
     let body = serde_json::json!({
-        "code": error.kind().rpc_code(),
+        "code": kind.rpc_code(),
         "message": error.message(),
-        "data": {"code": error.kind().code(), "retryable": error.retryable()},
+        "data": data,
     });
     let id = id.map_or_else(|| "null".to_owned(), Id::json);
     format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{body}}}\n")
@@ -263,7 +389,7 @@ mod tests {
         loop {
             match read_line(&mut stream, &mut line).unwrap() {
                 Frame::Line => found.push(Ok(String::from_utf8_lossy(&line).into_owned())),
-                Frame::TooLong => found.push(Err(Frame::TooLong)),
+                frame @ Frame::TooLong(_) => found.push(Err(frame)),
                 Frame::End => return found,
             }
         }
@@ -293,7 +419,10 @@ mod tests {
         let mut line = Vec::new();
         assert_eq!(read_line(&mut stream, &mut line).unwrap(), Frame::Line);
         assert_eq!(line.len(), LONGEST_LINE);
-        assert_eq!(read_line(&mut stream, &mut line).unwrap(), Frame::TooLong);
+        assert_eq!(
+            read_line(&mut stream, &mut line).unwrap(),
+            Frame::TooLong(None)
+        );
         assert_eq!(read_line(&mut stream, &mut line).unwrap(), Frame::Line);
         assert_eq!(line, b"next");
     }
@@ -388,12 +517,12 @@ mod tests {
                 -32600,
                 Some(Id::Integer(1)),
             ),
+            (b"[\"2.0\",\"x\",null,null,{\"a\":1},null]", -32600, None),
             (
-                b"{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":1,\"error\":{}}",
+                b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"m\",\"result\":null}",
                 -32600,
                 Some(Id::Integer(1)),
             ),
-            (b"{\"jsonrpc\":\"2.0\",\"result\":1}", -32600, None),
         ] {
             let refused = parse(line).unwrap_err();
             let shown = String::from_utf8_lossy(&line[..line.len().min(80)]);
@@ -404,6 +533,145 @@ mod tests {
                 refused.error
             );
             assert_eq!(refused.id, id, "{shown}");
+        }
+    }
+    #[test]
+    fn answers_that_are_wrong_are_told_apart_from_requests() {
+        for (line, id, part) in [
+            (
+                r#"{"jsonrpc":"2.0","id":1,"result":1,"error":{}}"#,
+                Some(Id::Integer(1)),
+                "one of",
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"error":null}"#,
+                Some(Id::Integer(1)),
+                "one of",
+            ),
+            (r#"{"jsonrpc":"2.0","result":1}"#, None, "no `id`"),
+            (r#"{"jsonrpc":"2.0","id":1.5,"result":1}"#, None, "no `id`"),
+            (
+                r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"not JSON"}}"#,
+                None,
+                "not JSON",
+            ),
+            (
+                r#"{"id":"tool-1","result":{}}"#,
+                Some(Id::Text("tool-1".to_owned())),
+                "`jsonrpc`",
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":"tool-1","result":1,"result":2}"#,
+                Some(Id::Text("tool-1".to_owned())),
+                "duplicate",
+            ),
+        ] {
+            match parse(line.as_bytes()) {
+                Ok(Message::BadAnswer { id: found, why }) => {
+                    assert_eq!(found, id, "{line}");
+                    assert!(why.contains(part), "{line}: {why}");
+                }
+                other => panic!("{line}: {other:?}"),
+            }
+        }
+        for line in [
+            r#"{"jsonrpc":"2.0","id":1,"result":null,"error":{"code":1,"message":"x"}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"x"}}"#,
+        ] {
+            assert!(
+                matches!(
+                    parse(line.as_bytes()),
+                    Ok(Message::Answer {
+                        outcome: Err(_),
+                        ..
+                    })
+                ),
+                "{line}"
+            );
+        }
+        assert!(matches!(
+            parse(br#"{"jsonrpc":"2.0","id":1,"result":1,"error":null}"#),
+            Ok(Message::Answer { outcome: Ok(_), .. })
+        ));
+    }
+
+    #[test]
+    fn an_error_has_a_code_of_events_where_it_is_one() {
+        for (kind, code) in [
+            (Kind::Parse, None),
+            (Kind::Request, None),
+            (Kind::Method, None),
+            (Kind::Params, None),
+            (Kind::Config, None),
+            (Kind::ProtocolVersion, None),
+            (Kind::NotInitialized, None),
+            (Kind::CodexMissing, Some("codex_not_found")),
+            (Kind::CodexFailed, Some("codex_failed")),
+            (Kind::Busy, Some("session_busy")),
+            (Kind::Io, Some("io")),
+        ] {
+            let error = Error::new(kind, "m");
+            let line: serde_json::Value =
+                serde_json::from_str(&error_line(Some(&Id::Integer(1)), &error)).unwrap();
+            let mut data = serde_json::json!({"retryable": error.retryable()});
+            if let Some(code) = code {
+                data["code"] = code.into();
+            }
+            let expected =
+                serde_json::json!({"code": kind.rpc_code(), "message": "m", "data": data});
+            assert_eq!(line["error"], expected);
+        }
+    }
+
+    /// Whom a line answers that is too long or no JSON, as far as that can be told.
+    #[test]
+    fn whom_a_spoilt_line_answers() {
+        let tool = Some(Id::Text("tool-7".to_owned()));
+        for (beginning, end, id) in [
+            (
+                r#"{"jsonrpc":"2.0","id":"tool-7","result":{"a":""#,
+                "",
+                tool.clone(),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","result":{"content":"#,
+                r#"x"}, "id" : "tool-7" } "#,
+                tool.clone(),
+            ),
+            (r#"{"error":"#, r#","id":"tool-7"}"#, tool.clone()),
+            // The end of something inside, a request, nothing.
+            (r#"{"result":"#, r#","id":"tool-7"}}"#, None),
+            (r#"{"result":"#, r#"x\"id\":\"tool-7\"}"#, None),
+            (r#"{"method":"m","id":"tool-7","params":"#, "", None),
+            (r#"{"id":"tool-7","x":"#, "", None),
+            ("", "", None),
+        ] {
+            assert_eq!(
+                answered(beginning.as_bytes(), end.as_bytes()),
+                id,
+                "{beginning} {end}"
+            );
+        }
+        let line =
+            |start: &str, end: &str| format!("{start}{}{end}\nnext\n", "x".repeat(LONGEST_LINE));
+        for line in [
+            line(
+                r#"{"jsonrpc":"2.0","id":"tool-7","result":{"content":""#,
+                "\"}}",
+            ),
+            line(
+                r#"{"jsonrpc":"2.0","result":{"content":""#,
+                r#""},"id":"tool-7"}"#,
+            ),
+        ] {
+            let mut stream = io::BufReader::new(line.as_bytes());
+            let mut read = Vec::new();
+            assert_eq!(
+                read_line(&mut stream, &mut read).unwrap(),
+                Frame::TooLong(tool.clone())
+            );
+            assert_eq!(read_line(&mut stream, &mut read).unwrap(), Frame::Line);
+            assert_eq!(read, b"next");
         }
     }
 }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// How many bytes may wait to be written before turns are held up.
 const LIMIT: usize = 4 << 20;
@@ -34,6 +34,8 @@ struct State {
     writing: bool,
     /// Nobody waits for room any more: the daemon is gone or the plugin ends.
     abandoned: bool,
+    /// The daemon is gone: nothing more is written.
+    failed: bool,
     /// Nothing more comes.
     closed: bool,
 }
@@ -57,6 +59,7 @@ impl Outbox {
             .name("outbox".to_owned())
             .spawn(move || {
                 if writer.write_to(&mut stream).is_err() {
+                    writer.state().failed = true;
                     writer.abandon();
                     gone();
                 }
@@ -111,13 +114,12 @@ impl Outbox {
         self.0.room.notify_all();
     }
 
-    /// Nothing more comes; waits until everything is written, at most for `time`.
-    pub(crate) fn close(&self, time: Duration) {
-        let deadline = Instant::now() + time;
+    /// Nothing more comes; waits until everything is written, at most until `deadline`.
+    pub(crate) fn close(&self, deadline: Instant) {
         let mut state = self.state();
         state.closed = true;
         self.0.work.notify_all();
-        while (state.writing || !state.lines.is_empty()) && !state.abandoned {
+        while (state.writing || !state.lines.is_empty()) && !state.failed {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;

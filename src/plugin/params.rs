@@ -6,7 +6,7 @@ use crate::rollout::mutate::{Mutation, Op};
 use crate::turn::images::{Image, Source};
 use crate::turn::{Block, LONGEST_REPLAY, Request, newest};
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
@@ -90,7 +90,7 @@ pub(crate) fn root(value: &Value) -> Field<'_> {
 }
 
 /// The protocol that `init` asks for, where it names one.
-pub(crate) fn init_protocol(params: &Field<'_>) -> Result<Option<u64>> {
+pub(crate) fn init_protocol<'a>(params: &Field<'a>) -> Result<Option<&'a Number>> {
     if let Some(host) = params.member("host")? {
         host.optional_text("name")?;
         host.optional_text("version")?;
@@ -99,7 +99,7 @@ pub(crate) fn init_protocol(params: &Field<'_>) -> Result<Option<u64>> {
         None => Ok(None),
         Some(field) => match field.value {
             // -1 or 1.5 is a number all the same, and no version that could be supported.
-            Value::Number(number) => Ok(Some(number.as_u64().unwrap_or(0))),
+            Value::Number(number) => Ok(Some(number)),
             _ => Err(field.wrong("a number")),
         },
     }

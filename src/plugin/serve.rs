@@ -31,7 +31,8 @@ use std::time::{Duration, Instant};
 /// How long turns may take to end, once everything is to end, before nobody waits for a daemon that does not
 /// read: with the last lines this keeps the exit within 5 s.
 const ENDING: Duration = Duration::from_millis(4000);
-/// How long the last lines may take to be written.
+/// How much longer the last lines may take to be written. A daemon that reads, however slowly, has the whole time
+/// of the end for them: what it does not get it cannot ask for again.
 const LAST_LINES: Duration = Duration::from_millis(500);
 /// How many lines may wait to be handled.
 const LINES_AHEAD: usize = 16;
@@ -45,7 +46,8 @@ pub(crate) struct Setup {
 /// Something for the loop.
 enum Input {
     Line(Vec<u8>),
-    TooLong,
+    /// A line that was skipped, and whom it answers, where it does.
+    TooLong(Option<Id>),
     /// The end of stdin, or an error in reading it.
     End,
     /// SIGINT or SIGTERM, by number.
@@ -117,7 +119,9 @@ fn run(
         ending: None,
     };
     let status = server.work(&receiver);
-    server.outbox.close(LAST_LINES);
+    let now = Instant::now();
+    let ended = server.ending.map_or(now, |ending| ending.deadline.max(now));
+    server.outbox.close(ended + LAST_LINES);
     Ok(status)
 }
 
@@ -126,7 +130,7 @@ fn read(mut stdin: impl BufRead, lines: &SyncSender<Input>) {
         let mut line = Vec::new();
         let input = match message::read_line(&mut stdin, &mut line) {
             Ok(Frame::Line) => Input::Line(line),
-            Ok(Frame::TooLong) => Input::TooLong,
+            Ok(Frame::TooLong(answered)) => Input::TooLong(answered),
             Ok(Frame::End) => Input::End,
             Err(error) => {
                 log::warn!("cannot read stdin: {error}");
@@ -210,7 +214,7 @@ impl Server {
     fn take(&mut self, input: Input) {
         match input {
             Input::Line(line) => self.line(&line),
-            Input::TooLong => {
+            Input::TooLong(answered) => {
                 let error = Error::new(
                     Kind::Request,
                     format!(
@@ -218,7 +222,7 @@ impl Server {
                         message::LONGEST_LINE >> 20
                     ),
                 );
-                self.refuse(None, &error);
+                self.spoilt(answered.as_ref(), &error);
             }
             Input::End => self.end(0, None),
             Input::Signal(number) => {
@@ -241,8 +245,26 @@ impl Server {
                     log::debug!("an answer that nobody waits for: {}", id.json());
                 }
             }
+            Ok(Message::BadAnswer { id, why }) => {
+                if let Some(id) = &id {
+                    self.calls.fail(id, &why);
+                }
+                let message = format!("an answer of the daemon's cannot be used: {why}");
+                self.log(Level::Warn, &message);
+            }
+            Err(Refused { id: None, error }) => {
+                self.spoilt(message::answered(line, &[]).as_ref(), &error);
+            }
             Err(Refused { id, error }) => self.refuse(id.as_ref(), &error),
         }
+    }
+
+    /// A line that could not be read is refused; a call that it answered does not wait for another.
+    fn spoilt(&self, answered: Option<&Id>, error: &Error) {
+        if let Some(id) = answered {
+            self.calls.fail(id, error.message());
+        }
+        self.refuse(None, error);
     }
 
     fn request(&mut self, id: Id, method: &str, params: Option<&RawValue>) {
@@ -319,7 +341,7 @@ impl Server {
     fn init(&mut self, params: Option<&RawValue>) -> Result<String> {
         let value = params::value(params)?;
         if let Some(protocol) = params::init_protocol(&params::root(&value))?
-            && protocol != PROTOCOL
+            && protocol.as_u64() != Some(PROTOCOL)
         {
             return Err(Error::new(
                 Kind::ProtocolVersion,
@@ -511,7 +533,7 @@ impl Server {
         }
         self.queue.wake();
         self.outbox.wake();
-        self.calls.end();
+        self.calls.end(&self.outbox);
         self.ending = Some(Ending {
             status,
             answer,

@@ -218,6 +218,44 @@ real_codex! {
 }
 
 real_codex! {
+    /// What a daemon may write and codex's reader does not take: it would wait for ever for the answer, or close
+    /// the connection, or drop the tool's text for the sake of a member that says nothing.
+    fn every_answer_reaches_the_model(codex: &Path) {
+        let deep = |depth: usize| format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth));
+        let answers = [
+            ("half", r#"{"content":[{"type":"text","text":"half \ud83d one"}]}"#.to_owned(), "half \u{fffd} one"),
+            ("halves", r#"{"content":"\ude00 two","structured_content":{"k\ud83d":"two"}}"#.to_owned(), "two"),
+            ("deep", format!(r#"{{"content":"three","structured_content":{}}}"#, deep(126)), "three"),
+            ("member", format!(r#"{{"content":[{{"type":"text","text":"four","x":{}}}]}}"#, deep(126)), "four"),
+            ("number", r#"{"content":["five"],"structured_content":{"a":1e400}}"#.to_owned(), "five"),
+            ("annotated", r#"{"content":[{"type":"text","text":"six","annotations":3,"_meta":"x"}]}"#.to_owned(), "six"),
+            ("nothing", r#"{"content":[]}"#.to_owned(), "Output:"),
+            ("after", r#"{"content":"seven"}"#.to_owned(), "seven"),
+        ];
+        let names = answers.each_ref().map(|(name, ..)| *name);
+        let lab = Runtime::new(Lab::real(codex, calls("alice", &names)));
+        let mut daemon = Daemon::start(&lab);
+        daemon.on_tool_call(|_| None);
+        let id = daemon.request("stream", prompt(&lab, "alice", &names));
+        for (at, (_, result, _)) in answers.iter().enumerate() {
+            daemon.wait_for_tool_calls(at + 1);
+            let call = daemon.tool_calls()[at]["id"].clone();
+            daemon.send_bytes(format!("{{\"jsonrpc\":\"2.0\",\"id\":{call},\"result\":{result}}}\n").as_bytes());
+        }
+        let turn = daemon.finish(id);
+        assert_eq!(turn.stop_reason(), "end_turn", "{turn:?}");
+        let requests = lab.model().requests();
+        let last = &requests.last().unwrap().body;
+        for (at, (name, _, expected)) in answers.iter().enumerate() {
+            let output = output(last, &format!("call_{at}"));
+            assert!(output.contains(expected), "{name}: {output}");
+            assert!(!output.contains("tool call error"), "{name}: {output}");
+        }
+        lab.assert_clean(daemon);
+    }
+}
+
+real_codex! {
     /// Three agents at once, each with a tool of its own: none sees another's, nothing of codex's is written.
     fn agents_have_their_own_tools_alone(codex: &Path) {
         isolation(codex, "turn", &["alice", "bob", "carol-1"]);
@@ -536,6 +574,94 @@ fn the_tools_can_change_while_codex_runs() {
     held.daemon.log("warn", "the tool 'new' is given twice");
     assert_eq!(host.line()["method"], "notifications/tools/list_changed");
     assert_eq!(list(&mut host), ["new"]);
+    host.stdin = None;
+    host.end(LIMIT);
+    held.let_go();
+}
+
+/// The daemon is told of the calls that nobody waits for, when it ends the plugin too.
+#[test]
+fn shutdown_takes_the_open_calls_back() {
+    let mut held = Held::new(&["t"]);
+    held.daemon.on_tool_call(|_| None);
+    let mut host = Host::start(&held);
+    host.call(1, "t");
+    held.daemon.wait_for_tool_calls(1);
+    let call = held.daemon.tool_calls()[0]["id"].clone();
+    assert_eq!(held.daemon.call("shutdown", json!({}))["result"], json!({}));
+    assert_eq!(held.daemon.tools_cancelled(), [json!({"id": call})]);
+    assert_eq!(held.daemon.finish(held.id).stop_reason(), "cancelled");
+    drop(host);
+    held.lab.assert_clean(held.daemon);
+}
+
+/// Nobody waits for an answer that has come and cannot be used; the caller is told what is wrong with it.
+#[test]
+fn an_answer_that_cannot_be_used_ends_its_call() {
+    let mut held = Held::new(&["t"]);
+    held.daemon.on_tool_call(|_| None);
+    let mut host = Host::start(&held);
+    let mebibyte = "x".repeat(1 << 20);
+    for (at, (start, end, part)) in [
+        (
+            r#"{"jsonrpc":"2.0","id":ID,"result":null,"error":{"code":1,"message":"boom"}}"#,
+            "",
+            "boom",
+        ),
+        (
+            r#"{"id":ID,"result":{"content":"fine"}}"#,
+            "",
+            "`jsonrpc` must be",
+        ),
+        (
+            r#"{"jsonrpc":"2.0","id":ID,"result":{},"error":{}}"#,
+            "",
+            "one of `result` and `error`",
+        ),
+        (
+            r#"{"jsonrpc":"2.0","id":ID,"result":{},"result":{}}"#,
+            "",
+            "duplicate field `result`",
+        ),
+        (
+            r#"{"jsonrpc":"2.0","id":ID,"result":[[{"type":"text","text":"x"}]]}"#,
+            "",
+            "`result` must be an object",
+        ),
+        (
+            r#"{"jsonrpc":"2.0","id":ID,"result":{"content":"x"}"#,
+            "",
+            "not JSON",
+        ),
+        (
+            r#"{"jsonrpc":"2.0","result":{"content":"FILL"#,
+            r#""},"id":ID}"#,
+            "longer than 64 MiB",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        host.call(at, "t");
+        held.daemon.wait_for_tool_calls(at + 1);
+        let id = held.daemon.tool_calls()[at]["id"].to_string();
+        let long = start.strip_suffix("FILL");
+        let start = long.unwrap_or(start).replace("ID", &id);
+        held.daemon.send_bytes(start.as_bytes());
+        for _ in 0..long.map_or(0, |_| 65) {
+            held.daemon.send_bytes(mebibyte.as_bytes());
+        }
+        let end = end.replace("ID", &id);
+        held.daemon.send_bytes(format!("{end}\n").as_bytes());
+        let answer = host.line();
+        assert_eq!(answer["id"], at, "{start}: {answer}");
+        assert_eq!(answer["result"]["isError"], true, "{start}: {answer}");
+        let text = answer["result"]["content"][0]["text"].as_str().unwrap();
+        assert!(text.contains(part), "{start}: {text}");
+    }
+    // Only what could be a request too is answered.
+    assert_eq!(held.daemon.answer_to_nothing()["error"]["code"], -32700);
+    assert_eq!(held.daemon.answer_to_nothing()["error"]["code"], -32600);
     host.stdin = None;
     host.end(LIMIT);
     held.let_go();

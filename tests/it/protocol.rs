@@ -63,6 +63,7 @@ fn lines_that_are_no_requests_are_answered_and_the_connection_lives_on() {
         r#"[{"jsonrpc":"2.0","id":901,"method":"manifest"}]"#,
         "[]",
         r#"["2.0",903,"manifest",{}]"#,
+        r#"["2.0",903,"manifest",null,null,null]"#,
         "17",
         "null",
         "{}",
@@ -107,6 +108,29 @@ fn lines_that_are_no_requests_are_answered_and_the_connection_lives_on() {
         -32601,
         "",
     );
+}
+
+/// Two sides that answer each other's errors never come to an end.
+#[test]
+fn an_answer_is_never_answered() {
+    let lab = Lab::fake(Value::Null);
+    let mut daemon = Daemon::start_uninitialised(&lab);
+    for line in [
+        r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"not JSON"}}"#,
+        r#"{"jsonrpc":"2.0","error":{"code":-32700,"message":"not JSON"}}"#,
+        r#"{"jsonrpc":"2.0","id":7,"result":null,"error":null}"#,
+        r#"{"jsonrpc":"2.0","id":7,"result":1,"result":2}"#,
+        r#"{"id":7,"result":{}}"#,
+        r#"{"jsonrpc":"2.0","id":{},"result":{}}"#,
+    ] {
+        daemon.send_bytes(format!("{line}\n").as_bytes());
+    }
+    daemon.send_bytes(b"not JSON\n");
+    assert_eq!(daemon.answer_to_nothing()["error"]["code"], -32700);
+    assert!(!daemon.is_answered(7));
+    let told = daemon.logs().iter();
+    assert_eq!(told.filter(|log| log["level"] == "warn").count(), 5);
+    daemon.log("warn", "an error without an `id`");
 }
 
 /// Where such a line is refused depends on where the depth is; that it is, and by an error, does not.
@@ -220,10 +244,20 @@ fn init_refuses_what_it_cannot_speak() {
     let mutate = json!({"agent_id": "alice", "workspace": lab.workspace(), "mutations": []});
     let answer = daemon.call("mutate_session", mutate.clone());
     assert_eq!(answer["error"]["code"], -32003, "{answer}");
-    let answer = daemon.call("init", json!({"protocol": 2}));
-    assert_eq!(answer["error"]["code"], -32002, "{answer}");
-    let message = answer["error"]["message"].as_str().unwrap();
-    assert!(message.contains('2') && message.contains('1'), "{message}");
+    for asked in ["2", "1.0", "1.5", "-1", "0"] {
+        daemon.send_bytes(
+            format!(
+                "{{\"jsonrpc\":\"2.0\",\"id\":900,\"method\":\"init\",\"params\":{{\"protocol\":{asked}}}}}\n"
+            )
+            .as_bytes(),
+        );
+        let answer = daemon.answer(900);
+        let message = format!("protocol {asked} is not supported; this plugin speaks protocol 1");
+        assert_eq!(
+            answer["error"],
+            json!({"code": -32002, "message": message, "data": {"retryable": false}})
+        );
+    }
     let answer = daemon.call("init", json!({"protocol": "one"}));
     assert_eq!(answer["error"]["code"], -32602, "{answer}");
     assert!(
@@ -537,6 +571,74 @@ fn shutdown_ends_all_and_answers() {
     assert_eq!(daemon.finish(waiting).stop_reason(), "cancelled");
     assert_eq!(daemon.exit(Duration::from_secs(10)).code(), Some(0));
     lab.assert_quiet();
+}
+
+/// What a turn has said goes out before the plugin does, to a daemon that takes its time.
+#[test]
+fn a_daemon_that_reads_late_gets_all_at_the_end() {
+    for shutdown in [true, false] {
+        let lab = Lab::fake(Value::Null);
+        let text = "x".repeat(100_000);
+        lab.script(json!([
+            "read_stdin",
+            {"event": {"type": "thread.started", "thread_id": "{thread}"}},
+            {"event": {"type": "turn.started"}},
+            {"events": {"count": 20, "event": {"type": "item.completed",
+                "item": {"id": "item_0", "type": "agent_message", "text": text}}}},
+            {"event": {"type": "turn.completed", "usage": {"input_tokens": 1, "output_tokens": 1}}},
+            {"touch": lab.path("started")},
+        ]));
+        let mut daemon = Daemon::start(&lab);
+        daemon.stop_reading();
+        let id = start_endless(&mut daemon, &lab);
+        wait_until("codex to be gone", || ps::of(lab.root()).len() == 1);
+        let start = Instant::now();
+        let asked = match shutdown {
+            true => Some(daemon.request("shutdown", json!({}))),
+            false => {
+                daemon.close_stdin();
+                None
+            }
+        };
+        // This is the fault itself, and longer than an impatient end would wait.
+        std::thread::sleep(Duration::from_secs(1));
+        daemon.read_again();
+        assert!(daemon.finish(id).text().len() >= 20 * text.len());
+        if let Some(asked) = asked {
+            assert_eq!(daemon.answer(asked)["result"], json!({}));
+        }
+        assert!(daemon.exit(Duration::from_secs(10)).success());
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            start.elapsed()
+        );
+    }
+}
+
+/// One that never reads holds up the end for 5 seconds at most.
+#[test]
+fn a_daemon_that_does_not_read_does_not_keep_the_plugin() {
+    let lab = Lab::fake(Value::Null);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_plexum-openai"))
+        .env_clear()
+        .envs(lab.env())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    for id in 0..1000 {
+        writeln!(
+            stdin,
+            "{}",
+            json!({"jsonrpc": "2.0", "id": id, "method": "manifest"})
+        )
+        .unwrap();
+    }
+    drop(stdin);
+    let status = crate::support::cli::wait(&mut child, Duration::from_secs(5));
+    assert_eq!(status.code(), Some(0), "{status}");
 }
 
 #[test]
