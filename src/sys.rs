@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 /// How much a pipe that has room takes without blocking, in bytes.
 pub(crate) const PIPE_BUF: usize = 4096;
 
+/// How long what was killed is looked for again; longer only in uninterruptible sleep.
+const AFTER_KILL: Duration = Duration::from_secs(1);
+
 /// A flag that one thread raises and another notices, also while it waits in `poll`.
 #[derive(Clone, Debug)]
 pub(crate) struct Flag(Arc<FlagInner>);
@@ -136,12 +139,30 @@ pub(crate) fn descendants(root: Pid) -> Vec<Pid> {
     below(&parents, &children(&parents, root))
 }
 
+/// Kills everything below `root`, which itself lives on: as long as a child subreaper does, whatever it started
+/// can be found, also what a killed process leaves behind.
+pub(crate) fn kill_below(root: Pid) {
+    let deadline = Instant::now() + AFTER_KILL;
+    loop {
+        let left = descendants(root);
+        if left.is_empty() || Instant::now() >= deadline {
+            return;
+        }
+        for pid in left {
+            // It may have ended since it was found.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+        // Nothing tells of the end of a process that is not a child: it can only be looked for again.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Kills what this process's children have started, and the children themselves where they do not end then.
 ///
 /// A child goes last since it may be a subreaper: as long as it lives, whatever it started can be found.
 pub(crate) fn kill_everything_below() {
     let me = rustix::process::getpid();
-    let deadline = Instant::now() + Duration::from_secs(1);
+    let deadline = Instant::now() + AFTER_KILL;
     loop {
         let parents = parents();
         let children = children(&parents, me);

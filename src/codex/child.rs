@@ -160,7 +160,8 @@ impl Child {
         let ended = match prepared {
             Ok(ended) => ended,
             Err(error) => {
-                let _ = guard.kill();
+                // Not SIGKILL: codex may run already, and it is the guard that ends it.
+                let _ = rustix::process::kill_process(pid, Signal::TERM);
                 let _ = guard.wait();
                 return Err(spawn_failed(invocation, error));
             }
@@ -290,21 +291,25 @@ impl Child {
         self.patience = None;
         match then {
             Then::End => self.end(),
-            Then::Kill | Then::Abandon => {
+            Then::Kill => {
+                self.kill();
+                self.patience = Some((Instant::now() + AFTER_EXIT, Then::Abandon));
+            }
+            Then::Abandon => {
                 sys::signal_group(self.pid, Signal::KILL);
-                if then == Then::Kill {
-                    for pid in sys::descendants(self.pid) {
-                        let _ = rustix::process::kill_process(pid, Signal::KILL);
-                    }
-                    self.patience = Some((Instant::now() + AFTER_EXIT, Then::Abandon));
-                } else {
-                    self.exited = true;
-                    self.stdout = None;
-                    self.stderr = None;
-                    self.lines.finish();
-                }
+                self.exited = true;
+                self.stdout = None;
+                self.stderr = None;
+                self.lines.finish();
             }
         }
+    }
+
+    /// Kills all of it. The guard goes last: with its end nothing would lead any more to what codex has started
+    /// in sessions of their own.
+    fn kill(&self) {
+        sys::kill_below(self.pid);
+        sys::signal_group(self.pid, Signal::KILL);
     }
 
     fn wait(&self, flag: &Flag, timeout: Option<Duration>) -> Ready {
@@ -448,7 +453,7 @@ impl Drop for Child {
                 WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT,
             );
             if !matches!(ended, Ok(Some(_))) {
-                sys::signal_group(self.pid, Signal::KILL);
+                self.kill();
             }
         }
         self.bury();

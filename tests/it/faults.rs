@@ -40,7 +40,7 @@ const FAULTS: &[Fault] = &[
     (19, "prompts that look like flags, are long, have NUL", &["turn_real::prompts_reach_the_model_whole_by_stdin", "turn_real::prompts_reach_the_model_whole_by_argument", "protocol::bad_parameters_are_named_and_start_nothing"]),
     (20, "codex does not read its stdin", &["turn_fake::a_prompt_that_is_not_read_is_no_hang"]),
     (21, "EAGAIN, EMFILE, ENOMEM on spawn", &["faults::a_spawn_that_fails_is_typed", "turn_fake::a_lack_of_processes_is_an_error_and_no_end"]),
-    (22, "ignores INT and TERM; many turns", &["faults::a_cancel_ends_all_of_a_turn_in_time", "protocol::many_turns_leave_nothing_open", "soak::a_long_run_leaves_nothing"]),
+    (22, "ignores INT and TERM; many turns", &["faults::a_cancel_ends_all_of_a_turn_in_time", "faults::a_guard_that_is_stopped_leaves_nothing_either", "protocol::many_turns_leave_nothing_open", "soak::a_long_run_leaves_nothing"]),
     (23, "cancelled before the spawn, and against the end", &["protocol::cancel_reaches_a_turn_that_waits_for_its_workspace", "turn_fake::a_turn_can_be_cancelled_at_every_point_of_its_life"]),
     (24, "200 turns at once", &["faults::two_hundred_turns_at_once_are_each_whole_and_small"]),
     // The session file.
@@ -344,6 +344,44 @@ fn a_cancel_ends_all_of_a_turn_in_time() {
             }
         }
         assert!(best < Duration::from_secs(limit), "{best:?}");
+    }
+}
+
+/// The guard is what ends codex and its commands. One that cannot is ended with all that it would have ended.
+#[test]
+fn a_guard_that_is_stopped_leaves_nothing_either() {
+    let Some(strace) = programs::find("strace") else {
+        return;
+    };
+    let lab = Lab::fake(Value::Null);
+    let sessions = (0..3).map(|_| json!({"grandchild": {"setsid": true}}));
+    let wait = [
+        json!({"touch": lab.path("started")}),
+        json!({"wait_for": lab.path("never")}),
+    ];
+    lab.script(begun(sessions.chain(wait)));
+    // What is killed is gone before anything more is done: then nothing is found any more that only it led to.
+    let mut command = Command::new(strace);
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=kill"]);
+    command.args(["-e", "inject=kill:delay_exit=50000"]);
+    command.arg(env!("CARGO_BIN_EXE_plexum-openai"));
+    let mut daemon = Daemon::start_by(&lab, &mut command);
+    daemon.init();
+    let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+    wait_until("the turn to start", || lab.path("started").exists());
+    let running = |part: &str| {
+        let mut running = ps::of(lab.root());
+        running.retain(|process| process.command.contains(part));
+        running
+    };
+    for guard in running("codex-guard") {
+        ps::signal(guard.pid, Signal::STOP);
+    }
+    daemon.notify("cancel", json!({"stream": id}));
+    assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
+    for part in ["codex-guard", "fake-codex"] {
+        let left = running(part);
+        assert!(left.is_empty(), "after message_end: {left:?}");
     }
 }
 
