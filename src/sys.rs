@@ -8,6 +8,7 @@ use crate::error::{Error, Kind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::{Pid, Signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -305,14 +306,40 @@ pub(crate) fn wait_for_room(
 ///
 /// # Errors
 /// [`Kind::Io`] where no handler, pipe or thread can be made.
-pub(crate) fn on_end_signal(mut told: impl FnMut(i32) + Send + 'static) -> Result<()> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
+pub(crate) fn on_end_signal(told: impl FnMut(i32) + Send + 'static) -> Result<()> {
+    on_signals(&[SIGINT, SIGTERM], told)
+}
+
+/// The same, and for SIGHUP too unless that is ignored, as `nohup` has it.
+///
+/// # Errors
+/// As [`on_end_signal`].
+pub(crate) fn on_end_signal_or_hangup(told: impl FnMut(i32) + Send + 'static) -> Result<()> {
+    match is_ignored(SIGHUP) {
+        true => on_signals(&[SIGINT, SIGTERM], told),
+        false => on_signals(&[SIGINT, SIGTERM, SIGHUP], told),
+    }
+}
+
+/// Is this signal ignored in this process?
+fn is_ignored(number: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (number - 1) & 1 == 1)
+}
+
+fn on_signals(numbers: &[i32], mut told: impl FnMut(i32) + Send + 'static) -> Result<()> {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
     use std::sync::atomic::AtomicUsize;
     let failed = |error| Error::os(Kind::Io, "cannot listen for signals", error);
     let (mut woken, waker) = UnixStream::pair().map_err(failed)?;
-    let counts = [SIGINT, SIGTERM].map(|number| (number, Arc::new(AtomicUsize::new(0))));
+    let counts: Vec<_> = numbers
+        .iter()
+        .map(|number| (*number, Arc::new(AtomicUsize::new(0))))
+        .collect();
     for (number, count) in &counts {
         // The mark before the wake-up, so that whoever is woken sees it.
         signal_hook::flag::register_usize(*number, Arc::clone(count), 1).map_err(failed)?;

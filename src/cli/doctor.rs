@@ -10,9 +10,12 @@ use super::color;
 use super::flags::Parsed;
 use crate::config::Places;
 use crate::error::{Error, Kind, Result};
+use crate::sys::{self, Flag};
 use serde::Serialize;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -48,7 +51,24 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
     let color = color::wanted(parsed, &io::stdout())?;
     let mut report = Report::default();
     let workspace = parsed.value("workspace").map(Path::new);
-    checks::examine(&Places::from_env(), workspace, &mut report);
+    let cancel = Flag::new()?;
+    let signal = Arc::new(AtomicI32::new(0));
+    {
+        let (cancel, signal) = (cancel.clone(), Arc::clone(&signal));
+        sys::on_end_signal_or_hangup(move |number| {
+            if signal.swap(number, Ordering::SeqCst) != 0 {
+                // Whatever it waits for, it is not codex.
+                sys::kill_everything_below();
+                std::process::exit(128 + number);
+            }
+            cancel.raise();
+        })?;
+    }
+    checks::examine(&Places::from_env(), workspace, &cancel, &mut report);
+    match signal.load(Ordering::SeqCst) {
+        0 => {}
+        number => return Ok(u8::try_from(128 + number).unwrap_or(1)),
+    }
     let text = if parsed.has("json") {
         report.json()
     } else {

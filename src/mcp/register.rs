@@ -11,6 +11,7 @@ use super::{Mode, Settings, failed};
 use crate::codex::ask::{Answer, ask};
 use crate::codex::command::toml_string;
 use crate::error::{Error, Kind, Result};
+use crate::sys::Flag;
 use rustix::fs::{FlockOperation, Mode as FileMode, OFlags};
 use serde::Deserialize;
 use std::ffi::OsString;
@@ -276,7 +277,7 @@ fn others<'a>(config: &'a str, own: &str) -> Vec<&'a str> {
 
 /// Runs a `codex mcp …` to its end, with a limit.
 fn run(command: Command) -> Result<Answer> {
-    ask(command, CODEX_WAIT).map_err(|error| failed(error.message()))
+    ask(command, CODEX_WAIT, &Flag::new()?).map_err(|error| failed(error.message()))
 }
 
 /// The last thing that codex said.
