@@ -205,9 +205,10 @@ fn work(
     let mut images = Images::default();
     let prompt = prompt_text(&request.prompt, &mut images, workspace, teller)?;
     let agent_id = request.agent_id.as_deref().unwrap_or_default();
-    let lent = tools.map(|tools| tools.lend(agent_id, &program, context, teller));
+    let lent = tools.map(|tools| tools.lend(agent_id, &program, context, cancel, teller));
     let bridge = match lent.transpose() {
         Ok(bridge) => bridge.flatten(),
+        Err(_) if cancel.is_raised() => return cancelled(teller),
         Err(error) if error.kind() == Kind::Params => return Err(error),
         Err(error) => {
             return Ok(teller.fail(&error, None, ThreadState::New, Tokens::default()));

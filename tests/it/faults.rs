@@ -57,7 +57,7 @@ const FAULTS: &[Fault] = &[
     (34, "unknown methods, answers to nothing", &["protocol::lines_that_are_no_requests_are_answered_and_the_connection_lives_on", "protocol::what_is_tolerated_is_passed_over"]),
     (35, "an id in use", &["protocol::an_id_in_use_is_refused_and_the_first_undisturbed"]),
     (36, "`stream` before `init`", &["protocol::init_refuses_what_it_cannot_speak"]),
-    (37, "the end of stdin in the middle of a turn", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::the_end_of_stdin_ends_all", "protocol::what_is_tolerated_is_passed_over"]),
+    (37, "the end of stdin in the middle of a turn", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "faults::a_registration_that_hangs_ends_when_it_is_told_to", "protocol::the_end_of_stdin_ends_all", "protocol::what_is_tolerated_is_passed_over"]),
     (38, "the daemon does not read", &["protocol::a_daemon_that_does_not_read_costs_no_memory_and_can_cancel"]),
     (39, "the daemon is gone", &["protocol::a_daemon_that_is_gone_is_a_quiet_end"]),
     (40, "SIGTERM, SIGINT, SIGKILL", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::signals_end_all_children_first", "faults::the_commands_of_the_real_codex_are_ended_with_it", "mcp::whatever_dies_in_a_call_nothing_is_left"]),
@@ -456,6 +456,52 @@ fn the_end_comes_within_five_seconds_whatever_codex_does() {
         wait_until("all to be gone", || ps::of(lab.root()).is_empty());
         let took = start.elapsed();
         assert!(took < Duration::from_secs(5), "{how}: {took:?}");
+    }
+}
+
+/// codex is also run for its config, before the turn's own codex: that ends as soon.
+#[test]
+fn a_registration_that_hangs_ends_when_it_is_told_to() {
+    for (how, status) in [
+        ("cancel", Some(0)),
+        ("stdin", Some(0)),
+        ("TERM", Some(143)),
+        ("locked", Some(0)),
+    ] {
+        let lab = Lab::fake(json!({
+            "mcp": [{"touch": "{cwd}/started"}, {"wait_for": "{cwd}/never"}],
+        }));
+        lab.config(json!({"mcp_registration": "persistent"}));
+        let mut daemon = Daemon::start(&lab);
+        let mut params = Daemon::prompt(&lab, "hi");
+        params["request"]["tools"] = json!([{"name": "x", "input_schema": {}}]);
+        // Another plugin, or another turn, that registers its agent.
+        let lock = fs::File::open(lab.codex_home()).unwrap();
+        if how == "locked" {
+            rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        }
+        let id = daemon.request("stream", params);
+        if how == "locked" {
+            // Its answer comes after the turn has been taken up.
+            daemon.call("manifest", Value::Null);
+        } else {
+            wait_until("the registration", || lab.root().join("started").exists());
+        }
+        let start = Instant::now();
+        match how {
+            "stdin" => daemon.close_stdin(),
+            "TERM" => daemon.signal(Signal::TERM),
+            _ => daemon.notify("cancel", json!({"stream": id})),
+        }
+        let turn = daemon.finish(id);
+        assert_eq!(turn.stop_reason(), "cancelled", "{how}: {turn:?}");
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(5), "{how}: {took:?}");
+        let mut left = ps::of(lab.root());
+        left.retain(|process| process.pid != daemon.pid());
+        assert!(left.is_empty(), "{how}: {left:?}");
+        daemon.close_stdin();
+        assert_eq!(daemon.exit(LIMIT).code(), status, "{how}");
     }
 }
 
