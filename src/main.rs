@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     }
     // For us, on stderr, and quiet unless `RUST_LOG` asks.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();
-    match dispatch(arguments) {
+    match sys::keep_exit_statuses().and_then(|()| dispatch(arguments)) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             // Nobody reads stderr: the exit status is all that is left to say it.

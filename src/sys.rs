@@ -301,6 +301,19 @@ pub(crate) fn wait_for_room(
     }
 }
 
+/// Lets this process learn how its children end, also where SIGCHLD was ignored by who started it: the kernel
+/// buries the children of such a process itself and keeps no exit status. What is executed from here has the
+/// signal's default again.
+///
+/// # Errors
+/// [`Kind::Io`] where no handler can be made.
+pub(crate) fn keep_exit_statuses() -> Result<()> {
+    // Any handler does; nobody looks at the flag.
+    signal_hook::flag::register(signal_hook::consts::SIGCHLD, Arc::default())
+        .map(|_| ())
+        .map_err(|error| Error::os(Kind::Io, "cannot listen for signals", error))
+}
+
 /// Calls `told` with the signal's number for each SIGINT and SIGTERM that this process gets, in a thread of its
 /// own that lives as long as the process.
 ///

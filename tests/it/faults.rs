@@ -25,7 +25,7 @@ const FAULTS: &[Fault] = &[
     (4, "not executable, another machine's, empty", &["turn_fake::a_codex_that_cannot_be_started_is_told_apart"]),
     (5, "exits 0 without an event", &["turn_fake::a_codex_that_says_nothing_of_its_end"]),
     (6, "dies in the middle of a line", &["turn_fake::a_codex_that_says_nothing_of_its_end"]),
-    (7, "killed by a signal", &["faults::the_signal_that_killed_codex_is_named", "turn_fake::a_codex_that_says_nothing_of_its_end"]),
+    (7, "killed by a signal", &["faults::the_signal_that_killed_codex_is_named", "faults::an_exit_status_is_known_where_sigchld_was_ignored", "turn_fake::a_codex_that_says_nothing_of_its_end"]),
     (8, "hangs silently, or only seems to", &["turn_fake::a_codex_that_hangs_is_ended", "turn_fake::what_a_turn_has_open_is_not_idle", "faults::codex_is_ended_in_steps"]),
     (9, "floods stderr", &["turn_fake::floods_are_drained_in_bounded_memory"]),
     (10, "closes stdout and lives on", &["turn_fake::a_codex_that_hangs_is_ended"]),
@@ -277,6 +277,36 @@ fn the_signal_that_killed_codex_is_named() {
         .collect();
     // The shell's own may be there.
     assert!(cores.len() <= 1, "{cores:?}");
+}
+
+/// Who starts the plugin may have SIGCHLD ignored, which is inherited.
+#[test]
+fn an_exit_status_is_known_where_sigchld_was_ignored() {
+    let lab = Lab::fake(json!({
+        "new": begun([json!({"err": "no luck"}), json!({"exit": 3})]),
+        "mcp": [{"out": "[]"}],
+    }));
+    let ignoring = || {
+        let mut command = Command::new("env");
+        command.args(["--ignore-signal=CHLD", env!("CARGO_BIN_EXE_plexum-openai")]);
+        command
+    };
+    let mut daemon = Daemon::start_by(&lab, &mut ignoring());
+    daemon.init();
+    let turn = daemon.turn(Daemon::prompt(&lab, "hi"));
+    let message = turn.of("error").next().unwrap()["error"]["message"].to_string();
+    assert!(
+        message.contains("exit status 3") && message.contains("no luck"),
+        "{message}"
+    );
+    let doctor = ignoring()
+        .arg("doctor")
+        .env_clear()
+        .envs(lab.env())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(doctor.status.success(), "{doctor:?}");
 }
 
 #[test]
