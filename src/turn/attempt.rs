@@ -215,7 +215,6 @@ impl Attempt<'_> {
             let deadline = limit.into_iter().chain(tick).min();
             match child.next(cancel, deadline) {
                 Next::Line => {
-                    quiet_since = Instant::now();
                     // What codex goes on to say while it is being ended was not waited for: a daemon that does
                     // not read would have it pile up here.
                     let wanted = cut.is_none();
@@ -223,6 +222,8 @@ impl Attempt<'_> {
                         self.hear(line, wanted, heard, cancel, teller);
                     }
                     teller.sink.flush();
+                    // Not before: a daemon that does not read holds this up, and codex with it.
+                    quiet_since = Instant::now();
                     if heard.translator.verdict().is_some() {
                         child.expect_end_within(AFTER_VERDICT);
                     }

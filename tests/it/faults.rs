@@ -26,7 +26,7 @@ const FAULTS: &[Fault] = &[
     (5, "exits 0 without an event", &["turn_fake::a_codex_that_says_nothing_of_its_end"]),
     (6, "dies in the middle of a line", &["turn_fake::a_codex_that_says_nothing_of_its_end"]),
     (7, "killed by a signal", &["faults::the_signal_that_killed_codex_is_named", "faults::an_exit_status_is_known_where_sigchld_was_ignored", "turn_fake::a_codex_that_says_nothing_of_its_end"]),
-    (8, "hangs silently, or only seems to", &["turn_fake::a_codex_that_hangs_is_ended", "turn_fake::what_a_turn_has_open_is_not_idle", "faults::codex_is_ended_in_steps"]),
+    (8, "hangs silently, or only seems to", &["turn_fake::a_codex_that_hangs_is_ended", "turn_fake::what_a_turn_has_open_is_not_idle", "turn_fake::a_daemon_that_does_not_read_does_not_make_codex_idle", "faults::codex_is_ended_in_steps"]),
     (9, "floods stderr", &["turn_fake::floods_are_drained_in_bounded_memory"]),
     (10, "closes stdout and lives on", &["turn_fake::a_codex_that_hangs_is_ended"]),
     (11, "exits while a grandchild holds the pipe", &["faults::what_stays_on_purpose_stays_and_what_holds_a_pipe_does_not", "turn_fake::what_holds_the_pipes_is_waited_for_in_bounds"]),
