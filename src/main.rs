@@ -60,8 +60,9 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
         }
         Request::Run(parsed) => parsed,
     };
-    let (mut stdin, mut stdout, mut stderr) =
-        (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let mut stdin = sys::Blocking(std::io::stdin());
+    let mut stdout = sys::Blocking(std::io::stdout());
+    let mut stderr = std::io::stderr();
     match parsed.subcommand.name {
         "serve" => {
             cli::serve_by_hand();

@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::{Pid, Signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -100,6 +100,56 @@ pub(crate) fn try_lock(path: &Path) -> io::Result<TryLock> {
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(TryLock::Held(FileLock { _file: file })),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(TryLock::Busy),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A stream that is waited for also where it is in non-blocking mode, which it shares with everybody who has it
+/// open: whoever set that may be another process, so it is not for us to change.
+#[derive(Debug)]
+pub(crate) struct Blocking<T>(pub(crate) T);
+
+impl<T: Read + AsFd> Read for Blocking<T> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.0.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait_until_ready(&self.0, PollFlags::IN)?;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+impl<T: Write + AsFd> Write for Blocking<T> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.0.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait_until_ready(&self.0, PollFlags::OUT)?;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        loop {
+            match self.0.flush() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait_until_ready(&self.0, PollFlags::OUT)?;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+fn wait_until_ready(stream: &impl AsFd, what: PollFlags) -> io::Result<()> {
+    match rustix::event::poll(&mut [PollFd::new(stream, what)], None) {
+        // An error of the stream is told by using it; an interrupted wait is a short one.
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
@@ -344,7 +394,6 @@ fn is_ignored(number: i32) -> bool {
 }
 
 fn on_signals(numbers: &[i32], mut told: impl FnMut(i32) + Send + 'static) -> Result<()> {
-    use std::io::Read;
     use std::os::unix::net::UnixStream;
     use std::sync::atomic::AtomicUsize;
     let failed = |error| Error::os(Kind::Io, "cannot listen for signals", error);
