@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -76,6 +76,13 @@ impl AsFd for Flag {
 #[derive(Debug)]
 pub(crate) struct FileLock {
     _file: File,
+    path: PathBuf,
+}
+
+impl FileLock {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 /// What trying to lock a file gave.
@@ -89,19 +96,50 @@ pub(crate) enum TryLock {
 /// Tries to lock the file at `path` (made with mode 0600 if it is missing) without waiting.
 ///
 /// The lock is `flock`'s: it ends with the process that holds it, however that ends. The file is left where it
-/// is, since unlinking a lock file lets two processes hold "the" lock.
+/// is, since unlinking a lock file lets two processes hold "the" lock. A file that somebody keeps
+/// ([`keep_locked`]) is busy as well.
 ///
 /// # Errors
 /// The operating system's, a symlink at `path` being `ELOOP`.
 pub(crate) fn try_lock(path: &Path) -> io::Result<TryLock> {
-    let flags =
-        OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(TryLock::Held(FileLock { _file: file })),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(TryLock::Busy),
+    use rustix::fs::{fcntl_lock, flock};
+    use rustix::io::Errno;
+    let file = open_lock(path, OFlags::CREATE)?;
+    // First, since over NFS the two kinds of lock are one, and this process's own would be in its way.
+    match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => fcntl_lock(&file, FlockOperation::NonBlockingUnlock)?,
+        Err(Errno::WOULDBLOCK | Errno::ACCESS) => return Ok(TryLock::Busy),
+        // A file system without this kind: then nobody can have kept it.
+        Err(_) => {}
+    }
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(TryLock::Held(FileLock {
+            _file: file,
+            path: path.to_owned(),
+        })),
+        Err(Errno::WOULDBLOCK) => Ok(TryLock::Busy),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Keeps the file at `path` locked beside another process that holds [`try_lock`]'s lock on it, and longer than
+/// that process lives. It ends with the process that calls this, and when what this gives is dropped.
+///
+/// The lock is `fcntl`'s, which does not meet `flock`'s; a descriptor of the other process's own lock cannot be
+/// had here.
+pub(crate) fn keep_locked(path: &Path) -> Option<File> {
+    let file = open_lock(path, OFlags::empty()).ok()?;
+    let locked = rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive);
+    locked.is_ok().then_some(file)
+}
+
+fn open_lock(path: &Path, more: OFlags) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    Ok(File::from(rustix::fs::open(
+        path,
+        flags | more,
+        Mode::RUSR | Mode::WUSR,
+    )?))
 }
 
 /// A stream that is waited for also where it is in non-blocking mode, which it shares with everybody who has it

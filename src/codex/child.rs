@@ -15,6 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -106,13 +107,13 @@ enum Then {
 }
 
 impl Child {
-    /// Starts codex.
+    /// Starts codex. While it runs, and is ended, `lock` is kept locked ([`sys::keep_locked`]).
     ///
     /// # Errors
     /// A folder that cannot be entered ([`Kind::Params`]) or a machine that has no processes, descriptors or
     /// memory left ([`Kind::CodexFailed`], retryable). That codex itself could not be executed only shows in
     /// [`Exit::spawn_error`].
-    pub(crate) fn start(invocation: &Invocation) -> Result<Child> {
+    pub(crate) fn start(invocation: &Invocation, lock: Option<&Path>) -> Result<Child> {
         // The guard is this executable, also after an update has replaced the file on disk.
         let mut command = Command::new("/proc/self/exe");
         command
@@ -120,6 +121,7 @@ impl Child {
             .arg(guard::NAME)
             .arg(std::process::id().to_string())
             .arg(sys::open_files_before().unwrap_or_default().to_string())
+            .arg(lock.unwrap_or(Path::new("")))
             .arg(&invocation.program)
             .args(&invocation.args)
             .current_dir(&invocation.folder)

@@ -42,6 +42,8 @@ pub(super) struct Attempt<'a> {
     pub(super) asked: Option<&'a str>,
     /// The thread that the session file names.
     pub(super) stored: Option<&'a str>,
+    /// The lock that keeps other processes out of the workspace, where it could be had.
+    pub(super) lock: Option<&'a Path>,
 }
 
 /// What came of it.
@@ -104,7 +106,7 @@ impl Attempt<'_> {
                 "with a new thread"
             }
         ));
-        let mut child = Child::start(&invocation)?;
+        let mut child = Child::start(&invocation, self.lock)?;
         let mut heard = Heard {
             translator: Translator::default(),
             thread: None,

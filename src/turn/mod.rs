@@ -24,7 +24,7 @@ use crate::codex::{command, home};
 use crate::config::{Config, LostThread, Places};
 use crate::error::{Error, Kind, Result};
 use crate::mcp::Bridge;
-use crate::sys::Flag;
+use crate::sys::{FileLock, Flag};
 use attempt::{Attempt, Ended};
 use images::{Image, Images};
 use queue::{Locked, Place};
@@ -190,7 +190,7 @@ fn work(
     }
     let binary = request.binary.as_deref().unwrap_or(&context.config.binary);
     let program = command::find(binary, &context.config, &context.places)?;
-    let _lock = match queue::lock(workspace, cancel) {
+    let lock = match queue::lock(workspace, cancel) {
         Ok(Locked::Held(lock)) => Some(lock),
         Ok(Locked::Without(why)) => {
             teller.warn(&why);
@@ -233,6 +233,7 @@ fn work(
         prompt: Cow::Borrowed(&prompt),
         asked: stored.as_deref().filter(|_| !request.fresh),
         stored: stored.as_deref(),
+        lock: lock.as_ref().map(FileLock::path),
     };
     let mut state = match attempt.asked {
         Some(_) => ThreadState::Resumed,

@@ -60,7 +60,7 @@ const FAULTS: &[Fault] = &[
     (37, "the end of stdin in the middle of a turn", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "faults::a_registration_that_hangs_ends_when_it_is_told_to", "protocol::the_end_of_stdin_ends_all", "protocol::what_is_tolerated_is_passed_over"]),
     (38, "the daemon does not read", &["protocol::streams_in_non_blocking_mode_are_waited_for", "protocol::a_daemon_that_does_not_read_costs_no_memory_and_can_cancel"]),
     (39, "the daemon is gone", &["protocol::a_daemon_that_is_gone_is_a_quiet_end"]),
-    (40, "SIGTERM, SIGINT, SIGKILL", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::signals_end_all_children_first", "faults::the_commands_of_the_real_codex_are_ended_with_it", "mcp::whatever_dies_in_a_call_nothing_is_left"]),
+    (40, "SIGTERM, SIGINT, SIGKILL", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::signals_end_all_children_first", "protocol::a_new_plugin_waits_for_the_codex_of_a_killed_one", "faults::the_commands_of_the_real_codex_are_ended_with_it", "mcp::whatever_dies_in_a_call_nothing_is_left"]),
     (41, "`tools.call` is never answered", &["mcp::a_call_without_an_answer_ends_with_the_turn"]),
     (42, "JSON 10,000 levels deep", &["protocol::json_of_any_depth_is_an_error"]),
     // The MCP socket.

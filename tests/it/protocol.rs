@@ -1,9 +1,10 @@
 //! The contract between daemon and plugin, message by message.
 
-use crate::support::{Daemon, LIMIT, Lab, ps, wait_until};
+use crate::support::{Cli, Daemon, LIMIT, Lab, ps, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -580,6 +581,39 @@ fn killing_the_plugin_ends_codex() {
     daemon.signal(Signal::KILL);
     assert_eq!(daemon.exit(Duration::from_secs(10)).code(), None);
     lab.assert_quiet();
+}
+
+/// A plugin that is started again at once waits until the codex of the one that was killed has been ended.
+#[test]
+fn a_new_plugin_waits_for_the_codex_of_a_killed_one() {
+    let lab = Lab::fake(Value::Null);
+    assert_eq!(Cli::new(&lab, ["turn", "before"]).run().status, 0);
+    lab.script(json!({"runs": [
+        [
+            "hold_lock",
+            {"event": {"type": "thread.started", "thread_id": "{thread}"}},
+            {"ignore": ["INT", "TERM"]},
+            {"touch": lab.path("started")},
+            {"wait_for": lab.path("never")},
+        ],
+        ["default"],
+    ]}));
+    let mut first = Daemon::start(&lab);
+    start_endless(&mut first, &lab);
+    let codex = lab.fake_runs().last().unwrap()["pid"].to_string();
+    first.signal(Signal::KILL);
+    first.exit(Duration::from_secs(10));
+    assert!(
+        Path::new("/proc").join(&codex).exists(),
+        "it is being ended"
+    );
+    let mut second = Daemon::start(&lab);
+    let turn = second.turn(Daemon::prompt(&lab, "after"));
+    assert_eq!(
+        (turn.stop_reason(), turn.text().as_str()),
+        ("end_turn", "after"),
+        "{turn:?}"
+    );
 }
 
 #[test]
