@@ -6,6 +6,7 @@
 use crate::error::{Error, Kind, Result};
 use crate::sys::Flag;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -43,9 +44,8 @@ pub(crate) fn ask(mut command: Command, limit: Duration, cancel: &Flag) -> Resul
     if cancel.is_raised() {
         return Err(unwanted());
     }
-    // Files and not pipes: nobody has to read along, and there is no end to wait for if it leaves a child.
-    let mut stdout = tempfile::tempfile().map_err(cannot)?;
-    let mut stderr = tempfile::tempfile().map_err(cannot)?;
+    let mut stdout = file().map_err(cannot)?;
+    let mut stderr = file().map_err(cannot)?;
     let mut child = command
         .stdin(Stdio::null())
         .stdout(stdout.try_clone().map_err(cannot)?)
@@ -81,6 +81,16 @@ pub(crate) fn ask(mut command: Command, limit: Duration, cancel: &Flag) -> Resul
         stdout: read(&mut stdout).map_err(cannot)?,
         stderr: read(&mut stderr).map_err(cannot)?,
     })
+}
+
+/// A file for what codex says. Not a pipe: nobody has to read along, and there is no end to wait for if codex
+/// leaves a child. In memory, since a folder for temporary files that is not there has nothing to do with codex.
+fn file() -> io::Result<File> {
+    match rustix::fs::memfd_create("codex", MemfdFlags::CLOEXEC) {
+        Ok(file) => Ok(File::from(file)),
+        // A kernel can be told to refuse them (vm.memfd_noexec).
+        Err(_) => tempfile::tempfile(),
+    }
 }
 
 /// Waits until the process ends; false where it does not before the deadline, which a raised flag brings near.

@@ -769,3 +769,11 @@ fn an_interruption_ends_the_codex_that_is_asked() {
         );
     }
 }
+
+#[test]
+fn a_folder_for_temporary_files_is_no_matter_of_codexs() {
+    let mut lab = Lab::fake(healthy());
+    lab.set_env("TMPDIR", "/nonexistent");
+    assert_eq!(check_named(&lab, "codex").0, "ok");
+    assert_eq!(Cli::new(&lab, ["turn", "hi"]).run().stdout, "hi\n");
+}
