@@ -464,6 +464,31 @@ real_codex! {
     }
 }
 
+real_codex! {
+    /// The codex of a plugin that was killed records its turn as aborted, and only then the next one begins.
+    fn a_new_plugin_waits_for_the_real_codex_of_a_killed_one(codex: &Path) {
+        let command = json!({"cmd": "touch ../started; sleep 600", "yield_time_ms": 60_000});
+        let lab = Lab::real(codex, json!([
+            {"match": "first", "times": 1, "calls": [{"name": "exec_command", "arguments": command}]},
+            {"text": "done"},
+        ]));
+        let mut first = Daemon::start(&lab);
+        first.request("stream", Daemon::prompt(&lab, "first"));
+        wait_until("the command to start", || lab.path("started").exists());
+        first.signal(Signal::KILL);
+        let mut second = Daemon::start(&lab);
+        let turn = second.turn(Daemon::prompt(&lab, "second"));
+        assert_eq!(turn.text(), "done", "{turn:?}");
+        assert_eq!(turn.result()["thread_state"], "resumed");
+        first.exit(Duration::from_secs(10));
+        let record = lab.rollouts(turn.thread()).remove(0);
+        let record = fs::read_to_string(record).unwrap();
+        let aborted = record.find("\"turn_aborted\"").expect("a record of the abort");
+        let begun = record.rfind("\"task_started\"").expect("a second turn");
+        assert!(aborted < begun, "{record}");
+    }
+}
+
 #[test]
 fn the_end_comes_within_five_seconds_whatever_codex_does() {
     for (how, status) in [
