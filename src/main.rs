@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     }
     // For us, on stderr, and quiet unless `RUST_LOG` asks.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();
-    match dispatch(arguments) {
+    match sys::keep_exit_statuses().and_then(|()| dispatch(arguments)) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             // Nobody reads stderr: the exit status is all that is left to say it.
@@ -60,8 +60,9 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
         }
         Request::Run(parsed) => parsed,
     };
-    let (mut stdin, mut stdout, mut stderr) =
-        (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let mut stdin = sys::Blocking(std::io::stdin());
+    let mut stdout = sys::Blocking(std::io::stdout());
+    let mut stderr = std::io::stderr();
     match parsed.subcommand.name {
         "serve" => {
             cli::serve_by_hand();

@@ -10,8 +10,11 @@ use super::flags::Parsed;
 use super::{color, written};
 use crate::config::Places;
 use crate::error::Result;
+use crate::sys::{self, Flag};
 use serde::Serialize;
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -47,7 +50,25 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
     let color = color::wanted(parsed, &io::stdout())?;
     let mut report = Report::default();
     let workspace = parsed.folder("workspace")?;
-    checks::examine(&Places::from_env(), workspace.as_deref(), &mut report);
+    let cancel = Flag::new()?;
+    let signal = Arc::new(AtomicI32::new(0));
+    {
+        let (cancel, signal) = (cancel.clone(), Arc::clone(&signal));
+        sys::on_end_signal_or_hangup(move |number| {
+            if signal.swap(number, Ordering::SeqCst) != 0 {
+                // Whatever it waits for, it is not codex.
+                sys::kill_everything_below();
+                std::process::exit(128 + number);
+            }
+            cancel.raise();
+        })?;
+    }
+    let places = Places::from_env();
+    checks::examine(&places, workspace.as_deref(), &cancel, &mut report);
+    match signal.load(Ordering::SeqCst) {
+        0 => {}
+        number => return Ok(u8::try_from(128 + number).unwrap_or(1)),
+    }
     let text = if parsed.has("json") {
         report.json()
     } else {

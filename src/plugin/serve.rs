@@ -14,14 +14,14 @@ use crate::canonical::{Manifest, PROTOCOL};
 use crate::config::{Config, Places};
 use crate::error::{Error, Kind, Result};
 use crate::rollout::mutate::{self, Mode, Mutation, Outcome};
-use crate::sys::Flag;
+use crate::sys::{Blocking, Flag};
 use crate::turn::queue::{Place, Queue};
 use crate::turn::session::{self, Stored};
 use crate::turn::{self, Context, Level, Tools};
 use serde_json::json;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
-use std::io::{BufRead, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -71,8 +71,8 @@ pub(crate) fn serve_stdio(setup: Setup) -> Result<u8> {
         // The loop has ended: so does the process, at once.
         let _ = signals.send(Input::Signal(number));
     })?;
-    let stdin = std::io::BufReader::with_capacity(256 << 10, std::io::stdin());
-    run(setup, stdin, std::io::stdout(), sender, receiver)
+    let stdin = BufReader::with_capacity(256 << 10, Blocking(std::io::stdin()));
+    run(setup, stdin, Blocking(std::io::stdout()), sender, receiver)
 }
 
 /// Serves on the given streams.

@@ -42,6 +42,8 @@ pub(super) struct Attempt<'a> {
     pub(super) asked: Option<&'a str>,
     /// The thread that the session file names.
     pub(super) stored: Option<&'a str>,
+    /// The lock that keeps other processes out of the workspace, where it could be had.
+    pub(super) lock: Option<&'a Path>,
 }
 
 /// What came of it.
@@ -104,7 +106,7 @@ impl Attempt<'_> {
                 "with a new thread"
             }
         ));
-        let mut child = Child::start(&invocation)?;
+        let mut child = Child::start(&invocation, self.lock)?;
         let mut heard = Heard {
             translator: Translator::default(),
             thread: None,
@@ -215,7 +217,6 @@ impl Attempt<'_> {
             let deadline = limit.into_iter().chain(tick).min();
             match child.next(cancel, deadline) {
                 Next::Line => {
-                    quiet_since = Instant::now();
                     // What codex goes on to say while it is being ended was not waited for: a daemon that does
                     // not read would have it pile up here.
                     let wanted = cut.is_none();
@@ -223,6 +224,8 @@ impl Attempt<'_> {
                         self.hear(line, wanted, heard, cancel, teller);
                     }
                     teller.sink.flush();
+                    // Not before: a daemon that does not read holds this up, and codex with it.
+                    quiet_since = Instant::now();
                     if heard.translator.verdict().is_some() {
                         child.expect_end_within(AFTER_VERDICT);
                     }

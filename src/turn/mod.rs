@@ -24,7 +24,7 @@ use crate::codex::{command, home};
 use crate::config::{Config, LostThread, Places};
 use crate::error::{Error, Kind, Result};
 use crate::mcp::Bridge;
-use crate::sys::Flag;
+use crate::sys::{FileLock, Flag};
 use attempt::{Attempt, Ended};
 use images::{Image, Images};
 use queue::{Locked, Place};
@@ -196,7 +196,7 @@ fn work(
     }
     let binary = request.binary.as_deref().unwrap_or(&context.config.binary);
     let program = command::find(binary, &context.config, &context.places)?;
-    let _lock = match queue::lock(workspace, cancel) {
+    let lock = match queue::lock(workspace, cancel) {
         Ok(Locked::Held(lock)) => Some(lock),
         Ok(Locked::Without(why)) => {
             teller.warn(&why);
@@ -209,9 +209,10 @@ fn work(
     let mut images = Images::default();
     let prompt = prompt_text(&request.prompt, &mut images, workspace, teller)?;
     let agent_id = request.agent_id.as_deref().unwrap_or_default();
-    let lent = tools.map(|tools| tools.lend(agent_id, &program, context, teller));
+    let lent = tools.map(|tools| tools.lend(agent_id, &program, context, cancel, teller));
     let bridge = match lent.transpose() {
         Ok(bridge) => bridge.flatten(),
+        Err(_) if cancel.is_raised() => return cancelled(teller),
         Err(error) if error.kind() == Kind::Params => return Err(error),
         Err(error) => return failed(&error, teller),
     };
@@ -234,6 +235,7 @@ fn work(
         prompt: Cow::Borrowed(&prompt),
         asked: stored.as_deref().filter(|_| !request.fresh),
         stored: stored.as_deref(),
+        lock: lock.as_ref().map(FileLock::path),
     };
     let mut state = match attempt.asked {
         Some(_) => ThreadState::Resumed,

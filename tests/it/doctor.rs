@@ -2,13 +2,14 @@
 //! which the check is content.
 
 use crate::support::codex;
-use crate::support::{Cli, Lab};
+use crate::support::{Cli, LIMIT, Lab, cli, ps, wait_until};
 use rustix::fs::{FlockOperation, Mode};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 const THREAD: &str = "01a1fe00-a027-7a81-b8a0-356e91ab6908";
 
@@ -790,4 +791,50 @@ fn a_config_that_codex_cannot_use_is_told() {
         "{message}"
     );
     assert!(message.contains(":1:"), "the place is told: {message}");
+}
+
+#[test]
+fn an_interruption_ends_the_codex_that_is_asked() {
+    for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        let lab = Lab::fake(json!({
+            "version": [{"touch": "{cwd}/started"}, {"wait_for": "{cwd}/never"}],
+        }));
+        // What started the tests may have had SIGHUP ignored, and then doctor leaves it at that.
+        let mut child = Command::new("env")
+            .args([
+                "--default-signal",
+                env!("CARGO_BIN_EXE_plexum-openai"),
+                "doctor",
+            ])
+            .env_clear()
+            .envs(lab.env())
+            .current_dir(lab.workspace())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_until("codex to be asked", || {
+            lab.workspace().join("started").exists()
+        });
+        ps::signal(child.id(), signal);
+        let ended = cli::wait(&mut child, LIMIT);
+        let left = ps::of(lab.root());
+        assert!(left.is_empty(), "{signal:?}: {left:?}");
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(ended.code(), Some(status), "{output:?}");
+        assert_eq!(
+            (output.stdout, output.stderr),
+            (vec![], vec![]),
+            "{signal:?}"
+        );
+    }
+}
+
+#[test]
+fn a_folder_for_temporary_files_is_no_matter_of_codexs() {
+    let mut lab = Lab::fake(healthy());
+    lab.set_env("TMPDIR", "/nonexistent");
+    assert_eq!(check_named(&lab, "codex").0, "ok");
+    assert_eq!(Cli::new(&lab, ["turn", "hi"]).run().stdout, "hi\n");
 }

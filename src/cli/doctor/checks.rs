@@ -9,7 +9,7 @@ use crate::codex::command::{self, Call, OLDEST};
 use crate::codex::home;
 use crate::config::{Config, LostThread, McpRegistration, Places};
 use crate::error::{Error, reason};
-use crate::sys::shell_word;
+use crate::sys::{Flag, shell_word};
 use crate::turn::session::{self, Stored};
 use rustix::fs::{Access, access};
 use serde::Deserialize;
@@ -31,11 +31,19 @@ const PACKAGE: &str = "@openai/codex@latest";
 const SERVER_PREFIX: &str = "plexum-host-";
 
 /// Runs every check that applies.
-pub(super) fn examine(places: &Places, workspace: Option<&Path>, report: &mut Report) {
+///
+/// Once `cancel` is raised codex is not waited for, and the report is worth nothing.
+pub(super) fn examine(
+    places: &Places,
+    workspace: Option<&Path>,
+    cancel: &Flag,
+    report: &mut Report,
+) {
     let mut doctor = Doctor {
         places,
         config: Config::default(),
         config_is_there: false,
+        cancel,
         report,
     };
     if !doctor.config() {
@@ -59,6 +67,7 @@ struct Doctor<'a> {
     /// The defaults, until the file was read.
     config: Config,
     config_is_there: bool,
+    cancel: &'a Flag,
     report: &'a mut Report,
 }
 
@@ -603,7 +612,7 @@ impl Doctor<'_> {
             command.env_remove(name);
         }
         command.envs(built.env);
-        ask(command, LIMIT)
+        ask(command, LIMIT, self.cancel)
     }
 
     /// How to call this codex in a shell, for the same threads and login.
