@@ -166,7 +166,7 @@ impl<W: Write> Sink for Events<'_, W> {
     fn take(&mut self, Part(record, event): Part<'_>) -> io::Result<()> {
         let (out, calls) = (&mut *self.out, &mut self.calls);
         match record {
-            Record::Turn(id) => calls.turn(&id),
+            Record::Turn { id, .. } => calls.turn(&id),
             Record::Call(call) => calls.begin(&call, event),
             Record::Ended { id, failed } => calls.ended(&id, failed),
             Record::Output(output) => {
@@ -208,7 +208,7 @@ impl Sink for Rows<'_> {
 
     fn take(&mut self, record: Record<'_>) -> io::Result<()> {
         match record {
-            Record::Turn(id) => self.calls.turn(&id),
+            Record::Turn { id, .. } => self.calls.turn(&id),
             Record::Call(call) => {
                 let place = self.summary.begin(&call);
                 self.calls.begin(&call, place);

@@ -406,7 +406,7 @@ mod tests {
         let mut found = Vec::new();
         for line in &lines {
             match record::parse(line).unwrap() {
-                Record::Turn(id) => calls.turn(&id),
+                Record::Turn { id, .. } => calls.turn(&id),
                 Record::Call(call) => calls.begin(&call, ()),
                 Record::Output(output) => drop(calls.answer(&output)),
                 Record::Nested(nested) => {

@@ -222,7 +222,7 @@ fn outer_calls(input: impl Read) -> io::Result<HashMap<String, String>> {
     let mut outer = HashMap::new();
     let mut calls = Calls::default();
     let mut note = |line: &lines::Line<'_>| match record::parse(line.bytes) {
-        Ok(Record::Turn(id)) => calls.turn(&id),
+        Ok(Record::Turn { id, .. }) => calls.turn(&id),
         Ok(Record::Call(call)) => calls.begin(&call, ()),
         Ok(Record::Output(output)) => drop(calls.answer(&output)),
         Ok(Record::Nested(nested)) => {

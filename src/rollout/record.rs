@@ -24,9 +24,22 @@ pub(crate) enum Record<'a> {
     /// Text of the assistant.
     Text(String),
     /// A turn begins.
-    Turn(Cow<'a, str>),
-    /// What the thread has cost so far.
-    Usage(Usage),
+    Turn {
+        id: Cow<'a, str>,
+        at: Option<u64>,
+    },
+    /// Where codex's count of the thread's tokens stands.
+    Total {
+        used: Usage,
+        /// Is it what was counted since the thread began? A request over the context window sets it back to 0,
+        /// and leaves as its mark a `total_tokens` that is not the sum of the others.
+        is_whole: bool,
+    },
+    /// What one request used, and all of the thread's that are so recorded: from 0.153 on.
+    Request {
+        used: Usage,
+        thread: Usage,
+    },
     Other,
 }
 
@@ -143,7 +156,7 @@ fn text_of(raw: &[u8]) -> Option<Cow<'_, str>> {
 }
 
 /// What is asked for of a payload. Of the parts of a record, some are there in one kind and some in another.
-const PAYLOAD: &[&str; 22] = &[
+const PAYLOAD: &[&str; 23] = &[
     "type",
     "call_id",
     "id",
@@ -165,6 +178,7 @@ const PAYLOAD: &[&str; 22] = &[
     "stdout",
     "success",
     "info",
+    "usage",
     "thread_token_usage",
 ];
 
@@ -247,7 +261,7 @@ pub(crate) fn parse(line: &(impl AsRef<[u8]> + ?Sized)) -> Result<Record<'_>, No
 }
 
 /// The record that these parts make, if anybody cares.
-fn understand<'a>(record: &str, payload: &Members<'a, 22>, at: Option<u64>) -> Option<Record<'a>> {
+fn understand<'a>(record: &str, payload: &Members<'a, 23>, at: Option<u64>) -> Option<Record<'a>> {
     let form = payload.text("type").unwrap_or_default();
     let item = Members::of(payload.raw("item"), ITEM);
     let id = match form.as_ref() {
@@ -318,11 +332,19 @@ fn understand<'a>(record: &str, payload: &Members<'a, 22>, at: Option<u64>) -> O
             over.turn = payload.text("turn_id");
             Some(Record::Nested(over))
         }
-        Kind::Turn => payload.text("turn_id").map(Record::Turn),
+        Kind::Turn => payload.text("turn_id").map(|id| Record::Turn { id, at }),
+        Kind::Usage if record == "token_usage_record" => Some(Record::Request {
+            used: usage(payload.raw("usage")?)?,
+            thread: usage(payload.raw("thread_token_usage")?)?,
+        }),
         Kind::Usage => {
-            let total =
-                Members::of(payload.raw("info"), &["total_token_usage"]).raw("total_token_usage");
-            usage(total.or_else(|| payload.raw("thread_token_usage"))?).map(Record::Usage)
+            let info = Members::of(payload.raw("info"), &["total_token_usage"]);
+            let raw = info.raw("total_token_usage")?;
+            let used = usage(raw)?;
+            let sum = Members::of(Some(raw), &["total_tokens"]).number("total_tokens");
+            let parts = used.input_tokens.checked_add(used.output_tokens);
+            let is_whole = sum.is_none() || sum == parts;
+            Some(Record::Total { used, is_whole })
         }
         _ => None,
     }
@@ -372,7 +394,7 @@ fn completed<'a>(kind: &Cow<'a, str>, members: &Members<'a, 15>, item: &'a [u8])
 }
 
 /// What 0.135 writes when an MCP call is over.
-fn mcp_ended<'a>(payload: &Members<'a, 22>) -> Nested<'a> {
+fn mcp_ended<'a>(payload: &Members<'a, 23>) -> Nested<'a> {
     let invocation = Members::of(payload.raw("invocation"), &["server", "tool", "arguments"]);
     let result = Members::of(payload.raw("result"), &["Ok", "Err"]);
     mcp(&invocation, result.raw("Ok"), result.raw("Err"))

@@ -168,7 +168,7 @@ pub(crate) fn run(
 }
 
 /// Tokens of a turn and of its thread.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Tokens {
     turn: Usage,
     thread: Usage,

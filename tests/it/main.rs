@@ -30,3 +30,4 @@ mod terminal;
 mod turn_fake;
 mod turn_real;
 mod turn_terminal;
+mod usage_real;
