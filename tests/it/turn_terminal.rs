@@ -207,13 +207,14 @@ fn only_the_answer_is_on_stdout() {
 
 #[test]
 fn a_turn_that_waits_for_another_does_not_say_that_it_works() {
+    if programs::find("script").is_none() {
+        return;
+    }
     let lab = Lab::fake(Value::Null);
     lab.script(json!([{"touch": lab.path("started")}, {"wait_for": lab.path("go")}, "default"]));
     let mut first = Cli::new(&lab, ["turn", "first"]).spawn();
     wait_until("the first to start", || lab.path("started").exists());
-    let Some(mut terminal) = start(&lab, 80, "second", &[]) else {
-        return;
-    };
+    let mut terminal = start(&lab, 80, "second", &[]).expect("script is there");
     terminal.wait("0 s: waiting to start");
     terminal.wait("1 s: waiting to start");
     fs::write(lab.path("go"), "").unwrap();
