@@ -73,7 +73,7 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
         "turn" => cli::turn::run(&parsed),
         "parse-rollout" => {
             // std's stdout looks for line ends in everything and writes up to the last one apart from the rest.
-            let mut stdout = cli::unbuffered_stdout()?;
+            let mut stdout = sys::Blocking(cli::unbuffered_stdout()?);
             cli::parse_rollout::run(&parsed, &mut stdout, &mut stderr)
         }
         "mutate" => {

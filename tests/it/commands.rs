@@ -1,10 +1,11 @@
 //! What is the same for every subcommand: a reader that has gone, a flag that is empty, a prompt or a list that
 //! cannot be read.
 
-use crate::support::{Cli, Lab};
+use crate::support::{Cli, LIMIT, Lab, cli};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::Value;
 use std::fs;
+use std::io::{Read, Write};
 
 #[test]
 fn a_reader_that_has_gone_is_no_error() {
@@ -25,6 +26,48 @@ fn a_reader_that_has_gone_is_no_error() {
         let cli = Cli::new(&lab, args.iter().copied());
         assert_eq!(cli.run_unread(), (status, String::new()), "{args:?}");
     }
+}
+
+/// Whoever shares a pipe or a terminal may have put it into non-blocking mode.
+#[test]
+fn streams_that_do_not_block_are_waited_for() {
+    let lab = Lab::fake(Value::Null);
+    let line = |payload: Value| {
+        let line =
+            serde_json::json!({"timestamp": "t", "type": "response_item", "payload": payload});
+        line.to_string() + "\n"
+    };
+    let mut rollout = String::new();
+    for number in 0..40 {
+        let id = format!("call_{number}");
+        rollout += &line(
+            serde_json::json!({"type": "function_call", "call_id": id, "name": "x", "arguments": "{}"}),
+        );
+        rollout += &line(
+            serde_json::json!({"type": "function_call_output", "call_id": id, "output": "y".repeat(10_000)}),
+        );
+    }
+    let (stdin, mut feed) = std::io::pipe().unwrap();
+    let (mut told, stdout) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&stdin, true).unwrap();
+    rustix::io::ioctl_fionbio(&stdout, true).unwrap();
+    let mut child = Cli::new(&lab, ["parse-rollout"]).spawn_with(stdin, stdout);
+    // It waits for the rest, and for a reader, since a pipe holds 64 KiB.
+    let (go, gone) = std::sync::mpsc::channel();
+    let feeder = std::thread::spawn(move || {
+        let (half, rest) = rollout.split_at(rollout.len() / 2);
+        feed.write_all(half.as_bytes()).unwrap();
+        gone.recv().unwrap();
+        feed.write_all(rest.as_bytes()).unwrap();
+    });
+    let mut first = [0; 1];
+    told.read_exact(&mut first).unwrap();
+    go.send(()).unwrap();
+    let mut all = String::new();
+    told.read_to_string(&mut all).unwrap();
+    feeder.join().unwrap();
+    assert!(cli::wait(&mut child, LIMIT).success());
+    assert_eq!(all.lines().count(), 80);
 }
 
 #[test]

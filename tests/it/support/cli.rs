@@ -88,17 +88,19 @@ impl<'a> Cli<'a> {
         command.spawn().expect("the program can be started")
     }
 
+    /// Starts it with these streams instead of pipes that are made for it.
+    pub(crate) fn spawn_with(&self, stdin: impl Into<Stdio>, stdout: impl Into<Stdio>) -> Child {
+        let mut command = self.command();
+        let command = command.stdin(stdin).stdout(stdout);
+        command.spawn().expect("the program can be started")
+    }
+
     /// Runs it with a stdout whose reader has gone already: the exit status, and what it said on stderr.
     #[track_caller]
     pub(crate) fn run_unread(&self) -> (i32, String) {
         let (reader, stdout) = std::io::pipe().expect("a pipe");
         drop(reader);
-        let mut child = self
-            .command()
-            .stdin(Stdio::null())
-            .stdout(stdout)
-            .spawn()
-            .expect("the program can be started");
+        let mut child = self.spawn_with(Stdio::null(), stdout);
         let stderr = collect(child.stderr.take().expect("piped"));
         let status = wait(&mut child, LIMIT);
         let stderr = stderr.join().expect("the reader does not panic");
