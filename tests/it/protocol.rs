@@ -451,6 +451,27 @@ fn a_plain_turn_is_whole() {
     );
 }
 
+/// Who cuts a text by UTF-16 units leaves such halves, and JSON can carry them.
+#[test]
+fn half_a_character_is_replaced() {
+    let lab = Lab::fake(Value::Null);
+    let mut daemon = Daemon::start(&lab);
+    let workspace = json!(lab.workspace());
+    daemon.send_bytes(
+        format!(
+            r#"{{"jsonrpc":"2.0","id":900,"method":"stream","params":{{"agent":{{"workspace":{workspace}}},"request":{{"messages":[
+            {{"role":"assistant","content":[{{"type":"tool_use","input":{{"a":"\ud83d"}}}}]}},
+            {{"role":"user","content":"\ud83d\ude00 \ude00"}}]}}}}}}"#
+        )
+        .replace('\n', "")
+        .as_bytes(),
+    );
+    daemon.send_bytes(b"\n");
+    let turn = daemon.finish(900);
+    assert_eq!(turn.text(), "\u{1f600} \u{fffd}");
+    assert_eq!(lab.fake_prompts(), ["\u{1f600} \u{fffd}"]);
+}
+
 #[test]
 fn an_id_in_use_is_refused_and_the_first_undisturbed() {
     let lab = Lab::fake(Value::Null);
