@@ -632,6 +632,70 @@ fn a_daemon_that_reads_late_gets_all_at_the_end() {
     }
 }
 
+/// A daemon whose pipes do not block, and who has given them on as they are.
+#[test]
+fn pipes_that_do_not_block_are_waited_for() {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    let lab = Lab::fake(Value::Null);
+    let (stdin, mut requests) = std::io::pipe().unwrap();
+    let (answers, stdout) = std::io::pipe().unwrap();
+    fcntl_setfl(&stdin, fcntl_getfl(&stdin).unwrap() | OFlags::NONBLOCK).unwrap();
+    fcntl_setfl(&stdout, fcntl_getfl(&stdout).unwrap() | OFlags::NONBLOCK).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_plexum-openai"))
+        .env_clear()
+        .envs(lab.env())
+        .stdin(stdin)
+        .stdout(stdout)
+        .spawn()
+        .unwrap();
+    // More answers than the pipe takes, before one is read.
+    for id in 1..=1000 {
+        let request = json!({"jsonrpc": "2.0", "id": id, "method": "manifest"});
+        writeln!(requests, "{request}").unwrap();
+    }
+    let mut answers = BufReader::new(answers).lines();
+    for id in 1..=1000 {
+        let answer: Value = serde_json::from_str(&answers.next().unwrap().unwrap()).unwrap();
+        assert_eq!(answer["id"], id);
+    }
+    drop(requests);
+    assert!(answers.next().is_none());
+    let status = crate::support::cli::wait(&mut child, LIMIT);
+    assert_eq!(status.code(), Some(0), "{status}");
+}
+
+#[test]
+fn answers_that_cannot_be_written_are_told() {
+    let lab = Lab::fake(Value::Null);
+    let full = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_plexum-openai"))
+        .env_clear()
+        .envs(lab.env())
+        .stdin(Stdio::piped())
+        .stdout(full)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The plugin may be gone before this has left.
+    let _ = child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"manifest\"}\n");
+    let status = crate::support::cli::wait(&mut child, LIMIT);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(
+        (status.code(), String::from_utf8_lossy(&output.stderr)),
+        (
+            Some(1),
+            "plexum-openai: cannot write to stdout: No space left on device\n".into()
+        )
+    );
+}
+
 /// One that never reads holds up the end for 5 seconds at most.
 #[test]
 fn a_daemon_that_does_not_read_does_not_keep_the_plugin() {
