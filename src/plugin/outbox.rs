@@ -153,13 +153,15 @@ impl Outbox {
             let lines = std::mem::take(&mut state.lines);
             state.writing = true;
             drop(state);
-            for part in &lines {
-                stream.write_all(part)?;
+            for part in lines {
+                stream.write_all(&part)?;
+                // Each as it goes, so that what is only half out does not count as a whole.
+                self.state().bytes -= part.len();
+                self.0.room.notify_all();
             }
             stream.flush()?;
             state = self.state();
             state.writing = false;
-            state.bytes -= lines.iter().map(Vec::len).sum::<usize>();
             self.0.room.notify_all();
         }
     }
