@@ -19,6 +19,7 @@ mod strict;
 
 pub(crate) use bridge::{Bridge, Changer};
 pub(crate) use socket::{check as check_runtime_folder, place as runtime_place};
+pub(crate) use strict::whole_characters;
 
 use crate::error::Error;
 use crate::sys::Flag;

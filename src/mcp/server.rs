@@ -292,7 +292,7 @@ struct Progress {
 }
 
 /// A batch whose answers are not complete. Only 2025-03-26 has them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Batch {
     open: usize,
     answers: Vec<String>,
@@ -348,7 +348,12 @@ impl Session {
             Ok(messages) => {
                 let batch = self.next;
                 self.next += 1;
-                self.batches.insert(batch, Batch::default());
+                // It is open until its last message is taken, whatever is cancelled by one of them.
+                let taken = Batch {
+                    open: 1,
+                    answers: Vec::new(),
+                };
+                self.batches.insert(batch, taken);
                 for message in messages {
                     if let Some(answer) =
                         self.message(message.get(), Some(batch), tools, now, effects)
@@ -356,6 +361,9 @@ impl Session {
                     {
                         batch.answers.push(answer);
                     }
+                }
+                if let Some(batch) = self.batches.get_mut(&batch) {
+                    batch.open -= 1;
                 }
                 effects.extend(self.end_batch(batch).map(Effect::Send));
             }

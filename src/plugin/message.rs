@@ -15,6 +15,8 @@ use std::io::{self, BufRead};
 pub(crate) const LONGEST_LINE: usize = 64 << 20;
 /// How much of the beginning and of the end of a longer line is looked at.
 const REMAINS: usize = 1024;
+/// How long an error's message may be, in bytes. What it quotes is the daemon's, and that may be a whole line.
+const LONGEST_MESSAGE: usize = 16 << 10;
 
 /// A JSON-RPC id: a string or an integer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -368,9 +370,16 @@ pub(crate) fn error_line(id: Option<&Id>, error: &Error) -> String {
     if let -32000 | -32010 | -32011 = kind.rpc_code() {
         data["code"] = kind.code().into();
     }
+    let message = error.message();
+    let shown = &message[..message.floor_char_boundary(LONGEST_MESSAGE)];
+    let cut = if shown.len() < message.len() {
+        "…"
+    } else {
+        ""
+    };
     let body = serde_json::json!({
         "code": kind.rpc_code(),
-        "message": error.message(),
+        "message": format!("{shown}{cut}"),
         "data": data,
     });
     let id = id.map_or_else(|| "null".to_owned(), Id::json);
@@ -620,6 +629,19 @@ mod tests {
             let expected =
                 serde_json::json!({"code": kind.rpc_code(), "message": "m", "data": data});
             assert_eq!(line["error"], expected);
+        }
+    }
+
+    #[test]
+    fn a_long_message_is_cut() {
+        for (length, kept) in [
+            (LONGEST_MESSAGE, LONGEST_MESSAGE),
+            (LONGEST_MESSAGE + 1, LONGEST_MESSAGE + "…".len()),
+            (60 << 20, LONGEST_MESSAGE + "…".len()),
+        ] {
+            let error = Error::new(Kind::Method, "m".repeat(length));
+            let line: serde_json::Value = serde_json::from_str(&error_line(None, &error)).unwrap();
+            assert_eq!(line["error"]["message"].as_str().unwrap().len(), kept);
         }
     }
 

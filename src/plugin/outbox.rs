@@ -34,8 +34,8 @@ struct State {
     writing: bool,
     /// Nobody waits for room any more: the daemon is gone or the plugin ends.
     abandoned: bool,
-    /// The daemon is gone: nothing more is written.
-    failed: bool,
+    /// Why nothing more is written.
+    failed: Option<std::io::Error>,
     /// Nothing more comes.
     closed: bool,
 }
@@ -58,8 +58,8 @@ impl Outbox {
         let thread = std::thread::Builder::new()
             .name("outbox".to_owned())
             .spawn(move || {
-                if writer.write_to(&mut stream).is_err() {
-                    writer.state().failed = true;
+                if let Err(error) = writer.write_to(&mut stream) {
+                    writer.state().failed = Some(error);
                     writer.abandon();
                     gone();
                 }
@@ -115,14 +115,17 @@ impl Outbox {
     }
 
     /// Nothing more comes; waits until everything is written, at most until `deadline`.
-    pub(crate) fn close(&self, deadline: Instant) {
+    ///
+    /// # Errors
+    /// The stream's, where it has failed.
+    pub(crate) fn close(&self, deadline: Instant) -> std::io::Result<()> {
         let mut state = self.state();
         state.closed = true;
         self.0.work.notify_all();
-        while (state.writing || !state.lines.is_empty()) && !state.failed {
+        while (state.writing || !state.lines.is_empty()) && state.failed.is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return;
+                return Ok(());
             }
             state = self
                 .0
@@ -131,6 +134,7 @@ impl Outbox {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+        state.failed.take().map_or(Ok(()), Err)
     }
 
     fn write_to(&self, stream: &mut dyn Write) -> std::io::Result<()> {
@@ -149,13 +153,15 @@ impl Outbox {
             let lines = std::mem::take(&mut state.lines);
             state.writing = true;
             drop(state);
-            for part in &lines {
-                stream.write_all(part)?;
+            for part in lines {
+                stream.write_all(&part)?;
+                // Each as it goes, so that what is only half out does not count as a whole.
+                self.state().bytes -= part.len();
+                self.0.room.notify_all();
             }
             stream.flush()?;
             state = self.state();
             state.writing = false;
-            state.bytes -= lines.iter().map(Vec::len).sum::<usize>();
             self.0.room.notify_all();
         }
     }

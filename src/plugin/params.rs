@@ -1,7 +1,7 @@
 //! The parameters of the daemon's requests, checked field by field so that an error can name the field.
 
 use crate::error::{Error, Kind, Result};
-use crate::mcp::Tool;
+use crate::mcp::{Tool, whole_characters};
 use crate::rollout::mutate::{Mutation, Op};
 use crate::turn::images::{Image, Source};
 use crate::turn::{Block, LONGEST_REPLAY, Request, newest};
@@ -76,7 +76,9 @@ fn bad(path: &str, what: impl Display) -> Error {
 pub(crate) fn value(params: Option<&RawValue>) -> Result<Value> {
     match params {
         None => Ok(Value::Object(Map::new())),
-        Some(params) => serde_json::from_str(params.get())
+        // A text that was cut in the middle of a character stays in the conversation, and must not cost every
+        // turn from then on.
+        Some(params) => serde_json::from_str(&whole_characters(params.get()))
             .map_err(|error| bad("params", format!("cannot be read: {error}"))),
     }
 }

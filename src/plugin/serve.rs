@@ -49,7 +49,7 @@ enum Input {
     /// A line that was skipped, and whom it answers, where it does.
     TooLong(Option<Id>),
     /// The end of stdin, or an error in reading it.
-    End,
+    End(std::io::Result<()>),
     /// SIGINT or SIGTERM, by number.
     Signal(i32),
     /// What a thread was started for is over: a turn, or the rewrite of a session. The result as JSON.
@@ -62,7 +62,8 @@ enum Input {
 /// Gives the exit status.
 ///
 /// # Errors
-/// [`Kind::Io`] where no thread or pipe can be made at the start.
+/// [`Kind::Io`] where no thread or pipe can be made at the start, and where stdin or stdout fails; that the
+/// daemon is gone is no failure.
 pub(crate) fn serve_stdio(setup: Setup) -> Result<u8> {
     crate::sys::raise_open_files();
     let (sender, receiver) = sync_channel(LINES_AHEAD);
@@ -117,12 +118,28 @@ fn run(
         live: HashMap::new(),
         calls: Calls::default(),
         ending: None,
+        unread: Ok(()),
     };
     let status = server.work(&receiver);
     let now = Instant::now();
     let ended = server.ending.map_or(now, |ending| ending.deadline.max(now));
-    server.outbox.close(ended + LAST_LINES);
+    let unwritten = server.outbox.close(ended + LAST_LINES);
+    for (what, outcome) in [
+        ("cannot read stdin", server.unread),
+        ("cannot write to stdout", unwritten),
+    ] {
+        match outcome {
+            Err(error) if !is_gone(&error) => return Err(Error::os(Kind::Io, what, error)),
+            _ => {}
+        }
+    }
     Ok(status)
+}
+
+/// Is this how the end of the daemon looks?
+fn is_gone(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
+    matches!(error.kind(), BrokenPipe | ConnectionReset)
 }
 
 fn read(mut stdin: impl BufRead, lines: &SyncSender<Input>) {
@@ -131,13 +148,10 @@ fn read(mut stdin: impl BufRead, lines: &SyncSender<Input>) {
         let input = match message::read_line(&mut stdin, &mut line) {
             Ok(Frame::Line) => Input::Line(line),
             Ok(Frame::TooLong(answered)) => Input::TooLong(answered),
-            Ok(Frame::End) => Input::End,
-            Err(error) => {
-                log::warn!("cannot read stdin: {error}");
-                Input::End
-            }
+            Ok(Frame::End) => Input::End(Ok(())),
+            Err(error) => Input::End(Err(error)),
         };
-        let last = matches!(input, Input::End);
+        let last = matches!(input, Input::End(_));
         if lines.send(input).is_err() || last {
             return;
         }
@@ -155,6 +169,8 @@ struct Server {
     /// What the turns have asked the daemon for.
     calls: Calls,
     ending: Option<Ending>,
+    /// How reading stdin came to its end.
+    unread: std::io::Result<()>,
 }
 
 /// A turn or a `mutate_session` that runs.
@@ -224,7 +240,10 @@ impl Server {
                 );
                 self.spoilt(answered.as_ref(), &error);
             }
-            Input::End => self.end(0, None),
+            Input::End(outcome) => {
+                self.unread = outcome;
+                self.end(0, None);
+            }
             Input::Signal(number) => {
                 self.end(u8::try_from(128 + number).unwrap_or(1), None);
             }

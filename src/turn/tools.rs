@@ -22,6 +22,8 @@ struct State {
     /// What is to be lent; the newest list until it is.
     tools: Vec<Tool>,
     changed: bool,
+    /// codex was started, and there were none to lend.
+    without: bool,
     /// There once they are lent.
     changer: Option<Changer>,
 }
@@ -34,6 +36,7 @@ impl Tools {
             state: Mutex::new(State {
                 tools,
                 changed: false,
+                without: false,
                 changer: None,
             }),
         }
@@ -46,9 +49,12 @@ impl Tools {
             drop(state);
             return changer.change(tools);
         }
+        let too_late = state.without && !tools.is_empty();
         state.tools = tools;
         state.changed = true;
-        Vec::new()
+        let warning =
+            "the turn was begun without tools: codex cannot be lent any before the next one";
+        too_late.then(|| warning.to_owned()).into_iter().collect()
     }
 
     /// Lends the tools to the codex that is to be started. No tools: no bridge, and no cost.
@@ -68,6 +74,7 @@ impl Tools {
         let tools = {
             let mut state = self.state();
             state.changed = false;
+            state.without = state.tools.is_empty();
             state.tools.clone()
         };
         if tools.is_empty() {

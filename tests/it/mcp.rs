@@ -579,6 +579,31 @@ fn the_tools_can_change_while_codex_runs() {
     held.let_go();
 }
 
+/// A codex that was started without tools has no server that could get some; that is said.
+#[test]
+fn tools_that_come_too_late_are_told() {
+    let lab = Runtime::new(Lab::fake(Value::Null));
+    lab.script(json!([
+        {"touch": lab.path("started")},
+        {"wait_for": lab.path("go")},
+        "default",
+    ]));
+    let mut daemon = Daemon::start(&lab);
+    let id = daemon.request("stream", prompt(&lab, "alice", &[]));
+    wait_until("the turn to start", || lab.path("started").exists());
+    daemon.notify("tools_changed", json!({"agent_id": "alice", "tools": []}));
+    assert!(daemon.call("manifest", json!({}))["result"].is_object());
+    assert!(daemon.logs().iter().all(|log| log["level"] != "warn"));
+    daemon.notify(
+        "tools_changed",
+        json!({"agent_id": "alice", "tools": [{"name": "new"}]}),
+    );
+    daemon.log("warn", "the turn was begun without tools");
+    fs::write(lab.path("go"), "").unwrap();
+    assert_eq!(daemon.finish(id).stop_reason(), "end_turn");
+    lab.assert_clean(daemon);
+}
+
 /// The daemon is told of the calls that nobody waits for, when it ends the plugin too.
 #[test]
 fn shutdown_takes_the_open_calls_back() {

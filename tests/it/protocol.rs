@@ -452,6 +452,27 @@ fn a_plain_turn_is_whole() {
     );
 }
 
+/// Who cuts a text by UTF-16 units leaves such halves, and JSON can carry them.
+#[test]
+fn half_a_character_is_replaced() {
+    let lab = Lab::fake(Value::Null);
+    let mut daemon = Daemon::start(&lab);
+    let workspace = json!(lab.workspace());
+    daemon.send_bytes(
+        format!(
+            r#"{{"jsonrpc":"2.0","id":900,"method":"stream","params":{{"agent":{{"workspace":{workspace}}},"request":{{"messages":[
+            {{"role":"assistant","content":[{{"type":"tool_use","input":{{"a":"\ud83d"}}}}]}},
+            {{"role":"user","content":"\ud83d\ude00 \ude00"}}]}}}}}}"#
+        )
+        .replace('\n', "")
+        .as_bytes(),
+    );
+    daemon.send_bytes(b"\n");
+    let turn = daemon.finish(900);
+    assert_eq!(turn.text(), "\u{1f600} \u{fffd}");
+    assert_eq!(lab.fake_prompts(), ["\u{1f600} \u{fffd}"]);
+}
+
 #[test]
 fn an_id_in_use_is_refused_and_the_first_undisturbed() {
     let lab = Lab::fake(Value::Null);
@@ -615,6 +636,70 @@ fn a_daemon_that_reads_late_gets_all_at_the_end() {
             start.elapsed()
         );
     }
+}
+
+/// A daemon whose pipes do not block, and who has given them on as they are.
+#[test]
+fn pipes_that_do_not_block_are_waited_for() {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    let lab = Lab::fake(Value::Null);
+    let (stdin, mut requests) = std::io::pipe().unwrap();
+    let (answers, stdout) = std::io::pipe().unwrap();
+    fcntl_setfl(&stdin, fcntl_getfl(&stdin).unwrap() | OFlags::NONBLOCK).unwrap();
+    fcntl_setfl(&stdout, fcntl_getfl(&stdout).unwrap() | OFlags::NONBLOCK).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_plexum-openai"))
+        .env_clear()
+        .envs(lab.env())
+        .stdin(stdin)
+        .stdout(stdout)
+        .spawn()
+        .unwrap();
+    // More answers than the pipe takes, before one is read.
+    for id in 1..=1000 {
+        let request = json!({"jsonrpc": "2.0", "id": id, "method": "manifest"});
+        writeln!(requests, "{request}").unwrap();
+    }
+    let mut answers = BufReader::new(answers).lines();
+    for id in 1..=1000 {
+        let answer: Value = serde_json::from_str(&answers.next().unwrap().unwrap()).unwrap();
+        assert_eq!(answer["id"], id);
+    }
+    drop(requests);
+    assert!(answers.next().is_none());
+    let status = crate::support::cli::wait(&mut child, LIMIT);
+    assert_eq!(status.code(), Some(0), "{status}");
+}
+
+#[test]
+fn answers_that_cannot_be_written_are_told() {
+    let lab = Lab::fake(Value::Null);
+    let full = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_plexum-openai"))
+        .env_clear()
+        .envs(lab.env())
+        .stdin(Stdio::piped())
+        .stdout(full)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The plugin may be gone before this has left.
+    let _ = child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"manifest\"}\n");
+    let status = crate::support::cli::wait(&mut child, LIMIT);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(
+        (status.code(), String::from_utf8_lossy(&output.stderr)),
+        (
+            Some(1),
+            "plexum-openai: cannot write to stdout: No space left on device\n".into()
+        )
+    );
 }
 
 /// One that never reads holds up the end for 5 seconds at most.

@@ -531,6 +531,17 @@ fn a_batch_is_answered_whole() {
         ),
         format!("cancel 3\n[{}]", ok("1", "{}"))
     );
+    // A call that is cancelled in the batch itself.
+    let cancelled =
+        r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":9}}"#;
+    assert_eq!(
+        client.line(&batch(&[ping, &call("9", ""), cancelled, ping])),
+        format!(
+            "call 4 - send {{}}\ncancel 4\n[{},{}]",
+            ok("1", "{}"),
+            ok("1", "{}")
+        )
+    );
 }
 
 #[test]
