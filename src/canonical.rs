@@ -59,6 +59,21 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
+    /// Both together.
+    pub(crate) fn plus(self, other: Usage) -> Usage {
+        Usage {
+            input_tokens: self.input_tokens.saturating_add(other.input_tokens),
+            output_tokens: self.output_tokens.saturating_add(other.output_tokens),
+            cache_read_tokens: self
+                .cache_read_tokens
+                .saturating_add(other.cache_read_tokens),
+            cache_write_tokens: self
+                .cache_write_tokens
+                .saturating_add(other.cache_write_tokens),
+            thinking_tokens: self.thinking_tokens.saturating_add(other.thinking_tokens),
+        }
+    }
+
     /// What came on top of `before`; a counter that went back (codex started to count anew) counts as it is.
     pub(crate) fn since(self, before: Usage) -> Usage {
         let part = |now: u64, then: u64| now.checked_sub(then).unwrap_or(now);

@@ -333,6 +333,9 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => std::fs::File::from(file),
+        Err(rustix::io::Errno::NOENT) if path.is_symlink() => {
+            return Err(wrong(&"it is a link that leads nowhere"));
+        }
         Err(rustix::io::Errno::NOENT) => return Ok(None),
         Err(error) => return Err(wrong(&reason(&error.into()))),
     };
@@ -373,7 +376,8 @@ pub(crate) fn parse(text: &str) -> std::result::Result<(Config, Vec<String>), St
         })
         .and_then(|config| json.end().map(|()| config))
         .map_err(|error| {
-            let place = format!("{}:{}: ", error.line(), error.column());
+            // Of a value that is no object serde_json tells the place before it, column 0.
+            let place = format!("{}:{}: ", error.line(), error.column().max(1));
             let said = error.to_string();
             let said = match said.rfind(" at line ") {
                 Some(end) => &said[..end],
@@ -737,7 +741,7 @@ mod tests {
         );
         wrong(
             "[]",
-            "1:0: invalid type: sequence, expected an object of config keys",
+            "1:1: invalid type: sequence, expected an object of config keys",
         );
         wrong("{} x", "1:4: trailing characters");
         wrong(

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     }
     // For us, on stderr, and quiet unless `RUST_LOG` asks.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();
-    match dispatch(arguments) {
+    match sys::keep_exit_statuses().and_then(|()| dispatch(arguments)) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             // Nobody reads stderr: the exit status is all that is left to say it.
@@ -60,8 +60,9 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
         }
         Request::Run(parsed) => parsed,
     };
-    let (mut stdin, mut stdout, mut stderr) =
-        (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let mut stdin = sys::Blocking(std::io::stdin());
+    let mut stdout = sys::Blocking(std::io::stdout());
+    let mut stderr = std::io::stderr();
     match parsed.subcommand.name {
         "serve" => {
             cli::serve_by_hand();
@@ -72,7 +73,7 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
         "turn" => cli::turn::run(&parsed),
         "parse-rollout" => {
             // std's stdout looks for line ends in everything and writes up to the last one apart from the rest.
-            let mut stdout = cli::unbuffered_stdout()?;
+            let mut stdout = sys::Blocking(cli::unbuffered_stdout()?);
             cli::parse_rollout::run(&parsed, &mut stdout, &mut stderr)
         }
         "mutate" => {
@@ -81,7 +82,8 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
                 codex_home: &|| Ok(places.codex_home(&places.load_config()?.config)),
                 session: &|workspace| match session::read(workspace)? {
                     Stored::Thread(thread) => Ok(Some(thread)),
-                    Stored::Nothing | Stored::Unusable(_) => Ok(None),
+                    Stored::Nothing => Ok(None),
+                    Stored::Unusable(why) => Err(session::unusable(workspace, &why)),
                 },
             };
             cli::mutate::run(&parsed, &surroundings, &mut stdin, &mut stdout)
@@ -110,12 +112,6 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
 /// Writes text to stdout. A reader that has gone is no error.
 fn print(text: &str) -> Result<u8> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error::Error::os(
-            error::Kind::Io,
-            "cannot write to stdout",
-            error,
-        )),
-        _ => Ok(0),
-    }
+    let result = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    cli::written(result, 0)
 }

@@ -8,16 +8,20 @@ use crate::error::{Error, Kind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::{Pid, Signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How much a pipe that has room takes without blocking, in bytes.
 pub(crate) const PIPE_BUF: usize = 4096;
+
+/// How long what was killed is looked for again; longer only in uninterruptible sleep.
+const AFTER_KILL: Duration = Duration::from_secs(1);
 
 /// A flag that one thread raises and another notices, also while it waits in `poll`.
 #[derive(Clone, Debug)]
@@ -72,6 +76,13 @@ impl AsFd for Flag {
 #[derive(Debug)]
 pub(crate) struct FileLock {
     _file: File,
+    path: PathBuf,
+}
+
+impl FileLock {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 /// What trying to lock a file gave.
@@ -85,17 +96,98 @@ pub(crate) enum TryLock {
 /// Tries to lock the file at `path` (made with mode 0600 if it is missing) without waiting.
 ///
 /// The lock is `flock`'s: it ends with the process that holds it, however that ends. The file is left where it
-/// is, since unlinking a lock file lets two processes hold "the" lock.
+/// is, since unlinking a lock file lets two processes hold "the" lock. A file that somebody keeps
+/// ([`keep_locked`]) is busy as well.
 ///
 /// # Errors
 /// The operating system's, a symlink at `path` being `ELOOP`.
 pub(crate) fn try_lock(path: &Path) -> io::Result<TryLock> {
-    let flags =
-        OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(TryLock::Held(FileLock { _file: file })),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(TryLock::Busy),
+    use rustix::fs::{fcntl_lock, flock};
+    use rustix::io::Errno;
+    let file = open_lock(path, OFlags::CREATE)?;
+    // First, since over NFS the two kinds of lock are one, and this process's own would be in its way.
+    match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => fcntl_lock(&file, FlockOperation::NonBlockingUnlock)?,
+        Err(Errno::WOULDBLOCK | Errno::ACCESS) => return Ok(TryLock::Busy),
+        // A file system without this kind: then nobody can have kept it.
+        Err(_) => {}
+    }
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(TryLock::Held(FileLock {
+            _file: file,
+            path: path.to_owned(),
+        })),
+        Err(Errno::WOULDBLOCK) => Ok(TryLock::Busy),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Keeps the file at `path` locked beside another process that holds [`try_lock`]'s lock on it, and longer than
+/// that process lives. It ends with the process that calls this, and when what this gives is dropped.
+///
+/// The lock is `fcntl`'s, which does not meet `flock`'s; a descriptor of the other process's own lock cannot be
+/// had here.
+pub(crate) fn keep_locked(path: &Path) -> Option<File> {
+    let file = open_lock(path, OFlags::empty()).ok()?;
+    let locked = rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive);
+    locked.is_ok().then_some(file)
+}
+
+fn open_lock(path: &Path, more: OFlags) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    Ok(File::from(rustix::fs::open(
+        path,
+        flags | more,
+        Mode::RUSR | Mode::WUSR,
+    )?))
+}
+
+/// A stream that is waited for also where it is in non-blocking mode, which it shares with everybody who has it
+/// open: whoever set that may be another process, so it is not for us to change.
+#[derive(Debug)]
+pub(crate) struct Blocking<T>(pub(crate) T);
+
+impl<T: Read + AsFd> Read for Blocking<T> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.0.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait_until_ready(&self.0, PollFlags::IN)?;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+impl<T: Write + AsFd> Write for Blocking<T> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.0.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait_until_ready(&self.0, PollFlags::OUT)?;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        loop {
+            match self.0.flush() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait_until_ready(&self.0, PollFlags::OUT)?;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+fn wait_until_ready(stream: &impl AsFd, what: PollFlags) -> io::Result<()> {
+    match rustix::event::poll(&mut [PollFd::new(stream, what)], None) {
+        // An error of the stream is told by using it; an interrupted wait is a short one.
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
@@ -136,12 +228,30 @@ pub(crate) fn descendants(root: Pid) -> Vec<Pid> {
     below(&parents, &children(&parents, root))
 }
 
+/// Kills everything below `root`, which itself lives on: as long as a child subreaper does, whatever it started
+/// can be found, also what a killed process leaves behind.
+pub(crate) fn kill_below(root: Pid) {
+    let deadline = Instant::now() + AFTER_KILL;
+    loop {
+        let left = descendants(root);
+        if left.is_empty() || Instant::now() >= deadline {
+            return;
+        }
+        for pid in left {
+            // It may have ended since it was found.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+        // Nothing tells of the end of a process that is not a child: it can only be looked for again.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Kills what this process's children have started, and the children themselves where they do not end then.
 ///
 /// A child goes last since it may be a subreaper: as long as it lives, whatever it started can be found.
 pub(crate) fn kill_everything_below() {
     let me = rustix::process::getpid();
-    let deadline = Instant::now() + Duration::from_secs(1);
+    let deadline = Instant::now() + AFTER_KILL;
     loop {
         let parents = parents();
         let children = children(&parents, me);
@@ -279,19 +389,57 @@ pub(crate) fn wait_for_room(
     }
 }
 
+/// Lets this process learn how its children end, also where SIGCHLD was ignored by who started it: the kernel
+/// buries the children of such a process itself and keeps no exit status. What is executed from here has the
+/// signal's default again.
+///
+/// # Errors
+/// [`Kind::Io`] where no handler can be made.
+pub(crate) fn keep_exit_statuses() -> Result<()> {
+    // Any handler does; nobody looks at the flag.
+    signal_hook::flag::register(signal_hook::consts::SIGCHLD, Arc::default())
+        .map(|_| ())
+        .map_err(|error| Error::os(Kind::Io, "cannot listen for signals", error))
+}
+
 /// Calls `told` with the signal's number for each SIGINT and SIGTERM that this process gets, in a thread of its
 /// own that lives as long as the process.
 ///
 /// # Errors
 /// [`Kind::Io`] where no handler, pipe or thread can be made.
-pub(crate) fn on_end_signal(mut told: impl FnMut(i32) + Send + 'static) -> Result<()> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    use std::io::Read;
+pub(crate) fn on_end_signal(told: impl FnMut(i32) + Send + 'static) -> Result<()> {
+    on_signals(&[SIGINT, SIGTERM], told)
+}
+
+/// The same, and for SIGHUP too unless that is ignored, as `nohup` has it.
+///
+/// # Errors
+/// As [`on_end_signal`].
+pub(crate) fn on_end_signal_or_hangup(told: impl FnMut(i32) + Send + 'static) -> Result<()> {
+    match is_ignored(SIGHUP) {
+        true => on_signals(&[SIGINT, SIGTERM], told),
+        false => on_signals(&[SIGINT, SIGTERM, SIGHUP], told),
+    }
+}
+
+/// Is this signal ignored in this process?
+fn is_ignored(number: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (number - 1) & 1 == 1)
+}
+
+fn on_signals(numbers: &[i32], mut told: impl FnMut(i32) + Send + 'static) -> Result<()> {
     use std::os::unix::net::UnixStream;
     use std::sync::atomic::AtomicUsize;
     let failed = |error| Error::os(Kind::Io, "cannot listen for signals", error);
     let (mut woken, waker) = UnixStream::pair().map_err(failed)?;
-    let counts = [SIGINT, SIGTERM].map(|number| (number, Arc::new(AtomicUsize::new(0))));
+    let counts: Vec<_> = numbers
+        .iter()
+        .map(|number| (*number, Arc::new(AtomicUsize::new(0))))
+        .collect();
     for (number, count) in &counts {
         // The mark before the wake-up, so that whoever is woken sees it.
         signal_hook::flag::register_usize(*number, Arc::clone(count), 1).map_err(failed)?;

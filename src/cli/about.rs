@@ -31,6 +31,10 @@ pub(crate) const FILES: &[Topic] = &[
         "A session file whose content was no thread id, set aside. It is never passed to codex.",
     ),
     (
+        "WORKSPACE/.plexum-codex-session.lock",
+        "Held by the one turn that runs in the workspace; an empty file, which stays.",
+    ),
+    (
         "~/.codex/sessions/YYYY/MM/DD/rollout-*.jsonl",
         "codex's record of a thread, its rollout; below `CODEX_HOME`. `parse-rollout` reads it, `mutate` rewrites it.",
     ),
@@ -87,7 +91,7 @@ pub(crate) const EXIT_STATUS: &[Topic] = &[
     ("2", "The command line or the config is wrong."),
     (
         "130, 143",
-        "Ended by SIGINT or SIGTERM, every child process gone first.",
+        "Ended by SIGINT or SIGTERM, every child process gone first. For `serve` that is a proper end: 0.",
     ),
 ];
 

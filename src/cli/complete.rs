@@ -7,15 +7,16 @@
 use super::about::NAME;
 use super::flags::{self, Completes, Flag, Parsed, Subcommand, usage};
 use super::markup::plain;
-use crate::error::{Error, Kind, Result};
+use super::written;
+use crate::error::Result;
 use std::fmt::Write as _;
 use std::io::Write;
 
 /// `plexum-openai completions SHELL`.
 ///
 /// # Errors
-/// [`Kind::Usage`] where the shell is missing or not one of the three, [`Kind::Io`] where stdout cannot be
-/// written.
+/// [`crate::error::Kind::Usage`] where the shell is missing or not one of the three, [`crate::error::Kind::Io`]
+/// where stdout cannot be written.
 pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
     let shell = parsed
         .operands
@@ -31,10 +32,7 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
             )));
         }
     };
-    stdout
-        .write_all(script.as_bytes())
-        .map_err(|error| Error::os(Kind::Io, "cannot write to stdout", error))?;
-    Ok(0)
+    written(stdout.write_all(script.as_bytes()), 0)
 }
 
 /// Words for `compgen -W`, which splits at spaces: none of ours has one.

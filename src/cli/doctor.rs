@@ -6,13 +6,15 @@
 
 mod checks;
 
-use super::color;
 use super::flags::Parsed;
+use super::{color, written};
 use crate::config::Places;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
+use crate::sys::{self, Flag};
 use serde::Serialize;
 use std::io::{self, Write};
-use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -43,21 +45,36 @@ struct Report {
 /// `plexum-openai doctor`: prints the checks; the status is 1 where one failed.
 ///
 /// # Errors
-/// [`Kind::Usage`] for a wrong `--color`, [`Kind::Io`] where stdout cannot be written.
+/// [`crate::error::Kind::Usage`] for a wrong `--color`, [`crate::error::Kind::Io`] where stdout cannot be written.
 pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
     let color = color::wanted(parsed, &io::stdout())?;
     let mut report = Report::default();
-    let workspace = parsed.value("workspace").map(Path::new);
-    checks::examine(&Places::from_env(), workspace, &mut report);
+    let workspace = parsed.folder("workspace")?;
+    let cancel = Flag::new()?;
+    let signal = Arc::new(AtomicI32::new(0));
+    {
+        let (cancel, signal) = (cancel.clone(), Arc::clone(&signal));
+        sys::on_end_signal_or_hangup(move |number| {
+            if signal.swap(number, Ordering::SeqCst) != 0 {
+                // Whatever it waits for, it is not codex.
+                sys::kill_everything_below();
+                std::process::exit(128 + number);
+            }
+            cancel.raise();
+        })?;
+    }
+    let places = Places::from_env();
+    checks::examine(&places, workspace.as_deref(), &cancel, &mut report);
+    match signal.load(Ordering::SeqCst) {
+        0 => {}
+        number => return Ok(u8::try_from(128 + number).unwrap_or(1)),
+    }
     let text = if parsed.has("json") {
         report.json()
     } else {
         report.lines(color)
     };
-    stdout
-        .write_all(text.as_bytes())
-        .map_err(|error| Error::os(Kind::Io, "cannot write to stdout", error))?;
-    Ok(u8::from(report.failed()))
+    written(stdout.write_all(text.as_bytes()), report.failed().into())
 }
 
 impl Report {

@@ -7,6 +7,7 @@
 use crate::config::nearest;
 use crate::error::{Error, Kind, Result};
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 
 /// What completes a flag's value or an operand in a shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,7 +142,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         brief: "run one turn in a workspace, as the daemon would",
         more: &[
             "Runs codex once in the workspace and continues the conversation whose thread id is in the workspace's `.plexum-codex-session`: the same config, the same session file, the same locks as for the daemon.",
-            "Without PROMPT, or with `-`, the prompt is read from stdin. The assistant's text goes to stdout. What codex does meanwhile goes to stderr: a line for each command and tool, the time it took, and at the end the tokens; on a terminal one line shows what is going on.",
+            "Without PROMPT, or with `-`, the prompt is read from stdin. The assistant's text goes to stdout. What codex does meanwhile goes to stderr: a line for each command and tool, the time it took, and at the end the tokens; on a terminal one line shows what is going on, unless stdout is a pipe.",
             "Ctrl-C ends the turn properly and keeps the thread, a second one ends it at once.",
         ],
         flags: &[
@@ -239,7 +240,10 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 more: "The biggest first: call id, tool, bytes of arguments and output, share of the total, whether it is consumed already.",
                 ..flag("summary", None, "print a table for people instead")
             },
-            flag("json", None, "with --summary: the same as JSON"),
+            Flag {
+                more: "One object: `calls`, the biggest first, each with `id`, `name`, `arguments_bytes`, `output_bytes`, `share` (0 to 1), `answered`, `is_error`, `consumed` (`light`, `heavy`, `cut` or null) and, for a server's tool, `namespace`; and `total`, with `calls`, `arguments_bytes`, `output_bytes` and `consumed`.",
+                ..flag("json", None, "with --summary: the same as JSON")
+            },
             COLOR,
         ],
         examples: &[
@@ -261,7 +265,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         brief: "consume tool calls in a rollout",
         more: &[
             "codex rebuilds what the model sees from the rollout: what is replaced there is gone from the conversation's context at the next turn. `light` replaces the outputs of a call by `...(consumed)`; `heavy` replaces them by `...(tool called)` and the arguments by `{}`. Every line of the rollout keeps its length in bytes, so codex's own index of the file stays right; where a marker is longer than what it replaces, it is cut.",
-            "What was done goes to stdout: `{\"requested\":2,\"touched\":1,\"missing\":[\"call_x\"]}`. Missing is what has no call with an output in the rollout. A call made inside codex's code mode stands for the call around it, once all that were made there are named. Consuming a call a second time touches nothing.",
+            "What was done goes to stdout: `{\"requested\":2,\"touched\":1,\"missing\":[\"call_x\"]}`. Missing is what has no call with an output in the rollout, or has a line longer than 32 MiB there. A call made inside codex's code mode stands for the call around it, once all that were made there are named. Consuming a call a second time touches nothing.",
             "The file is replaced whole or not at all. While codex has the thread open, nothing is written and the exit status is 1; so it is for a symbolic link and for a file with several hard links.",
         ],
         flags: &[
@@ -344,7 +348,10 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 brief: "check this workspace too",
                 ..WORKSPACE
             },
-            flag("json", None, "print the checks as JSON"),
+            Flag {
+                more: "One object: `ok`, whether none failed, and `checks`, each with `check`, `status` (`ok`, `warn` or `fail`) and `message`.",
+                ..flag("json", None, "print the checks as JSON")
+            },
             COLOR,
         ],
         examples: &[(
@@ -450,6 +457,14 @@ impl Parsed {
             .map(|(_, value)| value.as_os_str())
     }
 
+    /// The folder that this flag names. The empty name, what an unset variable leaves in a script, is an error.
+    pub(crate) fn folder(&self, long: &str) -> Result<Option<PathBuf>> {
+        match self.value(long) {
+            Some(folder) if folder.is_empty() => Err(usage(format!("'--{long}' needs a folder"))),
+            folder => Ok(folder.map(at_home)),
+        }
+    }
+
     /// The value of this flag as text. Errors name the flag where it is not UTF-8.
     pub(crate) fn text(&self, long: &str) -> Result<Option<&str>> {
         match self.value(long) {
@@ -460,6 +475,15 @@ impl Parsed {
                 ))
             }),
         }
+    }
+}
+
+/// A path whose `~/` no shell has replaced: bash leaves it as it is in `--workspace=~/agents`.
+pub(crate) fn at_home(path: &OsStr) -> PathBuf {
+    let below = path.to_str().and_then(|path| path.strip_prefix("~/"));
+    match (below, std::env::home_dir()) {
+        (Some(below), Some(home)) => home.join(below),
+        _ => path.into(),
     }
 }
 

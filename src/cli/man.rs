@@ -7,8 +7,9 @@ use super::about::{self, NAME};
 use super::flags::{self, Flag, Parsed, Subcommand};
 use super::help::kind_and_default;
 use super::markup::{Span, has_quotes, spans};
+use super::written;
 use crate::config;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use std::fmt::Write as _;
 use std::io::Write;
 
@@ -20,12 +21,9 @@ const FILL: usize = 78;
 /// `plexum-openai man`.
 ///
 /// # Errors
-/// [`Kind::Io`] where stdout cannot be written.
+/// [`crate::error::Kind::Io`] where stdout cannot be written.
 pub(crate) fn run(_: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
-    stdout
-        .write_all(page().as_bytes())
-        .map_err(|error| Error::os(Kind::Io, "cannot write to stdout", error))?;
-    Ok(0)
+    written(stdout.write_all(page().as_bytes()), 0)
 }
 
 /// The source of the whole page.

@@ -20,7 +20,7 @@ pub(crate) mod turn;
 
 use crate::error::{Error, Kind, Result};
 use std::fs::File;
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 
 /// Tells a person who started the daemon's end by hand what it is; it goes on serving.
@@ -31,6 +31,16 @@ pub(crate) fn serve_by_hand() {
             std::io::stderr(),
             "plexum-openai: serving the daemon's protocol on this terminal, one JSON-RPC message a line; see plexum-openai-protocol(7), and 'plexum-openai --help' for everything else; Ctrl-D ends it"
         );
+    }
+}
+
+/// What came of writing to stdout: where all was well, or its reader has gone, this is the exit status.
+pub(crate) fn written(result: io::Result<()>, status: u8) -> Result<u8> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::os(Kind::Io, "cannot write to stdout", error))
+        }
+        _ => Ok(status),
     }
 }
 

@@ -2,12 +2,12 @@
 //!
 //! It does what the daemon's `mutate_session` does, with the same locks, and prints the same answer.
 
-use super::flags::{Parsed, usage};
+use super::flags::{Parsed, at_home, usage};
+use super::written;
 use crate::codex::home::{find_rollout, is_thread_id};
 use crate::error::{Error, Kind, Result};
 use crate::rollout::mutate::{Mode, Mutation, Op, Outcome, consume, consume_file, parse};
-use std::ffi::OsStr;
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 /// The longest list that `--stdin` takes: what the daemon can send in one line, too.
@@ -40,20 +40,9 @@ pub(crate) fn run(
         Mode::Write
     };
     let outcome = match target(parsed)? {
-        Target::File(file) => consume_file(Path::new(file), &mutations, mode)?,
-        Target::Thread(thread) => {
-            let home = (surroundings.codex_home)()?;
-            if find_rollout(&home, thread)?.is_none() {
-                return Err(Error::new(
-                    Kind::Io,
-                    format!("no rollout of thread {thread} in '{}'", home.display()),
-                )
-                .hint("is this the CODEX_HOME that codex used?"));
-            }
-            consume(&home, thread, &mutations, mode)?
-        }
+        Target::File(file) => consume_file(&file, &mutations, mode)?,
+        Target::Thread(thread) => in_thread(thread, surroundings, &mutations, mode)?,
         Target::Workspace(workspace) => {
-            let workspace = Path::new(workspace);
             // To the daemon a folder that is not there is one without a session; to a person it is a slip.
             if !workspace.is_dir() {
                 return Err(Error::new(
@@ -61,8 +50,8 @@ pub(crate) fn run(
                     format!("there is no folder '{}'", workspace.display()),
                 ));
             }
-            match (surroundings.session)(workspace)? {
-                Some(thread) => consume(&(surroundings.codex_home)()?, &thread, &mutations, mode)?,
+            match (surroundings.session)(&workspace)? {
+                Some(thread) => in_thread(&thread, surroundings, &mutations, mode)?,
                 // As for the daemon: what has no session has no calls.
                 None => Outcome::all_missing(&mutations),
             }
@@ -70,16 +59,27 @@ pub(crate) fn run(
     };
     let mut line = serde_json::to_string(&outcome).expect("an outcome is plain data");
     line.push('\n');
-    match stdout
-        .write_all(line.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
-        // A reader that has gone is no error.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::os(Kind::Io, "cannot write to stdout", error))
-        }
-        _ => Ok(0),
+    let result = stdout.write_all(line.as_bytes());
+    written(result.and_then(|()| stdout.flush()), 0)
+}
+
+/// Consumes calls of a thread. To the daemon a rollout that is not there has no calls; a person has most likely
+/// named another CODEX_HOME.
+fn in_thread(
+    thread: &str,
+    surroundings: &Surroundings<'_>,
+    mutations: &[Mutation],
+    mode: Mode,
+) -> Result<Outcome> {
+    let home = (surroundings.codex_home)()?;
+    if find_rollout(&home, thread)?.is_none() {
+        return Err(Error::new(
+            Kind::Io,
+            format!("no rollout of thread {thread} in '{}'", home.display()),
+        )
+        .hint("is this the CODEX_HOME that codex used?"));
     }
+    consume(&home, thread, mutations, mode)
 }
 
 /// The list of what to do: the operands, or what stands on stdin.
@@ -100,12 +100,17 @@ fn mutations(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Vec<Mutation>> {
                 "with '--stdin' the call ids and their operations come from stdin alone",
             ));
         }
-        let mut json = String::new();
+        let mut json = Vec::new();
         stdin
-            .take(LONGEST_LIST)
-            .read_to_string(&mut json)
+            .take(LONGEST_LIST + 1)
+            .read_to_end(&mut json)
             .map_err(|error| Error::os(Kind::Io, "cannot read stdin", error))?;
-        return parse(&json);
+        if json.len() as u64 > LONGEST_LIST {
+            return Err(usage("the list on stdin is longer than 64 MiB: divide it"));
+        }
+        let json =
+            str::from_utf8(&json).map_err(|_| usage("the list on stdin is not valid UTF-8"))?;
+        return parse(json);
     }
     if parsed.operands.is_empty() {
         return Err(usage(
@@ -130,14 +135,14 @@ fn mutations(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Vec<Mutation>> {
 
 /// Whose calls are meant.
 enum Target<'a> {
-    Workspace(&'a OsStr),
+    Workspace(PathBuf),
     Thread(&'a str),
-    File(&'a OsStr),
+    File(PathBuf),
 }
 
 fn target(parsed: &Parsed) -> Result<Target<'_>> {
     let given = (
-        parsed.value("workspace"),
+        parsed.folder("workspace")?,
         parsed.text("thread")?,
         parsed.value("rollout"),
     );
@@ -147,7 +152,7 @@ fn target(parsed: &Parsed) -> Result<Target<'_>> {
         (None, Some(thread), None) => Err(usage(format!(
             "'{thread}' is no thread id: a UUID was expected"
         ))),
-        (None, None, Some(file)) => Ok(Target::File(file)),
+        (None, None, Some(file)) => Ok(Target::File(at_home(file))),
         (None, None, None) => Err(usage(
             "whose calls? name a '--workspace', a '--thread' or a '--rollout'",
         )),

@@ -6,7 +6,7 @@
 use super::flags::{Parsed, usage};
 use super::relay::{self, Failure, Sink};
 use super::summary::{Screen, Summary};
-use super::target;
+use super::{target, written};
 use crate::error::{Error, Kind, Result, reason};
 use crate::rollout::calls::{Calls, write_result, write_use};
 use crate::rollout::record::Record;
@@ -79,7 +79,7 @@ pub(crate) fn run(
         };
         let end = match result {
             Ok(end) => end,
-            Err(Failure::Sink(error)) => return stopped(error, status),
+            Err(Failure::Sink(error)) => return written(Err(error), status),
             Err(Failure::Thread(error)) => {
                 return Err(Error::os(Kind::Io, "cannot start a thread", error));
             }
@@ -98,10 +98,7 @@ pub(crate) fn run(
         (true, true) => summary.write_json(&mut out),
         (true, false) => summary.write_table(&mut out, &screen),
     };
-    match result.and_then(|()| out.flush()) {
-        Ok(()) => Ok(status),
-        Err(error) => stopped(error, status),
-    }
+    written(result.and_then(|()| out.flush()), status)
 }
 
 /// The files to read, `-` for stdin.
@@ -118,14 +115,6 @@ fn files(parsed: &Parsed) -> Result<Vec<OsString>> {
         return Ok(vec!["-".into()]);
     }
     Ok(parsed.operands.clone())
-}
-
-/// stdout takes no more. When its reader left, that is nobody's fault.
-fn stopped(error: io::Error, status: u8) -> Result<u8> {
-    match error.kind() {
-        io::ErrorKind::BrokenPipe => Ok(status),
-        _ => Err(Error::os(Kind::Io, "cannot write to stdout", error)),
-    }
 }
 
 fn complain(stderr: &mut dyn Write, message: fmt::Arguments<'_>) {
@@ -177,6 +166,7 @@ impl<W: Write> Sink for Events<'_, W> {
     fn take(&mut self, Part(record, event): Part<'_>) -> io::Result<()> {
         let (out, calls) = (&mut *self.out, &mut self.calls);
         match record {
+            Record::Turn { id, .. } => calls.turn(&id),
             Record::Call(call) => calls.begin(&call, event),
             Record::Ended { id, failed } => calls.ended(&id, failed),
             Record::Output(output) => {
@@ -218,6 +208,7 @@ impl Sink for Rows<'_> {
 
     fn take(&mut self, record: Record<'_>) -> io::Result<()> {
         match record {
+            Record::Turn { id, .. } => self.calls.turn(&id),
             Record::Call(call) => {
                 let place = self.summary.begin(&call);
                 self.calls.begin(&call, place);

@@ -2,15 +2,17 @@
 //!
 //! A finished command or tool is a line that stays. On a terminal the last line is a live one besides: how long
 //! the turn has taken, and what runs now. It is taken away before anything else is written and drawn again
-//! after it, so nothing of it is left when the turn is over. Elsewhere, and where `TERM` is `dumb`, there are
-//! only the lines that stay, each with the program's name before it.
+//! after it, so nothing of it is left when the turn is over. Elsewhere, where `TERM` is `dumb`, and where stdout
+//! is a pipe, there are only the lines that stay, each with the program's name before it.
 //!
 //! A thread of its own redraws the live line each second; it ends with the [`Progress`].
 
 use super::columns;
 use crate::codex::translate::{Step, StepKind, StepState};
+use rustix::fs::FileType;
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -54,6 +56,8 @@ struct State {
     /// Paths below it are shown without it.
     workspace: PathBuf,
     running: Vec<Running>,
+    /// codex has said something.
+    at_work: bool,
     /// The turn is being ended, for this reason.
     ending: Option<&'static str>,
     /// The live line as it stands on the terminal; empty where it does not.
@@ -72,8 +76,10 @@ struct Running {
 impl Progress {
     /// Begins to show a turn in this workspace.
     pub(super) fn start(color: bool, workspace: &Path) -> Progress {
-        // With a log between its lines a live line is no use.
+        // With a log between its lines a live line is no use; and who reads from a pipe may show what comes at
+        // any time, most likely on the same terminal.
         let live = std::io::stderr().is_terminal()
+            && !is_pipe(std::io::stdout())
             && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
             && log::max_level() == log::LevelFilter::Off;
         let board = Board(Arc::new(Shared {
@@ -83,6 +89,7 @@ impl Progress {
                 color,
                 workspace: workspace.to_owned(),
                 running: Vec::new(),
+                at_work: false,
                 ending: None,
                 drawn: String::new(),
                 held: false,
@@ -106,6 +113,16 @@ impl Progress {
     pub(super) fn board(&self) -> &Board {
         &self.board
     }
+}
+
+/// Can somebody else show what is written there while it is written?
+fn is_pipe(stdout: impl AsFd) -> bool {
+    rustix::fs::fstat(stdout).is_ok_and(|stat| {
+        matches!(
+            FileType::from_raw_mode(stat.st_mode),
+            FileType::Fifo | FileType::Socket
+        )
+    })
 }
 
 impl Drop for Progress {
@@ -144,6 +161,13 @@ impl Board {
             StepState::Running | StepState::Done => None,
         };
         state.finished(&what, failed.as_deref(), time);
+    }
+
+    /// codex has begun.
+    pub(super) fn begin(&self) {
+        let mut state = self.state();
+        state.at_work = true;
+        state.draw();
     }
 
     /// A warning, for the person.
@@ -301,6 +325,8 @@ impl State {
         let columns = columns::of(std::io::stderr()).saturating_sub(1);
         let now = match self.ending {
             Some(why) => why,
+            // Another process may have a turn in the workspace, which is waited for.
+            None if !self.at_work => "waiting to start",
             None => self
                 .running
                 .last()

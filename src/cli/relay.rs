@@ -9,6 +9,7 @@
 
 use crate::rollout::lines::{Block, Kind, Lines};
 use crate::rollout::record::{self, Record, Unread};
+use crate::sys::Blocking;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -69,7 +70,7 @@ pub(super) fn run<S: Sink + Send>(input: File, sink: &mut S) -> Result<End, Fail
         .metadata()
         .is_ok_and(|file| file.is_file() && file.len() > SMALL);
     let threads = if large { 2 } else { 1 };
-    let lines = Lines::in_blocks(input);
+    let lines = Lines::in_blocks(Blocking(input));
     let mut runners: Vec<_> = ring(threads, lines)
         .into_iter()
         .zip(ring(threads, sink))
@@ -125,7 +126,7 @@ struct Runner<'a, R, S> {
 }
 
 fn wanted(kind: Kind) -> bool {
-    matches!(kind, Kind::Call | Kind::Output | Kind::Item)
+    matches!(kind, Kind::Call | Kind::Output | Kind::Item | Kind::Turn)
 }
 
 impl<R: Read, S: Sink> Runner<'_, R, S> {

@@ -109,6 +109,7 @@ impl Summary {
         row.output_bytes = match content {
             Content::Json(raw) => size(raw),
             Content::Text(text) => text.len() as u64,
+            Content::LeftOut(length) => *length,
         };
         row.consumed = consumed(content);
     }
@@ -207,12 +208,11 @@ impl Summary {
             (height.saturating_sub(4) / layout.lines()).max(1)
         });
         let hidden = rows.len().saturating_sub(most);
-        let biggest = rows[0].bytes();
         let all = self.sum(Row::bytes);
         rows.truncate(most);
         layout.write_head(out, screen)?;
         for row in rows {
-            layout.write_row(out, screen, row, biggest, all)?;
+            layout.write_row(out, screen, row, all)?;
         }
         if hidden > 0 {
             let rest = format!("{} smaller ones not shown", grouped(hidden));
@@ -348,13 +348,12 @@ impl Layout {
         out: &mut impl Write,
         screen: &Screen,
         row: &Row,
-        biggest: u64,
         all: u64,
     ) -> io::Result<()> {
         let id = left(&row.id, self.id);
         let tool = left(&row.tool(), self.tool);
         let share = format!("{:.1}%", row.bytes() as f64 * 100.0 / all.max(1) as f64);
-        let bar = left(&bar(row.bytes(), biggest, self.bar), self.bar);
+        let bar = left(&bar(row.bytes(), all, self.bar), self.bar);
         let bar = paint(screen, CYAN, &bar);
         let state = match row.state() {
             "error" => paint(screen, RED, "error"),
@@ -420,10 +419,10 @@ fn grouped(number: usize) -> String {
     text
 }
 
-/// A bar of so many columns for the biggest, to an eighth of a column.
-fn bar(part: u64, biggest: u64, columns: usize) -> String {
+/// A bar of so many columns for all, to an eighth of a column.
+fn bar(part: u64, all: u64, columns: usize) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
-    let eighths = (part as f64 / biggest.max(1) as f64 * columns as f64 * 8.0).round() as usize;
+    let eighths = (part as f64 / all.max(1) as f64 * columns as f64 * 8.0).round() as usize;
     // Something is never nothing.
     let eighths = eighths.max(usize::from(part > 0));
     "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]

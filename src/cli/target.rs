@@ -13,14 +13,14 @@ use std::path::{Path, PathBuf};
 /// [`Kind::Usage`] where both were given, or the thread is no UUID; [`Kind::Config`]; [`Kind::Io`] where there is
 /// no such rollout.
 pub(super) fn rollout(parsed: &Parsed) -> Result<Option<PathBuf>> {
-    let thread = match (parsed.value("workspace"), parsed.text("thread")?) {
+    let thread = match (parsed.folder("workspace")?, parsed.text("thread")?) {
         (None, None) => return Ok(None),
         (Some(_), Some(_)) => {
             return Err(usage(
                 "'--workspace' and '--thread' both name a rollout: give one of them",
             ));
         }
-        (Some(workspace), None) => thread_of_workspace(Path::new(workspace))?,
+        (Some(workspace), None) => thread_of_workspace(&workspace)?,
         (None, Some(thread)) if is_thread_id(thread) => thread.to_owned(),
         (None, Some(thread)) => {
             return Err(usage(format!(
@@ -53,9 +53,6 @@ fn thread_of_workspace(workspace: &Path) -> Result<String> {
             format!("the workspace has no session file '{}'", path.display()),
         )
         .hint("a workspace has one after its first turn")),
-        Stored::Unusable(why) => Err(Error::new(
-            Kind::Io,
-            format!("the session file '{}' is unusable: {why}", path.display()),
-        )),
+        Stored::Unusable(why) => Err(session::unusable(workspace, &why)),
     }
 }

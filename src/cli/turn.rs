@@ -3,7 +3,7 @@
 //! The same turn as the daemon's, told to a terminal: the assistant's text or the canonical events on stdout,
 //! what codex does meanwhile on stderr.
 
-use super::flags::{Parsed, usage};
+use super::flags::{Parsed, at_home, usage};
 use super::progress::{Board, Progress};
 use super::{color, columns};
 use crate::canonical::{StopReason, ThreadState, TurnEvent, TurnResult, Usage};
@@ -16,7 +16,6 @@ use crate::turn::queue::Queue;
 use crate::turn::{self, Block, Context, Level, Request, Sink};
 use serde::Serialize;
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
@@ -36,15 +35,14 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
     for warning in &loaded.warnings {
         say(&format!("warning: {warning}"));
     }
-    let request = request(parsed)?;
-    let workspace = match parsed.value("workspace") {
-        Some(folder) if folder.is_empty() => return Err(usage("'--workspace' needs a folder")),
-        Some(folder) => PathBuf::from(folder),
+    let color = color::wanted(parsed, &io::stderr())?;
+    let workspace = match parsed.folder("workspace")? {
+        Some(folder) => folder,
         None => std::env::current_dir()
             .map_err(|error| Error::os(Kind::Io, "cannot tell the current folder", error))?,
     };
+    let request = request(parsed)?;
     let workspace = turn::prepare_workspace(&workspace)?;
-    let color = color::wanted(parsed, &io::stderr())?;
     let cancel = Flag::new()?;
     let queue = Queue::default();
     let progress = Progress::start(color, &workspace);
@@ -71,9 +69,11 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
     printer.result(&result);
     let signal = signal.load(Ordering::SeqCst);
     Ok(match result.stop_reason {
+        StopReason::Cancelled if signal != 0 => u8::try_from(128 + signal).unwrap_or(1),
+        // The turn may have ended well, but not all of it was handed on.
+        _ if printer.failed => 1,
         _ if printer.closed => 0,
         StopReason::EndTurn => 0,
-        StopReason::Cancelled if signal != 0 => u8::try_from(128 + signal).unwrap_or(1),
         StopReason::Cancelled | StopReason::Error => 1,
     })
 }
@@ -97,15 +97,19 @@ fn request(parsed: &Parsed) -> Result<Request> {
     }
     let mut prompt = vec![Block::Text(text)];
     for path in parsed.all("image") {
-        let path = std::path::absolute(path)
+        let path = std::path::absolute(at_home(path))
             .map_err(|error| Error::os(Kind::Usage, format!("the image {path:?}"), error))?;
-        std::fs::File::open(&path).map_err(|error| {
+        let unreadable = |error| {
             Error::os(
                 Kind::Io,
                 format!("cannot read the image '{}'", path.display()),
                 error,
             )
-        })?;
+        };
+        // Nobody may ever write into a FIFO: it is not opened but refused with the turn's other bad images.
+        if path.metadata().map_err(unreadable)?.is_file() {
+            std::fs::File::open(&path).map_err(unreadable)?;
+        }
         prompt.push(Block::Image(Image {
             name: path
                 .file_name()
@@ -155,6 +159,8 @@ fn prompt_text(parsed: &Parsed) -> Result<String> {
 
 /// A message for the person at the terminal.
 fn say(message: &str) {
+    // A key of the config file may have anything in it.
+    let message = columns::harmless(message);
     // Nobody reads stderr: nothing to be done about it.
     let _ = writeln!(std::io::stderr(), "plexum-openai: {message}");
 }
@@ -270,8 +276,8 @@ impl Printer {
         if !self.closed {
             let usage = result.usage;
             let (word, good) = match result.stop_reason {
-                StopReason::EndTurn => ("done", true),
-                StopReason::Error => ("failed", false),
+                StopReason::EndTurn if !self.failed => ("done", true),
+                StopReason::EndTurn | StopReason::Error => ("failed", false),
                 StopReason::Cancelled => ("cancelled", false),
             };
             let rest = format!(
@@ -299,6 +305,9 @@ impl Sink for Printer {
             self.line = line;
         } else if let TurnEvent::TextDelta { text } = event {
             self.text(text);
+        }
+        if let TurnEvent::MessageStart = event {
+            self.progress.board().begin();
         }
         if let TurnEvent::Error { error } = event {
             self.flush();

@@ -4,7 +4,9 @@
 //! nothing to lose and is killed with its whole process group.
 
 use crate::error::{Error, Kind, Result};
+use crate::sys::Flag;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -15,6 +17,9 @@ use std::time::{Duration, Instant};
 
 /// The most that is kept of what it says.
 const LONGEST: u64 = 1 << 20;
+/// How long a codex has whose answer nobody wants any more: `codex mcp add` should not be cut off while it writes
+/// its config, and takes 0.02 s.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// What codex said.
 #[derive(Debug)]
@@ -24,20 +29,23 @@ pub(crate) struct Answer {
     pub(crate) stderr: String,
 }
 
-/// Runs a command to its end, or for `limit`.
+/// Runs a command to its end, for `limit`, or until `cancel` is raised and little longer.
 ///
 /// # Errors
 /// [`Kind::CodexFailed`] where it cannot be run or does not end.
-pub(crate) fn ask(mut command: Command, limit: Duration) -> Result<Answer> {
+pub(crate) fn ask(mut command: Command, limit: Duration, cancel: &Flag) -> Result<Answer> {
     let mut shown = command.get_program().to_string_lossy().into_owned();
     for argument in command.get_args() {
         shown = format!("{shown} {}", argument.to_string_lossy());
     }
     let cannot =
         |error: io::Error| Error::os(Kind::CodexFailed, format!("cannot run '{shown}'"), error);
-    // Files and not pipes: nobody has to read along, and there is no end to wait for if it leaves a child.
-    let mut stdout = tempfile::tempfile().map_err(cannot)?;
-    let mut stderr = tempfile::tempfile().map_err(cannot)?;
+    let unwanted = || Error::new(Kind::CodexFailed, format!("'{shown}' was cancelled"));
+    if cancel.is_raised() {
+        return Err(unwanted());
+    }
+    let mut stdout = file().map_err(cannot)?;
+    let mut stderr = file().map_err(cannot)?;
     let mut child = command
         .stdin(Stdio::null())
         .stdout(stdout.try_clone().map_err(cannot)?)
@@ -47,12 +55,15 @@ pub(crate) fn ask(mut command: Command, limit: Duration) -> Result<Answer> {
         .map_err(cannot)?;
     let pid = Pid::from_child(&child);
     let ended = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-        .and_then(|process| wait(&process, Instant::now() + limit));
+        .and_then(|process| wait(&process, Instant::now() + limit, cancel));
     if ended != Ok(true) {
         // The group is its own, and it is not waited for yet, so the number is still its.
         let _ = rustix::process::kill_process_group(pid, Signal::KILL);
     }
     let status = child.wait().map_err(cannot)?;
+    if ended == Ok(false) && cancel.is_raised() {
+        return Err(unwanted());
+    }
     if ended == Ok(false) {
         return Err(Error::new(
             Kind::CodexFailed,
@@ -72,16 +83,34 @@ pub(crate) fn ask(mut command: Command, limit: Duration) -> Result<Answer> {
     })
 }
 
-/// Waits until the process ends; false where it does not before the deadline.
-fn wait(process: &OwnedFd, deadline: Instant) -> rustix::io::Result<bool> {
+/// A file for what codex says. Not a pipe: nobody has to read along, and there is no end to wait for if codex
+/// leaves a child. In memory, since a folder for temporary files that is not there has nothing to do with codex.
+fn file() -> io::Result<File> {
+    match rustix::fs::memfd_create("codex", MemfdFlags::CLOEXEC) {
+        Ok(file) => Ok(File::from(file)),
+        // A kernel can be told to refuse them (vm.memfd_noexec).
+        Err(_) => tempfile::tempfile(),
+    }
+}
+
+/// Waits until the process ends; false where it does not before the deadline, which a raised flag brings near.
+fn wait(process: &OwnedFd, mut deadline: Instant, cancel: &Flag) -> rustix::io::Result<bool> {
+    let mut cancelled = false;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).ok();
-        let mut fds = [PollFd::new(process, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(process, PollFlags::IN)];
+        if !cancelled {
+            fds.push(PollFd::new(cancel, PollFlags::IN));
+        }
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(0) if left.is_zero() => return Ok(false),
             Ok(0) | Err(rustix::io::Errno::INTR) => {}
-            Ok(_) => return Ok(true),
+            Ok(_) if !fds[0].revents().is_empty() => return Ok(true),
+            Ok(_) => {
+                cancelled = true;
+                deadline = deadline.min(Instant::now() + GRACE);
+            }
             Err(error) => return Err(error),
         }
     }
@@ -100,7 +129,8 @@ mod tests {
     #[test]
     fn what_it_says_and_how_it_ends_is_told() {
         let limit = Duration::from_secs(20);
-        let answer = ask(shell("echo out; echo err >&2; exit 3"), limit).unwrap();
+        let never = Flag::new().unwrap();
+        let answer = ask(shell("echo out; echo err >&2; exit 3"), limit, &never).unwrap();
         assert_eq!(
             (answer.stdout.as_str(), answer.stderr.as_str()),
             ("out\n", "err\n")
@@ -108,21 +138,45 @@ mod tests {
         assert!(!answer.success);
         // What it leaves running does not keep the answer.
         let begun = Instant::now();
-        assert!(ask(shell("sleep 15 & echo done"), limit).unwrap().success);
+        let answer = ask(shell("sleep 15 & echo done"), limit, &never).unwrap();
+        assert!(answer.success);
         assert!(begun.elapsed() < Duration::from_secs(10));
     }
 
     #[test]
     fn what_hangs_is_ended() {
-        let error = ask(shell("sleep 600"), Duration::from_millis(50)).unwrap_err();
+        let never = Flag::new().unwrap();
+        let error = ask(shell("sleep 600"), Duration::from_millis(50), &never).unwrap_err();
         assert_eq!(
             error.message(),
             "'/bin/sh -c sleep 600' did not end within 0 s"
         );
-        let error = ask(Command::new("/nowhere/codex"), Duration::from_secs(1)).unwrap_err();
+        let error = ask(
+            Command::new("/nowhere/codex"),
+            Duration::from_secs(1),
+            &never,
+        )
+        .unwrap_err();
         assert_eq!(
             error.message(),
             "cannot run '/nowhere/codex': No such file or directory"
         );
+    }
+    #[test]
+    fn what_nobody_wants_any_more_is_ended() {
+        let limit = Duration::from_secs(60);
+        let cancel = Flag::new().unwrap();
+        let raiser = {
+            let cancel = cancel.clone();
+            std::thread::spawn(move || cancel.raise())
+        };
+        let begun = Instant::now();
+        let error = ask(shell("sleep 600"), limit, &cancel).unwrap_err();
+        assert_eq!(error.message(), "'/bin/sh -c sleep 600' was cancelled");
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        raiser.join().unwrap();
+        // And it is not begun.
+        let error = ask(Command::new("/nowhere/codex"), limit, &cancel).unwrap_err();
+        assert_eq!(error.message(), "'/nowhere/codex' was cancelled");
     }
 }

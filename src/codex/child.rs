@@ -15,6 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -106,13 +107,13 @@ enum Then {
 }
 
 impl Child {
-    /// Starts codex.
+    /// Starts codex. While it runs, and is ended, `lock` is kept locked ([`sys::keep_locked`]).
     ///
     /// # Errors
     /// A folder that cannot be entered ([`Kind::Params`]) or a machine that has no processes, descriptors or
     /// memory left ([`Kind::CodexFailed`], retryable). That codex itself could not be executed only shows in
     /// [`Exit::spawn_error`].
-    pub(crate) fn start(invocation: &Invocation) -> Result<Child> {
+    pub(crate) fn start(invocation: &Invocation, lock: Option<&Path>) -> Result<Child> {
         // The guard is this executable, also after an update has replaced the file on disk.
         let mut command = Command::new("/proc/self/exe");
         command
@@ -120,6 +121,7 @@ impl Child {
             .arg(guard::NAME)
             .arg(std::process::id().to_string())
             .arg(sys::open_files_before().unwrap_or_default().to_string())
+            .arg(lock.unwrap_or(Path::new("")))
             .arg(&invocation.program)
             .args(&invocation.args)
             .current_dir(&invocation.folder)
@@ -160,7 +162,8 @@ impl Child {
         let ended = match prepared {
             Ok(ended) => ended,
             Err(error) => {
-                let _ = guard.kill();
+                // Not SIGKILL: codex may run already, and it is the guard that ends it.
+                let _ = rustix::process::kill_process(pid, Signal::TERM);
                 let _ = guard.wait();
                 return Err(spawn_failed(invocation, error));
             }
@@ -290,21 +293,25 @@ impl Child {
         self.patience = None;
         match then {
             Then::End => self.end(),
-            Then::Kill | Then::Abandon => {
+            Then::Kill => {
+                self.kill();
+                self.patience = Some((Instant::now() + AFTER_EXIT, Then::Abandon));
+            }
+            Then::Abandon => {
                 sys::signal_group(self.pid, Signal::KILL);
-                if then == Then::Kill {
-                    for pid in sys::descendants(self.pid) {
-                        let _ = rustix::process::kill_process(pid, Signal::KILL);
-                    }
-                    self.patience = Some((Instant::now() + AFTER_EXIT, Then::Abandon));
-                } else {
-                    self.exited = true;
-                    self.stdout = None;
-                    self.stderr = None;
-                    self.lines.finish();
-                }
+                self.exited = true;
+                self.stdout = None;
+                self.stderr = None;
+                self.lines.finish();
             }
         }
+    }
+
+    /// Kills all of it. The guard goes last: with its end nothing would lead any more to what codex has started
+    /// in sessions of their own.
+    fn kill(&self) {
+        sys::kill_below(self.pid);
+        sys::signal_group(self.pid, Signal::KILL);
     }
 
     fn wait(&self, flag: &Flag, timeout: Option<Duration>) -> Ready {
@@ -448,7 +455,7 @@ impl Drop for Child {
                 WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT,
             );
             if !matches!(ended, Ok(Some(_))) {
-                sys::signal_group(self.pid, Signal::KILL);
+                self.kill();
             }
         }
         self.bury();

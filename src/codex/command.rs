@@ -7,6 +7,7 @@
 use crate::config::{Config, Places, PromptVia, path_entries};
 use crate::error::{Error, Kind, Result, reason};
 use rustix::fs::Access;
+use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
@@ -143,7 +144,7 @@ pub(crate) fn environment(config: &Config, places: &Places) -> Vec<(OsString, Os
 /// The value of `--model` for an advertised model; none leaves the choice to codex.
 fn model_arg<'a>(config: &'a Config, model: &'a str) -> Option<&'a str> {
     let mapped = config.model_args.get(model).map_or(model, String::as_str);
-    (!matches!(model, "" | "codex") && !mapped.is_empty()).then_some(mapped)
+    (!matches!(mapped, "" | "codex")).then_some(mapped)
 }
 
 /// Can this prompt be codex's last argument? `-` means stdin to codex even after `--`.
@@ -236,8 +237,15 @@ fn check(file: &Path, path: &OsStr) -> std::result::Result<(), String> {
     let mut head = [0; 256];
     let length = match File::open(file).and_then(|file| read_head(file, &mut head)) {
         Ok(length) => length,
-        // What can be executed need not be readable.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+        // What can be executed need not be readable; and a lack that may be over soon is the start's to meet.
+        Err(error)
+            if matches!(
+                Errno::from_io_error(&error),
+                Some(Errno::ACCESS | Errno::MFILE | Errno::NFILE | Errno::NOMEM)
+            ) =>
+        {
+            return Ok(());
+        }
         Err(error) => return Err(reason(&error)),
     };
     let head = &head[..length];
@@ -457,7 +465,7 @@ mod tests {
     #[test]
     fn the_model_is_mapped() {
         let config = Config {
-            model_args: [("a", "gpt-5"), ("none", "")]
+            model_args: [("a", "gpt-5"), ("none", ""), ("same", "codex")]
                 .map(|(id, model)| (id.to_owned(), model.to_owned()))
                 .into(),
             ..Config::default()
@@ -467,10 +475,17 @@ mod tests {
             ("codex", None),
             ("a", Some("gpt-5")),
             ("none", None),
+            ("same", None),
             ("o9", Some("o9")),
         ] {
             assert_eq!(model_arg(&config, model), arg, "{model:?}");
         }
+        let config = Config {
+            model_args: [("codex".to_owned(), "gpt-5".to_owned())].into(),
+            ..Config::default()
+        };
+        assert_eq!(model_arg(&config, "codex"), Some("gpt-5"));
+        assert_eq!(model_arg(&config, ""), None);
     }
 
     #[test]

@@ -22,9 +22,11 @@ pub(crate) fn from_message(message: &str) -> Error {
 /// The error of a codex that ended without saying why on stdout.
 pub(crate) fn from_exit(exit: &Exit, last_error: Option<&str>) -> Error {
     let how = exit.describe();
+    // Who was killed did not end for what was said before.
+    let killed = exit.status.code().is_none();
     if let Some(message) = last_error.filter(|message| !message.trim().is_empty()) {
         let said = from_message(message);
-        if said.kind() != Kind::TurnFailed {
+        if said.kind() != Kind::TurnFailed && !killed {
             return said;
         }
         return Error::new(
@@ -41,9 +43,15 @@ pub(crate) fn from_exit(exit: &Exit, last_error: Option<&str>) -> Error {
             ),
         );
     }
-    let kind = match kind_of(stderr) {
-        // A model's word in a log line is no verdict on the model.
-        Some(kind @ (Kind::Auth | Kind::McpFailed | Kind::Busy)) => kind,
+    // What some part of codex has logged, with the time before it, is no verdict on the turn.
+    let is_log = |line: &&str| {
+        let time = line.as_bytes().get(..11);
+        time.is_some_and(|time| time[4] == b'-' && time[7] == b'-' && time[10] == b'T')
+    };
+    let said: Vec<&str> = stderr.lines().filter(|line| !is_log(line)).collect();
+    let kind = match kind_of(&said.join("\n")) {
+        // A model's word in a message of another kind is no verdict on the model.
+        Some(kind @ (Kind::Auth | Kind::McpFailed | Kind::Busy)) if !killed => kind,
         _ => Kind::CodexFailed,
     };
     finish(
@@ -55,9 +63,14 @@ pub(crate) fn from_exit(exit: &Exit, last_error: Option<&str>) -> Error {
     )
 }
 
-/// Did codex say that it does not know the thread?
+/// Did codex say that it does not know the thread, or that its rollout has no beginning? A disk that was full when
+/// the thread began leaves an empty one, which codex refuses ever after.
 pub(crate) fn is_lost_thread(exit: &Exit) -> bool {
-    exit.stderr.contains("no rollout found for thread id")
+    let said = |text| exit.stderr.contains(text);
+    said("no rollout found for thread id")
+        || said("failed to parse first rollout record")
+        || (said("rollout at ")
+            && (said(" is empty") || said(" does not start with session metadata")))
 }
 
 /// Adds what can be done about it, and whether trying again can help.
@@ -65,7 +78,10 @@ fn finish(error: Error, said: &str) -> Error {
     let said = plain(said);
     match error.kind() {
         // A rate limit passes in seconds, a usage limit when the account's window ends.
-        Kind::UsageLimit => error.with_retryable(said.contains("429 too many requests")),
+        Kind::UsageLimit => {
+            let passes = said.contains("429 too many requests") || is_rate_limit(&said);
+            error.with_retryable(passes)
+        }
         Kind::Auth if !said.contains("codex login") => error
             .hint("log in with `codex login`, or set the provider's key in \"env\" in the config"),
         Kind::ModelUnsupported => {
@@ -87,6 +103,18 @@ fn finish(error: Error, said: &str) -> Error {
     }
 }
 
+/// Is this a `response.failed` with the code `rate_limit_exceeded`? 0.169 puts that before the provider's words,
+/// 0.135 has only these.
+fn is_rate_limit(text: &str) -> bool {
+    [
+        "rate limit exceeded",
+        "rate limit reached",
+        "rate_limit_exceeded",
+    ]
+    .iter()
+    .any(|part| text.contains(part))
+}
+
 fn plain(text: &str) -> String {
     text.to_lowercase().replace('’', "'")
 }
@@ -94,6 +122,12 @@ fn plain(text: &str) -> String {
 /// The kind that a text of codex's stands for.
 fn kind_of(text: &str) -> Option<Kind> {
     let text = plain(text);
+    // Addresses and ids come last. They have any word and any number in them.
+    let end = [", url: ", ", cf-ray: ", ", request id: ", "(request id"]
+        .iter()
+        .filter_map(|tail| text.find(tail))
+        .min();
+    let text = &text[..end.unwrap_or(text.len())];
     let has = |texts: &[&str]| texts.iter().any(|part| text.contains(part));
     if has(&["already has an active writer"]) {
         return Some(Kind::Busy);
@@ -102,7 +136,8 @@ fn kind_of(text: &str) -> Option<Kind> {
         "required mcp server",
         "mcp servers failed to initialize",
         "mcp server failed",
-    ]) || (has(&["mcp"]) && has(&["failed to start", "failed to initialize", "required"]))
+    ]) || (has(&["mcp server", "mcp client"])
+        && has(&["failed to start", "failed to initialize", "required"]))
     {
         return Some(Kind::McpFailed);
     }
@@ -116,7 +151,8 @@ fn kind_of(text: &str) -> Option<Kind> {
         "429 too many requests",
         "402 payment required",
         "out of credits",
-    ]) {
+    ]) || is_rate_limit(text)
+    {
         return Some(Kind::UsageLimit);
     }
     if has(&[
@@ -160,7 +196,8 @@ fn kind_of(text: &str) -> Option<Kind> {
         "server_is_overloaded",
         "overloaded",
         "503 service unavailable",
-        "529",
+        "status 529",
+        "status: 529",
         "502 bad gateway",
         "500 internal server error",
         "504 gateway timeout",
@@ -233,6 +270,16 @@ mod tests {
                 true,
             ),
             (
+                "stream disconnected before completion: Rate limit reached for gpt-5 on tokens per min (TPM)",
+                Kind::UsageLimit,
+                true,
+            ),
+            (
+                "rate limit exceeded: Rate limit reached for gpt-5 on tokens per min (TPM)",
+                Kind::UsageLimit,
+                true,
+            ),
+            (
                 "You've hit your usage limit. Upgrade to Pro or try again at 10:26 PM.",
                 Kind::UsageLimit,
                 false,
@@ -266,6 +313,32 @@ mod tests {
                 "stream disconnected before completion: Transport error",
                 Kind::TurnFailed,
                 true,
+            ),
+            (
+                "exceeded retry limit, last status: 529 <unknown status code>, request id: req_1",
+                Kind::Overloaded,
+                true,
+            ),
+            // Words and numbers that are part of something else.
+            (
+                "unexpected status 404 Not Found: no, url: http://127.0.0.1/models/x, request id: req_8c52901f",
+                Kind::TurnFailed,
+                false,
+            ),
+            (
+                "unexpected status 422 Unprocessable Entity: no, cf-ray: 9a3e7f5290b1c2d3-FRA",
+                Kind::TurnFailed,
+                false,
+            ),
+            (
+                "unexpected status 400 Bad Request: no (request id 20251529011)",
+                Kind::TurnFailed,
+                false,
+            ),
+            (
+                "Invalid schema for function 'mcp__plexum_host_alice__send': 'required' is required to be an array",
+                Kind::TurnFailed,
+                false,
             ),
             ("something new", Kind::TurnFailed, false),
             ("", Kind::TurnFailed, false),
@@ -324,6 +397,29 @@ mod tests {
                 None,
                 Kind::CodexFailed,
                 "codex ended (exit status 1); the end of its stderr: the model does not exist",
+            ),
+            (
+                exit(9, ""),
+                Some(
+                    "Reconnecting... 1/3 (exceeded retry limit, last status: 429 Too Many Requests)",
+                ),
+                Kind::CodexFailed,
+                "codex ended (killed by SIGKILL) after it had said: Reconnecting... 1/3 (exceeded retry limit, last status: 429 Too Many Requests)",
+            ),
+            (
+                exit(9, "Error: not logged in"),
+                None,
+                Kind::CodexFailed,
+                "codex ended (killed by SIGKILL); the end of its stderr: Error: not logged in",
+            ),
+            (
+                exit(
+                    256,
+                    "2026-11-21T12:07:52Z ERROR rmcp: mcp server is required: not logged in",
+                ),
+                None,
+                Kind::CodexFailed,
+                "codex ended (exit status 1); the end of its stderr: 2026-11-21T12:07:52Z ERROR rmcp: mcp server is required: not logged in",
             ),
         ] {
             let error = from_exit(&exit, last);

@@ -6,6 +6,9 @@
 //! child subreaper, so whatever codex started stays below it and can be found; it asks the kernel for a signal
 //! when the plugin dies, so that SIGKILL of the plugin ends codex too; and it ends what it guards in steps.
 //!
+//! It also keeps the workspace locked as long as it lives: a plugin that is started again at once waits for the
+//! codex of the one that was killed.
+//!
 //! What leaves the plugin with a normal turn is left alone: when codex ends by itself, the guard only passes its
 //! exit status on and what an agent started to stay lives on.
 //!
@@ -20,6 +23,7 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -40,11 +44,13 @@ const AFTER_KILL: Duration = Duration::from_millis(1000);
 pub(crate) const LONGEST_ENDING: Duration = Duration::from_millis(4500);
 
 /// Runs codex as the arguments say (the plugin's pid, how many files codex may have open or 0 for what it is
-/// already, the executable, its arguments), and ends as it ended.
+/// already, a file to keep locked or an empty path, the executable, its arguments), and ends as it ended.
 pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
     let mut number = || arguments.next()?.to_str()?.parse::<u64>().ok();
     let plugin = number().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
-    let (Some(plugin), Some(files), Some(codex)) = (plugin, number(), arguments.next()) else {
+    let (Some(plugin), Some(files), Some(lock), Some(codex)) =
+        (plugin, number(), arguments.next(), arguments.next())
+    else {
         let _ = writeln!(
             std::io::stderr(),
             "plexum-openai: {NAME} is started by the plugin itself, not by hand"
@@ -55,6 +61,8 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::TERM));
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     let signals = Signals::register();
+    // Before the plugin is looked for: no codex runs that another plugin could take for ended.
+    let _lock = (!lock.is_empty()).then(|| sys::keep_locked(Path::new(&lock)));
     // The plugin may have died before the kernel was asked to tell.
     if rustix::process::getppid() != Some(plugin) {
         return 143;

@@ -111,7 +111,13 @@ impl Translator {
                 self.last_error = Some(message.clone().into_owned());
                 Said::Trouble(message.into_owned())
             }
-            Event::Item(phase, item) => Translator::item(phase, item),
+            Event::Item(phase, item) => {
+                if item.kind.as_deref() != Some("error") {
+                    // codex has recovered from it, and goes on.
+                    self.last_error = None;
+                }
+                Translator::item(phase, item)
+            }
             Event::Unknown(kind) => Said::Nothing(format!("an event of type '{kind}'").into()),
         }
     }
@@ -245,6 +251,12 @@ mod tests {
             Said::End
         );
         assert_eq!(translator.verdict(), Some(&Verdict::Failed("no".into())));
+        let mut translator = Translator::default();
+        translator.line(br#"{"type":"error","message":"Reconnecting... 1/5"}"#);
+        translator.line(
+            br#"{"type":"item.completed","item":{"id":"i","type":"agent_message","text":"on"}}"#,
+        );
+        assert_eq!(translator.last_error(), None, "that was overcome");
         let mut translator = Translator::default();
         translator.line(br#"{"type":"error","message":"why"}"#);
         translator.line(br#"{"type":"turn.failed"}"#);

@@ -22,6 +22,7 @@ pub(crate) use socket::{check as check_runtime_folder, place as runtime_place};
 pub(crate) use strict::whole_characters;
 
 use crate::error::Error;
+use crate::sys::Flag;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::ffi::OsString;
@@ -103,6 +104,8 @@ pub(crate) struct Settings {
     /// codex itself, and its environment besides our own; only `Mode::Persistent` runs it.
     pub(crate) codex: PathBuf,
     pub(crate) codex_env: Vec<(OsString, OsString)>,
+    /// Raised when the turn is cancelled: then nothing of codex's is waited for.
+    pub(crate) cancel: Flag,
 }
 
 /// `$XDG_RUNTIME_DIR`, where it is set.

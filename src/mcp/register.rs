@@ -11,6 +11,7 @@ use super::{Mode, Settings, failed};
 use crate::codex::ask::{Answer, ask};
 use crate::codex::command::toml_string;
 use crate::error::{Error, Kind, Result};
+use crate::sys::{self, Flag};
 use rustix::fs::{FlockOperation, Mode as FileMode, OFlags};
 use serde::Deserialize;
 use std::ffi::OsString;
@@ -152,7 +153,7 @@ impl Server {
             .arg("--")
             .arg(&self.command)
             .args(&self.args);
-        let ended = run(command)?;
+        let ended = run(command, settings)?;
         if ended.success {
             return Ok(());
         }
@@ -177,7 +178,7 @@ impl Server {
         let mut command = codex(settings);
         command.args(["mcp", "get", "--json"]).arg(&self.name);
         // Whatever else `get` says, `add` is what mends it.
-        run(command)
+        run(command, settings)
             .ok()
             .filter(|ended| ended.success)
             .and_then(|ended| serde_json::from_str::<Entry>(&ended.stdout).ok())
@@ -202,12 +203,12 @@ pub(super) fn prepare(server: &Server, settings: &Settings) -> Result<String> {
     }
     // codex has no lock for its config: of eight adds at once it keeps four to six. Ours is on its folder, so
     // that nothing is written there.
-    let _lock = lock(&settings.codex_home)?;
+    let _lock = lock(&settings.codex_home, &settings.cancel)?;
     server.register(settings, &read(&path)?)?;
     read(&path)
 }
 
-fn lock(folder: &Path) -> Result<OwnedFd> {
+fn lock(folder: &Path, cancel: &Flag) -> Result<OwnedFd> {
     let cannot = |error: std::io::Error| {
         Error::os(
             Kind::McpFailed,
@@ -224,9 +225,9 @@ fn lock(folder: &Path) -> Result<OwnedFd> {
             Ok(()) => return Ok(opened),
             // flock has no wait with a limit.
             Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR)
-                if Instant::now() < deadline =>
+                if Instant::now() < deadline && !cancel.is_raised() =>
             {
-                std::thread::sleep(Duration::from_millis(5));
+                sys::wait_for(cancel, Duration::from_millis(5));
             }
             Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {
                 return Err(Error::new(
@@ -275,8 +276,8 @@ fn others<'a>(config: &'a str, own: &str) -> Vec<&'a str> {
 }
 
 /// Runs a `codex mcp …` to its end, with a limit.
-fn run(command: Command) -> Result<Answer> {
-    ask(command, CODEX_WAIT).map_err(|error| failed(error.message()))
+fn run(command: Command, settings: &Settings) -> Result<Answer> {
+    ask(command, CODEX_WAIT, &settings.cancel).map_err(|error| failed(error.message()))
 }
 
 /// The last thing that codex said.

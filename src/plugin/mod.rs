@@ -5,6 +5,5 @@ pub(crate) mod message;
 mod outbox;
 pub(crate) mod params;
 mod serve;
-mod stdio;
 
 pub(crate) use serve::{Setup, serve_stdio};

@@ -10,19 +10,18 @@ use super::host::{Calls, DaemonSink, DaemonTools, log_line};
 use super::message::{self, Frame, Id, Message, Refused};
 use super::outbox::Outbox;
 use super::params;
-use super::stdio::Patient;
 use crate::canonical::{Manifest, PROTOCOL};
 use crate::config::{Config, Places};
 use crate::error::{Error, Kind, Result};
 use crate::rollout::mutate::{self, Mode, Mutation, Outcome};
-use crate::sys::Flag;
+use crate::sys::{Blocking, Flag};
 use crate::turn::queue::{Place, Queue};
 use crate::turn::session::{self, Stored};
 use crate::turn::{self, Context, Level, Tools};
 use serde_json::json;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
-use std::io::{BufRead, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -73,8 +72,8 @@ pub(crate) fn serve_stdio(setup: Setup) -> Result<u8> {
         // The loop has ended: so does the process, at once.
         let _ = signals.send(Input::Signal(number));
     })?;
-    let stdin = std::io::BufReader::with_capacity(256 << 10, Patient(std::io::stdin()));
-    run(setup, stdin, Patient(std::io::stdout()), sender, receiver)
+    let stdin = BufReader::with_capacity(256 << 10, Blocking(std::io::stdin()));
+    run(setup, stdin, Blocking(std::io::stdout()), sender, receiver)
 }
 
 /// Serves on the given streams.

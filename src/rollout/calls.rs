@@ -58,6 +58,11 @@ impl<T> Default for Calls<T> {
 }
 
 impl<T> Calls<T> {
+    /// A turn begins.
+    pub(crate) fn turn(&mut self, id: &str) {
+        self.scripts.turn(id);
+    }
+
     /// A call was recorded.
     pub(crate) fn begin(&mut self, call: &Call<'_>, kept: T) {
         self.scripts.begin(call);
@@ -107,7 +112,7 @@ impl<T> Calls<T> {
 
     /// The call that a call inside code mode was made in.
     pub(crate) fn parent(&self, nested: &Nested<'_>) -> Option<&str> {
-        self.scripts.parent(nested.started)
+        self.scripts.parent(nested)
     }
 
     /// Is a call open?
@@ -136,12 +141,16 @@ impl<T> Calls<T> {
 /// The model's `exec` calls run one after the other, in the order in which they came, even when they came
 /// together. A script that takes long yields: the call gets its output, which names a cell, and the script
 /// goes on in that cell while other calls run, until a `wait` call fetches the rest. What a script calls is
-/// recorded when it is over, without the call that it was made in, but with the time when it began.
+/// recorded when it is over, without the call that it was made in, but with the time when it began and the
+/// script's turn. A cell outlives its turn, and is gone with the codex that it was in; what it calls later is
+/// still recorded as of its own turn.
 #[derive(Debug, Default)]
 struct Scripts {
+    /// The turn that began last.
+    turn: Option<String>,
     /// Recorded and without an output, in order: the first one runs.
     open: VecDeque<Script>,
-    /// Those that yielded, with their cells.
+    /// Those that yielded, with their cells. One that nobody waits for stays here.
     cells: Vec<(String, Script)>,
     /// The `wait` calls that are open, and their cells.
     waits: Vec<(String, String)>,
@@ -154,11 +163,21 @@ struct Scripts {
 #[derive(Clone, Debug)]
 struct Script {
     id: String,
-    /// When it was recorded, in milliseconds since 1970.
-    at: Option<u64>,
+    turn: Option<String>,
+    /// From when on the call ran, and until when, in milliseconds since 1970: before, an earlier one ran, and
+    /// after, it was over or in a cell.
+    from: Option<u64>,
+    to: Option<u64>,
 }
 
 impl Scripts {
+    fn turn(&mut self, id: &str) {
+        // Before a turn ends each of its calls gets an output: where one has none, codex was killed.
+        self.open.clear();
+        self.waits.clear();
+        self.turn = Some(id.to_owned());
+    }
+
     fn begin(&mut self, call: &Call<'_>) {
         if call.namespace.is_some() {
             return;
@@ -166,7 +185,9 @@ impl Scripts {
         match (call.name.as_ref(), &call.input) {
             ("exec", Input::Json(_)) => self.open.push_back(Script {
                 id: call.id.clone().into_owned(),
-                at: call.at,
+                turn: self.turn.clone(),
+                from: call.at,
+                to: None,
             }),
             ("wait", Input::Encoded(arguments)) => {
                 let arguments =
@@ -184,13 +205,19 @@ impl Scripts {
 
     fn answer(&mut self, output: &Output<'_>) {
         if let Some(at) = self.open.iter().position(|script| script.id == output.id) {
-            let script = self
+            let mut script = self
                 .open
                 .remove(at)
                 .expect("a script at the place where it was found");
+            script.from = script.from.max(self.free);
+            script.to = output.at;
             self.free = output.at;
             match &output.cell {
-                Some(cell) => self.cells.push((cell.clone(), script)),
+                Some(cell) => {
+                    // Each codex counts its cells anew: an older one of this name is gone.
+                    self.cells.retain(|(name, _)| name != cell);
+                    self.cells.push((cell.clone(), script));
+                }
                 None => self.last = Some(script),
             }
         } else if let Some(at) = self.waits.iter().position(|(id, _)| *id == output.id) {
@@ -203,28 +230,45 @@ impl Scripts {
         }
     }
 
-    /// The script that made a call at this time.
-    fn parent(&self, started: Option<u64>) -> Option<&str> {
+    /// The script that made a call.
+    fn parent(&self, nested: &Nested<'_>) -> Option<&str> {
+        let script = match &nested.turn {
+            Some(turn) => self.of_turn(Some(turn), nested.started),
+            None => self
+                .of_turn(self.turn.as_deref(), nested.started)
+                .or_else(|| self.of_turn(None, nested.started)),
+        };
+        script.map(|script| script.id.as_str())
+    }
+
+    /// The script of this turn that made a call at this time. Both are known or not; what is not known is not
+    /// asked for.
+    fn of_turn(&self, turn: Option<&str>, started: Option<u64>) -> Option<&Script> {
+        let fits = |script: &&Script| match (turn, script.turn.as_deref()) {
+            (Some(turn), Some(own)) => turn == own,
+            _ => true,
+        };
         let before = |at: Option<u64>| match (at, started) {
             (Some(at), Some(started)) => at <= started,
             _ => true,
         };
-        let current = self
-            .open
-            .front()
-            .filter(|script| before(script.at.max(self.free)));
-        let in_cell = || {
-            self.cells
-                .iter()
-                .rev()
-                .map(|(_, script)| script)
-                .find(|script| before(script.at))
+        let open = self.open.front().filter(fits);
+        let last = self.last.as_ref().filter(fits);
+        let current = open.filter(|script| before(script.from.max(self.free)));
+        // What an aborted script had called is recorded after its output.
+        let aborted = || {
+            last.filter(|script| {
+                let (from, to) = (script.from, script.to);
+                started.is_some_and(|started| {
+                    from.is_some_and(|from| from <= started) && to.is_some_and(|to| started <= to)
+                })
+            })
         };
-        current
-            .or_else(in_cell)
-            .or(self.open.front())
-            .or(self.last.as_ref())
-            .map(|script| script.id.as_str())
+        let in_cell = || {
+            let scripts = self.cells.iter().rev().map(|(_, script)| script);
+            scripts.filter(fits).find(|script| before(script.from))
+        };
+        current.or_else(aborted).or_else(in_cell).or(open).or(last)
     }
 }
 
@@ -294,6 +338,7 @@ pub(crate) fn write_content(out: &mut impl Write, content: &Content<'_>) -> io::
     match content {
         Content::Json(raw) => out.write_all(raw),
         Content::Text(text) => write_string(out, text),
+        Content::LeftOut(length) => write!(out, "\"[an output of {length} bytes, left out]\""),
     }
 }
 
@@ -308,4 +353,210 @@ fn one_line(json: &str) -> Cow<'_, str> {
 
 fn write_string(out: &mut impl Write, text: &str) -> io::Result<()> {
     Ok(serde_json::to_writer(out, text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::{self, Record};
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// A record in the second of its place, and with it what a script called: its time is that second's middle.
+    fn line(second: usize, payload: &Value) -> String {
+        let kind = match payload["type"].as_str() {
+            Some("task_started" | "item_completed" | "patch_apply_end" | "mcp_tool_call_end") => {
+                "event_msg"
+            }
+            _ => "response_item",
+        };
+        json!({"timestamp": format!("2026-11-21T12:00:{second:02}.000Z"), "type": kind, "payload": payload})
+            .to_string()
+    }
+
+    fn turn(id: &str) -> Value {
+        json!({"type": "task_started", "turn_id": id})
+    }
+
+    fn exec(id: &str) -> Value {
+        json!({"type": "custom_tool_call", "name": "exec", "input": "", "call_id": id})
+    }
+
+    fn output(id: &str, text: &str) -> Value {
+        json!({"type": "custom_tool_call_output", "call_id": id, "output": text})
+    }
+
+    fn cell(id: &str, cell: u8) -> Value {
+        output(id, &format!("Script running with cell ID {cell}\n"))
+    }
+
+    /// What the script of a turn called from a second on.
+    fn nested(id: &str, turn: &str, second: u64) -> Value {
+        json!({"type": "item_completed", "turn_id": turn, "started_at_ms": 1_795_262_400_500 + second * 1000,
+            "item": {"type": "CommandExecution", "id": format!("exec-{id}")}})
+    }
+
+    #[track_caller]
+    fn check(what: &str, records: &[Value], expected: &[(&str, Option<&str>)]) {
+        let lines: Vec<String> = records
+            .iter()
+            .enumerate()
+            .map(|(second, payload)| line(second, payload))
+            .collect();
+        let mut calls = Calls::default();
+        let mut found = Vec::new();
+        for line in &lines {
+            match record::parse(line).unwrap() {
+                Record::Turn { id, .. } => calls.turn(&id),
+                Record::Call(call) => calls.begin(&call, ()),
+                Record::Output(output) => drop(calls.answer(&output)),
+                Record::Nested(nested) => {
+                    let id = nested.call.id.trim_start_matches("exec-").to_owned();
+                    found.push((id, calls.parent(&nested).map(str::to_owned)));
+                }
+                other => panic!("{what}: {other:?}"),
+            }
+        }
+        let found: Vec<_> = found
+            .iter()
+            .map(|(id, parent)| (id.as_str(), parent.as_deref()))
+            .collect();
+        assert_eq!(found, expected, "{what}");
+    }
+
+    #[test]
+    fn what_a_script_calls_is_its_own() {
+        let wait = json!({"type": "function_call", "name": "wait", "call_id": "w",
+            "arguments": "{\"cell_id\":\"1\"}"});
+        let waited = json!({"type": "function_call_output", "call_id": "w", "output": "done"});
+        check(
+            "scripts of one answer run one after the other",
+            &[
+                turn("1"),
+                exec("a"),
+                exec("b"),
+                nested("in-a", "1", 2),
+                output("a", ""),
+                nested("in-b", "1", 4),
+                output("b", ""),
+            ],
+            &[("in-a", Some("a")), ("in-b", Some("b"))],
+        );
+        check(
+            "a script goes on in its cell beside another one",
+            &[
+                turn("1"),
+                exec("a"),
+                cell("a", 1),
+                nested("in-a", "1", 2),
+                exec("b"),
+                nested("before-b", "1", 2),
+                nested("in-b", "1", 5),
+                output("b", ""),
+                wait.clone(),
+                nested("waited-for", "1", 8),
+                waited.clone(),
+                nested("late", "1", 8),
+            ],
+            &[
+                ("in-a", Some("a")),
+                ("before-b", Some("a")),
+                ("in-b", Some("b")),
+                ("waited-for", Some("a")),
+                ("late", Some("a")),
+            ],
+        );
+        check(
+            "an aborted script beside a cell that nobody waited for",
+            &[
+                turn("1"),
+                exec("a"),
+                cell("a", 1),
+                exec("b"),
+                output("b", "aborted by user after 1.5s"),
+                nested("aborted", "1", 3),
+                nested("in-a", "1", 2),
+                turn("2"),
+                exec("c"),
+                output("c", "aborted by user after 1.5s"),
+                nested("aborted", "2", 8),
+            ],
+            &[
+                ("aborted", Some("b")),
+                ("in-a", Some("a")),
+                ("aborted", Some("c")),
+            ],
+        );
+        check(
+            "a script whose codex was killed",
+            &[
+                turn("1"),
+                exec("a"),
+                turn("2"),
+                exec("b"),
+                nested("in-b", "2", 3),
+                output("b", ""),
+                exec("c"),
+                nested("in-c", "2", 6),
+            ],
+            &[("in-b", Some("b")), ("in-c", Some("c"))],
+        );
+        check(
+            "a cell outlives its turn",
+            &[
+                turn("1"),
+                exec("a"),
+                cell("a", 1),
+                turn("2"),
+                exec("b"),
+                nested("in-a", "1", 4),
+                nested("in-b", "2", 4),
+                output("b", ""),
+                turn("3"),
+                wait,
+                nested("waited-for", "1", 9),
+                waited,
+            ],
+            &[
+                ("in-a", Some("a")),
+                ("in-b", Some("b")),
+                ("waited-for", Some("a")),
+            ],
+        );
+        check(
+            "a rollout whose beginning is missing",
+            &[
+                exec("a"),
+                nested("in-a", "1", 0),
+                turn("2"),
+                nested("of-nobody", "2", 2),
+            ],
+            &[("in-a", Some("a")), ("of-nobody", None)],
+        );
+        let old = |id: &str, turn: &str| json!({"type": "patch_apply_end", "call_id": format!("exec-{id}"), "turn_id": turn});
+        let mcp = |id: &str| json!({"type": "mcp_tool_call_end", "call_id": format!("exec-{id}")});
+        check(
+            "0.135 says neither when it began nor, of MCP calls, in which turn",
+            &[
+                turn("1"),
+                exec("a"),
+                cell("a", 1),
+                exec("killed"),
+                turn("2"),
+                old("in-a", "1"),
+                mcp("in-a"),
+                exec("b"),
+                mcp("in-b"),
+                output("b", "aborted by user after 1.5s"),
+                old("aborted", "2"),
+                mcp("aborted"),
+            ],
+            &[
+                ("in-a", Some("a")),
+                ("in-a", Some("a")),
+                ("in-b", Some("b")),
+                ("aborted", Some("b")),
+                ("aborted", Some("b")),
+            ],
+        );
+    }
 }

@@ -45,6 +45,8 @@ pub(crate) enum Kind {
     Item,
     /// `event_msg` `token_count`, or `token_usage_record`.
     Usage,
+    /// `event_msg`: a turn begins.
+    Turn,
     /// The conversation so far was replaced by a shorter one, which this line holds.
     Compacted,
     /// Nothing of the above.
@@ -77,6 +79,7 @@ impl Kind {
             (b"event_msg", b"mcp_tool_call_end") => Kind::Item,
             (b"event_msg", b"patch_apply_end") if id.starts_with(NESTED.as_bytes()) => Kind::Item,
             (b"event_msg", b"token_count") | (b"token_usage_record", _) => Kind::Usage,
+            (b"event_msg", b"task_started") => Kind::Turn,
             (b"compacted", _) => Kind::Compacted,
             _ => Kind::Other,
         }
@@ -643,6 +646,10 @@ mod tests {
                 Kind::Message,
             ),
             (line("token_usage_record", r#""thread_id":"#), Kind::Usage),
+            (
+                line("event_msg", r#""type":"task_started","turn_id":"x"}}"#),
+                Kind::Turn,
+            ),
             (
                 line("event_msg", r#""type":"mcp_tool_call_end","#),
                 Kind::Item,

@@ -218,10 +218,11 @@ impl Plan {
 /// What a script wrote after it yielded is in the output of the `wait` call that fetched it. That call has an
 /// id of its own, by which the daemon consumes it; it is not meant by the ids of what the script called.
 fn outer_calls(input: impl Read) -> io::Result<HashMap<String, String>> {
-    use lines::Kind::{Call, Item, Output};
+    use lines::Kind::{Call, Item, Output, Turn};
     let mut outer = HashMap::new();
     let mut calls = Calls::default();
     let mut note = |line: &lines::Line<'_>| match record::parse(line.bytes) {
+        Ok(Record::Turn { id, .. }) => calls.turn(&id),
         Ok(Record::Call(call)) => calls.begin(&call, ()),
         Ok(Record::Output(output)) => drop(calls.answer(&output)),
         Ok(Record::Nested(nested)) => {
@@ -231,7 +232,7 @@ fn outer_calls(input: impl Read) -> io::Result<HashMap<String, String>> {
         }
         _ => {}
     };
-    let kinds = |kind| matches!(kind, Call | Output | Item);
+    let kinds = |kind| matches!(kind, Call | Output | Item | Turn);
     let mut lines = Lines::new(input);
     while let Some(line) = lines.next(kinds)? {
         note(&line);

@@ -23,8 +23,23 @@ pub(crate) enum Record<'a> {
     Nested(Nested<'a>),
     /// Text of the assistant.
     Text(String),
-    /// What the thread has cost so far.
-    Usage(Usage),
+    /// A turn begins.
+    Turn {
+        id: Cow<'a, str>,
+        at: Option<u64>,
+    },
+    /// Where codex's count of the thread's tokens stands.
+    Total {
+        used: Usage,
+        /// Is it what was counted since the thread began? A request over the context window sets it back to 0,
+        /// and leaves as its mark a `total_tokens` that is not the sum of the others.
+        is_whole: bool,
+    },
+    /// What one request used, and all of the thread's that are so recorded: from 0.153 on.
+    Request {
+        used: Usage,
+        thread: Usage,
+    },
     Other,
 }
 
@@ -69,6 +84,8 @@ pub(crate) enum Content<'a> {
     Json(&'a [u8]),
     /// Something else: its JSON text, or a note of ours, is what is to be told as a string.
     Text(Cow<'a, str>),
+    /// It was in a line of so many bytes, which is not held: a note of ours is told in its place.
+    LeftOut(u64),
 }
 
 /// A call that was made inside code mode.
@@ -79,6 +96,8 @@ pub(crate) struct Nested<'a> {
     pub(crate) failed: bool,
     /// When it began, in milliseconds since 1970.
     pub(crate) started: Option<u64>,
+    /// The turn of the call that it was made in; 0.135 does not say it of MCP calls.
+    pub(crate) turn: Option<Cow<'a, str>>,
 }
 
 /// The members of an object that are asked for, raw; the last one where a name stands twice.
@@ -137,10 +156,11 @@ fn text_of(raw: &[u8]) -> Option<Cow<'_, str>> {
 }
 
 /// What is asked for of a payload. Of the parts of a record, some are there in one kind and some in another.
-const PAYLOAD: &[&str; 21] = &[
+const PAYLOAD: &[&str; 23] = &[
     "type",
     "call_id",
     "id",
+    "turn_id",
     "name",
     "namespace",
     "arguments",
@@ -158,6 +178,7 @@ const PAYLOAD: &[&str; 21] = &[
     "stdout",
     "success",
     "info",
+    "usage",
     "thread_token_usage",
 ];
 
@@ -240,7 +261,7 @@ pub(crate) fn parse(line: &(impl AsRef<[u8]> + ?Sized)) -> Result<Record<'_>, No
 }
 
 /// The record that these parts make, if anybody cares.
-fn understand<'a>(record: &str, payload: &Members<'a, 21>, at: Option<u64>) -> Option<Record<'a>> {
+fn understand<'a>(record: &str, payload: &Members<'a, 23>, at: Option<u64>) -> Option<Record<'a>> {
     let form = payload.text("type").unwrap_or_default();
     let item = Members::of(payload.raw("item"), ITEM);
     let id = match form.as_ref() {
@@ -308,12 +329,22 @@ fn understand<'a>(record: &str, payload: &Members<'a, 21>, at: Option<u64>) -> O
             over.call.id = id;
             over.call.at = at;
             over.started = payload.number("started_at_ms");
+            over.turn = payload.text("turn_id");
             Some(Record::Nested(over))
         }
+        Kind::Turn => payload.text("turn_id").map(|id| Record::Turn { id, at }),
+        Kind::Usage if record == "token_usage_record" => Some(Record::Request {
+            used: usage(payload.raw("usage")?)?,
+            thread: usage(payload.raw("thread_token_usage")?)?,
+        }),
         Kind::Usage => {
-            let total =
-                Members::of(payload.raw("info"), &["total_token_usage"]).raw("total_token_usage");
-            usage(total.or_else(|| payload.raw("thread_token_usage"))?).map(Record::Usage)
+            let info = Members::of(payload.raw("info"), &["total_token_usage"]);
+            let raw = info.raw("total_token_usage")?;
+            let used = usage(raw)?;
+            let sum = Members::of(Some(raw), &["total_tokens"]).number("total_tokens");
+            let parts = used.input_tokens.checked_add(used.output_tokens);
+            let is_whole = sum.is_none() || sum == parts;
+            Some(Record::Total { used, is_whole })
         }
         _ => None,
     }
@@ -363,7 +394,7 @@ fn completed<'a>(kind: &Cow<'a, str>, members: &Members<'a, 15>, item: &'a [u8])
 }
 
 /// What 0.135 writes when an MCP call is over.
-fn mcp_ended<'a>(payload: &Members<'a, 21>) -> Nested<'a> {
+fn mcp_ended<'a>(payload: &Members<'a, 23>) -> Nested<'a> {
     let invocation = Members::of(payload.raw("invocation"), &["server", "tool", "arguments"]);
     let result = Members::of(payload.raw("result"), &["Ok", "Err"]);
     mcp(&invocation, result.raw("Ok"), result.raw("Err"))
@@ -411,6 +442,7 @@ impl<'a> Nested<'a> {
             content,
             failed,
             started: None,
+            turn: None,
         }
     }
 }
@@ -586,11 +618,6 @@ fn message_text(content: &[u8]) -> String {
     text
 }
 
-/// What 32 MiB and more of an output become.
-fn left_out(length: u64) -> String {
-    format!("[an output of {length} bytes, left out]")
-}
-
 /// What can be told of an output whose line is too long to be held, by its first bytes.
 fn parse_cut<'a>(line: &Line<'a>) -> Option<Record<'a>> {
     if line.kind != Kind::Output {
@@ -606,7 +633,7 @@ fn parse_cut<'a>(line: &Line<'a>) -> Option<Record<'a>> {
     let (id, _) = rest.split_once('"')?;
     Some(Record::Output(Output {
         id: id.into(),
-        content: Content::Text(left_out(line.length).into()),
+        content: Content::LeftOut(line.length),
         failed: false,
         cell: None,
         at: None,

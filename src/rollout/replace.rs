@@ -50,6 +50,13 @@ pub(crate) enum Access {
     Rewrite,
 }
 
+/// Opens a file, and no link to one.
+fn open_file(path: &Path, mode: OFlags) -> rustix::io::Result<File> {
+    // NONBLOCK: opening a FIFO must not wait for somebody to write to it.
+    let flags = mode | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    rustix::fs::open(path, flags, Mode::empty()).map(File::from)
+}
+
 impl Source {
     /// Opens a rollout.
     ///
@@ -59,31 +66,38 @@ impl Source {
     /// another process rewrites it or has it open for writing.
     pub(crate) fn open(path: &Path, access: Access) -> Result<Source> {
         let refused = |why: &str| {
-            Err(Error::new(
+            Error::new(
                 Kind::Io,
                 format!("cannot rewrite '{}': {why}", path.display()),
-            ))
+            )
         };
-        // NONBLOCK: opening a FIFO must not wait for somebody to write to it.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = match rustix::fs::open(path, flags, Mode::empty()) {
-            Ok(file) => File::from(file),
+        let open = |mode| match open_file(path, mode) {
             Err(rustix::io::Errno::LOOP) => {
-                return refused("it is a symbolic link; name the file itself");
+                Err(refused("it is a symbolic link; name the file itself"))
             }
-            Err(error) => return Err(failed("open", path)(error.into())),
+            opened => opened.map_err(|error| failed("open", path)(error.into())),
         };
-        let before = file.metadata().map_err(failed("look at", path))?;
+        let mut file = open(OFlags::RDONLY)?;
+        let mut before = file.metadata().map_err(failed("look at", path))?;
         if !before.is_file() {
-            return refused("it is not a regular file");
+            return Err(refused("it is not a regular file"));
         }
         if access == Access::Rewrite {
             if before.nlink() > 1 {
-                return refused(
+                return Err(refused(
                     "it has more than one hard link, and the others would keep the old text",
-                );
+                ));
             }
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            let lock =
+                |file: &File| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
+            let mut locked = lock(&file);
+            if locked == Err(rustix::io::Errno::BADF) {
+                // NFS gives this lock only to who may write.
+                file = open(OFlags::RDWR)?;
+                before = file.metadata().map_err(failed("look at", path))?;
+                locked = lock(&file);
+            }
+            match locked {
                 Ok(()) => {}
                 Err(rustix::io::Errno::WOULDBLOCK) => {
                     return Err(Error::new(

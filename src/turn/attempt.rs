@@ -3,7 +3,7 @@
 //! A turn has one attempt, or two when codex no longer knows the stored thread and a new one takes over.
 
 use super::session::{self, Stored};
-use super::watch::{self, Watch};
+use super::watch::Watch;
 use super::{Context, Request, Teller, Tokens, usage};
 use crate::canonical::{TurnEvent, Usage};
 use crate::codex::child::{Child, Line, Next};
@@ -16,7 +16,7 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long codex may take to end after it said that the turn is over: it still shuts down its MCP servers.
 const AFTER_VERDICT: Duration = Duration::from_secs(10);
@@ -42,6 +42,8 @@ pub(super) struct Attempt<'a> {
     pub(super) asked: Option<&'a str>,
     /// The thread that the session file names.
     pub(super) stored: Option<&'a str>,
+    /// The lock that keeps other processes out of the workspace, where it could be had.
+    pub(super) lock: Option<&'a Path>,
 }
 
 /// What came of it.
@@ -73,9 +75,16 @@ impl Attempt<'_> {
     /// codex could not be started; nothing was told then.
     pub(super) fn run(&self, cancel: &Flag, teller: &mut Teller<'_>) -> Result<Done> {
         if cancel.is_raised() {
-            return Ok(self.done(Ended::Cancelled, None, Usage::default(), None));
+            return Ok(Done {
+                ended: Ended::Cancelled,
+                thread: None,
+                tokens: Tokens::default(),
+            });
         }
-        let (mut watch, before) = self.watch_known(teller);
+        let (watch, trouble) = match self.watch_known() {
+            Ok(watch) => (watch, None),
+            Err(error) => (None, Some(error)),
+        };
         let config = &self.context.config;
         let invocation = command::build(
             self.program,
@@ -104,14 +113,16 @@ impl Attempt<'_> {
                 "with a new thread"
             }
         ));
-        let mut child = Child::start(&invocation)?;
+        let begun = now();
+        let mut child = Child::start(&invocation, self.lock)?;
         let mut heard = Heard {
             translator: Translator::default(),
             thread: None,
             record: Record {
                 next_search: Instant::now(),
                 pause: TICK,
-                watch: watch.take(),
+                watch,
+                begun,
                 unmatched: 0,
             },
         };
@@ -128,18 +139,31 @@ impl Attempt<'_> {
             return Err(self.not_started(errno));
         }
         teller.debug(&format!("codex has ended: {}", exit.describe()));
-        let mut recorded = None;
-        if let Some(mut watch) = record.watch {
+        let totals = match translator.verdict() {
+            Some(Verdict::Completed(Some(totals))) => Some(usage::from_totals(*totals)),
+            _ => None,
+        };
+        let recorded = record.watch.and_then(|mut watch| {
             for event in watch.finish() {
                 self.tell(&event, teller);
             }
-            recorded = watch.usage();
+            watch.tokens(totals)
+        });
+        let tokens = recorded.unwrap_or_else(|| {
+            let thread = totals.unwrap_or_default();
+            // What of that was used before is not known where the rollout could not be read.
+            let turn = if trouble.is_some() {
+                Usage::default()
+            } else {
+                thread
+            };
+            Tokens { turn, thread }
+        });
+        if let (None, Some(error), Some(_)) = (recorded, trouble, &thread) {
+            teller.warn(&format!(
+                "the turn's tokens and tool calls cannot be told: {error}"
+            ));
         }
-        let after = match translator.verdict() {
-            Some(Verdict::Completed(Some(totals))) => Some(usage::from_totals(*totals)),
-            // What a turn that failed or was cancelled had used until then is in the rollout alone.
-            _ => recorded,
-        };
         let lost = self.asked.is_some()
             && thread.is_none()
             && translator.verdict().is_none()
@@ -162,25 +186,11 @@ impl Attempt<'_> {
             (Some(Verdict::Failed(message)), None) => Ended::Failed(failure::from_message(message)),
             (None, None) => Ended::Failed(failure::from_exit(&exit, translator.last_error())),
         };
-        Ok(self.done(ended, thread, before, after))
-    }
-
-    fn done(
-        &self,
-        ended: Ended,
-        thread: Option<String>,
-        before: Usage,
-        after: Option<Usage>,
-    ) -> Done {
-        let thread_usage = after.unwrap_or(before);
-        Done {
+        Ok(Done {
             ended,
             thread,
-            tokens: Tokens {
-                turn: thread_usage.since(before),
-                thread: thread_usage,
-            },
-        }
+            tokens,
+        })
     }
 
     /// Reads codex to its end. Says why it was cut short, if it was.
@@ -215,7 +225,6 @@ impl Attempt<'_> {
             let deadline = limit.into_iter().chain(tick).min();
             match child.next(cancel, deadline) {
                 Next::Line => {
-                    quiet_since = Instant::now();
                     // What codex goes on to say while it is being ended was not waited for: a daemon that does
                     // not read would have it pile up here.
                     let wanted = cut.is_none();
@@ -223,6 +232,8 @@ impl Attempt<'_> {
                         self.hear(line, wanted, heard, cancel, teller);
                     }
                     teller.sink.flush();
+                    // Not before: a daemon that does not read holds this up, and codex with it.
+                    quiet_since = Instant::now();
                     if heard.translator.verdict().is_some() {
                         child.expect_end_within(AFTER_VERDICT);
                     }
@@ -334,45 +345,41 @@ impl Attempt<'_> {
         heard.thread = Some(id);
     }
 
-    /// The rollout of the thread that goes on, followed from its present end, and what the thread has used.
-    fn watch_known(&self, teller: &mut Teller<'_>) -> (Option<Watch>, Usage) {
+    /// The rollout of the thread that goes on, followed from its present end.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where it cannot be read; it may be later, when codex has unpacked it.
+    fn watch_known(&self) -> Result<Option<Watch>> {
         let Some(thread) = self.asked else {
-            return (None, Usage::default());
+            return Ok(None);
         };
         let home = self.context.places.codex_home(&self.context.config);
-        let found = home::find_rollout(&home, thread).and_then(|path| {
-            let Some(path) = path else { return Ok(None) };
-            let failed =
-                |error| Error::os(Kind::Io, format!("cannot read '{}'", path.display()), error);
-            let (length, used) = watch::at_end(&path).map_err(failed)?;
-            let watch = Watch::open(&path, length).map_err(failed)?;
-            Ok(Some((watch, used.unwrap_or_default())))
-        });
-        match found {
-            Ok(Some((watch, used))) => (Some(watch), used),
+        let Some(path) = home::find_rollout(&home, thread)? else {
             // codex will say what it makes of that.
-            Ok(None) => (None, Usage::default()),
-            Err(error) => {
-                teller.warn(&format!(
-                    "the turn's tokens and tool calls cannot be told: {error}"
-                ));
-                (None, Usage::default())
-            }
-        }
+            return Ok(None);
+        };
+        let watch = Watch::known_thread(&path).map_err(|error| {
+            Error::os(Kind::Io, format!("cannot read '{}'", path.display()), error)
+        })?;
+        Ok(Some(watch))
     }
 
-    /// Finds the rollout of a thread that codex has just begun.
+    /// Finds the rollout of a thread that codex has just begun or unpacked.
     fn find_record(&self, heard: &mut Heard) {
         let (Some(thread), None) = (&heard.thread, &heard.record.watch) else {
             return;
         };
-        if self.asked.is_some() || Instant::now() < heard.record.next_search {
+        if Instant::now() < heard.record.next_search {
             return;
         }
         let home = self.context.places.codex_home(&self.context.config);
         // codex makes it when there is something to record; an error now may be none the next time.
         if let Ok(Some(path)) = home::find_rollout(&home, thread) {
-            heard.record.watch = Watch::open(&path, 0).ok();
+            let watch = match self.asked {
+                None => Watch::new_thread(&path),
+                Some(_) => Watch::late(&path, heard.record.begun),
+            };
+            heard.record.watch = watch.ok();
             // Late, but there: texts are worth a wait again.
             heard.record.unmatched = 0;
         }
@@ -501,11 +508,19 @@ struct Heard {
 /// What is known of the rollout.
 struct Record {
     watch: Option<Watch>,
+    /// When codex was started, in milliseconds since 1970.
+    begun: u64,
     /// When to look for it again, and how long to wait after that.
     next_search: Instant,
     pause: Duration,
     /// How many printed texts in a row were not found in it.
     unmatched: u32,
+}
+
+/// Milliseconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis().try_into().unwrap_or(u64::MAX))
 }
 
 /// A step for the log, where no command, query or argument may stand.

@@ -89,8 +89,11 @@ impl Images {
         };
         let path = self.next_name(extension)?;
         let written = File::create_new(&path).and_then(|mut file| file.write_all(bytes));
-        written
-            .map_err(|error| format!("cannot write '{}': {}", path.display(), reason(&error)))?;
+        written.map_err(|error| {
+            // What there is of it would take the room and the name of the next one, which says so if it stays.
+            let _ = std::fs::remove_file(&path);
+            format!("cannot write '{}': {}", path.display(), reason(&error))
+        })?;
         Ok(path)
     }
 

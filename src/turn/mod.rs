@@ -24,7 +24,7 @@ use crate::codex::{command, home};
 use crate::config::{Config, LostThread, Places};
 use crate::error::{Error, Kind, Result};
 use crate::mcp::Bridge;
-use crate::sys::Flag;
+use crate::sys::{FileLock, Flag};
 use attempt::{Attempt, Ended};
 use images::{Image, Images};
 use queue::{Locked, Place};
@@ -115,10 +115,16 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
             error,
         )
     };
-    std::fs::create_dir_all(workspace).map_err(failed)?;
+    std::fs::create_dir_all(workspace).map_err(|error| {
+        failed(match error.kind() {
+            // A file has its name, or a link that leads nowhere.
+            std::io::ErrorKind::AlreadyExists => rustix::io::Errno::NOTDIR.into(),
+            _ => error,
+        })
+    })?;
     let canonical = workspace.canonicalize().map_err(failed)?;
     if !canonical.is_dir() {
-        return Err(failed(std::io::ErrorKind::NotADirectory.into()));
+        return Err(failed(rustix::io::Errno::NOTDIR.into()));
     }
     Ok(canonical)
 }
@@ -162,7 +168,7 @@ pub(crate) fn run(
 }
 
 /// Tokens of a turn and of its thread.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Tokens {
     turn: Usage,
     thread: Usage,
@@ -178,40 +184,37 @@ fn work(
 ) -> Result<TurnResult> {
     let workspace = place.workspace();
     let cancelled = |teller: &mut Teller<'_>| {
-        Ok(teller.end(
-            StopReason::Cancelled,
-            None,
-            ThreadState::New,
-            Tokens::default(),
-        ))
+        let (thread, state) = untouched(workspace);
+        Ok(teller.end(StopReason::Cancelled, thread, state, Tokens::default()))
+    };
+    let failed = |error: &Error, teller: &mut Teller<'_>| {
+        let (thread, state) = untouched(workspace);
+        Ok(teller.fail(error, thread, state, Tokens::default()))
     };
     if !place.wait(cancel) {
         return cancelled(teller);
     }
     let binary = request.binary.as_deref().unwrap_or(&context.config.binary);
     let program = command::find(binary, &context.config, &context.places)?;
-    let _lock = match queue::lock(workspace, cancel) {
+    let lock = match queue::lock(workspace, cancel) {
         Ok(Locked::Held(lock)) => Some(lock),
         Ok(Locked::Without(why)) => {
             teller.warn(&why);
             None
         }
         Ok(Locked::Cancelled) => return cancelled(teller),
-        Err(error) => {
-            return Ok(teller.fail(&error, None, ThreadState::New, Tokens::default()));
-        }
+        Err(error) => return failed(&error, teller),
     };
     let stored = stored_thread(workspace, teller)?;
     let mut images = Images::default();
     let prompt = prompt_text(&request.prompt, &mut images, workspace, teller)?;
     let agent_id = request.agent_id.as_deref().unwrap_or_default();
-    let lent = tools.map(|tools| tools.lend(agent_id, &program, context, teller));
+    let lent = tools.map(|tools| tools.lend(agent_id, &program, context, cancel, teller));
     let bridge = match lent.transpose() {
         Ok(bridge) => bridge.flatten(),
+        Err(_) if cancel.is_raised() => return cancelled(teller),
         Err(error) if error.kind() == Kind::Params => return Err(error),
-        Err(error) => {
-            return Ok(teller.fail(&error, None, ThreadState::New, Tokens::default()));
-        }
+        Err(error) => return failed(&error, teller),
     };
     teller.debug(&format!(
         "a turn of agent '{agent_id}' in '{}': model '{}', a prompt of {} bytes, {} images, {} the daemon's tools",
@@ -232,6 +235,7 @@ fn work(
         prompt: Cow::Borrowed(&prompt),
         asked: stored.as_deref().filter(|_| !request.fresh),
         stored: stored.as_deref(),
+        lock: lock.as_ref().map(FileLock::path),
     };
     let mut state = match attempt.asked {
         Some(_) => ThreadState::Resumed,
@@ -283,6 +287,14 @@ fn work(
             done.tokens,
         ),
     })
+}
+
+/// The thread of a workspace in which a turn ends before codex was started: it goes on with the next one.
+fn untouched(workspace: &Path) -> (Option<String>, ThreadState) {
+    match session::read(workspace) {
+        Ok(Stored::Thread(id)) => (Some(id), ThreadState::Resumed),
+        _ => (None, ThreadState::New),
+    }
 }
 
 /// The thread that the session file names; one that is unusable is put aside with a warning.

@@ -89,6 +89,15 @@ pub(crate) fn read(workspace: &Path) -> Result<Stored> {
     }
 }
 
+/// The error of who asked for the thread of a session file that is [`Stored::Unusable`].
+pub(crate) fn unusable(workspace: &Path, why: &str) -> Error {
+    let path = workspace.join(FILE);
+    Error::new(
+        Kind::Io,
+        format!("the session file '{}' is unusable: {why}", path.display()),
+    )
+}
+
 /// Puts an unusable session file aside as `.plexum-codex-session.bad`.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ use crate::codex::command;
 use crate::config::McpRegistration;
 use crate::error::{Error, Kind, Result};
 use crate::mcp::{self, Bridge, Changer, Mode, Settings, Tool, ToolHost};
+use crate::sys::Flag;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -62,6 +63,7 @@ impl Tools {
         agent_id: &str,
         program: &Path,
         context: &Context,
+        cancel: &Flag,
         teller: &mut Teller<'_>,
     ) -> Result<Option<Bridge>> {
         let mode = match context.config.mcp_registration {
@@ -86,6 +88,7 @@ impl Tools {
             codex_home: context.places.codex_home(&context.config),
             codex: program.to_owned(),
             codex_env: command::environment(&context.config, &context.places),
+            cancel: cancel.clone(),
         };
         let bridge = Bridge::start(agent_id, tools, Arc::clone(&self.host), &settings)?;
         for warning in bridge.warnings() {

@@ -5,6 +5,8 @@
 //! one. What it says is queued in codex's order, texts of the assistant among the calls, and the turn takes the
 //! calls out around the texts that codex prints.
 
+use super::Tokens;
+use super::usage::Count;
 use crate::canonical::Usage;
 use crate::rollout::calls::{Calls, write_result, write_use};
 use crate::rollout::lines::{Kind, Lines};
@@ -22,9 +24,14 @@ const UNPRINTED: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) struct Watch {
     lines: Lines<File>,
+    /// The turn is the first that was recorded since then, in milliseconds since 1970. `None` once it has begun.
+    awaits: Option<u64>,
     calls: Calls<()>,
     found: VecDeque<Found>,
-    usage: Option<Usage>,
+    /// What the thread had used before the turn.
+    before: Usage,
+    /// What the turn uses.
+    count: Count,
 }
 
 #[derive(Debug)]
@@ -38,35 +45,83 @@ enum Found {
 fn wanted(kind: Kind) -> bool {
     matches!(
         kind,
-        Kind::Call | Kind::Output | Kind::Item | Kind::Message | Kind::Usage
+        Kind::Call | Kind::Output | Kind::Item | Kind::Turn | Kind::Message | Kind::Usage
     )
 }
 
+fn wanted_before(kind: Kind) -> bool {
+    matches!(kind, Kind::Turn | Kind::Usage)
+}
+
 impl Watch {
-    /// Follows the file at `path` from `offset`.
+    /// Follows the rollout of a thread that the turn has begun.
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn open(path: &Path, offset: u64) -> io::Result<Watch> {
+    pub(super) fn new_thread(path: &Path) -> io::Result<Watch> {
+        Ok(Watch::of(
+            Lines::new(File::open(path)?),
+            None,
+            Count::default(),
+        ))
+    }
+
+    /// Follows the rollout of a thread that is about to go on.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(super) fn known_thread(path: &Path) -> io::Result<Watch> {
         let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(offset))?;
-        Ok(Watch {
-            lines: Lines::starting_at(file, offset),
+        let (length, count) = at_end(&mut file)?;
+        file.seek(SeekFrom::Start(length))?;
+        Ok(Watch::of(Lines::starting_at(file, length), None, count))
+    }
+
+    /// Follows the rollout of a thread that went on at this time, in milliseconds since 1970, and whose rollout
+    /// could not be read then: one that was packed, which codex unpacks.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(super) fn late(path: &Path, since: u64) -> io::Result<Watch> {
+        let lines = Lines::new(File::open(path)?);
+        Ok(Watch::of(lines, Some(since), Count::default()))
+    }
+
+    fn of(lines: Lines<File>, awaits: Option<u64>, count: Count) -> Watch {
+        Watch {
+            lines,
+            awaits,
             calls: Calls::default(),
             found: VecDeque::new(),
-            usage: None,
-        })
+            before: count.used(),
+            count: count.anew(),
+        }
     }
 
     /// Takes what was recorded since; says whether that was anything.
     pub(super) fn poll(&mut self) -> bool {
         let before = self.lines.offset();
         loop {
+            let wanted = match self.awaits {
+                Some(_) => wanted_before,
+                None => wanted,
+            };
             match self.lines.next(wanted) {
                 Ok(Some(line)) => {
                     // A line that cannot be read is codex's to mend; the turn's end does not hang on it.
-                    if let Ok(record) = record::read(&line) {
-                        take(record, &mut self.calls, &mut self.found, &mut self.usage);
+                    let Ok(record) = record::read(&line) else {
+                        continue;
+                    };
+                    match (record, self.awaits) {
+                        (Record::Total { used, .. }, _) => self.count.total(used),
+                        (Record::Request { used, .. }, _) => self.count.request(used),
+                        (Record::Turn { at, .. }, Some(since)) if at >= Some(since) => {
+                            self.awaits = None;
+                            self.before = self.count.used();
+                            self.count = self.count.anew();
+                        }
+                        (_, Some(_)) => {}
+                        (record, None) => take(record, &mut self.calls, &mut self.found),
                     }
                 }
                 Ok(None) => return self.lines.offset() != before,
@@ -78,9 +133,20 @@ impl Watch {
         }
     }
 
-    /// What the thread has used so far, as far as this turn has recorded it.
-    pub(super) fn usage(&self) -> Option<Usage> {
-        self.usage
+    /// What the turn has used, and the thread with it. `totals` is what codex has printed at its end. `None` where
+    /// the turn was not found.
+    pub(super) fn tokens(&mut self, totals: Option<Usage>) -> Option<Tokens> {
+        if self.awaits.is_some() {
+            return None;
+        }
+        // The same again, unless it could not be recorded.
+        if let Some(totals) = totals {
+            self.count.total(totals);
+        }
+        Some(Tokens {
+            turn: self.count.used(),
+            thread: self.before.plus(self.count.used()),
+        })
     }
 
     /// Is a call recorded that has no output yet?
@@ -141,12 +207,7 @@ impl Watch {
     }
 }
 
-fn take(
-    record: Record<'_>,
-    calls: &mut Calls<()>,
-    found: &mut VecDeque<Found>,
-    usage: &mut Option<Usage>,
-) {
+fn take(record: Record<'_>, calls: &mut Calls<()>, found: &mut VecDeque<Found>) {
     let mut event = |write: &dyn Fn(&mut Vec<u8>) -> io::Result<()>| {
         let mut bytes = Vec::new();
         // Writing to memory does not fail.
@@ -154,6 +215,7 @@ fn take(
         found.push_back(Found::Event(bytes));
     };
     match record {
+        Record::Turn { id, .. } => calls.turn(&id),
         Record::Call(call) => {
             event(&|out| write_use(out, &call, None));
             calls.begin(&call, ());
@@ -169,34 +231,250 @@ fn take(
             event(&|out| write_result(out, &nested.call.id, &nested.content, nested.failed));
         }
         Record::Text(text) => found.push_back(Found::Text(text, Instant::now())),
-        Record::Usage(now) => *usage = Some(now),
-        Record::Other => {}
+        Record::Total { .. } | Record::Request { .. } | Record::Other => {}
     }
 }
 
-/// What a thread had used when its rollout was last written, and the rollout's length in bytes. It is read from
-/// its end in growing pieces, never as a whole unless nothing is found before.
+/// The length of a rollout in bytes, and what its thread has used so far.
 ///
-/// # Errors
-/// The operating system's.
-pub(super) fn at_end(path: &Path) -> io::Result<(u64, Option<Usage>)> {
-    let mut file = File::open(path)?;
+/// codex's last total says it, and stands near the end, unless something was lost from it: then it has a mark, or
+/// is not the sum that codex keeps with the single requests from 0.153 on. Only then the whole rollout is read.
+fn at_end(file: &mut File) -> io::Result<(u64, Count)> {
     let length = file.metadata()?.len();
     let mut piece = 64 << 10;
     loop {
         let start = length.saturating_sub(piece);
         file.seek(SeekFrom::Start(start))?;
         // The first line of a piece is likely cut; then it is no JSON and passed over.
-        let mut lines = Lines::starting_at(io::Read::take(&file, length - start), start);
-        let mut usage = None;
+        let mut lines = Lines::starting_at(io::Read::take(&mut *file, length - start), start);
+        let mut count = Count::default();
+        let (mut last, mut requests, mut has_grown) = (None, None, false);
         while let Some(line) = lines.next(|kind| kind == Kind::Usage)? {
-            if let Ok(Record::Usage(now)) = record::read(&line) {
-                usage = Some(now);
+            match record::read(&line) {
+                Ok(Record::Total { used, is_whole }) => {
+                    count.total(used);
+                    has_grown |= last.is_some_and(|(before, _)| before != used);
+                    last = Some((used, is_whole));
+                }
+                Ok(Record::Request { used, thread }) => {
+                    count.request(used);
+                    requests = Some(thread);
+                }
+                _ => {}
             }
         }
-        if usage.is_some() || start == 0 {
-            return Ok((length, usage));
+        if start == 0 {
+            return Ok((length, count));
+        }
+        if let Some((total, true)) = last
+            // Where single requests are recorded, one stands between two totals that differ.
+            && (requests == Some(total) || requests.is_none() && has_grown)
+        {
+            let mut count = Count::default();
+            count.total(total);
+            return Ok((length, count));
         }
         piece = piece.saturating_mul(16);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::io::Write;
+
+    fn line(kind: &str, payload: &Value) -> String {
+        let line =
+            json!({"timestamp": "2026-11-21T12:00:00.000Z", "type": kind, "payload": payload});
+        format!("{line}\n")
+    }
+
+    /// Where codex's count stands, in input tokens; and the sum that it tells with it.
+    fn total(input: u64, sum: u64) -> String {
+        let used = json!({"input_tokens": input, "output_tokens": 0, "total_tokens": sum});
+        line(
+            "event_msg",
+            &json!({"type": "token_count", "info": {"total_token_usage": used, "last_token_usage": used}}),
+        )
+    }
+
+    fn request(input: u64, thread: u64) -> String {
+        let usage = |input| json!({"input_tokens": input, "output_tokens": 0});
+        line(
+            "token_usage_record",
+            &json!({"usage": usage(input), "thread_token_usage": usage(thread)}),
+        )
+    }
+
+    /// Something longer than the piece that is read first.
+    fn long() -> String {
+        let output = json!({"call_id": "x", "output": "x".repeat(100_000)});
+        line("response_item", &output)
+    }
+
+    fn input(input_tokens: u64) -> Usage {
+        Usage {
+            input_tokens,
+            ..Usage::default()
+        }
+    }
+
+    #[test]
+    fn what_a_thread_has_used_is_found_in_its_rollout() {
+        let (before, between) = (long(), long());
+        let cases: &[(&str, Vec<String>, u64, u64)] = &[
+            ("nothing", vec![], 0, 0),
+            (
+                "a line that is not whole",
+                vec!["{\"timest".to_owned()],
+                0,
+                0,
+            ),
+            ("totals", vec![total(100, 100), total(200, 200)], 200, 200),
+            (
+                "totals behind much else",
+                vec![
+                    total(50, 50),
+                    before.clone(),
+                    total(100, 100),
+                    total(200, 200),
+                ],
+                200,
+                200,
+            ),
+            (
+                "one total near the end",
+                vec![total(100, 100), before.clone(), total(200, 200)],
+                200,
+                200,
+            ),
+            (
+                "a full context window",
+                vec![
+                    total(100, 100),
+                    total(300, 300),
+                    total(0, 1000),
+                    before.clone(),
+                    total(100, 1100),
+                    total(200, 1200),
+                ],
+                500,
+                200,
+            ),
+            (
+                "requests and totals",
+                vec![
+                    request(100, 100),
+                    total(100, 100),
+                    before.clone(),
+                    request(100, 200),
+                    total(200, 200),
+                ],
+                200,
+                200,
+            ),
+            (
+                "a killed codex",
+                vec![
+                    request(100, 100),
+                    total(100, 100),
+                    request(100, 200),
+                    before.clone(),
+                    request(100, 300),
+                    total(200, 200),
+                ],
+                300,
+                200,
+            ),
+            (
+                "much between the last request and its total",
+                vec![
+                    request(100, 100),
+                    total(100, 100),
+                    request(100, 200),
+                    before.clone(),
+                    request(100, 300),
+                    between.clone(),
+                    total(200, 200),
+                ],
+                300,
+                200,
+            ),
+            (
+                "an older codex before",
+                vec![
+                    total(100, 100),
+                    total(200, 200),
+                    before.clone(),
+                    request(100, 100),
+                    total(300, 300),
+                ],
+                300,
+                300,
+            ),
+        ];
+        for (what, lines, thread, counted) in cases {
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(lines.concat().as_bytes()).unwrap();
+            let mut watch = Watch::known_thread(file.path()).unwrap();
+            let used = |turn: u64| Tokens {
+                turn: input(turn),
+                thread: input(thread + turn),
+            };
+            assert!(!watch.poll(), "{what}: nothing of that is the turn's");
+            assert_eq!(watch.tokens(None), Some(used(0)), "{what}");
+            // codex goes on from the last total; what it prints counts where it could not record it.
+            assert_eq!(
+                watch.tokens(Some(input(counted + 7))),
+                Some(used(7)),
+                "{what}"
+            );
+            assert_eq!(
+                watch.tokens(Some(input(counted + 7))),
+                Some(used(7)),
+                "{what}"
+            );
+            for line in [request(10, thread + 10), total(counted + 10, counted + 10)] {
+                file.write_all(line.as_bytes()).unwrap();
+            }
+            assert!(watch.poll(), "{what}");
+            assert_eq!(
+                watch.tokens(Some(input(counted + 10))),
+                Some(used(17)),
+                "{what}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_turn_that_was_found_late_begins_where_it_began() {
+        let begins = |second: u8| {
+            let payload = json!({"type": "task_started", "turn_id": "x"});
+            line("event_msg", &payload).replace("00.000Z", &format!("{second:02}.000Z"))
+        };
+        let text = |text: &str| {
+            let content = json!([{"type": "output_text", "text": text}]);
+            let payload = json!({"type": "message", "role": "assistant", "content": content});
+            line("response_item", &payload)
+        };
+        let turn = |second, said, used| [begins(second), text(said), total(used, used)].concat();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let since = 1_795_262_402_000; // 12:00:02
+        let mut watch = Watch::late(file.path(), since).unwrap();
+        file.write_all((turn(0, "first", 100) + &turn(1, "second", 200)).as_bytes())
+            .unwrap();
+        watch.poll();
+        assert_eq!(watch.tokens(Some(input(300))), None);
+        file.write_all(turn(2, "third", 300).as_bytes()).unwrap();
+        watch.poll();
+        assert_eq!(
+            watch.tokens(Some(input(300))),
+            Some(Tokens {
+                turn: input(100),
+                thread: input(300)
+            })
+        );
+        assert!(watch.before("second").is_none() && watch.before("third").is_some());
     }
 }

@@ -2,13 +2,14 @@
 //! which the check is content.
 
 use crate::support::codex;
-use crate::support::{Cli, Lab};
+use crate::support::{Cli, LIMIT, Lab, cli, ps, wait_until};
 use rustix::fs::{FlockOperation, Mode};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 const THREAD: &str = "01a1fe00-a027-7a81-b8a0-356e91ab6908";
 
@@ -134,6 +135,16 @@ fn the_config_file_is_checked_as_a_turn_reads_it() {
         "fail",
         "<lab>/profile/plugins/plexum-openai-provider/config.json:2:12: expected `:`",
     );
+    // What depends on the config is not guessed at.
+    let told = Cli::new(&lab, ["doctor"]).run();
+    assert_eq!(
+        (told.status, told.stdout.lines().count()),
+        (1, 1),
+        "{told:?}"
+    );
+    lab.raw_config(b"[]");
+    let (_, message) = check_named(&lab, "config");
+    assert!(message.contains("config.json:1:1: "), "{message}");
     lab.raw_config(b"{\"binery\": \"codex\"}");
     check(
         &lab,
@@ -435,6 +446,47 @@ fn a_key_that_codex_does_not_read_is_told() {
 }
 
 #[test]
+fn a_provider_is_found_however_it_is_named() {
+    let lab = Lab::fake(healthy());
+    let text = "[model_providers.mine]\nbase_url = \"http://127.0.0.1:1\"\n";
+    fs::write(lab.codex_home().join("config.toml"), text).unwrap();
+    for arguments in [
+        &["-c", "model_provider=mine"][..],
+        &["-c", "model_provider=\"mine\""],
+        &["-cmodel_provider='mine'"],
+        &["--config", "model_provider = \"mine\""],
+        &["--config=model_provider=mine"],
+        &["-c", "model_provider=other", "-c", "model_provider=mine"],
+    ] {
+        lab.config(json!({"extra_args": arguments}));
+        let told = "codex uses the provider 'mine', which asks for no key";
+        assert_eq!(
+            check_named(&lab, "login"),
+            ("ok".to_owned(), told.to_owned()),
+            "{arguments:?}"
+        );
+    }
+    for (arguments, told) in [
+        (
+            &["-c", "model_provider=none"][..],
+            "codex uses the provider 'none', which is none in",
+        ),
+        (
+            &["--profile", "p"],
+            "not looked at: \"extra_args\" has --profile",
+        ),
+        (&["-pp"], "not looked at: \"extra_args\" has -pp"),
+    ] {
+        lab.config(json!({"extra_args": arguments}));
+        let (status, message) = check_named(&lab, "login");
+        assert!(
+            status == "warn" && message.starts_with(told),
+            "{arguments:?}: {message}"
+        );
+    }
+}
+
+#[test]
 fn a_provider_without_its_key_is_told() {
     let mut lab = Lab::fake(healthy());
     let text = "model_provider = \"mine\"\n[model_providers.mine]\nenv_key = \"KEY_OF_MINE\"\n";
@@ -560,6 +612,16 @@ fn a_workspace_that_is_none_is_told() {
             "<lab>/workspace cannot be read and written; run: chmod u+rwX <lab>/workspace",
         );
     }
+    std::os::unix::fs::symlink("nowhere", lab.path("home/dangling")).unwrap();
+    let dangling = Cli::new(&lab, ["doctor", "-w", "dangling"])
+        .folder(&folder)
+        .run();
+    assert!(
+        dangling
+            .stdout
+            .contains("/home/dangling is a link that leads nowhere; give another one\n"),
+        "{dangling:?}"
+    );
     fs::write(lab.path("home/x"), "").unwrap();
     let file = Cli::new(&lab, ["doctor", "-w", "x"]).folder(&folder).run();
     assert!(
@@ -729,4 +791,50 @@ fn a_config_that_codex_cannot_use_is_told() {
         "{message}"
     );
     assert!(message.contains(":1:"), "the place is told: {message}");
+}
+
+#[test]
+fn an_interruption_ends_the_codex_that_is_asked() {
+    for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        let lab = Lab::fake(json!({
+            "version": [{"touch": "{cwd}/started"}, {"wait_for": "{cwd}/never"}],
+        }));
+        // What started the tests may have had SIGHUP ignored, and then doctor leaves it at that.
+        let mut child = Command::new("env")
+            .args([
+                "--default-signal",
+                env!("CARGO_BIN_EXE_plexum-openai"),
+                "doctor",
+            ])
+            .env_clear()
+            .envs(lab.env())
+            .current_dir(lab.workspace())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_until("codex to be asked", || {
+            lab.workspace().join("started").exists()
+        });
+        ps::signal(child.id(), signal);
+        let ended = cli::wait(&mut child, LIMIT);
+        let left = ps::of(lab.root());
+        assert!(left.is_empty(), "{signal:?}: {left:?}");
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(ended.code(), Some(status), "{output:?}");
+        assert_eq!(
+            (output.stdout, output.stderr),
+            (vec![], vec![]),
+            "{signal:?}"
+        );
+    }
+}
+
+#[test]
+fn a_folder_for_temporary_files_is_no_matter_of_codexs() {
+    let mut lab = Lab::fake(healthy());
+    lab.set_env("TMPDIR", "/nonexistent");
+    assert_eq!(check_named(&lab, "codex").0, "ok");
+    assert_eq!(Cli::new(&lab, ["turn", "hi"]).run().stdout, "hi\n");
 }

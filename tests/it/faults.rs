@@ -25,8 +25,8 @@ const FAULTS: &[Fault] = &[
     (4, "not executable, another machine's, empty", &["turn_fake::a_codex_that_cannot_be_started_is_told_apart"]),
     (5, "exits 0 without an event", &["turn_fake::a_codex_that_says_nothing_of_its_end"]),
     (6, "dies in the middle of a line", &["turn_fake::a_codex_that_says_nothing_of_its_end"]),
-    (7, "killed by a signal", &["faults::the_signal_that_killed_codex_is_named", "turn_fake::a_codex_that_says_nothing_of_its_end"]),
-    (8, "hangs silently, or only seems to", &["turn_fake::a_codex_that_hangs_is_ended", "turn_fake::what_a_turn_has_open_is_not_idle", "faults::codex_is_ended_in_steps"]),
+    (7, "killed by a signal", &["faults::the_signal_that_killed_codex_is_named", "faults::an_exit_status_is_known_where_sigchld_was_ignored", "turn_fake::a_codex_that_says_nothing_of_its_end"]),
+    (8, "hangs silently, or only seems to", &["turn_fake::a_codex_that_hangs_is_ended", "turn_fake::what_a_turn_has_open_is_not_idle", "turn_fake::a_daemon_that_does_not_read_does_not_make_codex_idle", "faults::codex_is_ended_in_steps"]),
     (9, "floods stderr", &["turn_fake::floods_are_drained_in_bounded_memory"]),
     (10, "closes stdout and lives on", &["turn_fake::a_codex_that_hangs_is_ended"]),
     (11, "exits while a grandchild holds the pipe", &["faults::what_stays_on_purpose_stays_and_what_holds_a_pipe_does_not", "turn_fake::what_holds_the_pipes_is_waited_for_in_bounds"]),
@@ -40,7 +40,7 @@ const FAULTS: &[Fault] = &[
     (19, "prompts that look like flags, are long, have NUL", &["turn_real::prompts_reach_the_model_whole_by_stdin", "turn_real::prompts_reach_the_model_whole_by_argument", "protocol::bad_parameters_are_named_and_start_nothing"]),
     (20, "codex does not read its stdin", &["turn_fake::a_prompt_that_is_not_read_is_no_hang"]),
     (21, "EAGAIN, EMFILE, ENOMEM on spawn", &["faults::a_spawn_that_fails_is_typed", "turn_fake::a_lack_of_processes_is_an_error_and_no_end"]),
-    (22, "ignores INT and TERM; many turns", &["faults::a_cancel_ends_all_of_a_turn_in_time", "protocol::many_turns_leave_nothing_open", "soak::a_long_run_leaves_nothing"]),
+    (22, "ignores INT and TERM; many turns", &["faults::a_cancel_ends_all_of_a_turn_in_time", "faults::a_guard_that_is_stopped_leaves_nothing_either", "protocol::many_turns_leave_nothing_open", "soak::a_long_run_leaves_nothing"]),
     (23, "cancelled before the spawn, and against the end", &["protocol::cancel_reaches_a_turn_that_waits_for_its_workspace", "turn_fake::a_turn_can_be_cancelled_at_every_point_of_its_life"]),
     (24, "200 turns at once", &["faults::two_hundred_turns_at_once_are_each_whole_and_small"]),
     // The session file.
@@ -57,10 +57,10 @@ const FAULTS: &[Fault] = &[
     (34, "unknown methods, answers to nothing", &["protocol::lines_that_are_no_requests_are_answered_and_the_connection_lives_on", "protocol::what_is_tolerated_is_passed_over"]),
     (35, "an id in use", &["protocol::an_id_in_use_is_refused_and_the_first_undisturbed"]),
     (36, "`stream` before `init`", &["protocol::init_refuses_what_it_cannot_speak"]),
-    (37, "the end of stdin in the middle of a turn", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::the_end_of_stdin_ends_all", "protocol::what_is_tolerated_is_passed_over"]),
-    (38, "the daemon does not read", &["protocol::a_daemon_that_does_not_read_costs_no_memory_and_can_cancel"]),
+    (37, "the end of stdin in the middle of a turn", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "faults::a_registration_that_hangs_ends_when_it_is_told_to", "protocol::the_end_of_stdin_ends_all", "protocol::what_is_tolerated_is_passed_over"]),
+    (38, "the daemon does not read", &["protocol::streams_in_non_blocking_mode_are_waited_for", "protocol::a_daemon_that_does_not_read_costs_no_memory_and_can_cancel"]),
     (39, "the daemon is gone", &["protocol::a_daemon_that_is_gone_is_a_quiet_end"]),
-    (40, "SIGTERM, SIGINT, SIGKILL", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::signals_end_all_children_first", "faults::the_commands_of_the_real_codex_are_ended_with_it", "mcp::whatever_dies_in_a_call_nothing_is_left"]),
+    (40, "SIGTERM, SIGINT, SIGKILL", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::signals_end_all_children_first", "protocol::a_new_plugin_waits_for_the_codex_of_a_killed_one", "faults::the_commands_of_the_real_codex_are_ended_with_it", "mcp::whatever_dies_in_a_call_nothing_is_left"]),
     (41, "`tools.call` is never answered", &["mcp::a_call_without_an_answer_ends_with_the_turn"]),
     (42, "JSON 10,000 levels deep", &["protocol::json_of_any_depth_is_an_error"]),
     // The MCP socket.
@@ -279,6 +279,36 @@ fn the_signal_that_killed_codex_is_named() {
     assert!(cores.len() <= 1, "{cores:?}");
 }
 
+/// Who starts the plugin may have SIGCHLD ignored, which is inherited.
+#[test]
+fn an_exit_status_is_known_where_sigchld_was_ignored() {
+    let lab = Lab::fake(json!({
+        "new": begun([json!({"err": "no luck"}), json!({"exit": 3})]),
+        "mcp": [{"out": "[]"}],
+    }));
+    let ignoring = || {
+        let mut command = Command::new("env");
+        command.args(["--ignore-signal=CHLD", env!("CARGO_BIN_EXE_plexum-openai")]);
+        command
+    };
+    let mut daemon = Daemon::start_by(&lab, &mut ignoring());
+    daemon.init();
+    let turn = daemon.turn(Daemon::prompt(&lab, "hi"));
+    let message = turn.of("error").next().unwrap()["error"]["message"].to_string();
+    assert!(
+        message.contains("exit status 3") && message.contains("no luck"),
+        "{message}"
+    );
+    let doctor = ignoring()
+        .arg("doctor")
+        .env_clear()
+        .envs(lab.env())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(doctor.status.success(), "{doctor:?}");
+}
+
 #[test]
 fn codex_is_ended_in_steps() {
     let lab = Lab::fake(Value::Null);
@@ -347,6 +377,44 @@ fn a_cancel_ends_all_of_a_turn_in_time() {
     }
 }
 
+/// The guard is what ends codex and its commands. One that cannot is ended with all that it would have ended.
+#[test]
+fn a_guard_that_is_stopped_leaves_nothing_either() {
+    let Some(strace) = programs::find("strace") else {
+        return;
+    };
+    let lab = Lab::fake(Value::Null);
+    let sessions = (0..3).map(|_| json!({"grandchild": {"setsid": true}}));
+    let wait = [
+        json!({"touch": lab.path("started")}),
+        json!({"wait_for": lab.path("never")}),
+    ];
+    lab.script(begun(sessions.chain(wait)));
+    // What is killed is gone before anything more is done: then nothing is found any more that only it led to.
+    let mut command = Command::new(strace);
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=kill"]);
+    command.args(["-e", "inject=kill:delay_exit=50000"]);
+    command.arg(env!("CARGO_BIN_EXE_plexum-openai"));
+    let mut daemon = Daemon::start_by(&lab, &mut command);
+    daemon.init();
+    let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+    wait_until("the turn to start", || lab.path("started").exists());
+    let running = |part: &str| {
+        let mut running = ps::of(lab.root());
+        running.retain(|process| process.command.contains(part));
+        running
+    };
+    for guard in running("codex-guard") {
+        ps::signal(guard.pid, Signal::STOP);
+    }
+    daemon.notify("cancel", json!({"stream": id}));
+    assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
+    for part in ["codex-guard", "fake-codex"] {
+        let left = running(part);
+        assert!(left.is_empty(), "after message_end: {left:?}");
+    }
+}
+
 real_codex! {
     /// The real codex is asked first: it records the turn as aborted. What its tool has started in a session of
     /// its own, and does not end when it is told to, is ended all the same, when the plugin is killed too; and
@@ -396,6 +464,31 @@ real_codex! {
     }
 }
 
+real_codex! {
+    /// The codex of a plugin that was killed records its turn as aborted, and only then the next one begins.
+    fn a_new_plugin_waits_for_the_real_codex_of_a_killed_one(codex: &Path) {
+        let command = json!({"cmd": "touch ../started; sleep 600", "yield_time_ms": 60_000});
+        let lab = Lab::real(codex, json!([
+            {"match": "first", "times": 1, "calls": [{"name": "exec_command", "arguments": command}]},
+            {"text": "done"},
+        ]));
+        let mut first = Daemon::start(&lab);
+        first.request("stream", Daemon::prompt(&lab, "first"));
+        wait_until("the command to start", || lab.path("started").exists());
+        first.signal(Signal::KILL);
+        let mut second = Daemon::start(&lab);
+        let turn = second.turn(Daemon::prompt(&lab, "second"));
+        assert_eq!(turn.text(), "done", "{turn:?}");
+        assert_eq!(turn.result()["thread_state"], "resumed");
+        first.exit(Duration::from_secs(10));
+        let record = lab.rollouts(turn.thread()).remove(0);
+        let record = fs::read_to_string(record).unwrap();
+        let aborted = record.find("\"turn_aborted\"").expect("a record of the abort");
+        let begun = record.rfind("\"task_started\"").expect("a second turn");
+        assert!(aborted < begun, "{record}");
+    }
+}
+
 #[test]
 fn the_end_comes_within_five_seconds_whatever_codex_does() {
     for (how, status) in [
@@ -418,6 +511,52 @@ fn the_end_comes_within_five_seconds_whatever_codex_does() {
         wait_until("all to be gone", || ps::of(lab.root()).is_empty());
         let took = start.elapsed();
         assert!(took < Duration::from_secs(5), "{how}: {took:?}");
+    }
+}
+
+/// codex is also run for its config, before the turn's own codex: that ends as soon.
+#[test]
+fn a_registration_that_hangs_ends_when_it_is_told_to() {
+    for (how, status) in [
+        ("cancel", Some(0)),
+        ("stdin", Some(0)),
+        ("TERM", Some(143)),
+        ("locked", Some(0)),
+    ] {
+        let lab = Lab::fake(json!({
+            "mcp": [{"touch": "{cwd}/started"}, {"wait_for": "{cwd}/never"}],
+        }));
+        lab.config(json!({"mcp_registration": "persistent"}));
+        let mut daemon = Daemon::start(&lab);
+        let mut params = Daemon::prompt(&lab, "hi");
+        params["request"]["tools"] = json!([{"name": "x", "input_schema": {}}]);
+        // Another plugin, or another turn, that registers its agent.
+        let lock = fs::File::open(lab.codex_home()).unwrap();
+        if how == "locked" {
+            rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        }
+        let id = daemon.request("stream", params);
+        if how == "locked" {
+            // Its answer comes after the turn has been taken up.
+            daemon.call("manifest", Value::Null);
+        } else {
+            wait_until("the registration", || lab.root().join("started").exists());
+        }
+        let start = Instant::now();
+        match how {
+            "stdin" => daemon.close_stdin(),
+            "TERM" => daemon.signal(Signal::TERM),
+            _ => daemon.notify("cancel", json!({"stream": id})),
+        }
+        let turn = daemon.finish(id);
+        assert_eq!(turn.stop_reason(), "cancelled", "{how}: {turn:?}");
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(5), "{how}: {took:?}");
+        let mut left = ps::of(lab.root());
+        left.retain(|process| process.pid != daemon.pid());
+        assert!(left.is_empty(), "{how}: {left:?}");
+        daemon.close_stdin();
+        assert_eq!(daemon.exit(LIMIT).code(), status, "{how}");
     }
 }
 

@@ -5,6 +5,7 @@
 //! to itself, and leaves nothing running.
 #![cfg(test)]
 
+mod commands;
 mod config;
 mod doctor;
 mod faults;
@@ -29,3 +30,4 @@ mod terminal;
 mod turn_fake;
 mod turn_real;
 mod turn_terminal;
+mod usage_real;

@@ -774,7 +774,19 @@ fn without_a_session_all_are_missing() {
     // A session whose thread codex no longer has.
     fs::remove_file(&thread.rollout).unwrap();
     assert_eq!(ask(&thread.lab.workspace()), missing);
-    assert_eq!(thread.answer(&["-w", ".", "a", "b"], ""), missing);
+    // A person has most likely another CODEX_HOME there.
+    let (status, stdout, stderr) = thread.mutate(&["-w", ".", "a", "b"], "");
+    assert_eq!((status, stdout.as_str()), (1, ""));
+    assert!(
+        stderr.ends_with("is this the CODEX_HOME that codex used?\n"),
+        "{stderr}"
+    );
+    // Nor does a person want to hear that all is missing where nobody can tell.
+    fs::write(thread.lab.session_file(), "not an id").unwrap();
+    assert_eq!(ask(&thread.lab.workspace()), missing);
+    let (status, stdout, stderr) = thread.mutate(&["-w", ".", "a", "b"], "");
+    assert_eq!((status, stdout.as_str()), (1, ""));
+    assert!(stderr.contains("is unusable: "), "{stderr}");
 }
 
 #[test]

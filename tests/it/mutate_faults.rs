@@ -222,6 +222,29 @@ fn can_fail(name: &str) -> bool {
     !matches!(name, "close" | "poll")
 }
 
+/// As NFS does it: who has opened a file for reading alone gets no exclusive lock on it.
+#[test]
+fn a_lock_that_only_a_writer_gets() {
+    let Some(strace) = strace() else { return };
+    let place = Place::new();
+    place.reset();
+    let mut before = ["-f", "-qq", "-o", "/dev/null", "-e", "trace=flock", "-e"]
+        .map(str::to_owned)
+        .to_vec();
+    before.push("inject=flock:error=EBADF:when=1".to_owned());
+    before.extend([
+        "-P".to_owned(),
+        place.rollout.to_string_lossy().into_owned(),
+    ]);
+    let mut child = place
+        .command(&strace, &before)
+        .spawn()
+        .expect("strace can be started");
+    let status = cli::wait(&mut child, LIMIT);
+    assert!(status.success(), "{status:?}");
+    assert!(place.text() == place.new, "it is the new text");
+}
+
 #[test]
 fn the_old_file_or_the_new_one() {
     let Some(strace) = strace() else { return };

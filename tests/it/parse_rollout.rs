@@ -390,9 +390,9 @@ fn a_summary_has_the_biggest_first() {
     assert_eq!(
         summary(&[]),
         "call      tool            args  output   share\n\
-         big       exec_command       2     989   96.4%  █████████████████████\n\
+         big       exec_command       2     989   96.4%  ████████████████████▎\n\
          small     exec_command      12      10    2.1%  ▌\n\
-         consumed  exec_command       2      13    1.5%  ▍                      light\n\
+         consumed  exec_command       2      13    1.5%  ▎                      light\n\
          3 calls: 16 arguments, 1.0K output, 1 consumed\n"
     );
     let told: Value = serde_json::from_str(&summary(&["--json", "--all"])).unwrap();

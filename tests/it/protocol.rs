@@ -1,9 +1,10 @@
 //! The contract between daemon and plugin, message by message.
 
-use crate::support::{Daemon, LIMIT, Lab, ps, wait_until};
+use crate::support::{Cli, Daemon, LIMIT, Lab, ps, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -532,6 +533,8 @@ fn cancel_may_be_a_notification() {
 fn cancel_reaches_a_turn_that_waits_for_its_workspace() {
     let lab = Lab::fake(Value::Null);
     lab.script(endless(&lab));
+    let thread = "01a1fe00-a027-7a81-b8a0-356e91ab6908";
+    std::fs::write(lab.session_file(), thread).unwrap();
     let mut daemon = Daemon::start(&lab);
     let first = start_endless(&mut daemon, &lab);
     let second = daemon.request("stream", Daemon::prompt(&lab, "second"));
@@ -539,6 +542,9 @@ fn cancel_reaches_a_turn_that_waits_for_its_workspace() {
     assert_eq!(answer["result"], json!({"cancelled": true}));
     let turn = daemon.finish(second);
     assert_eq!(turn.stop_reason(), "cancelled");
+    // The workspace's thread is what it was.
+    assert_eq!(turn.thread(), thread);
+    assert_eq!(turn.result()["thread_state"], "resumed");
     assert_eq!(lab.fake_runs().len(), 1, "never spawned");
     daemon.notify("cancel", json!({"stream": first}));
     assert_eq!(daemon.finish(first).stop_reason(), "cancelled");
@@ -769,6 +775,39 @@ fn killing_the_plugin_ends_codex() {
     lab.assert_quiet();
 }
 
+/// A plugin that is started again at once waits until the codex of the one that was killed has been ended.
+#[test]
+fn a_new_plugin_waits_for_the_codex_of_a_killed_one() {
+    let lab = Lab::fake(Value::Null);
+    assert_eq!(Cli::new(&lab, ["turn", "before"]).run().status, 0);
+    lab.script(json!({"runs": [
+        [
+            "hold_lock",
+            {"event": {"type": "thread.started", "thread_id": "{thread}"}},
+            {"ignore": ["INT", "TERM"]},
+            {"touch": lab.path("started")},
+            {"wait_for": lab.path("never")},
+        ],
+        ["default"],
+    ]}));
+    let mut first = Daemon::start(&lab);
+    start_endless(&mut first, &lab);
+    let codex = lab.fake_runs().last().unwrap()["pid"].to_string();
+    first.signal(Signal::KILL);
+    first.exit(Duration::from_secs(10));
+    assert!(
+        Path::new("/proc").join(&codex).exists(),
+        "it is being ended"
+    );
+    let mut second = Daemon::start(&lab);
+    let turn = second.turn(Daemon::prompt(&lab, "after"));
+    assert_eq!(
+        (turn.stop_reason(), turn.text().as_str()),
+        ("end_turn", "after"),
+        "{turn:?}"
+    );
+}
+
 #[test]
 fn a_daemon_that_is_gone_is_a_quiet_end() {
     let lab = Lab::fake(Value::Null);
@@ -802,6 +841,57 @@ fn a_daemon_that_is_gone_is_a_quiet_end() {
     assert!(!stderr.contains("panic"), "{stderr}");
     assert!(status.code().is_some(), "{status}");
     lab.assert_quiet();
+}
+
+/// Whoever has the other descriptors of a stream can make it non-blocking: nothing to read, or no room, is no end.
+#[test]
+fn streams_in_non_blocking_mode_are_waited_for() {
+    let lab = Lab::fake(Value::Null);
+    let event = json!({"type": "item.completed",
+        "item": {"id": "item_0", "type": "agent_message", "text": "x".repeat(100_000)}});
+    lab.script(json!([
+        "read_stdin",
+        {"event": {"type": "thread.started", "thread_id": "{thread}"}},
+        {"touch": lab.path("started")},
+        {"events": {"count": 10, "event": event}},
+        {"event": {"type": "turn.completed", "usage": {"input_tokens": 1, "output_tokens": 1}}},
+    ]));
+    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let (theirs_in, ours_in) = pipe();
+    let (ours_out, theirs_out) = pipe();
+    for end in [&theirs_in, &theirs_out] {
+        rustix::fs::fcntl_setfl(end, rustix::fs::OFlags::NONBLOCK).unwrap();
+    }
+    let mut child = Command::new(env!("CARGO_BIN_EXE_plexum-openai"))
+        .env_clear()
+        .envs(lab.env())
+        .stdin(theirs_in)
+        .stdout(theirs_out)
+        .stderr(Stdio::inherit())
+        .spawn()
+        .unwrap();
+    let mut stdin = std::fs::File::from(ours_in);
+    let mut lines = BufReader::new(std::fs::File::from(ours_out)).lines();
+    let mut send = |message: Value| writeln!(stdin, "{message}").unwrap();
+    // By the time of the second there has been nothing to read.
+    send(json!({"jsonrpc": "2.0", "id": 1, "method": "init"}));
+    assert!(lines.next().unwrap().unwrap().contains("\"result\""));
+    send(json!({"jsonrpc": "2.0", "id": 2, "method": "stream",
+        "params": Daemon::prompt(&lab, "hi")}));
+    // codex writes on only where the plugin cannot: the pipe to here is full.
+    wait_until("the turn to start", || lab.path("started").exists());
+    wait_until("codex to have ended", || ps::of(lab.root()).len() == 1);
+    let answer = lines
+        .map(|line| line.expect("a pipe can be read"))
+        .map(|line| serde_json::from_str::<Value>(&line).expect("whole lines"))
+        .find(|message| message["id"] == 2);
+    assert_eq!(
+        answer.expect("an answer")["result"]["stop_reason"],
+        "end_turn"
+    );
+    drop(stdin);
+    let status = crate::support::cli::wait(&mut child, Duration::from_secs(10));
+    assert_eq!(status.code(), Some(0));
 }
 
 #[test]

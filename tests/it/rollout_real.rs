@@ -3,7 +3,8 @@
 
 use crate::support::codex::{CHANGED, NEWEST, OLDEST, real, real_codex};
 use crate::support::daemon::check_turn;
-use crate::support::{Cli, Daemon, Lab, Turn};
+use crate::support::{Cli, Daemon, Lab, Turn, ps};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs;
@@ -303,6 +304,116 @@ fn calls_of_a_script_name_its_call() {
     for (version, commands) in [(OLDEST, false), (CHANGED, true), (NEWEST, true)] {
         if let Some(codex) = real(version) {
             check_code_mode(&codex, commands);
+        }
+    }
+}
+
+/// A script whose cell nobody waits for, one whose codex is killed, one that is cancelled, and one that ends: what
+/// each called is told as its own, by the stream and from the rollout, and consumed with it.
+#[track_caller]
+fn check_broken_scripts(codex: &Path) {
+    let exec = |id: &str, rest: &str| {
+        let script = format!("await tools.exec_command({{cmd: 'echo {id}'}}); {rest}");
+        json!({"match": id, "times": 1, "custom_calls": [{"id": id, "name": "exec", "input": script}]})
+    };
+    let sleep = "await tools.exec_command({cmd: 'sleep 600'});";
+    let lab = Lab::real(
+        codex,
+        json!([
+            exec("left", "text('left'); yield_control(); await new Promise(r => setTimeout(r, 60000));"),
+            exec("killed", sleep),
+            exec("cancelled", sleep),
+            exec("ended", "text('ended');"),
+            {"text": "Done."},
+        ]),
+    );
+    lab.config(json!({"extra_args": ["-m", "gpt-5.5", "-c", "features.code_mode=true"]}));
+    let mut daemon = Daemon::start(&lab);
+    let mut told = HashMap::new();
+    let mut thread = String::new();
+    for (script, stop_reason) in [
+        ("left", "end_turn"),
+        ("killed", "error"),
+        ("cancelled", "cancelled"),
+        ("ended", "end_turn"),
+    ] {
+        let id = daemon.request("stream", Daemon::prompt(&lab, script));
+        daemon.event(id, "what the script called", |event| {
+            event["type"] == "tool_result" && event["content"] == format!("{script}\n")
+        });
+        match stop_reason {
+            "error" => ps::signal(codex_of(&lab), Signal::KILL),
+            "cancelled" => daemon.notify("cancel", json!({"stream": id})),
+            _ => {}
+        }
+        let turn = daemon.finish(id);
+        check_turn(&turn.events);
+        assert_eq!(turn.stop_reason(), stop_reason, "{script}: {turn:?}");
+        let parents = parents(&turn.events);
+        assert!(
+            !parents.is_empty() && parents.values().all(|parent| parent == script),
+            "{script}: {turn:?}"
+        );
+        told.extend(parents);
+        turn.thread().clone_into(&mut thread);
+    }
+
+    let parsed = Cli::new(&lab, ["parse-rollout", "--thread", &thread]).run();
+    assert_eq!((parsed.status, parsed.stderr.as_str()), (0, ""));
+    let parsed: Vec<Value> = parsed
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(parents(&parsed), told);
+
+    for (script, touched) in [("left", 1), ("killed", 0), ("cancelled", 1), ("ended", 1)] {
+        let nested: Vec<&str> = told
+            .iter()
+            .filter(|(_, parent)| *parent == script)
+            .map(|(id, _)| id.as_str())
+            .collect();
+        let output = Cli::new(&lab, ["mutate", "--thread", &thread])
+            .args(&nested)
+            .run();
+        let told: Value = serde_json::from_str(&output.stdout).unwrap();
+        assert_eq!(told["touched"], touched * nested.len(), "{script}: {told}");
+        let rollout = fs::read_to_string(&lab.rollouts(&thread)[0]).unwrap();
+        let consumed = rollout.lines().any(|line| {
+            line.contains("custom_tool_call_output")
+                && line.contains(&format!("\"{script}\""))
+                && line.contains("...(consumed)")
+        });
+        assert_eq!(consumed, touched == 1, "{script}");
+    }
+    drop(daemon);
+    lab.assert_quiet();
+}
+
+/// The calls that were made inside others, and in which.
+fn parents(events: &[Value]) -> HashMap<String, String> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    events
+        .iter()
+        .filter_map(|event| Some((text(&event["id"])?, text(&event["parent_id"])?)))
+        .collect()
+}
+
+/// The codex that runs in the lab.
+#[track_caller]
+fn codex_of(lab: &Lab) -> u32 {
+    let program = lab.codex().to_str().unwrap();
+    let found = ps::of(lab.root())
+        .into_iter()
+        .find(|process| process.command.starts_with(&format!("{program} exec")));
+    found.expect("it runs").pid
+}
+
+#[test]
+fn what_a_broken_script_called_is_its_own() {
+    for version in [CHANGED, NEWEST] {
+        if let Some(codex) = real(version) {
+            check_broken_scripts(&codex);
         }
     }
 }

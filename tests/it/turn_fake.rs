@@ -282,6 +282,29 @@ fn what_a_turn_has_open_is_not_idle() {
     );
 }
 
+/// A daemon that does not read holds codex up: that is no idleness of codex's.
+#[test]
+fn a_daemon_that_does_not_read_does_not_make_codex_idle() {
+    let lab = Lab::fake(Value::Null);
+    lab.config(json!({"idle_timeout_secs": 2}));
+    let event = json!({"type": "item.completed",
+        "item": {"id": "item_0", "type": "agent_message", "text": "x".repeat(200_000)}});
+    // More than all that is between codex and the daemon holds.
+    lab.script(begun([
+        json!({"events": {"count": 100, "event": event}}),
+        completed(),
+    ]));
+    let mut daemon = Daemon::start(&lab);
+    daemon.stop_reading();
+    let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+    // The time itself is what is tested.
+    std::thread::sleep(Duration::from_secs(4));
+    daemon.read_again();
+    let turn = daemon.finish(id);
+    assert_eq!(turn.stop_reason(), "end_turn", "{:?}", turn.error_code());
+    assert_eq!(turn.of("text_delta").count(), 100);
+}
+
 #[test]
 fn floods_are_drained_in_bounded_memory() {
     let lab = Lab::fake(Value::Null);

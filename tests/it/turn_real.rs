@@ -213,8 +213,17 @@ real_codex! {
                 "usage_limit",
                 false,
             ),
+            (
+                200,
+                json!({"code": "rate_limit_exceeded", "message": "Rate limit reached for gpt-5 on tokens per min (TPM)"}),
+                "usage_limit",
+                true,
+            ),
         ] {
-            let reply = json!([{"status": status, "body": body}]);
+            let reply = match status {
+                200 => json!([{"failed": body}]),
+                status => json!([{"status": status, "body": body}]),
+            };
             let lab = Lab::real(codex, reply);
             let output = Cli::new(&lab, ["turn", "--json", "hi"]).run();
             assert_eq!(output.status, 1, "{output:?}");
@@ -509,6 +518,29 @@ real_codex! {
             // From then on the new one goes on.
             let turn = daemon.turn(Daemon::prompt(&lab, "Sure?"));
             assert_eq!(turn.result()["thread_state"], "resumed");
+        }
+    }
+}
+
+real_codex! {
+    fn a_thread_whose_rollout_has_no_beginning_is_lost(codex: &Path) {
+        // What a full disk leaves, and what a power cut can.
+        for (what, keep) in [("an empty file", 0), ("half a line", 100)] {
+            let lab = Lab::real(codex, json!([{"text": "Hello Ada."}, {"text": "Ada."}]));
+            let mut daemon = Daemon::start(&lab);
+            let turn = daemon.turn(Daemon::prompt(&lab, "My name is Ada."));
+            let lost = turn.thread().to_owned();
+            let rollout = &lab.rollouts(&lost)[0];
+            fs::File::options().write(true).open(rollout).unwrap().set_len(keep).unwrap();
+            let turn = daemon.turn(conversation(&lab));
+            assert_eq!(turn.text(), "Ada.", "{what}: {turn:?}");
+            assert_eq!(turn.result()["thread_state"], "replaced", "{what}");
+            assert_eq!(lab.stored_thread().unwrap(), turn.thread(), "{what}");
+            assert_eq!(turn.result()["thread_usage"], usage(100, 10, 5, 1), "{what}");
+            daemon.log("warn", &lost);
+            let text = lab.model().requests().pop().unwrap().user_text();
+            assert!(text.contains("My name is Ada."), "{what}: {text}");
+            assert_eq!(fs::metadata(rollout).unwrap().len(), keep, "{what}: it is left as it was");
         }
     }
 }

@@ -206,6 +206,42 @@ fn only_the_answer_is_on_stdout() {
 }
 
 #[test]
+fn a_turn_that_waits_for_another_does_not_say_that_it_works() {
+    if programs::find("script").is_none() {
+        return;
+    }
+    let lab = Lab::fake(Value::Null);
+    lab.script(json!([{"touch": lab.path("started")}, {"wait_for": lab.path("go")}, "default"]));
+    let mut first = Cli::new(&lab, ["turn", "first"]).spawn();
+    wait_until("the first to start", || lab.path("started").exists());
+    let mut terminal = start(&lab, 80, "second", &[]).expect("script is there");
+    terminal.wait("0 s: waiting to start");
+    terminal.wait("1 s: waiting to start");
+    fs::write(lab.path("go"), "").unwrap();
+    assert!(cli::wait(&mut first, LIMIT).success());
+    terminal.wait("END 0");
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_is_a_failure() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(work(&lab));
+    fs::write(lab.path("go"), "").unwrap();
+    for arguments in ["hi > /dev/full", "--json hi > /dev/full"] {
+        let Some(mut terminal) = start(&lab, 80, arguments, &[]) else {
+            return;
+        };
+        terminal.wait("END 1");
+        let all = terminal.all();
+        assert!(
+            all.contains("cannot write to stdout: No space left on device"),
+            "{all}"
+        );
+        assert!(!all.contains("done"), "{all}");
+    }
+}
+
+#[test]
 fn a_pipe_gets_plain_lines() {
     let lab = Lab::fake(Value::Null);
     lab.script(work(&lab));
@@ -237,6 +273,8 @@ fn colour_and_a_live_line_are_for_who_wants_them() {
         ("hi", ("TERM", "dumb"), false, false),
         // A log would be written into the live line.
         ("hi", ("RUST_LOG", "warn"), true, false),
+        // Whoever reads the pipe may write on the same terminal.
+        ("hi | cat", ("LC_ALL", "C.UTF-8"), true, false),
         ("hi 2>&1 | cat", ("LC_ALL", "C.UTF-8"), false, false),
         (
             "--color=always hi 2>&1 | cat",

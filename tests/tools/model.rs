@@ -54,6 +54,8 @@ pub(crate) struct Reply {
     status: Option<u16>,
     headers: serde_json::Map<String, Value>,
     body: Value,
+    /// The `error` of a `response.failed` in place of `response.completed`.
+    failed: Value,
 
     /// Close the connection after so many events; `response.created` is the first.
     drop_after: Option<usize>,
@@ -557,16 +559,21 @@ fn stream_reply(
             .map(|item| json!({"type": "response.output_item.done", "item": item})),
     );
     let usage = reply.usage;
-    events.push(json!({"type": "response.completed", "response": {
-        "id": format!("resp_{number}"),
-        "usage": {
-            "input_tokens": usage.input,
-            "input_tokens_details": {"cached_tokens": usage.cached},
-            "output_tokens": usage.output,
-            "output_tokens_details": {"reasoning_tokens": usage.reasoning},
-            "total_tokens": usage.input + usage.output,
-        },
-    }}));
+    let id = format!("resp_{number}");
+    events.push(if reply.failed.is_null() {
+        json!({"type": "response.completed", "response": {
+            "id": id,
+            "usage": {
+                "input_tokens": usage.input,
+                "input_tokens_details": {"cached_tokens": usage.cached},
+                "output_tokens": usage.output,
+                "output_tokens_details": {"reasoning_tokens": usage.reasoning},
+                "total_tokens": usage.input + usage.output,
+            },
+        }})
+    } else {
+        json!({"type": "response.failed", "response": {"id": id, "error": reply.failed}})
+    });
     write!(
         writer,
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -9,7 +9,7 @@ use crate::codex::command::{self, Call, OLDEST};
 use crate::codex::home;
 use crate::config::{Config, LostThread, McpRegistration, Places};
 use crate::error::{Error, reason};
-use crate::sys::shell_word;
+use crate::sys::{Flag, shell_word};
 use crate::turn::session::{self, Stored};
 use rustix::fs::{Access, access};
 use serde::Deserialize;
@@ -31,14 +31,24 @@ const PACKAGE: &str = "@openai/codex@latest";
 const SERVER_PREFIX: &str = "plexum-host-";
 
 /// Runs every check that applies.
-pub(super) fn examine(places: &Places, workspace: Option<&Path>, report: &mut Report) {
+///
+/// Once `cancel` is raised codex is not waited for, and the report is worth nothing.
+pub(super) fn examine(
+    places: &Places,
+    workspace: Option<&Path>,
+    cancel: &Flag,
+    report: &mut Report,
+) {
     let mut doctor = Doctor {
         places,
         config: Config::default(),
         config_is_there: false,
+        cancel,
         report,
     };
-    doctor.config();
+    if !doctor.config() {
+        return;
+    }
     let home_is_sound = doctor.codex_home();
     if let Some(program) = doctor.codex() {
         doctor.systemd(&program);
@@ -54,14 +64,16 @@ pub(super) fn examine(places: &Places, workspace: Option<&Path>, report: &mut Re
 
 struct Doctor<'a> {
     places: &'a Places,
-    /// The defaults, until (and unless) the file could be read.
+    /// The defaults, until the file was read.
     config: Config,
     config_is_there: bool,
+    cancel: &'a Flag,
     report: &'a mut Report,
 }
 
 impl Doctor<'_> {
-    fn config(&mut self) {
+    /// The config file. The result says whether it is known what it asks for.
+    fn config(&mut self) -> bool {
         let path = self.places.config_file();
         match self.places.load_config() {
             Ok(loaded) => {
@@ -78,8 +90,12 @@ impl Doctor<'_> {
                 }
                 self.config = loaded.config;
                 self.config_is_there = loaded.found;
+                true
             }
-            Err(error) => self.report.fail("config", error.message()),
+            Err(error) => {
+                self.report.fail("config", error.message());
+                false
+            }
         }
     }
 
@@ -287,18 +303,42 @@ impl Doctor<'_> {
         }
         self.servers(program, &servers);
         let text = fs::read_to_string(&config_file).unwrap_or_default();
+        if let Some(argument) = self.profile() {
+            let message = format!(
+                "not looked at: \"extra_args\" has {argument}, and what a profile of codex asks for only a turn shows"
+            );
+            self.report.warn("login", message);
+            return;
+        }
         let provider = self
-            .config
-            .extra_args
-            .iter()
-            .find_map(|argument| argument.strip_prefix("model_provider="))
-            .map(|name| name.trim_matches('"').to_owned())
+            .setting("model_provider")
+            .map(|name| name.trim_matches(['"', '\'']).to_owned())
             .or_else(|| toml_text(&text, "model_provider"))
             .filter(|name| name != "openai");
         match provider {
             Some(provider) => self.provider(&provider, &text),
             None => self.login(program, &login),
         }
+    }
+
+    /// What codex's `-c`, in any of its spellings, sets in `extra_args`; the last one counts.
+    fn setting(&self, key: &str) -> Option<&str> {
+        let settings = self.config.extra_args.iter().rev().map(|argument| {
+            let argument = argument.strip_prefix("--config=").unwrap_or(argument);
+            argument.strip_prefix("-c").unwrap_or(argument)
+        });
+        let mut values = settings.filter_map(|setting| setting.split_once('='));
+        values.find_map(|(name, value)| (name.trim() == key).then(|| value.trim()))
+    }
+
+    /// The flag in `extra_args` by which codex is to take another profile of its config.
+    fn profile(&self) -> Option<&str> {
+        let mut arguments = self.config.extra_args.iter().map(String::as_str);
+        arguments.find(|argument| {
+            *argument == "--profile"
+                || argument.starts_with("--profile=")
+                || (argument.starts_with("-p") && !argument.starts_with("--"))
+        })
     }
 
     /// Entries of ours in codex's config that no longer lead anywhere.
@@ -367,7 +407,16 @@ impl Doctor<'_> {
 
     /// A provider of the operator's own, which needs no login but perhaps a key.
     fn provider(&mut self, provider: &str, text: &str) {
-        let key = toml_text(text, &format!("model_providers.{provider}.env_key"));
+        let table = format!("model_providers.{provider}");
+        // codex has a few of its own (ollama, lmstudio, ...), more with each version, so this is no failure.
+        if !text.contains(&table) && self.setting(&format!("{table}.base_url")).is_none() {
+            let message = format!(
+                "codex uses the provider '{provider}', which is none in its config.toml: one of codex's own?"
+            );
+            self.report.warn("login", message);
+            return;
+        }
+        let key = toml_text(text, &format!("{table}.env_key"));
         match key {
             None => self.report.ok(
                 "login",
@@ -563,7 +612,7 @@ impl Doctor<'_> {
             command.env_remove(name);
         }
         command.envs(built.env);
-        ask(command, LIMIT)
+        ask(command, LIMIT, self.cancel)
     }
 
     /// How to call this codex in a shell, for the same threads and login.
@@ -682,6 +731,9 @@ fn look_at_workspace(workspace: &Path) -> Result<String, String> {
             ))
         }
         Ok(_) => Ok(format!("{shown}")),
+        Err(_) if workspace.is_symlink() => Err(format!(
+            "{shown} is a link that leads nowhere; give another one"
+        )),
         Err(error) if error.kind() == io::ErrorKind::NotFound => could_be_made(workspace),
         Err(error) => Err(format!("cannot look at {shown}: {}", reason(&error))),
     }

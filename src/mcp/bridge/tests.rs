@@ -157,6 +157,7 @@ fn settings(base: &std::path::Path, mode: Mode) -> Settings {
         codex_home: base.to_owned(),
         codex: PathBuf::from("true"),
         codex_env: Vec::new(),
+        cancel: crate::sys::Flag::new().unwrap(),
     }
 }
 

@@ -84,6 +84,30 @@ impl<'a> Cli<'a> {
 
     /// Starts it with pipes to all its streams, for a test that does more than wait.
     pub(crate) fn spawn(&self) -> Child {
+        let mut command = self.command();
+        command.spawn().expect("the program can be started")
+    }
+
+    /// Starts it with these streams instead of pipes that are made for it.
+    pub(crate) fn spawn_with(&self, stdin: impl Into<Stdio>, stdout: impl Into<Stdio>) -> Child {
+        let mut command = self.command();
+        let command = command.stdin(stdin).stdout(stdout);
+        command.spawn().expect("the program can be started")
+    }
+
+    /// Runs it with a stdout whose reader has gone already: the exit status, and what it said on stderr.
+    #[track_caller]
+    pub(crate) fn run_unread(&self) -> (i32, String) {
+        let (reader, stdout) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut child = self.spawn_with(Stdio::null(), stdout);
+        let stderr = collect(child.stderr.take().expect("piped"));
+        let status = wait(&mut child, LIMIT);
+        let stderr = stderr.join().expect("the reader does not panic");
+        (status.code().unwrap_or(-1), stderr)
+    }
+
+    fn command(&self) -> Command {
         const PROGRAM: &str = env!("CARGO_BIN_EXE_plexum-openai");
         let mut command = Command::new(if self.plain { "setpriv" } else { PROGRAM });
         if self.plain {
@@ -103,7 +127,7 @@ impl<'a> Cli<'a> {
                 None => command.env_remove(name),
             };
         }
-        command.spawn().expect("the program can be started")
+        command
     }
 
     /// Runs it to its end.

@@ -1,0 +1,143 @@
+//! What is the same for every subcommand: a reader that has gone, a flag that is empty, a prompt or a list that
+//! cannot be read.
+
+use crate::support::{Cli, LIMIT, Lab, cli};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use serde_json::Value;
+use std::fs;
+use std::io::{Read, Write};
+
+#[test]
+fn a_reader_that_has_gone_is_no_error() {
+    let lab = Lab::fake(Value::Null);
+    fs::write(lab.path("rollout.jsonl"), "").unwrap();
+    for (args, status) in [
+        (&["--help"][..], 0),
+        (&["--version"], 0),
+        (&["manifest"], 0),
+        (&["man"], 0),
+        (&["completions", "bash"], 0),
+        // What it found stays its exit status.
+        (&["doctor"], 1),
+        (&["parse-rollout", "--summary", "../rollout.jsonl"], 0),
+        (&["mutate", "--rollout", "../rollout.jsonl", "x"], 0),
+    ] {
+        lab.config(serde_json::json!({"binary": "/nowhere"}));
+        let cli = Cli::new(&lab, args.iter().copied());
+        assert_eq!(cli.run_unread(), (status, String::new()), "{args:?}");
+    }
+}
+
+/// Whoever shares a pipe or a terminal may have put it into non-blocking mode.
+#[test]
+fn streams_that_do_not_block_are_waited_for() {
+    let lab = Lab::fake(Value::Null);
+    let line = |payload: Value| {
+        let line =
+            serde_json::json!({"timestamp": "t", "type": "response_item", "payload": payload});
+        line.to_string() + "\n"
+    };
+    let mut rollout = String::new();
+    for number in 0..40 {
+        let id = format!("call_{number}");
+        rollout += &line(
+            serde_json::json!({"type": "function_call", "call_id": id, "name": "x", "arguments": "{}"}),
+        );
+        rollout += &line(
+            serde_json::json!({"type": "function_call_output", "call_id": id, "output": "y".repeat(10_000)}),
+        );
+    }
+    let (stdin, mut feed) = std::io::pipe().unwrap();
+    let (mut told, stdout) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&stdin, true).unwrap();
+    rustix::io::ioctl_fionbio(&stdout, true).unwrap();
+    let mut child = Cli::new(&lab, ["parse-rollout"]).spawn_with(stdin, stdout);
+    // It waits for the rest, and for a reader, since a pipe holds 64 KiB.
+    let (go, gone) = std::sync::mpsc::channel();
+    let feeder = std::thread::spawn(move || {
+        let (half, rest) = rollout.split_at(rollout.len() / 2);
+        feed.write_all(half.as_bytes()).unwrap();
+        gone.recv().unwrap();
+        feed.write_all(rest.as_bytes()).unwrap();
+    });
+    let mut first = [0; 1];
+    told.read_exact(&mut first).unwrap();
+    go.send(()).unwrap();
+    let mut all = String::new();
+    told.read_to_string(&mut all).unwrap();
+    feeder.join().unwrap();
+    assert!(cli::wait(&mut child, LIMIT).success());
+    assert_eq!(all.lines().count(), 80);
+}
+
+#[test]
+fn an_empty_workspace_is_a_slip() {
+    let lab = Lab::fake(Value::Null);
+    for args in [
+        &["turn", "hi"][..],
+        &["parse-rollout"],
+        &["mutate", "x"],
+        &["doctor"],
+    ] {
+        let output = Cli::new(&lab, args.iter().copied())
+            .args(&["--workspace", ""])
+            .run();
+        assert_eq!((output.status, output.stdout.as_str()), (2, ""), "{args:?}");
+        assert_eq!(
+            output.stderr,
+            "plexum-openai: '--workspace' needs a folder\n"
+        );
+    }
+}
+
+#[test]
+fn a_tilde_that_the_shell_has_left_is_the_home_folder() {
+    let lab = Lab::fake(Value::Null);
+    let output = Cli::new(&lab, ["turn", "--workspace=~/agents/alice", "hi"]).run();
+    assert_eq!(output.status, 0, "{output:?}");
+    assert!(lab.path("home/agents/alice/.plexum-codex-session").exists());
+    assert!(!lab.path("workspace/~").exists());
+}
+
+#[test]
+fn what_is_no_workspace_is_told_and_none_is_made_for_nothing() {
+    let lab = Lab::fake(Value::Null);
+    fs::write(lab.path("workspace/file"), "").unwrap();
+    std::os::unix::fs::symlink("nowhere", lab.path("workspace/link")).unwrap();
+    for name in ["file", "link"] {
+        let output = Cli::new(&lab, ["turn", "-w", name, "hi"]).run();
+        let told = format!("plexum-openai: cannot use the workspace '{name}': Not a directory\n");
+        assert_eq!((output.status, output.stderr), (2, told));
+    }
+    for wrong in [
+        &["--color", "red", "hi"][..],
+        &["-i", "none.png", "hi"],
+        &[""],
+    ] {
+        let output = Cli::new(&lab, ["turn", "-w", "new"]).args(wrong).run();
+        assert_ne!(output.status, 0, "{output:?}");
+        assert!(!lab.path("workspace/new").exists(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn an_image_that_nobody_writes_is_not_waited_for() {
+    let lab = Lab::fake(Value::Null);
+    let fifo = lab.path("workspace/image.png");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let output = Cli::new(&lab, ["turn", "-i", "image.png", "hi"]).run();
+    assert!(
+        output.stderr.contains("is not a regular file"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn a_list_that_cannot_be_read_is_told() {
+    let lab = Lab::fake(Value::Null);
+    let output = Cli::new(&lab, ["mutate", "-w", ".", "--stdin"])
+        .stdin(*b"[\"\xff\"]")
+        .run();
+    let told = "plexum-openai: the list on stdin is not valid UTF-8\n";
+    assert_eq!((output.status, output.stderr.as_str()), (2, told));
+}
