@@ -613,7 +613,10 @@ fn a_daemon_that_reads_late_gets_all_at_the_end() {
         let mut daemon = Daemon::start(&lab);
         daemon.stop_reading();
         let id = start_endless(&mut daemon, &lab);
-        wait_until("codex to be gone", || ps::of(lab.root()).len() == 1);
+        // Buried, too: the turn has heard all of it then, and nothing can be cancelled any more.
+        wait_until("codex to be gone", || {
+            ps::of(lab.root()).len() == 1 && ps::zombies(daemon.pid()) == 0
+        });
         let start = Instant::now();
         let asked = match shutdown {
             true => Some(daemon.request("shutdown", json!({}))),
