@@ -31,8 +31,8 @@ use std::time::{Duration, Instant};
 /// How long turns may take to end, once everything is to end, before nobody waits for a daemon that does not
 /// read: with the last lines this keeps the exit within 5 s.
 const ENDING: Duration = Duration::from_millis(4000);
-/// How much longer the last lines may take to be written. A daemon that reads, however slowly, has the whole time
-/// of the end for them: what it does not get it cannot ask for again.
+/// How long the last lines may take to be written at least. A daemon that reads, however slowly, has the whole
+/// time of the end for them: what it does not get it cannot ask for again.
 const LAST_LINES: Duration = Duration::from_millis(500);
 /// How many lines may wait to be handled.
 const LINES_AHEAD: usize = 16;
@@ -121,9 +121,11 @@ fn run(
         unread: Ok(()),
     };
     let status = server.work(&receiver);
-    let now = Instant::now();
-    let ended = server.ending.map_or(now, |ending| ending.deadline.max(now));
-    let unwritten = server.outbox.close(ended + LAST_LINES);
+    let least = Instant::now() + LAST_LINES;
+    let deadline = server
+        .ending
+        .map_or(least, |ending| ending.deadline.max(least));
+    let unwritten = server.outbox.close(deadline);
     for (what, outcome) in [
         ("cannot read stdin", server.unread),
         ("cannot write to stdout", unwritten),

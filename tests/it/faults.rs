@@ -57,11 +57,11 @@ const FAULTS: &[Fault] = &[
     (34, "unknown methods, answers to nothing", &["protocol::lines_that_are_no_requests_are_answered_and_the_connection_lives_on", "protocol::what_is_tolerated_is_passed_over"]),
     (35, "an id in use", &["protocol::an_id_in_use_is_refused_and_the_first_undisturbed"]),
     (36, "`stream` before `init`", &["protocol::init_refuses_what_it_cannot_speak"]),
-    (37, "the end of stdin in the middle of a turn", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "faults::a_registration_that_hangs_ends_when_it_is_told_to", "protocol::the_end_of_stdin_ends_all", "protocol::what_is_tolerated_is_passed_over"]),
+    (37, "the end of stdin in the middle of a turn", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "faults::a_registration_that_hangs_ends_when_it_is_told_to", "protocol::a_daemon_that_reads_late_gets_all_at_the_end", "protocol::a_daemon_that_does_not_read_does_not_keep_the_plugin", "protocol::the_end_of_stdin_ends_all", "protocol::what_is_tolerated_is_passed_over"]),
     (38, "the daemon does not read", &["protocol::streams_in_non_blocking_mode_are_waited_for", "protocol::a_daemon_that_does_not_read_costs_no_memory_and_can_cancel"]),
     (39, "the daemon is gone", &["protocol::a_daemon_that_is_gone_is_a_quiet_end"]),
     (40, "SIGTERM, SIGINT, SIGKILL", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::signals_end_all_children_first", "protocol::a_new_plugin_waits_for_the_codex_of_a_killed_one", "faults::the_commands_of_the_real_codex_are_ended_with_it", "mcp::whatever_dies_in_a_call_nothing_is_left"]),
-    (41, "`tools.call` is never answered", &["mcp::a_call_without_an_answer_ends_with_the_turn"]),
+    (41, "`tools.call` is never answered", &["mcp::a_call_without_an_answer_ends_with_the_turn", "mcp::an_answer_that_cannot_be_used_ends_its_call", "mcp::every_answer_reaches_the_model"]),
     (42, "JSON 10,000 levels deep", &["protocol::json_of_any_depth_is_an_error"]),
     // The MCP socket.
     (43, "a stale socket, a live one", &["src/mcp/socket::a_dead_socket_is_replaced_and_a_live_one_is_not", "mcp::a_live_listener_is_not_stolen"]),

@@ -466,6 +466,8 @@ pub fn fuzz_mcp(data: &[u8]) {
             let answer = serde_json::from_slice(&line).map_err(|error| error.to_string());
             if let Some(answer) = session.answer(key, answer) {
                 one_line_of_json(&answer);
+                // What codex reads it with is stricter than the grammar.
+                assert!(serde_json::from_str::<Value>(&answer).is_ok(), "{answer}");
             }
             assert!(session.answer(key, Err("again".to_owned())).is_none());
         }
