@@ -91,7 +91,7 @@ pub(crate) const EXIT_STATUS: &[Topic] = &[
     ("2", "The command line or the config is wrong."),
     (
         "130, 143",
-        "Ended by SIGINT or SIGTERM, every child process gone first. For `serve` that is a proper end: 0.",
+        "Ended by SIGINT or SIGTERM, every child process gone first.",
     ),
 ];
 

@@ -25,6 +25,8 @@ pub(crate) const LONGEST_LINE: usize = 16 << 20;
 const STDERR_KEPT: usize = 8 << 10;
 /// What is read at once. The pipe is asked to hold as much.
 const READ_AT_ONCE: usize = 256 << 10;
+/// What a pipe holds at most, in bytes, unless root has allowed more.
+const LARGEST_PIPE: usize = 1 << 20;
 /// How long codex may live on after it has closed its stdout.
 const AFTER_STDOUT: Duration = Duration::from_secs(1);
 /// How long a process that codex left may hold the pipe after codex's exit.
@@ -300,7 +302,7 @@ impl Child {
             Then::Abandon => {
                 sys::signal_group(self.pid, Signal::KILL);
                 self.exited = true;
-                self.stdout = None;
+                self.read_what_is_left();
                 self.stderr = None;
                 self.lines.finish();
             }
@@ -399,6 +401,19 @@ impl Child {
                 .and_then(|rest| rest.trim().parse().ok());
             if self.spawn_error.is_some() {
                 self.lines = Lines::default();
+            }
+        }
+    }
+
+    /// Reads what is in the pipe, and no more: whoever is asked to wait for the turn's words takes his time, and
+    /// what codex said before its exit counts all the same.
+    fn read_what_is_left(&mut self) {
+        let mut room = LARGEST_PIPE;
+        if let Some(mut stdout) = self.stdout.take() {
+            while let Ok(length @ 1..) = self.lines.read_from(&mut stdout)
+                && length < room
+            {
+                room -= length;
             }
         }
     }

@@ -678,6 +678,24 @@ fn a_lost_thread_is_told() {
 }
 
 #[test]
+fn a_thread_that_a_full_disk_has_left_is_told() {
+    let lab = Lab::fake(healthy());
+    fs::write(lab.session_file(), THREAD).unwrap();
+    let folder = lab.codex_home().join("archived_sessions");
+    fs::create_dir(&folder).unwrap();
+    let rollout = folder.join(format!("rollout-2026-11-21T12-06-56-{THREAD}.jsonl"));
+    fs::write(rollout, "").unwrap();
+    let (status, message) = check_named(&lab, "rollout");
+    assert_eq!(status, "warn");
+    assert!(
+        message.contains(
+            ".jsonl is empty, and codex goes on with no such thread; the next turn starts a new one"
+        ),
+        "{message}"
+    );
+}
+
+#[test]
 fn a_thread_that_another_codex_holds_is_told() {
     let lab = Lab::fake(healthy());
     fs::write(lab.session_file(), THREAD).unwrap();

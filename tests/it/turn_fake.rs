@@ -305,6 +305,31 @@ fn a_daemon_that_does_not_read_does_not_make_codex_idle() {
     assert_eq!(turn.of("text_delta").count(), 100);
 }
 
+/// What codex has said before its end counts, however late the daemon takes it.
+#[test]
+fn the_last_words_wait_for_a_daemon_that_does_not_read() {
+    let lab = Lab::fake(Value::Null);
+    let event = json!({"type": "item.completed",
+        "item": {"id": "item_0", "type": "agent_message", "text": "x".repeat(200_000)}});
+    // Enough to hold the turn up, and little enough for the pipe, which the fake makes large, to take the rest.
+    lab.script(begun([
+        json!({"events": {"count": 24, "event": event}}),
+        completed(),
+    ]));
+    let mut daemon = Daemon::start(&lab);
+    daemon.stop_reading();
+    let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+    wait_until("codex to end", || {
+        lab.fake_prompts().len() == 1 && ps::of(lab.root()).len() == 1
+    });
+    // Longer than anything is waited for after that: the time itself is what is tested.
+    std::thread::sleep(Duration::from_secs(1));
+    daemon.read_again();
+    let turn = daemon.finish(id);
+    assert_eq!(turn.stop_reason(), "end_turn", "{:?}", turn.error_code());
+    assert_eq!(turn.of("text_delta").count(), 24);
+}
+
 #[test]
 fn floods_are_drained_in_bounded_memory() {
     let lab = Lab::fake(Value::Null);

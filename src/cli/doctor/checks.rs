@@ -521,26 +521,36 @@ impl Doctor<'_> {
         }
     }
 
+    /// What becomes of a thread that codex cannot go on with.
+    fn lost_thread(&mut self, what: &str) {
+        match self.config.lost_thread {
+            LostThread::Replay => self.report.warn(
+                "rollout",
+                format!("{what}; the next turn starts a new one with the conversation that the daemon has"),
+            ),
+            LostThread::Fresh => self
+                .report
+                .warn("rollout", format!("{what}; the next turn starts a new, empty one")),
+            LostThread::Error => self.report.fail(
+                "rollout",
+                format!(
+                    "{what}, and \"lost_thread\" is \"error\"; {}",
+                    self.set(&[("lost_thread", "replay")], &[])
+                ),
+            ),
+        }
+    }
+
     /// The rollout of the workspace's thread, and who may write to it.
     fn thread(&mut self, thread: &str) {
         let home = self.places.codex_home(&self.config);
         let rollout = match home::find_rollout(&home, thread) {
             Ok(Some(rollout)) => rollout,
             Ok(None) => {
-                let what = format!("codex has no thread {thread} in {}", home.display());
-                match self.config.lost_thread {
-                    LostThread::Replay => self.report.warn(
-                        "rollout",
-                        format!("{what}; the next turn starts a new one with the conversation that the daemon has"),
-                    ),
-                    LostThread::Fresh => self
-                        .report
-                        .warn("rollout", format!("{what}; the next turn starts a new, empty one")),
-                    LostThread::Error => self.report.fail(
-                        "rollout",
-                        format!("{what}, and \"lost_thread\" is \"error\"; {}", self.set(&[("lost_thread", "replay")], &[])),
-                    ),
-                }
+                self.lost_thread(&format!(
+                    "codex has no thread {thread} in {}",
+                    home.display()
+                ));
                 return;
             }
             Err(error) => {
@@ -563,6 +573,15 @@ impl Doctor<'_> {
                 return;
             }
         };
+        if metadata.len() == 0 {
+            // As a full disk leaves it.
+            let what = format!(
+                "{} is empty, and codex goes on with no such thread",
+                rollout.display()
+            );
+            self.lost_thread(&what);
+            return;
+        }
         self.report.ok(
             "rollout",
             format!("{} ({} bytes)", rollout.display(), metadata.len()),
