@@ -3,7 +3,7 @@
 //! One that is right passes byte for byte. One member that is wrong and the call fails as a whole, with an error
 //! that tells the model nothing: so a block goes without such a member where MCP can do without, and one of a
 //! type that this client does not know, or without what its type needs, becomes text. What is right was measured:
-//! it is what both 0.135 and 0.169 take.
+//! it is what 0.135, 0.148, 0.155 and 0.169 all take.
 
 use super::content::{quoted, text};
 use super::server::Version;
@@ -68,7 +68,9 @@ struct Resource<'a> {
 #[expect(dead_code, reason = "only whether they can be read is of interest")]
 struct Annotations {
     audience: Option<Vec<Role>>,
-    priority: Option<f64>,
+    /// A fraction is as right, and is what MCP's own examples have; but 0.148 and 0.155 refuse the whole result
+    /// for one.
+    priority: Option<u64>,
     #[serde(rename = "lastModified")]
     last_modified: Option<String>,
 }

@@ -247,7 +247,7 @@ mod tests {
                 "",
                 r#","annotations":null,"_meta":null"#,
                 r#","annotations":{},"_meta":{"a":1}"#,
-                r#","annotations":{"audience":["user","assistant"],"priority":0.5,"x":[1]}"#,
+                r#","annotations":{"audience":["user","assistant"],"priority":1,"x":[0.5]}"#,
                 r#","annotations":{"lastModified":"2025-01-12T15:00:58Z"}"#,
                 r#","annotations":{"lastModified":"2025-12-31T23:59:59.123-08:30"}"#,
                 r#","unknown":3"#,
@@ -284,6 +284,7 @@ mod tests {
             (text(r#","annotations":{"audience":["robot"]}"#), text("")),
             (text(r#","annotations":{"audience":"user"}"#), text("")),
             (text(r#","annotations":{"priority":"1"}"#), text("")),
+            (text(r#","annotations":{"priority":0.5}"#), text("")),
             (
                 text(r#","annotations":{"lastModified":"yesterday"}"#),
                 text(""),
