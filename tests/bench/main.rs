@@ -195,7 +195,13 @@ impl Bench {
                 time < most,
             )?;
         }
-        Ok(())
+        let size = fs::metadata(PROGRAM)?.len() as f64 / 1e6;
+        self.row(
+            "the program",
+            &format!("{size:.2} MB"),
+            "< 2 MB",
+            size < 2.0,
+        )
     }
 
     fn parse_rollout(&mut self, file: &Path, truth: &Truth) -> Result<()> {
