@@ -213,7 +213,7 @@ impl Bench {
         ))?;
         self.right(file, truth)?;
         let (mut ours, mut wc) = (Vec::new(), Vec::new());
-        for _ in 0..9 {
+        for _ in 0..31 {
             wc.push(run(Command::new("wc").arg("-l").arg(file))?);
             ours.push(run(Command::new(PROGRAM).arg("parse-rollout").arg(file))?);
         }
