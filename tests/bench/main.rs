@@ -397,7 +397,7 @@ impl Bench {
             "hi",
         ];
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for round in 0..16 {
+        for round in 0..40 {
             let one = run(place.command(&codex).args(bare))?;
             let other = run(place
                 .command(PROGRAM)
