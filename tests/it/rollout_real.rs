@@ -65,6 +65,15 @@ fn paired(turn: &Turn) -> Vec<Value> {
         .collect()
 }
 
+/// The events that `parse-rollout` finds in the rollout of a thread, without a complaint.
+#[track_caller]
+fn parsed(lab: &Lab, thread: &str) -> Vec<Value> {
+    let output = Cli::new(lab, ["parse-rollout", "--thread", thread]).run();
+    assert_eq!((output.status, output.stderr.as_str()), (0, ""));
+    let events = output.stdout.lines().map(serde_json::from_str);
+    events.collect::<Result<_, _>>().expect("lines of JSON")
+}
+
 /// Text with what differs between versions left out: the order of calls and texts of a turn.
 fn told(turn: &Turn) -> Vec<String> {
     let events = turn.events.iter().filter_map(|event| {
@@ -173,13 +182,7 @@ fn check_calls(codex: &Path) {
     let used: Vec<&Value> = second.of("tool_use").map(|used| &used["id"]).collect();
     assert_eq!(used, ["call_again"]);
 
-    let parsed = Cli::new(&lab, ["parse-rollout", "--thread", first.thread()]).run();
-    assert_eq!((parsed.status, parsed.stderr.as_str()), (0, ""));
-    let parsed: Vec<Value> = parsed
-        .stdout
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let parsed = parsed(&lab, first.thread());
     assert_eq!(parsed, [paired(&first), paired(&second)].concat());
     drop(daemon);
     lab.assert_quiet();
@@ -287,13 +290,7 @@ fn check_code_mode(codex: &Path, commands: bool) {
         assert_eq!(content("exec_command"), r#""slow\n""#);
     }
 
-    let parsed = Cli::new(&lab, ["parse-rollout", "--thread", turn.thread()]).run();
-    assert_eq!((parsed.status, parsed.stderr.as_str()), (0, ""));
-    let parsed: Vec<Value> = parsed
-        .stdout
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let parsed = parsed(&lab, turn.thread());
     assert_eq!(parsed, paired(&turn));
     drop(daemon);
     lab.assert_quiet();
@@ -358,13 +355,7 @@ fn check_broken_scripts(codex: &Path) {
         turn.thread().clone_into(&mut thread);
     }
 
-    let parsed = Cli::new(&lab, ["parse-rollout", "--thread", &thread]).run();
-    assert_eq!((parsed.status, parsed.stderr.as_str()), (0, ""));
-    let parsed: Vec<Value> = parsed
-        .stdout
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let parsed = parsed(&lab, &thread);
     assert_eq!(parents(&parsed), told);
 
     for (script, touched) in [("left", 1), ("killed", 0), ("cancelled", 1), ("ended", 1)] {
