@@ -693,6 +693,7 @@ mod tests {
         }
     }
 
+    // fault: 63
     #[test]
     fn nothing_is_the_defaults() {
         for text in ["", "  \n", "{}"] {
@@ -754,6 +755,7 @@ mod tests {
         );
     }
 
+    // fault: 64
     #[test]
     fn an_unknown_key_is_a_warning_with_the_nearest() {
         let (_, warnings) = parse("{\"binry\":\"x\",\"zzz\":[1]}").unwrap();

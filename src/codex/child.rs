@@ -689,6 +689,7 @@ mod tests {
         }
     }
 
+    // fault: 13
     #[test]
     fn a_line_too_long_is_skipped_and_the_next_counts() {
         let mut text = vec![b'x'; 40 << 20];

@@ -500,6 +500,7 @@ mod tests {
         );
     }
 
+    // fault: 14
     #[test]
     fn what_is_odd_is_still_read() {
         check(

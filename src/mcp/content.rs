@@ -408,6 +408,7 @@ mod tests {
         }
     }
 
+    // fault: 50
     /// What is over the line is cut to just under it, is an error, says so first, and stays JSON.
     #[test]
     fn what_codex_would_drop_is_cut() {

@@ -296,6 +296,7 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
+    // fault: 47
     #[test]
     fn names_are_stable_short_and_never_shared() {
         for (id, expected) in [

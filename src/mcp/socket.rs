@@ -449,6 +449,7 @@ mod tests {
         names
     }
 
+    // fault: 44
     #[test]
     fn the_folder_is_the_first_that_is_ours_and_short_enough() {
         let base = tempfile::tempdir().unwrap();
@@ -485,6 +486,7 @@ mod tests {
         }
     }
 
+    // fault: 45
     #[test]
     fn a_folder_that_is_not_private_is_refused() {
         let base = tempfile::tempdir().unwrap();
@@ -537,6 +539,7 @@ mod tests {
         }
     }
 
+    // fault: 45
     #[test]
     fn a_socket_is_private_and_leaves_nothing() {
         let base = tempfile::tempdir().unwrap();
@@ -558,6 +561,7 @@ mod tests {
         assert_eq!(names(&folder), [""; 0]);
     }
 
+    // fault: 43
     #[test]
     fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
         let base = tempfile::tempdir().unwrap();

@@ -546,6 +546,7 @@ mod tests {
         );
     }
 
+    // fault: 56
     #[test]
     fn long_lines_are_held_only_if_wanted() {
         let long = format!(

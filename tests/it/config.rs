@@ -32,6 +32,7 @@ fn check_refused(lab: &Lab, shown: &str, parts: &[&str]) {
     );
 }
 
+// fault: 64
 #[test]
 fn what_is_wrong_is_told_with_its_place() {
     let lab = Lab::fake(Value::Null);
@@ -73,6 +74,7 @@ fn what_is_wrong_is_told_with_its_place() {
     check_refused(&lab, "invalid UTF-8", &[]);
 }
 
+// fault: 65
 #[test]
 fn what_is_no_file_is_refused_and_never_waited_for() {
     for kind in ["folder", "fifo", "large", "dangling"] {
@@ -95,6 +97,7 @@ fn what_is_no_file_is_refused_and_never_waited_for() {
     }
 }
 
+// fault: 63
 #[test]
 fn what_is_fine_is_fine() {
     for config in [

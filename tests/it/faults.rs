@@ -1,5 +1,5 @@
-//! Every fault that is to be survived, by number: what happens, and which tests inject it. Those that have no
-//! better place follow below the table.
+//! Faults of the processes around the plugin, and of the machine, that have no better place. Which test injects
+//! which fault says its `// fault: N` tag; the numbers are listed in `fault_list`.
 
 use crate::programs;
 use crate::support::codex::real_codex;
@@ -12,112 +12,6 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-
-/// A fault: its number, its name, and its tests as `file::name`, below `tests/it` or, where it says so, `src`.
-type Fault = (usize, &'static str, &'static [&'static str]);
-
-#[rustfmt::skip]
-const FAULTS: &[Fault] = &[
-    // The codex process.
-    (1, "codex is not found", &["turn_fake::a_codex_that_cannot_be_started_is_told_apart"]),
-    (2, "the workspace is gone or closed", &["turn_fake::a_workspace_that_cannot_be_is_told", "faults::a_workspace_that_vanishes_or_is_closed_is_told"]),
-    (3, "the interpreter of the script is missing", &["turn_fake::a_codex_that_cannot_be_started_is_told_apart"]),
-    (4, "not executable, another machine's, empty", &["turn_fake::a_codex_that_cannot_be_started_is_told_apart"]),
-    (5, "exits 0 without an event", &["turn_fake::a_codex_that_says_nothing_of_its_end"]),
-    (6, "dies in the middle of a line", &["turn_fake::a_codex_that_says_nothing_of_its_end"]),
-    (7, "killed by a signal", &["faults::the_signal_that_killed_codex_is_named", "faults::an_exit_status_is_known_where_sigchld_was_ignored", "turn_fake::a_codex_that_says_nothing_of_its_end"]),
-    (8, "hangs silently, or only seems to", &["turn_fake::a_codex_that_hangs_is_ended", "turn_fake::what_a_turn_has_open_is_not_idle", "turn_fake::a_daemon_that_does_not_read_does_not_make_codex_idle", "faults::codex_is_ended_in_steps"]),
-    (9, "floods stderr", &["turn_fake::floods_are_drained_in_bounded_memory"]),
-    (10, "closes stdout and lives on", &["turn_fake::a_codex_that_hangs_is_ended"]),
-    (11, "exits while a grandchild holds the pipe", &["faults::what_stays_on_purpose_stays_and_what_holds_a_pipe_does_not", "turn_fake::what_holds_the_pipes_is_waited_for_in_bounds"]),
-    (12, "invalid UTF-8, NUL, BOM, CR LF, blank lines", &["turn_fake::bytes_that_are_no_events_are_passed_over"]),
-    (13, "a line of 200 MB", &["turn_fake::floods_are_drained_in_bounded_memory", "src/codex/child::a_line_too_long_is_skipped_and_the_next_counts"]),
-    (14, "unknown events, items, fields", &["turn_fake::bytes_that_are_no_events_are_passed_over", "src/codex/events::what_is_odd_is_still_read"]),
-    (15, "`turn.completed` twice, events after the end", &["turn_fake::a_turn_has_one_end"]),
-    (16, "`turn.completed`, then a status that is not 0", &["turn_fake::a_turn_has_one_end"]),
-    (17, "`turn.failed`, then exit 0", &["turn_fake::a_turn_has_one_end"]),
-    (18, "a thread id that was not asked for, a second, none", &["turn_fake::thread_ids_are_checked"]),
-    (19, "prompts that look like flags, are long, have NUL", &["turn_real::prompts_reach_the_model_whole_by_stdin", "turn_real::prompts_reach_the_model_whole_by_argument", "protocol::bad_parameters_are_named_and_start_nothing"]),
-    (20, "codex does not read its stdin", &["turn_fake::a_prompt_that_is_not_read_is_no_hang"]),
-    (21, "EAGAIN, EMFILE, ENOMEM on spawn", &["faults::a_spawn_that_fails_is_typed", "turn_fake::a_lack_of_processes_is_an_error_and_no_end"]),
-    (22, "ignores INT and TERM; many turns", &["faults::a_cancel_ends_all_of_a_turn_in_time", "faults::a_guard_that_is_stopped_leaves_nothing_either", "protocol::many_turns_leave_nothing_open", "soak::a_long_run_leaves_nothing"]),
-    (23, "cancelled before the spawn, and against the end", &["protocol::cancel_reaches_a_turn_that_waits_for_its_workspace", "turn_fake::a_turn_can_be_cancelled_at_every_point_of_its_life"]),
-    (24, "200 turns at once", &["faults::two_hundred_turns_at_once_are_each_whole_and_small"]),
-    // The session file.
-    (25, "absent, empty", &["session::absent_and_empty_are_a_new_thread"]),
-    (26, "garbage, arguments in it", &["session::what_is_no_uuid_is_set_aside", "turn_real::a_session_file_cannot_bring_arguments"]),
-    (27, "a symlink, a folder, a FIFO", &["session::what_is_no_file_is_refused"]),
-    (28, "read-only, full, failing disk", &["faults::a_disk_that_takes_nothing_keeps_the_old_thread", "faults::a_save_is_the_old_id_or_the_new_one"]),
-    (29, "a crash while it is saved", &["faults::a_save_is_the_old_id_or_the_new_one", "session::a_stale_temporary_file_does_no_harm"]),
-    (30, "two turns in one workspace", &["protocol::turns_of_one_workspace_run_in_order", "session::two_processes_take_turns_in_one_workspace", "faults::a_workspace_that_stays_taken_is_busy"]),
-    (31, "codex does not know the thread", &["session::an_unknown_thread_is_tried_once_and_replaced", "turn_real::a_lost_thread_is_replaced_with_the_conversation", "faults::a_turn_that_has_begun_always_ends"]),
-    (32, "the thread is open elsewhere", &["session::a_thread_that_is_open_elsewhere_is_busy"]),
-    // The daemon.
-    (33, "bad JSON, invalid UTF-8, a line over the cap", &["protocol::lines_that_are_no_requests_are_answered_and_the_connection_lives_on", "protocol::a_line_over_the_cap_is_skipped_and_answered"]),
-    (34, "unknown methods, answers to nothing", &["protocol::lines_that_are_no_requests_are_answered_and_the_connection_lives_on", "protocol::what_is_tolerated_is_passed_over"]),
-    (35, "an id in use", &["protocol::an_id_in_use_is_refused_and_the_first_undisturbed"]),
-    (36, "`stream` before `init`", &["protocol::init_refuses_what_it_cannot_speak"]),
-    (37, "the end of stdin in the middle of a turn", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "faults::a_registration_that_hangs_ends_when_it_is_told_to", "protocol::a_daemon_that_reads_late_gets_all_at_the_end", "protocol::a_daemon_that_does_not_read_does_not_keep_the_plugin", "protocol::the_end_of_stdin_ends_all", "protocol::what_is_tolerated_is_passed_over"]),
-    (38, "the daemon does not read", &["protocol::streams_in_non_blocking_mode_are_waited_for", "protocol::a_daemon_that_does_not_read_costs_no_memory_and_can_cancel"]),
-    (39, "the daemon is gone", &["protocol::a_daemon_that_is_gone_is_a_quiet_end"]),
-    (40, "SIGTERM, SIGINT, SIGKILL", &["faults::the_end_comes_within_five_seconds_whatever_codex_does", "protocol::signals_end_all_children_first", "protocol::a_new_plugin_waits_for_the_codex_of_a_killed_one", "faults::the_commands_of_the_real_codex_are_ended_with_it", "mcp::whatever_dies_in_a_call_nothing_is_left"]),
-    (41, "`tools.call` is never answered", &["mcp::a_call_without_an_answer_ends_with_the_turn", "mcp::an_answer_that_cannot_be_used_ends_its_call", "mcp::every_answer_reaches_the_model"]),
-    (42, "JSON 10,000 levels deep", &["protocol::json_of_any_depth_is_an_error"]),
-    // The MCP socket.
-    (43, "a stale socket, a live one", &["src/mcp/socket::a_dead_socket_is_replaced_and_a_live_one_is_not", "mcp::a_live_listener_is_not_stolen"]),
-    (44, "a path over 107 bytes", &["src/mcp/socket::the_folder_is_the_first_that_is_ours_and_short_enough"]),
-    (45, "a folder of others", &["mcp::a_folder_of_others_is_refused", "src/mcp/socket::a_folder_that_is_not_private_is_refused", "src/mcp/socket::a_socket_is_private_and_leaves_nothing"]),
-    (46, "another user, agent, turn", &["mcp::another_user_is_refused", "mcp::a_host_of_another_turn_is_refused", "src/mcp/bridge::only_this_turns_own_host_gets_in"]),
-    (47, "names that become equal", &["src/mcp/register::names_are_stable_short_and_never_shared", "mcp::agents_have_their_own_tools_alone"]),
-    (48, "a connection dropped in a call", &["mcp::whatever_dies_in_a_call_nothing_is_left", "src/mcp/bridge::what_nobody_waits_for_is_taken_back"]),
-    (49, "a slow tool", &["src/mcp/server::calls_are_answered_in_any_order_and_once", "mcp::five_hundred_calls_at_once"]),
-    (50, "a result over 16 MiB", &["src/mcp/content::what_codex_would_drop_is_cut", "src/mcp/bridge::long_lines_are_bounded_both_ways"]),
-    (51, "half a request, 100 connections", &["src/mcp/bridge::connections_that_say_nothing_keep_nobody_out"]),
-    (52, "a tool that is gone or named twice", &["src/mcp/server::each_message_has_its_answer_or_none", "src/mcp/server::a_tool_that_cannot_be_offered_as_it_is_is_warned_of", "mcp::the_tools_can_change_while_codex_runs"]),
-    // Rollout files.
-    (53, "torn and bad lines", &["src/rollout/mutate::random_rollouts_are_consumed_right", "src/rollout/mutate::every_shape_is_consumed"]),
-    (54, "duplicate ids, halves of pairs", &["src/rollout/mutate::ids_that_come_twice_are_paired_in_order", "src/rollout/mutate::what_has_no_other_half_is_missing"]),
-    (55, "outputs of every shape", &["src/rollout/mutate::every_shape_is_consumed", "src/rollout/mutate::copies_in_a_compacted_history_are_consumed_too"]),
-    (56, "4 GB", &["faults::a_huge_rollout_is_read_and_rewritten_in_bounded_memory", "src/rollout/lines::long_lines_are_held_only_if_wanted"]),
-    (57, "replaced or grown meanwhile", &["src/rollout/mutate::a_change_in_between_is_noticed"]),
-    (58, "codex holds the thread", &["src/rollout/mutate::a_thread_in_use_is_busy", "mutate_faults::two_runs_do_not_meet"]),
-    (59, "mode, owner, times, links", &["src/rollout/mutate::a_file_is_rewritten_in_place", "src/rollout/mutate::what_cannot_be_replaced_whole_is_refused"]),
-    (60, "disk full, I/O error, killed", &["mutate_faults::the_old_file_or_the_new_one"]),
-    (61, "nothing to change", &["src/rollout/mutate::a_file_is_rewritten_in_place"]),
-    (62, "a marker longer than the output", &["src/rollout/mutate::a_marker_is_cut_to_what_fits"]),
-    // The config file.
-    (63, "absent, empty, unreadable", &["src/config::nothing_is_the_defaults", "config::what_is_fine_is_fine", "faults::a_config_that_cannot_be_read_is_an_error"]),
-    (64, "bad JSON, wrong types, unknown keys", &["config::what_is_wrong_is_told_with_its_place", "src/config::an_unknown_key_is_a_warning_with_the_nearest"]),
-    (65, "a folder, a FIFO, 100 MB", &["config::what_is_no_file_is_refused_and_never_waited_for"]),
-];
-
-#[test]
-fn every_fault_has_its_test() {
-    let numbers: Vec<usize> = FAULTS.iter().map(|(number, _, _)| *number).collect();
-    assert_eq!(numbers, (1..=65).collect::<Vec<_>>());
-    for (number, what, tests) in FAULTS {
-        assert!(!tests.is_empty(), "{number}, {what}");
-        for test in *tests {
-            let (file, name) = test.split_once("::").expect("file::name");
-            let path = match file.starts_with("src/") {
-                true => file.to_owned(),
-                false => format!("tests/it/{file}"),
-            };
-            // The tests of a module are at its end, or in a file of their own.
-            let source: String = [format!("{path}.rs"), format!("{path}/tests.rs")]
-                .iter()
-                .filter_map(|path| {
-                    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).ok()
-                })
-                .collect();
-            // A test, or what the macro for the real codex makes one of.
-            let head = source.split(&format!("fn {name}(")).next().unwrap_or("");
-            let is_test = head.len() < source.len()
-                && (head.trim_end().ends_with(']') || head.contains("real_codex! {"));
-            assert!(is_test, "{number}, {what}: no test {test}");
-        }
-    }
-}
 
 /// A turn of the fake codex that has begun: its first steps.
 fn begun(steps: impl IntoIterator<Item = Value>) -> Value {
@@ -192,6 +86,7 @@ fn traced(lab: &Lab, strace: &Path, options: &[&str], arguments: &[&str]) -> Out
     child.wait_with_output().unwrap()
 }
 
+// fault: 2
 #[test]
 fn a_workspace_that_vanishes_or_is_closed_is_told() {
     // It is removed while a turn waits for it.
@@ -232,6 +127,7 @@ fn a_workspace_that_vanishes_or_is_closed_is_told() {
     );
 }
 
+// fault: 63
 #[test]
 fn a_config_that_cannot_be_read_is_an_error() {
     let Some(strace) = programs::find("strace") else {
@@ -252,6 +148,7 @@ fn a_config_that_cannot_be_read_is_an_error() {
     assert_eq!(lab.fake_runs().len(), 0);
 }
 
+// fault: 7
 #[test]
 fn the_signal_that_killed_codex_is_named() {
     let lab = Lab::fake(Value::Null);
@@ -279,6 +176,7 @@ fn the_signal_that_killed_codex_is_named() {
     assert!(cores.len() <= 1, "{cores:?}");
 }
 
+// fault: 7
 /// Who starts the plugin may have SIGCHLD ignored, which is inherited.
 #[test]
 fn an_exit_status_is_known_where_sigchld_was_ignored() {
@@ -309,6 +207,7 @@ fn an_exit_status_is_known_where_sigchld_was_ignored() {
     assert!(doctor.status.success(), "{doctor:?}");
 }
 
+// fault: 8
 #[test]
 fn codex_is_ended_in_steps() {
     let lab = Lab::fake(Value::Null);
@@ -341,6 +240,7 @@ fn codex_is_ended_in_steps() {
     assert_eq!(fs::read_to_string(lab.path("got")).unwrap(), "INT\nTERM\n");
 }
 
+// fault: 22
 #[test]
 fn a_cancel_ends_all_of_a_turn_in_time() {
     let obedient = |lab: &Lab| {
@@ -377,6 +277,7 @@ fn a_cancel_ends_all_of_a_turn_in_time() {
     }
 }
 
+// fault: 22
 /// The guard is what ends codex and its commands. One that cannot is ended with all that it would have ended.
 #[test]
 fn a_guard_that_is_stopped_leaves_nothing_either() {
@@ -415,6 +316,7 @@ fn a_guard_that_is_stopped_leaves_nothing_either() {
     }
 }
 
+// fault: 40
 real_codex! {
     /// The real codex is asked first: it records the turn as aborted. What its tool has started in a session of
     /// its own, and does not end when it is told to, is ended all the same, when the plugin is killed too; and
@@ -489,6 +391,7 @@ real_codex! {
     }
 }
 
+// fault: 37, 40
 #[test]
 fn the_end_comes_within_five_seconds_whatever_codex_does() {
     for (how, status) in [
@@ -514,6 +417,7 @@ fn the_end_comes_within_five_seconds_whatever_codex_does() {
     }
 }
 
+// fault: 37
 /// codex is also run for its config, before the turn's own codex: that ends as soon.
 #[test]
 fn a_registration_that_hangs_ends_when_it_is_told_to() {
@@ -560,6 +464,7 @@ fn a_registration_that_hangs_ends_when_it_is_told_to() {
     }
 }
 
+// fault: 11
 #[test]
 fn what_stays_on_purpose_stays_and_what_holds_a_pipe_does_not() {
     let lab = Lab::fake(Value::Null);
@@ -603,6 +508,7 @@ fn what_stays_on_purpose_stays_and_what_holds_a_pipe_does_not() {
     }
 }
 
+// fault: 21
 /// The kernel's refusals to make a process, a thread, a pipe, one at a time, in plugin and guard: the turn ends
 /// with a word that says so, or nothing came of it.
 #[test]
@@ -646,6 +552,7 @@ fn a_spawn_that_fails_is_typed() {
     }
 }
 
+// fault: 31
 /// Where the second codex cannot even be started, after the first has said something.
 #[test]
 fn a_turn_that_has_begun_always_ends() {
@@ -670,6 +577,7 @@ fn a_turn_that_has_begun_always_ends() {
     assert_eq!(turn.stop_reason(), "error");
 }
 
+// fault: 24
 #[test]
 fn two_hundred_turns_at_once_are_each_whole_and_small() {
     const TURNS: usize = 200;
@@ -732,6 +640,7 @@ fn save_over(lab: &Lab, run: impl FnOnce() -> Output) -> (Output, String) {
     )
 }
 
+// fault: 28, 29
 #[test]
 fn a_save_is_the_old_id_or_the_new_one() {
     let Some(strace) = programs::find("strace") else {
@@ -808,6 +717,7 @@ fn a_save_is_the_old_id_or_the_new_one() {
     }
 }
 
+// fault: 28
 #[test]
 fn a_disk_that_takes_nothing_keeps_the_old_thread() {
     let lab = Lab::fake(Value::Null);
@@ -855,6 +765,7 @@ fn a_disk_that_takes_nothing_keeps_the_old_thread() {
     check("read-only");
 }
 
+// fault: 30
 #[test]
 fn a_workspace_that_stays_taken_is_busy() {
     let lab = Lab::fake(Value::Null);
@@ -870,6 +781,7 @@ fn a_workspace_that_stays_taken_is_busy() {
     assert_eq!(daemon.turn(Daemon::prompt(&lab, "third")).text(), "third");
 }
 
+// fault: 56
 #[test]
 fn a_huge_rollout_is_read_and_rewritten_in_bounded_memory() {
     let Some(prlimit) = programs::find("prlimit") else {

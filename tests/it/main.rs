@@ -8,6 +8,7 @@
 mod commands;
 mod config;
 mod doctor;
+mod fault_list;
 mod faults;
 mod install;
 mod logs;

@@ -291,6 +291,7 @@ fn check_every_answer(codex: &Path) {
     lab.assert_clean(daemon);
 }
 
+// fault: 41
 real_codex! {
     fn every_answer_reaches_the_model(codex: &Path) {
         check_every_answer(codex);
@@ -305,6 +306,7 @@ fn every_answer_reaches_the_model_of_the_version_between() {
     }
 }
 
+// fault: 47
 real_codex! {
     /// Three agents at once, each with a tool of its own: none sees another's, nothing of codex's is written.
     fn agents_have_their_own_tools_alone(codex: &Path) {
@@ -403,6 +405,7 @@ real_codex! {
     }
 }
 
+// fault: 41
 real_codex! {
     /// A call that is never answered ends with the turn; an answer after that is passed over.
     fn a_call_without_an_answer_ends_with_the_turn(codex: &Path) {
@@ -422,6 +425,7 @@ real_codex! {
     }
 }
 
+// fault: 40, 48
 real_codex! {
     /// Whatever ends in the middle of a call, nothing hangs and nothing is left.
     fn whatever_dies_in_a_call_nothing_is_left(codex: &Path) {
@@ -593,6 +597,7 @@ impl Host {
     }
 }
 
+// fault: 52
 #[test]
 fn the_tools_can_change_while_codex_runs() {
     let mut held = Held::new(&["old"]);
@@ -670,6 +675,7 @@ fn shutdown_takes_the_open_calls_back() {
     held.lab.assert_clean(held.daemon);
 }
 
+// fault: 41
 /// Nobody waits for an answer that has come and cannot be used; the caller is told what is wrong with it.
 #[test]
 fn an_answer_that_cannot_be_used_ends_its_call() {
@@ -885,6 +891,7 @@ fn a_host_by_hand_says_what_is_wrong() {
     drop(silent);
 }
 
+// fault: 46
 #[test]
 fn a_host_of_another_turn_is_refused() {
     let held = Held::new(&["x"]);
@@ -917,6 +924,7 @@ fn a_host_of_another_turn_is_refused() {
     held.let_go();
 }
 
+// fault: 46
 /// The kernel says who connects; neither the folder nor the mode of the socket is all that keeps others out.
 #[test]
 fn another_user_is_refused() {
@@ -968,6 +976,7 @@ fn another_user_is_refused() {
     held.let_go();
 }
 
+// fault: 43
 /// A live listener where a registered agent's socket should be is not touched, and the turn says so.
 #[test]
 fn a_live_listener_is_not_stolen() {
@@ -990,6 +999,7 @@ fn a_live_listener_is_not_stolen() {
     lab.assert_clean(daemon);
 }
 
+// fault: 45
 /// A folder for sockets that is not private is refused, and what to do is said.
 #[test]
 fn a_folder_of_others_is_refused() {
@@ -1053,6 +1063,7 @@ fn a_call_is_quick() {
     held.let_go();
 }
 
+// fault: 49
 /// Five hundred calls are in flight at once, and the daemon answers them in an order of its own.
 #[test]
 fn five_hundred_calls_at_once() {

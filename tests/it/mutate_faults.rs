@@ -245,6 +245,7 @@ fn a_lock_that_only_a_writer_gets() {
     assert!(place.text() == place.new, "it is the new text");
 }
 
+// fault: 60
 #[test]
 fn the_old_file_or_the_new_one() {
     let Some(strace) = strace() else { return };
@@ -372,6 +373,7 @@ impl Place {
     }
 }
 
+// fault: 58
 /// While the rewrite is at work the thread's lock is held as codex holds it, and keeps a second run away.
 #[test]
 fn two_runs_do_not_meet() {

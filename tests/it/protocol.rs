@@ -27,6 +27,7 @@ fn start_endless(daemon: &mut Daemon, lab: &Lab) -> i64 {
     id
 }
 
+// fault: 33, 34
 #[test]
 fn lines_that_are_no_requests_are_answered_and_the_connection_lives_on() {
     let lab = Lab::fake(Value::Null);
@@ -134,6 +135,7 @@ fn an_answer_is_never_answered() {
     daemon.log("warn", "an error without an `id`");
 }
 
+// fault: 42
 /// Where such a line is refused depends on where the depth is; that it is, and by an error, does not.
 #[test]
 fn json_of_any_depth_is_an_error() {
@@ -172,6 +174,7 @@ fn json_of_any_depth_is_an_error() {
     }
 }
 
+// fault: 33
 #[test]
 fn a_line_over_the_cap_is_skipped_and_answered() {
     let lab = Lab::fake(Value::Null);
@@ -188,6 +191,7 @@ fn a_line_over_the_cap_is_skipped_and_answered() {
     assert!(peak < 100 << 20, "{peak} bytes for a line that is skipped");
 }
 
+// fault: 34, 37
 #[test]
 fn what_is_tolerated_is_passed_over() {
     let lab = Lab::fake(Value::Null);
@@ -236,6 +240,7 @@ fn the_manifest_is_as_written() {
     check(r#"{"supported_models":["#, manifest(json!(["codex"])));
 }
 
+// fault: 36
 #[test]
 fn init_refuses_what_it_cannot_speak() {
     let lab = Lab::fake(Value::Null);
@@ -281,6 +286,7 @@ fn init_refuses_what_it_cannot_speak() {
     assert_eq!(lab.fake_runs().len(), 1);
 }
 
+// fault: 19
 #[test]
 fn bad_parameters_are_named_and_start_nothing() {
     let lab = Lab::fake(Value::Null);
@@ -473,6 +479,7 @@ fn half_a_character_is_replaced() {
     assert_eq!(lab.fake_prompts(), ["\u{1f600} \u{fffd}"]);
 }
 
+// fault: 35
 #[test]
 fn an_id_in_use_is_refused_and_the_first_undisturbed() {
     let lab = Lab::fake(Value::Null);
@@ -529,6 +536,7 @@ fn cancel_may_be_a_notification() {
     assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
 }
 
+// fault: 23
 #[test]
 fn cancel_reaches_a_turn_that_waits_for_its_workspace() {
     let lab = Lab::fake(Value::Null);
@@ -595,6 +603,7 @@ fn shutdown_ends_all_and_answers() {
     lab.assert_quiet();
 }
 
+// fault: 37
 /// What a turn has said goes out before the plugin does, to a daemon that takes its time.
 #[test]
 fn a_daemon_that_reads_late_gets_all_at_the_end() {
@@ -672,6 +681,7 @@ fn answers_that_cannot_be_written_are_told() {
     );
 }
 
+// fault: 37
 /// One that never reads holds up the end for 5 seconds at most.
 #[test]
 fn a_daemon_that_does_not_read_does_not_keep_the_plugin() {
@@ -697,6 +707,7 @@ fn a_daemon_that_does_not_read_does_not_keep_the_plugin() {
     assert_eq!(status.code(), Some(0), "{status}");
 }
 
+// fault: 37
 #[test]
 fn the_end_of_stdin_ends_all() {
     let lab = Lab::fake(Value::Null);
@@ -714,6 +725,7 @@ fn the_end_of_stdin_ends_all() {
     lab.assert_quiet();
 }
 
+// fault: 40
 #[test]
 fn signals_end_all_children_first() {
     for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130)] {
@@ -745,6 +757,7 @@ fn killing_the_plugin_ends_codex() {
     lab.assert_quiet();
 }
 
+// fault: 40
 /// A plugin that is started again at once waits until the codex of the one that was killed has been ended.
 #[test]
 fn a_new_plugin_waits_for_the_codex_of_a_killed_one() {
@@ -778,6 +791,7 @@ fn a_new_plugin_waits_for_the_codex_of_a_killed_one() {
     );
 }
 
+// fault: 39
 #[test]
 fn a_daemon_that_is_gone_is_a_quiet_end() {
     let lab = Lab::fake(Value::Null);
@@ -813,6 +827,7 @@ fn a_daemon_that_is_gone_is_a_quiet_end() {
     lab.assert_quiet();
 }
 
+// fault: 38
 /// Whoever has the other descriptors of a stream can make it non-blocking: nothing to read, or no room, is no end.
 #[test]
 fn streams_in_non_blocking_mode_are_waited_for() {
@@ -864,6 +879,7 @@ fn streams_in_non_blocking_mode_are_waited_for() {
     assert_eq!(status.code(), Some(0));
 }
 
+// fault: 38
 #[test]
 fn a_daemon_that_does_not_read_costs_no_memory_and_can_cancel() {
     let lab = Lab::fake(Value::Null);
@@ -919,6 +935,7 @@ fn turns_of_different_workspaces_run_side_by_side() {
     }
 }
 
+// fault: 30
 #[test]
 fn turns_of_one_workspace_run_in_order() {
     let lab = Lab::fake(Value::Null);
@@ -957,6 +974,7 @@ fn turns_of_one_workspace_run_in_order() {
     assert_eq!(lab.fake_prompts(), names);
 }
 
+// fault: 22
 #[test]
 fn many_turns_leave_nothing_open() {
     let lab = Lab::fake(Value::Null);

@@ -29,6 +29,7 @@ fn state(lab: &Lab, part: &str) -> (String, bool) {
     )
 }
 
+// fault: 25
 #[test]
 fn absent_and_empty_are_a_new_thread() {
     for content in [None, Some(""), Some("\n"), Some("  \r\n")] {
@@ -82,6 +83,7 @@ fn a_uuid_is_read_however_it_is_written() {
     }
 }
 
+// fault: 26
 #[test]
 fn what_is_no_uuid_is_set_aside() {
     for content in [
@@ -113,6 +115,7 @@ fn what_is_no_uuid_is_set_aside() {
     }
 }
 
+// fault: 27
 #[test]
 fn what_is_no_file_is_refused() {
     for kind in ["symlink", "dangling", "folder", "fifo"] {
@@ -149,6 +152,7 @@ fn what_is_no_file_is_refused() {
     }
 }
 
+// fault: 29
 #[test]
 fn a_stale_temporary_file_does_no_harm() {
     let lab = Lab::fake(Value::Null);
@@ -180,6 +184,7 @@ fn a_workspace_that_cannot_be_written_keeps_the_old_thread() {
     daemon.log("warn", ".plexum-codex-session");
 }
 
+// fault: 31
 #[test]
 fn an_unknown_thread_is_tried_once_and_replaced() {
     let lab = Lab::fake(Value::Null);
@@ -207,6 +212,7 @@ fn a_replacement_that_fails_keeps_the_old_thread() {
     assert_eq!(lab.stored_thread().unwrap(), KNOWN);
 }
 
+// fault: 32
 #[test]
 fn a_thread_that_is_open_elsewhere_is_busy() {
     let lab = Lab::fake(Value::Null);
@@ -237,6 +243,7 @@ fn a_thread_that_is_open_elsewhere_is_busy() {
     assert_eq!(daemon.turn(Daemon::prompt(&lab, "hi")).text(), "hi");
 }
 
+// fault: 30
 #[test]
 fn two_processes_take_turns_in_one_workspace() {
     let lab = Lab::fake(Value::Null);

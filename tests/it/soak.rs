@@ -107,6 +107,7 @@ fn list(folder: &Path, files: &mut BTreeSet<PathBuf>) {
     }
 }
 
+// fault: 22
 #[test]
 fn a_long_run_leaves_nothing() {
     let turns: usize = match std::env::var("SOAK") {

@@ -88,6 +88,7 @@ fn check_success(script: Value, text: &str, warning: Option<&str>) -> Turn {
     turn
 }
 
+// fault: 1, 3, 4
 #[test]
 fn a_codex_that_cannot_be_started_is_told_apart() {
     let lab = Lab::fake(Value::Null);
@@ -143,6 +144,7 @@ fn a_codex_that_cannot_be_started_is_told_apart() {
     }
 }
 
+// fault: 2
 #[test]
 fn a_workspace_that_cannot_be_is_told() {
     let lab = Lab::fake(Value::Null);
@@ -165,6 +167,7 @@ fn a_workspace_that_cannot_be_is_told() {
     assert!(lab.path("new/deep/.plexum-codex-session").exists());
 }
 
+// fault: 5, 6, 7
 #[test]
 fn a_codex_that_says_nothing_of_its_end() {
     check_failure(json!(["read_stdin"]), "codex_failed", &["status 0"]);
@@ -194,6 +197,7 @@ fn a_codex_that_says_nothing_of_its_end() {
     }
 }
 
+// fault: 8, 10
 #[test]
 fn a_codex_that_hangs_is_ended() {
     check_failure(
@@ -239,6 +243,7 @@ fn a_codex_that_hangs_is_ended() {
     assert!(start.elapsed() > Duration::from_secs(4));
 }
 
+// fault: 8
 #[test]
 fn what_a_turn_has_open_is_not_idle() {
     // A command that codex has told of runs longer than the limit, and is the turn's own business; and what
@@ -282,6 +287,7 @@ fn what_a_turn_has_open_is_not_idle() {
     );
 }
 
+// fault: 8
 /// A daemon that does not read holds codex up: that is no idleness of codex's.
 #[test]
 fn a_daemon_that_does_not_read_does_not_make_codex_idle() {
@@ -330,6 +336,7 @@ fn the_last_words_wait_for_a_daemon_that_does_not_read() {
     assert_eq!(turn.of("text_delta").count(), 24);
 }
 
+// fault: 9, 13
 #[test]
 fn floods_are_drained_in_bounded_memory() {
     let lab = Lab::fake(Value::Null);
@@ -373,6 +380,7 @@ fn a_large_message_is_whole() {
     );
 }
 
+// fault: 11
 #[test]
 fn what_holds_the_pipes_is_waited_for_in_bounds() {
     let start = Instant::now();
@@ -419,6 +427,7 @@ fn what_holds_the_pipes_is_waited_for_in_bounds() {
     );
 }
 
+// fault: 12, 14
 #[test]
 fn bytes_that_are_no_events_are_passed_over() {
     check_success(
@@ -447,6 +456,7 @@ fn bytes_that_are_no_events_are_passed_over() {
     );
 }
 
+// fault: 15, 16, 17
 #[test]
 fn a_turn_has_one_end() {
     check_success(
@@ -591,6 +601,7 @@ fn tool_events_can_be_off_and_reasoning_on() {
     }
 }
 
+// fault: 18
 #[test]
 fn thread_ids_are_checked() {
     let started = |id: &str| json!({"event": {"type": "thread.started", "thread_id": id}});
@@ -623,6 +634,7 @@ fn thread_ids_are_checked() {
     }
 }
 
+// fault: 20
 #[test]
 fn a_prompt_that_is_not_read_is_no_hang() {
     let long = "x".repeat(1_000_000);
@@ -732,6 +744,7 @@ fn codex_is_started_as_configured() {
     );
 }
 
+// fault: 21
 #[test]
 fn a_lack_of_processes_is_an_error_and_no_end() {
     // The limit is the plugin's own and its children's; one that it had before does no harm.
@@ -762,6 +775,7 @@ fn a_lack_of_processes_is_an_error_and_no_end() {
     assert_eq!(daemon.turn(Daemon::prompt(&lab, "again")).text(), "again");
 }
 
+// fault: 23
 #[test]
 fn a_turn_can_be_cancelled_at_every_point_of_its_life() {
     let lab = Lab::fake(Value::Null);

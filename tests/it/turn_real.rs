@@ -306,12 +306,14 @@ fn check_prompts(codex: &std::path::Path, config: Value) {
     }
 }
 
+// fault: 19
 real_codex! {
     fn prompts_reach_the_model_whole_by_stdin(codex: &Path) {
         check_prompts(codex, json!({}));
     }
 }
 
+// fault: 19
 real_codex! {
     fn prompts_reach_the_model_whole_by_argument(codex: &Path) {
         check_prompts(codex, json!({"prompt_via": "arg"}));
@@ -334,6 +336,7 @@ real_codex! {
     }
 }
 
+// fault: 26
 real_codex! {
     fn a_session_file_cannot_bring_arguments(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
@@ -494,6 +497,7 @@ fn conversation(lab: &Lab) -> Value {
     params
 }
 
+// fault: 31
 real_codex! {
     fn a_lost_thread_is_replaced_with_the_conversation(codex: &Path) {
         for (setting, replayed) in [(None, true), (Some("replay"), true), (Some("fresh"), false)] {

@@ -204,6 +204,7 @@ fn answered(id: u64, text: &str) -> Option<Value> {
             "result": {"content": [{"type": "text", "text": text}], "isError": false}}))
 }
 
+// fault: 46
 #[test]
 fn only_this_turns_own_host_gets_in() {
     let turn = Turn::new();
@@ -345,6 +346,7 @@ fn five_hundred_calls_are_in_flight_at_once() {
     assert_eq!(seen, (0..500).collect::<Vec<u64>>());
 }
 
+// fault: 48
 #[test]
 fn what_nobody_waits_for_is_taken_back() {
     let mut turn = Turn::new();
@@ -420,6 +422,7 @@ fn codex_is_told_that_the_tools_are_others() {
     assert_eq!(client.line().unwrap()["result"], json!({"tools": []}));
 }
 
+// fault: 51
 #[test]
 fn connections_that_say_nothing_keep_nobody_out() {
     let turn = Turn::new();
@@ -452,6 +455,7 @@ fn connections_that_say_nothing_keep_nobody_out() {
     turn.client().ping();
 }
 
+// fault: 50
 #[test]
 fn long_lines_are_bounded_both_ways() {
     let turn = Turn::new();

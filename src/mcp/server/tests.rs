@@ -159,6 +159,7 @@ fn before_initialize_there_is_only_ping() {
     assert_eq!(Client::new().session.tools_changed(), None);
 }
 
+// fault: 52
 #[test]
 fn each_message_has_its_answer_or_none() {
     let listed = r#"{"tools":[{"name":"send","description":"does send","inputSchema":{"type":"object"}},{"name":"list","description":"does list","inputSchema":{"type":"object"}}]}"#;
@@ -402,6 +403,7 @@ fn call(id: &str, rest: &str) -> String {
     )
 }
 
+// fault: 49
 #[test]
 fn calls_are_answered_in_any_order_and_once() {
     let mut client = Client::initialized("2025-06-18");
@@ -581,6 +583,7 @@ fn tools_are_listed_once_in_order_and_in_pages() {
     }
 }
 
+// fault: 52
 #[test]
 fn a_tool_that_cannot_be_offered_as_it_is_is_warned_of() {
     let given = |name: &str, schema: &str| Tool {

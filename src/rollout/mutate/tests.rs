@@ -97,6 +97,7 @@ const LONG: &str = r#""Chunk ID: 1\nOutput:\n\"long\" enough""#;
 const LIGHT: &str = r#""...(consumed)""#;
 const HEAVY: &str = r#""...(tool called)""#;
 
+// fault: 53, 55
 #[test]
 fn every_shape_is_consumed() {
     let a = call("a");
@@ -203,6 +204,7 @@ fn every_shape_is_consumed() {
     }
 }
 
+// fault: 54
 #[test]
 fn what_has_no_other_half_is_missing() {
     let a = call("a");
@@ -244,6 +246,7 @@ fn what_has_no_other_half_is_missing() {
     }
 }
 
+// fault: 62
 #[test]
 fn a_marker_is_cut_to_what_fits() {
     let a = call("a");
@@ -348,6 +351,7 @@ fn one_consumption_after_another() {
     assert!(new == heavy_text && outcome.touched == 0);
 }
 
+// fault: 54
 #[test]
 fn ids_that_come_twice_are_paired_in_order() {
     let first = call("a");
@@ -391,6 +395,7 @@ fn ids_that_come_twice_are_paired_in_order() {
     );
 }
 
+// fault: 55
 #[test]
 fn copies_in_a_compacted_history_are_consumed_too() {
     let compacted = |items: &str| {
@@ -749,6 +754,7 @@ fn due(halves: &[Half]) -> Vec<bool> {
     due
 }
 
+// fault: 53
 #[test]
 fn random_rollouts_are_consumed_right() {
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
@@ -923,6 +929,7 @@ fn pair() -> String {
     format!("{}\n{}\n", call("a"), output("a", LONG))
 }
 
+// fault: 59, 61
 #[test]
 fn a_file_is_rewritten_in_place() {
     let home = Home::new(&pair());
@@ -987,6 +994,7 @@ fn a_file_is_rewritten_in_place() {
     );
 }
 
+// fault: 59
 #[test]
 fn what_cannot_be_replaced_whole_is_refused() {
     let home = Home::new(&pair());
@@ -1028,6 +1036,7 @@ fn what_cannot_be_replaced_whole_is_refused() {
     );
 }
 
+// fault: 58
 #[test]
 fn a_thread_in_use_is_busy() {
     let home = Home::new(&pair());
@@ -1087,6 +1096,7 @@ fn replaced(source: &Source, patches: &[Patch]) -> Replaced {
     source.replace(copied, patches).unwrap()
 }
 
+// fault: 57
 #[test]
 fn a_change_in_between_is_noticed() {
     let home = Home::new(&pair());
