@@ -3,7 +3,7 @@
 //! The map of the code; dependencies point down:
 //!
 //! * `main`: dispatch and exit status
-//! * `cli`: the subcommands, and the one table of flags that parser, help, man page and completions come from
+//! * `cli`: the subcommands, and the one table of flags that parser, help and completions come from
 //! * `plugin`: JSON-RPC on stdin and stdout: framing, the loop, the outbox
 //! * `turn`: a turn from request to answer: event order, queue, session file, usage
 //! * `codex`: finding codex, its command line, its process, its events, its home; `mcp`: the daemon's tools
@@ -104,7 +104,7 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
             print(&format!("{json}\n"))
         }
         "completions" => cli::complete::run(&parsed, &mut stdout),
-        "man" => cli::man::run(&parsed, &mut stdout),
+        "man" => print(cli::man::PAGE),
         other => unreachable!("the table has no other subcommand than those above: {other}"),
     }
 }

@@ -1,5 +1,5 @@
-//! What help and the man page tell besides the flags: what the program is, its files, its environment, its
-//! exit statuses. Data alone, in the markup of [`super::markup`].
+//! What help tells besides the flags: what the program is, its files, its environment, its exit statuses. Data
+//! alone; words in backquotes are code.
 
 /// The program's name, as it is installed and as every message begins.
 pub(crate) const NAME: &str = "plexum-openai";
@@ -94,25 +94,3 @@ pub(crate) const EXIT_STATUS: &[Topic] = &[
         "Ended by SIGINT or SIGTERM, every child process gone first.",
     ),
 ];
-
-/// A drop-in for the daemon's systemd user unit, which has neither the login shell's PATH nor its variables.
-pub(crate) const SYSTEMD_DROP_IN: &str = "\
-# ~/.config/systemd/user/plexum.service.d/codex.conf
-[Service]
-# A codex that is a node script needs node here too.
-Environment=PATH=%h/.local/bin:/usr/local/bin:/usr/bin:/bin
-Environment=CODEX_HOME=%h/.codex
-# Optional, mode 0600, one line: CODEX_API_KEY=...
-EnvironmentFile=-%h/.config/plexum/codex.env
-";
-
-/// A config file with several of its keys.
-pub(crate) const CONFIG_EXAMPLE: &str = "\
-{
-  \"binary\": \"~/.local/bin/codex\",
-  \"supported_models\": [\"codex\", \"codex-mini\"],
-  \"model_args\": {\"codex-mini\": \"gpt-5.1-codex-mini\"},
-  \"extra_args\": [\"-c\", \"model_reasoning_effort=high\"],
-  \"turn_timeout_secs\": 1800
-}
-";

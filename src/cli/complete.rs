@@ -6,7 +6,7 @@
 
 use super::about::NAME;
 use super::flags::{self, Completes, Flag, Parsed, Subcommand, usage};
-use super::markup::plain;
+use super::help::plain;
 use super::written;
 use crate::error::Result;
 use std::fmt::Write as _;

@@ -1,7 +1,7 @@
 //! The one table of subcommands and flags, and parsing by it.
 //!
-//! Help, the man page and the completions are rendered from this table, so none of them can disagree with
-//! what is parsed. Parsing itself is lexopt's; this file only looks names up. It does no work and opens no
+//! Help and the completions are rendered from this table, so none of them can disagree with what is parsed; the
+//! man page is kept by hand, and the tests in `man.rs` hold it to this table. Parsing itself is lexopt's; this file only looks names up. It does no work and opens no
 //! file.
 
 use crate::config::nearest;
@@ -31,7 +31,7 @@ pub(crate) struct Flag {
     pub(crate) repeatable: bool,
     /// One line, for `-h`.
     pub(crate) brief: &'static str,
-    /// What `--help` and the man page say besides; may be empty. Plain text, words in backquotes are code.
+    /// What `--help` says besides; may be empty. Words in backquotes are code.
     pub(crate) more: &'static str,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct Subcommand {
     pub(crate) operand_completes: Completes,
     /// One line, for the list of subcommands.
     pub(crate) brief: &'static str,
-    /// Paragraphs for `--help` and the man page. Words in backquotes are code.
+    /// Paragraphs for `--help`. Words in backquotes are code.
     pub(crate) more: &'static [&'static str],
     pub(crate) flags: &'static [Flag],
     /// A command line and what it does.
@@ -401,7 +401,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         most_operands: 0,
         operand_completes: Completes::Nothing,
         brief: "print the man page's source",
-        more: &["In mdoc, made from the table that also parses the command line."],
+        more: &["In mdoc, the same that `make install` installs."],
         flags: &[],
         examples: &[(
             "plexum-openai man | mandoc -a",

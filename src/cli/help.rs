@@ -5,7 +5,6 @@
 
 use super::about::{self, NAME};
 use super::flags::{self, Flag, Help, Subcommand};
-use super::markup::plain;
 use crate::config;
 
 /// The widest line.
@@ -195,6 +194,18 @@ impl Page {
     }
 }
 
+/// The text of a table as a terminal shows it: what stands between backquotes is code, and gets straight quotes
+/// unless it has quotes of its own.
+pub(crate) fn plain(text: &str) -> String {
+    let mut shown = String::new();
+    for (at, part) in text.split('`').enumerate() {
+        let is_code = at % 2 == 1 && !part.starts_with('"');
+        let quote = if is_code { "'" } else { "" };
+        shown.extend([quote, part, quote]);
+    }
+    shown
+}
+
 /// A key's type and its default, as help and the man page write them.
 pub(crate) fn kind_and_default(key: &config::Key) -> String {
     match key.default {
@@ -203,7 +214,8 @@ pub(crate) fn kind_and_default(key: &config::Key) -> String {
     }
 }
 
-fn flag_name(flag: &Flag) -> String {
+/// A flag's spellings and the name of its value, indented so that the long ones stand in one column.
+pub(crate) fn flag_name(flag: &Flag) -> String {
     let mut name = match flag.short {
         Some(short) => format!("  -{short}, --{}", flag.long),
         None => format!("      --{}", flag.long),
@@ -240,7 +252,34 @@ mod tests {
                 let command = examples && !line.trim_start().starts_with('#');
                 assert!(line.len() <= COLUMNS || command, "{name}: {line}");
                 assert_eq!(line.trim_end(), line, "{name}: spaces at the end");
+                // A byte is a column, in what is wrapped and on every terminal.
+                assert!(line.is_ascii(), "{name}: {line}");
             }
+        }
+    }
+
+    #[test]
+    fn code_is_quoted_once() {
+        assert_eq!(plain("`a b` and `c`."), "'a b' and 'c'.");
+        assert_eq!(plain("see `x` or `\"y\"`"), "see 'x' or \"y\"");
+    }
+
+    #[test]
+    fn backquotes_are_paired() {
+        let flags = flags::SUBCOMMANDS.iter().flat_map(|command| command.flags);
+        let flags = flags.chain(flags::COMMON);
+        let mut texts: Vec<&str> = flags.flat_map(|flag| [flag.brief, flag.more]).collect();
+        for command in flags::SUBCOMMANDS {
+            texts.push(command.brief);
+            texts.extend(command.more);
+        }
+        for topics in [about::FILES, about::ENVIRONMENT, about::EXIT_STATUS] {
+            texts.extend(topics.iter().map(|(_, meaning)| meaning));
+        }
+        texts.extend(about::PROGRAM);
+        texts.extend(config::KEYS.iter().map(|key| key.meaning));
+        for text in texts {
+            assert_eq!(text.matches('`').count() % 2, 0, "{text}");
         }
     }
 

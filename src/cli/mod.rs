@@ -8,7 +8,6 @@ pub(crate) mod doctor;
 pub(crate) mod flags;
 pub(crate) mod help;
 pub(crate) mod man;
-mod markup;
 pub(crate) mod mcp_host;
 pub(crate) mod mutate;
 pub(crate) mod parse_rollout;
