@@ -279,7 +279,6 @@ pub(crate) enum Effect {
 struct Open {
     id: Id,
     tool: String,
-    batch: Option<u64>,
     progress: Option<Progress>,
 }
 
@@ -291,13 +290,6 @@ struct Progress {
     next: Instant,
 }
 
-/// A batch whose answers are not complete. Only 2025-03-26 has them.
-#[derive(Debug)]
-struct Batch {
-    open: usize,
-    answers: Vec<String>,
-}
-
 /// The server's side of one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Session {
@@ -306,8 +298,7 @@ pub(crate) struct Session {
     open: HashMap<Key, Open>,
     /// The open calls by the client's id.
     by_id: HashMap<Id, Key>,
-    batches: HashMap<u64, Batch>,
-    /// The next name of a call or a batch.
+    /// The next name of a call.
     next: u64,
 }
 
@@ -329,67 +320,23 @@ impl Session {
         if line.is_empty() {
             return;
         }
-        if !line.starts_with('[') {
-            if let Some(answer) = self.message(line, None, tools, now, effects) {
-                effects.push(Effect::Send(answer));
-            }
-            return;
-        }
-        let messages = match serde_json::from_str::<Vec<&RawValue>>(line) {
-            Err(error) => Err((PARSE, format!("the line is not JSON: {error}"))),
-            Ok(_) if self.version != Some(Version::V2025_03_26) => {
-                Err((REQUEST, "only MCP 2025-03-26 has batches".to_owned()))
-            }
-            Ok(messages) if messages.is_empty() => Err((REQUEST, "an empty batch".to_owned())),
-            Ok(messages) => Ok(messages),
-        };
-        match messages {
-            Err((code, message)) => effects.push(Effect::Send(error_line(None, code, &message))),
-            Ok(messages) => {
-                let batch = self.next;
-                self.next += 1;
-                // It is open until its last message is taken, whatever is cancelled by one of them.
-                let taken = Batch {
-                    open: 1,
-                    answers: Vec::new(),
-                };
-                self.batches.insert(batch, taken);
-                for message in messages {
-                    if let Some(answer) =
-                        self.message(message.get(), Some(batch), tools, now, effects)
-                        && let Some(batch) = self.batches.get_mut(&batch)
-                    {
-                        batch.answers.push(answer);
-                    }
-                }
-                if let Some(batch) = self.batches.get_mut(&batch) {
-                    batch.open -= 1;
-                }
-                effects.extend(self.end_batch(batch).map(Effect::Send));
-            }
+        if let Some(answer) = self.message(line, tools, now, effects) {
+            effects.push(Effect::Send(answer));
         }
     }
 
-    /// The daemon answered a call. `None` where nobody waits for it any more, or where its batch still waits.
+    /// The daemon answered a call. `None` where nobody waits for it any more.
     pub(crate) fn answer(&mut self, key: Key, answer: ToolAnswer) -> Option<String> {
         let call = self.open.remove(&key)?;
         self.by_id.remove(&call.id);
         let version = self.version?;
         let result = content::result(&call.tool, answer, version, content::RESULT_MAX);
-        let line = result_line(&call.id, &result);
-        let Some(batch) = call.batch else {
-            return Some(line);
-        };
-        let waiting = self.batches.get_mut(&batch)?;
-        waiting.open -= 1;
-        waiting.answers.push(line);
-        self.end_batch(batch)
+        Some(result_line(&call.id, &result))
     }
 
     /// The client is gone: the calls that nobody waits for any more.
     pub(crate) fn end(&mut self) -> Vec<Key> {
         self.by_id.clear();
-        self.batches.clear();
         let mut keys: Vec<Key> = self.open.drain().map(|(key, _)| key).collect();
         keys.sort_unstable();
         keys
@@ -426,7 +373,6 @@ impl Session {
     fn message(
         &mut self,
         json: &str,
-        batch: Option<u64>,
         tools: &Catalogue,
         now: Instant,
         effects: &mut Vec<Effect>,
@@ -435,6 +381,11 @@ impl Session {
             true => serde_json::from_str::<Message<'_>>(json),
             false => {
                 return Some(match serde_json::from_str::<&RawValue>(json) {
+                    // MCP had batches in 2025-03-26 alone; codex speaks a later version.
+                    Ok(_) if json.starts_with('[') => {
+                        let why = "batches are not supported; send one message a line";
+                        error_line(None, REQUEST, why)
+                    }
                     Ok(_) => error_line(None, REQUEST, "a message is an object"),
                     Err(error) => {
                         error_line(None, PARSE, &format!("the line is not JSON: {error}"))
@@ -487,7 +438,7 @@ impl Session {
             let why = format!("the id {} is in use", id.json());
             return Some(error_line(None, REQUEST, &why));
         }
-        match self.request(&id, &method, message.params, batch, tools, now, effects) {
+        match self.request(&id, &method, message.params, tools, now, effects) {
             Ok(Some(result)) => Some(result_line(&id, &result)),
             Ok(None) => None,
             Err((code, message)) => Some(error_line(Some(&id), code, &message)),
@@ -495,25 +446,17 @@ impl Session {
     }
 
     /// Answers a request: with a result, later (`None`), or with an error.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one dispatch with everything that its methods need"
-    )]
     fn request(
         &mut self,
         id: &Id,
         method: &str,
         params: Option<&RawValue>,
-        batch: Option<u64>,
         tools: &Catalogue,
         now: Instant,
         effects: &mut Vec<Effect>,
     ) -> Result<Option<String>, (i64, String)> {
         match method {
             "ping" => return Ok(Some("{}".to_owned())),
-            "initialize" if batch.is_some() => {
-                return Err((REQUEST, "'initialize' cannot be in a batch".to_owned()));
-            }
             "initialize" | "tools/list" | "tools/call" => {}
             _ => {
                 let shown = content::head(method, 256);
@@ -596,16 +539,12 @@ impl Session {
                     .expect("a part of parsed JSON is JSON"),
             },
         ));
-        if let Some(batch) = batch.and_then(|batch| self.batches.get_mut(&batch)) {
-            batch.open += 1;
-        }
         self.by_id.insert(id.clone(), key);
         self.open.insert(
             key,
             Open {
                 id: id.clone(),
                 tool: name,
-                batch,
                 progress,
             },
         );
@@ -629,22 +568,7 @@ impl Session {
             return;
         };
         effects.push(Effect::Cancel(key));
-        let call = self.open.remove(&key);
-        if let Some(batch) = call.and_then(|call| call.batch)
-            && let Some(waiting) = self.batches.get_mut(&batch)
-        {
-            waiting.open -= 1;
-            effects.extend(self.end_batch(batch).map(Effect::Send));
-        }
-    }
-
-    /// The answers of a batch in one line, once all are there and where there are any.
-    fn end_batch(&mut self, batch: u64) -> Option<String> {
-        if self.batches.get(&batch)?.open > 0 {
-            return None;
-        }
-        let answers = self.batches.remove(&batch)?.answers;
-        (!answers.is_empty()).then(|| format!("[{}]", answers.join(",")))
+        self.open.remove(&key);
     }
 }
 

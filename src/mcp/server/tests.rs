@@ -3,6 +3,8 @@
 use super::*;
 use crate::mcp::ToolOutput;
 
+const BATCH: &str = "batches are not supported; send one message a line";
+
 fn tool(name: &str) -> Tool {
     Tool {
         name: name.to_owned(),
@@ -331,7 +333,19 @@ fn each_message_has_its_answer_or_none() {
         ),
         ("7", no("null", REQUEST, "a message is an object")),
         ("{}", no("null", REQUEST, "a message without a method")),
-        ("[]", no("null", REQUEST, "only MCP 2025-03-26 has batches")),
+        ("[]", no("null", REQUEST, BATCH)),
+        (
+            r#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#,
+            no("null", REQUEST, BATCH),
+        ),
+        (
+            "[}",
+            no(
+                "null",
+                PARSE,
+                "the line is not JSON: expected value at line 1 column 2",
+            ),
+        ),
         (
             r#"{"id":1,"method":"ping"}"#,
             no("1", REQUEST, "'jsonrpc' must be \"2.0\""),
@@ -477,73 +491,13 @@ fn progress_is_told_to_who_asks() {
 }
 
 #[test]
-fn a_batch_is_answered_whole() {
-    let mut client = Client::initialized("2025-03-26");
-    let batch = |messages: &[&str]| format!("[{}]", messages.join(","));
-    let ping = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
-    let note = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
-    assert_eq!(
-        client.line(&batch(&[ping, note])),
-        format!("[{}]", ok("1", "{}"))
-    );
-    assert_eq!(client.line(&batch(&[note])), "");
-    assert_eq!(client.line("[]"), no("null", REQUEST, "an empty batch"));
-    assert_eq!(
-        client.line("[7]"),
-        format!("[{}]", no("null", REQUEST, "a message is an object"))
-    );
-    assert_eq!(
-        client.line(
-            r#"[{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"x"}}]"#
-        ),
-        format!(
-            "[{}]",
-            no("1", REQUEST, "'initialize' cannot be in a batch")
-        )
-    );
-    assert_eq!(
-        client.line(&batch(&[
-            &call("5", ""),
-            ping,
-            &call("6", ""),
-            &call("7", "")
-        ])),
-        "call 0 - send {}\ncall 1 - send {}\ncall 2 - send {}"
-    );
-    assert_eq!(client.answer(1, "b"), "");
-    assert_eq!(
-        client.line(
-            r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}"#
-        ),
-        "cancel 0"
-    );
-    assert_eq!(
-        client.answer(2, "c"),
-        format!(
-            "[{},{},{}]",
-            ok("1", "{}"),
-            answered("6", "b"),
-            answered("7", "c")
-        )
-    );
-    client.line(&batch(&[&call("8", ""), ping]));
-    assert_eq!(
-        client.line(
-            r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":8}}"#
-        ),
-        format!("cancel 3\n[{}]", ok("1", "{}"))
-    );
-    // A call that is cancelled in the batch itself.
-    let cancelled =
-        r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":9}}"#;
-    assert_eq!(
-        client.line(&batch(&[ping, &call("9", ""), cancelled, ping])),
-        format!(
-            "call 4 - send {{}}\ncancel 4\n[{},{}]",
-            ok("1", "{}"),
-            ok("1", "{}")
-        )
-    );
+fn rejects_batches_in_every_version() {
+    for version in Version::ALL {
+        let mut client = Client::initialized(version.name());
+        let batch = format!("[{},{}]", call("1", ""), call("2", ""));
+        assert_eq!(client.line(&batch), no("null", REQUEST, BATCH));
+        assert_eq!(client.line(&call("1", "")), "call 0 - send {}");
+    }
 }
 
 #[test]
