@@ -204,9 +204,9 @@ impl Summary {
         }
         let layout = Layout::of(&rows, screen);
         // The head, the total, the line about the rest and the prompt after it stay on the screen too.
-        let most = screen.height.map_or(usize::MAX, |height| {
-            (height.saturating_sub(4) / layout.lines()).max(1)
-        });
+        let most = screen
+            .height
+            .map_or(usize::MAX, |height| height.saturating_sub(4).max(1));
         let hidden = rows.len().saturating_sub(most);
         let all = self.sum(Row::bytes);
         rows.truncate(most);
@@ -277,8 +277,6 @@ struct Layout {
     id: usize,
     tool: usize,
     bar: usize,
-    /// One line a call, or two where one has no room.
-    wide: bool,
 }
 
 /// A size as [`short`] writes it.
@@ -288,8 +286,10 @@ const SHARE: usize = 6;
 /// The longest state.
 const STATE: usize = 9;
 const GAP: &str = "  ";
-/// Screens narrower than this have two lines for a call.
+/// Screens narrower than this have no bar.
 const WIDE: usize = 72;
+/// Screens narrower than this have lines that are too long for them.
+const NARROWEST: usize = 56;
 
 impl Layout {
     fn of(rows: &[&Row], screen: &Screen) -> Layout {
@@ -297,49 +297,27 @@ impl Layout {
             |text: &dyn Fn(&Row) -> usize| rows.iter().map(|row| text(row)).max().unwrap_or(0);
         let id = widest(&|row| width(&row.id)).clamp(4, 32);
         let tool = widest(&|row| width(&row.tool())).clamp(4, 32);
-        if screen.width < WIDE {
-            let line = screen.width.max(24);
-            let id = id.min(line - GAP.len() - SIZE);
-            // The second line: indented, the tool, the share, the bar, and the state where there is one.
-            let rest = line - 2 - SHARE - STATE - 3 * GAP.len();
-            let tool = tool.min(rest.saturating_sub(3).max(4));
-            let bar = rest.saturating_sub(tool);
-            return Layout {
-                id,
-                tool,
-                bar,
-                wide: false,
-            };
-        }
-        let rest = screen.width - 2 * SIZE - SHARE - STATE - 6 * GAP.len();
-        let id = id.min(rest.saturating_sub(4 + 8));
-        let tool = tool.min(rest - id - 4);
-        let bar = (rest - id - tool).min(24);
-        Layout {
-            id,
-            tool,
-            bar,
-            wide: true,
-        }
-    }
-
-    fn lines(&self) -> usize {
-        if self.wide { 1 } else { 2 }
+        let rest = screen.width.max(NARROWEST) - 2 * SIZE - SHARE - STATE - 6 * GAP.len();
+        let id = id.min(rest - (4 + 8));
+        let least_bar = if screen.width < WIDE { 0 } else { 4 };
+        let tool = tool.min(rest - id - least_bar);
+        let bar = if screen.width < WIDE {
+            0
+        } else {
+            (rest - id - tool).min(24)
+        };
+        Layout { id, tool, bar }
     }
 
     fn write_head(&self, out: &mut impl Write, screen: &Screen) -> io::Result<()> {
-        let head = if self.wide {
-            format!(
-                "{}{GAP}{}{GAP}{:>SIZE$}{GAP}{:>SIZE$}{GAP}{:>SHARE$}",
-                left("call", self.id),
-                left("tool", self.tool),
-                "args",
-                "output",
-                "share"
-            )
-        } else {
-            format!("{}{GAP}{:>SIZE$}", left("call", self.id), "bytes")
-        };
+        let head = format!(
+            "{}{GAP}{}{GAP}{:>SIZE$}{GAP}{:>SIZE$}{GAP}{:>SHARE$}",
+            left("call", self.id),
+            left("tool", self.tool),
+            "args",
+            "output",
+            "share"
+        );
         writeln!(out, "{}", paint(screen, DIM, &head))
     }
 
@@ -353,22 +331,19 @@ impl Layout {
         let id = left(&row.id, self.id);
         let tool = left(&row.tool(), self.tool);
         let share = format!("{:.1}%", row.bytes() as f64 * 100.0 / all.max(1) as f64);
-        let bar = left(&bar(row.bytes(), all, self.bar), self.bar);
+        let bar = match self.bar {
+            0 => String::new(),
+            columns => left(&bar(row.bytes(), all, columns), columns) + GAP,
+        };
         let bar = paint(screen, CYAN, &bar);
         let state = match row.state() {
             "error" => paint(screen, RED, "error"),
             state => paint(screen, DIM, state),
         };
-        let line = if self.wide {
-            let (arguments, output) = (short(row.arguments_bytes), short(row.output_bytes));
-            format!(
-                "{id}{GAP}{tool}{GAP}{arguments:>SIZE$}{GAP}{output:>SIZE$}{GAP}{share:>SHARE$}{GAP}{bar}{GAP}{state}"
-            )
-        } else {
-            let bytes = short(row.bytes());
-            writeln!(out, "{id}{GAP}{bytes:>SIZE$}")?;
-            format!("  {tool}{GAP}{share:>SHARE$}{GAP}{bar}{GAP}{state}")
-        };
+        let (arguments, output) = (short(row.arguments_bytes), short(row.output_bytes));
+        let line = format!(
+            "{id}{GAP}{tool}{GAP}{arguments:>SIZE$}{GAP}{output:>SIZE$}{GAP}{share:>SHARE$}{GAP}{bar}{state}"
+        );
         writeln!(out, "{}", line.trim_end())
     }
 }
