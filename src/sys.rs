@@ -1,8 +1,9 @@
-//! The one room that knows the operating system: locks on files, signals to process groups, what processes
-//! there are, and the wake-up that a signal or a cancelled turn gives to a thread that waits in `poll`.
+//! What several modules need of the operating system: locks on files, signals to process groups, what processes
+//! there are, and the wake-up that a signal or a cancelled turn gives to a thread that waits in `poll`. What one
+//! module alone needs (a socket, a terminal's width, an open without following links) it takes from rustix.
 //!
-//! Linux is what this is written for: `/proc`, pidfds, the child subreaper and the parent-death signal have no
-//! portable form. Nothing here knows what codex is.
+//! Linux is what the program is written for: `/proc`, pidfds, the child subreaper and the parent-death signal have
+//! no portable form. Nothing here knows what codex is.
 
 use crate::error::{Error, Kind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};

@@ -77,7 +77,7 @@ pub(crate) const ENVIRONMENT: &[Topic] = &[
     ),
     (
         "RUST_LOG",
-        "What is logged on stderr for who works on this program: `error`, `warn`, `info`, `debug` or `trace`. Prompts, arguments and secrets are not logged above `debug`.",
+        "What is logged on stderr for who works on this program: `error`, `warn`, `info`, `debug` or `trace`. Prompts, tool arguments and keys are not logged at any level.",
     ),
 ];
 

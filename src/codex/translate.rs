@@ -1,8 +1,9 @@
 //! From codex's lines to what they mean for a turn.
 //!
-//! A small state machine without I/O. It joins messages so that they read well, keeps apart what failed for
-//! good from what codex recovered from, and lets nothing through after the end: codex tells a failure twice
-//! (`error`, then `turn.failed`, with the same text) and can print on after `turn.completed`.
+//! A small state machine without I/O. It keeps apart what failed for good from what codex recovered from, and
+//! lets nothing through after the end: codex tells a failure twice (`error`, then `turn.failed`, with the same
+//! text) and can print on after `turn.completed`. Messages come out one by one, as codex gives them; who emits
+//! them joins them.
 
 use super::events::{self, Event, Item, Phase, Totals};
 use std::borrow::Cow;

@@ -5,8 +5,9 @@
 //! socket. The MCP server itself ([`server`]) lives here in the plugin, where the tools and the daemon are.
 //! So the process that codex starts has nothing to go wrong in, and one place knows MCP.
 //!
-//! This folder knows neither the daemon's JSON-RPC nor how codex is started: it asks a [`ToolHost`], and gives
-//! codex's arguments as a list ([`Bridge::codex_args`]).
+//! The daemon's JSON-RPC is unknown here: a [`ToolHost`] is asked. Of codex this directory knows how it is told of
+//! an MCP server, which is two ways: arguments for the turn's own run ([`Bridge::codex_args`]), and runs of
+//! `codex mcp` that write its config file (`register`). A turn's run of codex is started elsewhere.
 
 mod block;
 mod bridge;
