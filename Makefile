@@ -18,7 +18,7 @@ override PROFILE := $(patsubst ~/%,$(HOME)/%,$(PROFILE))
 # Another one, given on the command line, is installed as it is.
 PROGRAM := target/release/plexum-openai
 BUILD := $(if $(filter command,$(origin PROGRAM)),,build)
-PAGES := plexum-openai.1 plexum-openai-events.7 plexum-openai-protocol.7
+PAGES := $(notdir $(wildcard man/*.[1-8]))
 PLUGIN := plexum-openai-provider
 PLUGIN_FOLDER := $(DESTDIR)$(PROFILE)/plugins/$(PLUGIN)
 

@@ -88,6 +88,7 @@ fn the_program_is_installed_and_taken_away() {
             ".local/share/bash-completion/completions/plexum-openai",
             ".local/share/fish/vendor_completions.d/plexum-openai.fish",
             ".local/share/man/man1/plexum-openai.1",
+            ".local/share/man/man7/plexum-openai-codex.7",
             ".local/share/man/man7/plexum-openai-events.7",
             ".local/share/man/man7/plexum-openai-protocol.7",
             ".local/share/zsh/site-functions/_plexum-openai",

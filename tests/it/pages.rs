@@ -25,7 +25,53 @@ fn mandoc_has_nothing_to_say() {
         assert!(output.status.success(), "{}", page.display());
         pages += 1;
     }
-    assert!(pages >= 3, "the man pages are there");
+    assert!(pages >= 4, "the man pages are there");
+}
+
+#[test]
+fn codex_page_has_every_tested_version() {
+    let read = |name: &str| {
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+    };
+    let (makefile, page) = (read("Makefile"), read("man/plexum-openai-codex.7"));
+    let versions = makefile
+        .lines()
+        .find_map(|line| line.strip_prefix("CODEX_VERSIONS := "))
+        .expect("the Makefile names the versions");
+    let items: Vec<_> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix(".It 0."))
+        .map(|version| format!("0.{version}"))
+        // Versions between the tested ones have no third number.
+        .filter(|version| version.matches('.').count() == 2)
+        .collect();
+    assert_eq!(items, versions.split(' ').collect::<Vec<_>>());
+}
+
+/// Every reference from page to page is to one that is there.
+#[test]
+fn references_between_pages_resolve() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("man");
+    let mut references = 0;
+    for page in std::fs::read_dir(&directory).unwrap() {
+        let page = page.unwrap().path();
+        let text = std::fs::read_to_string(&page).unwrap();
+        let named = text.lines().filter_map(|line| line.strip_prefix(".Xr "));
+        for reference in named.filter(|name| name.starts_with("plexum-openai")) {
+            let mut words = reference.split(' ');
+            let (name, section) = (words.next().unwrap(), words.next().unwrap());
+            assert!(
+                directory.join(format!("{name}.{section}")).exists(),
+                "{reference} in {}",
+                page.display()
+            );
+            references += 1;
+        }
+    }
+    assert!(
+        references > 10,
+        "the references stand where they are looked for"
+    );
 }
 
 fn protocol_page() -> String {
