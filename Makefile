@@ -42,7 +42,10 @@ demo: codex-newest
 	cargo build --quiet --release --locked --bin plexum-openai --example loopback-model
 	tests/demo/run target/release "$${codex[0]}"
 
+# Most tests wait most of the time: for grace periods, for codex, for a limit to pass. With one test a core, as cargo
+# has it, cores are idle meanwhile; with more than two a core, limits of a few seconds are missed.
 ## test: all tests, on every version of codex that is supported
+test: export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 2 )))
 test: codex mcp-clients
 	cargo test --locked
 

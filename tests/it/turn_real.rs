@@ -281,12 +281,21 @@ fn short(text: &str) -> String {
 #[track_caller]
 fn check_prompts(codex: &std::path::Path, config: Value) {
     let lab = Lab::real(codex, json!([{"text": "ok"}]));
+    let by_argument = config["prompt_via"] == "arg";
     lab.config(config);
     let mut daemon = Daemon::start(&lab);
-    for prompt in hard_prompts() {
-        // Twice in one workspace: in a thread that is new, and in one that is resumed.
-        let _ = fs::remove_file(lab.session_file());
-        for state in ["new", "resumed"] {
+    for (at, prompt) in hard_prompts().into_iter().enumerate() {
+        // codex parses the command line of a new thread and of a resumed one by different rules, which meet the
+        // prompt only where it is an argument; what is longer goes through stdin all the same.
+        let is_argument = by_argument && prompt.len() < 131_071;
+        let states: &[&str] = match at == 0 || is_argument {
+            true => &["new", "resumed"],
+            false => &["resumed"],
+        };
+        if states.contains(&"new") {
+            let _ = fs::remove_file(lab.session_file());
+        }
+        for &state in states {
             let turn = daemon.turn(Daemon::prompt(&lab, &prompt));
             assert_eq!(
                 turn.result()["stop_reason"],
@@ -380,18 +389,20 @@ real_codex! {
             block
         };
         let mut daemon = Daemon::start(&lab);
-        for (blocks, images, told) in [
-            (vec![image(json!({"data": PIXEL}))], 1, None),
-            (vec![image(json!({"data_base64": PIXEL}))], 1, None),
-            (vec![image(json!({"path": odd}))], 1, None),
-            (vec![image(json!({"url": format!("data:image/png;base64,{PIXEL}")}))], 1, None),
-            (vec![image(json!({"path": odd})), image(json!({"data": PIXEL}))], 2, None),
-            (vec![image(json!({"path": lab.path("gone.png")}))], 0, Some("gone.png")),
-            (vec![image(json!({"data": "%%%"}))], 0, Some("unavailable")),
-            (vec![image(json!({"url": "http://127.0.0.1:1/x.png"}))], 0, Some("x.png")),
-            (vec![image(json!({"path": lab.path("gone.png")})), image(json!({"data": PIXEL}))], 1, Some("gone.png")),
+        // What a block becomes is the same in a new thread and in a resumed one; how codex is given it is not.
+        let (both, resumed) = (&["new", "resumed"][..], &["resumed"][..]);
+        for (states, blocks, images, told) in [
+            (both, vec![image(json!({"data": PIXEL}))], 1, None),
+            (resumed, vec![image(json!({"data_base64": PIXEL}))], 1, None),
+            (both, vec![image(json!({"path": odd}))], 1, None),
+            (resumed, vec![image(json!({"url": format!("data:image/png;base64,{PIXEL}")}))], 1, None),
+            (both, vec![image(json!({"path": odd})), image(json!({"data": PIXEL}))], 2, None),
+            (both, vec![image(json!({"path": lab.path("gone.png")}))], 0, Some("gone.png")),
+            (resumed, vec![image(json!({"data": "%%%"}))], 0, Some("unavailable")),
+            (resumed, vec![image(json!({"url": "http://127.0.0.1:1/x.png"}))], 0, Some("x.png")),
+            (resumed, vec![image(json!({"path": lab.path("gone.png")})), image(json!({"data": PIXEL}))], 1, Some("gone.png")),
         ] {
-            for state in ["new", "resumed"] {
+            for &state in states {
                 if state == "new" {
                     let _ = fs::remove_file(lab.session_file());
                 }
