@@ -412,3 +412,44 @@ fn left(text: &str, columns: usize) -> String {
     ));
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_fits_every_width() {
+        let row = |id: &str, name: &str, output_bytes| Row {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            namespace: None,
+            arguments_bytes: 24,
+            output_bytes,
+            answered: true,
+            is_error: false,
+            consumed: Some(Consumed::Cut),
+        };
+        let summary = Summary {
+            rows: vec![
+                row("call_0123456789abcdefghijklmn", "exec_command", 81_500_000),
+                row("call_1", "a_tool_with_a_name_that_is_rather_long", 0),
+            ],
+        };
+        for columns in 0..200 {
+            let screen = Screen {
+                width: columns,
+                height: None,
+                color: false,
+            };
+            let mut out = Vec::new();
+            summary.write_table(&mut out, &screen).unwrap();
+            let table = String::from_utf8(out).unwrap();
+            // The head, a line a call, the total.
+            assert_eq!(table.lines().count(), 4, "{columns}: {table}");
+            for line in table.lines() {
+                assert!(width(line) <= columns.max(NARROWEST), "{columns}: {line}");
+            }
+            assert_eq!(table.contains('█'), columns >= WIDE, "{columns}: {table}");
+        }
+    }
+}
