@@ -40,8 +40,13 @@ pub(crate) const FILES: &[Topic] = &[
     ),
     (
         "$XDG_RUNTIME_DIR/plexum-openai/",
-        "Sockets through which codex reaches the daemon's tools; a folder below the profile where `XDG_RUNTIME_DIR` is not set.",
+        "Sockets through which codex reaches the daemon's tools, and images while codex runs; a folder below the profile where `XDG_RUNTIME_DIR` is not set.",
     ),
+];
+
+/// What others on the same machine can see.
+pub(crate) const SECURITY: &[&str] = &[
+    "Every user of the machine can see the arguments of a process. Those of codex have the system text, the agent's id and the path of the socket for its tools (codex takes them in no other way, 0.135 to 0.169: a profile must be a file in its own home). Keep no secrets in a system text; `hidepid` of `/proc` keeps others from looking. The prompt goes through stdin and is not seen, unless `prompt_via` has it otherwise; keys belong into the config's `env`.",
 ];
 
 /// The environment variables that it heeds.

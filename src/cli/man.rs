@@ -54,6 +54,8 @@ The dialogue with the daemon is JSON-RPC 2.0; the servers that lend its tools to
 codex speak the Model Context Protocol, versions 2024-11-05 to 2025-11-25.
 ",
     );
+    page.section("SECURITY CONSIDERATIONS");
+    page.paragraphs(about::SECURITY);
     page.source
 }
 
