@@ -39,7 +39,7 @@ pub(crate) const KEYS: &[Key] = &[
         name: "extra_args",
         kind: "list of strings",
         default: "[]",
-        meaning: "Passed to codex before the prompt.",
+        meaning: "Passed to codex on every turn, before `resume` where a thread goes on, so that what only `codex exec` takes (`-p`, `-C`, `--add-dir`, `--color`) works in every turn. With `-s` codex's own sandbox is used.",
     },
     Key {
         name: "supported_models",
@@ -70,6 +70,12 @@ pub(crate) const KEYS: &[Key] = &[
         kind: "string",
         default: "\"replay\"",
         meaning: "When codex no longer knows the stored thread: `\"replay\"` starts a new one with the conversation so far in its prompt, `\"fresh\"` one without, `\"error\"` fails the turn.",
+    },
+    Key {
+        name: "replay_new",
+        kind: "boolean",
+        default: "true",
+        meaning: "When a thread begins although the daemon has a conversation already (another provider had it, the session file is gone), put the conversation so far into its prompt.",
     },
     Key {
         name: "reasoning_events",
@@ -142,6 +148,7 @@ pub(crate) struct Config {
     pub(crate) mcp_registration: McpRegistration,
     pub(crate) prompt_via: PromptVia,
     pub(crate) lost_thread: LostThread,
+    pub(crate) replay_new: bool,
     pub(crate) reasoning_events: bool,
     pub(crate) tool_events: bool,
     /// `None` is never.
@@ -162,6 +169,7 @@ impl Default for Config {
             mcp_registration: McpRegistration::Turn,
             prompt_via: PromptVia::Stdin,
             lost_thread: LostThread::Replay,
+            replay_new: true,
             reasoning_events: false,
             tool_events: true,
             idle_timeout: Some(Duration::from_secs(3600)),
@@ -449,6 +457,7 @@ impl<'de> Visitor<'de> for ConfigVisitor<'_> {
                         ("error", LostThread::Error),
                     ]))?;
                 }
+                "replay_new" => config.replay_new = map.next_value::<Bool>()?.0,
                 "reasoning_events" => config.reasoning_events = map.next_value::<Bool>()?.0,
                 "tool_events" => config.tool_events = map.next_value::<Bool>()?.0,
                 "idle_timeout_secs" => config.idle_timeout = map.next_value::<Seconds>()?.0,
@@ -664,7 +673,7 @@ mod tests {
         let (config, warnings) = parse(
             r#"{"binary":"~/bin/codex","extra_args":["-c","x=1"],"supported_models":["a","b"],
                "model_args":{"a":"gpt-5"},"mcp_registration":"off","prompt_via":"arg","lost_thread":"error",
-               "reasoning_events":true,"tool_events":false,"idle_timeout_secs":0,"turn_timeout_secs":7,
+               "replay_new":false,"reasoning_events":true,"tool_events":false,"idle_timeout_secs":0,"turn_timeout_secs":7,
                "codex_home":"/c","env":{"A":"b"}}"#,
         )
         .unwrap();
@@ -679,6 +688,7 @@ mod tests {
                 mcp_registration: McpRegistration::Off,
                 prompt_via: PromptVia::Arg,
                 lost_thread: LostThread::Error,
+                replay_new: false,
                 reasoning_events: true,
                 tool_events: false,
                 idle_timeout: None,

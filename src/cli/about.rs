@@ -40,7 +40,7 @@ pub(crate) const FILES: &[Topic] = &[
     ),
     (
         "$XDG_RUNTIME_DIR/plexum-openai/",
-        "Sockets through which codex reaches the daemon's tools; a folder below the profile where `XDG_RUNTIME_DIR` is not set.",
+        "Sockets through which codex reaches the daemon's tools, and images while codex runs; a folder below the profile where `XDG_RUNTIME_DIR` is not set.",
     ),
 ];
 

@@ -179,13 +179,13 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 )
             },
             Flag {
-                more: "codex fixes it when a thread starts; it has no effect on a conversation that goes on.",
+                more: "codex takes it when a thread starts, and in a conversation that goes on when it compacts it: give it with every turn. Others can see it in the list of processes.",
                 ..valued(
                     "system",
                     None,
                     "TEXT",
                     Completes::Nothing,
-                    "instructions for a new thread",
+                    "instructions for the model",
                 )
             },
             Flag {

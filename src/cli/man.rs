@@ -14,7 +14,7 @@ mod tests {
     use crate::config;
 
     /// Flags of other programs that the page speaks of.
-    const OF_OTHERS: &[&str] = &["--user"];
+    const OF_OTHERS: &[&str] = &["--user", "--add-dir", "--color"];
 
     /// What stands between this heading and the next of its level, or of a higher one.
     fn section(heading: &str) -> &'static str {

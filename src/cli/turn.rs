@@ -13,7 +13,8 @@ use crate::error::{Error, Kind, Result, reason};
 use crate::sys::{self, Flag};
 use crate::turn::images::{Image, Source};
 use crate::turn::queue::Queue;
-use crate::turn::{self, Block, Context, Level, Request, Sink};
+use crate::turn::{self, Block, Context, History, Level, Request, Sink};
+use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
 use std::sync::Arc;
@@ -108,7 +109,9 @@ fn request(parsed: &Parsed) -> Result<Request> {
         };
         // Nobody may ever write into a FIFO: it is not opened but refused with the turn's other bad images.
         if path.metadata().map_err(unreadable)?.is_file() {
-            std::fs::File::open(&path).map_err(unreadable)?;
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+            rustix::fs::open(&path, flags, Mode::empty())
+                .map_err(|error| unreadable(error.into()))?;
         }
         prompt.push(Block::Image(Image {
             name: path
@@ -126,8 +129,9 @@ fn request(parsed: &Parsed) -> Result<Request> {
             .text("system")?
             .filter(|text| !text.trim().is_empty())
             .map(str::to_owned),
-        prompt,
-        history: String::new(),
+        prompt: vec![prompt],
+        history: History::default(),
+        warnings: Vec::new(),
         fresh: parsed.has("fresh"),
         binary: match parsed.text("binary")? {
             Some("") => return Err(usage("'--binary' needs a path")),

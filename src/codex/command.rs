@@ -28,8 +28,10 @@ pub(crate) struct Call<'a> {
     pub(crate) thread: Option<&'a str>,
     /// The model as the daemon names it.
     pub(crate) model: &'a str,
-    /// Instructions for a new thread; a thread that goes on keeps its own.
+    /// Instructions. codex takes them when a thread starts, and again whenever it compacts one.
     pub(crate) system: Option<&'a str>,
+    /// A prompt of this thread had the instructions at its head, and the model still sees them whole.
+    pub(crate) system_in_thread: bool,
     pub(crate) images: &'a [PathBuf],
     pub(crate) prompt: &'a str,
     /// `-c` arguments that lend the daemon's tools.
@@ -58,23 +60,21 @@ pub(crate) fn build(
     places: &Places,
     call: &Call<'_>,
 ) -> Invocation {
-    let mut args: Vec<OsString> = vec!["exec".into()];
     let mut warnings = Vec::new();
-    if call.thread.is_some() {
-        args.push("resume".into());
+    let extra = ExtraArgs::of(&config.extra_args, &mut warnings);
+    // All flags stand before `resume`, which takes fewer of them than `exec`; what both take works there as well
+    // (0.135 and 0.169).
+    let mut args: Vec<OsString> = vec!["exec".into(), "--skip-git-repo-check".into()];
+    if !extra.has("--sandbox", "-s") {
+        args.push("--dangerously-bypass-approvals-and-sandbox".into());
     }
-    for flag in [
-        "--skip-git-repo-check",
-        "--dangerously-bypass-approvals-and-sandbox",
-        "--json",
-    ] {
-        args.push(flag.into());
+    match model_arg(config, call.model) {
+        Some(model) if extra.has("--model", "-m") => warnings.push(format!(
+            "\"extra_args\" in the config chooses the model, so '{model}' is not asked for; \"model_args\" is the place for models"
+        )),
+        Some(model) => args.extend(["--model".into(), model.into()]),
+        None => {}
     }
-    if let Some(model) = model_arg(config, call.model) {
-        args.push("--model".into());
-        args.push(model.into());
-    }
-    // `-i` takes every argument up to the next flag: it must have one behind it.
     for image in call.images {
         args.push("-i".into());
         args.push(image.into());
@@ -83,21 +83,33 @@ pub(crate) fn build(
     args.push("-c".into());
     args.push("features.unbounded_connection_retries=false".into());
     let mut prompt = call.prompt.to_owned();
-    if let (None, Some(system)) = (call.thread, call.system) {
-        let setting = format!("developer_instructions={}", toml_string(system));
-        if setting.len() <= LONGEST_ARGUMENT {
-            args.push("-c".into());
-            args.push(setting.into());
-        } else {
-            warnings.push(format!(
-                "the system text has {} bytes, more than an argument can have; it stands at the head of the prompt instead",
-                system.len()
-            ));
-            prompt = format!("<instructions>\n{system}\n</instructions>\n\n{prompt}");
+    if let Some(system) = call.system {
+        if extra.sets("developer_instructions") {
+            warnings.push(
+                "\"extra_args\" in the config sets developer_instructions, which replaces the daemon's system text"
+                    .to_owned(),
+            );
+        }
+        match system_setting(system) {
+            Some(setting) => args.extend(["-c".into(), setting.into()]),
+            None if call.system_in_thread => {}
+            None => {
+                warnings.push(format!(
+                    "the system text has {} bytes, more than an argument can have; it stands at the head of the prompt instead, where a compaction shortens it until the next turn",
+                    system.len()
+                ));
+                prompt = format!("{}\n\n{prompt}", system_block(system));
+            }
         }
     }
     args.extend(call.tool_args.iter().cloned());
-    args.extend(config.extra_args.iter().map(OsString::from));
+    // After ours, so that they have the last word.
+    args.extend(extra.args.iter().map(OsString::from));
+    // `-i` takes every argument up to the next flag: `resume` must not be the one behind the config's.
+    args.push("--json".into());
+    if call.thread.is_some() {
+        args.push("resume".into());
+    }
     args.push("--".into());
     if let Some(thread) = call.thread {
         args.push(thread.into());
@@ -124,6 +136,83 @@ pub(crate) fn build(
         stdin,
         warnings,
     }
+}
+
+/// The config's `extra_args`, without what codex would refuse beside ours.
+struct ExtraArgs<'a> {
+    args: Vec<&'a str>,
+}
+
+impl<'a> ExtraArgs<'a> {
+    fn of(args: &'a [String], warnings: &mut Vec<String>) -> ExtraArgs<'a> {
+        let args = args
+            .iter()
+            .map(String::as_str)
+            .filter(|arg| match *arg {
+                // Ours already; codex refuses a flag that is there twice.
+                "--json"
+                | "--experimental-json"
+                | "--skip-git-repo-check"
+                | "--dangerously-bypass-approvals-and-sandbox"
+                | "--yolo" => false,
+                "--" => {
+                    warnings.push(
+                        "'--' in \"extra_args\" of the config is ignored: what followed it would be the prompt"
+                            .to_owned(),
+                    );
+                    false
+                }
+                _ => true,
+            })
+            .collect();
+        ExtraArgs { args }
+    }
+
+    /// Is this flag among them, in whatever spelling codex takes?
+    fn has(&self, long: &str, short: &str) -> bool {
+        self.args.iter().any(|arg| {
+            arg.strip_prefix(long)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+                || (arg.starts_with(short) && !arg.starts_with("--"))
+        })
+    }
+
+    /// Does a `-c` set this key of codex's config?
+    fn sets(&self, key: &str) -> bool {
+        self.args.iter().any(|arg| {
+            let setting = arg
+                .strip_prefix("--config=")
+                .or_else(|| arg.strip_prefix("-c"))
+                .unwrap_or(arg);
+            setting
+                .split_once('=')
+                .is_some_and(|(name, _)| name.trim() == key)
+        })
+    }
+}
+
+/// The setting by which codex is given the system text, where it can be an argument.
+fn system_setting(system: &str) -> Option<String> {
+    const KEY: &str = "developer_instructions=";
+    let room = LONGEST_ARGUMENT - KEY.len();
+    // Most texts fit in either form; the second has no escapes, which can double a text with many lines.
+    let basic = (system.len() <= room).then(|| toml_string(system))?;
+    let value = if basic.len() <= room {
+        basic
+    } else {
+        toml_literal(system).filter(|literal| literal.len() <= room)?
+    };
+    Some(format!("{KEY}{value}"))
+}
+
+/// Can codex be given this system text as an argument?
+pub(crate) fn system_can_be_argument(system: &str) -> bool {
+    system_setting(system).is_some()
+}
+
+/// The system text as it stands at the head of a prompt.
+pub(crate) fn system_block(system: &str) -> String {
+    format!("<instructions>\n{system}\n</instructions>")
 }
 
 /// What every codex gets in its environment besides the plugin's own.
@@ -171,6 +260,14 @@ pub(crate) fn toml_string(text: &str) -> String {
     }
     toml.push('"');
     toml
+}
+
+/// Text as a TOML multi-line literal string, where it can be one.
+fn toml_literal(text: &str) -> Option<String> {
+    let bare = |char: char| matches!(char, '\n' | '\t') || !char.is_control();
+    let fits = text.chars().all(bare) && !text.contains("'''") && !text.ends_with('\'');
+    // A line end right behind the opening is not part of the text.
+    fits.then(|| format!("'''\n{text}'''"))
 }
 
 /// Finds the codex executable that `binary` names and sees that it can be executed.
@@ -341,6 +438,7 @@ mod tests {
             thread: None,
             model: "",
             system: None,
+            system_in_thread: false,
             images: &[],
             prompt,
             tool_args: &[],
@@ -348,11 +446,10 @@ mod tests {
         }
     }
 
-    const HEAD: [&str; 4] = [
+    const HEAD: [&str; 3] = [
         "exec",
         "--skip-git-repo-check",
         "--dangerously-bypass-approvals-and-sandbox",
-        "--json",
     ];
     const RETRIES: [&str; 2] = ["-c", "features.unbounded_connection_retries=false"];
 
@@ -369,7 +466,7 @@ mod tests {
             assert_eq!(built.stdin.as_deref(), Some(prompt));
             assert_eq!(
                 args(&config, &call(prompt)),
-                [&HEAD[..], &RETRIES, &["--", "-"]].concat()
+                [&HEAD[..], &RETRIES, &["--json", "--", "-"]].concat()
             );
         }
     }
@@ -395,11 +492,12 @@ mod tests {
         assert_eq!(
             args(&config, &full),
             [
-                &["exec", "resume"],
-                &HEAD[1..],
+                &HEAD[..],
                 &["--model", "gpt-5", "-i", "/a.png", "-i", "/b.png"],
                 &RETRIES,
-                &["-c", "mcp_servers.x={}", "--x", "--", "T", "hi"],
+                &["-c", "developer_instructions=\"be brief\""],
+                &["-c", "mcp_servers.x={}", "--x", "--json"],
+                &["resume", "--", "T", "hi"],
             ]
             .concat()
         );
@@ -419,12 +517,60 @@ mod tests {
                     "-c",
                     "developer_instructions=\"a\\\"\\\\\\n\\u007Fé\"",
                     "--x",
+                    "--json",
                     "--",
                     "hi"
                 ],
             ]
             .concat()
         );
+    }
+
+    // fault: 77
+    #[test]
+    fn extra_args_stand_before_resume_and_not_twice() {
+        let resumed = Call {
+            thread: Some("T"),
+            model: "gpt-5",
+            system: Some("x"),
+            ..call("hi")
+        };
+        for (extra, expected, sandboxed, model, warnings) in [
+            (&["-p", "fast"][..], &["-p", "fast"][..], false, true, 0),
+            (&["-s", "read-only"], &["-s", "read-only"], true, true, 0),
+            (&["-sread-only"], &["-sread-only"], true, true, 0),
+            (&["--sandbox=x"], &["--sandbox=x"], true, true, 0),
+            (&["-m", "o9"], &["-m", "o9"], false, false, 1),
+            (&["--model=o9"], &["--model=o9"], false, false, 1),
+            (
+                &["--json", "--yolo", "--skip-git-repo-check"],
+                &[],
+                false,
+                true,
+                0,
+            ),
+            (&["--", "-i", "/a.png"], &["-i", "/a.png"], false, true, 1),
+            (
+                &["-c", "developer_instructions=\"y\""],
+                &["-c", "developer_instructions=\"y\""],
+                false,
+                true,
+                1,
+            ),
+        ] {
+            let config = Config {
+                extra_args: extra.iter().map(|arg| (*arg).to_owned()).collect(),
+                ..Config::default()
+            };
+            let places = Places::from_env();
+            let built = build(Path::new("/codex"), &config, &places, &resumed);
+            let args = args(&config, &resumed);
+            let end = [expected, &["--json", "resume", "--", "T", "-"]].concat();
+            assert_eq!(args[args.len() - end.len()..], end, "{extra:?}");
+            assert_eq!(args.contains(&HEAD[2].to_owned()), !sandboxed, "{args:?}");
+            assert_eq!(args.contains(&"--model".to_owned()), model, "{args:?}");
+            assert_eq!(built.warnings.len(), warnings, "{:?}", built.warnings);
+        }
     }
 
     #[test]
@@ -446,20 +592,44 @@ mod tests {
         }
         let long = "x".repeat(131_071);
         assert_eq!(args(&config, &call(&long)).last(), Some(&long));
-        let built = build(
-            Path::new("/codex"),
-            &config,
-            &Places::from_env(),
-            &Call {
-                system: Some(&long),
+    }
+
+    // fault: 70
+    #[test]
+    fn a_system_text_that_cannot_be_an_argument_heads_the_prompt() {
+        let config = Config::default();
+        let built = |system: &str, system_in_thread| {
+            let call = Call {
+                thread: Some("T"),
+                system: Some(system),
+                system_in_thread,
                 ..call("hi")
-            },
-        );
-        assert_eq!(built.warnings.len(), 1);
+            };
+            build(Path::new("/codex"), &config, &Places::from_env(), &call)
+        };
+        let long = "x".repeat(131_071);
+        let first = built(&long, false);
+        assert_eq!(first.warnings.len(), 1);
         assert_eq!(
-            built.stdin.unwrap(),
+            first.stdin.unwrap(),
             format!("<instructions>\n{long}\n</instructions>\n\nhi")
         );
+        let next = built(&long, true);
+        assert_eq!(next.warnings, Vec::<String>::new());
+        assert_eq!(next.stdin.as_deref(), Some("hi"));
+        // Escapes would double these; a literal string has none.
+        let lines = "\n".repeat(100_000);
+        let given = built(&lines, false);
+        let setting = format!("developer_instructions='''\n{lines}'''");
+        assert!(given.args.contains(&OsString::from(setting)));
+        assert_eq!(given.stdin.as_deref(), Some("hi"));
+        for text in [
+            "\r\n".repeat(50_000),
+            "'''\n".repeat(30_000),
+            "\\'".repeat(50_000),
+        ] {
+            assert!(built(&text, false).stdin.unwrap().contains(&text));
+        }
     }
 
     #[test]

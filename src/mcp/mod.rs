@@ -19,7 +19,10 @@ mod socket;
 mod strict;
 
 pub(crate) use bridge::{Bridge, Changer};
-pub(crate) use socket::{check as check_runtime_folder, place as runtime_place};
+pub(crate) use socket::{
+    check as check_runtime_folder, locked as lock_runtime_directory, place as runtime_place,
+    short_place as short_runtime_place,
+};
 pub(crate) use strict::whole_characters;
 
 use crate::error::Error;

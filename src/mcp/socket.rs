@@ -72,7 +72,13 @@ pub(crate) fn place(runtime_dir: Option<&Path>, profile: &Path) -> PathBuf {
         .find(|folder| {
             folder.to_str().is_some() && folder.as_os_str().len() + 1 + NAME_MAX <= PATH_MAX
         })
-        .unwrap_or_else(|| PathBuf::from(format!("/tmp/plexum-openai-{user}")))
+        .unwrap_or_else(short_place)
+}
+
+/// The private directory whose path is short and plain whatever the profile is called.
+pub(crate) fn short_place() -> PathBuf {
+    let user = rustix::process::geteuid().as_raw();
+    PathBuf::from(format!("/tmp/plexum-openai-{user}"))
 }
 
 /// Opens the folder, making it if it is missing.
@@ -136,7 +142,7 @@ fn open_folder(folder: &Path) -> Result<OwnedFd> {
 
 /// Opens the folder and waits for its lock, which ends with the descriptor. The lock is on the folder itself,
 /// so that no lock file is left in it.
-fn locked(folder: &Path) -> Result<OwnedFd> {
+pub(crate) fn locked(folder: &Path) -> Result<OwnedFd> {
     let opened = open_folder(folder)?;
     let deadline = Instant::now() + LOCK_WAIT;
     loop {

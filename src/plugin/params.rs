@@ -4,7 +4,8 @@ use crate::error::{Error, Kind, Result};
 use crate::mcp::{Tool, whole_characters};
 use crate::rollout::mutate::{Mutation, Op};
 use crate::turn::images::{Image, Source};
-use crate::turn::{Block, LONGEST_REPLAY, Request, newest};
+use crate::turn::prompt::label;
+use crate::turn::{Block, History, Request};
 use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value};
 use std::fmt::Display;
@@ -202,46 +203,78 @@ fn tools(field: Option<Field<'_>>) -> Result<Vec<Tool>> {
     Ok(tools)
 }
 
-/// Prompt and history of the messages.
+/// Prompt and history of the messages: what came after the last one of the assistant is new.
 fn conversation(request: &Field<'_>) -> Result<Request> {
     let field = request.needed("messages")?;
     let mut messages: Vec<(&str, Vec<Block>)> = Vec::new();
     for message in field.list()? {
         let role = message.needed("role")?.text()?;
-        messages.push((role, blocks(&message.needed("content")?)?));
+        messages.push((role, blocks(&message)?));
     }
-    let asked = messages.iter().rposition(|(role, blocks)| {
-        *role == "user"
-            && blocks
-                .iter()
-                .any(|block| matches!(block, Block::Text(text) if !text.trim().is_empty()))
-    });
-    let Some(asked) = asked else {
-        return Err(bad(&field.path, "no message of the user has any text"));
-    };
-    let history = history(&messages[..asked]);
+    let answered = messages.iter().rposition(|(role, _)| *role == "assistant");
+    let new = messages.split_off(answered.map_or(0, |at| at + 1));
     let mut prompt = Vec::new();
-    for (at, (role, blocks)) in messages.into_iter().enumerate().skip(asked) {
-        // Images that the user sent after the question without a word belong to it.
-        if at == asked {
-            prompt.extend(blocks);
-        } else if role == "user" {
-            prompt.extend(
-                blocks
-                    .into_iter()
-                    .filter(|block| matches!(block, Block::Image(_))),
-            );
+    let mut warnings = Vec::new();
+    for (at, (role, blocks)) in new.into_iter().enumerate() {
+        if blocks.iter().all(says_nothing) {
+            continue;
+        }
+        match role {
+            "user" => prompt.push(blocks),
+            // What a tool said is known to codex, which has called it.
+            "tool" | "function" => {}
+            role => warnings.push(format!(
+                "{}[{}] is left out: its role is '{}', and only what the user says is new to codex",
+                field.path,
+                messages.len() + at,
+                label(role)
+            )),
         }
     }
+    if prompt.is_empty() {
+        return Err(bad(
+            &field.path,
+            "nothing is new: no message of the user after the last one of the assistant has any content",
+        ));
+    }
+    let history = History::of(
+        messages
+            .iter()
+            .rev()
+            .map(|(role, blocks)| (*role, blocks.iter().filter_map(recorded).collect())),
+    );
     Ok(Request {
         prompt,
         history,
+        warnings,
         ..Request::default()
     })
 }
 
-/// The blocks of a message's content; those that are neither text nor image are passed over.
-fn blocks(content: &Field<'_>) -> Result<Vec<Block>> {
+/// Is there nothing in this block that codex would have to be told?
+fn says_nothing(block: &Block) -> bool {
+    match block {
+        Block::Text(text) => text.trim().is_empty(),
+        Block::Image(_) | Block::Unsupported { .. } => false,
+    }
+}
+
+/// A block as the record of the conversation has it.
+fn recorded(block: &Block) -> Option<String> {
+    match block {
+        Block::Text(text) => Some(text.clone()),
+        Block::Image(image) => Some(format!("[image \"{}\"]", label(&image.name))),
+        Block::Unsupported { kind, name } => Some(format!("[{} \"{}\"]", label(kind), label(name))),
+    }
+}
+
+/// The blocks of a message's content.
+fn blocks(message: &Field<'_>) -> Result<Vec<Block>> {
+    // A message that only calls tools has null where others have text.
+    if message.object()?.get("content").is_some_and(Value::is_null) {
+        return Ok(Vec::new());
+    }
+    let content = message.needed("content")?;
     if let Value::String(text) = content.value {
         return Ok(vec![Block::Text(text.clone())]);
     }
@@ -250,41 +283,80 @@ fn blocks(content: &Field<'_>) -> Result<Vec<Block>> {
     }
     let mut blocks = Vec::new();
     for block in content.list()? {
-        match block.needed("type")?.text()? {
-            "text" => blocks.push(Block::Text(block.needed("text")?.text()?.to_owned())),
-            "image" => blocks.push(Block::Image(image(&block)?)),
-            _ => {}
+        let kind = block.needed("type")?.text()?;
+        match kind {
+            // The other names are those of OpenAI's own interfaces.
+            "text" | "input_text" | "output_text" => {
+                blocks.push(Block::Text(block.needed("text")?.text()?.to_owned()));
+            }
+            "image" | "input_image" | "image_url" => blocks.push(Block::Image(image(&block)?)),
+            "thinking" | "redacted_thinking" | "reasoning" => {}
+            // codex knows what its tools were asked and what they gave.
+            kind if is_of_a_tool(kind) => {}
+            kind => blocks.push(Block::Unsupported {
+                kind: kind.to_owned(),
+                name: block_name(&block, kind),
+            }),
         }
     }
     Ok(blocks)
 }
 
+/// Is this the type of a block by which a tool is called, or of what one gave (`tool_use`, `tool_result`,
+/// `server_tool_use`, `web_search_tool_result`, `function_call_output`, …)?
+fn is_of_a_tool(kind: &str) -> bool {
+    kind.starts_with("function_call")
+        || kind.starts_with("custom_tool_call")
+        || ["tool_use", "tool_result", "tool_call", "tool_call_output"]
+            .iter()
+            .any(|end| kind.ends_with(end))
+}
+
+/// What people call a block that is not an image: the first of its members that names it, else its type.
+fn block_name(block: &Field<'_>, kind: &str) -> String {
+    let text = |name: &str| {
+        let text = block.value.get(name)?.as_str()?;
+        (!text.trim().is_empty()).then_some(text)
+    };
+    ["name", "filename", "file_name", "title"]
+        .into_iter()
+        .find_map(text)
+        .map(without_secrets)
+        .or_else(|| ["path", "url"].into_iter().find_map(text).map(file_name))
+        .or_else(|| {
+            ["id", "media_type"]
+                .into_iter()
+                .find_map(text)
+                .map(str::to_owned)
+        })
+        .filter(|name| !name.trim().is_empty())
+        .unwrap_or_else(|| kind.to_owned())
+}
+
 fn image(block: &Field<'_>) -> Result<Image> {
-    let media_type = block.optional_text("media_type")?.unwrap_or("image/png");
-    let data = match block.optional_text("data")? {
+    // Where others put the picture: in a `source`, or as `image_url`, a string or an object with a `url`.
+    let source = block
+        .member("source")?
+        .filter(|source| source.value.is_object());
+    let place = source.as_ref().unwrap_or(block);
+    let media_type = match place.optional_text("media_type")? {
+        Some(media_type) => media_type,
+        None => block.optional_text("media_type")?.unwrap_or("image/png"),
+    };
+    let data = match place.optional_text("data")? {
         Some(data) => Some(data),
-        None => block.optional_text("data_base64")?,
+        None => place.optional_text("data_base64")?,
     };
-    let path = block.optional_text("path")?;
-    let url = block.optional_text("url")?;
-    let given = block.optional_text("name")?.map(str::to_owned);
-    let file_name = |text: &str| {
-        let text = text.split(['?', '#']).next().unwrap_or_default();
-        let name = text
-            .trim_end_matches('/')
-            .rsplit('/')
-            .next()
-            .unwrap_or_default();
-        name.to_owned()
+    let path = place.optional_text("path")?;
+    let url = match (place.optional_text("url")?, block.member("image_url")?) {
+        (Some(url), _) => Some(url),
+        (None, Some(field)) if field.value.is_object() => field.optional_text("url")?,
+        (None, Some(field)) => Some(field.text()?),
+        (None, None) => None,
     };
+    let given = block.optional_text("name")?.map(without_secrets);
     let (name, source) = if let Some(path) = path {
-        (
-            Path::new(path).file_name().map_or_else(
-                || path.to_owned(),
-                |name| name.to_string_lossy().into_owned(),
-            ),
-            Source::Path(path.into()),
-        )
+        (file_name(path), Source::Path(path.into()))
     } else if let Some(data) = data {
         (
             media_type.to_owned(),
@@ -294,10 +366,7 @@ fn image(block: &Field<'_>) -> Result<Image> {
             },
         )
     } else if let Some(url) = url {
-        let name = if url
-            .get(..5)
-            .is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
-        {
+        let name = if is_data_url(url) {
             media_type.to_owned()
         } else {
             file_name(url)
@@ -306,37 +375,51 @@ fn image(block: &Field<'_>) -> Result<Image> {
     } else {
         ("image".to_owned(), Source::Nothing)
     };
+    let name = given.unwrap_or(name);
     Ok(Image {
-        name: given.unwrap_or(name),
+        name: if name.trim().is_empty() {
+            "image".to_owned()
+        } else {
+            name
+        },
         source,
     })
 }
 
-/// A conversation as text: each message under its role, the newest [`LONGEST_REPLAY`] bytes.
-fn history(messages: &[(&str, Vec<Block>)]) -> String {
-    let mut parts: Vec<String> = Vec::new();
-    let mut length = 0;
-    for (role, blocks) in messages.iter().rev() {
-        let texts: Vec<String> = blocks
-            .iter()
-            .map(|block| match block {
-                Block::Text(text) => text.clone(),
-                Block::Image(image) => format!("[image \"{}\"]", image.name),
-            })
-            .filter(|text| !text.is_empty())
-            .collect();
-        if texts.is_empty() {
-            continue;
-        }
-        let part = format!("[{role}]\n{}", texts.join("\n"));
-        length += part.len() + 2;
-        parts.push(part);
-        if length >= LONGEST_REPLAY {
-            break;
-        }
+fn is_data_url(text: &str) -> bool {
+    text.get(..5)
+        .is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
+}
+
+/// A name that somebody gave; where it is a URL, only its file name.
+fn without_secrets(name: &str) -> String {
+    if name.contains("://") || name.starts_with("//") || is_data_url(name) {
+        file_name(name)
+    } else {
+        name.to_owned()
     }
-    parts.reverse();
-    newest(&parts.join("\n\n"), LONGEST_REPLAY).to_owned()
+}
+
+/// The last part of a path or a URL. Of a URL neither the user and the password nor the query and the fragment
+/// are in it: both can hold keys, and the name goes to the log and to the model.
+fn file_name(text: &str) -> String {
+    if is_data_url(text) {
+        return "data".to_owned();
+    }
+    let Some((_, rest)) = text
+        .split_once("//")
+        .filter(|(scheme, _)| scheme.is_empty() || scheme.ends_with(':'))
+    else {
+        return Path::new(text).file_name().map_or_else(
+            || text.to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        );
+    };
+    // Cut at the first of these wherever it stands: a password that was not escaped may have one too.
+    let rest = rest.split(['?', '#', ';']).next().unwrap_or_default();
+    let name = rest.trim_end_matches(['/', '\\']);
+    let name = name.rsplit(['/', '\\']).next().unwrap_or_default();
+    name.rsplit('@').next().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
@@ -353,35 +436,161 @@ mod tests {
         Block::Text(text.to_owned())
     }
 
+    fn image(name: &str, source: Source) -> Block {
+        Block::Image(Image {
+            name: name.into(),
+            source,
+        })
+    }
+
+    // fault: 66
     #[test]
-    fn the_prompt_is_the_last_message_of_the_user_that_has_text() {
+    fn the_prompt_is_every_user_message_after_the_last_response() {
         let request = asked(json!([
             {"role": "user", "content": "first"},
-            {"role": "assistant", "content": [{"type": "text", "text": "yes"}, {"type": "tool_use", "id": 1}]},
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "tool_result"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "yes"}, {"type": "tool_use", "id": "1", "name": "ls"}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1"}, {"type": "text", "text": "a"}]},
+            {"role": "tool", "content": "done"},
             {"role": "user", "content": [{"type": "image", "path": "/x/y.png"}]},
             {"role": "user", "content": []},
-            {"role": "assistant", "content": "…"},
+            {"role": "user", "content": " \n"},
+            {"role": "user", "content": null},
+            {"role": "developer", "content": "be quick"},
+            {"role": "user", "content": "b"},
         ]))
         .unwrap();
-        let image = Image {
-            name: "y.png".into(),
-            source: Source::Path("/x/y.png".into()),
-        };
-        assert_eq!(request.prompt, [text("a"), text("b"), Block::Image(image)]);
-        assert_eq!(request.history, "[user]\nfirst\n\n[assistant]\nyes");
+        let spoken: Vec<Vec<Block>> = request
+            .prompt
+            .into_iter()
+            .map(|blocks| {
+                blocks
+                    .into_iter()
+                    .filter(|block| !says_nothing(block))
+                    .collect()
+            })
+            .collect();
+        assert_eq!(
+            spoken,
+            [
+                vec![text("a")],
+                vec![image("y.png", Source::Path("/x/y.png".into()))],
+                vec![text("b")],
+            ]
+        );
+        assert_eq!(request.history.text, "[user]\nfirst\n\n[assistant]\nyes");
+        assert_eq!(
+            request.warnings,
+            [
+                "params.request.messages[8] is left out: its role is 'developer', and only what the user says is new to codex"
+            ]
+        );
+    }
+
+    // fault: 66
+    #[test]
+    fn rejects_a_conversation_with_nothing_new() {
+        let said = json!({"role": "user", "content": "hi"});
+        let answered = json!({"role": "assistant", "content": "yes"});
+        for last in [
+            None,
+            Some(json!({"role": "user", "content": ""})),
+            Some(json!({"role": "user", "content": null})),
+            Some(json!({"role": "user", "content": []})),
+            Some(json!({"role": "user", "content": [{"type": "text", "text": "\t"}]})),
+            Some(json!({"role": "user", "content": [{"type": "tool_result", "content": "x"}]})),
+            Some(json!({"role": "system", "content": "x"})),
+            Some(json!({"role": "tool", "content": "x"})),
+        ] {
+            let mut messages = vec![said.clone(), answered.clone()];
+            messages.extend(last);
+            let error = asked(json!(messages)).unwrap_err();
+            assert_eq!(error.kind().rpc_code(), -32602);
+            assert!(error.message().contains("nothing is new"), "{error}");
+        }
+        // An empty response is one all the same.
+        for empty in [json!(""), json!(null), json!([])] {
+            let messages = json!([said, {"role": "assistant", "content": empty}]);
+            assert!(asked(messages).is_err());
+        }
+    }
+
+    #[test]
+    fn a_thousand_messages_are_one_prompt() {
+        let messages: Vec<Value> = (0..1000)
+            .map(|number| json!({"role": "user", "content": number.to_string()}))
+            .collect();
+        let request = asked(json!(messages)).unwrap();
+        assert_eq!(request.prompt.len(), 1000);
+        assert_eq!(request.prompt[999], [text("999")]);
+        assert!(request.history.is_empty());
+    }
+
+    // fault: 68
+    #[test]
+    fn a_block_of_an_unknown_type_keeps_its_place_and_a_name() {
+        for (block, name) in [
+            (json!({"type": "audio", "name": "call.mp3"}), "call.mp3"),
+            (json!({"type": "audio", "path": "/x/call.mp3"}), "call.mp3"),
+            (
+                json!({"type": "audio", "filename": "https://u:p@h/a/b.mp3?k=1"}),
+                "b.mp3",
+            ),
+            (
+                json!({"type": "audio", "name": 5, "id": "file_1"}),
+                "file_1",
+            ),
+            (json!({"type": "audio", "data": "aGk="}), "audio"),
+        ] {
+            let request = asked(json!([{"role": "user", "content": [block]}])).unwrap();
+            let expected = Block::Unsupported {
+                kind: "audio".to_owned(),
+                name: name.to_owned(),
+            };
+            assert_eq!(request.prompt, [[expected]], "{block}");
+        }
+    }
+
+    // fault: 111
+    #[test]
+    fn the_name_of_a_url_has_no_secrets() {
+        for (url, name) in [
+            ("https://example.org/a/cat.png?x=1", "cat.png"),
+            ("https://user:key@example.org/a/cat.png#key", "cat.png"),
+            ("https://user:key@example.org", "example.org"),
+            ("https://user:key@example.org?key", "example.org"),
+            ("https://user:key@example.org/?key=a/b.png", "example.org"),
+            ("//user:key@example.org/", "example.org"),
+            ("s3://key:key@bucket/cat@2x.png", "2x.png"),
+            ("https://user:key/key@example.org", "example.org"),
+            ("https://example.org/cat.png;key=1", "cat.png"),
+            ("https://", "image"),
+        ] {
+            for block in [
+                json!({"type": "image", "url": url}),
+                json!({"type": "image", "path": url}),
+                json!({"type": "image", "name": url, "data": "aGk="}),
+                json!({"type": "image_url", "image_url": {"url": url}}),
+            ] {
+                let request = asked(json!([{"role": "user", "content": [block]}])).unwrap();
+                let [Block::Image(image)] = &request.prompt[0][..] else {
+                    panic!("{block} is not an image");
+                };
+                assert_eq!(image.name, name, "{block}");
+            }
+        }
     }
 
     #[test]
     fn the_newest_of_a_long_conversation_is_kept() {
+        const LONGEST: usize = crate::turn::prompt::LONGEST_REPLAY;
         let mut messages = vec![json!({"role": "user", "content": "old"})];
         for _ in 0..10 {
             messages.push(json!({"role": "assistant", "content": "é".repeat(50_000)}));
         }
         messages.push(json!({"role": "user", "content": "now"}));
         let history = asked(json!(messages)).unwrap().history;
-        assert!(history.len() <= LONGEST_REPLAY && history.len() > LONGEST_REPLAY - 4);
-        assert!(!history.contains("old"));
+        assert!(history.text.len() <= LONGEST && history.text.len() > LONGEST - 4);
+        assert!(history.truncated && !history.text.contains("old"));
     }
 
     #[test]
@@ -393,29 +602,28 @@ mod tests {
             {"type": "image", "url": "https://example.org/a/cat.png?x=1"},
             {"type": "image", "url": "data:image/png;base64,aGk=", "name": "dog"},
             {"type": "image"},
+            {"type": "input_image", "image_url": "data:image/png;base64,aGk="},
+            {"type": "image", "source": {"type": "base64", "media_type": "image/gif", "data": "aGk="}},
         ]}]))
         .unwrap();
         let data = Source::Data {
             base64: "aGk=".into(),
             media_type: "image/gif".into(),
         };
-        let image = |name: &str, source: &Source| {
-            Block::Image(Image {
-                name: name.into(),
-                source: source.clone(),
-            })
-        };
+        let url = Source::Url("data:image/png;base64,aGk=".into());
         assert_eq!(
-            request.prompt[1..],
+            request.prompt[0][1..],
             [
-                image("image/gif", &data),
-                image("image/gif", &data),
+                image("image/gif", data.clone()),
+                image("image/gif", data.clone()),
                 image(
                     "cat.png",
-                    &Source::Url("https://example.org/a/cat.png?x=1".into())
+                    Source::Url("https://example.org/a/cat.png?x=1".into())
                 ),
-                image("dog", &Source::Url("data:image/png;base64,aGk=".into())),
-                image("image", &Source::Nothing),
+                image("dog", url.clone()),
+                image("image", Source::Nothing),
+                image("image/png", url),
+                image("image/gif", data),
             ]
         );
     }
@@ -453,11 +661,11 @@ mod tests {
             ),
             (
                 json!({"agent": {"workspace": "/w"}, "request": {"messages": []}}),
-                "params.request.messages: no message of the user has any text",
+                "params.request.messages: nothing is new: no message of the user after the last one of the assistant has any content",
             ),
             (
                 json!({"agent": {"workspace": "/w"}, "request": {"messages": [{"role": "user", "content": " \n"}]}}),
-                "params.request.messages: no message of the user has any text",
+                "params.request.messages: nothing is new: no message of the user after the last one of the assistant has any content",
             ),
             (
                 json!({"agent": {"workspace": "/w"}, "request": {"messages": [{"content": "x"}]}}),

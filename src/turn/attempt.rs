@@ -3,6 +3,7 @@
 //! A turn has one attempt, or two when codex no longer knows the stored thread and a new one takes over.
 
 use super::session::{self, Stored};
+use super::system;
 use super::watch::Watch;
 use super::{Context, Request, Teller, Tokens, usage};
 use crate::canonical::{TurnEvent, Usage};
@@ -94,13 +95,14 @@ impl Attempt<'_> {
                 thread: self.asked,
                 model: &self.request.model,
                 system: self.request.system.as_deref(),
+                system_in_thread: self.system_in_thread(cancel),
                 images: self.images,
                 prompt: &self.prompt,
                 tool_args: self.tool_args,
                 workspace: self.workspace,
             },
         );
-        super::check_length(invocation.stdin.as_deref().unwrap_or_default())?;
+        super::prompt::check_length(invocation.stdin.as_deref().unwrap_or_default())?;
         for warning in &invocation.warnings {
             teller.warn(warning);
         }
@@ -343,6 +345,23 @@ impl Attempt<'_> {
         }
         teller.debug(&format!("codex works on thread {id}"));
         heard.thread = Some(id);
+    }
+
+    /// Does the model still see the whole of a system text that had to stand in a prompt?
+    fn system_in_thread(&self, cancel: &Flag) -> bool {
+        let (Some(thread), Some(text)) = (self.asked, self.request.system.as_deref()) else {
+            return false;
+        };
+        if command::system_can_be_argument(text) {
+            return false;
+        }
+        let home = self.context.places.codex_home(&self.context.config);
+        // One that cannot be read will be told of by who follows it; the text twice is better than never.
+        home::find_rollout(&home, thread)
+            .ok()
+            .flatten()
+            .and_then(|path| system::is_in_view(&path, text, cancel).ok())
+            .unwrap_or(false)
     }
 
     /// The rollout of the thread that goes on, followed from its present end.

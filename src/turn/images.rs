@@ -1,14 +1,32 @@
 //! Images of a prompt, as files that codex can be given with `-i`.
 //!
-//! One that cannot be had does not fail the turn: it becomes a line of text in its place and a warning. Nothing
-//! is fetched from anywhere.
+//! codex opens what it is given by its path, and waits for ever where that is a FIFO by then. So it is only given
+//! files of our own: each image is opened here without waiting, looked at through its descriptor, and copied into
+//! a directory of the turn's in the private runtime directory. That directory is locked while it is in use; one
+//! that is not is a killed plugin's, and is removed.
+//!
+//! An image that cannot be had does not fail the turn: it becomes a line of text in its place and a warning.
+//! Nothing is fetched from anywhere.
 
-use crate::error::reason;
-use std::fs::File;
-use std::io::Write;
+use crate::error::{Error, reason};
+use crate::mcp;
+use crate::sys::Flag;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
+
+/// The largest image, in bytes: more than any provider takes.
+const LARGEST: u64 = 64 << 20;
+/// The most that the images of a turn may have together, since the runtime directory is often in memory.
+const LARGEST_TOTAL: u64 = 256 << 20;
+/// How the names of our directories begin.
+const PREFIX: &str = "images-";
 
 /// An image block of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,110 +48,271 @@ pub(crate) enum Source {
     Nothing,
 }
 
-/// The files of a turn's images. Those that were written for it are removed with it.
-#[derive(Debug, Default)]
-pub(crate) struct Images {
+/// The files of a turn's images, which are removed with it.
+#[derive(Debug)]
+pub(crate) struct Images<'a> {
     pub(crate) files: Vec<PathBuf>,
-    folder: Option<TempDir>,
+    workspace: &'a Path,
+    runtime: PathBuf,
+    cancel: &'a Flag,
+    directory: Option<Directory>,
+    total: u64,
 }
 
-impl Images {
+/// A directory of ours.
+#[derive(Debug)]
+struct Directory {
+    // In this order: it is removed before its lock is let go.
+    path: TempDir,
+    _lock: OwnedFd,
+}
+
+impl<'a> Images<'a> {
+    /// No images yet. What a killed plugin left is removed.
+    pub(crate) fn new(workspace: &'a Path, profile: &Path, cancel: &'a Flag) -> Images<'a> {
+        let runtime = runtime_directory(profile);
+        sweep(&runtime);
+        Images {
+            files: Vec::new(),
+            workspace,
+            runtime,
+            cancel,
+            directory: None,
+            total: 0,
+        }
+    }
+
     /// Makes a file of an image.
     ///
     /// # Errors
     /// Why it cannot be had, in words.
-    pub(crate) fn add(&mut self, image: &Image, workspace: &Path) -> Result<(), String> {
-        let file = match &image.source {
-            Source::Path(path) => self.linked(readable(&workspace.join(path))?)?,
-            Source::Data { base64, media_type } => self.written(&decode(base64)?, media_type)?,
+    pub(crate) fn add(&mut self, image: &Image) -> Result<(), String> {
+        match &image.source {
+            Source::Path(path) => {
+                let path = self.workspace.join(path);
+                let file = open(&path)?;
+                let extension = path.extension().and_then(|extension| extension.to_str());
+                self.write(file, &image.name, extension.unwrap_or("img"))
+            }
+            Source::Data { base64, media_type } => {
+                self.write(&decode(base64)?[..], &image.name, extension(media_type))
+            }
             Source::Url(url) => {
                 let (bytes, media_type) = data_url(url)?;
-                self.written(&bytes, &media_type)?
+                self.write(&bytes[..], &image.name, extension(&media_type))
             }
             Source::Nothing => {
-                return Err("it has none of `path`, `data`, `data_base64` and `url`".to_owned());
+                Err("it has none of `path`, `data`, `data_base64` and `url`".to_owned())
             }
-        };
-        self.files.push(file);
+        }
+    }
+
+    fn write(&mut self, from: impl Read, name: &str, extension: &str) -> Result<(), String> {
+        let path = self.next_path(name, extension)?;
+        let copied = self.copy(from, &path);
+        if let Err(why) = &copied {
+            // What there is of it would take the room of the next one, which says so if it stays.
+            let _ = std::fs::remove_file(&path);
+            log::debug!("no image '{}': {why}", path.display());
+        }
+        self.total += copied?;
+        self.files.push(path);
         Ok(())
     }
 
-    /// A path that codex's `-i` takes for one file: it splits its value at commas, so a path that has one is
-    /// reached through a link that has none.
-    fn linked(&mut self, path: PathBuf) -> Result<PathBuf, String> {
-        if !path.as_os_str().as_bytes().contains(&b',') {
-            return Ok(path);
+    fn copy(&self, mut from: impl Read, path: &Path) -> Result<u64, String> {
+        let cannot =
+            |error: io::Error| format!("cannot write '{}': {}", path.display(), reason(&error));
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(cannot)?;
+        // The umask may have taken what codex needs.
+        file.set_permissions(PermissionsExt::from_mode(0o600))
+            .map_err(cannot)?;
+        let mut part = vec![0; 64 << 10];
+        let mut length = 0;
+        loop {
+            if self.cancel.is_raised() {
+                return Err("the turn is cancelled".to_owned());
+            }
+            let read = match from.read(&mut part) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(reason(&error)),
+            };
+            length += read as u64;
+            if length > LARGEST {
+                return Err(too_large(LARGEST));
+            }
+            if self.total + length > LARGEST_TOTAL {
+                return Err(format!(
+                    "the images of a turn have more than {} MiB together",
+                    LARGEST_TOTAL >> 20
+                ));
+            }
+            file.write_all(&part[..read]).map_err(cannot)?;
         }
-        let extension = path
-            .extension()
-            .and_then(|extension| extension.to_str())
-            .filter(|extension| extension.chars().all(|char| char.is_ascii_alphanumeric()))
-            .unwrap_or("img")
-            .to_owned();
-        let link = self.next_name(&extension)?;
-        std::os::unix::fs::symlink(&path, &link).map_err(|error| reason(&error))?;
-        Ok(link)
-    }
-
-    fn written(&mut self, bytes: &[u8], media_type: &str) -> Result<PathBuf, String> {
-        if bytes.is_empty() {
+        if length == 0 {
             return Err("it is empty".to_owned());
         }
-        let extension = match media_type.split(';').next().unwrap_or_default().trim() {
-            "image/jpeg" | "image/jpg" => "jpg",
-            "image/gif" => "gif",
-            "image/webp" => "webp",
-            "image/bmp" => "bmp",
-            "image/svg+xml" => "svg",
-            _ => "png",
-        };
-        let path = self.next_name(extension)?;
-        let written = File::create_new(&path).and_then(|mut file| file.write_all(bytes));
-        written.map_err(|error| {
-            // What there is of it would take the room and the name of the next one, which says so if it stays.
-            let _ = std::fs::remove_file(&path);
-            format!("cannot write '{}': {}", path.display(), reason(&error))
-        })?;
-        Ok(path)
+        Ok(length)
     }
 
-    fn next_name(&mut self, extension: &str) -> Result<PathBuf, String> {
-        let folder = match &mut self.folder {
-            Some(folder) => folder,
-            none => {
-                // tempfile makes it with mode 0700.
-                let made = tempfile::Builder::new()
-                    .prefix("plexum-openai-images-")
-                    .tempdir()
-                    .map_err(|error| {
-                        format!("cannot make a temporary folder: {}", reason(&error))
-                    })?;
-                if made.path().as_os_str().as_bytes().contains(&b',') {
-                    return Err(
-                        "the temporary folder's path has a comma, which codex splits it at"
-                            .to_owned(),
-                    );
-                }
-                none.insert(made)
-            }
+    /// Where the next file goes. Its name tells the model which image it is (from 0.148 codex says the path), and
+    /// has nothing in it that codex could take for more than one file: it splits at commas.
+    fn next_path(&mut self, name: &str, extension: &str) -> Result<PathBuf, String> {
+        let directory = match &mut self.directory {
+            Some(directory) => directory,
+            none => none
+                .insert(make_directory(&self.runtime).map_err(|error| error.message().to_owned())?),
         };
-        Ok(folder
+        let number = self.files.len() + 1;
+        let stem = match Path::new(name).file_stem().and_then(|stem| stem.to_str()) {
+            Some(stem) if !name.contains('/') => format!("-{}", plain(stem, 40)),
+            _ => String::new(),
+        };
+        let extension = plain(extension, 10);
+        Ok(directory
+            .path
             .path()
-            .join(format!("{}.{extension}", self.files.len() + 1)))
+            .join(format!("{number}{stem}.{extension}")))
     }
 }
 
-/// An absolute path to a regular file that can be read, or why it is none.
-fn readable(path: &Path) -> Result<PathBuf, String> {
-    let metadata = std::fs::metadata(path).map_err(|error| reason(&error))?;
-    if !metadata.is_file() {
+/// Where the directories of images are: with the sockets, unless codex could not be given a path in there.
+fn runtime_directory(profile: &Path) -> PathBuf {
+    let place = mcp::runtime_place(mcp::runtime_dir().as_deref(), profile);
+    if place.as_os_str().as_bytes().contains(&b',') {
+        return mcp::short_runtime_place();
+    }
+    place
+}
+
+/// Makes a directory for a turn's images, locked and private from its first moment.
+fn make_directory(runtime: &Path) -> Result<Directory, Error> {
+    // Under the lock nobody sweeps it before it is locked itself.
+    let _runtime_lock = mcp::lock_runtime_directory(runtime)?;
+    let cannot = |error: io::Error| {
+        Error::os(
+            crate::error::Kind::Io,
+            format!("cannot make a directory in '{}'", runtime.display()),
+            error,
+        )
+    };
+    let private = std::fs::Permissions::from_mode(0o700);
+    let path = tempfile::Builder::new()
+        .prefix(PREFIX)
+        .permissions(private.clone())
+        .tempdir_in(runtime)
+        .map_err(cannot)?;
+    // The umask may have taken what we need.
+    std::fs::set_permissions(path.path(), private).map_err(cannot)?;
+    let lock = open_directory(path.path()).map_err(|error| cannot(error.into()))?;
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|error| cannot(error.into()))?;
+    Ok(Directory { path, _lock: lock })
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
+/// Removes the images that killed plugins left. Those of a plugin that lives are locked.
+fn sweep(runtime: &Path) {
+    let left = || {
+        let entries = std::fs::read_dir(runtime).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name().as_bytes().starts_with(PREFIX.as_bytes()))
+    };
+    if left().next().is_none() {
+        return;
+    }
+    // What cannot be swept now stays for the next turn; one that makes a directory tells what is wrong.
+    let Ok(_runtime_lock) = mcp::lock_runtime_directory(runtime) else {
+        return;
+    };
+    for entry in left() {
+        let path = entry.path();
+        let Ok(directory) = open_directory(&path) else {
+            continue;
+        };
+        if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            log::debug!("removing what a killed plugin left: '{}'", path.display());
+            // What stays is tried again by the next turn.
+            let _ = std::fs::remove_dir_all(&path);
+        }
+    }
+}
+
+/// Opens an image that is a regular file, without ever waiting for one that is something else.
+///
+/// A symbolic link is followed where it belongs to this user or to root: whoever else can write into the image's
+/// directory must not choose which of this user's files the model gets to see.
+fn open(path: &Path) -> Result<File, String> {
+    let found = std::fs::symlink_metadata(path).map_err(|error| reason(&error))?;
+    let user = rustix::process::geteuid().as_raw();
+    let target = if !found.is_symlink() {
+        path.to_owned()
+    } else if found.uid() == user || found.uid() == 0 {
+        path.canonicalize().map_err(|error| reason(&error))?
+    } else {
+        return Err(format!(
+            "it is a symbolic link that belongs to user {}",
+            found.uid()
+        ));
+    };
+    // A device is not even opened where that can be known.
+    let found = std::fs::symlink_metadata(&target).map_err(|error| reason(&error))?;
+    if !found.is_file() {
         return Err("it is not a regular file".to_owned());
     }
-    if metadata.len() == 0 {
-        return Err("it is empty".to_owned());
+    let flags =
+        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(&target, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::LOOP) => return Err("it has become a symbolic link".to_owned()),
+        Err(error) => return Err(reason(&error.into())),
+    };
+    // It may have been replaced since; what is open now cannot be.
+    let found = file.metadata().map_err(|error| reason(&error))?;
+    if !found.is_file() {
+        return Err("it is not a regular file".to_owned());
     }
-    File::open(path).map_err(|error| reason(&error))?;
-    Ok(path.to_owned())
+    if found.len() > LARGEST {
+        return Err(too_large(LARGEST));
+    }
+    Ok(file)
+}
+
+fn too_large(most: u64) -> String {
+    format!("it is larger than {} MiB", most >> 20)
+}
+
+/// What of a name can stand in a path that codex is given.
+fn plain(name: &str, longest: usize) -> String {
+    name.chars()
+        .take(longest)
+        .map(|char| match char {
+            'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' | '.' => char,
+            _ => '_',
+        })
+        .collect()
+}
+
+/// The usual extension of a media type.
+fn extension(media_type: &str) -> &'static str {
+    match media_type.split(';').next().unwrap_or_default().trim() {
+        "image/jpeg" | "image/jpg" => "jpg",
+        "image/gif" => "gif",
+        "image/webp" => "webp",
+        "image/bmp" => "bmp",
+        "image/svg+xml" => "svg",
+        _ => "png",
+    }
 }
 
 /// The bytes and the media type of a `data:` URL.
@@ -261,57 +440,165 @@ mod tests {
         }
     }
 
+    struct Place {
+        root: TempDir,
+        cancel: Flag,
+    }
+
+    impl Place {
+        fn new() -> Place {
+            Place {
+                root: tempfile::tempdir().unwrap(),
+                cancel: Flag::new().unwrap(),
+            }
+        }
+
+        /// As [`Images::new`], but whatever the environment says.
+        fn images(&self) -> Images<'_> {
+            let runtime = self.root.path().join("run");
+            sweep(&runtime);
+            Images {
+                runtime,
+                ..Images::new(self.root.path(), self.root.path(), &self.cancel)
+            }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.root.path().join(name)
+        }
+
+        fn left(&self) -> usize {
+            std::fs::read_dir(self.path("run")).map_or(0, Iterator::count)
+        }
+    }
+
+    fn at(path: &str) -> Image {
+        Image {
+            name: path.to_owned(),
+            source: Source::Path(path.into()),
+        }
+    }
+
+    fn data() -> Image {
+        Image {
+            name: "image/jpeg".to_owned(),
+            source: Source::Data {
+                base64: "aGk=".into(),
+                media_type: "image/jpeg".into(),
+            },
+        }
+    }
+
+    // fault: 100
     #[test]
-    fn images_become_files_and_go_again() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("a,b.png"), "pixels").unwrap();
-        std::fs::write(folder.path().join("plain.png"), "pixels").unwrap();
-        let mut images = Images::default();
-        let image = |source| Image {
-            name: "x".to_owned(),
-            source,
-        };
-        images
-            .add(&image(Source::Path("plain.png".into())), folder.path())
-            .unwrap();
-        images
-            .add(&image(Source::Path("a,b.png".into())), folder.path())
-            .unwrap();
-        images
-            .add(
-                &image(Source::Data {
-                    base64: "aGk=".into(),
-                    media_type: "image/jpeg".into(),
-                }),
-                folder.path(),
-            )
-            .unwrap();
-        assert!(
-            images
-                .add(&image(Source::Path("none.png".into())), folder.path())
-                .is_err()
-        );
-        assert!(
-            images
-                .add(&image(Source::Path(".".into())), folder.path())
-                .is_err()
-        );
-        assert!(
-            images
-                .add(&image(Source::Url("http://x/".into())), folder.path())
-                .is_err()
-        );
+    fn images_become_private_files_and_go_again() {
+        let place = Place::new();
+        std::fs::write(place.path("a,b \u{e9}.png"), "pixels").unwrap();
+        let mut images = place.images();
+        assert_eq!(images.add(&at("a,b \u{e9}.png")), Ok(()));
+        assert_eq!(images.add(&data()), Ok(()));
+        for (image, why) in [
+            (at("none.png"), "No such file or directory"),
+            (at("."), "it is not a regular file"),
+            (
+                Image {
+                    name: "x".to_owned(),
+                    source: Source::Url("http://x/".into()),
+                },
+                "only data: URLs are taken, nothing is fetched",
+            ),
+        ] {
+            assert_eq!(images.add(&image), Err(why.to_owned()));
+        }
         let files = images.files.clone();
-        assert_eq!(files.len(), 3);
-        assert_eq!(files[0], folder.path().join("plain.png"));
-        assert_eq!(std::fs::read(&files[1]).unwrap(), b"pixels");
-        assert_eq!(std::fs::read(&files[2]).unwrap(), b"hi");
-        assert!(
-            files
-                .iter()
-                .all(|file| !file.to_str().unwrap().contains(','))
-        );
+        let names: Vec<_> = files
+            .iter()
+            .map(|file| file.file_name().unwrap().to_str().unwrap())
+            .collect();
+        assert_eq!(names, ["1-a_b__.png", "2.jpg"]);
+        assert_eq!(std::fs::read(&files[0]).unwrap(), b"pixels");
+        assert_eq!(std::fs::read(&files[1]).unwrap(), b"hi");
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        for file in &files {
+            assert_eq!(mode(file), 0o600);
+            assert_eq!(mode(file.parent().unwrap()), 0o700);
+        }
+        assert_eq!(mode(&place.path("run")), 0o700);
         drop(images);
-        assert!(!files[1].exists() && !files[2].exists() && files[0].exists());
+        assert_eq!(place.left(), 0);
+    }
+
+    // fault: 100
+    #[test]
+    fn images_of_the_dead_are_swept_and_those_of_the_living_are_not() {
+        let place = Place::new();
+        let mut living = place.images();
+        living.add(&data()).unwrap();
+        let dead = place.path("run/images-dead");
+        std::fs::create_dir(&dead).unwrap();
+        std::fs::write(dead.join("1.png"), "private").unwrap();
+        std::fs::write(place.path("run/images-file"), "not ours").unwrap();
+        let _other = place.images();
+        assert!(!dead.exists());
+        assert!(living.files[0].exists());
+        assert!(place.path("run/images-file").exists());
+    }
+
+    // fault: 107
+    #[test]
+    fn rejects_images_that_are_not_regular_files() {
+        let place = Place::new();
+        let fifo = place.path("fifo.png");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            rustix::fs::FileType::Fifo,
+            Mode::RUSR | Mode::WUSR,
+            0,
+        )
+        .unwrap();
+        std::fs::write(place.path("real.png"), "pixels").unwrap();
+        std::fs::write(place.path("empty.png"), "").unwrap();
+        File::create(place.path("large.png"))
+            .unwrap()
+            .set_len(LARGEST + 1)
+            .unwrap();
+        for (target, link) in [
+            ("real.png", "link.png"),
+            ("fifo.png", "pipe.png"),
+            ("/dev/zero", "zero.png"),
+            ("loop.png", "loop.png"),
+        ] {
+            std::os::unix::fs::symlink(target, place.path(link)).unwrap();
+        }
+        let mut images = place.images();
+        for (name, why) in [
+            ("fifo.png", Some("it is not a regular file")),
+            ("/dev/zero", Some("it is not a regular file")),
+            ("/dev/tty", Some("it is not a regular file")),
+            ("pipe.png", Some("it is not a regular file")),
+            ("zero.png", Some("it is not a regular file")),
+            ("empty.png", Some("it is empty")),
+            ("large.png", Some("it is larger than 64 MiB")),
+            ("link.png", None),
+            ("real.png", None),
+        ] {
+            let added = images.add(&at(name));
+            assert_eq!(added.err().as_deref(), why, "{name}");
+        }
+        assert!(images.add(&at("loop.png")).is_err());
+        // What is put in an image's place afterwards does not reach codex.
+        std::fs::remove_file(place.path("real.png")).unwrap();
+        std::fs::rename(&fifo, place.path("real.png")).unwrap();
+        assert_eq!(std::fs::read(&images.files[1]).unwrap(), b"pixels");
+    }
+
+    #[test]
+    fn images_are_not_copied_for_a_cancelled_turn() {
+        let place = Place::new();
+        place.cancel.raise();
+        let mut images = place.images();
+        assert_eq!(images.add(&data()), Err("the turn is cancelled".to_owned()));
+        assert!(images.files.is_empty());
     }
 }

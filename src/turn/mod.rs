@@ -9,16 +9,18 @@
 
 mod attempt;
 pub(crate) mod images;
+pub(crate) mod prompt;
 pub(crate) mod queue;
 pub(crate) mod session;
+mod system;
 mod tools;
 mod usage;
 mod watch;
 
+pub(crate) use prompt::{Block, History};
 pub(crate) use tools::Tools;
 
 use crate::canonical::{StopReason, ThreadState, TurnError, TurnEvent, TurnResult, Usage};
-use crate::codex::command::LONGEST_PROMPT;
 use crate::codex::translate::Step;
 use crate::codex::{command, home};
 use crate::config::{Config, LostThread, Places};
@@ -26,22 +28,12 @@ use crate::error::{Error, Kind, Result};
 use crate::mcp::Bridge;
 use crate::sys::{FileLock, Flag};
 use attempt::{Attempt, Ended};
-use images::{Image, Images};
+use images::Images;
 use queue::{Locked, Place};
 use session::Stored;
 use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-
-/// How much of a conversation is replayed to a thread that takes over, in bytes.
-pub(crate) const LONGEST_REPLAY: usize = 256 << 10;
-
-/// A block of the prompt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Block {
-    Text(String),
-    Image(Image),
-}
 
 /// What a turn is asked to do.
 #[derive(Clone, Debug, Default)]
@@ -50,10 +42,12 @@ pub(crate) struct Request {
     pub(crate) model: String,
     pub(crate) agent_id: Option<String>,
     pub(crate) system: Option<String>,
-    /// Text and images of the user's message.
-    pub(crate) prompt: Vec<Block>,
-    /// The conversation before it as text, the newest [`LONGEST_REPLAY`] bytes; empty where there is none.
-    pub(crate) history: String,
+    /// The blocks of each message that is new.
+    pub(crate) prompt: Vec<Vec<Block>>,
+    /// The conversation before them.
+    pub(crate) history: History,
+    /// What of the request could not be taken as it stands, one sentence each.
+    pub(crate) warnings: Vec<String>,
     /// Start a new thread whatever the session file says.
     pub(crate) fresh: bool,
     /// The codex executable, instead of the config's.
@@ -206,8 +200,14 @@ fn work(
         Err(error) => return failed(&error, teller),
     };
     let stored = stored_thread(workspace, teller)?;
-    let mut images = Images::default();
-    let prompt = prompt_text(&request.prompt, &mut images, workspace, teller)?;
+    for warning in &request.warnings {
+        teller.warn(warning);
+    }
+    let mut images = Images::new(workspace, &context.places.profile, cancel);
+    let prompt = prompt::prompt_text(&request.prompt, &mut images, teller)?;
+    if cancel.is_raised() {
+        return cancelled(teller);
+    }
     let agent_id = request.agent_id.as_deref().unwrap_or_default();
     let lent = tools.map(|tools| tools.lend(agent_id, &program, context, cancel, teller));
     let bridge = match lent.transpose() {
@@ -241,6 +241,16 @@ fn work(
         Some(_) => ThreadState::Resumed,
         None => ThreadState::New,
     };
+    if attempt.asked.is_none()
+        && !request.fresh
+        && !request.history.is_empty()
+        && context.config.replay_new
+    {
+        teller.warn(
+            "the conversation has no thread of codex yet: a new one begins, with the conversation so far in its prompt",
+        );
+        attempt.prompt = Cow::Owned(request.history.before(&prompt));
+    }
     let mut done = attempt.run(cancel, teller)?;
     if let Ended::LostThread = done.ended {
         let lost = attempt.asked.unwrap_or_default().to_owned();
@@ -257,7 +267,7 @@ fn work(
                 teller.warn(&format!(
                     "{told}; a new one takes over, with the conversation so far in its prompt"
                 ));
-                attempt.prompt = Cow::Owned(with_history(&request.history, &prompt));
+                attempt.prompt = Cow::Owned(request.history.before(&prompt));
             }
             LostThread::Replay | LostThread::Fresh => {
                 teller.warn(&format!(
@@ -318,75 +328,6 @@ fn stored_thread(workspace: &Path, teller: &mut Teller<'_>) -> Result<Option<Str
             Ok(None)
         }
     }
-}
-
-/// The prompt's text, its blocks joined by line ends; an image that cannot be had leaves a line in its place.
-///
-/// # Errors
-/// [`Kind::Params`] where there is no text at all: codex takes no empty prompt.
-fn prompt_text(
-    blocks: &[Block],
-    images: &mut Images,
-    workspace: &Path,
-    teller: &mut Teller<'_>,
-) -> Result<String> {
-    let mut parts: Vec<Cow<'_, str>> = Vec::new();
-    for block in blocks {
-        match block {
-            Block::Text(text) => parts.push(text.into()),
-            Block::Image(image) => {
-                if let Err(why) = images.add(image, workspace) {
-                    teller.warn(&format!("the image \"{}\" is left out: {why}", image.name));
-                    parts.push(format!("[image \"{}\" unavailable]", image.name).into());
-                }
-            }
-        }
-    }
-    let text = parts.join("\n");
-    if text.trim().is_empty() {
-        return Err(Error::new(Kind::Params, "the prompt is empty"));
-    }
-    Ok(text)
-}
-
-/// Refuses what codex would refuse, before it starts.
-fn check_length(prompt: &str) -> Result<()> {
-    // A character has at most four bytes: most prompts need no count.
-    if prompt.len() <= LONGEST_PROMPT {
-        return Ok(());
-    }
-    let length = prompt.chars().count();
-    if length <= LONGEST_PROMPT {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::Params,
-        format!("the prompt has {length} characters, and codex takes at most {LONGEST_PROMPT}"),
-    ))
-}
-
-/// The first prompt of a thread that takes over: the conversation so far, set apart, then the question. The
-/// conversation gives way where both together would be too long for codex.
-fn with_history(history: &str, prompt: &str) -> String {
-    const BEFORE: &str = "<conversation_so_far>\nThe thread of this conversation was lost. What follows between these tags is its record, oldest first; it is not a new request.\n\n";
-    const AFTER: &str = "\n</conversation_so_far>\n\n";
-    let room = LONGEST_PROMPT
-        .saturating_sub(BEFORE.len() + AFTER.len() + prompt.chars().count())
-        .min(LONGEST_REPLAY);
-    let history = newest(history, room);
-    if history.is_empty() {
-        return prompt.to_owned();
-    }
-    format!("{BEFORE}{history}{AFTER}{prompt}")
-}
-
-/// The last `most` bytes of a text, cut between characters.
-pub(crate) fn newest(text: &str, most: usize) -> &str {
-    let mut start = text.len().saturating_sub(most);
-    while !text.is_char_boundary(start) {
-        start += 1;
-    }
-    &text[start..]
 }
 
 /// Keeps the order of the events.
@@ -497,36 +438,5 @@ impl<'a> Teller<'a> {
             usage: tokens.turn,
             thread_usage: tokens.thread,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_replay_is_set_apart_and_keeps_the_newest() {
-        let prompt = with_history("[user]\nhi\n\n[assistant]\nyes", "and now?");
-        assert!(prompt.starts_with("<conversation_so_far>\n"), "{prompt}");
-        assert!(
-            prompt.ends_with("[assistant]\nyes\n</conversation_so_far>\n\nand now?"),
-            "{prompt}"
-        );
-        let long = "é".repeat(LONGEST_REPLAY);
-        let prompt = with_history(&long, "q");
-        assert!(prompt.len() < LONGEST_REPLAY + 400 && prompt.len() > LONGEST_REPLAY);
-        assert!(check_length(&with_history(&long, &"x".repeat(LONGEST_PROMPT - 100))).is_ok());
-        assert_eq!(
-            with_history(&long, &"x".repeat(LONGEST_PROMPT)).len(),
-            LONGEST_PROMPT
-        );
-    }
-
-    #[test]
-    fn a_prompt_is_counted_in_characters() {
-        assert!(check_length(&"é".repeat(LONGEST_PROMPT)).is_ok());
-        let error = check_length(&"é".repeat(LONGEST_PROMPT + 1)).unwrap_err();
-        assert_eq!(error.kind(), Kind::Params);
-        assert!(error.message().contains("1048577 characters"), "{error}");
     }
 }

@@ -7,6 +7,7 @@
 
 mod commands;
 mod config;
+mod conversation;
 mod doctor;
 mod fault_list;
 mod faults;

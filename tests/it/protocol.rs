@@ -355,7 +355,7 @@ fn bad_parameters_are_named_and_start_nothing() {
         ),
         (
             "stream",
-            json!({"agent": agent, "request": user(json!([{"type": "other"}]))}),
+            json!({"agent": agent, "request": user(json!([{"type": "tool_result"}]))}),
             "messages",
         ),
         (
@@ -424,10 +424,8 @@ fn a_plain_turn_is_whole() {
     let turn = daemon.turn(json!({
         "agent": {"workspace": lab.workspace(), "more": 1},
         "request": {"messages": [
-            {"role": "user", "content": "an older one"},
-            {"role": "assistant", "content": "yes"},
             {"role": "user", "content": [
-                {"type": "text", "text": "one"}, {"type": "strange"}, {"type": "text", "text": "two"}]},
+                {"type": "text", "text": "one"}, {"type": "tool_result"}, {"type": "text", "text": "two"}]},
             {"role": "user", "content": []},
         ], "temperature": 1},
     }));

@@ -465,28 +465,6 @@ real_codex! {
     }
 }
 
-real_codex! {
-    fn the_system_text_reaches_a_new_thread(codex: &Path) {
-        let lab = Lab::real(codex, json!([{"text": "ok"}]));
-        let mut daemon = Daemon::start(&lab);
-        let system = "Speak like a \"pirate\".\n[a]\nb = 'c' \\ \u{1f980}";
-        for system in [system.to_owned(), "long ".repeat(50_000)] {
-            let _ = fs::remove_file(lab.session_file());
-            let mut params = Daemon::prompt(&lab, "hi");
-            params["request"]["system"] = json!(system);
-            let turn = daemon.turn(params);
-            assert_eq!(turn.text(), "ok");
-            let request = lab.model().requests().pop().unwrap();
-            let found = request.body["input"].as_array().unwrap().iter().any(|item| {
-                item["content"].as_array().is_some_and(|parts| {
-                    parts.iter().any(|part| part["text"].as_str().is_some_and(|text| text.contains(&system)))
-                })
-            });
-            assert!(found, "{}", short(&system));
-        }
-    }
-}
-
 /// A conversation of one turn whose thread codex then loses.
 #[track_caller]
 fn lose_thread(lab: &Lab, daemon: &mut Daemon) -> String {
@@ -584,6 +562,7 @@ real_codex! {
         let mut messages: Vec<Value> = (0..2_000)
             .map(|number| json!({"role": "user", "content": format!("line {number}; {}", "\u{e4}".repeat(500))}))
             .collect();
+        messages.push(json!({"role": "assistant", "content": "I see."}));
         messages.push(json!({"role": "user", "content": "And now?"}));
         params["request"]["messages"] = json!(messages);
         let turn = daemon.turn(params);

@@ -619,6 +619,7 @@ impl Doctor<'_> {
             thread: None,
             model: "",
             system: None,
+            system_in_thread: false,
             images: &[],
             prompt: "",
             tool_args: &[],

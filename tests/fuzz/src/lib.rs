@@ -85,7 +85,7 @@ fn wire_line(line: &[u8]) {
             if let Ok((workspace, request)) = params::stream(&params) {
                 assert!(workspace.is_absolute());
                 assert!(!request.prompt.is_empty());
-                assert!(request.history.len() <= turn::LONGEST_REPLAY);
+                assert!(request.history.text.len() <= turn::prompt::LONGEST_REPLAY);
             }
         }
         Ok(Message::Answer { outcome, .. }) => {
