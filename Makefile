@@ -86,7 +86,7 @@ bench: codex-newest
 	PLEXUM_BENCH_CODEX="$$(echo target/codex/$(CODEX_NEWEST)/node_modules/@openai/codex-*/vendor/*/bin/codex)" \
 	    cargo bench --quiet --locked --bench ratios
 
-## check: what has to be right before a commit: format, lints, docs, man pages, tests
+## check: what has to be right before a commit: format, lints, docs, man pages, dependencies, tests
 check:
 	@run() { echo "$$*"; "$$@"; }
 	run cargo fmt --check
@@ -101,6 +101,8 @@ check:
 	    echo "SKIPPED: mandoc is not installed, the man pages were not linted" >&2
 	    [ "$${CI:-}" != true ]
 	fi
+	echo "dependencies"
+	.ci/audit
 	$(MAKE) --no-print-directory test
 
 ## soak: a thousand turns (TURNS) that go well and wrong, 32 at once, after which nothing may be left
