@@ -90,9 +90,19 @@ pub(crate) const EXIT_STATUS: &[Topic] = &[
     ),
     ("2", "The command line or the config is wrong."),
     (
-        "130, 143",
-        "Ended by SIGINT or SIGTERM, every child process gone first.",
+        "143",
+        "Ended by SIGTERM, every child process gone first. At SIGINT they end too, and then the program by that signal itself, so that a shell loop around it ends; a shell calls that 130.",
     ),
+];
+
+/// What is protected against whom, and what is not.
+pub(crate) const SECURITY: &[&str] = &[
+    "Other users of the machine are kept out: `config.json` is written with mode 0600, sockets lie in a directory of mode 0700 and admit only processes of the same user, and nothing is run that others can change. `doctor` fails where the config or a directory around it can be written by others.",
+    "What a workspace or a model brings is not trusted: a session file never becomes a flag of codex, links and FIFOs are not followed or waited for, control characters in names and texts do not reach the terminal, and an image's URL is never fetched.",
+    "Agents of one user are separated against mistakes and not against malice. The daemon's tools are lent to one agent and one turn; but without a sandbox a command that codex runs can do what its user can: read another agent's workspace, thread and config, and end or trace its processes.",
+    "The arguments of a process are visible to every user in `ps`: what `extra_args` has in it, the agent's id and the path of its socket, with `prompt_via` \"arg\" the prompt. Keep keys out of `extra_args`; `env` is for them.",
+    "codex and the commands that it runs inherit the environment of the plugin, the config's `env` included: every agent can read a key that is in it. codex's own login in `CODEX_HOME` can be read by every command that is not in a sandbox.",
+    "To separate agents that do not trust each other, give each a user of its own with its own profile and `CODEX_HOME`, or run codex in a sandbox without network: with network access in it, commands can send away what they read, and reach every service of the machine. Never run the plugin as root.",
 ];
 
 /// A drop-in for the daemon's systemd user unit, which has neither the login shell's PATH nor its variables.

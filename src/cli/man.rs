@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 use std::io::Write;
 
 /// The day of the page's last change in substance, as mdoc writes dates.
-const DATE: &str = "November 21, 2026";
+const DATE: &str = "November 26, 2026";
 /// Source lines are filled up to here, so that a change shows as a small diff.
 const FILL: usize = 78;
 
@@ -43,6 +43,8 @@ pub(crate) fn page() -> String {
     page.topics("ENVIRONMENT", ".Ev", about::ENVIRONMENT);
     page.topics("FILES", ".Pa", about::FILES);
     page.topics("EXIT STATUS", ".It", about::EXIT_STATUS);
+    page.section("SECURITY");
+    page.paragraphs(about::SECURITY);
     page.examples();
     page.raw(
         "\
