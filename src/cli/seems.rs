@@ -90,7 +90,7 @@ fn kind_of_line(line: &[u8]) -> Seen {
             }
             b'{' => "it seems to be JSON with errors in it",
             b'[' => "it seems to be JSON that is not one object a line",
-            _ if line.iter().any(|byte| *byte == 0) => "it seems to be binary data",
+            _ if line.contains(&0) => "it seems to be binary data",
             _ => "it seems to be plain text",
         });
     };
