@@ -7,20 +7,54 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := build
 
-# Where 'install' puts the program, and the daemon's profile that 'install-plugin' puts the plugin into.
-PREFIX ?= $(HOME)/.local
-PROFILE ?= $(HOME)/.plexum
-
-# Only some shells expand the tilde of 'make install PREFIX=~/.local'.
-override PREFIX := $(patsubst ~/%,$(HOME)/%,$(PREFIX))
-override PROFILE := $(patsubst ~/%,$(HOME)/%,$(PROFILE))
-
-# Another one, given on the command line, is installed as it is.
-PROGRAM := target/release/plexum-openai
+# Where 'install' puts the program (PREFIX, else ~/.local), and the daemon's profile that 'install-plugin' puts the
+# plugin into (PROFILE, else ~/.plexum). The shell gets them as they were written and quotes them: make would expand
+# a dollar sign in them and divide them at spaces.
+HERE := $(CURDIR)
+GIVEN_PREFIX := $(if $(filter undefined,$(origin PREFIX)),~/.local,$(value PREFIX))
+GIVEN_PROFILE := $(if $(filter undefined,$(origin PROFILE)),~/.plexum,$(value PROFILE))
+GIVEN_DESTDIR := $(value DESTDIR)
+# Another program, given on the command line, is installed as it is.
+GIVEN_PROGRAM := $(if $(filter command,$(origin PROGRAM)),$(value PROGRAM),target/release/plexum-openai)
 BUILD := $(if $(filter command,$(origin PROGRAM)),,build)
 PAGES := $(notdir $(wildcard man/*.[1-8]))
+# make would expand them for the environment.
+unexport PREFIX PROFILE DESTDIR PROGRAM
+export HERE GIVEN_PREFIX GIVEN_PROFILE GIVEN_DESTDIR GIVEN_PROGRAM
+
+# What every target that installs or removes begins with: 'prefix', 'profile', 'destdir' and 'program' as absolute
+# paths. Only some shells expand the tilde of 'make install PREFIX=~/.local'.
+define PATHS
+set_path() { # NAME VARIABLE VALUE
+    local path=$$3
+    case $$path in
+    *'$$'* | *[[:cntrl:]]*)
+        printf '%s has a dollar sign or a control character in it: write the directory out\n' "$$1" >&2
+        exit 1
+        ;;
+    esac
+    case $$path in
+    '~') path=$$HOME ;;
+    '~/'*) path=$$HOME/$${path#'~/'} ;;
+    esac
+    case $$path in
+    /*) ;;
+    ?*) path=$$HERE/$$path ;;
+    '') if [ "$$1" != DESTDIR ]; then echo "$$1 is empty" >&2; exit 1; fi ;;
+    esac
+    printf -v "$$2" '%s' "$$path"
+}
+set_path PREFIX prefix "$$GIVEN_PREFIX"
+set_path PROFILE profile "$$GIVEN_PROFILE"
+set_path DESTDIR destdir "$$GIVEN_DESTDIR"
+set_path PROGRAM program "$$GIVEN_PROGRAM"
+plugin_directory=$$destdir$$profile/plugins/$(PLUGIN)
+shell_word() { printf '%q' "$$1"; }
+# Nobody else may change what is run from here, whatever the umask.
+umask go-w
+endef
+
 PLUGIN := plexum-openai-provider
-PLUGIN_FOLDER := $(DESTDIR)$(PROFILE)/plugins/$(PLUGIN)
 
 # The versions of codex that the tests run: the oldest that is supported, those that changed something that
 # matters here (0.148 the thread's index, 0.155 the shape of outputs), and the newest that was tried.
@@ -55,7 +89,7 @@ bench: codex-newest
 	PLEXUM_BENCH_CODEX="$$(echo target/codex/$(CODEX_NEWEST)/node_modules/@openai/codex-*/vendor/*/bin/codex)" \
 	    cargo bench --quiet --locked --bench ratios
 
-## lint: format, lints, docs and man pages, without the tests
+## lint: format, lints, docs, man pages and dependencies, without the tests
 lint:
 	@run() { echo "$$*"; "$$@"; }
 	run cargo fmt --check
@@ -68,6 +102,8 @@ lint:
 	    echo "SKIPPED: mandoc is not installed, the man pages were not linted" >&2
 	    [ "$${CI:-}" != true ]
 	fi
+	echo "dependencies"
+	.ci/audit
 
 # One after the other, also with -j: the output of both together is of use to nobody. No recipe calls make, since
 # 'make -n' runs such a recipe, whole.
@@ -122,71 +158,85 @@ mcp-clients:
 
 ## install: program, man pages and shell completions below PREFIX (~/.local)
 install: $(BUILD)
-	@install -D -m 755 $(PROGRAM) "$(DESTDIR)$(PREFIX)/bin/plexum-openai"
+	@$(PATHS)
+	install -D -m 755 "$$program" "$$destdir$$prefix/bin/plexum-openai"
 	for page in $(PAGES); do
-	    install -D -m 644 "man/$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$$page"
+	    install -D -m 644 "man/$$page" "$$destdir$$prefix/share/man/man$${page##*.}/$$page"
 	done
-	share="$(DESTDIR)$(PREFIX)/share"
+	share=$$destdir$$prefix/share
 	completions() {
 	    mkdir -p "$$(dirname "$$2")"
-	    $(PROGRAM) completions "$$1" > "$$2"
+	    "$$program" completions "$$1" > "$$2"
 	}
 	completions bash "$$share/bash-completion/completions/plexum-openai"
 	completions zsh "$$share/zsh/site-functions/_plexum-openai"
 	completions fish "$$share/fish/vendor_completions.d/plexum-openai.fish"
-	echo "Installed $(DESTDIR)$(PREFIX)/bin/plexum-openai, its man pages and completions."
+	echo "Installed $$(shell_word "$$destdir$$prefix/bin/plexum-openai"), its man pages and completions."
 	case ":$$PATH:" in
-	    *":$(PREFIX)/bin:"*) ;;
-	    *) echo "$(PREFIX)/bin is not in your PATH: add it to call plexum-openai by its name." ;;
+	    *":$$prefix/bin:"*) ;;
+	    *) echo "$$(shell_word "$$prefix/bin") is not in your PATH: add it to call plexum-openai by its name." ;;
 	esac
-	case "$(PREFIX)" in
+	case $$prefix in
 	    /usr | /usr/local) ;;
-	    *) echo "zsh finds the completions with this before its compinit: fpath=($(PREFIX)/share/zsh/site-functions \$$fpath)" ;;
+	    *) echo "zsh finds the completions with this before its compinit: fpath=($$(shell_word "$$prefix/share/zsh/site-functions") \$$fpath)" ;;
 	esac
 
 ## uninstall: removes what 'install' installed
 uninstall:
-	@rm -f "$(DESTDIR)$(PREFIX)/bin/plexum-openai"
+	@$(PATHS)
+	rm -f "$$destdir$$prefix/bin/plexum-openai"
 	for page in $(PAGES); do
-	    rm -f "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$$page"
+	    rm -f "$$destdir$$prefix/share/man/man$${page##*.}/$$page"
 	done
-	share="$(DESTDIR)$(PREFIX)/share"
+	share=$$destdir$$prefix/share
 	rm -f "$$share/bash-completion/completions/plexum-openai" \
 	    "$$share/zsh/site-functions/_plexum-openai" \
 	    "$$share/fish/vendor_completions.d/plexum-openai.fish"
-	echo "Removed plexum-openai from $(DESTDIR)$(PREFIX)."
+	echo "Removed plexum-openai from $$(shell_word "$$destdir$$prefix")."
 
 ## install-plugin: the plugin into the daemon's profile PROFILE (~/.plexum)
 install-plugin: $(BUILD)
-	@install -D -m 755 $(PROGRAM) "$(PLUGIN_FOLDER)/plexum-openai-provider-plugin"
-	PLEXUM_PROFILE_ROOT="$(DESTDIR)$(PROFILE)" $(PROGRAM) manifest > "$(PLUGIN_FOLDER)/manifest.json"
-	echo "Installed the plugin into $(PLUGIN_FOLDER)."
-	if [ -e "$(PLUGIN_FOLDER)/config.json" ]; then
+	@$(PATHS)
+	plugin=$$plugin_directory/plexum-openai-provider-plugin
+	config=$$plugin_directory/config.json
+	install -D -m 755 "$$program" "$$plugin"
+	PLEXUM_PROFILE_ROOT=$$destdir$$profile "$$program" manifest > "$$plugin_directory/manifest.json"
+	echo "Installed the plugin into $$(shell_word "$$plugin_directory")."
+	# It can name any program and hold keys: readable by its owner alone, and never written through a link.
+	write_config() { (umask 077; set -o noclobber; cat > "$$config"); }
+	if [ -e "$$config" ]; then
 	    echo "Its config.json was there already and is as it was."
 	else
 	    codex=$$(command -v codex || true)
-	    # npm's codex is a script for node; the program that it starts lies below it and needs no node.
-	    if [ -n "$$codex" ]; then
-	        package=$$(dirname "$$(dirname "$$(readlink -f "$$codex")")")
-	        for native in "$$package"/node_modules/@openai/codex-*/vendor/*/bin/codex \
-	            "$$package"/../codex-*/vendor/*/bin/codex; do
-	            if [ -x "$$native" ]; then codex=$$(readlink -f "$$native"); break; fi
+	    # npm's codex is a script for node; the program that it starts is in a package of npm's below or beside the
+	    # script's own and needs no node. Nowhere else: a 'bin' of many users has neighbours of anybody's making.
+	    script=$$(readlink -f -- "$${codex:-/}" || true)
+	    case $$script in
+	    */node_modules/@openai/codex/bin/codex.js)
+	        package=$${script%/bin/codex.js}
+	        for native in "$$package"/node_modules/@openai/codex-linux-*/vendor/*/bin/codex \
+	            "$${package%/*}"/codex-linux-*/vendor/*/bin/codex "$$package"/vendor/*/bin/codex; do
+	            if [ -x "$$native" ]; then codex=$$(readlink -f -- "$$native"); break; fi
 	        done
-	    fi
+	        ;;
+	    esac
+	    case $$codex in
+	    *[[:cntrl:]]*) codex= ;;
+	    esac
 	    case $$codex in
 	    /*)
 	        escaped=$$(printf '%s' "$$codex" | sed 's/[\\"]/\\&/g')
-	        printf '{\n  "binary": "%s"\n}\n' "$$escaped" > "$(PLUGIN_FOLDER)/config.json"
-	        echo "Its config.json says that codex is $$codex."
+	        printf '{\n  "binary": "%s"\n}\n' "$$escaped" | write_config
+	        echo "Its config.json says that codex is $$(shell_word "$$codex")."
 	        ;;
 	    *)
-	        printf '{\n}\n' > "$(PLUGIN_FOLDER)/config.json"
+	        printf '{\n}\n' | write_config
 	        echo "codex is not in your PATH: the doctor below says what to do about that."
 	        ;;
 	    esac
 	fi
-	doctor="$(PLUGIN_FOLDER)/plexum-openai-provider-plugin doctor"
-	[ "$(PROFILE)" = "$(HOME)/.plexum" ] || doctor="PLEXUM_PROFILE_ROOT=$(PROFILE) $$doctor"
+	doctor="$$(shell_word "$$plugin") doctor"
+	[ "$$profile" = "$$HOME/.plexum" ] || doctor="PLEXUM_PROFILE_ROOT=$$(shell_word "$$profile") $$doctor"
 	printf '%s\n' '' 'What remains to do:' \
 	    '  1. See whether a turn has what it needs:' \
 	    "       $$doctor" \
@@ -196,12 +246,13 @@ install-plugin: $(BUILD)
 
 ## uninstall-plugin: removes the plugin from PROFILE, but not its config.json
 uninstall-plugin:
-	@rm -f "$(PLUGIN_FOLDER)/plexum-openai-provider-plugin" "$(PLUGIN_FOLDER)/manifest.json"
-	if [ -e "$(PLUGIN_FOLDER)/config.json" ]; then
-	    echo "Removed the plugin; its config.json is still in $(PLUGIN_FOLDER)."
+	@$(PATHS)
+	rm -f "$$plugin_directory/plexum-openai-provider-plugin" "$$plugin_directory/manifest.json"
+	if [ -e "$$plugin_directory/config.json" ]; then
+	    echo "Removed the plugin; its config.json is still in $$(shell_word "$$plugin_directory")."
 	else
-	    rmdir "$(PLUGIN_FOLDER)" 2>/dev/null || true
-	    echo "Removed the plugin from $(DESTDIR)$(PROFILE)."
+	    rmdir "$$plugin_directory" 2>/dev/null || true
+	    echo "Removed the plugin from $$(shell_word "$$destdir$$profile")."
 	fi
 	echo "Take \"$(PLUGIN)\" out of .plugins.allow in the daemon's config and restart the daemon."
 

@@ -43,10 +43,14 @@ fn main() -> ExitCode {
     // For us, on stderr, and quiet unless `RUST_LOG` asks.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();
     match sys::keep_exit_statuses().and_then(|()| dispatch(arguments)) {
+        // Whoever waits for it, a shell's loop above all, is to see that it was interrupted and end too.
+        Ok(sys::INTERRUPTED) => sys::end_by_interrupt(),
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             // Nobody reads stderr: the exit status is all that is left to say it.
-            let _ = writeln!(std::io::stderr(), "plexum-openai: {error}");
+            let message = error.to_string();
+            let message = cli::harmless(&message);
+            let _ = writeln!(std::io::stderr(), "plexum-openai: {message}");
             ExitCode::from(error.kind().exit_status())
         }
     }
@@ -94,7 +98,9 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
             // As for the daemon, a broken config file is no reason to have no manifest.
             let config = Places::from_env().load_config().map_or_else(
                 |error| {
-                    let _ = writeln!(stderr, "plexum-openai: warning: {error}");
+                    let message = error.to_string();
+                    let message = cli::harmless(&message);
+                    let _ = writeln!(stderr, "plexum-openai: warning: {message}");
                     config::Config::default()
                 },
                 |loaded| loaded.config,

@@ -423,6 +423,24 @@ pub(crate) fn on_end_signal_or_hangup(told: impl FnMut(i32) + Send + 'static) ->
     }
 }
 
+/// The exit status that stands for an end by SIGINT.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// Ends this process as SIGINT does where nobody listens for it.
+pub(crate) fn end_by_interrupt() -> ! {
+    // It does not come back unless there is no such signal.
+    let _ = signal_hook::low_level::emulate_default_handler(SIGINT);
+    std::process::exit(INTERRUPTED.into())
+}
+
+/// Ends this process by SIGINT where that is the signal, else with the status that a shell gives it.
+pub(crate) fn end_by(signal: i32) -> ! {
+    match signal {
+        SIGINT => end_by_interrupt(),
+        other => std::process::exit(128 + other),
+    }
+}
+
 /// Is this signal ignored in this process?
 fn is_ignored(number: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -463,14 +481,35 @@ fn on_signals(numbers: &[i32], mut told: impl FnMut(i32) + Send + 'static) -> Re
     Ok(())
 }
 
-/// A word as a shell takes it.
+/// A word as a shell takes it. A control character in it, which people could not copy, is written as bash, zsh and
+/// ksh take it: `$'a\nb'`.
 pub(crate) fn shell_word(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,~".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
+    // At the begin a shell would expand the tilde, and a program take the dash for a flag.
+    if !word.is_empty() && word.chars().all(plain) && !word.starts_with(['~', '-']) {
+        return word.to_owned();
     }
+    let word = match word.strip_prefix('-') {
+        Some(_) => format!("./{word}"),
+        None => word.to_owned(),
+    };
+    if !word.chars().any(char::is_control) {
+        return format!("'{}'", word.replace('\'', "'\\''"));
+    }
+    let mut quoted = "$'".to_owned();
+    for c in word.chars() {
+        match c {
+            '\'' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_control() => {
+                let mut bytes = [0; 4];
+                for byte in c.encode_utf8(&mut bytes).bytes() {
+                    quoted.push_str(&format!("\\{byte:03o}"));
+                }
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted + "'"
 }
 
 #[cfg(test)]
@@ -482,5 +521,7 @@ mod tests {
         assert_eq!(shell_word("/a/b-c.json"), "/a/b-c.json");
         assert_eq!(shell_word("it's {x}"), "'it'\\''s {x}'");
         assert_eq!(shell_word(""), "''");
+        assert_eq!(shell_word("~root/x"), "'~root/x'");
+        assert_eq!(shell_word("a\n'b"), "$'a\\012\\'b'");
     }
 }

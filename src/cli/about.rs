@@ -90,7 +90,7 @@ pub(crate) const EXIT_STATUS: &[Topic] = &[
     ),
     ("2", "The command line or the config is wrong."),
     (
-        "130, 143",
-        "Ended by SIGINT or SIGTERM, every child process gone first.",
+        "143",
+        "Ended by SIGTERM, every child process gone first. At SIGINT they end too, and then the program by that signal itself, so that a shell loop around it ends; a shell calls that 130.",
     ),
 ];

@@ -4,6 +4,8 @@
 //! cursor, recolour the screen or worse. Pure, but for asking a terminal for its width.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 
 /// How many columns there are where nobody says.
@@ -26,18 +28,82 @@ pub(super) fn width(text: &str) -> usize {
     text.chars().map(columns_of).sum()
 }
 
-/// A character that a terminal shows, or a stand-in for one that it would obey. Those that turn the direction
-/// of writing count as such: they can make a text read as another one.
+/// A character that a terminal shows, or a stand-in for one that it would obey or hide.
 pub(super) fn visible(c: char) -> char {
-    match c {
-        '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
-        c if c.is_control() => '\u{fffd}',
-        c => c,
+    if is_harmful(c) { '\u{fffd}' } else { c }
+}
+
+/// Would a terminal obey this character or hide it? Those that turn the direction of writing can make a text read
+/// as another one, and those that nobody sees can be in a text for the model alone. The joiners stay: without them
+/// there is no family of emoji, nor Persian.
+fn is_harmful(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            // Bidirectional marks, embeddings and isolates; the separators of lines and paragraphs.
+            '\u{061C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{206F}'
+            // Soft hyphen, byte order mark, annotations.
+            | '\u{00AD}' | '\u{FEFF}' | '\u{FFF9}'..='\u{FFFB}'
+            // Tags, which spell any ASCII text invisibly.
+            | '\u{E0000}'..='\u{E007F}')
+}
+
+/// JSON as a terminal may show it: what [`visible`] would replace is escaped, which means the same.
+pub(super) fn json_for_terminal(json: &str) -> Cow<'_, str> {
+    let escapes = |c: char| c != '\n' && is_harmful(c);
+    if !json.chars().any(escapes) {
+        return Cow::Borrowed(json);
+    }
+    let mut escaped = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        if escapes(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                // Writing to a string does not fail.
+                let _ = write!(escaped, "\\u{unit:04x}");
+            }
+        } else {
+            escaped.push(c);
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+/// A terminal that JSON is written to: see [`json_for_terminal`].
+pub(super) struct JsonTerminal<W> {
+    out: W,
+    /// The beginning of a character whose rest is still to come.
+    part: Vec<u8>,
+}
+
+impl<W: Write> JsonTerminal<W> {
+    pub(super) fn new(out: W) -> JsonTerminal<W> {
+        JsonTerminal {
+            out,
+            part: Vec::new(),
+        }
+    }
+}
+
+impl<W: Write> Write for JsonTerminal<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.part.extend_from_slice(bytes);
+        // What is not UTF-8 and more than the beginning of a character is replaced: it is no JSON.
+        let whole = match str::from_utf8(&self.part) {
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            _ => self.part.len(),
+        };
+        let text = String::from_utf8_lossy(&self.part[..whole]);
+        self.out.write_all(json_for_terminal(&text).as_bytes())?;
+        self.part.drain(..whole);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 
 /// A text for people with its lines and tabs as they are, and nothing else in it that a terminal would obey.
-pub(super) fn harmless(text: &str) -> Cow<'_, str> {
+pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
     let keeps = |c: char| c == '\n' || c == '\t' || visible(c) == c;
     if text.chars().all(keeps) {
         return Cow::Borrowed(text);
@@ -80,6 +146,30 @@ pub(super) fn cut(text: &str, columns: usize) -> String {
         }
     }
     line
+}
+
+/// A line of at most so many columns with its spaces as they are; what does not fit is cut off at the end.
+pub(super) fn clip(line: &str, columns: usize) -> String {
+    let line: String = line
+        .trim_end()
+        .chars()
+        .map(|c| if c == '\t' { ' ' } else { visible(c) })
+        .collect();
+    if width(&line) <= columns {
+        return line;
+    }
+    let mut used = 0;
+    let mut clipped: String = line
+        .chars()
+        .take_while(|c| {
+            used += columns_of(*c);
+            used < columns
+        })
+        .collect();
+    if columns > 0 {
+        clipped.push('…');
+    }
+    clipped
 }
 
 /// Text on at most so many columns: control characters made visible, and cut in its middle where it is longer.
@@ -212,8 +302,49 @@ mod tests {
             ("a\r\nb", "a\nb"),
             ("a\rb", "a\u{fffd}b"),
             ("\x1b]52;c;eA==\x07", "\u{fffd}]52;c;eA==\u{fffd}"),
+            ("a\u{61c}b\u{ad}c\u{feff}", "a\u{fffd}b\u{fffd}c\u{fffd}"),
+            ("a\u{e0041}\u{9d}", "a\u{fffd}\u{fffd}"),
+            (
+                "👨\u{200d}👩 \u{645}\u{200c}",
+                "👨\u{200d}👩 \u{645}\u{200c}",
+            ),
         ] {
             assert_eq!(harmless(text), expected, "{text:?}");
+        }
+    }
+
+    // fault: 108
+    #[test]
+    fn json_for_a_terminal_is_escaped() {
+        for (json, expected) in [
+            ("{\"a\":\"é👨\u{200d}👩\"}\n", "{\"a\":\"é👨\u{200d}👩\"}\n"),
+            (
+                "\u{9b}\u{202e}\u{61c}\u{ad}",
+                "\\u009b\\u202e\\u061c\\u00ad",
+            ),
+            ("\u{e0041}\u{7f}", "\\udb40\\udc41\\u007f"),
+        ] {
+            assert_eq!(json_for_terminal(json), expected);
+            // In whatever pieces it comes.
+            let mut out = Vec::new();
+            let mut terminal = JsonTerminal::new(&mut out);
+            for byte in json.bytes() {
+                terminal.write_all(&[byte]).unwrap();
+            }
+            assert_eq!(String::from_utf8(out).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn lines_are_clipped_with_their_indent() {
+        for (line, columns, expected) in [
+            ("  a  b \n", 80, "  a  b"),
+            ("\ta\x1b", 80, " a\u{fffd}"),
+            ("abcdef", 4, "abc…"),
+            ("日本語", 5, "日本…"),
+            ("abc", 0, ""),
+        ] {
+            assert_eq!(clip(line, columns), expected, "{line:?} on {columns}");
         }
     }
 

@@ -5,14 +5,15 @@
 //! could only ever say `ok` has no place here.
 
 mod checks;
+mod ownership;
 
 use super::flags::Parsed;
-use super::{color, written};
+use super::{color, columns, written};
 use crate::config::Places;
 use crate::error::Result;
 use crate::sys::{self, Flag};
 use serde::Serialize;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -58,7 +59,7 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
             if signal.swap(number, Ordering::SeqCst) != 0 {
                 // Whatever it waits for, it is not codex.
                 sys::kill_everything_below();
-                std::process::exit(128 + number);
+                sys::end_by(number);
             }
             cancel.raise();
         })?;
@@ -70,7 +71,11 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
         number => return Ok(u8::try_from(128 + number).unwrap_or(1)),
     }
     let text = if parsed.has("json") {
-        report.json()
+        let json = report.json();
+        match io::stdout().is_terminal() {
+            true => columns::json_for_terminal(&json).into_owned(),
+            false => json,
+        }
     } else {
         report.lines(color)
     };
@@ -144,7 +149,10 @@ impl Report {
 /// What was found may have line breaks and worse in it, from file names or from what codex says.
 fn one_line(text: &str) -> String {
     text.chars()
-        .map(|char| if char.is_control() { ' ' } else { char })
+        .map(|c| match c {
+            '\n' | '\r' | '\t' => ' ',
+            c => columns::visible(c),
+        })
         .collect()
 }
 

@@ -143,7 +143,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         more: &[
             "Runs codex once in the workspace and continues the conversation whose thread id is in the workspace's `.plexum-codex-session`: the same config, the same session file, the same locks as for the daemon.",
             "Without PROMPT, or with `-`, the prompt is read from stdin. The assistant's text goes to stdout. What codex does meanwhile goes to stderr: a line for each command and tool, the time it took, and at the end the tokens; on a terminal one line shows what is going on, unless stdout is a pipe.",
-            "Ctrl-C ends the turn properly and keeps the thread, a second one ends it at once.",
+            "Ctrl-C ends the turn properly and keeps the thread, a second one ends it at once; the program then ends by SIGINT itself, and with it a shell loop around it. Of a command that fails, the last lines that it printed are shown, ten at most.",
         ],
         flags: &[
             Flag {
@@ -224,7 +224,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         brief: "print the tool calls of rollout files as canonical events",
         more: &[
             "For every call that has an output, in the order of the outputs: its `tool_use` and then its `tool_result`, one JSON object a line. Without FILE, or with `-`, the rollout is read from stdin. Memory does not grow with the file.",
-            "Lines that are not JSON are skipped and counted on stderr.",
+            "Lines that are not JSON are skipped and counted on stderr, with the number of the first. A file that has nothing of a rollout in it, an empty one too, is an error that says what it seems to be. A rollout that codex has packed as `.jsonl.zst` is found by `--workspace` and `--thread` and read by way of `zstd`, up to 4 GiB.",
         ],
         flags: &[
             Flag {
@@ -266,7 +266,8 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         more: &[
             "codex rebuilds what the model sees from the rollout: what is replaced there is gone from the conversation's context at the next turn. `light` replaces the outputs of a call by `...(consumed)`; `heavy` replaces them by `...(tool called)` and the arguments by `{}`. Every line of the rollout keeps its length in bytes, so codex's own index of the file stays right; where a marker is longer than what it replaces, it is cut.",
             "What was done goes to stdout: `{\"requested\":2,\"touched\":1,\"missing\":[\"call_x\"]}`. Missing is what has no call with an output in the rollout, or has a line longer than 32 MiB there. A call made inside codex's code mode stands for the call around it, once all that were made there are named. Consuming a call a second time touches nothing.",
-            "The file is replaced whole or not at all. While codex has the thread open, nothing is written and the exit status is 1; so it is for a symbolic link and for a file with several hard links.",
+            "Some models number their calls anew in each turn, so that an id such as `list_dir:0` repeats in a thread. An id means all of its calls; with `--newest` it means the last one that has an output, and the earlier ones and the copies in a compacted history stay.",
+            "The file is replaced whole or not at all. While codex has the thread open, nothing is written and the exit status is 1; so it is for a symbolic link, for a file with several hard links, and for one that is not a rollout.",
         ],
         flags: &[
             Flag {
@@ -295,6 +296,11 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 "stdin",
                 None,
                 "read [{\"block_id\":...,\"op\":...}] from stdin",
+            ),
+            flag(
+                "newest",
+                None,
+                "of calls with the same id, consume only the newest",
             ),
             flag(
                 "dry-run",

@@ -10,12 +10,16 @@ pub(crate) mod help;
 pub(crate) mod man;
 pub(crate) mod mcp_host;
 pub(crate) mod mutate;
+mod packed;
 pub(crate) mod parse_rollout;
 mod progress;
 mod relay;
+mod seems;
 mod summary;
 mod target;
 pub(crate) mod turn;
+
+pub(crate) use columns::harmless;
 
 use crate::error::{Error, Kind, Result};
 use std::fs::File;

@@ -3,11 +3,11 @@
 //! It does what the daemon's `mutate_session` does, with the same locks, and prints the same answer.
 
 use super::flags::{Parsed, at_home, usage};
-use super::written;
+use super::{columns, packed, seems, written};
 use crate::codex::home::{find_rollout, is_thread_id};
 use crate::error::{Error, Kind, Result};
-use crate::rollout::mutate::{Mode, Mutation, Op, Outcome, consume, consume_file, parse};
-use std::io::{Read, Write};
+use crate::rollout::mutate::{Mode, Mutation, Op, Outcome, Reach, consume, consume_file, parse};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// The longest list that `--stdin` takes: what the daemon can send in one line, too.
@@ -40,7 +40,13 @@ pub(crate) fn run(
         Mode::Write
     };
     let outcome = match target(parsed)? {
-        Target::File(file) => consume_file(&file, &mutations, mode)?,
+        Target::File(file) => {
+            let outcome = consume_file(&file, &mutations, mode)?;
+            if outcome.touched == 0 && outcome.missing.len() == outcome.requested {
+                refuse_other_files(&file)?;
+            }
+            outcome
+        }
         Target::Thread(thread) => in_thread(thread, surroundings, &mutations, mode)?,
         Target::Workspace(workspace) => {
             // To the daemon a folder that is not there is one without a session; to a person it is a slip.
@@ -59,8 +65,25 @@ pub(crate) fn run(
     };
     let mut line = serde_json::to_string(&outcome).expect("an outcome is plain data");
     line.push('\n');
+    if io::stdout().is_terminal() {
+        line = columns::json_for_terminal(&line).into_owned();
+    }
     let result = stdout.write_all(line.as_bytes());
     written(result.and_then(|()| stdout.flush()), 0)
+}
+
+/// Says what a file seems to be in which no call was found, where it is not a rollout.
+fn refuse_other_files(path: &Path) -> Result<()> {
+    let head = packed::open_found(path).and_then(|mut file| seems::head(&mut file));
+    // It was read a moment ago; that it no longer can be says nothing of what it is.
+    let Ok(head) = head else { return Ok(()) };
+    match seems::other_than_a_rollout(&head) {
+        Some(what) => Err(Error::new(
+            Kind::Io,
+            format!("'{}' is not a rollout: {what}", path.display()),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Consumes calls of a thread. To the daemon a rollout that is not there has no calls; a person has most likely
@@ -94,8 +117,12 @@ fn mutations(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Vec<Mutation>> {
             })
         })
         .transpose()?;
+    let reach = match parsed.has("newest") {
+        true => Reach::Newest,
+        false => Reach::All,
+    };
     if parsed.has("stdin") {
-        if op.is_some() || !parsed.operands.is_empty() {
+        if op.is_some() || reach == Reach::Newest || !parsed.operands.is_empty() {
             return Err(usage(
                 "with '--stdin' the call ids and their operations come from stdin alone",
             ));
@@ -128,6 +155,7 @@ fn mutations(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Vec<Mutation>> {
         mutations.push(Mutation {
             block_id: id.to_owned(),
             op: op.unwrap_or(Op::Light),
+            reach,
         });
     }
     Ok(mutations)

@@ -4,18 +4,21 @@
 //! behind a slow pipe nobody waits for a call that is already here.
 
 use super::flags::{Parsed, usage};
-use super::relay::{self, Failure, Sink};
+use super::packed::{self, Unpacked};
+use super::relay::{self, Failure, Sink, Size, Skipped};
+use super::seems;
 use super::summary::{Screen, Summary};
-use super::{target, written};
+use super::{columns, target, written};
 use crate::error::{Error, Kind, Result, reason};
 use crate::rollout::calls::{Calls, write_result, write_use};
 use crate::rollout::record::Record;
+use crate::sys::Blocking;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Runs the subcommand; the result is the exit status.
 ///
@@ -29,35 +32,47 @@ pub(crate) fn run(
 ) -> Result<u8> {
     let files = files(parsed)?;
     let screen = Screen::of_stdout(parsed)?;
+    let is_json = !parsed.has("summary") || parsed.has("json");
+    let mut terminal;
+    let stdout: &mut (dyn Write + Send) = if is_json && io::stdout().is_terminal() {
+        terminal = columns::JsonTerminal::new(stdout);
+        &mut terminal
+    } else {
+        stdout
+    };
     // What is longer goes out as it stands, without being copied.
     let mut out = BufWriter::with_capacity(16 * 1024, stdout);
     let mut summary = Summary::default();
     let mut status = 0;
     for file in &files {
-        let (name, opened) = if file == "-" {
-            let stdin = io::stdin().as_fd().try_clone_to_owned();
-            ("stdin".to_owned(), stdin.map(File::from))
-        } else {
-            let name = format!("'{}'", Path::new(file).display());
-            (name, File::open(file))
-        };
-        let input = match opened {
+        let name = file.name();
+        let opened = file.open();
+        let (mut input, size) = match opened {
             Ok(input) => input,
+            Err(error) => {
+                status = 1;
+                complain(stderr, format_args!("{error}"));
+                continue;
+            }
+        };
+        let head = match seems::head(&mut input) {
+            Ok(head) => head,
             Err(error) => {
                 status = 1;
                 complain(
                     stderr,
-                    format_args!("cannot open {name}: {}", reason(&error)),
+                    format_args!("cannot read {name}: {}", reason(&error)),
                 );
                 continue;
             }
         };
+        let input = head.as_slice().chain(input);
         let result = if parsed.has("summary") {
             let mut rows = Rows {
                 summary: &mut summary,
                 calls: Calls::default(),
             };
-            let result = relay::run(input, &mut rows);
+            let result = relay::run(input, size, &mut rows);
             if !parsed.has("all") {
                 summary.forget_unanswered();
             }
@@ -67,7 +82,7 @@ pub(crate) fn run(
                 out: &mut out,
                 calls: Calls::default(),
             };
-            relay::run(input, &mut events).and_then(|end| {
+            relay::run(input, size, &mut events).and_then(|end| {
                 if parsed.has("all") {
                     let mut unanswered = events.calls.unanswered().into_iter();
                     unanswered
@@ -84,7 +99,15 @@ pub(crate) fn run(
                 return Err(Error::os(Kind::Io, "cannot start a thread", error));
             }
         };
-        passed_over(&end, &name, stderr);
+        if end.read.is_ok()
+            && !end.any
+            && let Some(what) = seems::other_than_a_rollout(&head)
+        {
+            status = 1;
+            complain(stderr, format_args!("{name} is not a rollout: {what}"));
+            continue;
+        }
+        skipped(&end, &name, stderr);
         if let Err(error) = end.read {
             status = 1;
             complain(
@@ -101,39 +124,93 @@ pub(crate) fn run(
     written(result.and_then(|()| out.flush()), status)
 }
 
-/// The files to read, `-` for stdin.
-fn files(parsed: &Parsed) -> Result<Vec<OsString>> {
+/// A rollout that is to be read.
+enum Source {
+    Stdin,
+    /// Named by whoever calls; a FIFO or `<(…)` is meant as such.
+    Named(OsString),
+    /// Found by its thread.
+    Found(PathBuf),
+}
+
+impl Source {
+    fn name(&self) -> String {
+        match self {
+            Source::Stdin => "stdin".to_owned(),
+            Source::Named(file) => format!("'{}'", Path::new(file).display()),
+            Source::Found(path) => format!("'{}'", path.display()),
+        }
+    }
+
+    fn open(&self) -> Result<(Box<dyn Read + Send>, Size)> {
+        let opened = match self {
+            Source::Stdin => io::stdin().as_fd().try_clone_to_owned().map(File::from),
+            Source::Named(file) => File::open(file),
+            Source::Found(path) => packed::open_found(path),
+        };
+        let file = opened
+            .map_err(|error| Error::os(Kind::Io, format!("cannot open {}", self.name()), error))?;
+        match self {
+            Source::Found(path) if path.extension().is_some_and(|end| end == "zst") => {
+                let unpacked = Unpacked::new(file, path)?;
+                Ok((Box::new(unpacked), Size::SmallOrUnknown))
+            }
+            _ => {
+                let size = Size::of(&file);
+                Ok((Box::new(Blocking(file)), size))
+            }
+        }
+    }
+}
+
+/// The files to read.
+fn files(parsed: &Parsed) -> Result<Vec<Source>> {
     if let Some(rollout) = target::rollout(parsed)? {
         if !parsed.operands.is_empty() {
             return Err(usage(
                 "FILE and '--workspace' or '--thread' both name a rollout: give one of them",
             ));
         }
-        return Ok(vec![rollout.into_os_string()]);
+        return Ok(vec![Source::Found(rollout)]);
     }
     if parsed.operands.is_empty() {
-        return Ok(vec!["-".into()]);
+        return Ok(vec![Source::Stdin]);
     }
-    Ok(parsed.operands.clone())
+    let sources = parsed.operands.iter().map(|file| match file.to_str() {
+        Some("-") => Source::Stdin,
+        _ => Source::Named(file.clone()),
+    });
+    Ok(sources.collect())
 }
 
 fn complain(stderr: &mut dyn Write, message: fmt::Arguments<'_>) {
     // There is nowhere left to complain about stderr itself.
-    let _ = writeln!(stderr, "plexum-openai: {message}");
+    let _ = writeln!(
+        stderr,
+        "plexum-openai: {}",
+        columns::harmless(&message.to_string())
+    );
 }
 
-/// Says what was passed over that should not have been there.
-fn passed_over(end: &relay::End, name: &str, stderr: &mut dyn Write) {
-    for (count, what) in [(end.bad, "not JSON"), (end.long, "longer than 32 MiB")] {
+/// Says which lines were skipped that should not have been there.
+fn skipped(end: &relay::End, name: &str, stderr: &mut dyn Write) {
+    for (Skipped { count, first }, what) in
+        [(end.bad, "not JSON"), (end.long, "longer than 32 MiB")]
+    {
         let (lines, are) = if count == 1 {
             ("line", "is")
         } else {
             ("lines", "are")
         };
+        let place = match (count, first) {
+            (1, Some(number)) => format!(" (line {number})"),
+            (_, Some(number)) => format!(" (the first is line {number})"),
+            (_, None) => String::new(),
+        };
         if count > 0 {
             complain(
                 stderr,
-                format_args!("{name}: skipped {count} {lines} that {are} {what}"),
+                format_args!("{name}: skipped {count} {lines} that {are} {what}{place}"),
             );
         }
     }

@@ -161,6 +161,7 @@ impl Board {
             StepState::Running | StepState::Done => None,
         };
         state.finished(&what, failed.as_deref(), time);
+        state.output(&step.output);
     }
 
     /// codex has begun.
@@ -293,6 +294,20 @@ impl State {
         self.line(&line);
     }
 
+    /// The last lines of what a failed command has printed, below its line.
+    fn output(&mut self, output: &str) {
+        const INDENT: &str = "  | ";
+        let columns = match self.live {
+            true => columns::of(std::io::stderr()),
+            false => LONGEST,
+        };
+        for line in output.lines() {
+            let line = columns::clip(line, columns.saturating_sub(INDENT.len()));
+            let line = self.paint(DIM, format!("{INDENT}{line}").trim_end());
+            self.line(&line);
+        }
+    }
+
     fn message(&mut self, kind: &str, color: &str, message: &str) {
         let kind = self.paint(color, kind);
         let text = format!("plexum-openai: {kind}: {}\n", columns::harmless(message));
@@ -399,41 +414,57 @@ fn exact(time: Duration) -> String {
     }
 }
 
-/// The command that codex hands to a shell, without the shell: `wc -l x` of `/bin/bash -lc 'wc -l x'`. What is
-/// quoted in a less simple way is left as it is.
+/// The command that the model wrote, without the shell that codex hands it to: `wc -l x` of
+/// `/bin/bash -lc 'wc -l x'`. codex quotes it for display as a shell would take it, in pieces of several kinds
+/// (`"awk '"'{print $1}'"'"`). What is not three words so is left as it is.
 fn unwrapped(command: &str) -> Cow<'_, str> {
     let inner = || {
-        let (shell, rest) = command.split_once(' ')?;
+        let [shell, flag, script] = <[String; 3]>::try_from(shell_words(command)?).ok()?;
         let shell = shell.rsplit('/').next()?;
-        if !["bash", "sh", "zsh", "dash"].contains(&shell) {
-            return None;
-        }
-        let script = rest.strip_prefix("-lc ").or(rest.strip_prefix("-c "))?;
-        let quote = script.chars().next()?;
-        match quote {
+        let is_shell = ["bash", "sh", "zsh", "dash"].contains(&shell);
+        (is_shell && ["-lc", "-c"].contains(&flag.as_str()) && !script.is_empty()).then_some(script)
+    };
+    inner().map_or(Cow::Borrowed(command), Cow::Owned)
+}
+
+/// The words of a command line that has nothing in it but words, quoted in whatever way; `None` where a shell would
+/// expand something or a quote is not closed.
+fn shell_words(line: &str) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            ' ' | '\t' => words.extend(word.take()),
             '\'' => {
-                let script = script[1..].strip_suffix('\'')?;
-                (!script.contains('\'')).then_some(Cow::Borrowed(script))
-            }
-            '"' => {
-                let mut text = String::new();
-                let mut chars = script[1..].strip_suffix('"')?.chars();
-                while let Some(c) = chars.next() {
-                    match c {
-                        '\\' => match chars.next()? {
-                            c @ ('"' | '$' | '`' | '\\') => text.push(c),
-                            c => text.extend(['\\', c]),
-                        },
-                        '"' => return None,
-                        c => text.push(c),
+                let word = word.get_or_insert_default();
+                loop {
+                    match chars.next()? {
+                        '\'' => break,
+                        c => word.push(c),
                     }
                 }
-                Some(Cow::Owned(text))
             }
-            _ => (!script.contains([' ', '\'', '"', '\\'])).then_some(Cow::Borrowed(script)),
+            '"' => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match chars.next()? {
+                        '"' => break,
+                        '\\' => match chars.next()? {
+                            c @ ('"' | '$' | '`' | '\\') => word.push(c),
+                            c => word.extend(['\\', c]),
+                        },
+                        c => word.push(c),
+                    }
+                }
+            }
+            '\\' => word.get_or_insert_default().push(chars.next()?),
+            '\n' | '$' | '`' | '|' | '&' | ';' | '<' | '>' | '(' | ')' => return None,
+            c => word.get_or_insert_default().push(c),
         }
-    };
-    inner().unwrap_or(Cow::Borrowed(command))
+    }
+    words.extend(word);
+    Some(words)
 }
 
 #[cfg(test)]
@@ -492,7 +523,15 @@ mod tests {
                 "/bin/sh -c \"echo \\\"it's\\\" \\$HOME\"",
                 "echo \"it's\" $HOME",
             ),
-            ("/bin/bash -lc 'a'\\''b'", "/bin/bash -lc 'a'\\''b'"),
+            ("/bin/bash -lc 'a'\\''b'", "a'b"),
+            (
+                "/bin/bash -lc \"awk '\"'{print $1}'\"'\"",
+                "awk '{print $1}'",
+            ),
+            ("bash -lc \"awk '{print \\$1}' x\"", "awk '{print $1}' x"),
+            ("bash -lc 'a\nb  c'", "a\nb  c"),
+            ("bash -lc $x", "bash -lc $x"),
+            ("bash -lc ls; rm x", "bash -lc ls; rm x"),
             ("bash -lc \"a\" b\"", "bash -lc \"a\" b\""),
             ("bash -lc ls -l", "bash -lc ls -l"),
             ("bash -lc ", "bash -lc "),

@@ -9,7 +9,6 @@
 
 use crate::rollout::lines::{Block, Kind, Lines};
 use crate::rollout::record::{self, Record, Unread};
-use crate::sys::Blocking;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -43,11 +42,38 @@ pub(super) trait Sink {
 #[derive(Debug)]
 pub(super) struct End {
     /// How many lines were no JSON.
-    pub(super) bad: u64,
+    pub(super) bad: Skipped,
     /// How many lines were too long to be held.
-    pub(super) long: u64,
+    pub(super) long: Skipped,
+    /// Was there anything that only a rollout has?
+    pub(super) any: bool,
     /// Why the input ended before its end.
     pub(super) read: io::Result<()>,
+}
+
+/// Lines that were skipped.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Skipped {
+    pub(super) count: u64,
+    /// The number of the first of them, from 1.
+    pub(super) first: Option<u64>,
+}
+
+impl Skipped {
+    fn add(&mut self, other: Skipped) {
+        self.count += other.count;
+        self.first = match (self.first, other.first) {
+            (Some(one), Some(another)) => Some(one.min(another)),
+            (one, another) => one.or(another),
+        };
+    }
+
+    fn one(number: u64) -> Skipped {
+        Skipped {
+            count: 1,
+            first: Some(number),
+        }
+    }
 }
 
 /// Why there is no end to tell of.
@@ -59,18 +85,39 @@ pub(super) enum Failure {
     Sink(io::Error),
 }
 
+/// How much there is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Size {
+    Large,
+    /// Who reads from a pipe or a terminal may have to wait for more, and a second thread would wait with the first
+    /// when there is nobody left to write for.
+    SmallOrUnknown,
+}
+
+impl Size {
+    pub(super) fn of(file: &File) -> Size {
+        let found = file.metadata();
+        match found.is_ok_and(|file| file.is_file() && file.len() > SMALL) {
+            true => Size::Large,
+            false => Size::SmallOrUnknown,
+        }
+    }
+}
+
 /// Gives every record of a tool call in the rollout to `sink`, in order.
 ///
 /// # Errors
 /// See [`Failure`]. The rest is not read then.
-pub(super) fn run<S: Sink + Send>(input: File, sink: &mut S) -> Result<End, Failure> {
-    // Who reads from a pipe or a terminal may have to wait for more, and the other one would wait with it when
-    // there is nobody left to write for.
-    let large = input
-        .metadata()
-        .is_ok_and(|file| file.is_file() && file.len() > SMALL);
-    let threads = if large { 2 } else { 1 };
-    let lines = Lines::in_blocks(Blocking(input));
+pub(super) fn run<S: Sink + Send>(
+    input: impl Read + Send,
+    size: Size,
+    sink: &mut S,
+) -> Result<End, Failure> {
+    let threads = match size {
+        Size::Large => 2,
+        Size::SmallOrUnknown => 1,
+    };
+    let lines = Lines::in_blocks(input);
     let mut runners: Vec<_> = ring(threads, lines)
         .into_iter()
         .zip(ring(threads, sink))
@@ -93,8 +140,9 @@ pub(super) fn run<S: Sink + Send>(input: File, sink: &mut S) -> Result<End, Fail
                 Ok(end) => end?,
                 Err(panic) => std::panic::resume_unwind(panic),
             };
-            end.bad += other.bad;
-            end.long += other.long;
+            end.bad.add(other.bad);
+            end.long.add(other.long);
+            end.any |= other.any;
             end.read = end.read.and(other.read);
         }
         Ok(end)
@@ -134,8 +182,9 @@ impl<R: Read, S: Sink> Runner<'_, R, S> {
     fn run(self) -> Result<End, Failure> {
         let mut block = Block::default();
         let mut end = End {
-            bad: 0,
-            long: 0,
+            bad: Skipped::default(),
+            long: Skipped::default(),
+            any: false,
             read: Ok(()),
         };
         let mut more = true;
@@ -148,14 +197,20 @@ impl<R: Read, S: Sink> Runner<'_, R, S> {
                 // Refused where the other thread was stopped. Then it has the pen, too.
                 let _ = self.input.to.send(lines);
             } else {
-                end.bad += lines.torn();
+                end.bad.add(Skipped {
+                    count: lines.torn(),
+                    first: lines.first_torn(),
+                });
             }
             let mut parts = Vec::new();
             for line in block.lines() {
                 match record::read(&line) {
-                    Ok(record) => parts.push(S::prepare(record)),
-                    Err(Unread::NotJson) => end.bad += 1,
-                    Err(Unread::TooLong) => end.long += 1,
+                    Ok(record) => {
+                        end.any |= !matches!(record, Record::Other);
+                        parts.push(S::prepare(record));
+                    }
+                    Err(Unread::NotJson) => end.bad.add(Skipped::one(line.number)),
+                    Err(Unread::TooLong) => end.long.add(Skipped::one(line.number)),
                 }
             }
             let Ok(pen) = self.pen.from.recv() else {

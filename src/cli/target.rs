@@ -1,13 +1,13 @@
 //! Which rollout `--workspace` and `--thread` mean.
 
 use super::flags::{Parsed, usage};
-use crate::codex::home::{find_rollout, is_thread_id};
+use crate::codex::home::{find_rollout_or_packed, is_thread_id};
 use crate::config::Places;
 use crate::error::{Error, Kind, Result};
 use crate::turn::session::{self, Stored};
 use std::path::{Path, PathBuf};
 
-/// The rollout that the flags name; `None` where neither was given.
+/// The rollout that the flags name, which can be a packed one; `None` where neither was given.
 ///
 /// # Errors
 /// [`Kind::Usage`] where both were given, or the thread is no UUID; [`Kind::Config`]; [`Kind::Io`] where there is
@@ -30,7 +30,7 @@ pub(super) fn rollout(parsed: &Parsed) -> Result<Option<PathBuf>> {
     };
     let places = Places::from_env();
     let home = places.codex_home(&places.load_config()?.config);
-    match find_rollout(&home, &thread)? {
+    match find_rollout_or_packed(&home, &thread)? {
         Some(rollout) => Ok(Some(rollout)),
         None => Err(Error::new(
             Kind::Io,

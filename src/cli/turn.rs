@@ -66,7 +66,9 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
     };
     let mut printer = Printer::new(parsed.has("json"), cancel.clone(), progress);
     let place = queue.join(&workspace);
-    let result = turn::run(&request, &place, &context, &cancel, None, &mut printer)?;
+    let result = turn::run(&request, &place, &context, &cancel, None, &mut printer);
+    printer.release_held();
+    let result = result?;
     printer.result(&result);
     let signal = signal.load(Ordering::SeqCst);
     Ok(match result.stop_reason {
@@ -85,7 +87,7 @@ fn end_at_once(signal: i32, board: &Board) -> ! {
     // With codex gone the turn ends by itself, and puts things away, unless it waits for a reader of stdout.
     std::thread::park_timeout(AFTER_KILL);
     board.leave();
-    std::process::exit(128 + signal);
+    sys::end_by(signal);
 }
 
 /// The turn that the command line asks for.
@@ -181,6 +183,15 @@ struct LastLine<'a> {
     thread_usage: Usage,
 }
 
+/// What a warning of codex's own begins with.
+const FROM_CODEX: &str = "codex: ";
+
+/// Is this one of codex's tries to go on, after which there can be a long pause?
+fn is_retry(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    message.contains("reconnecting") || message.contains("retrying")
+}
+
 /// Tells a turn to a terminal or a pipe.
 struct Printer {
     json: bool,
@@ -196,6 +207,9 @@ struct Printer {
     /// A message of the assistant was ended with a line end of ours, which the next one brings along.
     line_ended: bool,
     progress: Progress,
+    /// What codex said last of its trouble. Most of what ends a turn is said twice: as an error, and as the reason of
+    /// the end; it waits here until it is known which it is.
+    held: Option<String>,
 }
 
 impl Printer {
@@ -213,6 +227,7 @@ impl Printer {
             cancel,
             line_ended: false,
             progress,
+            held: None,
         }
     }
 
@@ -225,6 +240,17 @@ impl Printer {
         }
         if let Err(error) = write(&mut self.out) {
             self.stop(&error);
+        }
+    }
+
+    /// A line of JSON.
+    fn json_line(&mut self, line: &[u8]) {
+        if self.to_terminal {
+            let line = String::from_utf8_lossy(line);
+            let line = columns::json_for_terminal(&line);
+            self.write(|out| out.write_all(line.as_bytes()));
+        } else {
+            self.write(|out| out.write_all(line));
         }
     }
 
@@ -260,8 +286,17 @@ impl Printer {
         });
     }
 
+    /// Shows the warning that waited.
+    fn release_held(&mut self) {
+        if let Some(message) = self.held.take() {
+            self.flush();
+            self.progress.board().warn(&message);
+        }
+    }
+
     /// The last line.
     fn result(&mut self, result: &TurnResult) {
+        self.release_held();
         if self.json {
             let line = LastLine {
                 kind: "result",
@@ -271,10 +306,9 @@ impl Printer {
                 usage: result.usage,
                 thread_usage: result.thread_usage,
             };
-            self.write(|out| {
-                serde_json::to_writer(&mut *out, &line)?;
-                out.write_all(b"\n")
-            });
+            let mut line = serde_json::to_vec(&line).expect("plain structs");
+            line.push(b'\n');
+            self.json_line(&line);
         }
         self.flush();
         if !self.closed {
@@ -298,6 +332,13 @@ impl Printer {
 
 impl Sink for Printer {
     fn event(&mut self, event: &TurnEvent<'_>) {
+        if let TurnEvent::Error { error } = event
+            && let Some(held) = &self.held
+            && error.message.contains(held.trim_start_matches(FROM_CODEX))
+        {
+            self.held = None;
+        }
+        self.release_held();
         if self.json {
             // An event is a dozen small pieces, and memory takes those quicker than a writer does.
             let mut line = std::mem::take(&mut self.line);
@@ -305,7 +346,7 @@ impl Sink for Printer {
             // Writing to memory does not fail.
             let _ = serde_json::to_writer(&mut line, event);
             line.push(b'\n');
-            self.write(|out| out.write_all(&line));
+            self.json_line(&line);
             self.line = line;
         } else if let TurnEvent::TextDelta { text } = event {
             self.text(text);
@@ -322,16 +363,19 @@ impl Sink for Printer {
 
     fn raw_event(&mut self, event: &[u8]) {
         if self.json {
-            self.write(|out| {
-                out.write_all(event)?;
-                out.write_all(b"\n")
-            });
+            let line = [event, b"\n"].concat();
+            self.json_line(&line);
         }
     }
 
     fn log(&mut self, level: Level, message: &str) {
         match level {
+            Level::Warn if message.starts_with(FROM_CODEX) && !is_retry(message) => {
+                self.release_held();
+                self.held = Some(message.to_owned());
+            }
             Level::Warn => {
+                self.release_held();
                 // What was said before it stands before it.
                 self.flush();
                 self.progress.board().warn(message);
@@ -341,6 +385,7 @@ impl Sink for Printer {
     }
 
     fn step(&mut self, step: &Step) {
+        self.release_held();
         self.flush();
         self.progress.board().step(step);
     }

@@ -40,6 +40,8 @@ pub(crate) struct Item<'a> {
     pub(crate) message: Option<Cow<'a, str>>,
     pub(crate) command: Option<Cow<'a, str>>,
     pub(crate) exit_code: Option<i64>,
+    /// What a command printed.
+    pub(crate) output: Option<Cow<'a, str>>,
     pub(crate) status: Option<Cow<'a, str>>,
     pub(crate) server: Option<Cow<'a, str>>,
     pub(crate) tool: Option<Cow<'a, str>>,
@@ -319,6 +321,7 @@ impl<'de> Deserialize<'de> for LenientItem<'de> {
                         "text" => &mut item.text,
                         "message" | "error" => &mut item.message,
                         "command" => &mut item.command,
+                        "aggregated_output" => &mut item.output,
                         "status" => &mut item.status,
                         "server" => &mut item.server,
                         "tool" => &mut item.tool,
@@ -331,7 +334,6 @@ impl<'de> Deserialize<'de> for LenientItem<'de> {
                             item.changes = map.next_value::<Paths<'_>>()?.0;
                             continue;
                         }
-                        // The output of a command can be megabytes; it is the rollout's to tell.
                         _ => {
                             map.next_value::<IgnoredAny>()?;
                             continue;
@@ -469,6 +471,7 @@ mod tests {
                 Phase::Started,
                 Item {
                     command: Some("ls".into()),
+                    output: Some("".into()),
                     status: Some("in_progress".into()),
                     ..item("command_execution")
                 },

@@ -44,6 +44,17 @@ pub(crate) fn is_thread_id(id: &str) -> bool {
 /// [`Kind::Params`] where `thread` is no thread id; [`Kind::Io`] where a folder cannot be listed, and where
 /// codex has packed the rollout away as `.jsonl.zst`, which it unpacks when the thread is resumed.
 pub(crate) fn find_rollout(home: &Path, thread: &str) -> Result<Option<PathBuf>> {
+    match find_rollout_or_packed(home, thread)? {
+        Some(path) => plain(path).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The same, and the packed one where there is no other.
+///
+/// # Errors
+/// As [`find_rollout`], but for a packed one.
+pub(crate) fn find_rollout_or_packed(home: &Path, thread: &str) -> Result<Option<PathBuf>> {
     if !is_thread_id(thread) {
         return Err(Error::new(
             Kind::Params,
@@ -55,16 +66,25 @@ pub(crate) fn find_rollout(home: &Path, thread: &str) -> Result<Option<PathBuf>>
     for (year, month, day) in days_of(thread) {
         let folder = sessions.join(format!("{year:04}/{month:02}/{day:02}"));
         if let Some(path) = wanted.listed(&folder)? {
-            return wanted.plain(path);
+            return Ok(Some(path));
         }
     }
     if let Some(path) = wanted.listed(&home.join("archived_sessions"))? {
-        return wanted.plain(path);
+        return Ok(Some(path));
     }
-    match wanted.walked(&sessions, 3)? {
-        Some(path) => wanted.plain(path),
-        None => Ok(None),
+    wanted.walked(&sessions, 3)
+}
+
+/// A rollout that is not packed.
+fn plain(path: PathBuf) -> Result<PathBuf> {
+    if path.to_string_lossy().ends_with(".jsonl") {
+        return Ok(path);
     }
+    Err(Error::new(
+        Kind::Io,
+        format!("the rollout '{}' is packed", path.display()),
+    )
+    .hint("codex unpacks it when the thread is resumed"))
 }
 
 /// The thread whose rollout a file of this name is: the UUID at the end of `rollout-…-<id>.jsonl`, in lower
@@ -151,17 +171,6 @@ impl Wanted {
             }
         }
         Ok(None)
-    }
-
-    fn plain(&self, path: PathBuf) -> Result<Option<PathBuf>> {
-        if path.to_string_lossy().ends_with(".jsonl") {
-            return Ok(Some(path));
-        }
-        Err(Error::new(
-            Kind::Io,
-            format!("the rollout '{}' is packed", path.display()),
-        )
-        .hint("codex unpacks it when the thread is resumed"))
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) struct Step {
     pub(crate) key: String,
     pub(crate) state: StepState,
     pub(crate) what: StepKind,
+    /// The last lines of what a command that failed has printed.
+    pub(crate) output: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,11 +153,26 @@ impl Translator {
     }
 }
 
+/// The last lines of a text, and of long ones no more than can be shown.
+fn last_lines(text: &str) -> &str {
+    const LINES: usize = 10;
+    const BYTES: usize = 8 << 10;
+    let text = text.trim_end();
+    let start = text.floor_char_boundary(text.len().saturating_sub(BYTES));
+    let lines = text[start..].rmatch_indices('\n').nth(LINES - 1);
+    &text[start..][lines.map_or(0, |(at, _)| at + 1)..]
+}
+
 fn step(phase: Phase, item: &Item<'_>) -> Step {
     let text = |field: &Option<Cow<'_, str>>| field.as_deref().unwrap_or_default().to_owned();
     let failed = matches!(item.status.as_deref(), Some("failed" | "declined"))
         || item.exit_code.is_some_and(|code| code != 0);
+    let output = match (phase, failed) {
+        (Phase::Completed, true) => last_lines(item.output.as_deref().unwrap_or_default()),
+        _ => "",
+    };
     Step {
+        output: output.to_owned(),
         key: text(&item.id),
         state: match phase {
             Phase::Completed if failed => StepState::Failed(item.exit_code),
@@ -211,17 +228,19 @@ mod tests {
             Said::Step(Step {
                 key: "item_1".into(),
                 state: StepState::Running,
-                what: StepKind::Command("ls".into())
+                what: StepKind::Command("ls".into()),
+                output: String::new(),
             })
         );
         assert_eq!(
             said(
-                r#"{"type":"item.completed","item":{"id":"item_1","type":"command_execution","command":"ls","exit_code":2,"status":"failed"}}"#
+                r#"{"type":"item.completed","item":{"id":"item_1","type":"command_execution","command":"ls","aggregated_output":"1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n11\n","exit_code":2,"status":"failed"}}"#
             ),
             Said::Step(Step {
                 key: "item_1".into(),
                 state: StepState::Failed(Some(2)),
-                what: StepKind::Command("ls".into())
+                what: StepKind::Command("ls".into()),
+                output: "2\n3\n4\n5\n6\n7\n8\n9\n10\n11".into(),
             })
         );
         assert_eq!(

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::mcp::{Tool, whole_characters};
-use crate::rollout::mutate::{Mutation, Op};
+use crate::rollout::mutate::{Mutation, Op, Reach};
 use crate::turn::images::{Image, Source};
 use crate::turn::prompt::label;
 use crate::turn::{Block, History, Request};
@@ -149,6 +149,7 @@ pub(crate) fn mutate_session(params: &Field<'_>) -> Result<(PathBuf, Vec<Mutatio
         let op = field.needed("op")?;
         let name = op.text()?;
         mutations.push(Mutation {
+            reach: Reach::All,
             block_id: field.needed("block_id")?.text()?.to_owned(),
             op: Op::named(name).ok_or_else(|| {
                 bad(

@@ -132,6 +132,8 @@ fn word(text: &[u8]) -> Option<(&[u8], &[u8])> {
 pub(crate) struct Line<'a> {
     /// Where it begins, in bytes from where reading began.
     pub(crate) offset: u64,
+    /// Its number, from 1, counted from where reading began.
+    pub(crate) number: u64,
     /// Its length without its newline.
     pub(crate) length: u64,
     /// The line without its newline; where it is longer than [`LONGEST`], only its first bytes.
@@ -170,6 +172,10 @@ pub(crate) struct Lines<R> {
     /// The line is longer than what is held of it.
     passing: Option<Passing>,
     torn: u64,
+    /// The number of the first of them.
+    first_torn: Option<u64>,
+    /// How many lines were looked at.
+    number: u64,
 }
 
 /// A line whose bytes are not held any more.
@@ -202,6 +208,7 @@ impl Block {
 #[derive(Debug)]
 struct Found {
     offset: u64,
+    number: u64,
     length: u64,
     place: Range<usize>,
     kind: Kind,
@@ -212,6 +219,7 @@ impl Found {
     fn lend<'a>(&self, buffer: &'a [u8]) -> Line<'a> {
         Line {
             offset: self.offset,
+            number: self.number,
             length: self.length,
             bytes: &buffer[self.place.clone()],
             kind: self.kind,
@@ -245,7 +253,9 @@ impl<R: Read> Lines<R> {
             end: 0,
             offset,
             passing: None,
+            number: 0,
             torn: 0,
+            first_torn: None,
         }
     }
 
@@ -327,6 +337,11 @@ impl<R: Read> Lines<R> {
         self.offset
     }
 
+    /// The number of the first line that was passed over and whose end was missing.
+    pub(crate) fn first_torn(&self) -> Option<u64> {
+        self.first_torn
+    }
+
     /// How many lines were passed over whose end was missing.
     pub(crate) fn torn(&self) -> u64 {
         self.torn
@@ -356,14 +371,20 @@ impl<R: Read> Lines<R> {
             }
         };
         let newline = usize::from(ended);
+        self.number += 1;
         self.start = end + newline;
         self.scanned = self.start;
         self.offset = offset + length + newline as u64;
         if place.is_empty() {
-            self.torn += u64::from(last.is_some_and(|last| last != b'}'));
+            let torn = last.is_some_and(|last| last != b'}');
+            self.torn += u64::from(torn);
+            if torn {
+                self.first_torn.get_or_insert(self.number);
+            }
         }
         (last.is_some() && !place.is_empty()).then_some(Found {
             offset,
+            number: self.number,
             length,
             place,
             kind,

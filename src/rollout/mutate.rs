@@ -36,6 +36,16 @@ pub(crate) struct Mutation {
     /// The call's id, or that of a call made inside it.
     pub(crate) block_id: String,
     pub(crate) op: Op,
+    pub(crate) reach: Reach,
+}
+
+/// Which of the calls of one id are meant: some models number their calls anew in every turn (`list_dir:0`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Reach {
+    #[default]
+    All,
+    /// The last one with an output. Copies in compacted histories, which cannot be told apart, stay.
+    Newest,
 }
 
 /// What was done. An id that is neither touched nor missing was consumed before.
@@ -252,6 +262,8 @@ struct Wanted<'a> {
     numbers: HashMap<&'a str, usize>,
     /// What is to be done with each.
     ops: Vec<Op>,
+    /// Of which only the newest call is meant.
+    newest: Vec<bool>,
 }
 
 impl<'a> Wanted<'a> {
@@ -263,6 +275,7 @@ impl<'a> Wanted<'a> {
             calls: Vec::new(),
             numbers: HashMap::new(),
             ops: Vec::new(),
+            newest: Vec::new(),
         };
         let ops: HashMap<&str, Op> = mutations
             .iter()
@@ -288,7 +301,9 @@ impl<'a> Wanted<'a> {
                 let number = *wanted.numbers.entry(id).or_insert(next);
                 if number == next {
                     wanted.ops.push(op);
+                    wanted.newest.push(true);
                 }
+                wanted.newest[number] &= mutation.reach == Reach::Newest;
                 wanted.ops[number] = wanted.ops[number].max(op);
                 number
             }));
@@ -356,13 +371,13 @@ impl<'a> Wanted<'a> {
 
     /// What is to be done in these lines, all the lines of a rollout that matter, in order.
     fn plan(&self, lines: &[Line]) -> Plan {
-        let pairs = Pairs::find(self.ops.len(), lines);
+        let pairs = Pairs::find(&self.newest, lines);
         let mut touched = vec![false; self.ops.len()];
         let mut patches = Vec::new();
         for (at, line) in lines.iter().enumerate() {
             let op = |site: &splice::Site| {
                 let paired = if site.copied {
-                    pairs.complete[site.id]
+                    pairs.complete[site.id] && !self.newest[site.id]
                 } else {
                     pairs.sites.contains(&(at, site.id))
                 };
@@ -405,12 +420,16 @@ impl Pairs {
     ///
     /// In a compacted history everything is a copy, of which the model sees what is left: there a half counts
     /// as complete if the id has a pair anywhere.
-    fn find(ids: usize, lines: &[Line]) -> Pairs {
+    ///
+    /// Of an id of which only the newest call is meant, the others have no other half.
+    fn find(newest: &[bool], lines: &[Line]) -> Pairs {
+        let ids = newest.len();
         let mut pairs = Pairs {
             complete: vec![false; ids],
             sites: HashSet::new(),
         };
         let mut called = vec![false; ids];
+        let mut halves: Vec<Vec<usize>> = vec![Vec::new(); ids];
         let mut open: Vec<VecDeque<usize>> = vec![VecDeque::new(); ids];
         for (at, line) in lines.iter().enumerate() {
             for site in &line.sites {
@@ -424,15 +443,22 @@ impl Pairs {
                     Role::Output if called[site.id] => {
                         pairs.complete[site.id] = true;
                         if !site.copied {
-                            pairs.sites.insert((at, site.id));
+                            let halves = &mut halves[site.id];
                             if let Some(call) = open[site.id].pop_front() {
-                                pairs.sites.insert((call, site.id));
+                                if newest[site.id] {
+                                    halves.clear();
+                                }
+                                halves.push(call);
                             }
+                            halves.push(at);
                         }
                     }
                     Role::Output => {}
                 }
             }
+        }
+        for (id, lines) in halves.into_iter().enumerate() {
+            pairs.sites.extend(lines.into_iter().map(|at| (at, id)));
         }
         pairs
     }
@@ -467,6 +493,7 @@ pub(crate) fn parse(json: &str) -> Result<Vec<Mutation>> {
             Ok(Mutation {
                 block_id: text("block_id")?.to_owned(),
                 op,
+                reach: Reach::All,
             })
         })
         .collect()

@@ -10,7 +10,8 @@ use std::io::{Read, Write};
 #[test]
 fn a_reader_that_has_gone_is_no_error() {
     let lab = Lab::fake(Value::Null);
-    fs::write(lab.path("rollout.jsonl"), "").unwrap();
+    let meta = "{\"timestamp\":\"t\",\"type\":\"session_meta\",\"payload\":{}}\n";
+    fs::write(lab.path("rollout.jsonl"), meta).unwrap();
     for (args, status) in [
         (&["--help"][..], 0),
         (&["--version"], 0),

@@ -204,14 +204,14 @@ fn a_codex_that_is_not_there_is_told() {
         "fail",
         "cannot find codex 'codex' in PATH (<lab>/bin:/usr/bin:/bin); set \"binary\": \"<lab>/home/.nvm/versions/node/v22.1.0/bin/codex\" in <lab>/profile/plugins/plexum-openai-provider/config.json",
     );
-    fs::copy(lab.codex(), lab.path("copy")).unwrap();
-    fs::set_permissions(lab.path("copy"), fs::Permissions::from_mode(0o644)).unwrap();
-    lab.config(json!({"binary": lab.path("copy")}));
+    fs::copy(lab.codex(), lab.path("home/copy")).unwrap();
+    fs::set_permissions(lab.path("home/copy"), fs::Permissions::from_mode(0o644)).unwrap();
+    lab.config(json!({"binary": lab.path("home/copy")}));
     check(
         &lab,
         "codex",
         "fail",
-        "cannot start codex '<lab>/copy': it is not executable; run: chmod +x <lab>/copy",
+        "cannot start codex '<lab>/home/copy': it is not executable; run: chmod +x <lab>/home/copy",
     );
 }
 
@@ -329,7 +329,7 @@ fn a_codex_that_systemd_does_not_find_is_told() {
         &lab,
         "systemd",
         "warn",
-        "a daemon under systemd cannot find codex 'codex' in PATH (/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin); run: mkdir -p <lab>/profile/plugins/plexum-openai-provider && echo '{\"binary\": \"<lab>/bin/codex\"}' > <lab>/profile/plugins/plexum-openai-provider/config.json",
+        "a daemon under systemd cannot find codex 'codex' in PATH (/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin); run: (umask 077 && mkdir -p <lab>/profile/plugins/plexum-openai-provider && printf '%s\\n' '{\"binary\": \"<lab>/bin/codex\"}' > <lab>/profile/plugins/plexum-openai-provider/config.json)",
     );
 }
 
@@ -524,7 +524,7 @@ fn a_codex_home_that_is_not_there_is_told() {
         &lab,
         "codex home",
         "fail",
-        "<lab>/codex is no folder; set CODEX_HOME, or \"codex_home\" in the config, to one",
+        "<lab>/codex is not a directory; set CODEX_HOME, or \"codex_home\" in the config, to one",
     );
 }
 
@@ -537,6 +537,7 @@ fn a_folder_for_sockets_that_is_not_private_is_told() {
     lab.set_env("XDG_RUNTIME_DIR", short.path());
     let ready = |what: &dyn Fn()| {
         let _ = fs::remove_dir(&folder);
+        let _ = fs::remove_dir(folder.with_file_name("plexum-openai.old"));
         let _ = fs::remove_file(&folder);
         what();
     };
@@ -550,7 +551,9 @@ fn a_folder_for_sockets_that_is_not_private_is_told() {
         fs::create_dir(&folder).unwrap();
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
     });
-    expect("the folder for sockets '<folder>' has mode 0755, not 0700; run: chmod 700 <folder>");
+    expect(
+        "the folder for sockets '<folder>' has mode 0755, not 0700; run: mv <folder> <folder>.old",
+    );
     ready(&|| symlink("/tmp", &folder).unwrap());
     expect(
         "the folder for sockets '<folder>' is a symbolic link or no folder; run: mv <folder> <folder>.old",
@@ -561,10 +564,10 @@ fn a_folder_for_sockets_that_is_not_private_is_told() {
     assert_eq!(
         told,
         format!(
-            "{shown}/plexum-openai is not there and cannot be made in {shown}; run: chmod u+rwX {shown}"
+            "{shown}/plexum-openai is not there and cannot be made in {shown}; choose a directory of your own: set PLEXUM_PROFILE_ROOT to {}",
+            lab.path("home/.plexum").display()
         )
     );
-    check(&lab, "sockets", "fail", &told);
     assert!(!folder.exists(), "nothing is made by looking");
 }
 
@@ -609,6 +612,18 @@ fn a_workspace_that_is_none_is_told() {
             &lab,
             "workspace",
             "fail",
+            "<lab>/workspace cannot be read and written; choose a directory of your own as the workspace, such as <lab>/home/workspace",
+        );
+    }
+    // In the user's own home it is theirs to open up.
+    let mut at_home = Lab::fake(healthy());
+    at_home.set_env("HOME", at_home.root().to_owned());
+    for mode in [0o555, 0o300, 0o600] {
+        fs::set_permissions(at_home.workspace(), fs::Permissions::from_mode(mode)).unwrap();
+        check(
+            &at_home,
+            "workspace",
+            "fail",
             "<lab>/workspace cannot be read and written; run: chmod u+rwX <lab>/workspace",
         );
     }
@@ -626,7 +641,7 @@ fn a_workspace_that_is_none_is_told() {
     let file = Cli::new(&lab, ["doctor", "-w", "x"]).folder(&folder).run();
     assert!(
         file.told(&file.stdout)
-            .contains("FAIL  workspace     <lab>/home/x is no folder; give another one\n"),
+            .contains("FAIL  workspace     <lab>/home/x is not a directory; give another one\n"),
         "{}",
         file.stdout
     );
@@ -840,7 +855,7 @@ fn an_interruption_ends_the_codex_that_is_asked() {
         let left = ps::of(lab.root());
         assert!(left.is_empty(), "{signal:?}: {left:?}");
         let output = child.wait_with_output().unwrap();
-        assert_eq!(ended.code(), Some(status), "{output:?}");
+        assert_eq!(cli::shell_status(ended), status, "{output:?}");
         assert_eq!(
             (output.stdout, output.stderr),
             (vec![], vec![]),
@@ -855,4 +870,152 @@ fn a_folder_for_temporary_files_is_no_matter_of_codexs() {
     lab.set_env("TMPDIR", "/nonexistent");
     assert_eq!(check_named(&lab, "codex").0, "ok");
     assert_eq!(Cli::new(&lab, ["turn", "hi"]).run().stdout, "hi\n");
+}
+
+/// Whatever the directory is needed for, and whatever HOME says.
+// fault: 95
+#[test]
+fn never_advises_changing_directories_of_the_system() {
+    for home in ["", "/", "/proc"] {
+        let mut lab = Lab::fake(healthy());
+        if !home.is_empty() {
+            lab.set_env("HOME", home);
+        }
+        // Which nobody can write, root included.
+        for (name, value) in [("CODEX_HOME", "/proc/x"), ("XDG_RUNTIME_DIR", "/proc")] {
+            lab.set_env(name, value);
+        }
+        let told = Cli::new(&lab, ["doctor", "--json", "-w", "/proc/it's/x"])
+            .bound_by_modes()
+            .run();
+        let report: Value = serde_json::from_str(&told.stdout).unwrap();
+        for name in ["codex home", "workspace", "sockets"] {
+            let checks = report["checks"].as_array().unwrap();
+            let check = checks.iter().find(|check| check["check"] == name).unwrap();
+            assert_eq!(check["status"], "fail", "{check}");
+            let message = check["message"].as_str().unwrap();
+            for word in ["chmod", "chown", "mkdir", "rm ", "run:"] {
+                assert!(!message.contains(word), "{word} in {message}");
+            }
+            assert!(
+                message.contains("choose a directory of your own"),
+                "{message}"
+            );
+        }
+    }
+}
+
+/// As `sudo plexum-openai` meets them: what it made in them would be root's.
+// fault: 95, 109
+#[test]
+fn tells_whose_a_directory_of_another_user_is() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let lab = Lab::fake(healthy());
+    for (name, what, folder) in [
+        ("workspace", "the workspace", lab.workspace()),
+        ("codex home", "the codex home", lab.codex_home()),
+    ] {
+        std::os::unix::fs::chown(&folder, Some(4242), None).unwrap();
+        let shown = folder.strip_prefix(lab.root()).unwrap().display();
+        let (status, told) = check_named(&lab, name);
+        let told = told.replace(&lab.root().to_string_lossy().into_owned(), "<lab>");
+        assert_eq!(
+            (status.as_str(), told),
+            (
+                "fail",
+                format!(
+                    "{what} <lab>/{shown} is of user number 4242, and this runs as root; run everything as its owner: sudo -u '#4242' plexum-openai doctor"
+                )
+            )
+        );
+        std::os::unix::fs::chown(&folder, Some(0), None).unwrap();
+    }
+}
+
+/// Who can write the config names the program that a turn runs.
+// fault: 104
+#[test]
+fn rejects_config_that_others_can_change() {
+    let lab = Lab::fake(healthy());
+    let mode = |name: &str, mode| {
+        fs::set_permissions(lab.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let plugin = "profile/plugins/plexum-openai-provider";
+    let file = "profile/plugins/plexum-openai-provider/config.json";
+    for (path, bits, who) in [
+        (file, 0o620, "its group"),
+        (file, 0o602, "every user"),
+        (plugin, 0o777, "every user"),
+        ("profile/plugins", 0o770, "its group"),
+        ("profile", 0o1777, "every user"),
+    ] {
+        mode(path, bits);
+        check(
+            &lab,
+            "config",
+            "fail",
+            &format!(
+                "<lab>/{path} has mode {bits:04o}: {who} can change it, and with it the program that a turn runs; run: chmod go-w <lab>/{path}"
+            ),
+        );
+    }
+    mode(file, 0o644);
+    assert_eq!(
+        check_named(&lab, "config").0,
+        "ok",
+        "there is nothing secret in it"
+    );
+    lab.config(json!({"env": {"CODEX_API_KEY": "secret"}}));
+    assert_eq!(check_named(&lab, "config").0, "ok");
+    mode(file, 0o640);
+    check(
+        &lab,
+        "config",
+        "warn",
+        &format!(
+            "<lab>/{file} has mode 0640 and an \"env\", which others can read; run: chmod 600 <lab>/{file}"
+        ),
+    );
+}
+
+// fault: 105
+#[test]
+fn finds_no_native_codex_outside_npms_package() {
+    let mut lab = Lab::fake(healthy());
+    // What a directory of many users' has beside the script's own.
+    let script = lab.path("share/bin/codex.js");
+    let decoy = lab.path("codex-linux-x64/vendor/x/bin/codex");
+    for path in [&script, &decoy] {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+    }
+    fs::write(&script, "#!/usr/bin/env node-of-nobody\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    symlink(lab.codex(), &decoy).unwrap();
+    lab.set_env("PATH", "/usr/bin:/bin");
+    lab.config(json!({"binary": script}));
+    let told = Cli::new(&lab, ["doctor"]).run();
+    assert!(told.stdout.contains("it is a script for"), "{told:?}");
+    assert!(!told.stdout.contains("codex-linux-x64"), "{told:?}");
+}
+
+#[test]
+fn tells_of_a_sandbox_with_network_access() {
+    let lab = Lab::fake(healthy());
+    let config =
+        "sandbox_mode = \"workspace-write\"\n[sandbox_workspace_write]\nnetwork_access = true\n";
+    fs::write(lab.codex_home().join("config.toml"), config).unwrap();
+    let (status, told) = check_named(&lab, "sandbox");
+    assert_eq!(status, "warn");
+    assert!(
+        told.contains("reach the network and every service"),
+        "{told}"
+    );
+    lab.config(json!({"extra_args": ["-c", "sandbox_workspace_write.network_access=false"]}));
+    let told = Cli::new(&lab, ["doctor"]).run();
+    assert!(!told.stdout.contains("network_access"), "{told:?}");
+    lab.config(json!({"extra_args": ["-s", "read-only"]}));
+    let told = Cli::new(&lab, ["doctor"]).run();
+    assert!(!told.stdout.contains("network_access"), "{told:?}");
 }

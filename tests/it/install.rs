@@ -24,16 +24,7 @@ impl Home {
 
     /// What make says, with the home as `~`.
     fn make(&self, arguments: &[&str]) -> String {
-        let path = format!("{}:/usr/bin:/bin", self.path("bin").display());
-        let output = Command::new("make")
-            .args(["--no-print-directory", &format!("PROGRAM={PROGRAM}")])
-            .args(arguments)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .env_clear()
-            .env("HOME", self.0.path())
-            .env("PATH", path)
-            .output()
-            .unwrap();
+        let output = self.make_under("022", arguments);
         let said = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{arguments:?}: {said}");
         assert_eq!(
@@ -42,6 +33,21 @@ impl Home {
             "{arguments:?}"
         );
         said.replace(&self.0.path().to_string_lossy().into_owned(), "~")
+    }
+
+    /// Runs make with this umask.
+    fn make_under(&self, umask: &str, arguments: &[&str]) -> std::process::Output {
+        let path = format!("{}:/usr/bin:/bin", self.path("bin").display());
+        Command::new("sh")
+            .args(["-c", "umask \"$0\" && exec make \"$@\"", umask])
+            .args(["--no-print-directory", &format!("PROGRAM={PROGRAM}")])
+            .args(arguments)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .env_clear()
+            .env("HOME", self.0.path())
+            .env("PATH", path)
+            .output()
+            .unwrap()
     }
 
     /// Every file in it.
@@ -183,4 +189,117 @@ What remains to do:
         "plugins/plexum-openai-provider"
     );
     assert!(said.contains(&doctor), "{said}");
+}
+
+// fault: 104
+#[test]
+fn writes_config_for_its_owner_alone() {
+    for umask in ["000", "002", "022", "077"] {
+        let Some(home) = Home::new() else { return };
+        let output = home.make_under(umask, &["install-plugin"]);
+        assert!(output.status.success(), "{output:?}");
+        let mode = |path: &str| {
+            let found = fs::metadata(home.path(path)).unwrap();
+            found.permissions().mode() & 0o777
+        };
+        let folder = ".plexum/plugins/plexum-openai-provider";
+        assert_eq!(mode(&format!("{folder}/config.json")), 0o600, "{umask}");
+        for path in [".plexum", ".plexum/plugins", folder] {
+            assert_eq!(mode(path) & 0o022, 0, "{path} under {umask}");
+        }
+    }
+}
+
+/// The script lies in a directory of many users', and what is beside that is anybody's.
+// fault: 105
+#[test]
+fn installs_no_codex_from_outside_npms_package() {
+    let Some(home) = Home::new() else { return };
+    let script = home.path("shared/mine/bin/codex");
+    for program in [
+        script.clone(),
+        home.path("shared/codex-decoy/vendor/x/bin/codex"),
+        home.path("shared/mine/node_modules/@openai/codex-decoy/vendor/x/bin/codex"),
+    ] {
+        fs::create_dir_all(program.parent().unwrap()).unwrap();
+        fs::write(&program, "#!/bin/sh\n").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    fs::create_dir(home.path("bin")).unwrap();
+    symlink(script, home.path("bin/codex")).unwrap();
+    let said = home.make(&["install-plugin"]);
+    assert!(said.contains("says that codex is ~/bin/codex."), "{said}");
+}
+
+// fault: 118
+#[test]
+fn quotes_what_is_odd_in_prefix_and_profile() {
+    for name in [
+        "a b",
+        "it's",
+        "d\"q",
+        "b`touch PWNED`",
+        "-x",
+        "a;touch PWNED",
+        "(x)&#*",
+    ] {
+        let Some(home) = Home::new() else { return };
+        // A leading dash is one of a path that is not absolute, which would be made in this repository.
+        let root = home.path(name);
+        let destination = format!("DESTDIR={}", home.path("-d e").display());
+        let (prefix, profile) = (
+            format!("PREFIX={}", root.display()),
+            format!("PROFILE={}", root.display()),
+        );
+        for target in ["install", "install-plugin"] {
+            let output = home.make_under("022", &[target, &prefix, &profile]);
+            assert!(output.status.success(), "{name}: {output:?}");
+            let said = String::from_utf8(output.stdout).unwrap();
+            // What it tells to run is run by a shell.
+            if let Some(doctor) = said.lines().find(|line| line.ends_with(" doctor")) {
+                let told = Command::new("bash")
+                    .args(["-c", doctor])
+                    .current_dir(home.path(""))
+                    .output()
+                    .unwrap();
+                let told = String::from_utf8(told.stdout).unwrap();
+                let config = root.join("plugins/plexum-openai-provider/config.json");
+                assert!(
+                    told.contains(&config.display().to_string()),
+                    "{name}: {told}"
+                );
+            }
+            home.make(&[target, &prefix, &profile, &destination]);
+        }
+        assert!(root.join("bin/plexum-openai").is_file(), "{name}");
+        for target in ["uninstall", "uninstall-plugin"] {
+            home.make(&[target, &prefix, &profile]);
+            home.make(&[target, &prefix, &profile, &destination]);
+        }
+        let left: Vec<String> = home.files();
+        assert!(
+            left.iter().all(|file| file.ends_with("config.json")),
+            "{name}: {left:?}"
+        );
+    }
+    let Some(home) = Home::new() else { return };
+    for name in ["$(shell touch PWNED)", "$HOME", "a\tb"] {
+        for target in ["install", "uninstall", "install-plugin", "uninstall-plugin"] {
+            let output = home.make_under(
+                "022",
+                &[
+                    target,
+                    &format!("PROFILE={}/{name}", home.0.path().display()),
+                ],
+            );
+            assert!(!output.status.success(), "{name}: {output:?}");
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(
+                said.starts_with("PROFILE has a dollar sign or a control character in it"),
+                "{said}"
+            );
+        }
+    }
+    assert_eq!(home.files(), [""; 0]);
+    assert!(!Path::new(env!("CARGO_MANIFEST_DIR")).join("PWNED").exists());
 }

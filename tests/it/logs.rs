@@ -157,7 +157,9 @@ fn the_log_of_a_turn_by_hand_has_no_secrets() {
         .lines()
         .filter(|line| line.contains(SECRET))
         .collect();
-    assert_eq!(shown.len(), 1, "{}", output.stderr);
+    // The command, and what it printed before it failed.
+    assert_eq!(shown.len(), 2, "{}", output.stderr);
+    assert!(shown[1].starts_with("plexum-openai:   | "), "{}", shown[1]);
     assert!(shown[0].starts_with(&format!("plexum-openai: $ echo {SECRET} (exit 3, ")));
     assert!(output.stderr.contains("DEBUG") && output.stderr.contains("the turn ends: it failed"));
 }

@@ -486,6 +486,45 @@ fn everything_else_stays_as_it_is() {
     assert!(new == expected);
 }
 
+/// Some models number their calls anew in each turn.
+// fault: 54
+#[test]
+fn newest_consumes_the_last_of_calls_with_one_id() {
+    let consumed = || output("a", LIGHT) + &" ".repeat(LONG.len() - LIGHT.len());
+    let (call, output) = (|| call("a"), || output("a", LONG));
+    let old = text(&[call(), output(), call(), output(), call()]);
+    for (args, expected) in [
+        (
+            ["-w", ".", "a"].as_slice(),
+            [call(), consumed(), call(), consumed(), call()],
+        ),
+        // The call that has no output yet is not the newest one.
+        (
+            &["-w", ".", "--newest", "a"],
+            [call(), output(), call(), consumed(), call()],
+        ),
+    ] {
+        let thread = Thread::new(&old);
+        assert_eq!(
+            thread.answer(args, ""),
+            json!({"requested": 1, "touched": 1, "missing": []})
+        );
+        assert_eq!(
+            fs::read_to_string(&thread.rollout).unwrap(),
+            text(&expected),
+            "{args:?}"
+        );
+        assert_eq!(thread.answer(args, "")["touched"], 0, "a second time");
+    }
+    let thread = Thread::new(&old);
+    let (status, _, stderr) = thread.mutate(&["-w", ".", "--newest", "--stdin"], "[]");
+    assert_eq!(
+        (status, stderr.contains("come from stdin alone")),
+        (2, true),
+        "{stderr}"
+    );
+}
+
 #[test]
 fn by_workspace_thread_and_file() {
     let old = text(&[call("a"), output("a", LONG)]);

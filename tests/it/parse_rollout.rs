@@ -251,8 +251,9 @@ fn bad_lines_are_passed_over_and_counted() {
         told_use("a", "exec_command", json!({})),
         told_result("a", "b", false),
     ];
-    let skipped =
-        |count: &str| format!("plexum-openai: '<lab>/rollout.jsonl': skipped {count} not JSON\n");
+    let skipped = |count: &str, place: &str| {
+        format!("plexum-openai: '<lab>/rollout.jsonl': skipped {count} not JSON ({place})\n")
+    };
     for (rollout, told) in [
         (
             format!("\n  \n{first}\n\n{second}\n\n").into_bytes(),
@@ -260,11 +261,11 @@ fn bad_lines_are_passed_over_and_counted() {
         ),
         (
             format!("{first}\n{torn}\n{second}").into_bytes(),
-            skipped("1 line that is"),
+            skipped("1 line that is", "line 2"),
         ),
         (
             format!("hello\n{first}\n{{}}}}\n{second}{torn}").into_bytes(),
-            skipped("3 lines that are"),
+            skipped("3 lines that are", "the first is line 1"),
         ),
         (
             [
@@ -277,7 +278,7 @@ fn bad_lines_are_passed_over_and_counted() {
             .filter(|byte| *byte != 0xC3)
             .chain(format!("\n{second}\n").bytes())
             .collect(),
-            skipped("1 line that is"),
+            skipped("1 line that is", "line 2"),
         ),
         (
             format!(
@@ -285,7 +286,7 @@ fn bad_lines_are_passed_over_and_counted() {
                 second.replace("\"b\"", "\"\\ud800\"")
             )
             .into_bytes(),
-            skipped("1 line that is"),
+            skipped("1 line that is", "line 2"),
         ),
     ] {
         check(&[], &rollout, &expected, &told);
@@ -295,7 +296,7 @@ fn bad_lines_are_passed_over_and_counted() {
 #[test]
 fn two_records_on_one_line_are_none() {
     let good = rollout(&[call("a", "{}"), output("a", "b")]);
-    let told = "plexum-openai: '<lab>/rollout.jsonl': skipped 1 line that is not JSON\n";
+    let told = "plexum-openai: '<lab>/rollout.jsonl': skipped 1 line that is not JSON (line 1)\n";
     check(&[], good.replacen("\n", "", 1), &[], told);
 }
 
@@ -437,8 +438,13 @@ fn a_large_file_is_told_in_order() {
         }
     }
     text.truncate(text.trim_end().len());
-    let stderr =
-        format!("plexum-openai: '<lab>/rollout.jsonl': skipped {bad} lines that are not JSON\n");
+    let number = text
+        .lines()
+        .position(|line| !line.trim().is_empty() && !line.ends_with('}'));
+    let first = number.unwrap() + 1;
+    let stderr = format!(
+        "plexum-openai: '<lab>/rollout.jsonl': skipped {bad} lines that are not JSON (the first is line {first})\n"
+    );
     check(&[], &text, &expected, &stderr);
 }
 
@@ -799,4 +805,162 @@ fn random_lines_say_what_a_full_parse_says() {
         told += same;
     }
     assert!(told > 5000, "{told} events are too few to show anything");
+}
+
+// fault: 96
+#[test]
+fn rejects_what_is_not_a_rollout() {
+    for (bytes, told) in [
+        (b"".as_slice(), "it is empty"),
+        (b"\n \n", "it is empty"),
+        (b"[{\"a\":1}]\n", "it seems to be JSON that is not one object a line"),
+        (b"{\n  \"a\": 1\n}\n", "it seems to be JSON that is not one object a line"),
+        (b"{\"a\":1}\n", "it seems to be JSON of something else"),
+        (b"not a rollout\nat all\n", "it seems to be plain text"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "it seems to be a picture"),
+        (b"\x28\xb5\x2f\xfd\x04\0", "it is packed by zstd; 'zstd -dc' unpacks it"),
+        (
+            b"{\"type\":\"thread.started\",\"thread_id\":\"x\"}\n{\"type\":\"turn.started\"}\n",
+            "it seems to be the output of 'codex exec --json', which is not what codex stores",
+        ),
+        (
+            b"{\"id\":\"x\",\"timestamp\":\"2025\",\"instructions\":null}\n{\"record_type\":\"state\"}\n{\"type\":\"function_call\",\"id\":\"fc_1\",\"name\":\"shell\",\"arguments\":\"{}\",\"call_id\":\"a\"}\n",
+            "it seems to be a rollout of a codex from before September 2025, whose lines have no payload; no supported codex goes on with it",
+        ),
+    ] {
+        let lab = Lab::fake(Value::Null);
+        let file = lab.path("it.jsonl");
+        fs::write(&file, bytes).unwrap();
+        for flags in [["parse-rollout"].as_slice(), &["parse-rollout", "--all"]] {
+            let output = Cli::new(&lab, flags.iter().copied()).arg(&file).run();
+            let expected = format!("plexum-openai: '<lab>/it.jsonl' is not a rollout: {told}\n");
+            assert_eq!(output.told(&output.stderr), expected);
+            assert_eq!((output.status, output.stdout.as_str()), (1, ""));
+        }
+        let piped = Cli::new(&lab, ["parse-rollout"]).stdin(bytes).run();
+        assert_eq!(piped.stderr, format!("plexum-openai: stdin is not a rollout: {told}\n"));
+        assert_eq!(piped.status, 1);
+        for more in [["--dry-run", "a"].as_slice(), &["a"]] {
+            let mutate = Cli::new(&lab, ["mutate", "--rollout"]).arg(&file).args(more).run();
+            let expected = format!("plexum-openai: '<lab>/it.jsonl' is not a rollout: {told}\n");
+            assert_eq!(mutate.told(&mutate.stderr), expected);
+            assert_eq!((mutate.status, mutate.stdout.as_str()), (1, ""));
+        }
+        assert_eq!(fs::read(&file).unwrap(), bytes);
+    }
+    // One without calls is one all the same.
+    check(
+        &[],
+        rollout(&[("session_meta", json!({"id": "x"}))]),
+        &[],
+        "",
+    );
+}
+
+const PACKED: &str = "01990000-0000-7000-8000-000000000001";
+
+/// A lab with this in place of a thread's packed rollout.
+fn with_packed(place: impl FnOnce(&std::path::Path)) -> Lab {
+    let lab = Lab::fake(Value::Null);
+    let folder = lab.codex_home().join("sessions/2025/08/31");
+    fs::create_dir_all(&folder).unwrap();
+    place(&folder.join(format!("rollout-2025-08-31T10-00-00-{PACKED}.jsonl.zst")));
+    fs::write(lab.session_file(), PACKED).unwrap();
+    lab
+}
+
+// fault: 76, 119
+#[test]
+fn reads_a_packed_rollout_that_it_finds() {
+    let Some(zstd) = crate::programs::find("zstd") else {
+        return;
+    };
+    let text = rollout(&[call("a", "{}"), output("a", "b")]);
+    let lab = with_packed(|path| {
+        fs::write(path.with_extension(""), &text).unwrap();
+        let packed = std::process::Command::new(zstd)
+            .args(["-q", "--rm"])
+            .arg(path.with_extension(""))
+            .status();
+        assert!(packed.unwrap().success() && path.exists());
+    });
+    for flags in [["--workspace", "."], ["--thread", PACKED]] {
+        let told = Cli::new(&lab, ["parse-rollout"]).args(&flags).run();
+        let expected = [
+            told_use("a", "exec_command", json!({})),
+            told_result("a", "b", false),
+        ];
+        assert_eq!((told.status, told.stderr.as_str()), (0, ""));
+        assert_eq!(events(&told), expected);
+    }
+    let none = Cli::new(&lab, ["parse-rollout", "--thread", PACKED])
+        .env("PATH", "/nonexistent")
+        .run();
+    assert_eq!(none.status, 1);
+    assert!(
+        none.stderr
+            .contains("is packed, and 'zstd' unpacks it, which is not in PATH; install zstd"),
+        "{none:?}"
+    );
+}
+
+// fault: 76, 119
+#[test]
+fn rejects_a_packed_rollout_that_is_not_a_file() {
+    let fifo = |path: &std::path::Path| {
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            path,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR,
+            0,
+        )
+        .unwrap();
+    };
+    for (lab, why) in [
+        (
+            with_packed(|path| std::os::unix::fs::symlink("/dev/zero", path).unwrap()),
+            "it is a symbolic link",
+        ),
+        (with_packed(fifo), "it is not a regular file"),
+        (
+            with_packed(|path| fs::create_dir(path).unwrap()),
+            "it is not a regular file",
+        ),
+    ] {
+        let told = Cli::new(&lab, ["parse-rollout", "--thread", PACKED]).run();
+        assert_eq!((told.status, told.stdout.as_str()), (1, ""));
+        assert!(
+            told.stderr.ends_with(&format!("jsonl.zst': {why}\n")),
+            "{told:?}"
+        );
+    }
+    if crate::programs::find("zstd").is_some() {
+        let lab = with_packed(|path| fs::write(path, b"\x28\xb5\x2f\xfd\x04 damaged").unwrap());
+        let told = Cli::new(&lab, ["parse-rollout", "--thread", PACKED]).run();
+        assert_eq!(told.status, 1);
+        assert!(
+            told.stderr.contains("zstd cannot unpack all of it"),
+            "{told:?}"
+        );
+    }
+}
+
+/// Whoever names a FIFO means it.
+#[test]
+fn reads_fifos_that_are_named() {
+    let lab = Lab::fake(Value::Null);
+    fs::write(
+        lab.path("rollout.jsonl"),
+        rollout(&[call("a", "{}"), output("a", "b")]),
+    )
+    .unwrap();
+    let script = "mkfifo fifo && (cat rollout.jsonl > fifo &) && \"$0\" parse-rollout fifo && \"$0\" parse-rollout <(cat rollout.jsonl)";
+    let told = std::process::Command::new("bash")
+        .args(["-c", script, env!("CARGO_BIN_EXE_plexum-openai")])
+        .current_dir(lab.root())
+        .output()
+        .unwrap();
+    assert!(told.status.success(), "{told:?}");
+    assert_eq!(told.stdout.iter().filter(|byte| **byte == b'\n').count(), 4);
 }

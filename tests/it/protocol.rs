@@ -733,7 +733,7 @@ fn signals_end_all_children_first() {
         start_endless(&mut daemon, &lab);
         daemon.signal(signal);
         let ended = daemon.exit(Duration::from_secs(10));
-        assert_eq!(ended.code(), Some(status), "{ended}");
+        assert_eq!(crate::support::cli::shell_status(ended), status, "{ended}");
         assert!(ps::of(lab.root()).is_empty(), "{:?}", ps::of(lab.root()));
     }
 }

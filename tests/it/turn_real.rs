@@ -647,7 +647,7 @@ real_codex! {
             wait_until("the command to start", || lab.path("started").exists());
             ps::signal(child.id(), signal);
             let ended = cli::wait(&mut child, Duration::from_secs(10));
-            assert_eq!(ended.code(), Some(status), "{ended}");
+            assert_eq!(cli::shell_status(ended), status, "{ended}");
             assert!(ps::of(lab.root()).is_empty(), "{:?}", ps::of(lab.root()));
             let mut stdout = String::new();
             child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();

@@ -373,7 +373,7 @@ fn a_reader_that_does_not_read_does_not_keep_a_turn() {
     });
     ps::signal(child.id(), Signal::INT);
     let status = cli::wait(&mut child, LIMIT);
-    assert_eq!(status.code(), Some(130), "{status}");
+    assert_eq!(cli::shell_status(status), 130, "{status}");
     let mut stderr = String::new();
     child
         .stderr
@@ -388,4 +388,93 @@ fn a_reader_that_does_not_read_does_not_keep_a_turn() {
     );
     drop(stdout.read(&mut [0]));
     lab.assert_quiet();
+}
+
+// fault: 97
+#[test]
+fn ctrl_c_ends_a_shell_loop_around_turns() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(
+        begin()
+            .into_iter()
+            .chain([
+                json!({"touch": lab.path("started")}),
+                json!({"sleep_ms": 100_000}),
+            ])
+            .collect(),
+    );
+    let mut child = std::process::Command::new("setsid")
+        .args([
+            "bash",
+            "-c",
+            "for i in 1 2 3; do \"$0\" turn hi; echo again; done",
+        ])
+        .arg(env!("CARGO_BIN_EXE_plexum-openai"))
+        .env_clear()
+        .envs(lab.env())
+        .current_dir(lab.workspace())
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("codex to work", || lab.path("started").exists());
+    // As the terminal sends it: to the shell and the turn, but not to codex, which has a group of its own.
+    let group = rustix::process::Pid::from_raw(child.id().try_into().unwrap()).unwrap();
+    rustix::process::kill_process_group(group, Signal::INT).unwrap();
+    let status = cli::wait(&mut child, LIMIT);
+    assert_eq!(
+        std::os::unix::process::ExitStatusExt::signal(&status),
+        Some(2),
+        "{status}"
+    );
+    let mut stdout = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut stdout)
+        .unwrap();
+    assert_eq!(stdout, "");
+    lab.assert_quiet();
+}
+
+/// What codex quotes for its display, with the reason told once.
+// fault: 97
+#[test]
+fn shows_commands_as_written_and_why_they_failed() {
+    let lab = Lab::fake(Value::Null);
+    let printed: String = (1..=14).map(|n| format!("  line {n}\u{1b}[2J\n")).collect();
+    let failed = json!({"type": "item.completed", "item": {"id": "a", "type": "command_execution",
+        "command": "/bin/bash -lc \"awk '\"'{print $1}'\"' x\"", "aggregated_output": printed,
+        "exit_code": 2, "status": "failed"}});
+    lab.script(
+        begin()
+            .into_iter()
+            .chain([
+                event(failed),
+                event(json!({"type": "error", "message": "Reconnecting... 1/5"})),
+                event(json!({"type": "error", "message": "the model is gone"})),
+                event(json!({"type": "turn.failed", "error": {"message": "the model is gone"}})),
+            ])
+            .collect(),
+    );
+    let output = Cli::new(&lab, ["turn", "hi"]).run();
+    let lines: Vec<&str> = output
+        .stderr
+        .lines()
+        .map(|line| line.strip_prefix("plexum-openai: ").unwrap())
+        .collect();
+    assert_eq!(lines[0], "$ awk '{print $1}' x (exit 2)", "{output:?}");
+    let shown: Vec<String> = (5..=14)
+        .map(|n| format!("  |   line {n}\u{fffd}[2J"))
+        .collect();
+    assert_eq!(lines[1..11], shown);
+    assert_eq!(lines[11], "warning: codex: Reconnecting... 1/5");
+    assert_eq!(
+        output.stderr.matches("the model is gone").count(),
+        1,
+        "{output:?}"
+    );
+    assert_eq!(output.status, 1);
 }

@@ -4,6 +4,7 @@
 //! What depends on something that has failed already is left out, since its message would only mislead.
 
 use super::Report;
+use super::ownership::{self, ConfigModes, open_up};
 use crate::codex::ask::{Answer, ask};
 use crate::codex::command::{self, Call, OLDEST};
 use crate::codex::home;
@@ -16,7 +17,7 @@ use serde::Deserialize;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -52,6 +53,7 @@ pub(super) fn examine(
     let home_is_sound = doctor.codex_home();
     if let Some(program) = doctor.codex() {
         doctor.systemd(&program);
+        doctor.network();
         if home_is_sound {
             doctor.ask_codex(&program);
         }
@@ -77,7 +79,8 @@ impl Doctor<'_> {
         let path = self.places.config_file();
         match self.places.load_config() {
             Ok(loaded) => {
-                if loaded.warnings.is_empty() {
+                let modes = ownership::config_modes(self.places, !loaded.config.env.is_empty());
+                if loaded.warnings.is_empty() && matches!(modes, ConfigModes::Fine) {
                     let message = if loaded.found {
                         format!("{}", path.display())
                     } else {
@@ -87,6 +90,11 @@ impl Doctor<'_> {
                 }
                 for warning in loaded.warnings {
                     self.report.warn("config", warning);
+                }
+                match modes {
+                    ConfigModes::Fine => {}
+                    ConfigModes::Writable(message) => self.report.fail("config", message),
+                    ConfigModes::Readable(message) => self.report.warn("config", message),
                 }
                 self.config = loaded.config;
                 self.config_is_there = loaded.found;
@@ -102,7 +110,12 @@ impl Doctor<'_> {
     /// codex's folder. The result says whether codex can use it.
     fn codex_home(&mut self) -> bool {
         let home = self.places.codex_home(&self.config);
-        match look_at_home(&home, self.places.named_codex_home(&self.config).is_some()) {
+        let is_named = self.places.named_codex_home(&self.config).is_some();
+        let looked = match ownership::of_another_user("the codex home", &home) {
+            Some(message) if home.is_dir() => Err(message),
+            _ => look_at_home(self.places, &home, is_named),
+        };
+        match looked {
             Ok(message) => {
                 self.report.ok("codex home", message);
                 true
@@ -172,7 +185,12 @@ impl Doctor<'_> {
             if let Some(native) = native_beside(&named) {
                 return self.set(&[("binary", &native.to_string_lossy())], &[]);
             }
-            if named.is_file() && access(&named, Access::EXEC_OK).is_err() {
+            if named.is_file()
+                && access(&named, Access::EXEC_OK).is_err()
+                && ownership::is_own(self.places, &named)
+                && fs::metadata(&named)
+                    .is_ok_and(|found| found.uid() == rustix::process::geteuid().as_raw())
+            {
                 return format!("run: chmod +x {}", shell_word(&named.to_string_lossy()));
             }
         }
@@ -271,6 +289,51 @@ impl Doctor<'_> {
             return self.set(&keys, &[("PATH", &path)]);
         }
         self.set(&keys, &[])
+    }
+
+    /// A sandbox with the network in it: what is kept from writing files can send them away, and reach what else
+    /// listens on this machine.
+    fn network(&mut self) {
+        const KEY: &str = "sandbox_workspace_write.network_access";
+        let file = self.places.codex_home(&self.config).join("config.toml");
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let place = match self.setting(KEY) {
+            Some("true") => "\"extra_args\"".to_owned(),
+            Some(_) => return,
+            None if toml_flag(&text, KEY) => file.display().to_string(),
+            None => return,
+        };
+        let mut arguments = self.config.extra_args.iter().map(String::as_str);
+        let bypassed =
+            arguments.any(|argument| argument == "--dangerously-bypass-approvals-and-sandbox");
+        let sandbox = self.sandbox_in_arguments().or_else(|| {
+            self.setting("sandbox_mode")
+                .map(|mode| mode.trim_matches(['"', '\'']).to_owned())
+        });
+        let sandbox = sandbox.or_else(|| toml_text(&text, "sandbox_mode"));
+        if !bypassed && sandbox.as_deref() == Some("workspace-write") {
+            self.report.warn(
+                "sandbox",
+                format!("the sandbox \"workspace-write\" has network_access = true by {place}: its commands reach the network and every service of this machine; set it to false if they need none"),
+            );
+        }
+    }
+
+    /// What `-s` or `--sandbox` in `extra_args` says.
+    fn sandbox_in_arguments(&self) -> Option<String> {
+        let arguments = &self.config.extra_args;
+        let mut sandbox = None;
+        for (at, argument) in arguments.iter().enumerate() {
+            sandbox = match argument.as_str() {
+                "-s" | "--sandbox" => arguments.get(at + 1).map(String::as_str),
+                "--full-auto" => Some("workspace-write"),
+                argument => argument
+                    .strip_prefix("--sandbox=")
+                    .or_else(|| argument.strip_prefix("-s").filter(|mode| !mode.is_empty())),
+            }
+            .or(sandbox);
+        }
+        sandbox.map(str::to_owned)
     }
 
     /// What codex itself says of its config and its login.
@@ -390,7 +453,10 @@ impl Doctor<'_> {
         };
         let removal: Vec<String> = lost
             .iter()
-            .map(|(name, _)| format!("{} mcp remove {name}", self.codex_by_hand(program)))
+            .map(|(name, _)| {
+                let codex = self.codex_by_hand(program);
+                format!("{codex} mcp remove {}", shell_word(name))
+            })
             .collect();
         let more = match lost.len() - 1 {
             0 => String::new(),
@@ -480,12 +546,28 @@ impl Doctor<'_> {
         }
         let folder =
             crate::mcp::runtime_place(crate::mcp::runtime_dir().as_deref(), &self.places.profile);
+        let instead = match &self.places.home {
+            Some(home) => format!(
+                "choose a directory of your own: set PLEXUM_PROFILE_ROOT to {}",
+                shell_word(&home.join(".plexum").to_string_lossy())
+            ),
+            None => "choose a directory of your own: set PLEXUM_PROFILE_ROOT to one".to_owned(),
+        };
         // Looked at and not made: a turn makes it when it needs it.
         let sound = match fs::symlink_metadata(&folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => could_be_made(&folder),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                could_be_made(self.places, &folder, &instead)
+            }
             _ => crate::mcp::check_runtime_folder(&folder)
                 .map(|()| folder.display().to_string())
-                .map_err(|error| error.message().to_owned()),
+                .map_err(|error| match error.message().split_once("; run: chmod ") {
+                    // Made anew, it has the right mode, and nothing of others is opened or closed.
+                    Some((what, _)) if !ownership::is_own(self.places, &folder) => {
+                        let word = shell_word(&folder.to_string_lossy());
+                        format!("{what}; run: mv {word} {word}.old")
+                    }
+                    _ => error.message().to_owned(),
+                }),
         };
         match sound {
             Ok(message) => self.report.ok("sockets", message),
@@ -495,7 +577,11 @@ impl Doctor<'_> {
 
     fn workspace(&mut self, workspace: &Path) {
         let workspace = std::path::absolute(workspace).unwrap_or_else(|_| workspace.to_owned());
-        match look_at_workspace(&workspace) {
+        let looked = match ownership::of_another_user("the workspace", &workspace) {
+            Some(message) if workspace.is_dir() => Err(message),
+            _ => look_at_workspace(self.places, &workspace),
+        };
+        match looked {
             Ok(message) => self.report.ok("workspace", message),
             Err(message) => {
                 self.report.fail("workspace", message);
@@ -567,7 +653,7 @@ impl Doctor<'_> {
                         "cannot read '{}': {}; {}",
                         rollout.display(),
                         reason(&error),
-                        open_up(&rollout)
+                        open_up(self.places, &rollout, "run everything as its owner")
                     ),
                 );
                 return;
@@ -681,7 +767,7 @@ impl Doctor<'_> {
             return format!("set {text} in {}", file.display());
         }
         format!(
-            "run: mkdir -p {} && echo {} > {}",
+            "run: (umask 077 && mkdir -p {} && printf '%s\\n' {} > {})",
             shell_word(&self.places.plugin_folder().to_string_lossy()),
             shell_word(&format!("{{{text}}}")),
             shell_word(&file.to_string_lossy())
@@ -690,16 +776,25 @@ impl Doctor<'_> {
 }
 
 /// What is good about codex's folder, or what is wrong with it.
-fn look_at_home(home: &Path, is_named: bool) -> Result<String, String> {
+fn look_at_home(places: &Places, home: &Path, is_named: bool) -> Result<String, String> {
     let shown = home.display();
+    let instead = match &places.home {
+        Some(home) => format!(
+            "choose a directory of your own: set \"codex_home\" in the config to {}",
+            json(&home.join(".codex").to_string_lossy())
+        ),
+        None => {
+            "choose a directory of your own: set \"codex_home\" in the config to one".to_owned()
+        }
+    };
     match fs::metadata(home) {
         Ok(found) if !found.is_dir() => Err(format!(
-            "{shown} is no folder; set CODEX_HOME, or \"codex_home\" in the config, to one"
+            "{shown} is not a directory; set CODEX_HOME, or \"codex_home\" in the config, to one"
         )),
         Ok(_) if access(home, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK).is_err() => {
             Err(format!(
                 "{shown} cannot be read and written; {}",
-                open_up(home)
+                open_up(places, home, &instead)
             ))
         }
         Ok(_) => match fs::read_dir(home.join("sessions")) {
@@ -710,7 +805,7 @@ fn look_at_home(home: &Path, is_named: bool) -> Result<String, String> {
             Err(error) => Err(format!(
                 "cannot read {shown}/sessions, without which no tool call can be told: {}; {}",
                 reason(&error),
-                open_up(&home.join("sessions"))
+                open_up(places, &home.join("sessions"), &instead)
             )),
         },
         // Only its own default is made by codex.
@@ -720,24 +815,29 @@ fn look_at_home(home: &Path, is_named: bool) -> Result<String, String> {
                 Ok(format!("{shown} is not there yet, codex makes it"))
             } else {
                 Err(format!(
-                    "{shown} is not there and cannot be made in {}; set \"codex_home\" in the config",
+                    "{shown} is not there and cannot be made in {}; {instead}",
                     parent.display()
                 ))
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!(
-            "{shown} is not there, and codex makes none but ~/.codex; run: mkdir -p {}",
-            shell_word(&home.to_string_lossy())
+            "{shown} is not there, and codex makes none but ~/.codex; {}",
+            match ownership::may_be_made(places, home) {
+                true => format!("run: mkdir -p {}", shell_word(&home.to_string_lossy())),
+                false => instead,
+            }
         )),
         Err(error) => Err(format!("cannot look at {shown}: {}", reason(&error))),
     }
 }
 
 /// What is good about a workspace, or what is wrong with it.
-fn look_at_workspace(workspace: &Path) -> Result<String, String> {
+fn look_at_workspace(places: &Places, workspace: &Path) -> Result<String, String> {
     let shown = workspace.display();
     match fs::metadata(workspace) {
-        Ok(found) if !found.is_dir() => Err(format!("{shown} is no folder; give another one")),
+        Ok(found) if !found.is_dir() => {
+            Err(format!("{shown} is not a directory; give another one"))
+        }
         Ok(_)
             if access(
                 workspace,
@@ -747,55 +847,50 @@ fn look_at_workspace(workspace: &Path) -> Result<String, String> {
         {
             Err(format!(
                 "{shown} cannot be read and written; {}",
-                open_up(workspace)
+                open_up(places, workspace, &other_workspace(places))
             ))
         }
         Ok(_) => Ok(format!("{shown}")),
         Err(_) if workspace.is_symlink() => Err(format!(
             "{shown} is a link that leads nowhere; give another one"
         )),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => could_be_made(workspace),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            could_be_made(places, workspace, &other_workspace(places))
+        }
         Err(error) => Err(format!("cannot look at {shown}: {}", reason(&error))),
     }
 }
 
-/// Whether a folder that is not there could be made.
-fn could_be_made(folder: &Path) -> Result<String, String> {
+/// What to do about a workspace that is not this user's to change.
+fn other_workspace(places: &Places) -> String {
+    match &places.home {
+        Some(home) => format!(
+            "choose a directory of your own as the workspace, such as {}",
+            shell_word(&home.join("workspace").to_string_lossy())
+        ),
+        None => "choose a directory of your own as the workspace".to_owned(),
+    }
+}
+
+/// Whether a directory that is not there could be made.
+fn could_be_made(places: &Places, folder: &Path, instead: &str) -> Result<String, String> {
     let shown = folder.display();
     let parent = folder.ancestors().skip(1).find(|folder| folder.exists());
     let parent = parent.unwrap_or(Path::new("/"));
     if !parent.is_dir() {
         Err(format!(
-            "{shown} cannot be made, since {} is no folder; give another one",
+            "{shown} cannot be made, since {} is not a directory; give another one",
             parent.display()
         ))
     } else if access(parent, Access::WRITE_OK | Access::EXEC_OK).is_err() {
         Err(format!(
             "{shown} is not there and cannot be made in {}; {}",
             parent.display(),
-            open_up(parent)
+            open_up(places, parent, instead)
         ))
     } else {
         Ok(format!("{shown} is not there yet, the first turn makes it"))
     }
-}
-
-/// How to come to read and write what this user may not.
-fn open_up(path: &Path) -> String {
-    let word = shell_word(&path.to_string_lossy());
-    let me = rustix::process::geteuid().as_raw();
-    let writable = match fs::metadata(path) {
-        Ok(found) if found.uid() != me => {
-            return format!("run as root: chown {me} {word}");
-        }
-        Ok(found) => found.permissions().mode() & 0o200 != 0,
-        Err(_) => false,
-    };
-    if writable && path.is_dir() && access(path, Access::READ_OK | Access::EXEC_OK).is_ok() {
-        // The mode is right and the file system says no.
-        return "it is on a file system that cannot be written; give another one".to_owned();
-    }
-    format!("run: chmod u+rwX {word}")
 }
 
 /// The command that brings a codex where there is none: who is not root cannot install for everybody.
@@ -823,23 +918,35 @@ fn update(program: &Path) -> String {
     }
 }
 
-/// The program that npm's `codex`, a script for node, starts: it is in a package beside or below the script's
-/// own, and needs no node.
+/// The program that npm's `codex`, a script for node, starts, and which needs no node.
+///
+/// It is looked for in npm's own packages alone: in `node_modules/@openai/codex` of the script, and in the
+/// `codex-linux-…` beside it or below it. A script that lies elsewhere, in a `bin` of many users' for one, has
+/// neighbours that anybody may have put there.
 fn native_beside(script: &Path) -> Option<PathBuf> {
     let script = fs::canonicalize(script).ok()?;
-    if script.extension().is_none_or(|end| end != "js") {
+    let package = script.parent()?.parent()?;
+    if !script.ends_with("node_modules/@openai/codex/bin/codex.js") {
         return None;
     }
-    let package = script.parent()?.parent()?;
-    let below = package.join("node_modules/@openai");
-    let folders = [package.parent()?, below.as_path()];
     let children = |folder: &Path| -> Vec<PathBuf> {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).collect()
+        let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
+        paths.sort();
+        paths
     };
-    folders
+    let is_platform = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default();
+        name.as_encoded_bytes().starts_with(b"codex-linux-")
+    };
+    let platforms = [
+        package.join("node_modules/@openai"),
+        package.parent()?.to_owned(),
+    ];
+    platforms
         .iter()
-        .flat_map(|folder| children(folder))
+        .flat_map(|folder| children(folder).into_iter().filter(is_platform))
+        .chain([package.to_owned()])
         .flat_map(|package| children(&package.join("vendor")))
         .map(|vendor| vendor.join("bin/codex"))
         .find(|program| program.is_file() && access(program, Access::EXEC_OK).is_ok())
@@ -890,6 +997,24 @@ fn toml_text(text: &str, wanted: &str) -> Option<String> {
         }
     }
     None
+}
+
+/// Is this key of a TOML file `true`, in the same plain forms?
+fn toml_flag(text: &str, wanted: &str) -> bool {
+    let plain = |key: &str| key.replace(['"', '\'', ' ', '\t'], "");
+    let mut table = String::new();
+    let mut is = false;
+    for line in text.lines() {
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix('[') {
+            table = plain(name.split(']').next().unwrap_or_default()) + ".";
+        } else if let Some((key, value)) = line.split_once('=')
+            && format!("{table}{}", plain(key)) == wanted
+        {
+            is = value.split('#').next().unwrap_or_default().trim() == "true";
+        }
+    }
+    is
 }
 
 /// A text as JSON.

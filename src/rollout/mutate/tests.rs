@@ -10,6 +10,7 @@ fn mutation(id: &str, op: Op) -> Mutation {
     Mutation {
         block_id: id.to_owned(),
         op,
+        reach: Reach::All,
     }
 }
 

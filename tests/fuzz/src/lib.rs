@@ -290,6 +290,7 @@ pub fn fuzz_rewrite(data: &[u8]) {
         .filter(|(at, _)| ops >> at & 1 == 0 || *at == 0)
         .map(|(at, block_id)| Mutation {
             block_id,
+            reach: rollout::mutate::Reach::All,
             op: if (usize::from(*ops) + at) % 3 == 0 {
                 Op::Light
             } else {

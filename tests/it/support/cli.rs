@@ -232,6 +232,11 @@ fn collect(mut from: impl Read + Send + 'static) -> thread::JoinHandle<String> {
 
 /// Waits for a child; one that does not end is killed, and the test fails.
 #[track_caller]
+/// The exit status as a shell gives it: that of a signal is 128 and its number.
+pub(crate) fn shell_status(status: ExitStatus) -> i32 {
+    status.code().unwrap_or(128 + status.signal().unwrap_or(0))
+}
+
 pub(crate) fn wait(child: &mut Child, limit: Duration) -> ExitStatus {
     let start = Instant::now();
     loop {

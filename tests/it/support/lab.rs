@@ -8,6 +8,7 @@ use super::{codex, ps};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -98,8 +99,16 @@ impl Lab {
     /// Writes these bytes as the plugin's config.
     pub(crate) fn raw_config(&self, bytes: &[u8]) {
         let path = self.config_file();
-        fs::create_dir_all(path.parent().expect("a file in a folder")).expect("a folder");
-        fs::write(path, bytes).expect("a file");
+        let folder = path.parent().expect("a file in a folder");
+        if !folder.is_dir() {
+            fs::create_dir_all(folder).expect("a folder");
+            // doctor minds what others can write, as some umasks have it.
+            for folder in folder.ancestors().take(3) {
+                fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("a folder");
+            }
+        }
+        fs::write(&path, bytes).expect("a file");
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("a file");
     }
 
     pub(crate) fn config_file(&self) -> PathBuf {

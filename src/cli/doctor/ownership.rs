@@ -1,0 +1,226 @@
+//! Whose a file or directory is, and what advice about it does no harm.
+//!
+//! Advice is followed to the letter, by root too: so `chown` and `chmod` are named only for what lies in the user's
+//! own home or profile. A directory of the system is never to be opened up; another directory is to be chosen.
+
+use crate::config::Places;
+use crate::sys::shell_word;
+use rustix::fs::{Access, access};
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Directories that are no user's own, whatever HOME and PLEXUM_PROFILE_ROOT say.
+const SYSTEM: &[&str] = &[
+    "bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "sys",
+    "usr",
+];
+/// Directories that others' directories lie in: what lies deeper can be somebody's own.
+const SHARED: &[&str] = &[
+    "/",
+    "/home",
+    "/media",
+    "/mnt",
+    "/opt",
+    "/srv",
+    "/tmp",
+    "/var",
+    "/var/cache",
+    "/var/lib",
+    "/var/local",
+    "/var/log",
+    "/var/mail",
+    "/var/opt",
+    "/var/run",
+    "/var/spool",
+    "/var/tmp",
+];
+
+/// Is this in the user's own home or profile, links resolved?
+pub(super) fn is_own(places: &Places, path: &Path) -> bool {
+    let Ok(path) = fs::canonicalize(path) else {
+        return false;
+    };
+    let bases = places.home.iter().chain([&places.profile]);
+    bases
+        .filter_map(|base| own_base(base))
+        .any(|base| path.starts_with(base))
+}
+
+/// A home or profile, if it is this user's and not a directory of the system.
+fn own_base(base: &Path) -> Option<PathBuf> {
+    let base = fs::canonicalize(base).ok()?;
+    let owner = fs::metadata(&base).ok()?.uid();
+    (owner == user() && !is_system(&base)).then_some(base)
+}
+
+/// Is this a directory of the system, or one that all users share?
+fn is_system(path: &Path) -> bool {
+    let first = path.components().nth(1).map(|first| first.as_os_str());
+    first.is_none_or(|first| SYSTEM.iter().any(|name| first == *name))
+        || SHARED.iter().any(|shared| path == Path::new(shared))
+}
+
+/// Could this be made by hand without harm: is it in the user's own home or profile, or in another directory of
+/// theirs?
+pub(super) fn may_be_made(places: &Places, path: &Path) -> bool {
+    let Some(parent) = path.ancestors().skip(1).find(|parent| parent.exists()) else {
+        return false;
+    };
+    let Ok(parent) = fs::canonicalize(parent) else {
+        return false;
+    };
+    let theirs = fs::metadata(&parent).is_ok_and(|found| found.uid() == user());
+    let writable = access(&parent, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+    writable && (is_own(places, &parent) || (theirs && !is_system(&parent)))
+}
+
+/// How to come to read and write what this user may not; `instead` says which other one to choose where this one
+/// is not theirs to change.
+pub(super) fn open_up(places: &Places, path: &Path, instead: &str) -> String {
+    let word = shell_word(&path.to_string_lossy());
+    if !is_own(places, path) {
+        return instead.to_owned();
+    }
+    let writable = match fs::metadata(path) {
+        Ok(found) if found.uid() != user() => {
+            return format!("run as root: chown {} {word}", user());
+        }
+        Ok(found) => found.permissions().mode() & 0o200 != 0,
+        Err(_) => false,
+    };
+    if writable && path.is_dir() && access(path, Access::READ_OK | Access::EXEC_OK).is_ok() {
+        // The mode is right and the file system says no.
+        return format!("its file system cannot be written; {instead}");
+    }
+    format!("run: chmod u+rwX {word}")
+}
+
+/// What is wrong where this is another user's: files that we make in it are not theirs, and theirs not ours.
+pub(super) fn of_another_user(what: &str, path: &Path) -> Option<String> {
+    let owner = fs::metadata(path).ok()?.uid();
+    let me = user();
+    if owner == me {
+        return None;
+    }
+    let shown = path.display();
+    // Nobody becomes root to run an agent: a directory of root's is the wrong one.
+    if owner == 0 {
+        return Some(format!(
+            "{what} {shown} is root's, and this runs as {}; choose a directory of your own",
+            name(me)
+        ));
+    }
+    let word = match account(owner) {
+        Some(name) => shell_word(&name),
+        None => format!("'#{owner}'"),
+    };
+    Some(format!(
+        "{what} {shown} is of user {}, and this runs as {}; run everything as its owner: sudo -u {word} plexum-openai doctor",
+        name(owner),
+        name(me)
+    ))
+}
+
+/// A check of who can change the config, and with it what program is run; and who can read what is secret in it.
+pub(super) enum ConfigModes {
+    Fine,
+    /// Others can change it.
+    Writable(String),
+    /// Others can read its `env`.
+    Readable(String),
+}
+
+/// Looks at the modes and owners of the config file and of the directories that it lies in, up to the profile.
+pub(super) fn config_modes(places: &Places, has_env: bool) -> ConfigModes {
+    let file = places.config_file();
+    let plugin = places.plugin_folder();
+    let plugins = places.profile.join("plugins");
+    for path in [&places.profile, &plugins, &plugin, &file] {
+        let Ok(found) = fs::metadata(path) else {
+            continue;
+        };
+        let shown = path.display();
+        let owner = found.uid();
+        if owner != user() && owner != 0 {
+            return ConfigModes::Writable(format!(
+                "{shown} is of user {}, who can name the program that a turn runs; set PLEXUM_PROFILE_ROOT to a directory of your own",
+                name(owner)
+            ));
+        }
+        let mode = found.mode() & 0o7777;
+        if mode & 0o022 != 0 {
+            let who = match mode & 0o022 {
+                0o020 => "its group",
+                _ => "every user",
+            };
+            let fix = match is_own(places, path) {
+                true => format!("run: chmod go-w {}", shell_word(&path.to_string_lossy())),
+                false => "set PLEXUM_PROFILE_ROOT to a directory of your own".to_owned(),
+            };
+            return ConfigModes::Writable(format!(
+                "{shown} has mode {mode:04o}: {who} can change it, and with it the program that a turn runs; {fix}"
+            ));
+        }
+    }
+    if has_env
+        && let Ok(found) = fs::metadata(&file)
+        && found.mode() & 0o044 != 0
+    {
+        let fix = match is_own(places, &file) {
+            true => format!("run: chmod 600 {}", shell_word(&file.to_string_lossy())),
+            false => "set PLEXUM_PROFILE_ROOT to a directory of your own".to_owned(),
+        };
+        return ConfigModes::Readable(format!(
+            "{} has mode {:04o} and an \"env\", which others can read; {fix}",
+            file.display(),
+            found.mode() & 0o7777
+        ));
+    }
+    ConfigModes::Fine
+}
+
+/// Who this process runs as.
+fn user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// A user for people: the name, else the number.
+fn name(uid: u32) -> String {
+    account(uid).unwrap_or_else(|| format!("number {uid}"))
+}
+
+/// The name of a user, as far as /etc/passwd has it.
+fn account(uid: u32) -> Option<String> {
+    let users = fs::read_to_string("/etc/passwd").ok()?;
+    let number = uid.to_string();
+    users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == number).then(|| name.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_of_the_system_are_nobodys() {
+        for (path, expected) in [
+            ("/", true),
+            ("/usr", true),
+            ("/usr/local/share/x", true),
+            ("/etc/x", true),
+            ("/var/lib", true),
+            ("/tmp", true),
+            ("/home", true),
+            ("/var/lib/plexum", false),
+            ("/home/op", false),
+            ("/root", false),
+            ("/srv/agents", false),
+        ] {
+            assert_eq!(is_system(Path::new(path)), expected, "{path}");
+        }
+    }
+}
