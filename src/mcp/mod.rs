@@ -13,6 +13,7 @@ mod bridge;
 mod content;
 pub(crate) mod host;
 mod register;
+mod schema;
 pub(crate) mod server;
 mod socket;
 mod strict;
