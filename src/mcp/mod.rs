@@ -19,7 +19,7 @@ mod socket;
 mod strict;
 
 pub(crate) use bridge::{Bridge, Changer};
-pub(crate) use socket::{check as check_runtime_folder, place as runtime_place};
+pub(crate) use socket::{check as check_runtime_folder, place as runtime_place, program_copy};
 pub(crate) use strict::whole_characters;
 
 use crate::error::Error;

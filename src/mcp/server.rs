@@ -288,6 +288,11 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// Did the client begin MCP?
+    pub(crate) fn is_initialized(&self) -> bool {
+        self.version.is_some()
+    }
+
     /// Takes one line, without its newline.
     pub(crate) fn line(
         &mut self,

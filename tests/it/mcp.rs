@@ -500,6 +500,7 @@ impl Held {
             "read_stdin",
             {"event": {"type": "thread.started", "thread_id": "{thread}"}},
             {"event": {"type": "turn.started"}},
+            {"start_below": lab.short.path().join("below")},
             {"touch": lab.path("started")},
             {"wait_for": lab.path("go")},
             {"event": {"type": "turn.completed", "usage": {"input_tokens": 1, "output_tokens": 1}}},
@@ -535,6 +536,28 @@ impl Held {
         ["mcp-host", "--socket", socket, "--agent-id", "alice"].map(str::to_owned)
     }
 
+    /// The command line of an `mcp-host` that this turn's codex starts: only such a one is admitted.
+    pub(crate) fn host_below(&self) -> Vec<String> {
+        let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+        let mut line = vec![
+            text(codex::fake()),
+            "--below".to_owned(),
+            text(self.lab.short.path().join("below")),
+            env!("CARGO_BIN_EXE_plexum-openai").to_owned(),
+        ];
+        line.extend(self.args());
+        line
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Runs the `mcp-host` of this turn as any other process of the user would.
+    pub(crate) fn host_outside(&self) -> cli::Output {
+        Cli::new(&self.lab, self.args()).run()
+    }
+
     /// Lets the turn end.
     pub(crate) fn let_go(mut self) {
         fs::write(self.lab.path("go"), "").unwrap();
@@ -552,7 +575,14 @@ struct Host {
 
 impl Host {
     fn start(held: &Held) -> Host {
-        let mut child = Cli::new(&held.lab, held.args()).spawn();
+        let line = held.host_below();
+        let mut child = Command::new(&line[0])
+            .args(&line[1..])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut host = Host {
             stdin: child.stdin.take(),
             stdout: BufReader::new(child.stdout.take().unwrap()),
