@@ -32,7 +32,9 @@ pub(crate) enum Kind {
     CodexFailed,
     /// codex said that the turn failed, for a reason that has no kind of its own.
     TurnFailed,
-    /// A required MCP server did not start.
+    /// The provider cannot be reached, or something between it and codex answers in its place.
+    Network,
+    /// The MCP server that lends the daemon's tools did not start.
     McpFailed,
     /// codex is not logged in, or its login is no longer accepted.
     Auth,
@@ -84,6 +86,7 @@ impl Kind {
         match self {
             Kind::CodexMissing => "codex_not_found",
             Kind::TurnFailed => "turn_failed",
+            Kind::Network => "network",
             Kind::McpFailed => "mcp_failed",
             Kind::Auth => "auth",
             Kind::UsageLimit => "usage_limit",
@@ -102,7 +105,7 @@ impl Kind {
     pub(crate) fn retryable(self) -> bool {
         matches!(
             self,
-            Kind::Busy | Kind::Overloaded | Kind::IdleTimeout | Kind::TurnTimeout
+            Kind::Busy | Kind::Network | Kind::Overloaded | Kind::IdleTimeout | Kind::TurnTimeout
         )
     }
 }

@@ -64,6 +64,9 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
         }
         Request::Run(parsed) => parsed,
     };
+    if matches!(parsed.subcommand.name, "serve" | "turn" | "mcp-host") {
+        sys::protect_from_other_processes();
+    }
     let mut stdin = sys::Blocking(std::io::stdin());
     let mut stdout = sys::Blocking(std::io::stdout());
     let mut stderr = std::io::stderr();

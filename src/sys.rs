@@ -273,6 +273,78 @@ pub(crate) fn kill_everything_below() {
     }
 }
 
+/// Keeps the memory, environment and open files of this process from other processes of its user, which could read
+/// a token out of them, or make this process speak for them.
+///
+/// `/proc/PID` of such a process belongs to root, but the process itself still opens `/proc/self`; no core is
+/// dumped, and no debugger of the user's attaches. What is executed from here is as usual again.
+pub(crate) fn protect_from_other_processes() {
+    // It cannot fail with this value; without it there is one wall less, which the manual does not rely on.
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+}
+
+/// A process as `/proc` shows it: its parent, and when it started, in ticks after the boot.
+fn parent_and_start(pid: Pid) -> Option<(Option<Pid>, u64)> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    // The name in parentheses may hold anything, parentheses too.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    let parent = fields.nth(1)?.parse().ok().and_then(Pid::from_raw);
+    let start = fields.nth(17)?.parse().ok()?;
+    Some((parent, start))
+}
+
+/// Does this process, of these pid and start, still live?
+pub(crate) fn is_alive(pid: Pid, start: u64) -> bool {
+    parent_and_start(pid).is_some_and(|(_, started)| started == start)
+}
+
+/// When a process started, which tells it from another that gets its pid later.
+pub(crate) fn start_of(pid: Pid) -> Option<u64> {
+    parent_and_start(pid).map(|(_, start)| start)
+}
+
+/// Is `pid` the process `root`, which started at `root_start`, or one below it?
+pub(crate) fn is_at_or_below(pid: Pid, root: Pid, root_start: u64) -> bool {
+    // Whose parent ends while this looks is below another afterwards.
+    const TRIES: usize = 3;
+    const GENERATIONS_MAX: usize = 1000;
+    (0..TRIES).any(|_| {
+        let mut at = pid;
+        // A parent is older than its child: a younger one only has a dead one's pid.
+        let mut youngest = u64::MAX;
+        for _ in 0..GENERATIONS_MAX {
+            let Some((parent, start)) = parent_and_start(at) else {
+                return false;
+            };
+            if start > youngest {
+                return false;
+            }
+            if at == root {
+                return start == root_start;
+            }
+            let Some(parent) = parent else { return false };
+            youngest = start;
+            at = parent;
+        }
+        false
+    })
+}
+
+/// The name of a user and its number, for a message: `alice (1000)`.
+pub(crate) fn user_name(user: u32) -> String {
+    // Names from elsewhere than this file are rare on machines that run agents: the number is enough then.
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(user)).then_some(name)
+    });
+    match name {
+        Some(name) => format!("{name} ({user})"),
+        None => user.to_string(),
+    }
+}
+
 /// Every living process and its parent.
 fn parents() -> Vec<(Pid, Pid)> {
     let mut parents = Vec::new();

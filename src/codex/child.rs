@@ -191,6 +191,11 @@ impl Child {
         })
     }
 
+    /// The guard's pid: everything that this codex starts is below it.
+    pub(crate) fn guard_pid(&self) -> Pid {
+        self.pid
+    }
+
     /// Waits until there is a line, codex has ended, `flag` is raised or `deadline` has passed.
     ///
     /// Once [`Child::end`] was called the flag is no longer looked at.

@@ -57,6 +57,8 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
         );
         return 2;
     };
+    // Whoever could trace the guard could start processes below it, and those may use the daemon's tools.
+    sys::protect_from_other_processes();
     // Neither can fail on Linux; without them an orphan is only found later, so there is nothing to tell.
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::TERM));
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));

@@ -13,7 +13,9 @@ use super::server::{self, Catalogue, Effect, Key, Session};
 use super::socket::{self, Listening};
 use super::{CallId, Mode, Settings, Tool, ToolAnswer, ToolHost};
 use crate::error::{Error, Kind, Result};
+use crate::sys;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -27,7 +29,7 @@ use std::time::{Duration, Instant};
 
 /// The most connections of `mcp-host` that one turn serves. codex makes one.
 const SESSIONS_MAX: usize = 8;
-/// The most connections that have not said yet who they are; more wait in the kernel's queue.
+/// The most connections that have not said yet who they are; the oldest of more is closed.
 const STRANGERS_MAX: usize = 64;
 /// How long a connection may take to say who it is, and one that ends to take its last lines.
 const HELLO_WAIT: Duration = Duration::from_secs(2);
@@ -37,6 +39,8 @@ const HELLO_BYTES: usize = 16 * 1024;
 const AGENT_ID_BYTES: usize = 1024;
 /// How long a message may be, as for the daemon's.
 const LINE_BYTES: usize = 64 * 1024 * 1024;
+/// How much of lines without an end is held for all connections of a turn: one of the longest.
+const UNENDED_BYTES: usize = LINE_BYTES;
 /// A connection with so much to take is not read from until it has taken it.
 const BACKLOG_BYTES: usize = 1024 * 1024;
 /// What is read from one connection before the others have their turn.
@@ -86,9 +90,20 @@ struct Shared {
 struct Inbox {
     answers: Vec<(Waiting, ToolAnswer)>,
     tools: Option<Catalogue>,
+    /// Whose processes are admitted from now on.
+    guard: Option<Admission>,
     /// How many lists of tools there were.
     generation: u64,
     stop: bool,
+}
+
+/// Whose processes may connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admission {
+    /// No codex runs: who connects waits for one, and is closed where none comes in time.
+    Nobody,
+    /// The codex below this guard, of this pid and start.
+    Below(Pid, u64),
 }
 
 /// Who waits for an answer: a call of a connection.
@@ -156,6 +171,7 @@ impl Bridge {
             turn,
             catalogue,
             host,
+            admission: Admission::Nobody,
             shared: Arc::clone(&shared),
             connections: BTreeMap::new(),
             next: 0,
@@ -176,6 +192,24 @@ impl Bridge {
     /// The arguments of codex that lend it the tools, each `-c` with its value behind it.
     pub(crate) fn codex_args(&self) -> Vec<OsString> {
         self.arguments.clone()
+    }
+
+    /// Admits the processes below this guard, and no others of the same user.
+    pub(crate) fn admit_below(&self, guard: Pid) {
+        // A guard that has ended has nothing below it.
+        let admission =
+            sys::start_of(guard).map_or(Admission::Nobody, |start| Admission::Below(guard, start));
+        self.admit(admission);
+    }
+
+    /// Closes every connection, and admits nobody before the next codex: there is none.
+    pub(crate) fn admit_nobody(&self) {
+        self.admit(Admission::Nobody);
+    }
+
+    fn admit(&self, admission: Admission) {
+        self.shared.lock().guard = Some(admission);
+        self.shared.wake();
     }
 
     /// What was wrong with the tools that the bridge was started with, for the daemon's log.
@@ -279,6 +313,7 @@ struct Serving {
     turn: Option<String>,
     catalogue: Catalogue,
     host: Arc<dyn ToolHost>,
+    admission: Admission,
     shared: Arc<Shared>,
     connections: BTreeMap<u64, Connection>,
     /// The next connection's number.
@@ -289,6 +324,10 @@ struct Serving {
 /// One connection. It is a stranger until its first line was right.
 struct Connection {
     stream: UnixStream,
+    /// Who connected, as the kernel says.
+    peer: Pid,
+    /// Its first line is there, and codex is not yet.
+    early: bool,
     session: Option<Session>,
     /// What the daemon was asked, by the session's name for it.
     calls: HashMap<Key, CallId>,
@@ -321,11 +360,12 @@ impl Serving {
 
     /// Does what other threads asked for; says whether the bridge is to end.
     fn take_inbox(&mut self) -> bool {
-        let (answers, tools, stop) = {
+        let (answers, tools, admission, stop) = {
             let mut inbox = self.shared.lock();
             (
                 std::mem::take(&mut inbox.answers),
                 inbox.tools.take(),
+                inbox.guard.take(),
                 inbox.stop,
             )
         };
@@ -349,16 +389,44 @@ impl Serving {
                 }
             }
         }
+        if let Some(admission) = admission {
+            self.admit(admission);
+        }
         self.flush_all();
         false
+    }
+
+    /// Ends what was admitted before, and looks again at who was too early.
+    fn admit(&mut self, admission: Admission) {
+        self.admission = admission;
+        let mut served = Vec::new();
+        let mut early = Vec::new();
+        for (id, connection) in &self.connections {
+            if connection.session.is_some() {
+                served.push(*id);
+            } else if connection.early {
+                early.push(*id);
+            }
+        }
+        for id in served {
+            self.close(id);
+        }
+        if admission == Admission::Nobody {
+            return;
+        }
+        for id in early {
+            if let Some(mut connection) = self.connections.remove(&id) {
+                connection.early = false;
+                self.lines(id, &mut connection);
+                self.connections.insert(id, connection);
+            }
+        }
     }
 
     /// Waits until there is something to do, and does it.
     fn wait(&mut self) {
         let now = Instant::now();
-        let strangers = self.connections.values().filter(|c| c.session.is_none());
-        let accepting =
-            strangers.count() < STRANGERS_MAX && self.no_accept_before.is_none_or(|at| at <= now);
+        let accepting = self.no_accept_before.is_none_or(|at| at <= now);
         let mut next = match self.no_accept_before {
             Some(at) if at > now => Some(at),
             _ => None,
@@ -425,30 +493,49 @@ impl Serving {
     }
 
     fn accept(&mut self) {
-        match self.listening.listener.accept() {
-            Ok((stream, _)) => {
-                if !socket::peer_is_us(&stream) {
+        // As many as the kernel's queue holds: a real one may stand behind many that say nothing.
+        for _ in 0..socket::BACKLOG {
+            match self.listening.listener.accept() {
+                Ok((stream, _)) => self.greet(stream),
+                Err(error) if is_for_later(&error) => return,
+                Err(error) => {
                     log::warn!(
-                        "another user connected to '{}'",
+                        "cannot accept at '{}': {error}",
                         self.listening.path.display()
                     );
+                    self.no_accept_before = Some(Instant::now() + ACCEPT_PAUSE);
                     return;
                 }
-                if stream.set_nonblocking(true).is_err() {
-                    return;
-                }
-                self.next += 1;
-                self.connections.insert(self.next, Connection::new(stream));
-            }
-            Err(error) if is_for_later(&error) => {}
-            Err(error) => {
-                log::warn!(
-                    "cannot accept at '{}': {error}",
-                    self.listening.path.display()
-                );
-                self.no_accept_before = Some(Instant::now() + ACCEPT_PAUSE);
             }
         }
+    }
+
+    /// Takes a connection that was accepted, unless it is another user's.
+    fn greet(&mut self, stream: UnixStream) {
+        let Some(peer) = socket::peer_of_this_user(&stream) else {
+            log::warn!(
+                "another user connected to '{}'",
+                self.listening.path.display()
+            );
+            return;
+        };
+        if stream.set_nonblocking(true).is_err() {
+            return;
+        }
+        let mut strangers = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.session.is_none());
+        // The oldest gives way: one of ours says who it is at once.
+        let oldest = strangers.next().map(|(id, _)| *id);
+        if strangers.count() + 1 >= STRANGERS_MAX
+            && let Some(oldest) = oldest
+        {
+            self.close(oldest);
+        }
+        self.next += 1;
+        self.connections
+            .insert(self.next, Connection::new(stream, peer));
     }
 
     /// Reads what there is, up to a limit, and does what the lines say.
@@ -458,7 +545,7 @@ impl Serving {
             return;
         };
         let mut buffer = [0; READ_BYTES];
-        if !connection.ending {
+        if !connection.ending && !connection.early {
             match connection.stream.read(&mut buffer) {
                 Ok(0) => {
                     connection.take_back_calls(&*self.host);
@@ -476,6 +563,24 @@ impl Serving {
             }
         }
         self.connections.insert(id, connection);
+        self.limit_unended();
+    }
+
+    /// Gives up the longest lines that have no end yet until the rest is within the turn's limit.
+    fn limit_unended(&mut self) {
+        loop {
+            let unended: usize = self.connections.values().map(|c| c.input.len()).sum();
+            let longest = self
+                .connections
+                .values_mut()
+                .max_by_key(|connection| connection.input.len());
+            let Some(longest) = longest.filter(|_| unended > UNENDED_BYTES) else {
+                return;
+            };
+            longest.skipping = true;
+            longest.input = Vec::new();
+            longest.searched = 0;
+        }
     }
 
     /// Takes the whole lines out of a connection's input.
@@ -484,6 +589,13 @@ impl Serving {
         let mut start = 0;
         let mut searched = connection.searched;
         while let Some(at) = memchr::memchr(b'\n', &input[searched..]) {
+            if connection.session.is_none() && self.admission == Admission::Nobody {
+                // The line stays, and nothing more is read, until there is a codex that it can be of.
+                connection.early = true;
+                connection.searched = searched;
+                connection.input = input;
+                return;
+            }
             let line = &input[start..searched + at];
             searched += at + 1;
             start = searched;
@@ -522,8 +634,12 @@ impl Serving {
     }
 
     /// The first line of a connection: lets it in, or says why not.
-    fn hello(&self, connection: &mut Connection, line: &[u8]) {
+    fn hello(&mut self, connection: &mut Connection, line: &[u8]) {
         let sessions = self.connections.values().filter(|c| c.session.is_some());
+        let ours = match self.admission {
+            Admission::Nobody => false,
+            Admission::Below(guard, start) => sys::is_at_or_below(connection.peer, guard, start),
+        };
         let refused = match serde_json::from_slice::<Hello<'_>>(line) {
             Err(_) => Some("this is no mcp-host of this version"),
             Ok(hello) if hello.agent_id != self.agent_id => Some("this socket is another agent's"),
@@ -531,7 +647,10 @@ impl Serving {
             Ok(hello) if self.turn.is_some() && hello.turn.as_deref() != self.turn.as_deref() => {
                 Some("it was not started by this turn's codex")
             }
-            Ok(_) if sessions.count() >= SESSIONS_MAX => Some("this turn has too many connections"),
+            Ok(_) if !ours => Some("it was not started by this turn's codex"),
+            Ok(_) if sessions.count() >= SESSIONS_MAX && !self.evict_silent() => {
+                Some("this turn has too many connections")
+            }
             Ok(_) => None,
         };
         let welcome = Welcome {
@@ -548,6 +667,19 @@ impl Serving {
                 connection.end();
             }
         }
+    }
+
+    /// Closes the oldest session that has not even begun MCP; says whether there was one.
+    fn evict_silent(&mut self) -> bool {
+        let silent = self.connections.iter().find(|(_, connection)| {
+            let session = connection.session.as_ref();
+            session.is_some_and(|session| !session.is_initialized())
+        });
+        let Some(id) = silent.map(|(id, _)| *id) else {
+            return false;
+        };
+        self.close(id);
+        true
     }
 
     /// One line of MCP.
@@ -601,9 +733,11 @@ impl Serving {
 }
 
 impl Connection {
-    fn new(stream: UnixStream) -> Connection {
+    fn new(stream: UnixStream, peer: Pid) -> Connection {
         Connection {
             stream,
+            peer,
+            early: false,
             session: None,
             calls: HashMap::new(),
             input: Vec::new(),
@@ -619,7 +753,7 @@ impl Connection {
 
     fn interest(&self) -> PollFlags {
         let mut interest = PollFlags::empty();
-        if !self.ending && self.waiting < BACKLOG_BYTES {
+        if !self.ending && !self.early && self.waiting < BACKLOG_BYTES {
             interest |= PollFlags::IN;
         }
         if !self.output.is_empty() {

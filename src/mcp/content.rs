@@ -6,6 +6,7 @@
 
 use super::server::Version;
 use super::{ToolAnswer, ToolOutput, block, strict};
+use crate::rollout::json::limit_depth;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -40,7 +41,12 @@ pub(super) fn result(tool: &str, answer: ToolAnswer, version: Version, max: usiz
     }
     let structured = output.structured_content.as_deref().map(RawValue::get);
     let structured = structured.map(strict::whole_characters);
-    let structured = structured.as_deref().filter(|raw| *raw != "null");
+    // What is deeper than codex's reader goes reaches the model as the string that it is.
+    let limited = structured.as_deref().map(|raw| limit_depth(raw.as_bytes()));
+    let structured = limited
+        .as_deref()
+        .and_then(|raw| std::str::from_utf8(raw).ok())
+        .filter(|raw| *raw != "null");
     let refusal = structured.and_then(strict::refusal);
     match (structured, &refusal) {
         // MCP asks for this, for the sake of clients that know no structured content.
@@ -338,29 +344,42 @@ mod tests {
             newest,
             r#""content":[{"type":"text","text":"\ufffd"},{"type":"text","text":"a\ud83d\ude00\ufffd"}],"structuredContent":{"a\ufffd":1}"#,
         );
-        let deep = format!("{}1{}", "{\"a\":".repeat(101), "}".repeat(101));
-        for (structured, why) in [
-            (deep.as_str(), "it nests deeper than 100 levels"),
-            (r#"{"a":1e400}"#, "number out of range"),
-        ] {
+        let (structured, why) = (r#"{"a":1e400}"#, "number out of range");
+        check(
+            "[]",
+            Some(structured),
+            newest,
+            &format!("\"content\":[{}]", text(structured)),
+        );
+        let raw = |json: &str| RawValue::from_string(json.to_owned()).unwrap();
+        let output = ToolOutput {
+            content: Some(raw("[\"x\"]")),
+            is_error: false,
+            structured_content: Some(raw(structured)),
+        };
+        let result = result("t", Ok(output), newest, RESULT_MAX);
+        let value: serde_json::Value = serde_json::from_str(&result).unwrap();
+        assert_eq!(value.get("structuredContent"), None);
+        assert_eq!(value["content"][0]["text"], "x");
+        let told = value["content"][1]["text"].as_str().unwrap();
+        assert!(told.contains(why) && told.ends_with(structured), "{told}");
+    }
+
+    // fault: 89
+    #[test]
+    fn passes_deep_structured_content_as_a_string_below_100_levels() {
+        let nested =
+            |inner: &str, depth: usize| "{\"a\":".repeat(depth) + inner + &"}".repeat(depth);
+        for depth in [101, 50_000] {
+            let limited = nested(&quoted(&nested("1", depth - 100)), 100);
             check(
-                "[]",
-                Some(structured),
-                newest,
-                &format!("\"content\":[{}]", text(structured)),
+                "[\"x\"]",
+                Some(&nested("1", depth)),
+                Version::V2025_11_25,
+                &format!(
+                    r#""content":[{{"type":"text","text":"x"}}],"structuredContent":{limited}"#
+                ),
             );
-            let raw = |json: &str| RawValue::from_string(json.to_owned()).unwrap();
-            let output = ToolOutput {
-                content: Some(raw("[\"x\"]")),
-                is_error: false,
-                structured_content: Some(raw(structured)),
-            };
-            let result = result("t", Ok(output), newest, RESULT_MAX);
-            let value: serde_json::Value = serde_json::from_str(&result).unwrap();
-            assert_eq!(value.get("structuredContent"), None);
-            assert_eq!(value["content"][0]["text"], "x");
-            let told = value["content"][1]["text"].as_str().unwrap();
-            assert!(told.contains(why) && told.ends_with(structured), "{told}");
         }
     }
 

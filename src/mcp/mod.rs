@@ -14,6 +14,7 @@ mod bridge;
 mod content;
 pub(crate) mod host;
 mod register;
+mod schema;
 pub(crate) mod server;
 mod socket;
 mod strict;
@@ -21,7 +22,7 @@ mod strict;
 pub(crate) use bridge::{Bridge, Changer};
 pub(crate) use socket::{
     check as check_runtime_folder, locked as lock_runtime_directory, place as runtime_place,
-    short_place as short_runtime_place,
+    program_copy, short_place as short_runtime_place,
 };
 pub(crate) use strict::whole_characters;
 

@@ -7,6 +7,7 @@
 //! Formats: <https://modelcontextprotocol.io/specification>, the four versions of [`Version`].
 
 use super::content::{self, quoted};
+use super::schema::{self, InputSchema};
 use super::{Tool, ToolAnswer, ToolCall};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -91,17 +92,17 @@ impl Catalogue {
                 ));
                 continue;
             }
-            let schema = schema(tool.input_schema.as_deref()).unwrap_or_else(|why| {
-                warnings.push(format!(
-                    "the input_schema of the tool '{shown}' {why}; any object is taken"
-                ));
-                "{\"type\":\"object\"}".to_owned()
-            });
+            let schema = InputSchema::normalize(tool.input_schema.as_deref());
+            if let Some(warning) = &schema.warning {
+                warnings.push(format!("the input_schema of the tool '{shown}' {warning}"));
+            }
             let name = quoted(&tool.name);
-            let json = match &tool.description {
+            let description =
+                schema::description(tool.description.as_deref(), schema.note.as_deref());
+            let schema = schema.json;
+            let json = match description {
                 Some(description) => format!(
-                    "{{\"name\":{name},\"description\":{},\"inputSchema\":{schema}}}",
-                    quoted(description)
+                    "{{\"name\":{name},\"description\":{description},\"inputSchema\":{schema}}}"
                 ),
                 None => format!("{{\"name\":{name},\"inputSchema\":{schema}}}"),
             };
@@ -162,31 +163,6 @@ impl Catalogue {
 
     fn cursor(&self, at: usize) -> String {
         format!("{}-{at}", self.generation)
-    }
-}
-
-/// The schema as MCP has it: of an object, and saying so. The error says what it is instead.
-fn schema(given: Option<&RawValue>) -> Result<String, &'static str> {
-    #[derive(Deserialize)]
-    struct Schema<'a> {
-        #[serde(borrow, default, deserialize_with = "present")]
-        r#type: Option<&'a RawValue>,
-    }
-    let given = given.map_or("{}", RawValue::get);
-    if !given.starts_with('{') {
-        return Err("is no object");
-    }
-    let Ok(schema) = serde_json::from_str::<Schema<'_>>(given) else {
-        return Err("gives its type twice");
-    };
-    match schema.r#type.map(RawValue::get) {
-        Some("\"object\"") => Ok(given.to_owned()),
-        Some(_) => Err("is not the schema of an object"),
-        None => {
-            let rest = given[1..].trim_start();
-            let comma = if rest.starts_with('}') { "" } else { "," };
-            Ok(format!("{{\"type\":\"object\"{comma}{rest}"))
-        }
     }
 }
 
@@ -303,6 +279,11 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// Did the client begin MCP?
+    pub(crate) fn is_initialized(&self) -> bool {
+        self.version.is_some()
+    }
+
     /// Takes one line, without its newline.
     pub(crate) fn line(
         &mut self,

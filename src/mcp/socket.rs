@@ -14,6 +14,7 @@ use crate::sys;
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::Pid;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,11 +30,13 @@ pub(super) const PATH_MAX: usize = 107;
 /// The longest name of a socket here: `p-`, 24 bytes of the agent's id, `.sock`.
 const NAME_MAX: usize = 31;
 /// As many as a queue of the kernel's holds while the bridge is busy.
-const BACKLOG: i32 = 128;
+pub(super) const BACKLOG: i32 = 128;
 /// How long another plugin may hold the folder's lock; it needs well under a millisecond.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 const SOCKET_END: &str = ".sock";
 const TOKEN_END: &str = ".token";
+/// How the name of a copy of this program begins; the pid and the start of the process that made it follow.
+const PROGRAM_START: &str = "program-";
 
 /// The private folder for sockets, made if it is missing.
 ///
@@ -112,23 +115,37 @@ fn open_folder(folder: &Path) -> Result<OwnedFd> {
         .hint(hint))
     };
     let word = sys::shell_word(&folder.to_string_lossy());
+    let user = rustix::process::geteuid().as_raw();
+    let of_another = |owner: u32| {
+        refused(
+            format!(
+                "belongs to user {}, not to {}",
+                sys::user_name(owner),
+                sys::user_name(user)
+            ),
+            format!(
+                "run as root: mv {word} {word}.old; or set XDG_RUNTIME_DIR to a directory of your own"
+            ),
+        )
+    };
     let opened = match opened {
         Ok(opened) => opened,
-        Err(Errno::LOOP | Errno::NOTDIR) => {
-            return refused(
-                "is a symbolic link or no folder".to_owned(),
-                format!("run: mv {word} {word}.old"),
-            );
+        Err(error) => {
+            // Whatever it is and however it is closed: who made it is what has to be known.
+            let owner = std::fs::symlink_metadata(folder).map(|found| found.uid());
+            return match (owner, error) {
+                (Ok(owner), _) if owner != user => of_another(owner),
+                (_, Errno::LOOP | Errno::NOTDIR) => refused(
+                    "is a symbolic link or no folder".to_owned(),
+                    format!("run: mv {word} {word}.old"),
+                ),
+                (_, error) => Err(cannot("open", error.into())),
+            };
         }
-        Err(error) => return Err(cannot("open", error.into())),
     };
     let found = rustix::fs::fstat(&opened).map_err(|error| cannot("look at", error.into()))?;
-    let user = rustix::process::geteuid().as_raw();
     if found.st_uid != user {
-        return refused(
-            format!("belongs to user {}, not to {user}", found.st_uid),
-            format!("run as root: mv {word} {word}.old"),
-        );
+        return of_another(found.st_uid);
     }
     let mode = found.st_mode & 0o777;
     if mode != 0o700 {
@@ -313,6 +330,19 @@ fn sweep_locked(folder: &Path, lock: &OwnedFd) {
     };
     for entry in entries.flatten() {
         let name = entry.file_name();
+        if let Some(of) = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(PROGRAM_START))
+        {
+            let of = of.split_once('-').and_then(|(pid, start)| {
+                Some((Pid::from_raw(pid.parse().ok()?)?, start.parse().ok()?))
+            });
+            if of.is_some_and(|(pid, start)| !sys::is_alive(pid, start)) {
+                // What cannot be removed is only a file too many.
+                let _ = rustix::fs::unlinkat(lock, &name, AtFlags::empty());
+            }
+            continue;
+        }
         let Some(name) = name.to_str().and_then(|name| {
             name.strip_suffix(SOCKET_END)
                 .or(name.strip_suffix(TOKEN_END))
@@ -328,6 +358,43 @@ fn sweep_locked(folder: &Path, lock: &OwnedFd) {
             remove(lock, name);
         }
     }
+}
+
+/// A copy of the running program that codex can start, as long as this process runs: the program's own file is
+/// gone, and `/proc/PID/exe` of a process that others cannot look into cannot be opened by them.
+///
+/// # Errors
+/// [`Kind::McpFailed`] where the private folder is not to be had or is full.
+pub(crate) fn program_copy(runtime_dir: Option<&Path>, profile: &Path) -> Result<PathBuf> {
+    let folder = folder(runtime_dir, profile)?;
+    let lock = locked(&folder)?;
+    sweep_once(&folder, &lock);
+    let me = rustix::process::getpid();
+    let start = sys::start_of(me).unwrap_or_default();
+    let name = format!("{PROGRAM_START}{}-{start}", me.as_raw_nonzero());
+    let path = folder.join(&name);
+    if path.exists() {
+        return Ok(path);
+    }
+    let cannot = |error: std::io::Error| {
+        let message = format!("cannot copy this program to '{}'", path.display());
+        Error::os(Kind::McpFailed, message, error)
+    };
+    // Whole before it has its name: another turn may take it at once.
+    let half = format!("{name}.tmp");
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut copy = rustix::fs::openat(&lock, &half, flags, Mode::RWXU)
+        .map(File::from)
+        .map_err(|error| cannot(error.into()))?;
+    std::io::copy(
+        &mut File::open("/proc/self/exe").map_err(cannot)?,
+        &mut copy,
+    )
+    .map_err(cannot)?;
+    drop(copy);
+    rustix::fs::renameat(&lock, &half, &lock, &name).map_err(|error| cannot(error.into()))?;
+    Ok(path)
 }
 
 /// 256 bits that nobody can guess, as hexadecimal digits.
@@ -400,10 +467,10 @@ pub(super) fn read_token(socket: &Path) -> Result<String> {
     Ok(token.trim_end().to_owned())
 }
 
-/// Is the process at the other end of the connection one of this user's?
-pub(super) fn peer_is_us(stream: impl AsFd) -> bool {
-    rustix::net::sockopt::socket_peercred(stream)
-        .is_ok_and(|peer| peer.uid == rustix::process::geteuid())
+/// The process at the other end of the connection, where it is one of this user's.
+pub(super) fn peer_of_this_user(stream: impl AsFd) -> Option<Pid> {
+    let peer = rustix::net::sockopt::socket_peercred(stream).ok()?;
+    (peer.uid == rustix::process::geteuid()).then_some(peer.pid)
 }
 
 /// Connects to the socket at this path, whose listener must be this user's.
@@ -425,7 +492,7 @@ pub(super) fn connect(path: &Path) -> Result<UnixStream> {
         let message = format!("no turn of the plugin listens at '{}'", path.display());
         Error::os(Kind::McpFailed, message, error)
     })?;
-    if !peer_is_us(&stream) {
+    if peer_of_this_user(&stream).is_none() {
         let message = format!("another user listens at '{}'", path.display());
         return Err(failed(message));
     }
@@ -539,9 +606,40 @@ mod tests {
             std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
             let error = open_folder(&path).unwrap_err();
             assert!(
-                error.message().contains("belongs to user 65534, not to 0"),
+                error.message().contains(&format!(
+                    "belongs to user {}, not to root (0)",
+                    sys::user_name(65534)
+                )),
                 "{error}"
             );
+        }
+    }
+
+    // fault: 117
+    #[test]
+    fn names_the_owner_of_a_squatted_directory() {
+        if !rustix::process::geteuid().is_root() {
+            // Only root can make what belongs to somebody else.
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("plexum-openai-0");
+        for make in [
+            &(|| std::fs::create_dir(&path).unwrap()) as &dyn Fn(),
+            &|| symlink("elsewhere", &path).unwrap(),
+            &|| std::fs::write(&path, "").unwrap(),
+        ] {
+            make();
+            std::os::unix::fs::lchown(&path, Some(65534), None).unwrap();
+            let shown = path.display();
+            assert_eq!(
+                open_folder(&path).unwrap_err().message(),
+                format!(
+                    "the folder for sockets '{shown}' belongs to user {}, not to root (0); run as root: mv {shown} {shown}.old; or set XDG_RUNTIME_DIR to a directory of your own",
+                    sys::user_name(65534)
+                )
+            );
+            let _ = std::fs::remove_dir(&path).or_else(|_| std::fs::remove_file(&path));
         }
     }
 
@@ -560,7 +658,7 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
         let client = connect(&listening.path).unwrap();
-        assert!(peer_is_us(&client));
+        assert!(peer_of_this_user(&client).is_some());
         assert_eq!(read_token(&listening.path).unwrap(), listening.token);
         assert_eq!(listening.token.len(), 64);
         drop(listening);

@@ -312,23 +312,26 @@ pub(crate) fn write_result(
 /// Writes the arguments of a call: as JSON, or as a string where they are none.
 pub(crate) fn write_input(out: &mut impl Write, input: &Input<'_>) -> io::Result<()> {
     match input {
-        Input::Json(raw) => out.write_all(raw),
+        Input::Json(raw) => out.write_all(&json::limit_depth(raw)),
         Input::Encoded(raw) => {
             let text = json::decode(*raw);
             if json::valid(text.as_ref()) {
-                out.write_all(one_line(text.trim()).as_bytes())
+                out.write_all(&json::limit_depth(one_line(text.trim()).as_bytes()))
             } else {
                 out.write_all(raw)
             }
         }
         Input::Object(members) => {
-            let mut before = "{";
+            let mut object = b"{".to_vec();
             for (name, value) in members {
-                write!(out, "{before}\"{name}\":")?;
-                out.write_all(value)?;
-                before = ",";
+                if object.len() > 1 {
+                    object.push(b',');
+                }
+                write!(object, "\"{name}\":")?;
+                object.extend_from_slice(value);
             }
-            out.write_all(if members.is_empty() { b"{}" } else { b"}" })
+            object.push(b'}');
+            out.write_all(&json::limit_depth(&object))
         }
     }
 }
@@ -336,7 +339,7 @@ pub(crate) fn write_input(out: &mut impl Write, input: &Input<'_>) -> io::Result
 /// Writes what a call gave, a JSON string or a list.
 pub(crate) fn write_content(out: &mut impl Write, content: &Content<'_>) -> io::Result<()> {
     match content {
-        Content::Json(raw) => out.write_all(raw),
+        Content::Json(raw) => out.write_all(&json::limit_depth(raw)),
         Content::Text(text) => write_string(out, text),
         Content::LeftOut(length) => write!(out, "\"[an output of {length} bytes, left out]\""),
     }

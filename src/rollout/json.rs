@@ -293,6 +293,58 @@ pub(crate) fn is(raw: &(impl AsRef<[u8]> + ?Sized), text: &str) -> bool {
     *word(raw.as_ref()) == *text.as_bytes()
 }
 
+/// How many levels of objects and lists a value may have that is passed on. What reads it may have a limit of its
+/// own: serde_json gives up at 128.
+pub(crate) const MAX_DEPTH: usize = 100;
+
+/// A JSON value in which whatever is nested deeper than [`MAX_DEPTH`] is a string, which holds the JSON text that
+/// stood there. `json` is JSON already; what is not comes back in some form, but never with a panic.
+pub(crate) fn limit_depth(json: &[u8]) -> Cow<'_, [u8]> {
+    let mut limited = Vec::new();
+    // Up to here `json` is copied.
+    let mut copied = 0;
+    let mut depth = 0usize;
+    // Where the value begins that is too deep, while it lasts.
+    let mut deep = None;
+    let mut at = 0;
+    while let Some(byte) = json.get(at) {
+        match byte {
+            b'"' => {
+                let Some(end) = string::end(json, at + 1) else {
+                    break;
+                };
+                at = end;
+                continue;
+            }
+            b'{' | b'[' => {
+                if depth == MAX_DEPTH {
+                    deep = Some(at);
+                }
+                depth += 1;
+            }
+            b'}' | b']' => {
+                depth = depth.saturating_sub(1);
+                if depth == MAX_DEPTH
+                    && let Some(start) = deep.take()
+                {
+                    limited.extend_from_slice(&json[copied..start]);
+                    copied = at + 1;
+                    let text = String::from_utf8_lossy(&json[start..copied]);
+                    // Writing to memory does not fail.
+                    let _ = serde_json::to_writer(&mut limited, &text);
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    if copied == 0 {
+        return Cow::Borrowed(json);
+    }
+    limited.extend_from_slice(&json[copied..]);
+    Cow::Owned(limited)
+}
+
 /// Is the whole of this text one JSON value?
 pub(crate) fn valid(text: &(impl AsRef<[u8]> + ?Sized)) -> bool {
     let mut cursor = Cursor::new(text);
@@ -403,6 +455,44 @@ mod tests {
             assert!(valid(&text));
             assert!(!valid(&text[..text.len() - 1]));
             assert!(!valid(&format!("{text}{close}")));
+        }
+    }
+
+    // fault: 89
+    #[test]
+    fn deep_values_become_strings() {
+        let nested = |levels: usize| {
+            "[{\"a\\\"]\":1,\"b\":".repeat(levels / 2) + "[]" + &"}]".repeat(levels / 2)
+        };
+        for levels in [0, 50, 98] {
+            let json = nested(levels);
+            assert_eq!(limit_depth(json.as_bytes()), Cow::Borrowed(json.as_bytes()));
+        }
+        // The list in the middle is the 101st level.
+        let limited = limit_depth(nested(100).as_bytes()).into_owned();
+        assert_eq!(
+            String::from_utf8(limited).unwrap(),
+            nested(100).replace("[]", "\"[]\"")
+        );
+        let deep = format!("[{},\"é\",{}]", nested(200), nested(100_000));
+        let limited = limit_depth(deep.as_bytes());
+        let value: serde_json::Value = serde_json::from_slice(&limited).unwrap();
+        assert_eq!(value[1], "é");
+        let mut value = &value[2];
+        let mut levels = 1;
+        let text = loop {
+            value = match value {
+                serde_json::Value::Array(list) => &list[0],
+                serde_json::Value::Object(object) => &object["b"],
+                serde_json::Value::String(text) => break text,
+                other => panic!("{other}"),
+            };
+            levels += 1;
+        };
+        assert_eq!(levels, MAX_DEPTH);
+        assert!(valid(text.as_str()) && nested(100_000).contains(text.as_str()));
+        for broken in ["[", "]]", "\"", "[\"", "{]"] {
+            assert_eq!(&*limit_depth(broken.as_bytes()), broken.as_bytes());
         }
     }
 

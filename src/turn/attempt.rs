@@ -12,6 +12,7 @@ use crate::codex::command::{self, Call};
 use crate::codex::translate::{Said, Step, StepKind, StepState, Translator, Verdict};
 use crate::codex::{failure, home};
 use crate::error::{Error, Kind, Result};
+use crate::mcp::Bridge;
 use crate::sys::Flag;
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -38,6 +39,8 @@ pub(super) struct Attempt<'a> {
     pub(super) images: &'a [PathBuf],
     /// codex's arguments that lend it the daemon's tools.
     pub(super) tool_args: &'a [OsString],
+    /// Who lends the tools, where there are some.
+    pub(super) bridge: Option<&'a Bridge>,
     pub(super) prompt: Cow<'a, str>,
     /// The thread to go on with.
     pub(super) asked: Option<&'a str>,
@@ -117,6 +120,9 @@ impl Attempt<'_> {
         ));
         let begun = now();
         let mut child = Child::start(&invocation, self.lock)?;
+        if let Some(bridge) = self.bridge {
+            bridge.admit_below(child.guard_pid());
+        }
         let mut heard = Heard {
             translator: Translator::default(),
             thread: None,
@@ -130,6 +136,9 @@ impl Attempt<'_> {
         };
         let cut = self.listen(&mut child, &mut heard, cancel, teller);
         let exit = child.exit();
+        if let Some(bridge) = self.bridge {
+            bridge.admit_nobody();
+        }
         heard.record.next_search = Instant::now();
         self.find_record(&mut heard);
         let Heard {

@@ -232,6 +232,7 @@ fn work(
         program: &program,
         images: &images.files,
         tool_args: &tool_args,
+        bridge: bridge.as_ref(),
         prompt: Cow::Borrowed(&prompt),
         asked: stored.as_deref().filter(|_| !request.fresh),
         stored: stored.as_deref(),
@@ -279,9 +280,9 @@ fn work(
         state = ThreadState::Replaced;
         done = attempt.run(cancel, teller)?;
     }
+    let thread = done.thread.or_else(|| attempt.asked.map(str::to_owned));
     // codex is gone: nothing of the tools outlives it.
     drop(bridge);
-    let thread = done.thread.or_else(|| attempt.asked.map(str::to_owned));
     Ok(match done.ended {
         Ended::Completed => teller.end(StopReason::EndTurn, thread, state, done.tokens),
         Ended::Cancelled => teller.end(StopReason::Cancelled, thread, state, done.tokens),

@@ -84,7 +84,7 @@ impl Tools {
             mode,
             profile: context.places.profile.clone(),
             runtime_dir: mcp::runtime_dir(),
-            executable: executable(mode)?,
+            executable: executable(mode, &context.places.profile)?,
             codex_home: context.places.codex_home(&context.config),
             codex: program.to_owned(),
             codex_env: command::environment(&context.config, &context.places),
@@ -111,7 +111,7 @@ impl Tools {
 }
 
 /// This program, as codex can start it.
-fn executable(mode: Mode) -> Result<PathBuf> {
+fn executable(mode: Mode, profile: &Path) -> Result<PathBuf> {
     let path = std::env::current_exe().map_err(|error| {
         Error::os(
             Kind::McpFailed,
@@ -122,13 +122,12 @@ fn executable(mode: Mode) -> Result<PathBuf> {
     if path.exists() {
         return Ok(path);
     }
-    // An update has replaced the file. Its name leads to the new one, unless that is not there yet; the running
-    // one can be started as long as it runs, which is long enough for a turn.
+    // An update has replaced the file. Its name leads to the new one, unless that is not there yet; a copy of the
+    // running one stays as long as it runs, which is long enough for a turn.
     let name = path.to_string_lossy();
     let replaced = PathBuf::from(name.strip_suffix(" (deleted)").unwrap_or(&name));
-    Ok(if replaced.exists() || mode == Mode::Persistent {
-        replaced
-    } else {
-        PathBuf::from(format!("/proc/{}/exe", std::process::id()))
-    })
+    if replaced.exists() || mode == Mode::Persistent {
+        return Ok(replaced);
+    }
+    mcp::program_copy(mcp::runtime_dir().as_deref(), profile)
 }

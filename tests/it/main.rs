@@ -15,6 +15,7 @@ mod install;
 mod logs;
 mod mcp;
 mod mcp_clients;
+mod mcp_security;
 mod mutate;
 mod mutate_faults;
 mod mutate_real;

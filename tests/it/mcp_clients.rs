@@ -70,8 +70,7 @@ fn run(clients: &Path, client: &[&Path], behind: &[&str]) -> String {
     });
     let mut child = Command::new(client[0])
         .args(&client[1..])
-        .arg(env!("CARGO_BIN_EXE_plexum-openai"))
-        .args(held.args())
+        .args(held.host_below())
         .args(behind)
         .env("MCP_CLIENT_PACKAGES", clients)
         .stdin(Stdio::null())

@@ -16,14 +16,19 @@
 //! A script that is wrong ends it with status 98 and the reason on stderr, a wait over its limit with 99.
 
 use rustix::fs::FlockOperation;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
 use rustix::process::Signal;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, Read, Write};
-use std::os::fd::OwnedFd;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -78,6 +83,9 @@ enum Step {
     WaitFor(String),
     /// Make this file.
     Touch(String),
+    /// Start whatever `fake-codex --below SOCKET PROGRAM ARGUMENT…` asks for at this socket, with its streams and
+    /// its environment, so that a test can have a process below codex.
+    StartBelow(String),
     /// Do not end on these signals (`INT`, `TERM`, `HUP`).
     Ignore(Vec<String>),
     /// Leave a process behind.
@@ -181,6 +189,7 @@ fn main() -> ExitCode {
         .map(|argument| argument.to_string_lossy().into_owned())
         .collect();
     let done = match arguments.first().map(String::as_str) {
+        Some("--below") => ask_below(&arguments[1], &arguments[2..]),
         Some("--grandchild") => be_grandchild(&arguments[1]).map(|()| 0),
         _ => Codex::new(arguments).and_then(|mut codex| codex.run()),
     };
@@ -192,6 +201,73 @@ fn main() -> ExitCode {
             ExitCode::from(failure.status)
         }
     }
+}
+
+/// Has a codex start this program, and ends as it does. The end of this process ends the other.
+fn ask_below(socket: &str, program: &[String]) -> Result<u8, Failure> {
+    let mut stream = UnixStream::connect(socket)?;
+    let streams = (io::stdin(), io::stdout(), io::stderr());
+    let fds = [streams.0.as_fd(), streams.1.as_fd(), streams.2.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    let byte = [io::IoSlice::new(b"x")];
+    rustix::net::sendmsg(&stream, &byte, &mut control, SendFlags::empty())?;
+    let env: Vec<(String, String)> = std::env::vars().collect();
+    let folder = std::env::current_dir()?;
+    writeln!(
+        stream,
+        "{}",
+        json!({"program": program, "env": env, "folder": folder})
+    )?;
+    let mut status = String::new();
+    io::BufReader::new(stream).read_line(&mut status)?;
+    Ok(status.trim().parse().unwrap_or(99))
+}
+
+/// The other side of [`ask_below`].
+fn start_below(stream: &UnixStream) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let mut bytes = [io::IoSliceMut::new(&mut byte)];
+    rustix::net::recvmsg(stream, &mut bytes, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut fds: Vec<OwnedFd> = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    #[derive(Deserialize)]
+    struct Asked {
+        program: Vec<String>,
+        env: Vec<(String, String)>,
+        folder: PathBuf,
+    }
+    let mut line = String::new();
+    io::BufReader::new(stream).read_line(&mut line)?;
+    let asked: Asked = serde_json::from_str(&line)?;
+    let mut fds = fds.into_iter();
+    let mut next = || fds.next().map_or_else(Stdio::null, Stdio::from);
+    let mut child = Command::new(&asked.program[0])
+        .args(&asked.program[1..])
+        .env_clear()
+        .envs(asked.env)
+        .current_dir(asked.folder)
+        .stdin(next())
+        .stdout(next())
+        .stderr(next())
+        .spawn()?;
+    let pid = rustix::process::Pid::from_child(&child);
+    let mut asker = stream.try_clone()?;
+    thread::spawn(move || {
+        // Nothing is written here: this is the end of who asked.
+        let _ = asker.read(&mut [0]);
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    });
+    let status = child.wait()?;
+    let mut stream = stream;
+    writeln!(stream, "{}", status.code().unwrap_or(98))
 }
 
 /// What the command line asks for.
@@ -385,6 +461,15 @@ impl Codex {
             Step::CloseStderr => rustix::stdio::dup2_stderr(null()?)?,
             Step::SleepMs(time) => thread::sleep(Duration::from_millis(time).min(LONGEST_WAIT)),
             Step::WaitFor(path) => wait_for(Path::new(&path))?,
+            Step::StartBelow(path) => {
+                let listener = UnixListener::bind(path)?;
+                thread::spawn(move || {
+                    for stream in listener.incoming().flatten() {
+                        // What goes wrong shows in the status that is not written.
+                        thread::spawn(move || start_below(&stream));
+                    }
+                });
+            }
             Step::Touch(path) => {
                 File::create(path)?;
             }

@@ -84,6 +84,8 @@ impl Turn {
             &settings(base.path(), Mode::Turn),
         )
         .unwrap();
+        // The tests' own process is the client.
+        bridge.admit_below(rustix::process::getpid());
         Turn {
             base,
             bridge: Some(bridge),
@@ -248,6 +250,7 @@ fn without_the_turns_mark_a_registered_host_is_refused() {
     let settings = settings(base.path(), Mode::Persistent);
     let start = || Bridge::start("alice", tools(&["echo"]), Arc::clone(&host), &settings);
     let bridge = start().unwrap();
+    bridge.admit_below(rustix::process::getpid());
     assert_eq!(
         start().unwrap_err().kind(),
         Kind::Busy,
@@ -453,6 +456,88 @@ fn connections_that_say_nothing_keep_nobody_out() {
     served.pop().unwrap().ping();
     served.remove(1).ping();
     turn.client().ping();
+}
+
+// fault: 102
+/// Who has everything but the turn's guard above it is refused, and so is everybody while no codex runs.
+#[test]
+fn admits_processes_below_the_guard_alone() {
+    let turn = Turn::new();
+    let token = socket::read_token(&turn.socket()).unwrap();
+    let hello = json!({"agent_id": "alice", "token": token});
+    let mut served = turn.client();
+    turn.bridge().admit_nobody();
+    assert_eq!(served.line(), None, "it is closed with its codex");
+    let mut between = turn.connect();
+    between.send(&hello);
+    assert_eq!(between.line(), None, "it is never answered");
+
+    let mut sibling = std::process::Command::new("sleep")
+        .arg("60")
+        .spawn()
+        .unwrap();
+    turn.bridge().admit_below(Pid::from_child(&sibling));
+    let mut outside = turn.connect();
+    outside.send(&hello);
+    let refusal = json!({"error": "it was not started by this turn's codex"});
+    assert_eq!(outside.line(), Some(refusal));
+    assert_eq!(outside.line(), None);
+    sibling.kill().unwrap();
+    sibling.wait().unwrap();
+
+    // Who is there before its codex is known waits for it.
+    turn.bridge().admit_nobody();
+    let mut early = turn.connect();
+    early.send(&hello);
+    turn.bridge().admit_below(rustix::process::getpid());
+    assert_eq!(early.line(), Some(json!({"error": null})));
+    turn.client().ping();
+}
+
+// fault: 114
+#[test]
+fn evicts_silent_connections_for_one_that_speaks() {
+    let turn = Turn::new();
+    let silent: Vec<Client> = (0..193).map(|_| turn.connect()).collect();
+    turn.client().ping();
+    // Sessions that never begin MCP.
+    let token = socket::read_token(&turn.socket()).unwrap();
+    let mute: Vec<Client> = (0..SESSIONS_MAX)
+        .map(|_| {
+            let mut client = turn.connect();
+            client.send(&json!({"agent_id": "alice", "token": token}));
+            assert_eq!(client.line(), Some(json!({"error": null})));
+            client
+        })
+        .collect();
+    turn.client().ping();
+    drop((silent, mute));
+}
+
+// fault: 114
+/// The lines without an end of all connections have one limit, and the longest is given up for it.
+#[test]
+fn bounds_unended_lines_of_all_connections() {
+    let turn = Turn::new();
+    let mut clients: Vec<Client> = (0..3).map(|_| turn.client()).collect();
+    let part = vec![b'x'; UNENDED_BYTES / 5 * 2];
+    for client in &mut clients {
+        client.stream.write_all(&part).unwrap();
+    }
+    let mut short = turn.client();
+    short.stream.write_all(b"{\"jsonrpc\":").unwrap();
+    let mut codes = Vec::new();
+    for client in &mut clients {
+        client.stream.write_all(b"\n").unwrap();
+        codes.push(client.line().unwrap()["error"]["code"].clone());
+    }
+    codes.sort_by_key(Value::to_string);
+    assert_eq!(codes, [json!(-32600), json!(-32700), json!(-32700)]);
+    short
+        .stream
+        .write_all(b"\"2.0\",\"id\":9,\"method\":\"ping\"}\n")
+        .unwrap();
+    assert_eq!(short.line().unwrap()["id"], 9);
 }
 
 // fault: 50

@@ -567,7 +567,7 @@ fn a_tool_that_cannot_be_offered_as_it_is_is_warned_of() {
     assert_eq!(
         catalogue.page(None).unwrap(),
         format!(
-            r#"{{"tools":[{{"name":"whole","inputSchema":{{"properties":{{"a":{{}}}}, "type":"object"}}}},{{"name":"typeless","inputSchema":{{"type":"object","properties":{{}}}}}},{{"name":"empty","inputSchema":{any}}},{{"name":"null","inputSchema":{any}}},{{"name":"text","inputSchema":{any}}},{{"name":"twice","inputSchema":{any}}}]}}"#
+            r#"{{"tools":[{{"name":"whole","inputSchema":{{"properties":{{"a":{{}}}}, "type":"object"}}}},{{"name":"typeless","inputSchema":{{"type":"object","properties":{{}}}}}},{{"name":"empty","inputSchema":{any}}},{{"name":"null","inputSchema":{any}}},{{"name":"text","description":"The arguments must match this JSON schema: {{\"type\":\"string\"}}","inputSchema":{any}}},{{"name":"twice","description":"The arguments must match this JSON schema: {{\"type\":\"object\",\"type\":\"object\"}}","inputSchema":{any}}}]}}"#
         )
     );
     assert_eq!(

@@ -26,24 +26,17 @@ fn a_host_lives_no_longer_than_either_side() {
     let host = Host::start(&held);
     held.daemon.signal(Signal::KILL);
     let killed = Instant::now();
-    let socket = held.socket.clone();
     let Held {
         lab, mut daemon, ..
     } = held;
     daemon.exit(LIMIT);
-    let (status, said) = host.end(LIMIT);
+    // The guard ends everything below codex, this process too: whether it notices the end of the turn before that
+    // is a race, so its status is not compared.
+    host.end(LIMIT);
     assert!(
         killed.elapsed() < Duration::from_secs(1),
         "{:?}",
         killed.elapsed()
-    );
-    assert_eq!(status, 1);
-    assert_eq!(
-        said,
-        format!(
-            "plexum-openai: the turn of the plugin at '{}' has ended\n",
-            socket.display()
-        )
     );
     lab.assert_quiet();
 }

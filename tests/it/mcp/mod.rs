@@ -5,12 +5,12 @@ mod host;
 mod model;
 mod socket;
 
-use crate::support::{Cli, Daemon, Lab, cli, wait_until};
+use crate::support::{Cli, Daemon, Lab, cli, codex, wait_until};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 /// A prompt of this agent with these tools.
@@ -109,6 +109,7 @@ impl Held {
             "read_stdin",
             {"event": {"type": "thread.started", "thread_id": "{thread}"}},
             {"event": {"type": "turn.started"}},
+            {"start_below": lab.short.path().join("below")},
             {"touch": lab.path("started")},
             {"wait_for": lab.path("go")},
             {"event": {"type": "turn.completed", "usage": {"input_tokens": 1, "output_tokens": 1}}},
@@ -144,6 +145,28 @@ impl Held {
         ["mcp-host", "--socket", socket, "--agent-id", "alice"].map(str::to_owned)
     }
 
+    /// The command line of an `mcp-host` that this turn's codex starts: only such a one is admitted.
+    pub(crate) fn host_below(&self) -> Vec<String> {
+        let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+        let mut line = vec![
+            text(codex::fake()),
+            "--below".to_owned(),
+            text(self.lab.short.path().join("below")),
+            env!("CARGO_BIN_EXE_plexum-openai").to_owned(),
+        ];
+        line.extend(self.args());
+        line
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Runs the `mcp-host` of this turn as any other process of the user would.
+    pub(crate) fn host_outside(&self) -> cli::Output {
+        Cli::new(&self.lab, self.args()).run()
+    }
+
     /// Lets the turn end.
     pub(crate) fn let_go(mut self) {
         fs::write(self.lab.path("go"), "").unwrap();
@@ -161,7 +184,14 @@ struct Host {
 
 impl Host {
     fn start(held: &Held) -> Host {
-        let mut child = Cli::new(&held.lab, held.args()).spawn();
+        let line = held.host_below();
+        let mut child = Command::new(&line[0])
+            .args(&line[1..])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut host = Host {
             stdin: child.stdin.take(),
             stdout: BufReader::new(child.stdout.take().unwrap()),

@@ -157,7 +157,8 @@ fn check_every_answer(codex: &Path) {
                 r#"{{"content":"three","structured_content":{}}}"#,
                 deep(126)
             ),
-            "three",
+            // codex shows the structured content alone, in which what is too deep is a string.
+            r#"{\"a\":1}"#,
         ),
         (
             "member",

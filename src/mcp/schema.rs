@@ -1,0 +1,755 @@
+//! A tool's input schema, as codex and the providers behind it take it.
+//!
+//! Providers refuse a whole request for one tool whose schema is not that of an object, or that has `anyOf`,
+//! `oneOf`, `allOf`, `enum` or `not` at the top. codex (0.135 and 0.169, measured) passes `anyOf`, `oneOf`,
+//! `allOf`, `enum`, `$ref` and a list of types on as they are, drops `not` and `if` without a word, and leaves a
+//! tool out, silently, for one keyword of the wrong type at any depth (`"required":true`). So the alternatives are
+//! merged into the properties, what that loses is said in the description, and a malformed keyword is removed.
+//!
+//! This is for the model alone: the arguments that it gives are not checked and not changed.
+
+use super::content::{head, quoted};
+use super::strict;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A schema over so many bytes is passed on as it is, or not at all: its tree would take many times as much.
+const REWRITE_BYTES_MAX: usize = 256 * 1024;
+/// How many values a rewriting may copy: references can multiply a schema without end.
+const COPIES_MAX: usize = 50_000;
+/// How deep alternatives and references may stand in each other.
+const NESTING_MAX: usize = 32;
+/// How much of a condition or of a schema is said in a description.
+const NOTE_BYTES_MAX: usize = 16 * 1024;
+
+/// The keywords that cannot stand at the top: providers refuse them, or codex drops them without a word.
+const COMBINERS: [&str; 10] = [
+    "anyOf", "oneOf", "allOf", "enum", "const", "not", "if", "then", "else", "$ref",
+];
+
+/// A schema that can be given to codex.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct InputSchema {
+    /// JSON, of an object.
+    pub(super) json: String,
+    /// What the schema no longer says, for the tool's description.
+    pub(super) note: Option<String>,
+    /// What had to be changed, to go behind the tool's name.
+    pub(super) warning: Option<String>,
+}
+
+impl InputSchema {
+    /// The schema that is given to codex for this one of the daemon's.
+    pub(super) fn normalize(given: Option<&RawValue>) -> InputSchema {
+        let given = given.map_or("{}", RawValue::get);
+        let given = strict::whole_characters(given);
+        normalize(&given).unwrap_or_else(|why| {
+            let says_nothing = matches!(&*given, "null" | "true" | "false");
+            InputSchema {
+                json: "{\"type\":\"object\"}".to_owned(),
+                note: (!says_nothing).then(|| note(&given)),
+                warning: Some(format!("{why}; any object is taken")),
+            }
+        })
+    }
+}
+
+/// The sentence for the description.
+fn note(schema: &str) -> String {
+    let shown = head(schema, NOTE_BYTES_MAX);
+    let cut = if shown.len() < schema.len() {
+        " … (cut)"
+    } else {
+        ""
+    };
+    format!("The arguments must match this JSON schema: {shown}{cut}")
+}
+
+/// The error says what the schema is that cannot be rewritten.
+fn normalize(given: &str) -> Result<InputSchema, String> {
+    if !given.starts_with('{') {
+        return Err("is no object".to_owned());
+    }
+    if let Some(why) = strict::refusal(given) {
+        return Err(format!("cannot be read by codex ({why})"));
+    }
+    let unchanged = |json: String| InputSchema {
+        json,
+        note: None,
+        warning: None,
+    };
+    if given.len() > REWRITE_BYTES_MAX {
+        let top: BTreeMap<Cow<'_, str>, &RawValue> =
+            serde_json::from_str(given).map_err(|error| format!("cannot be read ({error})"))?;
+        let simple = top
+            .get("type")
+            .is_none_or(|kind| kind.get() == "\"object\"")
+            && !COMBINERS.iter().any(|keyword| top.contains_key(*keyword));
+        if simple {
+            return Ok(unchanged(with_type(given, top.contains_key("type"))));
+        }
+        return Err(format!(
+            "is not a plain one of an object and has more than {REWRITE_BYTES_MAX} bytes"
+        ));
+    }
+    #[derive(Deserialize)]
+    struct Top<'a> {
+        #[serde(borrow, default)]
+        #[expect(dead_code, reason = "only whether it stands once is of interest")]
+        r#type: Option<&'a RawValue>,
+    }
+    if serde_json::from_str::<Top<'_>>(given).is_err() {
+        return Err("gives its type twice".to_owned());
+    }
+    let mut schema: Value =
+        serde_json::from_str(given).map_err(|error| format!("cannot be read ({error})"))?;
+    let mut ignored = Vec::new();
+    repair(&mut schema, "", &mut ignored);
+    let top = schema.as_object().expect("it starts with a brace");
+    if !allows_object(top.get("type")) {
+        return Err("is not the schema of an object".to_owned());
+    }
+    let found: Vec<&str> = COMBINERS
+        .into_iter()
+        .filter(|keyword| top.contains_key(*keyword))
+        .collect();
+    let listed = top.get("type").is_some_and(Value::is_array);
+    let mut warnings = Vec::new();
+    let mut note_text = None;
+    let mut rewritten = if found.is_empty() && !listed {
+        None
+    } else {
+        let mut merger = Merger::new(&schema);
+        let shape = match merger.shape(&schema, 0) {
+            Ok(Some(shape)) => shape,
+            Ok(None) => return Err("is not the schema of an object".to_owned()),
+            Err(TooComplex) => return Err("has too many alternatives to be merged".to_owned()),
+        };
+        let changed = if found.is_empty() {
+            "has more types than an object's, which providers refuse; the others are left out"
+                .to_owned()
+        } else {
+            format!(
+                "has {} at the top, which providers refuse; it is merged into the properties",
+                found
+                    .iter()
+                    .map(|keyword| format!("'{keyword}'"))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )
+        };
+        if merger.inexact {
+            note_text = Some(note(&condition(top, &found)));
+            warnings.push(format!("{changed}, and the description says the condition"));
+        } else {
+            warnings.push(changed);
+        }
+        Some(assemble(top, shape))
+    };
+    let output = rewritten.as_mut().unwrap_or(&mut schema);
+    remove_broken_references(output, &mut ignored);
+    if !ignored.is_empty() {
+        warnings.push(ignored_warning(&ignored));
+    }
+    if warnings.is_empty() {
+        // Byte for byte as the daemon wrote it.
+        return Ok(unchanged(with_type(given, schema.get("type").is_some())));
+    }
+    if rewritten.is_none() {
+        schema["type"] = json!("object");
+        rewritten = Some(schema);
+    }
+    Ok(InputSchema {
+        json: rewritten.unwrap_or_default().to_string(),
+        note: note_text,
+        warning: Some(warnings.join("; and it ")),
+    })
+}
+
+/// The schema's own text, with a type where it has none.
+fn with_type(given: &str, has_type: bool) -> String {
+    if has_type {
+        return given.to_owned();
+    }
+    let rest = given[1..].trim_start();
+    let comma = if rest.starts_with('}') { "" } else { "," };
+    format!("{{\"type\":\"object\"{comma}{rest}")
+}
+
+/// What is no longer at the top, and what it refers to.
+fn condition(top: &Map<String, Value>, found: &[&str]) -> String {
+    let mut removed: Map<String, Value> = found
+        .iter()
+        .filter_map(|keyword| Some(((*keyword).to_owned(), top.get(*keyword)?.clone())))
+        .collect();
+    if Value::Object(removed.clone())
+        .to_string()
+        .contains("\"$ref\"")
+    {
+        for keyword in ["$defs", "definitions"] {
+            if let Some(definitions) = top.get(keyword) {
+                removed.insert(keyword.to_owned(), definitions.clone());
+            }
+        }
+    }
+    Value::Object(removed).to_string()
+}
+
+/// The top with the merged properties in place of what was merged.
+fn assemble(top: &Map<String, Value>, shape: Shape) -> Value {
+    let mut result = top.clone();
+    for keyword in COMBINERS {
+        result.remove(keyword);
+    }
+    result.insert("type".to_owned(), json!("object"));
+    result.insert("properties".to_owned(), Value::Object(shape.properties));
+    if shape.required.is_empty() {
+        result.remove("required");
+    } else {
+        result.insert("required".to_owned(), json!(shape.required));
+    }
+    match shape.additional {
+        Some(additional) => result.insert("additionalProperties".to_owned(), additional),
+        None => result.remove("additionalProperties"),
+    };
+    Value::Object(result)
+}
+
+/// The warning for what was removed: the first few places are enough to find the rest.
+fn ignored_warning(ignored: &[String]) -> String {
+    const SHOWN_MAX: usize = 3;
+    let shown = ignored[..ignored.len().min(SHOWN_MAX)].join(", ");
+    let more = match ignored.len().saturating_sub(SHOWN_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("is malformed, and codex would leave the tool out: {shown}{more} ignored")
+}
+
+/// Removes every keyword of the wrong type, at the places where codex reads schemas; notes where.
+fn repair(schema: &mut Value, path: &str, ignored: &mut Vec<String>) {
+    if schema.is_boolean() {
+        return;
+    }
+    let Value::Object(object) = schema else {
+        ignored.push(quote_path(path));
+        *schema = json!({});
+        return;
+    };
+    let names = |value: &Value| {
+        value
+            .as_array()
+            .is_some_and(|list| list.iter().all(Value::is_string))
+    };
+    object.retain(|keyword, value| {
+        let right = match keyword.as_str() {
+            "properties" | "$defs" | "definitions" => value.is_object(),
+            "items" | "additionalProperties" => value.is_object() || value.is_boolean(),
+            "anyOf" | "oneOf" | "allOf" => value.as_array().is_some_and(|list| !list.is_empty()),
+            "enum" => value.is_array(),
+            "required" => names(value),
+            "type" => value.is_string() || names(value),
+            "description" | "$ref" => value.is_string(),
+            _ => true,
+        };
+        if !right {
+            ignored.push(quote_path(&format!("{path}/{keyword}")));
+        }
+        right
+    });
+    for (keyword, value) in object.iter_mut() {
+        let path = format!("{path}/{keyword}");
+        match (keyword.as_str(), value) {
+            ("properties" | "$defs" | "definitions", Value::Object(schemas)) => {
+                for (name, schema) in schemas {
+                    repair(schema, &format!("{path}/{name}"), ignored);
+                }
+            }
+            ("anyOf" | "oneOf" | "allOf", Value::Array(schemas)) => {
+                for (at, schema) in schemas.iter_mut().enumerate() {
+                    repair(schema, &format!("{path}/{at}"), ignored);
+                }
+            }
+            ("items" | "additionalProperties", schema) => repair(schema, &path, ignored),
+            _ => {}
+        }
+    }
+}
+
+fn quote_path(path: &str) -> String {
+    format!("'#{}'", head(path, 128))
+}
+
+/// Removes the references that lead nowhere: a provider refuses a request for one.
+fn remove_broken_references(schema: &mut Value, ignored: &mut Vec<String>) {
+    fn collect(schema: &Value, root: &Value, broken: &mut BTreeSet<String>) {
+        match schema {
+            Value::Object(object) => {
+                if let Some(Value::String(reference)) = object.get("$ref")
+                    && resolve(root, reference).is_none()
+                {
+                    broken.insert(reference.clone());
+                }
+                object
+                    .values()
+                    .for_each(|value| collect(value, root, broken));
+            }
+            Value::Array(list) => list.iter().for_each(|value| collect(value, root, broken)),
+            _ => {}
+        }
+    }
+    fn remove(schema: &mut Value, broken: &BTreeSet<String>) {
+        match schema {
+            Value::Object(object) => {
+                if matches!(object.get("$ref"), Some(Value::String(reference)) if broken.contains(reference))
+                {
+                    object.remove("$ref");
+                }
+                object.values_mut().for_each(|value| remove(value, broken));
+            }
+            Value::Array(list) => list.iter_mut().for_each(|value| remove(value, broken)),
+            _ => {}
+        }
+    }
+    let mut broken = BTreeSet::new();
+    collect(schema, schema, &mut broken);
+    if !broken.is_empty() {
+        remove(schema, &broken);
+        ignored.extend(
+            broken
+                .iter()
+                .map(|reference| format!("the reference '{}'", head(reference, 128))),
+        );
+    }
+}
+
+/// What a reference within the same schema leads to.
+fn resolve<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
+    let pointer = reference.strip_prefix('#')?;
+    root.pointer(pointer)
+        .or_else(|| root.pointer(&percent_decoded(pointer)?))
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        rest = after;
+        if first == b'%' {
+            let digits = std::str::from_utf8(rest.get(..2)?).ok()?;
+            bytes.push(u8::from_str_radix(digits, 16).ok()?);
+            rest = &rest[2..];
+        } else {
+            bytes.push(first);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn allows_object(kind: Option<&Value>) -> bool {
+    match kind {
+        Some(Value::String(kind)) => kind == "object",
+        Some(Value::Array(kinds)) => kinds.iter().any(|kind| kind == "object"),
+        _ => true,
+    }
+}
+
+/// There are more alternatives and references than are worth following.
+#[derive(Debug)]
+struct TooComplex;
+
+/// What an object may have, as far as properties can say it.
+#[derive(Clone, Debug, Default)]
+struct Shape {
+    properties: Map<String, Value>,
+    required: BTreeSet<String>,
+    /// `additionalProperties`.
+    additional: Option<Value>,
+}
+
+/// Merges the alternatives of a schema.
+struct Merger<'a> {
+    root: &'a Value,
+    /// How many values may still be copied.
+    left: usize,
+    /// The references that are being followed, against going round in circles.
+    following: Vec<&'a str>,
+    /// The properties allow more than the schema did.
+    inexact: bool,
+}
+
+impl<'a> Merger<'a> {
+    fn new(root: &'a Value) -> Merger<'a> {
+        Merger {
+            root,
+            left: COPIES_MAX,
+            following: Vec::new(),
+            inexact: false,
+        }
+    }
+
+    /// Counts what is copied.
+    fn spend(&mut self, values: usize) -> Result<(), TooComplex> {
+        self.left = self.left.checked_sub(values).ok_or(TooComplex)?;
+        Ok(())
+    }
+
+    /// The objects that a schema allows; `None` where it allows none.
+    fn shape(&mut self, schema: &'a Value, depth: usize) -> Result<Option<Shape>, TooComplex> {
+        self.spend(1)?;
+        if depth > NESTING_MAX {
+            return Err(TooComplex);
+        }
+        let object = match schema {
+            Value::Object(object) => object,
+            Value::Bool(false) => return Ok(None),
+            _ => return Ok(Some(Shape::default())),
+        };
+        if !allows_object(object.get("type")) {
+            return Ok(None);
+        }
+        let list = |keyword: &str| object.get(keyword).and_then(Value::as_array);
+        let mut shape = Shape::default();
+        if let Some(properties) = object.get("properties").and_then(Value::as_object) {
+            self.spend(properties.values().map(count).sum())?;
+            shape.properties.clone_from(properties);
+        }
+        if let Some(required) = list("required") {
+            self.spend(required.len())?;
+            let names = required.iter().filter_map(Value::as_str);
+            shape.required = names.map(str::to_owned).collect();
+        }
+        if let Some(additional) = object.get("additionalProperties") {
+            self.spend(count(additional))?;
+            shape.additional = Some(additional.clone());
+        }
+        const LOST: [&str; 7] = [
+            "not",
+            "minProperties",
+            "maxProperties",
+            "patternProperties",
+            "propertyNames",
+            "dependentRequired",
+            "dependentSchemas",
+        ];
+        // At the top all of these but `not` stay.
+        self.inexact |= LOST
+            .iter()
+            .any(|keyword| object.contains_key(*keyword) && (depth > 0 || *keyword == "not"));
+        let constant = object.get("const").map(std::slice::from_ref);
+        if let Some(values) = list("enum").map(Vec::as_slice).or(constant) {
+            let Some(values) = self.values(values)? else {
+                return Ok(None);
+            };
+            shape = self.both(shape, values)?;
+        }
+        if let Some(reference) = object.get("$ref").and_then(Value::as_str) {
+            match resolve(self.root, reference) {
+                // A circle adds nothing to itself.
+                Some(_) if self.following.contains(&reference) || reference == "#" => {}
+                Some(target) => {
+                    self.following.push(reference);
+                    let found = self.shape(target, depth + 1)?;
+                    self.following.pop();
+                    let Some(found) = found else { return Ok(None) };
+                    shape = self.both(shape, found)?;
+                }
+                None => self.inexact = true,
+            }
+        }
+        for part in list("allOf").into_iter().flatten() {
+            let Some(part) = self.shape(part, depth + 1)? else {
+                return Ok(None);
+            };
+            shape = self.both(shape, part)?;
+        }
+        for keyword in ["anyOf", "oneOf"] {
+            if let Some(alternatives) = list(keyword) {
+                let mut possible = Vec::new();
+                for alternative in alternatives {
+                    possible.extend(self.shape(alternative, depth + 1)?);
+                }
+                let Some(possible) = self.either(possible)? else {
+                    return Ok(None);
+                };
+                shape = self.both(shape, possible)?;
+            }
+        }
+        if let Some(when) = object.get("if") {
+            let mut possible = Vec::new();
+            if let Some(when) = self.shape(when, depth + 1)? {
+                possible.extend(match object.get("then") {
+                    Some(then) => match self.shape(then, depth + 1)? {
+                        Some(then) => Some(self.both(when, then)?),
+                        None => None,
+                    },
+                    None => Some(when),
+                });
+            }
+            possible.extend(match object.get("else") {
+                Some(otherwise) => self.shape(otherwise, depth + 1)?,
+                None => Some(Shape::default()),
+            });
+            self.inexact = true;
+            let Some(possible) = self.either(possible)? else {
+                return Ok(None);
+            };
+            shape = self.both(shape, possible)?;
+        }
+        Ok(Some(shape))
+    }
+
+    /// The objects among these values.
+    fn values(&mut self, values: &[Value]) -> Result<Option<Shape>, TooComplex> {
+        let mut shapes = Vec::new();
+        for value in values {
+            if let Value::Object(object) = value {
+                self.spend(1 + count(value))?;
+                shapes.push(Shape {
+                    properties: object
+                        .iter()
+                        .map(|(name, value)| (name.clone(), json!({ "enum": [value] })))
+                        .collect(),
+                    required: object.keys().cloned().collect(),
+                    additional: Some(Value::Bool(false)),
+                });
+            }
+        }
+        self.either(shapes)
+    }
+
+    /// What is allowed where both are.
+    fn both(&mut self, mut one: Shape, other: Shape) -> Result<Shape, TooComplex> {
+        for (name, schema) in other.properties {
+            let merged = match one.properties.remove(&name) {
+                Some(first) => {
+                    self.spend(1)?;
+                    both_schemas(first, schema)
+                }
+                None => schema,
+            };
+            one.properties.insert(name, merged);
+        }
+        one.required.extend(other.required);
+        one.additional = match (one.additional, other.additional) {
+            (Some(one), Some(other)) => Some(both_schemas(one, other)),
+            (one, other) => one.or(other),
+        };
+        Ok(one)
+    }
+
+    /// What is allowed where one of these is; `None` where there is none.
+    fn either(&mut self, shapes: Vec<Shape>) -> Result<Option<Shape>, TooComplex> {
+        let mut shapes = shapes.into_iter();
+        let Some(first) = shapes.next() else {
+            return Ok(None);
+        };
+        if shapes.len() == 0 {
+            return Ok(Some(first));
+        }
+        self.inexact = true;
+        let mut required = first.required;
+        let mut additional = first.additional;
+        let mut properties: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+        let mut add = |from: Map<String, Value>| {
+            for (name, schema) in from {
+                properties.entry(name).or_default().push(schema);
+            }
+        };
+        add(first.properties);
+        for shape in shapes {
+            required.retain(|name| shape.required.contains(name));
+            if additional != shape.additional {
+                additional = None;
+            }
+            add(shape.properties);
+        }
+        self.spend(properties.len())?;
+        Ok(Some(Shape {
+            properties: properties
+                .into_iter()
+                .map(|(name, schemas)| (name, either_schema(schemas)))
+                .collect(),
+            required,
+            additional,
+        }))
+    }
+}
+
+/// How many values there are in a value.
+fn count(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(list) => list.iter().map(count).sum(),
+        Value::Object(object) => object.values().map(count).sum(),
+        _ => 0,
+    }
+}
+
+fn allows_all(schema: &Value) -> bool {
+    match schema {
+        Value::Bool(all) => *all,
+        Value::Object(object) => object.is_empty(),
+        _ => false,
+    }
+}
+
+/// The schema of what is allowed by both. codex 0.135 makes `{}` of an `allOf` in a property, so it is the last
+/// resort.
+fn both_schemas(one: Value, other: Value) -> Value {
+    if one == other || allows_all(&other) || one == false {
+        return one;
+    }
+    if allows_all(&one) || other == false {
+        return other;
+    }
+    let (Value::Object(mut first), Value::Object(second)) = (one.clone(), other.clone()) else {
+        return json!({"allOf": [one, other]});
+    };
+    for (keyword, value) in second {
+        let Some(known) = first.get(&keyword) else {
+            first.insert(keyword, value);
+            continue;
+        };
+        let merged = match keyword.as_str() {
+            _ if *known == value => continue,
+            "title" | "description" | "default" | "examples" | "$comment" => continue,
+            "type" => both_types(known, &value),
+            "enum" => both_lists(known, &value),
+            "required" => all_names(known, &value),
+            _ => None,
+        };
+        match merged {
+            Some(merged) => first.insert(keyword, merged),
+            None => return json!({"allOf": [one, other]}),
+        };
+    }
+    Value::Object(first)
+}
+
+fn both_types(one: &Value, other: &Value) -> Option<Value> {
+    let list = |kinds: &Value| match kinds {
+        Value::Array(kinds) => kinds.clone(),
+        kind => vec![kind.clone()],
+    };
+    let (one, other) = (list(one), list(other));
+    let mut common: Vec<Value> = Vec::new();
+    for kind in &one {
+        let narrower = other
+            .iter()
+            .find(|other| *other == kind || (kind == "number" && *other == "integer"))
+            .or_else(|| (kind == "integer" && other.contains(&json!("number"))).then_some(kind));
+        common.extend(narrower.cloned());
+    }
+    match common.len() {
+        0 => None,
+        1 => common.pop(),
+        _ => Some(Value::Array(common)),
+    }
+}
+
+fn both_lists(one: &Value, other: &Value) -> Option<Value> {
+    let other = other.as_array()?;
+    let common: Vec<Value> = one
+        .as_array()?
+        .iter()
+        .filter(|value| other.contains(value))
+        .cloned()
+        .collect();
+    (!common.is_empty()).then_some(Value::Array(common))
+}
+
+fn all_names(one: &Value, other: &Value) -> Option<Value> {
+    let mut names = one.as_array()?.clone();
+    for name in other.as_array()? {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    Some(Value::Array(names))
+}
+
+/// The schema of what one of these allows.
+fn either_schema(schemas: Vec<Value>) -> Value {
+    let mut different: Vec<Value> = Vec::new();
+    for schema in schemas {
+        let parts = match schema {
+            Value::Object(mut object)
+                if object.len() == 1 && object.get("anyOf").is_some_and(Value::is_array) =>
+            {
+                match object.remove("anyOf") {
+                    Some(Value::Array(parts)) => parts,
+                    _ => Vec::new(),
+                }
+            }
+            schema => vec![schema],
+        };
+        for part in parts {
+            if allows_all(&part) {
+                return json!({});
+            }
+            if !different.contains(&part) {
+                different.push(part);
+            }
+        }
+    }
+    if different.len() == 1 {
+        return different.remove(0);
+    }
+    match listed(&different) {
+        Some(schema) => schema,
+        None => json!({ "anyOf": different }),
+    }
+}
+
+/// One list of values for schemas that are nothing but such lists.
+fn listed(schemas: &[Value]) -> Option<Value> {
+    let mut values: Vec<Value> = Vec::new();
+    let mut kinds: Vec<&Value> = Vec::new();
+    for schema in schemas {
+        let object = schema.as_object()?;
+        if object
+            .keys()
+            .any(|keyword| !matches!(keyword.as_str(), "enum" | "const" | "type"))
+        {
+            return None;
+        }
+        match (object.get("enum"), object.get("const")) {
+            (Some(Value::Array(list)), None) => {
+                values.extend(list.iter().cloned());
+            }
+            (None, Some(value)) => values.push(value.clone()),
+            _ => return None,
+        }
+        kinds.extend(object.get("type"));
+    }
+    let mut different: Vec<Value> = Vec::with_capacity(values.len());
+    let mut seen = BTreeSet::new();
+    for value in values {
+        if seen.insert(value.to_string()) {
+            different.push(value);
+        }
+    }
+    let mut result = json!({ "enum": different });
+    if kinds.len() == schemas.len() && kinds.iter().all(|kind| *kind == kinds[0]) {
+        result["type"] = kinds[0].clone();
+    }
+    Some(result)
+}
+
+/// The description with what the schema no longer says, as JSON.
+pub(super) fn description(given: Option<&str>, note: Option<&str>) -> Option<String> {
+    let text = match (given, note) {
+        (Some(given), Some(note)) if !given.trim().is_empty() => {
+            Cow::Owned(format!("{}\n\n{note}", given.trim_end()))
+        }
+        (_, Some(note)) => Cow::Borrowed(note),
+        (given, None) => Cow::Borrowed(given?),
+    };
+    Some(quoted(&text))
+}
+
+#[cfg(test)]
+mod tests;
