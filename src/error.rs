@@ -46,6 +46,8 @@ pub(crate) enum Kind {
     ContextWindow,
     /// The provider has more to do than it can.
     Overloaded,
+    /// codex cannot go on with the workspace's thread, and the config forbids to begin another.
+    ThreadLost,
     /// Somebody else is at work in the workspace or holds the thread open.
     Busy,
     /// codex was silent for longer than `idle_timeout_secs`.
@@ -93,6 +95,7 @@ impl Kind {
             Kind::ModelUnsupported => "model_unsupported",
             Kind::ContextWindow => "context_window",
             Kind::Overloaded => "overloaded",
+            Kind::ThreadLost => "thread_lost",
             Kind::Busy => "session_busy",
             Kind::IdleTimeout => "idle_timeout",
             Kind::TurnTimeout => "turn_timeout",

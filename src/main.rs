@@ -31,6 +31,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 use turn::session::{self, Stored};
+use turn::thread;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).peekable();
@@ -88,7 +89,13 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
             let surroundings = cli::mutate::Surroundings {
                 codex_home: &|| Ok(places.codex_home(&places.load_config()?.config)),
                 session: &|workspace| match session::read(workspace)? {
-                    Stored::Thread(thread) => Ok(Some(thread)),
+                    Stored::Thread(thread) => {
+                        let config = places.load_config()?.config;
+                        match thread::foreign_directory(workspace, &thread, &config, &places) {
+                            Some(other) => Err(thread::foreign(workspace, &thread, &other)),
+                            None => Ok(Some(thread)),
+                        }
+                    }
                     Stored::Nothing => Ok(None),
                     Stored::Unusable(why) => Err(session::unusable(workspace, &why)),
                 },

@@ -123,12 +123,183 @@ pub(crate) fn try_lock(path: &Path) -> io::Result<TryLock> {
     }
 }
 
+/// Tries to lock a directory itself, without waiting: no file has to be made in it.
+///
+/// # Errors
+/// The operating system's: NFS locks nothing that is not open for writing, which a directory never is.
+pub(crate) fn try_lock_directory(path: &Path) -> io::Result<TryLock> {
+    use rustix::io::Errno;
+    let file = open_directory(path)?;
+    loop {
+        return match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(TryLock::Held(FileLock {
+                _file: file,
+                path: path.to_owned(),
+            })),
+            Err(Errno::WOULDBLOCK) => Ok(TryLock::Busy),
+            Err(Errno::INTR) => continue,
+            Err(error) => Err(error.into()),
+        };
+    }
+}
+
+fn open_directory(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
+}
+
+/// The process that holds `flock`'s or `fcntl`'s lock on this file, other than ourselves: its id and its name, as
+/// far as `/proc` tells.
+pub(crate) fn lock_holder(path: &Path) -> Option<(u32, String)> {
+    use std::os::unix::fs::MetadataExt;
+    let inode = std::fs::symlink_metadata(path).ok()?.ino();
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        // `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`; one that waits has `->` before its kind. The device
+        // is not compared: file systems with several have another one here than stat tells.
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, kind, _, _, pid, file, ..] = fields[..] else {
+            return None;
+        };
+        let held = matches!(kind, "FLOCK" | "POSIX" | "OFDLCK");
+        let same = file.rsplit(':').next()?.parse() == Ok(inode);
+        let pid: u32 = pid.parse().ok()?;
+        if !held || !same || pid == std::process::id() {
+            return None;
+        }
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        let name = name
+            .trim_end()
+            .chars()
+            .filter(|c| !c.is_control())
+            .collect();
+        Some((pid, name))
+    })
+}
+
+/// ` (process 4711, codex)` for the holder of a lock, or nothing where it cannot be seen.
+pub(crate) fn shown_holder(path: &Path) -> String {
+    match lock_holder(path) {
+        Some((pid, name)) => format!(" (process {pid}, {name})"),
+        None => String::new(),
+    }
+}
+
+/// Refuses to write what belongs to another user, `what` at `path`: that user's own programs could not write it any
+/// more. What is not there yet belongs to nobody.
+///
+/// A directory of root's that this user may write is one that root has set up for this user. Where a user
+/// namespace does not know the owner, nobody in it could be that user.
+///
+/// # Errors
+/// [`Kind::Io`] with the command to run instead.
+pub(crate) fn check_owner(what: &str, path: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(found) = std::fs::metadata(path) else {
+        return Ok(());
+    };
+    let (me, owner) = (rustix::process::geteuid().as_raw(), found.uid());
+    if owner == me || !is_mapped(owner) {
+        return Ok(());
+    }
+    if owner == 0 && rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok() {
+        return Ok(());
+    }
+    let word = match account(owner) {
+        Some(name) => shell_word(&name),
+        None => format!("'#{owner}'"),
+    };
+    let error = Error::new(
+        Kind::Io,
+        format!(
+            "{what} '{}' belongs to {}, and this runs as {}, whose files that user could not write",
+            path.display(),
+            user_name(owner),
+            user_name(me)
+        ),
+    );
+    Err(match owner {
+        // Nobody becomes root to run an agent.
+        0 => error.hint("choose a directory of your own"),
+        _ => error.hint(format!("run: sudo -u {word} {}", own_command_line())),
+    })
+}
+
+/// Does this process's user namespace know the user? The others are all shown as one.
+fn is_mapped(uid: u32) -> bool {
+    let Ok(map) = std::fs::read_to_string("/proc/self/uid_map") else {
+        return true;
+    };
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u64>);
+        let (Some(Ok(first)), _, Some(Ok(count))) =
+            (numbers.next(), numbers.next(), numbers.next())
+        else {
+            return true;
+        };
+        (first..first.saturating_add(count)).contains(&u64::from(uid))
+    })
+}
+
+/// The name of a user, as far as `/etc/passwd` has it: names from elsewhere are rare on machines that run agents.
+fn account(uid: u32) -> Option<String> {
+    let users = std::fs::read_to_string("/etc/passwd").ok()?;
+    users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    })
+}
+
+/// The name of a user and its number, for a message: `alice (1000)`.
+pub(crate) fn user_name(uid: u32) -> String {
+    match account(uid) {
+        Some(name) => format!("{name} ({uid})"),
+        None => uid.to_string(),
+    }
+}
+
+/// How this process was called, for a shell; a long command line only in its beginning.
+fn own_command_line() -> String {
+    let mut line = String::new();
+    for argument in std::env::args_os() {
+        let word = shell_argument(&argument.to_string_lossy());
+        if line.len() + word.len() > 400 || word.chars().any(char::is_control) {
+            return format!("{line} …");
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(&word);
+    }
+    line
+}
+
 /// Keeps the file at `path` locked beside another process that holds [`try_lock`]'s lock on it, and longer than
 /// that process lives. It ends with the process that calls this, and when what this gives is dropped.
 ///
 /// The lock is `fcntl`'s, which does not meet `flock`'s; a descriptor of the other process's own lock cannot be
 /// had here.
+///
+/// A directory cannot be locked that way. There this waits for the other process's lock in a thread of its own, which
+/// gets it the moment that process is gone, and keeps it until this process ends.
 pub(crate) fn keep_locked(path: &Path) -> Option<File> {
+    if let Ok(directory) = open_directory(path) {
+        let wait = move || {
+            while rustix::fs::flock(&directory, FlockOperation::LockExclusive)
+                == Err(rustix::io::Errno::INTR)
+            {}
+            loop {
+                // It ends with the process, and with it the lock.
+                std::thread::park();
+            }
+        };
+        // Without it an orphaned codex is only seen by its own lock: nothing to tell.
+        let _ = std::thread::Builder::new()
+            .name("workspace lock".to_owned())
+            .spawn(wait);
+        return None;
+    }
     let file = open_lock(path, OFlags::empty()).ok()?;
     let locked = rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive);
     locked.is_ok().then_some(file)
@@ -328,21 +499,6 @@ pub(crate) fn is_at_or_below(pid: Pid, root: Pid, root_start: u64) -> bool {
         }
         false
     })
-}
-
-/// The name of a user and its number, for a message: `alice (1000)`.
-pub(crate) fn user_name(user: u32) -> String {
-    // Names from elsewhere than this file are rare on machines that run agents: the number is enough then.
-    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(user)).then_some(name)
-    });
-    match name {
-        Some(name) => format!("{name} ({user})"),
-        None => user.to_string(),
-    }
 }
 
 /// Every living process and its parent.
@@ -553,18 +709,22 @@ fn on_signals(numbers: &[i32], mut told: impl FnMut(i32) + Send + 'static) -> Re
     Ok(())
 }
 
-/// A word as a shell takes it. A control character in it, which people could not copy, is written as bash, zsh and
-/// ksh take it: `$'a\nb'`.
-pub(crate) fn shell_word(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,~".contains(c);
-    // At the begin a shell would expand the tilde, and a program take the dash for a flag.
-    if !word.is_empty() && word.chars().all(plain) && !word.starts_with(['~', '-']) {
+/// A path as a shell takes it, which no program takes for a flag.
+pub(crate) fn shell_word(path: &str) -> String {
+    match path.strip_prefix('-') {
+        Some(_) => shell_argument(&format!("./{path}")),
+        None => shell_argument(path),
+    }
+}
+
+/// An argument as a shell takes it. A control character in it, which people could not copy, is written as bash, zsh
+/// and ksh take it: `$'a\nb'`.
+fn shell_argument(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,~=".contains(c);
+    // At the beginning a shell would expand the tilde.
+    if !word.is_empty() && word.chars().all(plain) && !word.starts_with('~') {
         return word.to_owned();
     }
-    let word = match word.strip_prefix('-') {
-        Some(_) => format!("./{word}"),
-        None => word.to_owned(),
-    };
     if !word.chars().any(char::is_control) {
         return format!("'{}'", word.replace('\'', "'\\''"));
     }

@@ -24,15 +24,15 @@ pub(crate) const FILES: &[Topic] = &[
     ),
     (
         "WORKSPACE/.plexum-codex-session",
-        "The id of codex's thread and nothing else. Remove it and the next turn starts a new thread.",
+        "The id of codex's thread and nothing else. Remove it and the next turn starts a new thread. In a copy of the workspace the next turn sets it aside and starts a thread of its own; a workspace that is moved keeps its thread. In a git repository it is listed in `info/exclude`.",
     ),
     (
         "WORKSPACE/.plexum-codex-session.bad",
-        "A session file whose content was no thread id, set aside. It is never passed to codex.",
+        "A session file that was not one, or that came with a copy, set aside; or the id of a thread that a new one took over from. It is never passed to codex.",
     ),
     (
         "WORKSPACE/.plexum-codex-session.lock",
-        "Held by the one turn that runs in the workspace; an empty file, which stays.",
+        "Held by the one turn that runs in the workspace, where the directory itself cannot be locked (NFS); an empty file, which stays.",
     ),
     (
         "~/.codex/sessions/YYYY/MM/DD/rollout-*.jsonl",

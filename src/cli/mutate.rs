@@ -56,6 +56,9 @@ pub(crate) fn run(
                     format!("there is no folder '{}'", workspace.display()),
                 ));
             }
+            if mode == Mode::Write {
+                crate::sys::check_owner("the workspace", &workspace)?;
+            }
             match (surroundings.session)(&workspace)? {
                 Some(thread) => in_thread(&thread, surroundings, &mutations, mode)?,
                 // As for the daemon: what has no session has no calls.

@@ -68,9 +68,75 @@ pub(crate) fn from_exit(exit: &Exit, last_error: Option<&str>) -> Error {
     )
 }
 
+/// Why codex did not go on with a thread, before it asked the model anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It has no such thread, or one without a beginning: trying again is of no use.
+    Unknown,
+    /// The thread is archived; `codex unarchive` brings it back.
+    Archived,
+    /// It could not open the thread, for this reason. Whether it ever can is seen by trying again.
+    Unopened(String),
+}
+
+/// The refusal of a codex that ended without naming its thread.
+///
+/// What passes by itself or has nothing to do with the thread (a lock, a full disk, a login, a server that did
+/// not start) is none: no conversation may be given up for it.
+pub(crate) fn refusal_of_exit(exit: &Exit) -> Option<Refusal> {
+    if is_lost_thread(exit) {
+        return Some(Refusal::Unknown);
+    }
+    // Killed from outside: whatever it said before was not why it ended.
+    exit.status.code()?;
+    let said = exit
+        .stderr
+        .lines()
+        .rfind(|line| line.starts_with("Error: thread/resume"))?;
+    if said.contains(" is archived. Run `codex unarchive ") {
+        return Some(Refusal::Archived);
+    }
+    // A path has any word in it.
+    let words = said.split(' ').filter(|word| !word.contains('/'));
+    let words = words.collect::<Vec<_>>().join(" ");
+    let passes = Failure::parse(&words).kind().is_some()
+        || PASSING.iter().any(|reason| plain(&words).contains(reason));
+    (!passes).then(|| Refusal::Unopened(said.to_owned()))
+}
+
+/// The refusal of a turn whose conversation the provider does not accept: codex sends back encrypted reasoning,
+/// which another account or key cannot read.
+pub(crate) fn refusal_of_message(message: &str) -> Option<Refusal> {
+    message
+        .contains("invalid_encrypted_content")
+        .then(|| Refusal::Unopened(readable(message)))
+}
+
+/// Reasons of the operating system, of codex's databases and of the network that have nothing to do with the
+/// thread.
+const PASSING: [&str; 17] = [
+    "no space left",
+    "quota exceeded",
+    "read-only file system",
+    "permission denied",
+    "operation not permitted",
+    "too many open files",
+    "cannot allocate memory",
+    "out of memory",
+    "input/output error",
+    "temporarily unavailable",
+    "interrupted",
+    "stale file handle",
+    "is locked",
+    "timed out",
+    "timeout",
+    "connection",
+    "database",
+];
+
 /// Did codex say that it does not know the thread, or that its rollout has no beginning? A disk that was full when
 /// the thread began leaves an empty one, which codex refuses ever after.
-pub(crate) fn is_lost_thread(exit: &Exit) -> bool {
+fn is_lost_thread(exit: &Exit) -> bool {
     let said = |text| exit.stderr.contains(text);
     said("no rollout found for thread id")
         || said("failed to parse first rollout record")

@@ -10,6 +10,7 @@
 //! the one trace of a codex at work is that it holds the file open for writing ([`open_writer`]).
 
 use crate::error::{Error, Kind, Result};
+use crate::sys;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -41,19 +42,20 @@ pub(crate) fn is_thread_id(id: &str) -> bool {
 /// The file is only named, not opened; it may be gone the next moment.
 ///
 /// # Errors
-/// [`Kind::Params`] where `thread` is no thread id; [`Kind::Io`] where a folder cannot be listed, and where
-/// codex has packed the rollout away as `.jsonl.zst`, which it unpacks when the thread is resumed.
+/// [`Kind::Params`] where `thread` is no thread id; [`Kind::Io`] where a folder cannot be listed, and where there are
+/// several; [`Kind::Busy`] where codex has packed the rollout away as `.jsonl.zst`, which it unpacks when the thread
+/// is resumed.
 pub(crate) fn find_rollout(home: &Path, thread: &str) -> Result<Option<PathBuf>> {
     match find_rollout_or_packed(home, thread)? {
-        Some(path) => plain(path).map(Some),
-        None => Ok(None),
+        Some(path) if is_packed(&path) => Err(packed(&path)),
+        found => Ok(found),
     }
 }
 
-/// The same, and the packed one where there is no other.
+/// The rollout of `thread`, also where codex has packed it, or `None` where codex has none.
 ///
 /// # Errors
-/// As [`find_rollout`], but for a packed one.
+/// [`Kind::Params`] and [`Kind::Io`] as [`find_rollout`].
 pub(crate) fn find_rollout_or_packed(home: &Path, thread: &str) -> Result<Option<PathBuf>> {
     if !is_thread_id(thread) {
         return Err(Error::new(
@@ -63,28 +65,61 @@ pub(crate) fn find_rollout_or_packed(home: &Path, thread: &str) -> Result<Option
     }
     let wanted = Wanted::new(thread);
     let sessions = home.join("sessions");
+    let mut found = Vec::new();
+    // All of them, though the first mostly has it: whichever is taken, a second one would be ignored in silence.
     for (year, month, day) in days_of(thread) {
-        let folder = sessions.join(format!("{year:04}/{month:02}/{day:02}"));
-        if let Some(path) = wanted.listed(&folder)? {
-            return Ok(Some(path));
-        }
+        wanted.listed(
+            &sessions.join(format!("{year:04}/{month:02}/{day:02}")),
+            &mut found,
+        )?;
     }
-    if let Some(path) = wanted.listed(&home.join("archived_sessions"))? {
-        return Ok(Some(path));
+    if found.is_empty() {
+        wanted.listed(&home.join("archived_sessions"), &mut found)?;
     }
-    wanted.walked(&sessions, 3)
+    if found.is_empty() {
+        wanted.walked(&sessions, 3, &mut found)?;
+    }
+    only(thread, found)
 }
 
-/// A rollout that is not packed.
-fn plain(path: PathBuf) -> Result<PathBuf> {
-    if path.to_string_lossy().ends_with(".jsonl") {
-        return Ok(path);
+/// The one rollout among these, a plain one before the same packed.
+fn only(thread: &str, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>> {
+    found.sort_unstable();
+    // `….jsonl` comes just before `….jsonl.zst`.
+    found.dedup_by(|next, path| is_packed(next) && next.with_extension("") == *path);
+    if found.len() > 1 {
+        let names: Vec<_> = found
+            .iter()
+            .map(|path| format!("'{}'", path.display()))
+            .collect();
+        return Err(Error::new(
+            Kind::Io,
+            format!(
+                "thread {thread} has more than one rollout: {}",
+                names.join(", ")
+            ),
+        )
+        .hint("move away those that codex has not written"));
     }
-    Err(Error::new(
-        Kind::Io,
+    Ok(found.pop())
+}
+
+fn is_packed(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "zst")
+}
+
+fn packed(path: &Path) -> Error {
+    Error::new(
+        Kind::Busy,
         format!("the rollout '{}' is packed", path.display()),
     )
-    .hint("codex unpacks it when the thread is resumed"))
+    .hint("codex unpacks it when the thread is resumed: try again after the next turn")
+}
+
+/// Is this rollout one that codex has archived?
+pub(crate) fn is_archived(rollout: &Path) -> bool {
+    let folder = rollout.parent().and_then(Path::file_name);
+    folder == Some(OsStr::new("archived_sessions"))
 }
 
 /// The thread whose rollout a file of this name is: the UUID at the end of `rollout-…-<id>.jsonl`, in lower
@@ -126,51 +161,55 @@ impl Wanted {
         }
     }
 
+    /// Is this `rollout-YYYY-MM-DDTHH-MM-SS-<id>.jsonl`, or the same packed? Nothing else is: a name that only
+    /// looks alike was not given by codex.
     fn is(&self, name: &OsStr) -> bool {
-        name.to_str().is_some_and(|name| {
-            name.starts_with("rollout-")
-                && (name.ends_with(&self.plain) || name.ends_with(&self.packed))
+        const TIME: &[u8] = b"0000-00-00T00-00-00";
+        let Some(name) = name.to_str() else {
+            return false;
+        };
+        let time = name.strip_prefix("rollout-").and_then(|name| {
+            name.strip_suffix(&self.plain)
+                .or_else(|| name.strip_suffix(&self.packed))
+        });
+        time.is_some_and(|time| {
+            time.len() == TIME.len()
+                && time.bytes().zip(TIME).all(|(byte, form)| match form {
+                    b'0' => byte.is_ascii_digit(),
+                    _ => byte == *form,
+                })
         })
     }
 
-    /// The rollout in this folder.
-    fn listed(&self, folder: &Path) -> Result<Option<PathBuf>> {
-        Ok(self.among(folder, &entries(folder)?))
+    /// Adds the rollouts in this folder.
+    fn listed(&self, folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+        self.among(folder, &entries(folder)?, found);
+        Ok(())
     }
 
-    /// The rollout among these names; a plain one before a packed one, the newest name before others, so that
-    /// the answer does not hang on the order in which the file system lists.
-    fn among(&self, folder: &Path, entries: &[(OsString, fs::FileType)]) -> Option<PathBuf> {
-        entries
-            .iter()
-            .map(|(name, _)| name)
-            .filter(|name| self.is(name))
-            .max_by_key(|name| (name.to_string_lossy().ends_with(".jsonl"), *name))
-            .map(|name| folder.join(name))
+    fn among(&self, folder: &Path, entries: &[(OsString, fs::FileType)], found: &mut Vec<PathBuf>) {
+        let names = entries.iter().map(|(name, _)| name);
+        found.extend(
+            names
+                .filter(|name| self.is(name))
+                .map(|name| folder.join(name)),
+        );
     }
 
-    /// The same in all folders below, the newest first, `depth` levels down: codex nests them by year, month
-    /// and day and no deeper, so that a loop of symbolic links cannot hold us.
-    fn walked(&self, folder: &Path, depth: usize) -> Result<Option<PathBuf>> {
+    /// The same in all folders below, `depth` levels down: codex nests them by year, month and day and no deeper,
+    /// so that a loop of symbolic links cannot hold us.
+    fn walked(&self, folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<()> {
         let entries = entries(folder)?;
-        if let Some(path) = self.among(folder, &entries) {
-            return Ok(Some(path));
-        }
+        self.among(folder, &entries, found);
         if depth == 0 {
-            return Ok(None);
+            return Ok(());
         }
-        let mut below: Vec<_> = entries
-            .into_iter()
-            .filter(|(_, kind)| kind.is_dir() || kind.is_symlink())
-            .map(|(name, _)| name)
-            .collect();
-        below.sort_unstable_by(|a, b| b.cmp(a));
-        for name in below {
-            if let Some(path) = self.walked(&folder.join(name), depth - 1)? {
-                return Ok(Some(path));
+        for (name, kind) in entries {
+            if kind.is_dir() || kind.is_symlink() {
+                self.walked(&folder.join(name), depth - 1, found)?;
             }
         }
-        Ok(None)
+        Ok(())
     }
 }
 
@@ -288,7 +327,7 @@ impl WriterLock {
                 _file: file,
             })
         } else {
-            Err(busy(&thread))
+            Err(busy(&thread, &path))
         }
     }
 }
@@ -305,23 +344,32 @@ impl Drop for WriterLock {
     }
 }
 
-/// Does somebody hold codex's lock on `thread`?
+/// Sees that nobody holds codex's lock on `thread`, and that codex's locks can be taken at all.
 ///
 /// A lock file that is not there is not made, and a codex that starts meanwhile does not see that this tried:
 /// it waits for the coordination lock before it looks.
 ///
 /// # Errors
 /// [`Kind::Io`]; [`Kind::Busy`] where codex keeps its coordination lock.
-pub(crate) fn is_locked(home: &Path, thread: &str) -> Result<bool> {
+/// [`Kind::Busy`] too where somebody holds it.
+pub(crate) fn check_unlocked(home: &Path, thread: &str) -> Result<()> {
     let folder = home.join("thread-writer-locks");
     let path = folder.join(format!("{}.lock", thread.to_ascii_lowercase()));
-    if !path.exists() {
-        return Ok(false);
+    let coordination = folder.join(".coordination.lock");
+    if fs::symlink_metadata(&path).is_err() {
+        // One that cannot be opened is the end of every turn, whatever thread it is of.
+        if fs::symlink_metadata(&coordination).is_ok() {
+            open_lock(&coordination)?;
+        }
+        return Ok(());
     }
     let _coordination = coordinate(&folder)?;
     // Closed, and so given back, before the coordination lock is.
     let file = open_lock(&path)?;
-    Ok(!try_lock(&file, &path)?)
+    match try_lock(&file, &path)? {
+        true => Ok(()),
+        false => Err(busy(thread, &path)),
+    }
 }
 
 /// The process that holds this file open for writing, other than ourselves, as far as `/proc` tells: of our
@@ -369,11 +417,14 @@ fn is_written(pid: u32, link: &Path, name: &OsStr, inode: (u64, u64)) -> bool {
     flags.is_some_and(|flags| flags & 0o3 != 0)
 }
 
-/// The error of a thread that somebody else may write to.
-pub(crate) fn busy(thread: &str) -> Error {
+/// The error of a thread that somebody else may write to, who holds the lock at `path`.
+fn busy(thread: &str, path: &Path) -> Error {
     Error::new(
         Kind::Busy,
-        format!("thread {thread} is in use by another codex process"),
+        format!(
+            "thread {thread} is in use by another codex process{}",
+            sys::shown_holder(path)
+        ),
     )
     .hint("try again when its turn is over")
 }
@@ -387,7 +438,11 @@ fn coordinate(folder: &Path) -> Result<File> {
         if Instant::now() >= deadline {
             return Err(Error::new(
                 Kind::Busy,
-                format!("'{}' is held by another process", path.display()),
+                format!(
+                    "'{}' is held by another process{}",
+                    path.display(),
+                    sys::shown_holder(&path)
+                ),
             ));
         }
         std::thread::sleep(COORDINATION_PAUSE);
@@ -396,19 +451,33 @@ fn coordinate(folder: &Path) -> Result<File> {
 }
 
 fn open_lock(path: &Path) -> Result<File> {
-    rustix::fs::open(
+    let opened = rustix::fs::open(
         path,
         OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK,
         Mode::from_raw_mode(0o666),
-    )
-    .map(File::from)
-    .map_err(|error| {
-        Error::os(
-            Kind::Io,
-            format!("cannot open the lock '{}'", path.display()),
-            error.into(),
-        )
-    })
+    );
+    let opened = opened.map(File::from).map_err(io::Error::from);
+    let error = match opened.and_then(|file| Ok((file.metadata()?, file))) {
+        Ok((found, file)) if found.is_file() => return Ok(file),
+        Ok(_) => rustix::io::Errno::INVAL.into(),
+        Err(error) => error,
+    };
+    let word = sys::shell_word(&path.to_string_lossy());
+    let what = format!("cannot open the lock '{}'", path.display());
+    let Ok(found) = fs::symlink_metadata(path) else {
+        return Err(Error::os(Kind::Io, what, error));
+    };
+    if found.is_dir() {
+        let what = format!("{what}: it is a directory");
+        return Err(Error::new(Kind::Io, what).hint(format!("run: rmdir {word}")));
+    }
+    if !found.is_file() {
+        let what = format!("{what}: it is not a regular file");
+        return Err(Error::new(Kind::Io, what).hint(format!("run: rm {word}")));
+    }
+    // codex makes a new one, as its own user.
+    let what = format!("{what} (of uid {})", found.uid());
+    Err(Error::os(Kind::Io, what, error).hint(format!("codex cannot either; run: sudo rm {word}")))
 }
 
 /// Takes the lock if nobody has it.
@@ -526,13 +595,15 @@ mod tests {
                 Some(0),
             ),
             (
-                "the newest of such folders",
+                "a decoy beside it",
                 &[
-                    format!("sessions/2020/01/01/{own}"),
-                    format!("sessions/2021/01/01/{own}"),
+                    format!("sessions/2026/11/21/{own}"),
+                    format!("sessions/2026/11/21/rollout-zzz-{ID}.jsonl"),
+                    format!("sessions/2026/11/21/rollout-2026-11-21T99-99-9x-{ID}.jsonl"),
+                    format!("sessions/2026/11/21/rollout-{own}"),
                 ],
                 ID,
-                Some(1),
+                Some(0),
             ),
             ("flat", &[format!("sessions/{own}")], ID, Some(0)),
             (
@@ -589,18 +660,62 @@ mod tests {
     }
 
     #[test]
+    fn names_all_rollouts_of_a_thread_that_has_several() {
+        let own = format!("rollout-2026-11-21T12-06-56-{ID}.jsonl");
+        let later = format!("rollout-2026-11-21T12-06-57-{ID}.jsonl");
+        for files in [
+            [
+                format!("sessions/2026/11/21/{own}"),
+                format!("sessions/2026/11/21/{later}"),
+            ],
+            [
+                format!("sessions/2026/11/21/{own}"),
+                format!("sessions/2026/11/22/{own}"),
+            ],
+            [
+                format!("sessions/2026/11/21/{own}"),
+                format!("sessions/2026/11/21/{later}.zst"),
+            ],
+            [
+                format!("sessions/2020/01/01/{own}"),
+                format!("sessions/2021/01/01/{own}"),
+            ],
+            [
+                format!("archived_sessions/{own}"),
+                format!("archived_sessions/{later}"),
+            ],
+        ] {
+            let home = tempfile::tempdir().unwrap();
+            for file in &files {
+                let path = home.path().join(file);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, "").unwrap();
+            }
+            let error = find_rollout(home.path(), ID).unwrap_err();
+            let [first, second] = files.map(|file| home.path().join(file).display().to_string());
+            assert_eq!(
+                error.message(),
+                format!(
+                    "thread {ID} has more than one rollout: '{first}', '{second}'; move away those that codex has not written"
+                )
+            );
+        }
+    }
+
+    #[test]
     fn a_packed_rollout_is_told() {
         let home = tempfile::tempdir().unwrap();
         let folder = home.path().join("sessions/2026/11/21");
         fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join(format!("rollout-x-{ID}.jsonl.zst")), "").unwrap();
+        let path = folder.join(format!("rollout-2026-11-21T12-06-56-{ID}.jsonl.zst"));
+        fs::write(&path, "").unwrap();
         let error = find_rollout(home.path(), ID).unwrap_err();
-        assert_eq!(error.kind(), Kind::Io);
+        assert_eq!((error.kind(), error.retryable()), (Kind::Busy, true));
         assert!(
-            error
-                .message()
-                .ends_with("is packed; codex unpacks it when the thread is resumed")
+            error.message().contains("is packed; codex unpacks it"),
+            "{error}"
         );
+        assert_eq!(find_rollout_or_packed(home.path(), ID).unwrap(), Some(path));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::canonical::{Manifest, PROTOCOL};
 use crate::config::{Config, Places};
 use crate::error::{Error, Kind, Result};
 use crate::rollout::mutate::{self, Mode, Mutation, Outcome};
-use crate::sys::{Blocking, Flag};
+use crate::sys::{self, Blocking, Flag};
 use crate::turn::queue::{Place, Queue};
 use crate::turn::session::{self, Stored};
 use crate::turn::{self, Context, Level, Tools};
@@ -588,8 +588,15 @@ fn consume(
     if !place.wait(cancel) {
         return Err(Error::new(Kind::Busy, "the plugin is shutting down"));
     }
-    match session::read(place.workspace())? {
+    let workspace = place.workspace();
+    sys::check_owner("the workspace", workspace)?;
+    match session::read(workspace)? {
         Stored::Thread(thread) => {
+            let (config, places) = (&context.config, &context.places);
+            if let Some(other) = turn::thread::foreign_directory(workspace, &thread, config, places)
+            {
+                return Err(turn::thread::foreign(workspace, &thread, &other));
+            }
             let home = context.places.codex_home(&context.config);
             mutate::consume(&home, &thread, mutations, Mode::Write)
         }

@@ -144,6 +144,9 @@ fn consume_locked(
         let source = Source::open(path, Access::Look)?;
         return Ok(Plan::make(&source, mutations, &mut || ())?.outcome);
     }
+    if let Some((home, _)) = thread {
+        crate::sys::check_owner("the codex home", home)?;
+    }
     let _lock = match thread {
         Some((home, thread)) => Some(WriterLock::take(home, thread)?),
         None => None,

@@ -9,8 +9,9 @@ use super::{Context, Request, Teller, Tokens, usage};
 use crate::canonical::{TurnEvent, Usage};
 use crate::codex::child::{Child, Line, Next};
 use crate::codex::command::{self, Call};
+use crate::codex::failure::{self, Refusal};
+use crate::codex::home;
 use crate::codex::translate::{Said, Step, StepKind, StepState, Translator, Verdict};
-use crate::codex::{failure, home};
 use crate::error::{Error, Kind, Result};
 use crate::mcp::Bridge;
 use crate::sys::Flag;
@@ -46,6 +47,8 @@ pub(super) struct Attempt<'a> {
     pub(super) asked: Option<&'a str>,
     /// The thread that the session file names.
     pub(super) stored: Option<&'a str>,
+    /// The thread that a new one takes over from, whose id is kept.
+    pub(super) replaced: Option<&'a str>,
     /// The lock that keeps other processes out of the workspace, where it could be had.
     pub(super) lock: Option<&'a Path>,
 }
@@ -62,8 +65,8 @@ pub(super) enum Ended {
     Completed,
     Cancelled,
     Failed(Error),
-    /// codex does not know the thread that was asked for, and did nothing.
-    LostThread,
+    /// codex does not go on with the thread that was asked for, and did nothing.
+    Refused(Refusal),
 }
 
 /// Why codex is being ended before it is done.
@@ -126,6 +129,7 @@ impl Attempt<'_> {
         let mut heard = Heard {
             translator: Translator::default(),
             thread: None,
+            worked: false,
             record: Record {
                 next_search: Instant::now(),
                 pause: TICK,
@@ -144,6 +148,7 @@ impl Attempt<'_> {
         let Heard {
             translator,
             thread,
+            worked,
             record,
         } = heard;
         if let Some(errno) = exit.spawn_error {
@@ -175,13 +180,14 @@ impl Attempt<'_> {
                 "the turn's tokens and tool calls cannot be told: {error}"
             ));
         }
-        let lost = self.asked.is_some()
-            && thread.is_none()
-            && translator.verdict().is_none()
-            && cut.is_none()
-            && failure::is_lost_thread(&exit);
+        let refusal = match (self.asked, translator.verdict()) {
+            (Some(_), None) if thread.is_none() => failure::refusal_of_exit(&exit),
+            (Some(_), Some(Verdict::Failed(message))) if !worked => {
+                failure::refusal_of_message(message)
+            }
+            _ => None,
+        };
         let ended = match (translator.verdict(), cut) {
-            _ if lost => Ended::LostThread,
             // What came first counts: a turn that was complete is complete.
             (_, Some(Cut::Cancelled)) => Ended::Cancelled,
             (_, Some(Cut::Limit(error))) => Ended::Failed(error),
@@ -193,6 +199,9 @@ impl Attempt<'_> {
                     ));
                 }
                 Ended::Completed
+            }
+            (_, None) if refusal.is_some() => {
+                Ended::Refused(refusal.expect("the guard has seen it"))
             }
             (Some(Verdict::Failed(message)), None) => Ended::Failed(failure::from_message(message)),
             (None, None) => Ended::Failed(failure::from_exit(&exit, translator.last_error())),
@@ -297,6 +306,7 @@ impl Attempt<'_> {
         };
         let said = heard.translator.line(line);
         teller.start();
+        heard.worked |= matches!(said, Said::Text(_) | Said::Thinking(_) | Said::Step(_));
         match said {
             Said::Thread(id) => self.hear_thread(&id, heard, teller),
             _ if !wanted => {}
@@ -345,6 +355,14 @@ impl Attempt<'_> {
             }
             Some(_) => {}
             None => {
+                if let Some(replaced) = self.replaced
+                    && let Err(error) = session::keep_replaced(self.workspace, replaced)
+                {
+                    teller.warn(&format!(
+                        "cannot keep the id of the thread {replaced}, which {id} replaces: {}",
+                        crate::error::reason(&error)
+                    ));
+                }
                 if self.stored != Some(id.as_str())
                     && let Err(error) = session::save(self.workspace, &id)
                 {
@@ -530,6 +548,8 @@ impl Attempt<'_> {
 struct Heard {
     translator: Translator,
     thread: Option<String>,
+    /// Did the model do anything?
+    worked: bool,
     record: Record,
 }
 

@@ -8,11 +8,13 @@
 //! the turn always ends with an answer.
 
 mod attempt;
+mod exclude;
 pub(crate) mod images;
 pub(crate) mod prompt;
 pub(crate) mod queue;
 pub(crate) mod session;
 mod system;
+pub(crate) mod thread;
 mod tools;
 mod usage;
 mod watch;
@@ -21,19 +23,23 @@ pub(crate) use prompt::{Block, History};
 pub(crate) use tools::Tools;
 
 use crate::canonical::{StopReason, ThreadState, TurnError, TurnEvent, TurnResult, Usage};
+use crate::codex::failure::Refusal;
 use crate::codex::translate::Step;
 use crate::codex::{command, home};
 use crate::config::{Config, LostThread, Places};
 use crate::error::{Error, Kind, Result};
 use crate::mcp::Bridge;
-use crate::sys::{FileLock, Flag};
-use attempt::{Attempt, Ended};
+use crate::sys::{self, FileLock, Flag};
+use attempt::{Attempt, Done, Ended};
 use images::Images;
 use queue::{Locked, Place};
 use session::Stored;
 use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
+
+/// The pause before a thread is tried again that codex could not open.
+const BEFORE_RETRY: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// What a turn is asked to do.
 #[derive(Clone, Debug, Default)]
@@ -188,6 +194,9 @@ fn work(
     if !place.wait(cancel) {
         return cancelled(teller);
     }
+    let codex_home = context.places.codex_home(&context.config);
+    sys::check_owner("the workspace", workspace)?;
+    sys::check_owner("the codex home", &codex_home)?;
     let binary = request.binary.as_deref().unwrap_or(&context.config.binary);
     let program = command::find(binary, &context.config, &context.places)?;
     let lock = match queue::lock(workspace, cancel) {
@@ -199,7 +208,13 @@ fn work(
         Ok(Locked::Cancelled) => return cancelled(teller),
         Err(error) => return failed(&error, teller),
     };
-    let stored = stored_thread(workspace, teller)?;
+    let stored = stored_thread(workspace, context, teller)?;
+    if let Err(error) = exclude::exclude_own_files(workspace) {
+        teller.debug(&format!(
+            "the session file is not excluded from the git repository: {}",
+            crate::error::reason(&error)
+        ));
+    }
     for warning in &request.warnings {
         teller.warn(warning);
     }
@@ -236,6 +251,7 @@ fn work(
         prompt: Cow::Borrowed(&prompt),
         asked: stored.as_deref().filter(|_| !request.fresh),
         stored: stored.as_deref(),
+        replaced: None,
         lock: lock.as_ref().map(FileLock::path),
     };
     let mut state = match attempt.asked {
@@ -252,17 +268,23 @@ fn work(
         );
         attempt.prompt = Cow::Owned(request.history.before(&prompt));
     }
-    let mut done = attempt.run(cancel, teller)?;
-    if let Ended::LostThread = done.ended {
-        let lost = attempt.asked.unwrap_or_default().to_owned();
-        let told = format!("codex no longer knows the thread {lost}");
+    let mut done = run_thread(&mut attempt, cancel, teller)?;
+    if let (Ended::Refused(refusal), Some(lost)) = (&done.ended, attempt.asked) {
+        let told = match refusal {
+            Refusal::Unopened(reason) => {
+                format!("codex cannot go on with the thread {lost}, tried twice: {reason}")
+            }
+            Refusal::Unknown | Refusal::Archived => {
+                format!("codex no longer knows the thread {lost}")
+            }
+        };
         match context.config.lost_thread {
             LostThread::Error => {
-                let error = Error::new(Kind::CodexFailed, told).hint(format!(
+                let error = Error::new(Kind::ThreadLost, told).hint(format!(
                     "remove '{}' to start a new conversation, or set \"lost_thread\" to \"replay\" in the config",
                     workspace.join(session::FILE).display()
                 ));
-                return Ok(teller.fail(&error, Some(lost), state, done.tokens));
+                return Ok(teller.fail(&error, Some(lost.to_owned()), state, done.tokens));
             }
             LostThread::Replay if !request.history.is_empty() => {
                 teller.warn(&format!(
@@ -276,6 +298,7 @@ fn work(
                 ));
             }
         }
+        attempt.replaced = Some(lost);
         attempt.asked = None;
         state = ThreadState::Replaced;
         done = attempt.run(cancel, teller)?;
@@ -287,8 +310,8 @@ fn work(
         Ended::Completed => teller.end(StopReason::EndTurn, thread, state, done.tokens),
         Ended::Cancelled => teller.end(StopReason::Cancelled, thread, state, done.tokens),
         Ended::Failed(error) => teller.fail(&error, thread, state, done.tokens),
-        // A thread that was not asked for cannot be lost.
-        Ended::LostThread => teller.fail(
+        // A thread that was not asked for cannot be refused.
+        Ended::Refused(_) => teller.fail(
             &Error::new(
                 Kind::CodexFailed,
                 "codex says that it lost a thread which was not asked for",
@@ -300,6 +323,44 @@ fn work(
     })
 }
 
+/// Runs codex; brings a thread back that is archived, and tries one again that codex could not open: it may have
+/// been for a reason of the moment. [`Refusal::Unopened`] is then what codex said twice.
+fn run_thread(attempt: &mut Attempt<'_>, cancel: &Flag, teller: &mut Teller<'_>) -> Result<Done> {
+    let mut done = attempt.run(cancel, teller)?;
+    if let (Ended::Refused(Refusal::Archived), Some(thread)) = (&done.ended, attempt.asked) {
+        let (config, places) = (&attempt.context.config, &attempt.context.places);
+        match thread::unarchive(attempt.program, thread, config, places, cancel) {
+            Ok(()) => teller.warn(&format!("thread {thread} was archived; it is unarchived")),
+            Err(_) if cancel.is_raised() => {
+                done.ended = Ended::Cancelled;
+                return Ok(done);
+            }
+            Err(error) => {
+                done.ended = Ended::Failed(error);
+                return Ok(done);
+            }
+        }
+        done = attempt.run(cancel, teller)?;
+    }
+    let Ended::Refused(Refusal::Unopened(first)) = &done.ended else {
+        return Ok(done);
+    };
+    teller.debug(&format!(
+        "codex did not open the thread, it is tried again: {first}"
+    ));
+    sys::wait_for(cancel, BEFORE_RETRY);
+    let mut again = attempt.run(cancel, teller)?;
+    if let Ended::Refused(Refusal::Unopened(second)) = &again.ended
+        && first != second
+    {
+        again.ended = Ended::Failed(Error::new(
+            Kind::CodexFailed,
+            format!("codex could not open the thread: {second}"),
+        ));
+    }
+    Ok(again)
+}
+
 /// The thread of a workspace in which a turn ends before codex was started: it goes on with the next one.
 fn untouched(workspace: &Path) -> (Option<String>, ThreadState) {
     match session::read(workspace) {
@@ -308,27 +369,39 @@ fn untouched(workspace: &Path) -> (Option<String>, ThreadState) {
     }
 }
 
-/// The thread that the session file names; one that is unusable is put aside with a warning.
-fn stored_thread(workspace: &Path, teller: &mut Teller<'_>) -> Result<Option<String>> {
-    match session::read(workspace)? {
-        Stored::Nothing => Ok(None),
-        Stored::Thread(id) => Ok(Some(id)),
-        Stored::Unusable(why) => {
-            let file = workspace.join(session::FILE);
-            let aside = match session::set_aside(workspace) {
-                Ok(()) => format!("it is now '{}'", session::bad_name()),
-                Err(error) => format!(
-                    "it could not be put aside: {}",
-                    crate::error::reason(&error)
+/// The thread that the session file names; a file that is unusable, and one that names the thread of another
+/// directory, is set aside with a warning.
+fn stored_thread(
+    workspace: &Path,
+    context: &Context,
+    teller: &mut Teller<'_>,
+) -> Result<Option<String>> {
+    let why = match session::read(workspace)? {
+        Stored::Nothing => return Ok(None),
+        Stored::Thread(id) => {
+            let (config, places) = (&context.config, &context.places);
+            match thread::foreign_directory(workspace, &id, config, places) {
+                None => return Ok(Some(id)),
+                Some(other) => format!(
+                    "names thread {id}, which belongs to '{}': this workspace is a copy",
+                    other.display()
                 ),
-            };
-            teller.warn(&format!(
-                "the session file '{}' is unusable ({why}); {aside}, and a new thread is started",
-                file.display()
-            ));
-            Ok(None)
+            }
         }
-    }
+        Stored::Unusable(why) => format!("is unusable ({why})"),
+    };
+    let aside = match session::set_aside(workspace) {
+        Ok(name) => format!("it is now '{name}'"),
+        Err(error) => format!(
+            "it could not be set aside: {}",
+            crate::error::reason(&error)
+        ),
+    };
+    teller.warn(&format!(
+        "the session file '{}' {why}; {aside}, and a new thread is started",
+        workspace.join(session::FILE).display()
+    ));
+    Ok(None)
 }
 
 /// Keeps the order of the events.

@@ -1,5 +1,5 @@
 //! One turn a workspace: in this process one after the other, in the order they came; against other processes
-//! by an advisory lock on a file in the workspace.
+//! by an advisory lock on the workspace itself, or on a file in it where directories cannot be locked.
 
 use crate::error::{Error, Kind, Result};
 use crate::sys::{self, FileLock, Flag, TryLock};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The lock file in a workspace. It stays: unlinking it would let two processes hold "the" lock.
+/// The lock file in a workspace whose directory cannot be locked (NFS). It stays: unlinking it would let two processes hold "the" lock.
 const LOCK_FILE: &str = ".plexum-codex-session.lock";
 /// How long another process's turn is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -124,12 +124,26 @@ pub(crate) enum Locked {
 /// # Errors
 /// [`Kind::Busy`] where another process keeps it.
 pub(crate) fn lock(workspace: &Path, cancel: &Flag) -> Result<Locked> {
-    let path = workspace.join(LOCK_FILE);
+    let file = workspace.join(LOCK_FILE);
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match sys::try_lock(&path) {
+        let (path, tried) = match sys::try_lock_directory(workspace) {
+            Ok(tried) => (workspace, Ok(tried)),
+            Err(_) => (file.as_path(), sys::try_lock(&file)),
+        };
+        match tried {
             Ok(TryLock::Held(lock)) => return Ok(Locked::Held(lock)),
             Ok(TryLock::Busy) => {}
+            Err(_)
+                if std::fs::symlink_metadata(path).is_ok_and(|found| !found.is_file())
+                    && path == file =>
+            {
+                return Err(Error::new(
+                    Kind::Io,
+                    format!("the lock '{}' is not a regular file", path.display()),
+                )
+                .hint("remove it; the next turn makes a new one"));
+            }
             // A read-only or full file system is no reason to refuse the turn.
             Err(error) => {
                 return Ok(Locked::Without(format!(
@@ -146,8 +160,9 @@ pub(crate) fn lock(workspace: &Path, cancel: &Flag) -> Result<Locked> {
             return Err(Error::new(
                 Kind::Busy,
                 format!(
-                    "another process runs a turn in the workspace '{}' (it holds {LOCK_FILE})",
-                    workspace.display()
+                    "another process runs a turn in the workspace '{}'{}",
+                    workspace.display(),
+                    sys::shown_holder(path)
                 ),
             )
             .hint("try again when it has ended"));

@@ -7,14 +7,18 @@
 use crate::codex::home::is_thread_id;
 use crate::error::{Error, Kind, Result};
 use rustix::fs::{Mode, OFlags};
-use std::fs::File;
+use std::fs::{File, FileType};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 /// The session file's name in the workspace.
 pub(crate) const FILE: &str = ".plexum-codex-session";
 const TEMPORARY: &str = ".plexum-codex-session.tmp";
 const BAD: &str = ".plexum-codex-session.bad";
+
+/// How many names are tried for what is set aside.
+const MAX_SET_ASIDE: u32 = 9;
 
 /// What the session file says.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,27 +27,16 @@ pub(crate) enum Stored {
     Nothing,
     /// The thread's id, in lower case.
     Thread(String),
-    /// Something that is no thread id; why is for a message.
+    /// Something that is not a thread id, or not a regular file; why is for a message.
     Unusable(String),
 }
 
-/// Reads the session file of `workspace`.
+/// Reads the session file of `workspace`. What is not a regular file is neither followed nor waited for.
 ///
 /// # Errors
-/// [`Kind::Io`] where it is a symlink, a folder, a FIFO or the like (it is not followed, and nothing waits on
-/// it), or cannot be read.
+/// [`Kind::Io`] where it cannot be read.
 pub(crate) fn read(workspace: &Path) -> Result<Stored> {
     let path = workspace.join(FILE);
-    let refused = |what: &str| {
-        Error::new(
-            Kind::Io,
-            format!(
-                "the session file '{}' is {what}, not a regular file",
-                path.display()
-            ),
-        )
-        .hint("move it away to start a new conversation")
-    };
     let failed = |error: io::Error| {
         Error::os(
             Kind::Io,
@@ -51,24 +44,30 @@ pub(crate) fn read(workspace: &Path) -> Result<Stored> {
             error,
         )
     };
+    // Looked at before it is opened: opening a device can have effects of its own.
+    let found = match std::fs::symlink_metadata(&path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Stored::Nothing),
+        Err(error) => return Err(failed(error)),
+    };
+    if let Some(kind) = irregular(found.file_type()) {
+        return Ok(Stored::Unusable(kind.to_owned()));
+    }
     let flags =
         OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = match rustix::fs::open(&path, flags, Mode::empty()) {
         Ok(file) => File::from(file),
         Err(rustix::io::Errno::NOENT) => return Ok(Stored::Nothing),
-        Err(rustix::io::Errno::LOOP) => return Err(refused("a symbolic link")),
-        Err(rustix::io::Errno::NXIO) => return Err(refused("a socket or a device")),
+        Err(rustix::io::Errno::LOOP) => {
+            return Ok(Stored::Unusable("it is a symbolic link".to_owned()));
+        }
         Err(error) => return Err(failed(error.into())),
     };
-    let metadata = file.metadata().map_err(failed)?;
-    if metadata.is_dir() {
-        return Err(refused("a folder"));
-    }
-    if !metadata.is_file() {
-        return Err(refused("a pipe or a device"));
+    if let Some(kind) = irregular(file.metadata().map_err(failed)?.file_type()) {
+        return Ok(Stored::Unusable(kind.to_owned()));
     }
     let mut bytes = Vec::new();
-    // An id has 36 bytes; more than a little around it is no session file.
+    // An id has 36 bytes; more than a little around it is not a session file.
     file.take(257).read_to_end(&mut bytes).map_err(failed)?;
     let text = bytes.trim_ascii();
     if text.is_empty() && bytes.len() < 257 {
@@ -89,6 +88,23 @@ pub(crate) fn read(workspace: &Path) -> Result<Stored> {
     }
 }
 
+/// What something is that is not a regular file.
+fn irregular(kind: FileType) -> Option<&'static str> {
+    if kind.is_file() {
+        None
+    } else if kind.is_symlink() {
+        Some("it is a symbolic link")
+    } else if kind.is_dir() {
+        Some("it is a directory")
+    } else if kind.is_fifo() {
+        Some("it is a FIFO")
+    } else if kind.is_socket() {
+        Some("it is a socket")
+    } else {
+        Some("it is a device")
+    }
+}
+
 /// The error of who asked for the thread of a session file that is [`Stored::Unusable`].
 pub(crate) fn unusable(workspace: &Path, why: &str) -> Error {
     let path = workspace.join(FILE);
@@ -98,24 +114,50 @@ pub(crate) fn unusable(workspace: &Path, why: &str) -> Error {
     )
 }
 
-/// Puts an unusable session file aside as `.plexum-codex-session.bad`.
+/// Sets a session file aside as `.plexum-codex-session.bad`, whatever kind of file it is, and returns the name
+/// that it has now: a number follows where a directory has that name.
 ///
 /// # Errors
 /// The operating system's; the file then stays where it is, and the next turn finds it again.
-pub(crate) fn set_aside(workspace: &Path) -> io::Result<()> {
-    std::fs::rename(workspace.join(FILE), workspace.join(BAD))
+pub(crate) fn set_aside(workspace: &Path) -> io::Result<String> {
+    let mut name = BAD.to_owned();
+    for number in 1..=MAX_SET_ASIDE {
+        match std::fs::rename(workspace.join(FILE), workspace.join(&name)) {
+            Err(error)
+                if number < MAX_SET_ASIDE
+                    && matches!(
+                        error.kind(),
+                        io::ErrorKind::IsADirectory
+                            | io::ErrorKind::NotADirectory
+                            | io::ErrorKind::DirectoryNotEmpty
+                            | io::ErrorKind::AlreadyExists
+                    ) =>
+            {
+                name = format!("{BAD}.{number}");
+            }
+            renamed => return renamed.map(|()| name),
+        }
+    }
+    unreachable!("the last round returns")
 }
 
-/// The name that [`set_aside`] gives.
-pub(crate) fn bad_name() -> &'static str {
-    BAD
+/// Keeps the id of a thread that another one is about to replace, as `.plexum-codex-session.bad`.
+///
+/// # Errors
+/// The operating system's.
+pub(crate) fn keep_replaced(workspace: &Path, thread: &str) -> io::Result<()> {
+    write(workspace, BAD, thread)
 }
 
-/// Stores the thread's id: written beside the file with mode 0600, synced, renamed, the folder synced.
+/// Stores the thread's id: written beside the file with mode 0600, synced, renamed, the directory synced.
 ///
 /// # Errors
 /// The operating system's; the old file is then as it was.
 pub(crate) fn save(workspace: &Path, thread: &str) -> io::Result<()> {
+    write(workspace, FILE, thread)
+}
+
+fn write(workspace: &Path, name: &str, thread: &str) -> io::Result<()> {
     debug_assert!(is_thread_id(thread), "checked by whoever heard it");
     let temporary = workspace.join(TEMPORARY);
     let saved = (|| {
@@ -134,7 +176,7 @@ pub(crate) fn save(workspace: &Path, thread: &str) -> io::Result<()> {
         file.write_all(thread.as_bytes())?;
         file.sync_all()?;
         drop(file);
-        std::fs::rename(&temporary, workspace.join(FILE))
+        std::fs::rename(&temporary, workspace.join(name))
     })();
     if saved.is_err() {
         // Best effort: the next save replaces what is left.
@@ -183,31 +225,28 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_refused() {
+    fn sets_aside_what_is_not_a_regular_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(FILE);
-        let refused = |what: &str| {
-            let error = read(folder.path()).unwrap_err();
-            assert!(error.message().contains(what), "{error}");
+        let check = |what: &str, name: &str| {
+            let expected = Stored::Unusable(format!("it is a {what}"));
+            assert_eq!(read(folder.path()).unwrap(), expected);
+            assert_eq!(set_aside(folder.path()).unwrap(), name, "{what}");
+            assert_eq!(read(folder.path()).unwrap(), Stored::Nothing);
         };
         std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
-        refused("is a symbolic link");
-        std::fs::remove_file(&path).unwrap();
+        check("symbolic link", BAD);
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, fifo, Mode::RWXU, 0).unwrap();
+        check("FIFO", BAD);
+        let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        check("socket", BAD);
+        drop(socket);
         std::fs::create_dir(&path).unwrap();
-        refused("is a folder");
-        std::fs::remove_dir(&path).unwrap();
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &path,
-            rustix::fs::FileType::Fifo,
-            Mode::RWXU,
-            0,
-        )
-        .unwrap();
-        refused("is a pipe");
-        std::fs::remove_file(&path).unwrap();
-        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        refused("is a socket");
+        std::fs::write(path.join("x"), "").unwrap();
+        check("directory", ".plexum-codex-session.bad.1");
+        std::fs::create_dir(&path).unwrap();
+        check("directory", ".plexum-codex-session.bad.2");
     }
 
     #[test]

@@ -644,6 +644,9 @@ fn a_save_is_the_old_id_or_the_new_one() {
     };
     let lab = Lab::fake(Value::Null);
     let fresh = ["turn", "--workspace", "workspace", "--fresh", "hi"];
+    // So that each of the runs to come finds as many directories of codex's, and opens as many.
+    let first = Cli::new(&lab, fresh).folder(lab.root()).run();
+    assert_eq!(first.status, 0, "{first:?}");
     // The system calls of a save: the name, and which of its calls with that name it is.
     let (output, new) = save_over(&lab, || traced(&lab, &strace, &["-y", "-s", "300"], &fresh));
     assert!(output.status.success() && new != OLD, "{output:?}");

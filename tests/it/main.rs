@@ -30,6 +30,7 @@ mod shells;
 mod soak;
 mod support;
 mod terminal;
+mod thread;
 mod turn_fake;
 mod turn_real;
 mod turn_terminal;

@@ -688,8 +688,12 @@ fn a_thread_in_use_is_left_alone() {
     let lock = File::create(&path).unwrap();
     rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
     let before = thread.metadata();
-    let told =
-        "thread <uuid 1> is in use by another codex process; try again when its turn is over";
+    let name = fs::read_to_string("/proc/self/comm").unwrap();
+    let told = format!(
+        "thread <uuid 1> is in use by another codex process (process {}, {}); try again when its turn is over",
+        std::process::id(),
+        name.trim_end()
+    );
     let rollout = thread.rollout.to_string_lossy().into_owned();
     for args in [
         ["-w", ".", "a"],

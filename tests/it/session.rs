@@ -46,15 +46,11 @@ fn absent_and_empty_are_a_new_thread() {
             "{content:?}"
         );
         assert_eq!(lab.stored_thread().unwrap(), thread);
-        let mut files: Vec<_> = fs::read_dir(lab.workspace())
+        let files: Vec<_> = fs::read_dir(lab.workspace())
             .unwrap()
             .map(|entry| entry.unwrap().file_name())
             .collect();
-        files.sort();
-        assert_eq!(
-            files,
-            [".plexum-codex-session", ".plexum-codex-session.lock"]
-        );
+        assert_eq!(files, [".plexum-codex-session"]);
     }
 }
 
@@ -115,9 +111,9 @@ fn what_is_no_uuid_is_set_aside() {
     }
 }
 
-// fault: 27
+// fault: 27, 116
 #[test]
-fn what_is_no_file_is_refused() {
+fn sets_aside_what_is_not_a_regular_file() {
     for kind in ["symlink", "dangling", "folder", "fifo"] {
         let lab = Lab::fake(Value::Null);
         let path = lab.session_file();
@@ -131,24 +127,23 @@ fn what_is_no_file_is_refused() {
                 assert!(made.success());
             }
         }
-        let mut daemon = Daemon::start(&lab);
-        let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
-        let turn = daemon.finish(id);
-        let message = match turn.answer["error"]["message"].as_str() {
-            Some(message) => message,
-            None => turn.of("error").next().expect("an error")["error"]["message"]
-                .as_str()
-                .unwrap(),
-        };
-        assert!(
-            message.contains(".plexum-codex-session"),
-            "{kind}: {message}"
+        let before = fs::symlink_metadata(&path).unwrap().file_type();
+        assert_eq!(
+            state(&lab, ".plexum-codex-session"),
+            ("new".to_owned(), true),
+            "{kind}"
         );
-        assert_eq!(lab.fake_runs().len(), 0, "{kind}");
-        // Nothing was followed, replaced or removed.
-        assert!(fs::symlink_metadata(&path).is_ok(), "{kind}");
+        let aside = lab.workspace().join(".plexum-codex-session.bad");
+        assert_eq!(
+            fs::symlink_metadata(aside).unwrap().file_type(),
+            before,
+            "{kind}"
+        );
+        // Nothing was followed.
         assert_eq!(fs::read_to_string(lab.path("elsewhere")).unwrap(), KNOWN);
         assert!(!lab.path("nowhere").exists());
+        assert!(!lab.fake_runs()[0]["argv"].to_string().contains("resume"));
+        assert_eq!(state(&lab, ""), ("resumed".to_owned(), false), "{kind}");
     }
 }
 

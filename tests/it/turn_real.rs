@@ -447,7 +447,7 @@ real_codex! {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         files.sort();
-        assert_eq!(files, [".plexum-codex-session", ".plexum-codex-session.lock", "near.png"]);
+        assert_eq!(files, [".plexum-codex-session", "near.png"]);
     }
 }
 

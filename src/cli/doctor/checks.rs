@@ -9,14 +9,16 @@ use crate::codex::ask::{Answer, ask};
 use crate::codex::command::{self, Call, OLDEST};
 use crate::codex::home;
 use crate::config::{Config, LostThread, McpRegistration, Places};
-use crate::error::{Error, reason};
-use crate::sys::{Flag, shell_word};
+use crate::error::{Kind, reason};
+use crate::sys::{Flag, check_owner, shell_word};
 use crate::turn::session::{self, Stored};
+use crate::turn::thread::foreign_directory;
 use rustix::fs::{Access, access};
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -111,11 +113,11 @@ impl Doctor<'_> {
     fn codex_home(&mut self) -> bool {
         let home = self.places.codex_home(&self.config);
         let is_named = self.places.named_codex_home(&self.config).is_some();
-        let looked = match ownership::of_another_user("the codex home", &home) {
-            Some(message) if home.is_dir() => Err(message),
-            _ => look_at_home(self.places, &home, is_named),
-        };
-        match looked {
+        if let Err(error) = check_owner("the codex home", &home) {
+            self.report.fail("codex home", error.message());
+            return false;
+        }
+        match look_at_home(self.places, &home, is_named) {
             Ok(message) => {
                 self.report.ok("codex home", message);
                 true
@@ -577,11 +579,11 @@ impl Doctor<'_> {
 
     fn workspace(&mut self, workspace: &Path) {
         let workspace = std::path::absolute(workspace).unwrap_or_else(|_| workspace.to_owned());
-        let looked = match ownership::of_another_user("the workspace", &workspace) {
-            Some(message) if workspace.is_dir() => Err(message),
-            _ => look_at_workspace(self.places, &workspace),
-        };
-        match looked {
+        if let Err(error) = check_owner("the workspace", &workspace) {
+            self.report.fail("workspace", error.message());
+            return;
+        }
+        match look_at_workspace(self.places, &workspace) {
             Ok(message) => self.report.ok("workspace", message),
             Err(message) => {
                 self.report.fail("workspace", message);
@@ -593,6 +595,18 @@ impl Doctor<'_> {
                 .report
                 .ok("session", "no thread yet: the next turn starts one"),
             Ok(Stored::Thread(thread)) => {
+                let other = foreign_directory(&workspace, &thread, &self.config, self.places);
+                if let Some(other) = other {
+                    self.report.warn(
+                        "session",
+                        format!(
+                            "{} names thread {thread}, which belongs to {}: the next turn sets it aside and starts a new thread",
+                            workspace.join(session::FILE).display(),
+                            other.display()
+                        ),
+                    );
+                    return;
+                }
                 self.report.ok("session", format!("thread {thread}"));
                 self.thread(&thread);
             }
@@ -630,7 +644,7 @@ impl Doctor<'_> {
     /// The rollout of the workspace's thread, and who may write to it.
     fn thread(&mut self, thread: &str) {
         let home = self.places.codex_home(&self.config);
-        let rollout = match home::find_rollout(&home, thread) {
+        let rollout = match home::find_rollout_or_packed(&home, thread) {
             Ok(Some(rollout)) => rollout,
             Ok(None) => {
                 self.lost_thread(&format!(
@@ -644,7 +658,11 @@ impl Doctor<'_> {
                 return;
             }
         };
-        let metadata = match fs::File::open(&rollout).and_then(|file| file.metadata()) {
+        let opened = fs::symlink_metadata(&rollout).and_then(|found| match found.is_file() {
+            true => fs::File::open(&rollout)?.metadata(),
+            false => Err(io::Error::other("it is not a regular file")),
+        });
+        let metadata = match opened {
             Ok(metadata) => metadata,
             Err(error) => {
                 self.report.fail(
@@ -668,15 +686,42 @@ impl Doctor<'_> {
             self.lost_thread(&what);
             return;
         }
-        self.report.ok(
-            "rollout",
-            format!("{} ({} bytes)", rollout.display(), metadata.len()),
-        );
-        match home::is_locked(&home, thread) {
-            Ok(true) => self
-                .report
-                .warn("thread lock", Error::message(&home::busy(thread))),
-            Ok(false) => {
+        if home::is_archived(&rollout) {
+            let codex = self.config.binary.clone();
+            let codex = self.codex_by_hand(Path::new(&codex));
+            self.report.warn(
+                "rollout",
+                format!(
+                    "{} is archived, the next turn unarchives it; run: {codex} unarchive {thread}",
+                    rollout.display()
+                ),
+            );
+        } else if let Some(other) = indexed_elsewhere(&home, &rollout, thread) {
+            let gone = if other.exists() {
+                ""
+            } else {
+                ", which is gone"
+            };
+            self.lost_thread(&format!(
+                "{} is not where codex's index has it, {}{gone}: the codex home was moved or copied, and a new codex may not find the thread",
+                rollout.display(),
+                other.display()
+            ));
+            return;
+        } else if let Some(why) = unopened(&rollout) {
+            self.lost_thread(&format!("codex cannot open {}: {why}", rollout.display()));
+            return;
+        } else {
+            self.report.ok(
+                "rollout",
+                format!("{} ({} bytes)", rollout.display(), metadata.len()),
+            );
+        }
+        match home::check_unlocked(&home, thread) {
+            Err(error) if error.kind() == Kind::Busy => {
+                self.report.warn("thread lock", error.message());
+            }
+            Ok(()) => {
                 match home::open_writer(&rollout, (metadata.dev(), metadata.ino())) {
                     // Before 0.147 an open file is the only trace.
                     Some(pid) => self.report.warn(
@@ -773,6 +818,72 @@ impl Doctor<'_> {
             shell_word(&file.to_string_lossy())
         )
     }
+}
+
+/// Where codex's index has the rollout of `thread`, if that is another path than `rollout`.
+///
+/// The index is an SQLite database. In a row of it the path follows the thread's id, so that neither SQLite nor its
+/// lock is needed; a page that is out of use can have an old path, which is why the right one anywhere is enough.
+fn indexed_elsewhere(home: &Path, rollout: &Path, thread: &str) -> Option<PathBuf> {
+    const MOST: u64 = 64 << 20;
+    let start = format!("{thread}/");
+    let end = format!("{thread}.jsonl");
+    let mut found = None;
+    for entry in fs::read_dir(home).ok()?.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let is_index = name.starts_with("state_")
+            && (name.ends_with(".sqlite") || name.ends_with(".sqlite-wal"));
+        if !is_index || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
+        let mut bytes = Vec::new();
+        let file = fs::File::open(entry.path()).ok()?;
+        file.take(MOST).read_to_end(&mut bytes).ok()?;
+        for at in memchr::memmem::find_iter(&bytes, start.as_bytes()) {
+            let path = &bytes[at + thread.len()..];
+            let path = &path[..path.len().min(4096)];
+            let Some(length) = memchr::memmem::find(path, end.as_bytes()) else {
+                continue;
+            };
+            let path = Path::new(std::ffi::OsStr::from_bytes(&path[..length + end.len()]));
+            if same_file(path, rollout) {
+                return None;
+            }
+            found = Some(path.to_owned());
+        }
+    }
+    found
+}
+
+/// Are these two names of one file?
+fn same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).ok().map(|it| (it.dev(), it.ino()));
+    one == other || (identity(one).is_some() && identity(one) == identity(other))
+}
+
+/// Why codex cannot open a rollout whose last record has no number where the records before have one: something
+/// old has appended to it.
+fn unopened(rollout: &Path) -> Option<&'static str> {
+    const TAIL: u64 = 4 << 20;
+    if rollout.extension().is_some_and(|end| end == "zst") {
+        return None;
+    }
+    let mut file = fs::File::open(rollout).ok()?;
+    let mut head = [0; 4096];
+    let length = file.read(&mut head).ok()?;
+    let first = head[..length].split(|byte| *byte == b'\n').next()?;
+    // Only the first record's own keys stand before its payload.
+    let own = memchr::memmem::find(first, b"\"payload\"").unwrap_or(first.len());
+    memchr::memmem::find(&first[..own], b"\"ordinal\":")?;
+    let start = file.metadata().ok()?.len().saturating_sub(TAIL);
+    file.seek(io::SeekFrom::Start(start)).ok()?;
+    let mut tail = Vec::new();
+    file.take(TAIL).read_to_end(&mut tail).ok()?;
+    let last = tail.trim_ascii_end().rsplit(|byte| *byte == b'\n').next()?;
+    let record: std::collections::HashMap<String, serde::de::IgnoredAny> =
+        serde_json::from_slice(last).ok()?;
+    (!record.contains_key("ordinal")).then_some("its last record has no ordinal")
 }
 
 /// What is good about codex's folder, or what is wrong with it.

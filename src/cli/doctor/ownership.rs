@@ -4,7 +4,7 @@
 //! own home or profile. A directory of the system is never to be opened up; another directory is to be chosen.
 
 use crate::config::Places;
-use crate::sys::shell_word;
+use crate::sys::{self, shell_word};
 use rustix::fs::{Access, access};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -96,32 +96,6 @@ pub(super) fn open_up(places: &Places, path: &Path, instead: &str) -> String {
     format!("run: chmod u+rwX {word}")
 }
 
-/// What is wrong where this is another user's: files that we make in it are not theirs, and theirs not ours.
-pub(super) fn of_another_user(what: &str, path: &Path) -> Option<String> {
-    let owner = fs::metadata(path).ok()?.uid();
-    let me = user();
-    if owner == me {
-        return None;
-    }
-    let shown = path.display();
-    // Nobody becomes root to run an agent: a directory of root's is the wrong one.
-    if owner == 0 {
-        return Some(format!(
-            "{what} {shown} is root's, and this runs as {}; choose a directory of your own",
-            name(me)
-        ));
-    }
-    let word = match account(owner) {
-        Some(name) => shell_word(&name),
-        None => format!("'#{owner}'"),
-    };
-    Some(format!(
-        "{what} {shown} is of user {}, and this runs as {}; run everything as its owner: sudo -u {word} plexum-openai doctor",
-        name(owner),
-        name(me)
-    ))
-}
-
 /// A check of who can change the config, and with it what program is run; and who can read what is secret in it.
 pub(super) enum ConfigModes {
     Fine,
@@ -145,7 +119,7 @@ pub(super) fn config_modes(places: &Places, has_env: bool) -> ConfigModes {
         if owner != user() && owner != 0 {
             return ConfigModes::Writable(format!(
                 "{shown} is of user {}, who can name the program that a turn runs; set PLEXUM_PROFILE_ROOT to a directory of your own",
-                name(owner)
+                sys::user_name(owner)
             ));
         }
         let mode = found.mode() & 0o7777;
@@ -183,22 +157,6 @@ pub(super) fn config_modes(places: &Places, has_env: bool) -> ConfigModes {
 /// Who this process runs as.
 fn user() -> u32 {
     rustix::process::geteuid().as_raw()
-}
-
-/// A user for people: the name, else the number.
-fn name(uid: u32) -> String {
-    account(uid).unwrap_or_else(|| format!("number {uid}"))
-}
-
-/// The name of a user, as far as /etc/passwd has it.
-fn account(uid: u32) -> Option<String> {
-    let users = fs::read_to_string("/etc/passwd").ok()?;
-    let number = uid.to_string();
-    users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == number).then(|| name.to_owned())
-    })
 }
 
 #[cfg(test)]

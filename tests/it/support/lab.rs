@@ -67,6 +67,8 @@ impl Lab {
             ("PLEXUM_PROFILE_ROOT", lab.path("profile")),
             ("FAKE_CODEX_LOG", log),
             ("LOOPBACK_KEY", "any".into()),
+            // The repository that these tests are part of is none of a workspace here.
+            ("GIT_CEILING_DIRECTORIES", lab.root().to_owned()),
             ("LANG", "C.UTF-8".into()),
             ("TZ", "UTC".into()),
             ("PATH", "/usr/local/bin:/usr/bin:/bin".into()),

@@ -1,0 +1,187 @@
+//! Keeps the plugin's files out of the workspace's git repository: an agent's `git add -A` would commit the session
+//! file, and a clone would then carry on the agent's thread.
+//!
+//! They are listed in the repository's own `info/exclude`, which is nobody's to commit. The repository is found as
+//! git finds it; nothing is created outside one, and no symbolic link is followed to write.
+
+use super::session;
+use rustix::fs::{Mode, OFlags, mkdirat, open, openat};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Longer lists are left alone.
+const MAX_EXCLUDE_BYTES: u64 = 1 << 20;
+/// A `.git` file and a `commondir` hold a path.
+const MAX_POINTER_BYTES: u64 = 8 << 10;
+
+/// Lists the plugin's files in the repository that `workspace` lies in, if it lies in one and they are not listed.
+///
+/// # Errors
+/// The operating system's, and what is odd about the repository; nothing depends on it.
+pub(super) fn exclude_own_files(workspace: &Path) -> io::Result<()> {
+    let ceilings = std::env::var_os("GIT_CEILING_DIRECTORIES").unwrap_or_default();
+    let ceilings: Vec<PathBuf> = std::env::split_paths(&ceilings).collect();
+    let Some(repository) = find_repository(workspace, &ceilings)? else {
+        return Ok(());
+    };
+    let found = std::fs::symlink_metadata(&repository)?;
+    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+        let what = format!(
+            "'{}' is not a directory of this user's",
+            repository.display()
+        );
+        return Err(io::Error::other(what));
+    }
+    let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let repository = open(&repository, directory, Mode::empty())?;
+    let info = match openat(&repository, "info", directory, Mode::empty()) {
+        Err(Errno::NOENT) => {
+            mkdirat(&repository, "info", Mode::from_raw_mode(0o777))?;
+            openat(&repository, "info", directory, Mode::empty())?
+        }
+        opened => opened?,
+    };
+    let flags = OFlags::RDWR
+        | OFlags::CREATE
+        | OFlags::APPEND
+        | OFlags::CLOEXEC
+        | OFlags::NOFOLLOW
+        | OFlags::NONBLOCK;
+    let mut file = File::from(openat(&info, "exclude", flags, Mode::from_raw_mode(0o666))?);
+    let found = file.metadata()?;
+    if !found.is_file() || found.len() > MAX_EXCLUDE_BYTES {
+        return Err(io::Error::other("info/exclude is not a short regular file"));
+    }
+    let mut listed = Vec::new();
+    (&mut file)
+        .take(MAX_EXCLUDE_BYTES)
+        .read_to_end(&mut listed)?;
+    let pattern = format!("{}*", session::FILE);
+    if listed
+        .split(|byte| *byte == b'\n')
+        .any(|line| line.trim_ascii_end() == pattern.as_bytes())
+    {
+        return Ok(());
+    }
+    // A last line without an end would take the new one for its own.
+    let gap = match listed.last() {
+        None | Some(b'\n') => "",
+        Some(_) => "\n",
+    };
+    // One write at the end of the file: two turns at once can list it twice, but lose nothing.
+    file.write_all(format!("{gap}{pattern}\n").as_bytes())
+}
+
+/// The directory that has the repository's `info`, as git finds it from `workspace` upwards, below the `ceilings`.
+fn find_repository(workspace: &Path, ceilings: &[PathBuf]) -> io::Result<Option<PathBuf>> {
+    for directory in workspace.ancestors() {
+        if directory != workspace && ceilings.iter().any(|ceiling| ceiling == directory) {
+            break;
+        }
+        let entry = directory.join(".git");
+        let Ok(found) = std::fs::symlink_metadata(&entry) else {
+            continue;
+        };
+        let repository = if found.is_dir() {
+            entry
+        } else if found.is_file() {
+            // A worktree or a submodule.
+            let text = pointer(&entry)?;
+            let Some(path) = text.strip_prefix("gitdir:") else {
+                continue;
+            };
+            directory.join(path.trim())
+        } else {
+            continue;
+        };
+        if !repository.join("HEAD").exists() {
+            continue;
+        }
+        // A worktree has its own HEAD, and shares the rest.
+        return match pointer(&repository.join("commondir")) {
+            Ok(common) => repository.join(common.trim()).canonicalize().map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                repository.canonicalize().map(Some)
+            }
+            Err(error) => Err(error),
+        };
+    }
+    Ok(None)
+}
+
+fn pointer(path: &Path) -> io::Result<String> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::from(open(path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(Errno::INVAL.into());
+    }
+    let mut text = String::new();
+    file.take(MAX_POINTER_BYTES).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const LINE: &str = ".plexum-codex-session*\n";
+
+    #[test]
+    fn appends_what_is_missing_and_keeps_the_rest() {
+        let root = tempfile::tempdir().unwrap();
+        let workspace = root.path().join("a/b");
+        fs::create_dir_all(&workspace).unwrap();
+        let git = root.path().join(".git");
+        let exclude = git.join("info/exclude");
+        exclude_own_files(&workspace).unwrap();
+        assert!(!git.exists());
+        fs::create_dir(&git).unwrap();
+        exclude_own_files(&workspace).unwrap();
+        assert!(
+            !exclude.exists(),
+            "a directory without HEAD is not a repository"
+        );
+        fs::write(git.join("HEAD"), "ref: refs/heads/main\n").unwrap();
+        let ceiling = [root.path().to_owned()];
+        assert_eq!(find_repository(&workspace, &ceiling).unwrap(), None);
+        for (before, after) in [
+            (None, LINE.to_owned()),
+            (Some("# x\n*.o"), format!("# x\n*.o\n{LINE}")),
+            (Some(".plexum-codex-session*"), LINE.trim_end().to_owned()),
+            (Some(""), LINE.to_owned()),
+        ] {
+            if let Some(before) = before {
+                fs::write(&exclude, before).unwrap();
+            }
+            exclude_own_files(&workspace).unwrap();
+            assert_eq!(fs::read_to_string(&exclude).unwrap(), after);
+        }
+        let elsewhere = root.path().join("elsewhere");
+        fs::write(&elsewhere, "precious").unwrap();
+        fs::remove_file(&exclude).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &exclude).unwrap();
+        assert!(exclude_own_files(&workspace).is_err());
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "precious");
+    }
+
+    #[test]
+    fn finds_the_repository_of_a_worktree() {
+        let root = tempfile::tempdir().unwrap();
+        let git = root.path().join("main/.git");
+        let tree = git.join("worktrees/tree");
+        let workspace = root.path().join("tree");
+        fs::create_dir_all(&tree).unwrap();
+        fs::create_dir(&workspace).unwrap();
+        fs::write(git.join("HEAD"), "").unwrap();
+        fs::write(tree.join("HEAD"), "").unwrap();
+        fs::write(tree.join("commondir"), "../..\n").unwrap();
+        let pointer = format!("gitdir: {}\n", tree.display());
+        fs::write(workspace.join(".git"), pointer).unwrap();
+        exclude_own_files(&workspace).unwrap();
+        assert_eq!(fs::read_to_string(git.join("info/exclude")).unwrap(), LINE);
+    }
+}

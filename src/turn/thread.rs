@@ -1,0 +1,258 @@
+//! Whose thread the session file of a workspace names, and what brings back one that codex refuses.
+//!
+//! A workspace can be copied, session file and all (`cp -r`, `git clone` of what an agent committed), and an agent
+//! can write another agent's id into its session file. Either way a resume would carry the conversation of one
+//! agent to another, so the directories that the rollout names are compared with the workspace: by device and
+//! inode, since a workspace can be renamed, mounted elsewhere or reached through a link.
+
+use crate::codex::ask::ask;
+use crate::codex::command::{self, Call};
+use crate::codex::home;
+use crate::config::{Config, Places};
+use crate::error::{Error, Kind, Result};
+use crate::sys::Flag;
+use memchr::memmem;
+use rustix::fs::{Mode, OFlags};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// How long `codex unarchive` may take; it takes 0.6 s.
+const UNARCHIVE_LIMIT: Duration = Duration::from_secs(30);
+/// How much of the beginning of a rollout is read: the directory stands before codex's instructions.
+const HEAD_BYTES: u64 = 64 << 10;
+/// How far back from its end the last turn is looked for.
+const TAIL_BYTES: u64 = 16 << 20;
+/// In such pieces, which overlap by a line's beginning.
+const TAIL_PIECE: u64 = 256 << 10;
+const OVERLAP: u64 = 4 << 10;
+
+/// The other existing directory that `thread` belongs to, if it is not `workspace`'s: where it began, unless the
+/// last turn was here or where the config has codex work; or where the last turn was, if that directory still
+/// holds the same id. A directory that is gone was moved.
+///
+/// What cannot be read is nobody else's: codex will say what it makes of it.
+pub(crate) fn foreign_directory(
+    workspace: &Path,
+    thread: &str,
+    config: &Config,
+    places: &Places,
+) -> Option<PathBuf> {
+    let rollout = home::find_rollout(&places.codex_home(config), thread).ok()??;
+    let file = open(&rollout).ok()?;
+    let own = [
+        identity(workspace),
+        working_directory(config).and_then(|directory| identity(&workspace.join(directory))),
+    ];
+    let is_own = |directory: &Path| {
+        let found = identity(directory);
+        found.is_some() && own.contains(&found)
+    };
+    let began = began_in(&file)?;
+    if is_own(&began) {
+        return None;
+    }
+    let last = last_turn_in(&file);
+    match last {
+        Some(last) if is_own(&last) => None,
+        Some(last) if last != began && identity(&last).is_some() && holds(&last, thread) => {
+            Some(last)
+        }
+        // The workspace that it was moved to has had a turn since, and was moved again.
+        Some(last) if last != began && identity(&last).is_none() => None,
+        _ => identity(&began).is_some().then_some(began),
+    }
+}
+
+/// The error of who wants to change the thread of another directory.
+pub(crate) fn foreign(workspace: &Path, thread: &str, directory: &Path) -> Error {
+    Error::new(
+        Kind::Io,
+        format!(
+            "the session file of '{}' names thread {thread}, which belongs to '{}'",
+            workspace.display(),
+            directory.display()
+        ),
+    )
+    .hint("the next turn sets it aside and starts a thread of its own")
+}
+
+/// Has codex bring an archived thread back.
+///
+/// # Errors
+/// [`Kind::CodexFailed`] with what codex says.
+pub(super) fn unarchive(
+    program: &Path,
+    thread: &str,
+    config: &Config,
+    places: &Places,
+    cancel: &Flag,
+) -> Result<()> {
+    let call = Call {
+        thread: None,
+        model: "",
+        system: None,
+        system_in_thread: false,
+        images: &[],
+        prompt: "",
+        tool_args: &[],
+        workspace: Path::new("/"),
+    };
+    let built = command::build(program, config, places, &call);
+    let mut command = Command::new(program);
+    command.args(["unarchive", "--", thread]);
+    for name in built.env_removed {
+        command.env_remove(name);
+    }
+    command.envs(built.env);
+    let answer = ask(command, UNARCHIVE_LIMIT, cancel)?;
+    if answer.success {
+        return Ok(());
+    }
+    let said = answer.stderr.trim().lines().last().unwrap_or_default();
+    Err(Error::new(
+        Kind::CodexFailed,
+        format!("thread {thread} is archived, and `codex unarchive` says: {said}"),
+    ))
+}
+
+/// The directory that the config has codex work in, whatever the workspace is.
+fn working_directory(config: &Config) -> Option<PathBuf> {
+    let mut found = None;
+    let mut arguments = config.extra_args.iter();
+    while let Some(argument) = arguments.next() {
+        let value = match argument.as_str() {
+            "-C" | "--cd" => arguments.next().map(String::as_str),
+            other => other
+                .strip_prefix("--cd=")
+                .or_else(|| other.strip_prefix("-C")),
+        };
+        found = value.map(PathBuf::from).or(found);
+    }
+    found
+}
+
+fn identity(directory: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::metadata(directory).ok()?;
+    found.is_dir().then(|| (found.dev(), found.ino()))
+}
+
+/// Does the session file of this directory name `thread`?
+fn holds(directory: &Path, thread: &str) -> bool {
+    super::session::read(directory)
+        .is_ok_and(|stored| stored == super::session::Stored::Thread(thread.to_ascii_lowercase()))
+}
+
+fn open(rollout: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    // The times of a rollout stay as they are; who does not own it cannot ask for that.
+    let opened = rustix::fs::open(rollout, flags | OFlags::NOATIME, Mode::empty())
+        .or_else(|_| rustix::fs::open(rollout, flags, Mode::empty()));
+    let file = File::from(opened?);
+    if !file.metadata()?.is_file() {
+        return Err(rustix::io::Errno::INVAL.into());
+    }
+    Ok(file)
+}
+
+/// The directory in which the thread began.
+fn began_in(file: &File) -> Option<PathBuf> {
+    let mut head = Vec::new();
+    file.take(HEAD_BYTES).read_to_end(&mut head).ok()?;
+    let line = head.split(|byte| *byte == b'\n').next()?;
+    memmem::find(line, b"\"session_meta\"")?;
+    cwd(line)
+}
+
+/// The directory of the last turn.
+fn last_turn_in(file: &File) -> Option<PathBuf> {
+    let length = file.metadata().ok()?.len();
+    let mut piece = Vec::new();
+    let mut end = length;
+    while end > 0 && length - end < TAIL_BYTES {
+        let start = end.saturating_sub(TAIL_PIECE);
+        let most = TAIL_PIECE.min(end - start) + OVERLAP.min(length - end);
+        piece.resize(usize::try_from(most).ok()?, 0);
+        file.read_exact_at(&mut piece, start).ok()?;
+        let mut before = piece.len();
+        // Quotes within a text of the conversation are escaped, so this is a record's own type.
+        while let Some(at) = memmem::rfind(&piece[..before], b"\"type\":\"turn_context\"") {
+            let line = piece[at..].split(|byte| *byte == b'\n').next()?;
+            if let Some(found) = cwd(line) {
+                return Some(found);
+            }
+            before = at;
+        }
+        end = start;
+    }
+    None
+}
+
+/// The first `cwd` of this part of a record. Quotes within its texts are escaped: what is found is a key.
+fn cwd(record: &[u8]) -> Option<PathBuf> {
+    const KEY: &[u8] = b"\"cwd\":";
+    let value = &record[memmem::find(record, KEY)? + KEY.len()..];
+    let mut values = serde_json::Deserializer::from_slice(value).into_iter::<String>();
+    values.next()?.ok().map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_directories_of_a_rollout() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("rollout");
+        let meta = |padding: usize| {
+            format!(
+                r#"{{"type":"session_meta","payload":{{"id":"x","cwd":"/a \"b\"","text":"{}"}}}}"#,
+                "x".repeat(padding)
+            )
+        };
+        let turn = |cwd: &str| {
+            format!(r#"{{"type":"turn_context","payload":{{"turn_id":"1","cwd":"{cwd}"}}}}"#)
+        };
+        let said = |length: usize| {
+            format!(
+                r#"{{"type":"response_item","text":"{} {{\"type\":\"turn_context\",\"cwd\":\"/no\"}}"}}"#,
+                "y".repeat(length)
+            )
+        };
+        for (lines, expected) in [
+            (vec![meta(0)], None),
+            (vec![meta(1 << 20), turn("/b"), turn("/c")], Some("/c")),
+            (vec![meta(0), turn("/b"), said(1 << 20)], Some("/b")),
+            (
+                vec![meta(0), turn("/b"), said((256 << 10) - 150)],
+                Some("/b"),
+            ),
+            (vec![meta(0), turn("/b"), said(20 << 20)], None),
+        ] {
+            std::fs::write(&path, lines.join("\n")).unwrap();
+            let file = open(&path).unwrap();
+            assert_eq!(began_in(&file), Some(PathBuf::from("/a \"b\"")));
+            assert_eq!(last_turn_in(&file), expected.map(PathBuf::from));
+        }
+    }
+
+    #[test]
+    fn knows_where_extra_args_have_codex_work() {
+        for (arguments, expected) in [
+            (&["-m", "x"][..], None),
+            (&["-C", "/a"], Some("/a")),
+            (&["-C/a"], Some("/a")),
+            (&["--cd", "/a", "--cd=/b"], Some("/b")),
+            (&["-C"], None),
+        ] {
+            let config = Config {
+                extra_args: arguments.iter().map(|&it| it.to_owned()).collect(),
+                ..Config::default()
+            };
+            assert_eq!(working_directory(&config), expected.map(PathBuf::from));
+        }
+    }
+}
