@@ -17,7 +17,9 @@ mod watch;
 
 pub(crate) use tools::Tools;
 
-use crate::canonical::{StopReason, ThreadState, TurnError, TurnEvent, TurnResult, Usage};
+use crate::canonical::{
+    StopReason, ThreadState, TurnError, TurnEvent, TurnResult, TurnUsage, Usage,
+};
 use crate::codex::command::LONGEST_PROMPT;
 use crate::codex::translate::Step;
 use crate::codex::{command, home};
@@ -170,8 +172,9 @@ pub(crate) fn run(
 /// Tokens of a turn and of its thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Tokens {
-    turn: Usage,
-    thread: Usage,
+    turn: TurnUsage,
+    /// `None` where it is not known.
+    thread: Option<Usage>,
 }
 
 fn work(
@@ -396,6 +399,8 @@ struct Teller<'a> {
     failed: bool,
     /// Messages of the assistant so far.
     texts: usize,
+    /// Events of tool calls so far, told or not wanted.
+    calls: usize,
 }
 
 impl<'a> Teller<'a> {
@@ -405,6 +410,7 @@ impl<'a> Teller<'a> {
             started: false,
             failed: false,
             texts: 0,
+            calls: 0,
         }
     }
 
@@ -482,8 +488,8 @@ impl<'a> Teller<'a> {
                 StopReason::Error => "it failed",
                 StopReason::Cancelled => "it was cancelled",
             },
-            tokens.turn.input_tokens,
-            tokens.turn.output_tokens,
+            tokens.turn.total.input_tokens,
+            tokens.turn.total.output_tokens,
         ));
         self.event(&TurnEvent::MessageEnd {
             stop_reason,
