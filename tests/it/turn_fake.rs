@@ -965,7 +965,10 @@ fn reported_end_of_call_ends_its_exemption_from_idle_timeout() {
             .into_iter()
             .chain(over("item_0"))
             .chain([json!({"sleep_ms": 100_000})]);
-        check_failure(begun(steps), "idle_timeout", &[]);
+        let lab = Lab::fake(Value::Null);
+        let config = json!({"idle_timeout_secs": 2, "tool_events": false});
+        let (turn, _) = run(&lab, begun(steps), config);
+        assert_eq!(turn.error_code(), Some("idle_timeout"), "{turn:?}");
     }
 }
 
@@ -1019,6 +1022,7 @@ fn unknown_thread_usage_is_null() {
     let (turn, _) = run(&lab, silent, json!({}));
     assert_eq!(turn.result()["thread_usage"], Value::Null, "{turn:?}");
     assert_eq!(turn.result()["usage"]["input_tokens"], 0);
+    let lab = Lab::fake(Value::Null);
     let (turn, _) = run(&lab, begun([message("x"), completed()]), json!({}));
     assert_eq!(
         turn.result()["thread_usage"]["input_tokens"],
