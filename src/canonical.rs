@@ -87,6 +87,36 @@ impl Usage {
     }
 }
 
+/// What a turn has used, its sub-agents with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct TurnUsage {
+    /// All of it.
+    #[serde(flatten)]
+    pub(crate) total: Usage,
+    /// What of that the sub-agents used, where there were some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) subagents: Option<Usage>,
+}
+
+impl TurnUsage {
+    /// The same, and what a sub-agent used.
+    pub(crate) fn with_subagent(self, used: Usage) -> TurnUsage {
+        TurnUsage {
+            total: self.total.plus(used),
+            subagents: Some(self.subagents.unwrap_or_default().plus(used)),
+        }
+    }
+}
+
+impl From<Usage> for TurnUsage {
+    fn from(total: Usage) -> TurnUsage {
+        TurnUsage {
+            total,
+            subagents: None,
+        }
+    }
+}
+
 /// How a turn ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -132,7 +162,7 @@ pub(crate) enum TurnEvent<'a> {
     /// The last event of every turn.
     MessageEnd {
         stop_reason: StopReason,
-        usage: Usage,
+        usage: TurnUsage,
     },
 }
 
@@ -143,7 +173,7 @@ pub(crate) struct TurnResult {
     pub(crate) thread_id: Option<String>,
     pub(crate) thread_state: ThreadState,
     /// Of this turn alone.
-    pub(crate) usage: Usage,
-    /// Of the thread so far.
-    pub(crate) thread_usage: Usage,
+    pub(crate) usage: TurnUsage,
+    /// Of the thread so far; `None` where that is not known. A sub-agent is a thread of its own.
+    pub(crate) thread_usage: Option<Usage>,
 }

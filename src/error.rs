@@ -141,7 +141,7 @@ impl Error {
         Error {
             kind,
             message: format!("{message}: {}", reason(&source)),
-            retryable: kind.retryable(),
+            retryable: kind.retryable() || is_exhausted(&source),
             source: Some(Box::new(source)),
         }
     }
@@ -183,6 +183,15 @@ impl std::error::Error for Error {
             .as_ref()
             .map(|source| source.as_ref() as &(dyn std::error::Error + 'static))
     }
+}
+
+/// Is the machine, or this process, out of descriptors or memory? That passes when others end.
+pub(crate) fn is_exhausted(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN)
+    )
 }
 
 /// The operating system's own words for an error, without the `(os error N)` that std adds.

@@ -391,6 +391,11 @@ pub(crate) fn signal_name(number: i32) -> String {
     name.to_owned()
 }
 
+/// Is `/proc` there? Without it no process can be found that another one has started.
+pub(crate) fn has_proc() -> bool {
+    Path::new("/proc/self/stat").exists()
+}
+
 /// Every living descendant of `root`, `root` not among them, as `/proc` shows them at this moment.
 ///
 /// With `root` a child subreaper this is everything that it ever started, sessions of their own included, but

@@ -71,8 +71,10 @@ pub(crate) fn run(
             let mut rows = Rows {
                 summary: &mut summary,
                 calls: Calls::default(),
+                given_up: 0,
             };
             let result = relay::run(input, size, &mut rows);
+            given_up(rows.given_up, &name, stderr);
             if !parsed.has("all") {
                 summary.forget_unanswered();
             }
@@ -81,16 +83,20 @@ pub(crate) fn run(
             let mut events = Events {
                 out: &mut out,
                 calls: Calls::default(),
+                all: parsed.has("all"),
+                given_up: 0,
             };
-            relay::run(input, size, &mut events).and_then(|end| {
+            let result = relay::run(input, size, &mut events).and_then(|end| {
                 if parsed.has("all") {
                     let mut unanswered = events.calls.unanswered().into_iter();
                     unanswered
-                        .try_for_each(|(_, event)| out.write_all(&event))
+                        .try_for_each(|(_, event)| events.out.write_all(&event))
                         .map_err(Failure::Sink)?;
                 }
                 Ok(end)
-            })
+            });
+            given_up(events.given_up, &name, stderr);
+            result
         };
         let end = match result {
             Ok(end) => end,
@@ -192,6 +198,18 @@ fn complain(stderr: &mut dyn Write, message: fmt::Arguments<'_>) {
     );
 }
 
+/// Says how many calls were too many to wait for their outputs.
+fn given_up(count: u64, name: &str, stderr: &mut dyn Write) {
+    if count > 0 {
+        complain(
+            stderr,
+            format_args!(
+                "{name}: {count} calls had no output yet when too many were open; an output that came later is not told"
+            ),
+        );
+    }
+}
+
 /// Says which lines were skipped that should not have been there.
 fn skipped(end: &relay::End, name: &str, stderr: &mut dyn Write) {
     for (Skipped { count, first }, what) in
@@ -221,6 +239,10 @@ struct Events<'a, W> {
     out: &'a mut W,
     /// With the event of each open call.
     calls: Calls<Vec<u8>>,
+    /// Are calls without an output told, too?
+    all: bool,
+    /// How many calls without an output were too many to be kept.
+    given_up: u64,
 }
 
 /// A record, and the event if it is a call.
@@ -234,7 +256,7 @@ impl<W: Write> Sink for Events<'_, W> {
         if let Record::Call(call) = &record {
             event.reserve(call.input.len() + 200);
             // A `Vec` takes everything.
-            let _ = write_use(&mut event, call, None);
+            let _ = write_use(&mut event, call, None, None);
             event.push(b'\n');
         }
         Part(record, event)
@@ -244,7 +266,15 @@ impl<W: Write> Sink for Events<'_, W> {
         let (out, calls) = (&mut *self.out, &mut self.calls);
         match record {
             Record::Turn { id, .. } => calls.turn(&id),
-            Record::Call(call) => calls.begin(&call, event),
+            Record::Call(call) => {
+                let size = event.len();
+                for (_, event) in calls.begin(&call, event, size) {
+                    self.given_up += 1;
+                    if self.all {
+                        out.write_all(&event)?;
+                    }
+                }
+            }
             Record::Ended { id, failed } => calls.ended(&id, failed),
             Record::Output(output) => {
                 if let Some(answered) = calls.answer(&output) {
@@ -254,7 +284,7 @@ impl<W: Write> Sink for Events<'_, W> {
                 }
             }
             Record::Nested(nested) => {
-                write_use(out, &nested.call, calls.parent(&nested))?;
+                write_use(out, &nested.call, calls.parent(&nested), None)?;
                 out.write_all(b"\n")?;
                 write_result(out, &nested.call.id, &nested.content, nested.failed)?;
                 out.write_all(b"\n")?;
@@ -274,6 +304,7 @@ struct Rows<'a> {
     summary: &'a mut Summary,
     /// With the place of each open call in the summary.
     calls: Calls<usize>,
+    given_up: u64,
 }
 
 impl Sink for Rows<'_> {
@@ -288,7 +319,8 @@ impl Sink for Rows<'_> {
             Record::Turn { id, .. } => self.calls.turn(&id),
             Record::Call(call) => {
                 let place = self.summary.begin(&call);
-                self.calls.begin(&call, place);
+                let given_up = self.calls.begin(&call, place, 0);
+                self.given_up += given_up.len() as u64;
             }
             Record::Ended { id, failed } => self.calls.ended(&id, failed),
             Record::Output(output) => {

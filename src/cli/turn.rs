@@ -6,7 +6,7 @@
 use super::flags::{Parsed, at_home, usage};
 use super::progress::{Board, Progress};
 use super::{color, columns};
-use crate::canonical::{StopReason, ThreadState, TurnEvent, TurnResult, Usage};
+use crate::canonical::{StopReason, ThreadState, TurnEvent, TurnResult, TurnUsage, Usage};
 use crate::codex::translate::Step;
 use crate::config::Places;
 use crate::error::{Error, Kind, Result, reason};
@@ -179,8 +179,8 @@ struct LastLine<'a> {
     stop_reason: StopReason,
     thread_id: Option<&'a str>,
     thread_state: ThreadState,
-    usage: Usage,
-    thread_usage: Usage,
+    usage: TurnUsage,
+    thread_usage: Option<Usage>,
 }
 
 /// What a warning of codex's own begins with.
@@ -312,7 +312,7 @@ impl Printer {
         }
         self.flush();
         if !self.closed {
-            let usage = result.usage;
+            let usage = result.usage.total;
             let (word, good) = match result.stop_reason {
                 StopReason::EndTurn if !self.failed => ("done", true),
                 StopReason::EndTurn | StopReason::Error => ("failed", false),

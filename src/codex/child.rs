@@ -88,6 +88,8 @@ pub(crate) struct Child {
     lines: Lines,
     tail: Vec<u8>,
     spawn_error: Option<i32>,
+    /// Has codex printed anything? Then it was started, whatever it prints.
+    has_printed: bool,
     /// Did the guard's end show already?
     exited: bool,
     /// When patience with the present state ends, and what follows.
@@ -183,6 +185,7 @@ impl Child {
             lines: Lines::default(),
             tail: Vec::new(),
             spawn_error: None,
+            has_printed: false,
             exited: false,
             patience: None,
             raised: false,
@@ -282,7 +285,8 @@ impl Child {
         Exit {
             status,
             stderr: readable_tail(&self.tail),
-            spawn_error: self.spawn_error,
+            // The guard's own status for it. A codex that has printed the guard's line and nothing else is none.
+            spawn_error: self.spawn_error.filter(|_| status.code() == Some(127)),
         }
     }
 
@@ -394,8 +398,12 @@ impl Child {
         }
     }
 
-    /// The guard's own line is the first there is, and codex prints none like it.
+    /// The guard's own line is the first there is, and the only one. What codex's tools make it print is neither.
     fn notice_spawn_error(&mut self) {
+        if std::mem::replace(&mut self.has_printed, true) {
+            self.spawn_error = None;
+            return;
+        }
         if let Some(rest) = self
             .lines
             .unread()
@@ -501,6 +509,11 @@ fn again(error: &io::Error) -> bool {
 fn spawn_failed(invocation: &Invocation, error: io::Error) -> Error {
     use rustix::io::Errno;
     match Errno::from_io_error(&error) {
+        Some(Errno::NOENT | Errno::ACCESS) if !sys::has_proc() => Error::new(
+            Kind::CodexFailed,
+            "cannot start codex: '/proc' is not mounted, and without it nobody can see and end what codex starts",
+        )
+        .hint("mount it: mount -t proc proc /proc"),
         // The program is this very process's: what is missing or closed is the folder.
         Some(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::LOOP) => Error::os(
             Kind::Params,

@@ -122,6 +122,39 @@ pub(crate) fn is_archived(rollout: &Path) -> bool {
     folder == Some(OsStr::new("archived_sessions"))
 }
 
+/// When codex made this id, in milliseconds since 1970: it is a UUID of version 7, or `None`.
+pub(crate) fn time_of_id(id: &str) -> Option<u64> {
+    if !is_thread_id(id) || id.as_bytes().get(14) != Some(&b'7') {
+        return None;
+    }
+    u64::from_str_radix(&format!("{}{}", &id[..8], &id[9..13]), 16).ok()
+}
+
+/// The rollouts of threads that codex made since this time, in milliseconds since 1970, and their threads; of the
+/// days around the one of `thread`. A folder that cannot be listed has none.
+pub(crate) fn rollouts_since(home: &Path, thread: &str, since: u64) -> Vec<(String, PathBuf)> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let today = now.map_or(0, |now| now.as_secs() / 86_400);
+    let today = i64::try_from(today).unwrap_or_default();
+    let mut days: Vec<_> = days_of(thread).collect();
+    days.extend([today - 1, today, today + 1].map(civil));
+    days.sort_unstable();
+    days.dedup();
+    let mut found = Vec::new();
+    for (year, month, day) in days {
+        let folder = home.join(format!("sessions/{year:04}/{month:02}/{day:02}"));
+        for (name, _) in entries(&folder).unwrap_or_default() {
+            let path = folder.join(name);
+            if let Some(thread) = thread_of(&path)
+                && time_of_id(&thread).is_some_and(|made| made >= since)
+            {
+                found.push((thread, path));
+            }
+        }
+    }
+    found
+}
+
 /// The thread whose rollout a file of this name is: the UUID at the end of `rollout-…-<id>.jsonl`, in lower
 /// case.
 pub(crate) fn thread_of(path: &Path) -> Option<String> {
@@ -374,11 +407,29 @@ pub(crate) fn check_unlocked(home: &Path, thread: &str) -> Result<()> {
 
 /// The process that holds this file open for writing, other than ourselves, as far as `/proc` tells: of our
 /// own user, in our own pid namespace. `None` where there is none or none can be seen.
-pub(crate) fn open_writer(path: &Path, inode: (u64, u64)) -> Option<u32> {
-    let name = path.file_name()?;
+///
+/// # Errors
+/// [`Kind::Io`] where `/proc` is not there: then nobody can be seen at all.
+pub(crate) fn open_writer(path: &Path, inode: (u64, u64)) -> Result<Option<u32>> {
+    if !crate::sys::has_proc() {
+        let path = path.display();
+        let message =
+            format!("cannot see who has '{path}' open for writing: '/proc' is not mounted");
+        return Err(Error::new(Kind::Io, message).hint("mount it: mount -t proc proc /proc"));
+    }
+    let Some(name) = path.file_name() else {
+        return Ok(None);
+    };
     let ourselves = std::process::id();
-    let processes = fs::read_dir("/proc").ok()?;
-    processes
+    let processes = fs::read_dir("/proc").map_err(|error| {
+        let path = path.display();
+        Error::os(
+            Kind::Io,
+            format!("cannot see who has '{path}' open for writing: '/proc'"),
+            error,
+        )
+    })?;
+    let found = processes
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter(|pid| *pid != ourselves)
@@ -389,7 +440,8 @@ pub(crate) fn open_writer(path: &Path, inode: (u64, u64)) -> Option<u32> {
                     .flatten()
                     .any(|file| is_written(*pid, &file.path(), name, inode))
             })
-        })
+        });
+    Ok(found)
 }
 
 /// Is this open file of a process the one that is meant, and open for writing?
@@ -799,12 +851,16 @@ mod tests {
         };
         for (write, seen) in [(true, true), (false, false)] {
             let mut child = opened(write);
-            let found = open_writer(&path, inode);
+            let found = open_writer(&path, inode).unwrap();
             child.kill().unwrap();
             child.wait().unwrap();
             assert_eq!(found, seen.then(|| child.id()), "open for writing: {write}");
         }
         let _own = fs::OpenOptions::new().write(true).open(&path).unwrap();
-        assert_eq!(open_writer(&path, inode), None, "ourselves do not count");
+        assert_eq!(
+            open_writer(&path, inode).unwrap(),
+            None,
+            "ourselves do not count"
+        );
     }
 }

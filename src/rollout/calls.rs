@@ -14,10 +14,19 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
 
+/// How many calls without an output are kept, and how many bytes of them. codex runs a handful at once, and gives
+/// each an output before its turn ends: what is over this is damage.
+const MAX_OPEN: usize = 16_384;
+const MAX_OPEN_BYTES: usize = 64 << 20;
+/// How many scripts of code mode, and calls that wait for one, are kept of a turn.
+const MAX_SCRIPTS: usize = 4_096;
+
 /// The calls of one rollout.
 #[derive(Debug)]
 pub(crate) struct Calls<T> {
     open: HashMap<String, Queue<T>>,
+    open_count: usize,
+    open_bytes: usize,
     count: u64,
     scripts: Scripts,
 }
@@ -36,6 +45,8 @@ struct Open<T> {
     /// Is it over, and did it fail? Known of MCP calls before their outputs come.
     ended: bool,
     failed: bool,
+    /// What it costs to keep, in bytes.
+    bytes: usize,
     kept: T,
 }
 
@@ -51,6 +62,8 @@ impl<T> Default for Calls<T> {
     fn default() -> Calls<T> {
         Calls {
             open: HashMap::new(),
+            open_count: 0,
+            open_bytes: 0,
             count: 0,
             scripts: Scripts::default(),
         }
@@ -63,10 +76,23 @@ impl<T> Calls<T> {
         self.scripts.turn(id);
     }
 
-    /// A call was recorded.
-    pub(crate) fn begin(&mut self, call: &Call<'_>, kept: T) {
+    /// A call was recorded; `size` is what is kept of it, in bytes.
+    ///
+    /// Where too many are open the older half is given up and comes back: whoever feeds this has to say so. An
+    /// output that comes later belongs to no call then.
+    #[must_use]
+    pub(crate) fn begin(&mut self, call: &Call<'_>, kept: T, size: usize) -> Vec<(String, T)> {
         self.scripts.begin(call);
+        let bytes = size + call.id.len();
+        let given_up = if self.open_count >= MAX_OPEN || self.open_bytes + bytes > MAX_OPEN_BYTES {
+            self.give_up_older_half()
+        } else {
+            Vec::new()
+        };
+        self.open_count += 1;
+        self.open_bytes += bytes;
         let open = Open {
+            bytes,
             place: self.count,
             ended: false,
             failed: false,
@@ -82,6 +108,26 @@ impl<T> Calls<T> {
             }
             Entry::Occupied(mut queue) => queue.get_mut().more.push_back(open),
         }
+        given_up
+    }
+
+    fn give_up_older_half(&mut self) -> Vec<(String, T)> {
+        let mut all = self.drain();
+        let newer = all.split_off(all.len().div_ceil(2));
+        for (id, open) in newer {
+            self.open_count += 1;
+            self.open_bytes += open.bytes;
+            match self.open.entry(id) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(Queue {
+                        first: open,
+                        more: VecDeque::new(),
+                    });
+                }
+                Entry::Occupied(mut queue) => queue.get_mut().more.push_back(open),
+            }
+        }
+        all.into_iter().map(|(id, open)| (id, open.kept)).collect()
     }
 
     /// An MCP call is over; its output is still to come.
@@ -104,6 +150,8 @@ impl<T> Calls<T> {
             Some(next) => std::mem::replace(&mut queue.first, next),
             None => self.open.remove(output.id.as_ref())?.first,
         };
+        self.open_count -= 1;
+        self.open_bytes -= open.bytes;
         Some(Answered {
             is_error: open.failed || output.failed,
             kept: open.kept,
@@ -120,8 +168,26 @@ impl<T> Calls<T> {
         !self.open.is_empty()
     }
 
+    /// Is a call open that was recorded after `count` others?
+    pub(crate) fn any_open_since(&self, count: u64) -> bool {
+        let mut queues = self.open.values();
+        // The last of a queue is the newest of its id.
+        queues.any(|queue| queue.more.back().unwrap_or(&queue.first).place >= count)
+    }
+
+    /// How many calls were recorded.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
     /// The calls that never got an output, in the order in which they came: their ids and what was kept.
     pub(crate) fn unanswered(&mut self) -> Vec<(String, T)> {
+        let open = self.drain();
+        open.into_iter().map(|(id, open)| (id, open.kept)).collect()
+    }
+
+    fn drain(&mut self) -> Vec<(String, Open<T>)> {
+        (self.open_count, self.open_bytes) = (0, 0);
         let mut open: Vec<(String, Open<T>)> = self
             .open
             .drain()
@@ -132,7 +198,7 @@ impl<T> Calls<T> {
             })
             .collect();
         open.sort_by_key(|(_, open)| open.place);
-        open.into_iter().map(|(id, open)| (id, open.kept)).collect()
+        open
     }
 }
 
@@ -183,12 +249,18 @@ impl Scripts {
             return;
         }
         match (call.name.as_ref(), &call.input) {
-            ("exec", Input::Json(_)) => self.open.push_back(Script {
-                id: call.id.clone().into_owned(),
-                turn: self.turn.clone(),
-                from: call.at,
-                to: None,
-            }),
+            ("exec", Input::Json(_)) => {
+                // codex runs one at a time, and answers it: of so many the older ones are damage.
+                if self.open.len() == MAX_SCRIPTS {
+                    self.open.pop_front();
+                }
+                self.open.push_back(Script {
+                    id: call.id.clone().into_owned(),
+                    turn: self.turn.clone(),
+                    from: call.at,
+                    to: None,
+                });
+            }
             ("wait", Input::Encoded(arguments)) => {
                 let arguments =
                     serde_json::from_str::<serde_json::Value>(&json::decode(*arguments));
@@ -196,6 +268,9 @@ impl Scripts {
                     .ok()
                     .and_then(|value| Some(value.get("cell_id")?.as_str()?.to_owned()))
                 {
+                    if self.waits.len() == MAX_SCRIPTS {
+                        self.waits.remove(0);
+                    }
                     self.waits.push((call.id.clone().into_owned(), cell));
                 }
             }
@@ -216,6 +291,9 @@ impl Scripts {
                 Some(cell) => {
                     // Each codex counts its cells anew: an older one of this name is gone.
                     self.cells.retain(|(name, _)| name != cell);
+                    if self.cells.len() == MAX_SCRIPTS {
+                        self.cells.remove(0);
+                    }
                     self.cells.push((cell.clone(), script));
                 }
                 None => self.last = Some(script),
@@ -272,11 +350,12 @@ impl Scripts {
     }
 }
 
-/// Writes the `tool_use` event of a call.
+/// Writes the `tool_use` event of a call, which the thread `agent` of a sub-agent made, where there is one.
 pub(crate) fn write_use(
     out: &mut impl Write,
     call: &Call<'_>,
     parent: Option<&str>,
+    agent: Option<&str>,
 ) -> io::Result<()> {
     out.write_all(br#"{"type":"tool_use","id":"#)?;
     write_string(out, &call.id)?;
@@ -291,6 +370,10 @@ pub(crate) fn write_use(
     if let Some(parent) = parent {
         out.write_all(br#","parent_id":"#)?;
         write_string(out, parent)?;
+    }
+    if let Some(agent) = agent {
+        out.write_all(br#","agent":"#)?;
+        write_string(out, agent)?;
     }
     out.write_all(b"}")
 }
@@ -410,7 +493,7 @@ mod tests {
         for line in &lines {
             match record::parse(line).unwrap() {
                 Record::Turn { id, .. } => calls.turn(&id),
-                Record::Call(call) => calls.begin(&call, ()),
+                Record::Call(call) => drop(calls.begin(&call, (), 0)),
                 Record::Output(output) => drop(calls.answer(&output)),
                 Record::Nested(nested) => {
                     let id = nested.call.id.trim_start_matches("exec-").to_owned();
@@ -424,6 +507,41 @@ mod tests {
             .map(|(id, parent)| (id.as_str(), parent.as_deref()))
             .collect();
         assert_eq!(found, expected, "{what}");
+    }
+
+    // fault: 113
+    #[test]
+    fn calls_without_output_are_capped() {
+        let mut calls = Calls::default();
+        let mut given_up = Vec::new();
+        let total = 3 * MAX_OPEN;
+        for number in 0..total {
+            let line = line(0, &exec(&format!("call_{number}")));
+            let Ok(Record::Call(call)) = record::parse(&line) else {
+                panic!("{line}")
+            };
+            given_up.extend(calls.begin(&call, number, 0));
+            assert!(calls.open_count <= MAX_OPEN && calls.scripts.open.len() <= MAX_SCRIPTS);
+        }
+        let kept = calls.unanswered();
+        // Each is either kept or given back, in order.
+        let all: Vec<_> = given_up.iter().chain(&kept).map(|(_, at)| *at).collect();
+        assert_eq!(all, (0..total).collect::<Vec<_>>());
+        // Bytes count as well, and the newest still has its output.
+        let mut calls = Calls::default();
+        for id in ["a", "b", "c"] {
+            let line = line(0, &exec(id));
+            let Ok(Record::Call(call)) = record::parse(&line) else {
+                panic!("{line}")
+            };
+            let given_up = calls.begin(&call, (), MAX_OPEN_BYTES / 2);
+            assert_eq!(given_up.len(), usize::from(id != "a"), "{id}");
+        }
+        let last = line(0, &output("c", ""));
+        let Ok(Record::Output(output)) = record::parse(&last) else {
+            panic!("{last}")
+        };
+        assert!(calls.answer(&output).is_some() && !calls.any_open());
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub(crate) enum Kind {
     Usage,
     /// `event_msg`: a turn begins.
     Turn,
+    /// `event_msg`: a turn is over.
+    TurnEnd,
     /// The conversation so far was replaced by a shorter one, which this line holds.
     Compacted,
     /// Nothing of the above.
@@ -80,6 +82,7 @@ impl Kind {
             (b"event_msg", b"patch_apply_end") if id.starts_with(NESTED.as_bytes()) => Kind::Item,
             (b"event_msg", b"token_count") | (b"token_usage_record", _) => Kind::Usage,
             (b"event_msg", b"task_started") => Kind::Turn,
+            (b"event_msg", b"task_complete" | b"turn_aborted") => Kind::TurnEnd,
             (b"compacted", _) => Kind::Compacted,
             _ => Kind::Other,
         }
@@ -671,6 +674,10 @@ mod tests {
             (
                 line("event_msg", r#""type":"task_started","turn_id":"x"}}"#),
                 Kind::Turn,
+            ),
+            (
+                line("event_msg", r#""type":"task_complete","turn_id":"x"}}"#),
+                Kind::TurnEnd,
             ),
             (
                 line("event_msg", r#""type":"mcp_tool_call_end","#),

@@ -236,7 +236,8 @@ fn outer_calls(input: impl Read) -> io::Result<HashMap<String, String>> {
     let mut calls = Calls::default();
     let mut note = |line: &lines::Line<'_>| match record::parse(line.bytes) {
         Ok(Record::Turn { id, .. }) => calls.turn(&id),
-        Ok(Record::Call(call)) => calls.begin(&call, ()),
+        // One that is given up is of no interest: only where the scripts stand is asked for here.
+        Ok(Record::Call(call)) => drop(calls.begin(&call, (), 0)),
         Ok(Record::Output(output)) => drop(calls.answer(&output)),
         Ok(Record::Nested(nested)) => {
             if let Some(parent) = calls.parent(&nested) {

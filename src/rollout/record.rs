@@ -28,6 +28,11 @@ pub(crate) enum Record<'a> {
         id: Cow<'a, str>,
         at: Option<u64>,
     },
+    /// A turn is over.
+    TurnEnd {
+        id: Option<Cow<'a, str>>,
+        end: TurnEnd,
+    },
     /// Where codex's count of the thread's tokens stands.
     Total {
         used: Usage,
@@ -41,6 +46,15 @@ pub(crate) enum Record<'a> {
         thread: Usage,
     },
     Other,
+}
+
+/// How a turn ended, as codex recorded it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TurnEnd {
+    /// With the last message of the assistant, where there was one: a failed turn has none.
+    Completed(Option<String>),
+    /// With codex's word for the reason: `interrupted`, `replaced`, …
+    Aborted(String),
 }
 
 /// A tool call.
@@ -150,13 +164,47 @@ impl<'a, const N: usize> Members<'a, N> {
     }
 }
 
+/// Whose thread a rollout is, by its first line.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// The thread of the agent that started it, where it is a sub-agent's.
+    pub(crate) parent: Option<String>,
+    /// The thread that the whole tree of agents began with; from 0.148 on, and of a thread of its own itself.
+    pub(crate) session: Option<String>,
+}
+
+/// Reads the first line of a rollout; `None` where it is not codex's `session_meta`.
+pub(crate) fn origin(line: &[u8]) -> Option<Origin> {
+    let record = Members::of(Some(line), &["type", "payload"]);
+    if record.text("type")? != "session_meta" {
+        return None;
+    }
+    let meta = Members::of(
+        record.raw("payload"),
+        &["session_id", "parent_thread_id", "source"],
+    );
+    let source = Members::of(meta.raw("source"), &["subagent"]);
+    let subagent = Members::of(source.raw("subagent"), &["thread_spawn"]);
+    let spawned = Members::of(subagent.raw("thread_spawn"), &["parent_thread_id"]);
+    let parent = meta
+        .text("parent_thread_id")
+        .or_else(|| spawned.text("parent_thread_id"));
+    Some(Origin {
+        // A fork of a thread by a person has a parent in some versions, and is no sub-agent.
+        parent: parent
+            .filter(|_| source.raw("subagent").is_some())
+            .map(Cow::into_owned),
+        session: meta.text("session_id").map(Cow::into_owned),
+    })
+}
+
 /// What a value says, if it is a string.
 fn text_of(raw: &[u8]) -> Option<Cow<'_, str>> {
     raw.starts_with(b"\"").then(|| decode(raw))
 }
 
 /// What is asked for of a payload. Of the parts of a record, some are there in one kind and some in another.
-const PAYLOAD: &[&str; 23] = &[
+const PAYLOAD: &[&str; 25] = &[
     "type",
     "call_id",
     "id",
@@ -180,6 +228,8 @@ const PAYLOAD: &[&str; 23] = &[
     "info",
     "usage",
     "thread_token_usage",
+    "last_agent_message",
+    "reason",
 ];
 
 /// What is asked for of an item, likewise.
@@ -261,7 +311,7 @@ pub(crate) fn parse(line: &(impl AsRef<[u8]> + ?Sized)) -> Result<Record<'_>, No
 }
 
 /// The record that these parts make, if anybody cares.
-fn understand<'a>(record: &str, payload: &Members<'a, 23>, at: Option<u64>) -> Option<Record<'a>> {
+fn understand<'a>(record: &str, payload: &Members<'a, 25>, at: Option<u64>) -> Option<Record<'a>> {
     let form = payload.text("type").unwrap_or_default();
     let item = Members::of(payload.raw("item"), ITEM);
     let id = match form.as_ref() {
@@ -333,6 +383,18 @@ fn understand<'a>(record: &str, payload: &Members<'a, 23>, at: Option<u64>) -> O
             Some(Record::Nested(over))
         }
         Kind::Turn => payload.text("turn_id").map(|id| Record::Turn { id, at }),
+        Kind::TurnEnd => Some(Record::TurnEnd {
+            id: payload.text("turn_id"),
+            end: match form.as_ref() {
+                "task_complete" => TurnEnd::Completed(
+                    payload
+                        .text("last_agent_message")
+                        .filter(|text| !text.trim().is_empty())
+                        .map(Cow::into_owned),
+                ),
+                _ => TurnEnd::Aborted(payload.text("reason").unwrap_or_default().into_owned()),
+            },
+        }),
         Kind::Usage if record == "token_usage_record" => Some(Record::Request {
             used: usage(payload.raw("usage")?)?,
             thread: usage(payload.raw("thread_token_usage")?)?,
@@ -394,7 +456,7 @@ fn completed<'a>(kind: &Cow<'a, str>, members: &Members<'a, 15>, item: &'a [u8])
 }
 
 /// What 0.135 writes when an MCP call is over.
-fn mcp_ended<'a>(payload: &Members<'a, 23>) -> Nested<'a> {
+fn mcp_ended<'a>(payload: &Members<'a, 25>) -> Nested<'a> {
     let invocation = Members::of(payload.raw("invocation"), &["server", "tool", "arguments"]);
     let result = Members::of(payload.raw("result"), &["Ok", "Err"]);
     mcp(&invocation, result.raw("Ok"), result.raw("Err"))

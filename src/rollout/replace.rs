@@ -289,7 +289,9 @@ impl Source {
             Err(error) => return Err(wrong(error)),
         }
         let now = self.file.metadata().map_err(failed("look at", path))?;
-        if same_text(&now, &self.before) && open_writer(path, (now.dev(), now.ino())).is_none() {
+        if same_text(&now, &self.before)
+            && matches!(open_writer(path, (now.dev(), now.ino())), Ok(None))
+        {
             // `copy` names the old file now, and removes it.
             return Ok(true);
         }
@@ -318,7 +320,7 @@ impl Source {
     }
 
     fn check_nobody_writes(&self) -> Result<()> {
-        match open_writer(&self.path, (self.before.dev(), self.before.ino())) {
+        match open_writer(&self.path, (self.before.dev(), self.before.ino()))? {
             None => Ok(()),
             Some(pid) => Err(Error::new(
                 Kind::Busy,

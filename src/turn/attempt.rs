@@ -4,18 +4,21 @@
 
 use super::session::{self, Stored};
 use super::system;
-use super::watch::Watch;
+use super::watch::{Recorded, Watch};
 use super::{Context, Request, Teller, Tokens, usage};
-use crate::canonical::{TurnEvent, Usage};
+use crate::canonical::{TurnEvent, TurnUsage};
 use crate::codex::child::{Child, Line, Next};
 use crate::codex::command::{self, Call};
 use crate::codex::failure::{self, Refusal};
 use crate::codex::home;
 use crate::codex::translate::{Said, Step, StepKind, StepState, Translator, Verdict};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, is_exhausted};
 use crate::mcp::Bridge;
+use crate::rollout::lines::Lines;
+use crate::rollout::record::{self, TurnEnd};
 use crate::sys::Flag;
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -30,6 +33,16 @@ const TICK: Duration = Duration::from_millis(40);
 const UNRECORDED: Duration = Duration::from_millis(300);
 /// After so many texts in a row without a record, none is waited for any more.
 const GIVEN_UP: u32 = 3;
+/// How many sub-agents' rollouts are followed in a turn.
+const MAX_AGENTS: usize = 64;
+/// How long after a call that may have started a sub-agent its rollout is looked for.
+const AGENT_WAIT: Duration = Duration::from_secs(3);
+/// How often.
+const AGENT_PAUSE: Duration = Duration::from_millis(150);
+/// The longest first line of a rollout that is read: it holds codex's whole instructions.
+const MAX_META: u64 = 4 << 20;
+/// How much is still told of tool calls after a cancel, in bytes: a daemon that does not read has it pile up.
+const MAX_AFTER_CANCEL: usize = 8 << 20;
 
 /// What codex is to be run with.
 pub(super) struct Attempt<'a> {
@@ -137,6 +150,12 @@ impl Attempt<'_> {
                 begun,
                 unmatched: 0,
             },
+            open: HashSet::new(),
+            skipped: 0,
+            last_text: None,
+            misprinted: 0,
+            agents: Agents::default(),
+            cancel: cancel.clone(),
         };
         let cut = self.listen(&mut child, &mut heard, cancel, teller);
         let exit = child.exit();
@@ -145,36 +164,37 @@ impl Attempt<'_> {
         }
         heard.record.next_search = Instant::now();
         self.find_record(&mut heard);
+        if let Some(errno) = exit.spawn_error {
+            return Err(self.not_started(errno));
+        }
+        teller.debug(&format!("codex has ended: {}", exit.describe()));
+        self.tell_left(&mut heard, cancel, teller);
         let Heard {
             translator,
             thread,
             worked,
             record,
+            skipped,
+            agents,
+            ..
         } = heard;
-        if let Some(errno) = exit.spawn_error {
-            return Err(self.not_started(errno));
-        }
-        teller.debug(&format!("codex has ended: {}", exit.describe()));
+        let end = record.watch.as_ref().and_then(|watch| watch.end().cloned());
         let totals = match translator.verdict() {
             Some(Verdict::Completed(Some(totals))) => Some(usage::from_totals(*totals)),
             _ => None,
         };
-        let recorded = record.watch.and_then(|mut watch| {
-            for event in watch.finish() {
-                self.tell(&event, teller);
-            }
-            watch.tokens(totals)
-        });
-        let tokens = recorded.unwrap_or_else(|| {
-            let thread = totals.unwrap_or_default();
+        let recorded = record.watch.and_then(|mut watch| watch.tokens(totals));
+        let mut tokens = recorded.unwrap_or_else(|| {
             // What of that was used before is not known where the rollout could not be read.
-            let turn = if trouble.is_some() {
-                Usage::default()
-            } else {
-                thread
-            };
-            Tokens { turn, thread }
+            let turn = totals.filter(|_| trouble.is_none()).unwrap_or_default();
+            Tokens {
+                turn: TurnUsage::from(turn),
+                thread: totals,
+            }
         });
+        for agent in &agents.followed {
+            tokens.turn = tokens.turn.with_subagent(agent.used());
+        }
         if let (None, Some(error), Some(_)) = (recorded, trouble, &thread) {
             teller.warn(&format!(
                 "the turn's tokens and tool calls cannot be told: {error}"
@@ -198,13 +218,48 @@ impl Attempt<'_> {
                         exit.describe()
                     ));
                 }
+                if teller.texts == 0 && teller.calls == 0 {
+                    teller.warn(&match skipped {
+                        0 => "codex completed the turn without any text and any tool call".to_owned(),
+                        _ => format!("the turn has no text: it was in one of the lines that are skipped ({skipped}), and codex has not recorded it"),
+                    });
+                }
                 Ended::Completed
             }
             (_, None) if refusal.is_some() => {
                 Ended::Refused(refusal.expect("the guard has seen it"))
             }
             (Some(Verdict::Failed(message)), None) => Ended::Failed(failure::from_message(message)),
-            (None, None) => Ended::Failed(failure::from_exit(&exit, translator.last_error())),
+            (None, None) => match end {
+                // A turn that failed is recorded as complete, too, but without a last message.
+                Some(TurnEnd::Completed(last)) if last.is_some() || teller.texts > 0 => {
+                    teller.warn("codex recorded the end of the turn and did not print it; what it recorded is told");
+                    Ended::Completed
+                }
+                Some(end) => {
+                    let how = match end {
+                        TurnEnd::Completed(_) => {
+                            "recorded the end of the turn, without a message,".to_owned()
+                        }
+                        TurnEnd::Aborted(reason) => {
+                            format!("recorded that the turn was aborted ({reason:?}),")
+                        }
+                    };
+                    match translator.last_error() {
+                        Some(_) => {
+                            Ended::Failed(failure::from_exit(&exit, translator.last_error()))
+                        }
+                        None => Ended::Failed(Error::new(
+                            Kind::CodexFailed,
+                            format!(
+                                "codex {how} printed nothing of it, and ended with {}",
+                                exit.describe()
+                            ),
+                        )),
+                    }
+                }
+                None => Ended::Failed(failure::from_exit(&exit, translator.last_error())),
+            },
         };
         Ok(Done {
             ended,
@@ -233,9 +288,21 @@ impl Attempt<'_> {
                 .idle_timeout
                 .and_then(|limit| quiet_since.checked_add(limit));
             // While codex waits for a call that it has recorded, the only limit is the turn's own.
-            let running = heard.record.watch.as_ref().is_some_and(Watch::is_running);
+            let is_reported_open = !heard.open.is_empty();
+            let running = (heard.record.watch.iter())
+                .chain(&heard.agents.followed)
+                .any(|watch| watch.is_running(is_reported_open));
+            let is_over = heard
+                .record
+                .watch
+                .as_ref()
+                .is_some_and(|watch| watch.end().is_some());
+            if is_over && cut.is_none() {
+                // It may still print the end, and may as well never do it.
+                child.expect_end_within(AFTER_VERDICT);
+            }
             let limit = match (&cut, heard.translator.verdict()) {
-                (None, None) => turn_limit
+                (None, None) if !is_over => turn_limit
                     .into_iter()
                     .chain(idle_limit.filter(|_| !running))
                     .min(),
@@ -297,6 +364,7 @@ impl Attempt<'_> {
         let line = match line {
             Line::Whole(line) => line,
             Line::Skipped(length) => {
+                heard.skipped += 1;
                 teller.start();
                 teller.warn(&format!(
                     "codex printed a line of {length} bytes, more than can be held; it is skipped"
@@ -313,6 +381,7 @@ impl Attempt<'_> {
             Said::Text(text) => {
                 self.tell_before(&text, heard, cancel, teller);
                 teller.text(&text);
+                heard.last_text = Some(text.trim().to_owned());
             }
             Said::Thinking(text) => {
                 if self.context.config.reasoning_events && !text.is_empty() {
@@ -323,6 +392,7 @@ impl Attempt<'_> {
             Said::Step(step) => {
                 teller.debug(&outline(&step));
                 teller.sink.step(&step);
+                self.hear_step(&step, heard, teller);
             }
             Said::Trouble(message) => teller.warn(&format!("codex: {message}")),
             Said::Nothing(what) => log::debug!("passed over: {what}"),
@@ -433,27 +503,186 @@ impl Attempt<'_> {
         heard.record.pause = (heard.record.pause * 2).min(Duration::from_secs(2));
     }
 
+    /// Keeps track of what codex has reported as begun and not as over.
+    fn hear_step(&self, step: &Step, heard: &mut Heard, teller: &mut Teller<'_>) {
+        if step.what == StepKind::Other("collab_tool_call".to_owned()) {
+            heard.agents.look_until = Some(Instant::now() + AGENT_WAIT);
+        }
+        if step.state == StepState::Running {
+            heard.open.insert(step.key.clone());
+            return;
+        }
+        heard.open.remove(&step.key);
+        if heard.open.is_empty() {
+            // What is recorded by now was begun before.
+            self.follow(heard, teller);
+            for watch in heard
+                .record
+                .watch
+                .iter_mut()
+                .chain(&mut heard.agents.followed)
+            {
+                watch.all_reported_over();
+            }
+        }
+    }
+
     /// Tells what codex has recorded; says whether it had recorded anything.
     fn follow(&self, heard: &mut Heard, teller: &mut Teller<'_>) -> bool {
         self.find_record(heard);
         let Some(watch) = &mut heard.record.watch else {
             return false;
         };
-        let grown = watch.poll();
-        let mut told = false;
-        while let Some(event) = watch.next_event() {
-            self.tell(&event, teller);
-            told = true;
+        let mut grown = self.take_from(watch, &heard.cancel, teller);
+        if watch.has_spawned() {
+            heard.agents.look_until = Some(Instant::now() + AGENT_WAIT);
         }
-        if told {
-            teller.sink.flush();
+        let now = Instant::now();
+        if heard.agents.look_until.is_some_and(|until| now < until) && now >= heard.agents.next_look
+        {
+            heard.agents.next_look = now + AGENT_PAUSE;
+            self.find_agents(heard, teller);
+        }
+        for agent in &mut heard.agents.followed {
+            grown |= self.take_from(agent, &heard.cancel, teller);
+            if agent.has_spawned() {
+                heard.agents.look_until = Some(Instant::now() + AGENT_WAIT);
+            }
         }
         grown
+    }
+
+    /// Tells what a rollout has, as far as no text stands before it that codex will print.
+    fn take_from(&self, watch: &mut Watch, cancel: &Flag, teller: &mut Teller<'_>) -> bool {
+        let mut grown = false;
+        loop {
+            let has_more = watch.poll();
+            grown |= has_more;
+            let was_full = watch.is_full();
+            let mut told = false;
+            while let Some(event) = watch.next_event() {
+                self.tell(&event, teller);
+                told = true;
+            }
+            if told {
+                teller.sink.flush();
+            }
+            // After a cancel nothing holds this up any more, and what the daemon does not take would pile up.
+            if !was_full || watch.is_full() || cancel.is_raised() {
+                return grown;
+            }
+        }
+    }
+
+    /// Finds the rollouts of sub-agents that this turn has started: each names the thread that started it.
+    fn find_agents(&self, heard: &mut Heard, teller: &mut Teller<'_>) {
+        let Some(main) = &heard.thread else { return };
+        let home = self.context.places.codex_home(&self.context.config);
+        let agents = &mut heard.agents;
+        // A sub-agent's sub-agent is only known once its parent is.
+        let mut candidates = home::rollouts_since(&home, main, heard.record.begun);
+        candidates.sort_unstable();
+        for (thread, path) in candidates {
+            if thread == *main || agents.seen.contains(&thread) {
+                continue;
+            }
+            let Some(origin) = first_line(&path).and_then(|line| record::origin(&line)) else {
+                // It is not whole yet.
+                continue;
+            };
+            let is_ours = origin.parent.as_ref().is_some_and(|parent| {
+                parent == main
+                    || agents.threads.contains(parent)
+                    || origin.session.as_ref() == Some(main)
+            });
+            if !is_ours {
+                // A parent that is not known can only be one that comes later in the order of ids, which is none.
+                agents.seen.insert(thread);
+                continue;
+            }
+            if agents.followed.len() == MAX_AGENTS {
+                if !std::mem::replace(&mut agents.is_over_limit, true) {
+                    teller.warn(&format!(
+                        "the turn has more than {MAX_AGENTS} sub-agents; the calls and tokens of the others are not told"
+                    ));
+                }
+                return;
+            }
+            agents.seen.insert(thread.clone());
+            match Watch::sub_agent(&path, &thread, heard.record.begun) {
+                Ok(watch) => agents.followed.push(watch),
+                Err(error) => teller.warn(&format!(
+                    "the calls and tokens of the sub-agent {thread} cannot be told: cannot read '{}': {}",
+                    path.display(),
+                    crate::error::reason(&error)
+                )),
+            }
+            agents.threads.insert(thread);
+        }
+    }
+
+    /// Tells everything that is recorded and was not told, the turn being over; texts only where codex has not
+    /// printed them.
+    fn tell_left(&self, heard: &mut Heard, cancel: &Flag, teller: &mut Teller<'_>) {
+        self.find_agents(heard, teller);
+        let has_verdict = heard.translator.verdict().is_some();
+        let mut left_out = 0u64;
+        let mut told = 0;
+        let (watch, agents) = (&mut heard.record.watch, &mut heard.agents.followed);
+        for (at, watch) in watch.iter_mut().chain(agents).enumerate() {
+            let mut tell = |event: &[u8], teller: &mut Teller<'_>| {
+                told += event.len();
+                if cancel.is_raised() && told > MAX_AFTER_CANCEL {
+                    left_out += 1;
+                } else {
+                    self.tell(event, teller);
+                }
+            };
+            loop {
+                watch.poll();
+                let was_full = watch.is_full();
+                while let Some(next) = watch.next_left() {
+                    match next {
+                        Recorded::Event(event) => tell(&event, teller),
+                        // What was printed in other words has its record here.
+                        Recorded::Text(..) if heard.misprinted > 0 => heard.misprinted -= 1,
+                        Recorded::Text(text, _)
+                            if at == 0
+                                && (heard.skipped > 0 || !has_verdict && watch.end().is_some()) =>
+                        {
+                            teller.text(&text);
+                            heard.last_text = Some(text.trim().to_owned());
+                        }
+                        Recorded::Text(..) => {}
+                    }
+                }
+                teller.sink.flush();
+                if !was_full {
+                    break;
+                }
+            }
+            for event in watch.unanswered() {
+                tell(&event, teller);
+            }
+            if at == 0
+                && !has_verdict
+                && let Some(TurnEnd::Completed(Some(last))) = watch.end()
+                && heard.last_text.as_deref() != Some(last.trim())
+            {
+                teller.text(last);
+            }
+        }
+        if left_out > 0 {
+            teller.warn(&format!(
+                "{left_out} events of tool calls are left out: the turn was cancelled, and nobody took them"
+            ));
+        }
     }
 
     /// Tells the calls that codex recorded before it recorded this text, which it has printed.
     fn tell_before(&self, text: &str, heard: &mut Heard, cancel: &Flag, teller: &mut Teller<'_>) {
         if !self.context.config.tool_events {
+            heard.misprinted += 1;
             return;
         }
         let mut deadline = None;
@@ -462,16 +691,27 @@ impl Attempt<'_> {
             let record = &mut heard.record;
             if let Some(watch) = &mut record.watch {
                 watch.poll();
-                if let Some(events) = watch.before(text) {
-                    for event in events {
-                        self.tell(&event, teller);
+                if let Some(before) = watch.before(text) {
+                    for recorded in before {
+                        match recorded {
+                            Recorded::Event(event) => self.tell(&event, teller),
+                            // What was printed in other words has its record here.
+                            Recorded::Text(..) if heard.misprinted > 0 => heard.misprinted -= 1,
+                            Recorded::Text(text, _) => teller.text(&text),
+                        }
                     }
                     record.unmatched = 0;
                     return;
                 }
             }
+            if record.watch.as_ref().is_some_and(Watch::is_full) && !cancel.is_raised() {
+                // It stands behind what has to be taken first.
+                self.follow(heard, teller);
+                continue;
+            }
             // A codex whose texts are not found is not waited for again and again.
             if heard.thread.is_none() || record.unmatched >= GIVEN_UP || cancel.is_raised() {
+                heard.misprinted += 1;
                 return;
             }
             let now = Instant::now();
@@ -481,6 +721,7 @@ impl Attempt<'_> {
                     // It keeps no record at all.
                     None => GIVEN_UP,
                 };
+                heard.misprinted += 1;
                 // It is not recorded; what was recorded by now came before it.
                 self.follow(heard, teller);
                 return;
@@ -494,6 +735,7 @@ impl Attempt<'_> {
     }
 
     fn tell(&self, event: &[u8], teller: &mut Teller<'_>) {
+        teller.calls += 1;
         if self.context.config.tool_events {
             teller.raw_event(event);
         }
@@ -512,9 +754,7 @@ impl Attempt<'_> {
                 format!("{what}: it, or the interpreter that it needs, is not there"),
             )
             .hint(hint),
-            rustix::io::Errno::AGAIN | rustix::io::Errno::NOMEM | rustix::io::Errno::MFILE => {
-                Error::os(Kind::CodexFailed, what, error).with_retryable(true)
-            }
+            _ if is_exhausted(&error) => Error::os(Kind::CodexFailed, what, error),
             rustix::io::Errno::TOOBIG => Error::os(Kind::CodexFailed, what, error)
                 .hint("shorten \"extra_args\" or \"env\" in the config"),
             _ => Error::os(Kind::CodexMissing, what, error).hint(hint),
@@ -551,6 +791,55 @@ struct Heard {
     /// Did the model do anything?
     worked: bool,
     record: Record,
+    /// The items that codex has reported as begun and not as over.
+    open: HashSet<String>,
+    /// How many lines were too long.
+    skipped: u64,
+    /// The text that was told last.
+    last_text: Option<String>,
+    /// How many printed texts have no record of the same words.
+    misprinted: u32,
+    agents: Agents,
+    cancel: Flag,
+}
+
+/// The sub-agents of the turn.
+struct Agents {
+    followed: Vec<Watch>,
+    /// Their threads.
+    threads: HashSet<String>,
+    /// Threads whose rollouts were looked at.
+    seen: HashSet<String>,
+    /// Until when there may be new ones, and when to look for them next.
+    look_until: Option<Instant>,
+    next_look: Instant,
+    is_over_limit: bool,
+}
+
+impl Default for Agents {
+    fn default() -> Agents {
+        Agents {
+            followed: Vec::new(),
+            threads: HashSet::new(),
+            seen: HashSet::new(),
+            look_until: None,
+            next_look: Instant::now(),
+            is_over_limit: false,
+        }
+    }
+}
+
+/// The first line of a rollout, once it is whole.
+fn first_line(path: &Path) -> Option<Vec<u8>> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    let file = std::fs::File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    let mut lines = Lines::new(io::Read::take(file, MAX_META));
+    let line = lines.next(|_| true).ok()??;
+    Some(line.bytes.to_vec())
 }
 
 /// What is known of the rollout.

@@ -22,7 +22,9 @@ mod watch;
 pub(crate) use prompt::{Block, History};
 pub(crate) use tools::Tools;
 
-use crate::canonical::{StopReason, ThreadState, TurnError, TurnEvent, TurnResult, Usage};
+use crate::canonical::{
+    StopReason, ThreadState, TurnError, TurnEvent, TurnResult, TurnUsage, Usage,
+};
 use crate::codex::failure::Refusal;
 use crate::codex::translate::Step;
 use crate::codex::{command, home};
@@ -170,8 +172,9 @@ pub(crate) fn run(
 /// Tokens of a turn and of its thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Tokens {
-    turn: Usage,
-    thread: Usage,
+    turn: TurnUsage,
+    /// `None` where it is not known.
+    thread: Option<Usage>,
 }
 
 fn work(
@@ -411,6 +414,8 @@ struct Teller<'a> {
     failed: bool,
     /// Messages of the assistant so far.
     texts: usize,
+    /// Events of tool calls so far, told or not wanted.
+    calls: usize,
 }
 
 impl<'a> Teller<'a> {
@@ -420,6 +425,7 @@ impl<'a> Teller<'a> {
             started: false,
             failed: false,
             texts: 0,
+            calls: 0,
         }
     }
 
@@ -497,8 +503,8 @@ impl<'a> Teller<'a> {
                 StopReason::Error => "it failed",
                 StopReason::Cancelled => "it was cancelled",
             },
-            tokens.turn.input_tokens,
-            tokens.turn.output_tokens,
+            tokens.turn.total.input_tokens,
+            tokens.turn.total.output_tokens,
         ));
         self.event(&TurnEvent::MessageEnd {
             stop_reason,

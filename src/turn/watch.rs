@@ -3,14 +3,15 @@
 //! codex's events have no call ids and its rollout has no progress, so a turn listens to both. The rollout is
 //! read from where it stood when the turn began, so a turn costs what it wrote and tells nothing of an earlier
 //! one. What it says is queued in codex's order, texts of the assistant among the calls, and the turn takes the
-//! calls out around the texts that codex prints.
+//! calls out around the texts that codex prints. The queue is bounded: no more is read than is taken.
 
 use super::Tokens;
 use super::usage::Count;
-use crate::canonical::Usage;
+use crate::canonical::{TurnUsage, Usage};
+use crate::codex::home;
 use crate::rollout::calls::{Calls, write_result, write_use};
 use crate::rollout::lines::{Kind, Lines};
-use crate::rollout::record::{self, Record};
+use crate::rollout::record::{self, Record, TurnEnd};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -19,33 +20,69 @@ use std::time::{Duration, Instant};
 
 /// How long a text that was recorded may keep what was recorded behind it waiting for codex to print it.
 const UNPRINTED: Duration = Duration::from_millis(500);
+/// How much may be queued, in bytes, before no more is read. One line may go over it.
+const MAX_QUEUED: usize = 1 << 20;
+/// How much is kept of texts that codex did not print in time, in bytes.
+const MAX_LATE: usize = 4 << 20;
 
 /// A rollout that grows.
 #[derive(Debug)]
 pub(super) struct Watch {
     lines: Lines<File>,
-    /// The turn is the first that was recorded since then, in milliseconds since 1970. `None` once it has begun.
+    /// The turn is the first that began since then, in milliseconds since 1970. `None` once it has begun.
     awaits: Option<u64>,
+    /// The thread, where it is a sub-agent's.
+    agent: Option<String>,
     calls: Calls<()>,
-    found: VecDeque<Found>,
+    queue: VecDeque<Recorded>,
+    /// How many bytes are queued.
+    queued: usize,
+    /// Texts that codex did not print in time. It may print them still.
+    late: VecDeque<String>,
+    /// The turn that began last.
+    turn: Option<String>,
+    /// How the turn ended, once that is recorded.
+    end: Option<TurnEnd>,
+    /// codex has reported everything as over that was recorded before so many calls.
+    reported: u64,
+    /// Was a call recorded that may have started a sub-agent, since this was asked last?
+    spawned: bool,
     /// What the thread had used before the turn.
     before: Usage,
     /// What the turn uses.
     count: Count,
+    /// Was any use recorded of the thread?
+    is_counted: bool,
 }
 
+/// What was recorded.
 #[derive(Debug)]
-enum Found {
+pub(super) enum Recorded {
     /// An event, as JSON.
     Event(Vec<u8>),
     /// A text of the assistant, and when it was seen here.
     Text(String, Instant),
 }
 
+impl Recorded {
+    fn bytes(&self) -> usize {
+        match self {
+            Recorded::Event(event) => event.len(),
+            Recorded::Text(text, _) => text.len(),
+        }
+    }
+}
+
 fn wanted(kind: Kind) -> bool {
     matches!(
         kind,
-        Kind::Call | Kind::Output | Kind::Item | Kind::Turn | Kind::Message | Kind::Usage
+        Kind::Call
+            | Kind::Output
+            | Kind::Item
+            | Kind::Turn
+            | Kind::TurnEnd
+            | Kind::Message
+            | Kind::Usage
     )
 }
 
@@ -74,7 +111,9 @@ impl Watch {
         let mut file = File::open(path)?;
         let (length, count) = at_end(&mut file)?;
         file.seek(SeekFrom::Start(length))?;
-        Ok(Watch::of(Lines::starting_at(file, length), None, count))
+        let mut watch = Watch::of(Lines::starting_at(file, length), None, count);
+        watch.is_counted = count.used() != Usage::default();
+        Ok(watch)
     }
 
     /// Follows the rollout of a thread that went on at this time, in milliseconds since 1970, and whose rollout
@@ -87,21 +126,42 @@ impl Watch {
         Ok(Watch::of(lines, Some(since), Count::default()))
     }
 
+    /// Follows the rollout of a sub-agent that was started since this time. What a fork took over from its parent
+    /// stands before its own first turn, and is not its own.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(super) fn sub_agent(path: &Path, thread: &str, since: u64) -> io::Result<Watch> {
+        let since = home::time_of_id(thread).map_or(since, |made| made.max(since));
+        let mut watch = Watch::late(path, since)?;
+        watch.agent = Some(thread.to_owned());
+        Ok(watch)
+    }
+
     fn of(lines: Lines<File>, awaits: Option<u64>, count: Count) -> Watch {
         Watch {
             lines,
             awaits,
+            agent: None,
             calls: Calls::default(),
-            found: VecDeque::new(),
+            queue: VecDeque::new(),
+            queued: 0,
+            late: VecDeque::new(),
+            turn: None,
+            end: None,
+            reported: 0,
+            spawned: false,
             before: count.used(),
             count: count.anew(),
+            is_counted: false,
         }
     }
 
-    /// Takes what was recorded since; says whether that was anything.
+    /// Takes what was recorded since, unless so much is queued that it has to be taken first; says whether that
+    /// was anything.
     pub(super) fn poll(&mut self) -> bool {
         let before = self.lines.offset();
-        loop {
+        while !self.is_full() {
             let wanted = match self.awaits {
                 Some(_) => wanted_before,
                 None => wanted,
@@ -113,15 +173,35 @@ impl Watch {
                         continue;
                     };
                     match (record, self.awaits) {
-                        (Record::Total { used, .. }, _) => self.count.total(used),
-                        (Record::Request { used, .. }, _) => self.count.request(used),
-                        (Record::Turn { at, .. }, Some(since)) if at >= Some(since) => {
+                        (Record::Total { used, .. }, _) => {
+                            self.is_counted = true;
+                            self.count.total(used);
+                        }
+                        (Record::Request { used, .. }, _) => {
+                            self.is_counted = true;
+                            self.count.request(used);
+                        }
+                        (Record::Turn { id, at }, Some(since))
+                            if home::time_of_id(&id).or(at) >= Some(since) =>
+                        {
                             self.awaits = None;
                             self.before = self.count.used();
                             self.count = self.count.anew();
+                            self.turn = Some(id.into_owned());
                         }
                         (_, Some(_)) => {}
-                        (record, None) => take(record, &mut self.calls, &mut self.found),
+                        (record, None) => {
+                            let mut taker = Taker {
+                                agent: self.agent.as_deref(),
+                                calls: &mut self.calls,
+                                queue: &mut self.queue,
+                                queued: &mut self.queued,
+                                turn: &mut self.turn,
+                                end: &mut self.end,
+                                spawned: &mut self.spawned,
+                            };
+                            taker.take(record);
+                        }
                     }
                 }
                 Ok(None) => return self.lines.offset() != before,
@@ -131,6 +211,12 @@ impl Watch {
                 }
             }
         }
+        true
+    }
+
+    /// Is so much queued that no more is read?
+    pub(super) fn is_full(&self) -> bool {
+        self.queued >= MAX_QUEUED
     }
 
     /// What the turn has used, and the thread with it. `totals` is what codex has printed at its end. `None` where
@@ -141,97 +227,206 @@ impl Watch {
         }
         // The same again, unless it could not be recorded.
         if let Some(totals) = totals {
+            self.is_counted = true;
             self.count.total(totals);
         }
         Some(Tokens {
-            turn: self.count.used(),
-            thread: self.before.plus(self.count.used()),
+            turn: TurnUsage::from(self.count.used()),
+            thread: self.is_counted.then(|| self.before.plus(self.count.used())),
         })
     }
 
-    /// Is a call recorded that has no output yet?
-    pub(super) fn is_running(&self) -> bool {
-        self.calls.any_open()
+    /// What the turn of this sub-agent has used.
+    pub(super) fn used(&self) -> Usage {
+        match self.awaits {
+            Some(_) => Usage::default(),
+            None => self.count.used(),
+        }
     }
 
-    /// The next event that no text stands before; a text that codex does not print is passed over in time.
+    /// Is a call recorded that has no output yet and that codex has not reported as over?
+    ///
+    /// `is_reported_open`: codex has reported something that has begun and is not over.
+    pub(super) fn is_running(&self, is_reported_open: bool) -> bool {
+        self.calls.any_open_since(self.reported) || is_reported_open && self.calls.any_open()
+    }
+
+    /// codex has reported that everything is over which it had reported as begun.
+    pub(super) fn all_reported_over(&mut self) {
+        self.reported = self.calls.count();
+    }
+
+    /// How the turn ended, once that is recorded.
+    pub(super) fn end(&self) -> Option<&TurnEnd> {
+        self.end.as_ref()
+    }
+
+    /// Was a call answered that may have started a sub-agent, since this was asked last?
+    pub(super) fn has_spawned(&mut self) -> bool {
+        std::mem::take(&mut self.spawned)
+    }
+
+    fn pop(&mut self) -> Option<Recorded> {
+        let first = self.queue.pop_front()?;
+        self.queued -= first.bytes();
+        Some(first)
+    }
+
+    /// The next event that no text stands before; a text that codex does not print is passed over in time, and
+    /// at once where nothing would be read any more.
     pub(super) fn next_event(&mut self) -> Option<Vec<u8>> {
         loop {
-            match self.found.pop_front()? {
-                Found::Event(event) => return Some(event),
-                Found::Text(_, seen) if seen.elapsed() > UNPRINTED => {}
-                text @ Found::Text(..) => {
-                    self.found.push_front(text);
+            match self.queue.front()? {
+                Recorded::Text(_, seen) if seen.elapsed() <= UNPRINTED && !self.is_full() => {
                     return None;
                 }
+                _ => {}
+            }
+            match self.pop()? {
+                Recorded::Event(event) => return Some(event),
+                Recorded::Text(text, _) => self.keep_late(text),
             }
         }
     }
 
-    /// Gives the events that were recorded before this text, which codex now prints; `None` while it is not
-    /// recorded.
-    pub(super) fn before(&mut self, text: &str) -> Option<Vec<Vec<u8>>> {
-        let is_it = |found: &Found| matches!(found, Found::Text(recorded, _) if recorded.trim() == text.trim());
-        let at = self.found.iter().position(is_it)?;
-        let events = self.found.drain(..=at).filter_map(|found| match found {
-            Found::Event(event) => Some(event),
-            Found::Text(..) => None,
-        });
-        Some(events.collect())
+    fn keep_late(&mut self, text: String) {
+        // What a sub-agent says goes to its parent, and is never printed.
+        if self.agent.is_some() || is_from_agent(&text) {
+            return;
+        }
+        self.late.push_back(text);
+        while self.late.len() > 1 && self.late.iter().map(String::len).sum::<usize>() > MAX_LATE {
+            self.late.pop_front();
+        }
     }
 
-    /// Everything that is left, and an error for each call that never got an output.
-    pub(super) fn finish(&mut self) -> Vec<Vec<u8>> {
-        self.poll();
-        let mut events: Vec<Vec<u8>> = self
-            .found
-            .drain(..)
-            .filter_map(|found| match found {
-                Found::Event(event) => Some(event),
-                Found::Text(..) => None,
-            })
-            .collect();
-        for (id, ()) in self.calls.unanswered() {
-            events.push(
-                serde_json::json!({
-                    "type": "tool_result",
-                    "id": id,
-                    "content": "the turn ended before this call had an output",
-                    "is_error": true,
-                })
-                .to_string()
-                .into_bytes(),
-            );
+    /// Gives what was recorded before this text, which codex now prints: calls, and texts that it has not printed.
+    /// `None` while it is not recorded.
+    pub(super) fn before(&mut self, text: &str) -> Option<Vec<Recorded>> {
+        let text = text.trim();
+        if let Some(at) = self.late.iter().position(|late| late.trim() == text) {
+            let unprinted = self.late.drain(..=at).take(at);
+            let seen = Instant::now();
+            return Some(unprinted.map(|text| Recorded::Text(text, seen)).collect());
         }
-        events
+        let at = self.queue.iter().position(
+            |recorded| matches!(recorded, Recorded::Text(recorded, _) if recorded.trim() == text),
+        )?;
+        let seen = Instant::now();
+        let late = self.late.drain(..);
+        let mut before: Vec<Recorded> = late.map(|text| Recorded::Text(text, seen)).collect();
+        for _ in 0..at {
+            before.extend(self.pop());
+        }
+        self.pop();
+        before.retain(|it| !matches!(it, Recorded::Text(text, _) if is_from_agent(text)));
+        Some(before)
+    }
+
+    /// The next of what is queued, whatever it is; a text that was late comes first.
+    pub(super) fn next_left(&mut self) -> Option<Recorded> {
+        if let Some(text) = self.late.pop_front() {
+            return Some(Recorded::Text(text, Instant::now()));
+        }
+        loop {
+            match self.pop()? {
+                Recorded::Text(text, _) if self.agent.is_some() || is_from_agent(&text) => {}
+                next => return Some(next),
+            }
+        }
+    }
+
+    /// An error for each call that never got an output.
+    pub(super) fn unanswered(&mut self) -> Vec<Vec<u8>> {
+        let unanswered = self.calls.unanswered();
+        unanswered.iter().map(|(id, ())| no_output(id)).collect()
     }
 }
 
-fn take(record: Record<'_>, calls: &mut Calls<()>, found: &mut VecDeque<Found>) {
-    let mut event = |write: &dyn Fn(&mut Vec<u8>) -> io::Result<()>| {
+/// The result of a call that has none.
+fn no_output(id: &str) -> Vec<u8> {
+    serde_json::json!({
+        "type": "tool_result",
+        "id": id,
+        "content": "the turn ended before this call had an output",
+        "is_error": true,
+    })
+    .to_string()
+    .into_bytes()
+}
+
+/// Is this a message of one agent to another? codex records those as texts of the assistant, as JSON.
+fn is_from_agent(text: &str) -> bool {
+    text.starts_with('{')
+        && serde_json::from_str::<serde_json::Value>(text).is_ok_and(|message| {
+            message.get("author").is_some() && message.get("recipient").is_some()
+        })
+}
+
+/// Where a record goes.
+struct Taker<'a> {
+    agent: Option<&'a str>,
+    calls: &'a mut Calls<()>,
+    queue: &'a mut VecDeque<Recorded>,
+    queued: &'a mut usize,
+    turn: &'a mut Option<String>,
+    end: &'a mut Option<TurnEnd>,
+    spawned: &'a mut bool,
+}
+
+impl Taker<'_> {
+    fn push(&mut self, recorded: Recorded) {
+        *self.queued += recorded.bytes();
+        self.queue.push_back(recorded);
+    }
+
+    fn event(&mut self, write: impl FnOnce(&mut Vec<u8>, &Calls<()>) -> io::Result<()>) {
         let mut bytes = Vec::new();
         // Writing to memory does not fail.
-        let _ = write(&mut bytes);
-        found.push_back(Found::Event(bytes));
-    };
-    match record {
-        Record::Turn { id, .. } => calls.turn(&id),
-        Record::Call(call) => {
-            event(&|out| write_use(out, &call, None));
-            calls.begin(&call, ());
-        }
-        Record::Ended { id, failed } => calls.ended(&id, failed),
-        Record::Output(output) => {
-            if let Some(answered) = calls.answer(&output) {
-                event(&|out| write_result(out, &output.id, &output.content, answered.is_error));
+        let _ = write(&mut bytes, self.calls);
+        self.push(Recorded::Event(bytes));
+    }
+
+    fn take(&mut self, record: Record<'_>) {
+        let agent = self.agent;
+        match record {
+            Record::Turn { id, .. } => {
+                self.calls.turn(&id);
+                *self.turn = Some(id.into_owned());
             }
+            Record::TurnEnd { id, end } => {
+                let is_another = matches!((&id, &self.turn), (Some(id), Some(turn)) if id != turn);
+                if !is_another {
+                    self.end.get_or_insert(end);
+                }
+            }
+            Record::Call(call) => {
+                // Each kind of multi-agent tools that codex has has one that starts an agent.
+                *self.spawned |= call.name.ends_with("_agent");
+                self.event(|out, _| write_use(out, &call, None, agent));
+                for (id, ()) in self.calls.begin(&call, (), 0) {
+                    log::warn!("too many calls have no output; '{id}' is told as one without");
+                    self.push(Recorded::Event(no_output(&id)));
+                }
+            }
+            Record::Ended { id, failed } => self.calls.ended(&id, failed),
+            Record::Output(output) => {
+                if let Some(answered) = self.calls.answer(&output) {
+                    self.event(|out, _| {
+                        write_result(out, &output.id, &output.content, answered.is_error)
+                    });
+                }
+            }
+            Record::Nested(nested) => {
+                *self.spawned |= nested.call.name.ends_with("_agent");
+                self.event(|out, calls| write_use(out, &nested.call, calls.parent(&nested), agent));
+                self.event(|out, _| {
+                    write_result(out, &nested.call.id, &nested.content, nested.failed)
+                });
+            }
+            Record::Text(text) => self.push(Recorded::Text(text, Instant::now())),
+            Record::Total { .. } | Record::Request { .. } | Record::Other => {}
         }
-        Record::Nested(nested) => {
-            event(&|out| write_use(out, &nested.call, calls.parent(&nested)));
-            event(&|out| write_result(out, &nested.call.id, &nested.content, nested.failed));
-        }
-        Record::Text(text) => found.push_back(Found::Text(text, Instant::now())),
-        Record::Total { .. } | Record::Request { .. } | Record::Other => {}
     }
 }
 
@@ -419,8 +614,8 @@ mod tests {
             file.write_all(lines.concat().as_bytes()).unwrap();
             let mut watch = Watch::known_thread(file.path()).unwrap();
             let used = |turn: u64| Tokens {
-                turn: input(turn),
-                thread: input(thread + turn),
+                turn: TurnUsage::from(input(turn)),
+                thread: (thread + turn > 0).then(|| input(thread + turn)),
             };
             assert!(!watch.poll(), "{what}: nothing of that is the turn's");
             assert_eq!(watch.tokens(None), Some(used(0)), "{what}");
@@ -471,8 +666,8 @@ mod tests {
         assert_eq!(
             watch.tokens(Some(input(300))),
             Some(Tokens {
-                turn: input(100),
-                thread: input(300)
+                turn: TurnUsage::from(input(100)),
+                thread: Some(input(300))
             })
         );
         assert!(watch.before("second").is_none() && watch.before("third").is_some());

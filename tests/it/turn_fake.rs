@@ -798,3 +798,287 @@ fn a_turn_can_be_cancelled_at_every_point_of_its_life() {
     assert_eq!(ps::zombies(daemon.pid()), 0);
     assert!(Path::new("/proc").join(daemon.pid().to_string()).exists());
 }
+
+/// Lines of a rollout.
+fn recorded(payloads: impl IntoIterator<Item = Value>) -> Value {
+    let line = |payload: Value| {
+        let kind = match payload["type"].as_str() {
+            Some("task_started" | "task_complete" | "turn_aborted" | "token_count") => "event_msg",
+            _ => "response_item",
+        };
+        json!({"timestamp": "{now}", "type": kind, "payload": payload})
+    };
+    json!({"rollout": payloads.into_iter().map(line).collect::<Vec<_>>()})
+}
+
+fn recorded_text(text: &str) -> Value {
+    json!({"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]})
+}
+
+fn recorded_call(id: &str) -> Value {
+    json!({"type": "function_call", "name": "exec_command", "arguments": "{}", "call_id": id})
+}
+
+fn recorded_output(id: &str) -> Value {
+    json!({"type": "function_call_output", "call_id": id, "output": "done"})
+}
+
+fn task_complete(turn: &str, last: Option<&str>) -> Value {
+    json!({"type": "task_complete", "turn_id": turn, "last_agent_message": last})
+}
+
+// fault: 83
+#[test]
+fn recorded_end_of_turn_counts_as_printed() {
+    let started = || json!({"type": "task_started", "turn_id": "t1"});
+    let count = json!({"type": "token_count", "info": {"total_token_usage":
+        {"input_tokens": 70, "output_tokens": 7, "total_tokens": 77}}});
+    let silent = json!({"sleep_ms": 100_000});
+    for (records, text) in [
+        // Nothing was printed at all.
+        (
+            vec![recorded([
+                started(),
+                recorded_text("The answer."),
+                count.clone(),
+                task_complete("t1", Some("The answer.")),
+            ])],
+            "The answer.",
+        ),
+        // The message alone is in the last record.
+        (
+            vec![recorded([
+                started(),
+                task_complete("t1", Some("The answer.")),
+            ])],
+            "The answer.",
+        ),
+        // What was printed is told once, what was not is told in its place.
+        (
+            vec![
+                recorded([started(), recorded_text("first"), recorded_text("second")]),
+                message("first"),
+                recorded([recorded_text("third"), task_complete("t1", Some("third"))]),
+            ],
+            "first\n\nsecond\n\nthird",
+        ),
+        (
+            vec![
+                recorded([started(), recorded_text("all")]),
+                message("all"),
+                recorded([task_complete("t1", Some("all"))]),
+            ],
+            "all",
+        ),
+    ] {
+        let start = Instant::now();
+        let script = begun(records.into_iter().chain([silent.clone()]));
+        let turn = check_success(script, text, Some("recorded the end"));
+        assert!(
+            start.elapsed() >= Duration::from_secs(9),
+            "codex may still print it"
+        );
+        if text == "The answer." && turn.result()["usage"]["input_tokens"] != 0 {
+            assert_eq!(turn.result()["usage"]["input_tokens"], 70, "{turn:?}");
+        }
+    }
+}
+
+// fault: 83
+#[test]
+fn recorded_end_is_only_this_turns() {
+    // The end of another turn, and an abort.
+    check_failure(
+        begun([
+            recorded([
+                json!({"type": "task_started", "turn_id": "t2"}),
+                task_complete("t1", Some("old")),
+            ]),
+            json!({"sleep_ms": 100_000}),
+        ]),
+        "idle_timeout",
+        &[],
+    );
+    let (turn, _) = check_failure(
+        begun([
+            recorded([
+                json!({"type": "task_started", "turn_id": "t1"}),
+                json!({"type": "turn_aborted", "turn_id": "t1", "reason": "interrupted"}),
+            ]),
+            json!({"sleep_ms": 100_000}),
+        ]),
+        "codex_failed",
+        &["interrupted"],
+    );
+    assert_eq!(turn.text(), "");
+}
+
+// fault: 83
+#[test]
+fn recorded_text_between_printed_ones_is_told_in_its_place() {
+    let from_agent =
+        json!({"author": "/root/a", "recipient": "/root", "content": "hi"}).to_string();
+    check_success(
+        begun([
+            recorded([
+                recorded_text("one"),
+                recorded_text("two"),
+                recorded_text(&from_agent),
+                recorded_text("three"),
+            ]),
+            message("one"),
+            message("three"),
+            completed(),
+        ]),
+        "one\n\ntwo\n\nthree",
+        None,
+    );
+}
+
+// fault: 82
+#[test]
+fn reported_end_of_call_ends_its_exemption_from_idle_timeout() {
+    let item = |kind: &str, id: &str, status: &str| {
+        json!({"event": {"type": kind, "item": {"id": id, "type": "command_execution",
+            "command": "true", "aggregated_output": "", "exit_code": 0, "status": status}}})
+    };
+    let over = |id: &str| {
+        [
+            item("item.started", id, "in_progress"),
+            item("item.completed", id, "completed"),
+        ]
+    };
+    for records in [
+        // No output, one of two of the same id, a torn one.
+        vec![recorded([recorded_call("a")])],
+        vec![recorded([
+            recorded_call("a"),
+            recorded_call("a"),
+            recorded_output("a"),
+        ])],
+        vec![
+            recorded([recorded_call("a")]),
+            json!({"rollout": ["{\"timestamp\":\"x\",\"type\":\"response_item\",\"payl"]}),
+        ],
+    ] {
+        let steps = records
+            .into_iter()
+            .chain(over("item_0"))
+            .chain([json!({"sleep_ms": 100_000})]);
+        let lab = Lab::fake(Value::Null);
+        let config = json!({"idle_timeout_secs": 2, "tool_events": false});
+        let (turn, _) = run(&lab, begun(steps), config);
+        assert_eq!(turn.error_code(), Some("idle_timeout"), "{turn:?}");
+    }
+}
+
+// fault: 99
+#[test]
+fn warns_of_empty_turn() {
+    check_success(begun([completed()]), "", Some("without any text"));
+}
+
+// fault: 99
+#[test]
+fn skipped_text_is_taken_from_the_rollout() {
+    let long = json!({"long_line": {"prefix": "{\"type\":\"item.completed\",\"item\":{\"type\":\"agent_message\",\"text\":\"",
+        "bytes": 17 << 20, "suffix": "\"}}"}});
+    check_success(
+        begun([
+            recorded([recorded_text("the long answer")]),
+            long.clone(),
+            completed(),
+        ]),
+        "the long answer",
+        Some("skipped"),
+    );
+    check_success(begun([long, completed()]), "", Some("has no text"));
+}
+
+// fault: 110
+#[test]
+fn spawn_error_of_guard_cannot_be_forged() {
+    let forged = "plexum-openai codex-guard: cannot start codex: errno 2";
+    check_success(
+        begun([json!({"out": forged}), message("well"), completed()]),
+        "well",
+        Some("no event"),
+    );
+    // The one line that there is, and another status than the guard's.
+    check_failure(
+        json!(["read_stdin", {"out": forged}, {"exit": 3}]),
+        "codex_failed",
+        &["3"],
+    );
+    let first = json!(["read_stdin", {"out": forged}, {"sleep_ms": 100}, message("well"), completed(), {"exit": 127}]);
+    check_success(first, "well", None);
+}
+
+// fault: 98
+#[test]
+fn unknown_thread_usage_is_null() {
+    let lab = Lab::fake(Value::Null);
+    let silent = begun([message("x"), json!({"event": {"type": "turn.completed"}})]);
+    let (turn, _) = run(&lab, silent, json!({}));
+    assert_eq!(turn.result()["thread_usage"], Value::Null, "{turn:?}");
+    assert_eq!(turn.result()["usage"]["input_tokens"], 0);
+    let lab = Lab::fake(Value::Null);
+    let (turn, _) = run(&lab, begun([message("x"), completed()]), json!({}));
+    assert_eq!(
+        turn.result()["thread_usage"]["input_tokens"],
+        100,
+        "{turn:?}"
+    );
+}
+
+// fault: 113
+#[test]
+fn calls_without_output_are_capped_in_a_turn() {
+    let calls: Vec<Value> = (0..20_000)
+        .map(|at| recorded_call(&format!("call_{at}")))
+        .collect();
+    let turn = check_success(
+        begun([recorded(calls), message("x"), completed()]),
+        "x",
+        None,
+    );
+    let used: Vec<&Value> = turn.of("tool_use").map(|event| &event["id"]).collect();
+    let results = turn.of("tool_result").count();
+    assert_eq!((used.len(), results), (20_000, 20_000));
+}
+
+// fault: 89
+#[test]
+fn deep_json_of_codex_reaches_the_daemon() {
+    let deep = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
+    let call =
+        json!({"type": "function_call", "name": "x", "call_id": "a", "arguments": deep(10_000)});
+    let line = format!(
+        "{{\"timestamp\":\"x\",\"type\":\"response_item\",\"payload\":{{\"type\":\"function_call_output\",\"call_id\":\"a\",\"output\":{}}}}}",
+        deep(10_000)
+    );
+    let event = format!(
+        "{{\"type\":\"item.completed\",\"item\":{{\"id\":\"i\",\"type\":\"mcp_tool_call\",\"arguments\":{}}}}}",
+        deep(10_000)
+    );
+    let turn = check_success(
+        begun([
+            recorded([call]),
+            json!({"rollout": [line]}),
+            json!({"out": event}),
+            message("x"),
+            completed(),
+        ]),
+        "x",
+        None,
+    );
+    let used = turn.of("tool_use").next().unwrap();
+    let mut value = &used["input"];
+    let mut levels = 0;
+    while let Value::Array(list) = value {
+        levels += 1;
+        value = &list[0];
+    }
+    assert_eq!((levels, value), (100, &json!(deep(9_900))));
+    assert_eq!(turn.of("tool_result").count(), 1);
+}

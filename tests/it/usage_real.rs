@@ -165,3 +165,58 @@ fn a_thread_that_an_older_codex_began_is_counted_on() {
         check_usage(&daemon.turn(Daemon::prompt(&lab, "hi")), 1, number);
     }
 }
+
+/// The calls and tokens of sub-agents, one of which a sub-agent has started.
+fn check_sub_agents(codex: &Path) {
+    let used = |input: u64| json!({"input": input, "cached": 0, "output": 1, "reasoning": 0});
+    let spawn = |message: &str, id: &str| json!([{"name": "spawn_agent", "namespace": "multi_agent_v1", "arguments": {"message": message}, "id": id}]);
+    let lab = Lab::real(
+        codex,
+        json!([
+            {"match": "main task", "times": 1, "calls": spawn("child task", "call_spawn"), "usage": used(1000)},
+            {"match": "child task", "times": 1, "calls": command("call_child", "echo child"), "usage": used(20)},
+            {"after": "call_child", "times": 1, "text": "child done", "usage": used(20)},
+            // Long enough for the child to be done: codex ends its agents with the turn.
+            {"after": "call_spawn", "times": 1, "calls": command("call_main", "sleep 3"), "usage": used(1000)},
+            {"text": "well", "usage": used(1000)},
+        ]),
+    );
+    let mut daemon = Daemon::start(&lab);
+    let turn = daemon.turn(Daemon::prompt(&lab, "main task"));
+    check_turn(&turn.events);
+    assert_eq!(turn.text(), "well", "{turn:?}");
+    let result = turn.result();
+    assert_eq!(result["usage"]["input_tokens"], 3040, "{turn:?}");
+    assert_eq!(result["usage"]["output_tokens"], 5, "{turn:?}");
+    assert_eq!(result["usage"]["subagents"]["input_tokens"], 40, "{turn:?}");
+    assert_eq!(result["thread_usage"]["input_tokens"], 3000, "{turn:?}");
+    let used: Vec<_> = turn
+        .of("tool_use")
+        .map(|event| (event["id"].as_str().unwrap(), event["agent"].is_string()))
+        .collect();
+    assert!(used.contains(&("call_child", true)), "{used:?}");
+    assert!(used.contains(&("call_main", false)), "{used:?}");
+    assert_eq!(turn.of("tool_result").count(), used.len());
+    let child = turn
+        .of("tool_use")
+        .find(|event| event["id"] == "call_child")
+        .unwrap();
+    assert_ne!(child["agent"], turn.thread(), "{turn:?}");
+    // The next turn has nothing of them.
+    let turn = daemon.turn(Daemon::prompt(&lab, "again"));
+    assert_eq!(turn.result()["usage"]["input_tokens"], 1000, "{turn:?}");
+    assert!(
+        turn.result()["usage"].get("subagents").is_none(),
+        "{turn:?}"
+    );
+}
+
+// fault: 94
+#[test]
+fn sub_agents_are_counted_and_their_calls_are_told() {
+    for version in [OLDEST, INDEXED, CHANGED, NEWEST] {
+        if let Some(codex) = real(version) {
+            check_sub_agents(&codex);
+        }
+    }
+}

@@ -724,11 +724,12 @@ impl Doctor<'_> {
             Ok(()) => {
                 match home::open_writer(&rollout, (metadata.dev(), metadata.ino())) {
                     // Before 0.147 an open file is the only trace.
-                    Some(pid) => self.report.warn(
+                    Ok(Some(pid)) => self.report.warn(
                         "thread lock",
                         format!("process {pid} has the rollout open for writing; try again when its turn is over"),
                     ),
-                    None => self.report.ok("thread lock", "free"),
+                    Ok(None) => self.report.ok("thread lock", "free"),
+                    Err(error) => self.report.warn("thread lock", error.message()),
                 }
             }
             Err(error) => self.report.fail("thread lock", error.message()),

@@ -227,11 +227,11 @@ fn rollout_line(kind: rollout::lines::Kind, text: &str) {
     assert!(is_json, "{text}");
     let mut out = Vec::new();
     match &record {
-        Record::Call(call) => calls::write_use(&mut out, call, Some("x")).unwrap(),
+        Record::Call(call) => calls::write_use(&mut out, call, Some("x"), Some("y")).unwrap(),
         Record::Output(output) => {
             calls::write_result(&mut out, &output.id, &output.content, output.failed).unwrap();
         }
-        Record::Nested(nested) => calls::write_use(&mut out, &nested.call, None).unwrap(),
+        Record::Nested(nested) => calls::write_use(&mut out, &nested.call, None, None).unwrap(),
         _ => {}
     }
     if !out.is_empty() {
