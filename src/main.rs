@@ -33,6 +33,8 @@ use std::process::ExitCode;
 use turn::session::{self, Stored};
 
 fn main() -> ExitCode {
+    // Before anything is started: the guard, codex and every thread have this process's.
+    sys::unblock_signals();
     let mut arguments = std::env::args_os().skip(1).peekable();
     if arguments
         .peek()
@@ -41,7 +43,16 @@ fn main() -> ExitCode {
         return ExitCode::from(codex::guard::run(arguments.skip(1)));
     }
     // For us, on stderr, and quiet unless `RUST_LOG` asks.
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off"))
+        .format(|out, record| {
+            // codex's words, file names and arguments are in it, and it may be a terminal that shows it.
+            let message = escape_controls(&record.args().to_string());
+            writeln!(out, "[{:<5} {}] {message}", record.level(), record.target())
+        })
+        .init();
+    if let Some(status) = codex::guard::reap_as_init() {
+        return ExitCode::from(status);
+    }
     match sys::keep_exit_statuses().and_then(|()| dispatch(arguments)) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
@@ -50,6 +61,27 @@ fn main() -> ExitCode {
             ExitCode::from(error.kind().exit_status())
         }
     }
+}
+
+/// A text on one line, its control characters escaped as Rust does, `\u{1b}`.
+fn escape_controls(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            // What turns the direction of a line around, too.
+            '\u{200e}'
+            | '\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}'
+            | '\u{61c}' => {
+                escaped.extend(c.escape_unicode());
+            }
+            '\t' => escaped.push(c),
+            c if c.is_control() => escaped.extend(c.escape_default()),
+            c => escaped.push(c),
+        }
+    }
+    escaped
 }
 
 fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {

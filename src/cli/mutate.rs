@@ -7,6 +7,7 @@ use super::written;
 use crate::codex::home::{find_rollout, is_thread_id};
 use crate::error::{Error, Kind, Result};
 use crate::rollout::mutate::{Mode, Mutation, Op, Outcome, consume, consume_file, parse};
+use crate::sys::Flag;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -79,7 +80,7 @@ fn in_thread(
         )
         .hint("is this the CODEX_HOME that codex used?"));
     }
-    consume(&home, thread, mutations, mode)
+    consume(&home, thread, mutations, mode, &Flag::new()?)
 }
 
 /// The list of what to do: the operands, or what stands on stdin.

@@ -9,6 +9,7 @@ use super::summary::{Screen, Summary};
 use super::{target, written};
 use crate::error::{Error, Kind, Result, reason};
 use crate::rollout::calls::{Calls, write_result, write_use};
+use crate::rollout::open_rollout;
 use crate::rollout::record::Record;
 use std::ffi::OsString;
 use std::fmt;
@@ -39,7 +40,12 @@ pub(crate) fn run(
             ("stdin".to_owned(), stdin.map(File::from))
         } else {
             let name = format!("'{}'", Path::new(file).display());
-            (name, File::open(file))
+            // A FIFO that was named is meant: `parse-rollout <(zcat …)`. One that a thread id leads to is not.
+            let opened = match parsed.operands.is_empty() {
+                true => open_rollout(Path::new(file)),
+                false => File::open(file),
+            };
+            (name, opened)
         };
         let input = match opened {
             Ok(input) => input,

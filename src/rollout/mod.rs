@@ -12,5 +12,6 @@ pub(crate) mod lines;
 pub(crate) mod mutate;
 pub(crate) mod record;
 mod replace;
+pub(crate) use replace::open_rollout;
 pub(crate) mod splice;
 mod string;

@@ -54,6 +54,17 @@ pub(super) struct Done {
     pub(super) tokens: Tokens,
 }
 
+impl Done {
+    /// codex was not started.
+    fn cancelled() -> Done {
+        Done {
+            ended: Ended::Cancelled,
+            thread: None,
+            tokens: Tokens::default(),
+        }
+    }
+}
+
 pub(super) enum Ended {
     Completed,
     Cancelled,
@@ -75,16 +86,16 @@ impl Attempt<'_> {
     /// codex could not be started; nothing was told then.
     pub(super) fn run(&self, cancel: &Flag, teller: &mut Teller<'_>) -> Result<Done> {
         if cancel.is_raised() {
-            return Ok(Done {
-                ended: Ended::Cancelled,
-                thread: None,
-                tokens: Tokens::default(),
-            });
+            return Ok(Done::cancelled());
         }
-        let (watch, trouble) = match self.watch_known() {
+        let (watch, trouble) = match self.watch_known(cancel) {
             Ok(watch) => (watch, None),
             Err(error) => (None, Some(error)),
         };
+        // Reading back may have taken a while.
+        if cancel.is_raised() {
+            return Ok(Done::cancelled());
+        }
         let config = &self.context.config;
         let invocation = command::build(
             self.program,
@@ -115,6 +126,7 @@ impl Attempt<'_> {
         ));
         let begun = now();
         let mut child = Child::start(&invocation, self.lock)?;
+        cancel.attach(child.pidfd());
         let mut heard = Heard {
             translator: Translator::default(),
             thread: None,
@@ -124,6 +136,7 @@ impl Attempt<'_> {
                 watch,
                 begun,
                 unmatched: 0,
+                cancel: cancel.clone(),
             },
         };
         let cut = self.listen(&mut child, &mut heard, cancel, teller);
@@ -349,7 +362,7 @@ impl Attempt<'_> {
     ///
     /// # Errors
     /// [`Kind::Io`] where it cannot be read; it may be later, when codex has unpacked it.
-    fn watch_known(&self) -> Result<Option<Watch>> {
+    fn watch_known(&self, cancel: &Flag) -> Result<Option<Watch>> {
         let Some(thread) = self.asked else {
             return Ok(None);
         };
@@ -358,7 +371,7 @@ impl Attempt<'_> {
             // codex will say what it makes of that.
             return Ok(None);
         };
-        let watch = Watch::known_thread(&path).map_err(|error| {
+        let watch = Watch::known_thread(&path, cancel).map_err(|error| {
             Error::os(Kind::Io, format!("cannot read '{}'", path.display()), error)
         })?;
         Ok(Some(watch))
@@ -376,8 +389,8 @@ impl Attempt<'_> {
         // codex makes it when there is something to record; an error now may be none the next time.
         if let Ok(Some(path)) = home::find_rollout(&home, thread) {
             let watch = match self.asked {
-                None => Watch::new_thread(&path),
-                Some(_) => Watch::late(&path, heard.record.begun),
+                None => Watch::new_thread(&path, &heard.record.cancel),
+                Some(_) => Watch::late(&path, heard.record.begun, &heard.record.cancel),
             };
             heard.record.watch = watch.ok();
             // Late, but there: texts are worth a wait again.
@@ -508,6 +521,7 @@ struct Heard {
 /// What is known of the rollout.
 struct Record {
     watch: Option<Watch>,
+    cancel: Flag,
     /// When codex was started, in milliseconds since 1970.
     begun: u64,
     /// When to look for it again, and how long to wait after that.

@@ -129,7 +129,7 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
     Ok(canonical)
 }
 
-/// Runs a turn in the workspace of `place`, with the daemon's tools where it lends some.
+/// Runs a turn in the workspace of `place`, which is made if it is missing, with the daemon's tools where it lends some.
 ///
 /// # Errors
 /// What is refused before codex starts; no event was told then.
@@ -182,11 +182,19 @@ fn work(
     tools: Option<&Tools>,
     teller: &mut Teller<'_>,
 ) -> Result<TurnResult> {
-    let workspace = place.workspace();
     let cancelled = |teller: &mut Teller<'_>| {
-        let (thread, state) = untouched(workspace);
+        let (thread, state) = untouched(place.workspace());
         Ok(teller.end(StopReason::Cancelled, thread, state, Tokens::default()))
     };
+    if !place.wait(cancel) {
+        return cancelled(teller);
+    }
+    let workspace = prepare_workspace(place.workspace())?;
+    let place = place.join_directory(&workspace).map_err(|error| {
+        let what = format!("cannot use the workspace '{}'", workspace.display());
+        Error::os(Kind::Params, what, error)
+    })?;
+    let workspace = place.workspace();
     let failed = |error: &Error, teller: &mut Teller<'_>| {
         let (thread, state) = untouched(workspace);
         Ok(teller.fail(error, thread, state, Tokens::default()))

@@ -10,7 +10,9 @@ use super::usage::Count;
 use crate::canonical::Usage;
 use crate::rollout::calls::{Calls, write_result, write_use};
 use crate::rollout::lines::{Kind, Lines};
+use crate::rollout::open_rollout;
 use crate::rollout::record::{self, Record};
+use crate::sys::{Cancellable, Flag};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -23,7 +25,7 @@ const UNPRINTED: Duration = Duration::from_millis(500);
 /// A rollout that grows.
 #[derive(Debug)]
 pub(super) struct Watch {
-    lines: Lines<File>,
+    lines: Lines<Cancellable<File>>,
     /// The turn is the first that was recorded since then, in milliseconds since 1970. `None` once it has begun.
     awaits: Option<u64>,
     calls: Calls<()>,
@@ -58,9 +60,9 @@ impl Watch {
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn new_thread(path: &Path) -> io::Result<Watch> {
+    pub(super) fn new_thread(path: &Path, cancel: &Flag) -> io::Result<Watch> {
         Ok(Watch::of(
-            Lines::new(File::open(path)?),
+            Lines::new(growing(open_rollout(path)?, cancel)),
             None,
             Count::default(),
         ))
@@ -70,11 +72,15 @@ impl Watch {
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn known_thread(path: &Path) -> io::Result<Watch> {
-        let mut file = File::open(path)?;
-        let (length, count) = at_end(&mut file)?;
+    pub(super) fn known_thread(path: &Path, cancel: &Flag) -> io::Result<Watch> {
+        let mut file = open_rollout(path)?;
+        let (length, count) = at_end(&mut file, cancel)?;
         file.seek(SeekFrom::Start(length))?;
-        Ok(Watch::of(Lines::starting_at(file, length), None, count))
+        Ok(Watch::of(
+            Lines::starting_at(growing(file, cancel), length),
+            None,
+            count,
+        ))
     }
 
     /// Follows the rollout of a thread that went on at this time, in milliseconds since 1970, and whose rollout
@@ -82,12 +88,12 @@ impl Watch {
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn late(path: &Path, since: u64) -> io::Result<Watch> {
-        let lines = Lines::new(File::open(path)?);
+    pub(super) fn late(path: &Path, since: u64, cancel: &Flag) -> io::Result<Watch> {
+        let lines = Lines::new(growing(open_rollout(path)?, cancel));
         Ok(Watch::of(lines, Some(since), Count::default()))
     }
 
-    fn of(lines: Lines<File>, awaits: Option<u64>, count: Count) -> Watch {
+    fn of(lines: Lines<Cancellable<File>>, awaits: Option<u64>, count: Count) -> Watch {
         Watch {
             lines,
             awaits,
@@ -207,6 +213,12 @@ impl Watch {
     }
 }
 
+/// A rollout that is read as it grows. What codex records while it is being ended is still told, as far as it can be
+/// read in a moment.
+fn growing(file: File, cancel: &Flag) -> Cancellable<File> {
+    Cancellable::patient(file, cancel, Duration::from_millis(500))
+}
+
 fn take(record: Record<'_>, calls: &mut Calls<()>, found: &mut VecDeque<Found>) {
     let mut event = |write: &dyn Fn(&mut Vec<u8>) -> io::Result<()>| {
         let mut bytes = Vec::new();
@@ -239,14 +251,15 @@ fn take(record: Record<'_>, calls: &mut Calls<()>, found: &mut VecDeque<Found>) 
 ///
 /// codex's last total says it, and stands near the end, unless something was lost from it: then it has a mark, or
 /// is not the sum that codex keeps with the single requests from 0.153 on. Only then the whole rollout is read.
-fn at_end(file: &mut File) -> io::Result<(u64, Count)> {
+fn at_end(file: &mut File, cancel: &Flag) -> io::Result<(u64, Count)> {
     let length = file.metadata()?.len();
     let mut piece = 64 << 10;
     loop {
         let start = length.saturating_sub(piece);
         file.seek(SeekFrom::Start(start))?;
         // The first line of a piece is likely cut; then it is no JSON and passed over.
-        let mut lines = Lines::starting_at(io::Read::take(&mut *file, length - start), start);
+        let piece_of_it = io::Read::take(&mut *file, length - start);
+        let mut lines = Lines::starting_at(Cancellable::new(piece_of_it, cancel), start);
         let mut count = Count::default();
         let (mut last, mut requests, mut has_grown) = (None, None, false);
         while let Some(line) = lines.next(|kind| kind == Kind::Usage)? {
@@ -417,7 +430,7 @@ mod tests {
         for (what, lines, thread, counted) in cases {
             let mut file = tempfile::NamedTempFile::new().unwrap();
             file.write_all(lines.concat().as_bytes()).unwrap();
-            let mut watch = Watch::known_thread(file.path()).unwrap();
+            let mut watch = Watch::known_thread(file.path(), &Flag::new().unwrap()).unwrap();
             let used = |turn: u64| Tokens {
                 turn: input(turn),
                 thread: input(thread + turn),
@@ -461,7 +474,7 @@ mod tests {
         let turn = |second, said, used| [begins(second), text(said), total(used, used)].concat();
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let since = 1_795_262_402_000; // 12:00:02
-        let mut watch = Watch::late(file.path(), since).unwrap();
+        let mut watch = Watch::late(file.path(), since, &Flag::new().unwrap()).unwrap();
         file.write_all((turn(0, "first", 100) + &turn(1, "second", 200)).as_bytes())
             .unwrap();
         watch.poll();

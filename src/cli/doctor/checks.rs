@@ -9,6 +9,7 @@ use crate::codex::command::{self, Call, OLDEST};
 use crate::codex::home;
 use crate::config::{Config, LostThread, McpRegistration, Places};
 use crate::error::{Error, reason};
+use crate::rollout::open_rollout;
 use crate::sys::{Flag, shell_word};
 use crate::turn::session::{self, Stored};
 use rustix::fs::{Access, access};
@@ -558,7 +559,7 @@ impl Doctor<'_> {
                 return;
             }
         };
-        let metadata = match fs::File::open(&rollout).and_then(|file| file.metadata()) {
+        let metadata = match open_rollout(&rollout).and_then(|file| file.metadata()) {
             Ok(metadata) => metadata,
             Err(error) => {
                 self.report.fail(
