@@ -147,3 +147,13 @@ fn print(text: &str) -> Result<u8> {
     let result = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     cli::written(result, 0)
 }
+
+#[cfg(test)]
+mod tests {
+    // fault: 112
+    #[test]
+    fn log_escapes_control_characters() {
+        let escaped = super::escape_controls("a\x1b]0;x\x07\n\u{9b}\u{202e}\té");
+        assert_eq!(escaped, "a\\u{1b}]0;x\\u{7}\\n\\u{9b}\\u{202e}\té");
+    }
+}

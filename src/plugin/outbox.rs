@@ -219,3 +219,25 @@ impl Outbox {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // fault: 87
+    #[test]
+    fn unread_responses_flood_and_events_do_not() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let (outbox, _thread) = Outbox::start(writer, || {}).unwrap();
+        outbox.push(b"e\n".repeat(RESPONSES_LIMIT));
+        assert!(!outbox.is_flooded());
+        for _ in 0..2 * RESPONSES_LIMIT / 1000 {
+            outbox.respond(b"r\n".repeat(500));
+        }
+        assert!(outbox.is_flooded());
+        drop(reader);
+        while outbox.is_flooded() {
+            std::thread::yield_now();
+        }
+    }
+}

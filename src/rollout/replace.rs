@@ -476,3 +476,26 @@ fn failed(what: &str, path: &Path) -> impl Fn(io::Error) -> Error {
     let message = format!("cannot {what} '{}'", path.display());
     move |error| Error::os(Kind::Io, &message, error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // fault: 80
+    #[test]
+    fn rejects_rollouts_that_are_not_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let rejected = |path: &Path, what: &str| {
+            let error = open_rollout(path).unwrap_err().to_string();
+            assert_eq!(error, format!("it is {what}, not a regular file"));
+        };
+        rejected(directory.path(), "a directory");
+        rejected(Path::new("/dev/zero"), "a pipe or a device");
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
+        rejected(&link, "a symbolic link");
+        let fifo = directory.path().join("fifo");
+        rustix::fs::mkfifoat(CWD, &fifo, Mode::RWXU).unwrap();
+        rejected(&fifo, "a pipe or a device");
+    }
+}

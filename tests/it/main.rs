@@ -10,6 +10,7 @@ mod config;
 mod doctor;
 mod fault_list;
 mod faults;
+mod hangs;
 mod install;
 mod logs;
 mod mcp;
