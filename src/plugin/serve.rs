@@ -769,7 +769,7 @@ fn consume(
     mutations: &[Mutation],
     cancel: &Flag,
 ) -> Result<Outcome> {
-    if !place.wait(cancel) {
+    if cancel.is_raised() {
         return Err(shutting_down());
     }
     // As `stream` names it; but nothing is created for a rewrite of what is not there.

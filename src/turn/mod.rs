@@ -186,7 +186,7 @@ fn work(
         let (thread, state) = untouched(place.workspace());
         Ok(teller.end(StopReason::Cancelled, thread, state, Tokens::default()))
     };
-    if !place.wait(cancel) {
+    if cancel.is_raised() {
         return cancelled(teller);
     }
     let workspace = prepare_workspace(place.workspace())?;

@@ -1,9 +1,9 @@
 //! One turn a workspace: in this process one after the other, in the order they came; against other processes
 //! by an advisory lock on a file in the workspace.
 //!
-//! What directory a path leads to is only known by looking, and that can hang. So a turn first queues by the path
-//! it was given, which needs no look, and once it is first there and has looked, by the directory itself: two paths
-//! of one directory still have one turn at a time.
+//! What directory a path leads to is only known by looking, and that can hang. So a turn queues by the path
+//! it was given, which needs no look, and once it has looked, by the directory too: two paths of one directory still
+//! have one turn at a time.
 
 use crate::error::{Error, Kind, Result};
 use crate::sys::{self, FileLock, Flag, TryLock};
@@ -51,16 +51,15 @@ pub(crate) struct Place {
     queue: Queue,
     workspace: PathBuf,
     key: Key,
+    /// A second queue in which it must be the first.
+    behind: Option<Key>,
     number: u64,
 }
 
 impl Queue {
     /// Takes the next place in the queue of this path, whatever it leads to. Does no I/O.
     pub(crate) fn join(&self, workspace: &Path) -> Place {
-        self.join_key(workspace, Key::Path(workspace.to_owned()))
-    }
-
-    fn join_key(&self, workspace: &Path, key: Key) -> Place {
+        let key = Key::Path(workspace.to_owned());
         let mut state = self.state();
         state.last += 1;
         let number = state.last;
@@ -73,6 +72,7 @@ impl Queue {
             queue: self.clone(),
             workspace: workspace.to_owned(),
             key,
+            behind: None,
             number,
         }
     }
@@ -97,8 +97,11 @@ impl Place {
             if cancel.is_raised() {
                 return false;
             }
-            let first = state.waiting.get(&self.key).and_then(VecDeque::front);
-            if first == Some(&self.number) {
+            let is_first = |key| {
+                let first = state.waiting.get(key).and_then(VecDeque::front);
+                first == Some(&self.number)
+            };
+            if is_first(&self.key) && self.behind.iter().all(is_first) {
                 return true;
             }
             state = self
@@ -117,7 +120,24 @@ impl Place {
     pub(crate) fn join_directory(&self, canonical: &Path) -> io::Result<Place> {
         let metadata = canonical.metadata()?;
         let key = Key::Directory(metadata.dev(), metadata.ino());
-        Ok(self.queue.join_key(canonical, key))
+        let mut state = self.queue.state();
+        let waiting = state.waiting.entry(key.clone()).or_default();
+        // In the order in which they came, whichever path was looked at first.
+        // Whoever is in front may run already and stays there.
+        let later = waiting
+            .iter()
+            .skip(1)
+            .position(|number| *number > self.number);
+        let at = later.map_or(waiting.len(), |later| later + 1);
+        waiting.insert(at, self.number);
+        drop(state);
+        Ok(Place {
+            queue: self.queue.clone(),
+            workspace: canonical.to_owned(),
+            key,
+            behind: Some(self.key.clone()),
+            number: self.number,
+        })
     }
 
     /// The path that was queued for.
