@@ -7,7 +7,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::sys::{self, FileLock, Flag, TryLock};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     waiting: HashMap<Key, VecDeque<u64>>,
+    /// Those that have waited to the end.
+    running: HashSet<u64>,
     last: u64,
 }
 
@@ -102,6 +104,7 @@ impl Place {
                 first == Some(&self.number)
             };
             if is_first(&self.key) && self.behind.iter().all(is_first) {
+                state.running.insert(self.number);
                 return true;
             }
             state = self
@@ -121,14 +124,14 @@ impl Place {
         let metadata = canonical.metadata()?;
         let key = Key::Directory(metadata.dev(), metadata.ino());
         let mut state = self.queue.state();
-        let waiting = state.waiting.entry(key.clone()).or_default();
-        // In the order in which they came, whichever path was looked at first.
-        // Whoever is in front may run already and stays there.
-        let later = waiting
-            .iter()
-            .skip(1)
-            .position(|number| *number > self.number);
-        let at = later.map_or(waiting.len(), |later| later + 1);
+        let State {
+            waiting, running, ..
+        } = &mut *state;
+        let waiting = waiting.entry(key.clone()).or_default();
+        // In the order in which they came, whichever path was looked at first; but whoever runs stays in front.
+        let first = waiting.front().is_some_and(|first| running.contains(first));
+        let later = waiting.iter().skip(usize::from(first));
+        let at = usize::from(first) + later.take_while(|number| **number < self.number).count();
         waiting.insert(at, self.number);
         drop(state);
         Ok(Place {
@@ -149,6 +152,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.queue.state();
+        state.running.remove(&self.number);
         if let Some(waiting) = state.waiting.get_mut(&self.key) {
             waiting.retain(|number| *number != self.number);
             if waiting.is_empty() {

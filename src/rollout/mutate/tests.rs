@@ -1197,13 +1197,14 @@ fn copy_of(home: &Home) -> std::path::PathBuf {
 #[test]
 fn a_request_is_checked_before_anything_is_opened() {
     let none = Path::new("/nonexistent");
-    let nothing = consume(none, "no uuid", &[], Mode::Write).unwrap();
+    let nothing = consume(none, "no uuid", &[], Mode::Write, &Flag::new().unwrap()).unwrap();
     assert_eq!(nothing, Outcome::default());
     let error = consume(
         none,
         THREAD,
         &[light("a"), light("b"), heavy("a")],
         Mode::Write,
+        &Flag::new().unwrap(),
     )
     .unwrap_err();
     assert_eq!(error.kind(), Kind::Params);
@@ -1211,7 +1212,14 @@ fn a_request_is_checked_before_anything_is_opened() {
         error.message(),
         "mutations[2].block_id: 'a' is named in mutations[0] already"
     );
-    let outcome = consume(none, THREAD, &[light("a"), light("b")], Mode::Write).unwrap();
+    let outcome = consume(
+        none,
+        THREAD,
+        &[light("a"), light("b")],
+        Mode::Write,
+        &Flag::new().unwrap(),
+    )
+    .unwrap();
     assert_eq!(
         outcome,
         Outcome {
