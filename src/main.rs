@@ -34,6 +34,8 @@ use turn::session::{self, Stored};
 use turn::thread;
 
 fn main() -> ExitCode {
+    // Before anything is started: the guard, codex and every thread have this process's.
+    sys::unblock_signals();
     let mut arguments = std::env::args_os().skip(1).peekable();
     if arguments
         .peek()
@@ -42,7 +44,16 @@ fn main() -> ExitCode {
         return ExitCode::from(codex::guard::run(arguments.skip(1)));
     }
     // For us, on stderr, and quiet unless `RUST_LOG` asks.
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off"))
+        .format(|out, record| {
+            // codex's words, file names and arguments are in it, and it may be a terminal that shows it.
+            let message = escape_controls(&record.args().to_string());
+            writeln!(out, "[{:<5} {}] {message}", record.level(), record.target())
+        })
+        .init();
+    if let Some(status) = codex::guard::reap_as_init() {
+        return ExitCode::from(status);
+    }
     match sys::keep_exit_statuses().and_then(|()| dispatch(arguments)) {
         // Whoever waits for it, a shell's loop above all, is to see that it was interrupted and end too.
         Ok(sys::INTERRUPTED) => sys::end_by_interrupt(),
@@ -55,6 +66,27 @@ fn main() -> ExitCode {
             ExitCode::from(error.kind().exit_status())
         }
     }
+}
+
+/// A text on one line, its control characters escaped as Rust does, `\u{1b}`.
+fn escape_controls(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            // What turns the direction of a line around, too.
+            '\u{200e}'
+            | '\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}'
+            | '\u{61c}' => {
+                escaped.extend(c.escape_unicode());
+            }
+            '\t' => escaped.push(c),
+            c if c.is_control() => escaped.extend(c.escape_default()),
+            c => escaped.push(c),
+        }
+    }
+    escaped
 }
 
 fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
@@ -130,4 +162,14 @@ fn print(text: &str) -> Result<u8> {
     let mut out = std::io::stdout().lock();
     let result = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     cli::written(result, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    // fault: 112
+    #[test]
+    fn log_escapes_control_characters() {
+        let escaped = super::escape_controls("a\x1b]0;x\x07\n\u{9b}\u{202e}\té");
+        assert_eq!(escaped, "a\\u{1b}]0;x\\u{7}\\n\\u{9b}\\u{202e}\té");
+    }
 }

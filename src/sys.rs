@@ -15,7 +15,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// How much a pipe that has room takes without blocking, in bytes.
@@ -34,6 +34,8 @@ struct FlagInner {
     /// Becomes readable for ever once the flag is raised.
     readable: OwnedFd,
     writable: OwnedFd,
+    /// The pidfds of what runs for whoever looks at the flag.
+    children: Mutex<Vec<Weak<OwnedFd>>>,
 }
 
 impl Flag {
@@ -51,7 +53,31 @@ impl Flag {
             raised: AtomicBool::new(false),
             readable,
             writable,
+            children: Mutex::default(),
         })))
+    }
+
+    /// Notes the pidfd of a child, for [`Flag::end_children`], as long as its owner keeps it.
+    pub(crate) fn attach(&self, pidfd: &Arc<OwnedFd>) {
+        let mut children = self.children();
+        children.retain(|child| child.strong_count() > 0);
+        children.push(Arc::downgrade(pidfd));
+    }
+
+    /// Sends SIGTERM to the children, for a thread that has seen the flag raised and does not come to it: it hangs
+    /// in the file system.
+    pub(crate) fn end_children(&self) {
+        for child in self.children().iter().filter_map(Weak::upgrade) {
+            // It may have ended already.
+            let _ = rustix::process::pidfd_send_signal(&*child, Signal::TERM);
+        }
+    }
+
+    fn children(&self) -> MutexGuard<'_, Vec<Weak<OwnedFd>>> {
+        self.0
+            .children
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Raises the flag; it stays up.
@@ -70,6 +96,48 @@ impl Flag {
 impl AsFd for Flag {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.readable.as_fd()
+    }
+}
+
+/// A reader that reads no more once a flag is raised, for what is too long to be read to its end then.
+#[derive(Debug)]
+pub(crate) struct Cancellable<R> {
+    input: R,
+    cancel: Flag,
+    /// How long it goes on reading after the flag, and since when it does.
+    patience: Duration,
+    since: Option<Instant>,
+}
+
+impl<R> Cancellable<R> {
+    pub(crate) fn new(input: R, cancel: &Flag) -> Cancellable<R> {
+        Cancellable::patient(input, cancel, Duration::ZERO)
+    }
+
+    /// One that reads on for so long where the flag is raised, counted anew after each end of the input.
+    pub(crate) fn patient(input: R, cancel: &Flag, patience: Duration) -> Cancellable<R> {
+        Cancellable {
+            input,
+            cancel: cancel.clone(),
+            patience,
+            since: None,
+        }
+    }
+}
+
+impl<R: Read> Read for Cancellable<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.cancel.is_raised() {
+            let since = *self.since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= self.patience {
+                return Err(io::Error::other("cancelled"));
+            }
+        }
+        let length = self.input.read(buffer)?;
+        if length == 0 {
+            self.since = None;
+        }
+        Ok(length)
     }
 }
 
@@ -312,6 +380,34 @@ fn open_lock(path: &Path, more: OFlags) -> io::Result<File> {
         flags | more,
         Mode::RUSR | Mode::WUSR,
     )?))
+}
+
+/// Opens a file for reading that may be anything by now: never through a link at its end, and never waiting, as on a
+/// FIFO. Its access time stays where this user may ask for that.
+///
+/// # Errors
+/// The operating system's, and one that says what it is where it is not a regular file.
+pub(crate) fn open_regular_file(path: &Path) -> io::Result<File> {
+    use rustix::io::Errno;
+    let not_a_file = |what: &str| io::Error::other(format!("it is {what}, not a regular file"));
+    let flags =
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = match rustix::fs::open(path, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => rustix::fs::open(path, flags, Mode::empty()),
+        opened => opened,
+    };
+    let file = match opened {
+        Ok(file) => File::from(file),
+        Err(Errno::LOOP) => return Err(not_a_file("a symbolic link")),
+        Err(Errno::NXIO) => return Err(not_a_file("a socket or a device")),
+        Err(error) => return Err(error.into()),
+    };
+    let metadata = file.metadata()?;
+    match metadata.is_file() {
+        true => Ok(file),
+        false if metadata.is_dir() => Err(not_a_file("a directory")),
+        false => Err(not_a_file("a pipe or a device")),
+    }
 }
 
 /// A stream that is waited for also where it is in non-blocking mode, which it shares with everybody who has it
@@ -636,6 +732,13 @@ pub(crate) fn keep_exit_statuses() -> Result<()> {
         .map_err(|error| Error::os(Kind::Io, "cannot listen for signals", error))
 }
 
+/// Lets every signal reach this process and what it starts, whatever its starter has blocked, as a daemon does that
+/// takes its signals from a `signalfd`: a blocked SIGCHLD or SIGTERM would never be seen here.
+pub(crate) fn unblock_signals() {
+    // It cannot fail with a whole set.
+    let _ = nix::sys::signal::SigSet::all().thread_unblock();
+}
+
 /// Calls `told` with the signal's number for each SIGINT and SIGTERM that this process gets, in a thread of its
 /// own that lives as long as the process.
 ///
@@ -714,6 +817,28 @@ fn on_signals(numbers: &[i32], mut told: impl FnMut(i32) + Send + 'static) -> Re
     Ok(())
 }
 
+/// Lets go of stdin, stdout and stderr: whoever reads the other end sees its end now, and not only when the last
+/// thread of this process is gone, which one that hangs in the file system can put off for ever.
+pub(crate) fn let_go_of_streams() {
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null");
+    let Ok(null) = null else { return };
+    // None of the three can fail on open files.
+    let _ = rustix::stdio::dup2_stdin(&null);
+    let _ = rustix::stdio::dup2_stdout(&null);
+    let _ = rustix::stdio::dup2_stderr(&null);
+}
+
+/// Waits until the other end of `stream` is closed, at most for `time`; says whether it is. What was written before
+/// that may still be there to be read.
+pub(crate) fn is_hung_up(stream: impl AsFd, time: Duration) -> bool {
+    let timeout = Timespec::try_from(time).ok();
+    let mut fds = [PollFd::new(&stream, PollFlags::RDHUP)];
+    matches!(rustix::event::poll(&mut fds, timeout.as_ref()), Ok(1..))
+}
+
 /// A path as a shell takes it, which no program takes for a flag.
 pub(crate) fn shell_word(path: &str) -> String {
     match path.strip_prefix('-') {
@@ -760,5 +885,23 @@ mod tests {
         assert_eq!(shell_word(""), "''");
         assert_eq!(shell_word("~root/x"), "'~root/x'");
         assert_eq!(shell_word("a\n'b"), "$'a\\012\\'b'");
+    }
+
+    // fault: 80
+    #[test]
+    fn rejects_what_is_not_a_regular_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let rejected = |path: &Path, what: &str| {
+            let error = open_regular_file(path).unwrap_err().to_string();
+            assert_eq!(error, format!("it is {what}, not a regular file"));
+        };
+        rejected(directory.path(), "a directory");
+        rejected(Path::new("/dev/zero"), "a pipe or a device");
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
+        rejected(&link, "a symbolic link");
+        let fifo = directory.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, Mode::RWXU).unwrap();
+        rejected(&fifo, "a pipe or a device");
     }
 }

@@ -3,10 +3,11 @@
 //! It does what the daemon's `mutate_session` does, with the same locks, and prints the same answer.
 
 use super::flags::{Parsed, at_home, usage};
-use super::{columns, packed, seems, written};
+use super::{columns, seems, written};
 use crate::codex::home::{find_rollout, is_thread_id};
 use crate::error::{Error, Kind, Result};
 use crate::rollout::mutate::{Mode, Mutation, Op, Outcome, Reach, consume, consume_file, parse};
+use crate::sys::{Flag, open_regular_file};
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -77,7 +78,7 @@ pub(crate) fn run(
 
 /// Says what a file seems to be in which no call was found, where it is not a rollout.
 fn refuse_other_files(path: &Path) -> Result<()> {
-    let head = packed::open_found(path).and_then(|mut file| seems::head(&mut file));
+    let head = open_regular_file(path).and_then(|mut file| seems::head(&mut file));
     // It was read a moment ago; that it no longer can be says nothing of what it is.
     let Ok(head) = head else { return Ok(()) };
     match seems::other_than_a_rollout(&head) {
@@ -105,7 +106,7 @@ fn in_thread(
         )
         .hint("is this the CODEX_HOME that codex used?"));
     }
-    consume(&home, thread, mutations, mode)
+    consume(&home, thread, mutations, mode, &Flag::new()?)
 }
 
 /// The list of what to do: the operands, or what stands on stdin.

@@ -3,7 +3,6 @@
 //! A packed file of a few kilobytes can hold more than any disk: no more than [`LONGEST`] bytes are taken from it.
 
 use crate::error::{Error, Kind, Result, reason};
-use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -11,22 +10,6 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 /// How much is read of what was packed: codex's own rollouts are smaller by far.
 const LONGEST: u64 = 4 << 30;
-
-/// Opens a file that was found and not named: no link is followed, and nothing waited for.
-///
-/// # Errors
-/// It cannot be opened, or is not a regular file.
-pub(super) fn open_found(path: &Path) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Err(rustix::io::Errno::LOOP) => return Err(io::Error::other("it is a symbolic link")),
-        opened => File::from(opened?),
-    };
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(io::Error::other("it is not a regular file")),
-    }
-}
 
 /// What a packed file has in it. Dropping it ends the program that unpacks.
 pub(super) struct Unpacked {

@@ -4,7 +4,7 @@
 //! behind a slow pipe nobody waits for a call that is already here.
 
 use super::flags::{Parsed, usage};
-use super::packed::{self, Unpacked};
+use super::packed::Unpacked;
 use super::relay::{self, Failure, Sink, Size, Skipped};
 use super::seems;
 use super::summary::{Screen, Summary};
@@ -13,6 +13,7 @@ use crate::error::{Error, Kind, Result, reason};
 use crate::rollout::calls::{Calls, write_result, write_use};
 use crate::rollout::record::Record;
 use crate::sys::Blocking;
+use crate::sys::open_regular_file;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
@@ -152,7 +153,7 @@ impl Source {
         let opened = match self {
             Source::Stdin => io::stdin().as_fd().try_clone_to_owned().map(File::from),
             Source::Named(file) => File::open(file),
-            Source::Found(path) => packed::open_found(path),
+            Source::Found(path) => open_regular_file(path),
         };
         let file = opened
             .map_err(|error| Error::os(Kind::Io, format!("cannot open {}", self.name()), error))?;

@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The longest line of codex's that is held, in bytes; a longer one is skipped and counted.
@@ -81,7 +82,7 @@ pub(crate) struct Child {
     guard: std::process::Child,
     pid: Pid,
     /// Readable once the guard has ended.
-    ended: OwnedFd,
+    ended: Arc<OwnedFd>,
     stdin: Option<(ChildStdin, Vec<u8>, usize)>,
     stdout: Option<ChildStdout>,
     stderr: Option<ChildStderr>,
@@ -175,7 +176,7 @@ impl Child {
         Ok(Child {
             guard,
             pid,
-            ended,
+            ended: Arc::new(ended),
             stdin: streams
                 .0
                 .zip(invocation.stdin.clone())
@@ -197,6 +198,11 @@ impl Child {
     /// The guard's pid: everything that this codex starts is below it.
     pub(crate) fn guard_pid(&self) -> Pid {
         self.pid
+    }
+
+    /// The guard's pidfd: SIGTERM to it ends codex.
+    pub(crate) fn pidfd(&self) -> &Arc<OwnedFd> {
+        &self.ended
     }
 
     /// Waits until there is a line, codex has ended, `flag` is raised or `deadline` has passed.

@@ -87,7 +87,8 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
         }
     };
     let codex = Pid::from_child(&child);
-    let_go_of_streams();
+    // codex is the only one that holds its streams: the plugin waits for their end.
+    sys::let_go_of_streams();
 
     let mut status = None;
     while status.is_none() {
@@ -102,6 +103,42 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
         sweep(&mut signals);
     }
     mirror(status)
+}
+
+/// Where this process is the first of a container: starts the program once more and does here what is a first
+/// process's to do, which is to reap the orphans that codex and its tools leave to it. Gives the exit status then.
+///
+/// The program itself cannot: to wait for any child takes the exit status of one that it waits for by its id.
+pub(crate) fn reap_as_init() -> Option<u8> {
+    if !rustix::process::getpid().is_init() {
+        return None;
+    }
+    let mut signals = Signals::register().ok()?;
+    // Without /proc or a process to be had it is as it was without this: the orphans stay.
+    let child = Command::new("/proc/self/exe")
+        .arg0("plexum-openai")
+        .args(std::env::args_os().skip(1))
+        .spawn()
+        .ok()?;
+    let child = Pid::from_child(&child);
+    sys::let_go_of_streams();
+    loop {
+        signals.wait(None);
+        if let Some(status) = reap(child) {
+            // A first process cannot die by a signal that it sends to itself.
+            let by_signal = || status.signal().map_or(1, |number| 128 + number);
+            return Some(u8::try_from(status.code().unwrap_or_else(by_signal)).unwrap_or(1));
+        }
+        for (flag, signal) in [
+            (&signals.end, Signal::TERM),
+            (&signals.interrupt, Signal::INT),
+        ] {
+            if flag.swap(false, std::sync::atomic::Ordering::SeqCst) {
+                // It may have ended just now.
+                let _ = rustix::process::kill_process(child, signal);
+            }
+        }
+    }
 }
 
 /// Ends codex in steps, then whatever it left; gives its status where it could be had.
@@ -193,24 +230,11 @@ fn mirror(status: Option<ExitStatus>) -> u8 {
     u8::try_from(128 + number).unwrap_or(1)
 }
 
-/// Lets codex be the only one that holds its streams: the plugin waits for their end.
-fn let_go_of_streams() {
-    let Ok(null) = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-    else {
-        return;
-    };
-    let _ = rustix::stdio::dup2_stdin(&null);
-    let _ = rustix::stdio::dup2_stdout(&null);
-    let _ = rustix::stdio::dup2_stderr(&null);
-}
-
 /// SIGTERM, SIGINT and SIGCHLD as something that `poll` can wait for.
 struct Signals {
     woken: UnixStream,
     end: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    interrupt: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Signals {
@@ -220,10 +244,16 @@ impl Signals {
         let end = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         // The flag before the wake-up, so that whoever is woken sees it.
         signal_hook::flag::register(SIGTERM, std::sync::Arc::clone(&end))?;
+        let interrupt = std::sync::Arc::default();
+        signal_hook::flag::register(SIGINT, std::sync::Arc::clone(&interrupt))?;
         for signal in [SIGTERM, SIGINT, SIGCHLD] {
             signal_hook::low_level::pipe::register(signal, waker.try_clone()?)?;
         }
-        Ok(Signals { woken, end })
+        Ok(Signals {
+            woken,
+            end,
+            interrupt,
+        })
     }
 
     /// Was the guard told to end codex? SIGINT alone is not that: the group gets it while codex is ended.

@@ -3,7 +3,7 @@
 
 use super::message::Id;
 use super::outbox::Outbox;
-use crate::canonical::TurnEvent;
+use crate::canonical::{StopReason, ThreadState, TurnEvent, TurnResult, TurnUsage};
 use crate::mcp::{CallId, ToolAnswer, ToolCall, ToolHost, ToolOutput};
 use crate::sys::Flag;
 use crate::turn::{Level, Sink};
@@ -33,7 +33,89 @@ pub(super) struct DaemonSink {
     stream: String,
     fields: serde_json::Value,
     cancel: Flag,
+    pending: Arc<Mutex<Pending>>,
+}
+
+/// What a stream has told and what of it still waits to be queued.
+#[derive(Default)]
+struct Pending {
     lines: Vec<u8>,
+    started: bool,
+    ended: Option<(StopReason, TurnUsage)>,
+    /// The ids of the `tool_use` events without a result.
+    open_calls: Vec<String>,
+    /// Does the turn wait for room in the outbox, and for nothing else?
+    waits_for_room: bool,
+    /// Its thread is not waited for any more: what else it tells is dropped.
+    abandoned: bool,
+}
+
+/// A hold on a stream's events, for ending it when its thread does not.
+pub(super) struct StreamHandle {
+    outbox: Outbox,
+    stream: String,
+    pending: Arc<Mutex<Pending>>,
+}
+
+impl StreamHandle {
+    /// Does the turn only wait for the daemon to read?
+    pub(super) fn waits_for_room(&self) -> bool {
+        pending(&self.pending).waits_for_room
+    }
+
+    /// Ends the stream in the place of its thread, from which nothing is told any more.
+    pub(super) fn abandon(&self) -> TurnResult {
+        let mut pending = pending(&self.pending);
+        pending.abandoned = true;
+        let mut lines = std::mem::take(&mut pending.lines);
+        let (stop_reason, usage) = pending.ended.unwrap_or_else(|| {
+            let mut tell = |event: serde_json::Value| {
+                let event = event.to_string();
+                event_line(&mut lines, &self.stream, |out| {
+                    out.extend_from_slice(event.as_bytes());
+                });
+            };
+            if !pending.started {
+                tell(json!(TurnEvent::MessageStart));
+            }
+            for id in std::mem::take(&mut pending.open_calls) {
+                let content = "the turn was cancelled and did not end; this call has no output";
+                tell(
+                    json!({"type": "tool_result", "id": id, "content": content, "is_error": true}),
+                );
+            }
+            let (stop_reason, usage) = (StopReason::Cancelled, TurnUsage::default());
+            tell(json!(TurnEvent::MessageEnd { stop_reason, usage }));
+            (stop_reason, usage)
+        });
+        if !lines.is_empty() {
+            // Under the lock, so that nothing of the thread's comes behind it.
+            self.outbox.push(lines);
+        }
+        TurnResult {
+            stop_reason,
+            thread_id: None,
+            thread_state: ThreadState::New,
+            usage,
+            thread_usage: None,
+        }
+    }
+}
+
+fn pending(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
+    // Nothing that holds it can panic half-way.
+    pending.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Adds the line of one event, which `write` writes as JSON.
+fn event_line(lines: &mut Vec<u8>, stream: &str, write: impl FnOnce(&mut Vec<u8>)) {
+    // Writing to memory does not fail.
+    let _ = write!(
+        lines,
+        "{{\"jsonrpc\":\"2.0\",\"method\":\"event\",\"params\":{{\"stream\":{stream},\"event\":"
+    );
+    write(lines);
+    lines.extend_from_slice(b"}}\n");
 }
 
 impl DaemonSink {
@@ -54,29 +136,62 @@ impl DaemonSink {
             stream,
             fields,
             cancel,
-            lines: Vec::new(),
+            pending: Arc::default(),
+        }
+    }
+
+    /// A hold on what this sink tells.
+    pub(super) fn handle(&self) -> StreamHandle {
+        StreamHandle {
+            outbox: self.outbox.clone(),
+            stream: self.stream.clone(),
+            pending: Arc::clone(&self.pending),
         }
     }
 }
 
 impl DaemonSink {
-    /// Adds the line of one event, which `write` writes as JSON.
     fn line(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        let _ = write!(
-            self.lines,
-            "{{\"jsonrpc\":\"2.0\",\"method\":\"event\",\"params\":{{\"stream\":{},\"event\":",
-            self.stream
-        );
-        write(&mut self.lines);
-        self.lines.extend_from_slice(b"}}\n");
-        if self.lines.len() >= GATHERED {
+        let mut pending = pending(&self.pending);
+        if pending.abandoned {
+            return;
+        }
+        event_line(&mut pending.lines, &self.stream, write);
+        if pending.lines.len() >= GATHERED {
+            drop(pending);
             self.flush();
+        }
+    }
+
+    /// Queues what is gathered. The lock is held while it is queued, so that an abandoned stream's end is its last
+    /// word, and not while there is a wait for room.
+    fn queue(&self, cancel: Option<&Flag>) {
+        loop {
+            {
+                let mut pending = pending(&self.pending);
+                pending.waits_for_room = false;
+                if pending.lines.is_empty() || self.outbox.try_push(&mut pending.lines) {
+                    return;
+                }
+                pending.waits_for_room = true;
+            }
+            if !self.outbox.wait_for_room(cancel) {
+                pending(&self.pending).waits_for_room = false;
+                return;
+            }
         }
     }
 }
 
 impl Sink for DaemonSink {
     fn event(&mut self, event: &TurnEvent<'_>) {
+        match event {
+            TurnEvent::MessageStart => pending(&self.pending).started = true,
+            TurnEvent::MessageEnd { stop_reason, usage } => {
+                pending(&self.pending).ended = Some((*stop_reason, *usage));
+            }
+            _ => {}
+        }
         self.line(|out| {
             // Writing to memory, and what is written has only keys that are strings: neither can fail.
             let _ = serde_json::to_writer(out, event);
@@ -84,6 +199,26 @@ impl Sink for DaemonSink {
     }
 
     fn raw_event(&mut self, event: &[u8]) {
+        #[derive(serde::Deserialize)]
+        struct Head {
+            r#type: String,
+            id: Option<String>,
+        }
+        if let Ok(Head {
+            r#type: kind,
+            id: Some(id),
+        }) = serde_json::from_slice(event)
+        {
+            let open = &mut pending(&self.pending).open_calls;
+            match kind.as_str() {
+                "tool_use" => open.push(id),
+                "tool_result" => {
+                    let at = open.iter().position(|open| *open == id);
+                    at.map(|at| open.swap_remove(at));
+                }
+                _ => {}
+            }
+        }
         self.line(|out| out.extend_from_slice(event));
     }
 
@@ -93,17 +228,19 @@ impl Sink for DaemonSink {
             Level::Warn => log::Level::Warn,
         };
         log::log!(ours, "stream {}: {message}", self.stream);
-        self.lines
-            .extend_from_slice(&log_line(level, message, &self.fields));
+        let mut pending = pending(&self.pending);
+        if !pending.abandoned {
+            let line = log_line(level, message, &self.fields);
+            pending.lines.extend_from_slice(&line);
+        }
     }
 
     fn flush(&mut self) {
-        self.outbox
-            .push_when_room(&mut self.lines, Some(&self.cancel));
+        self.queue(Some(&self.cancel));
     }
 
     fn finish(&mut self) {
-        self.outbox.push_when_room(&mut self.lines, None);
+        self.queue(None);
     }
 }
 

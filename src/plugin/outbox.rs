@@ -2,7 +2,8 @@
 //!
 //! Whole lines are queued under one lock and written by one thread. A daemon that does not read fills the queue
 //! to its limit and then holds up the turns, each in its own thread, and nothing else: the main loop queues its
-//! short answers without waiting, so a cancel still works.
+//! short responses without waiting, so a cancel still works. Too many of those stop the reading of stdin instead
+//! ([`Outbox::is_flooded`]).
 
 use crate::sys::Flag;
 use std::collections::VecDeque;
@@ -13,6 +14,10 @@ use std::time::Instant;
 
 /// How many bytes may wait to be written before turns are held up.
 const LIMIT: usize = 4 << 20;
+/// How many bytes of the loop's own responses may wait to be written before no more requests are read.
+const RESPONSES_LIMIT: usize = 4 << 20;
+/// What a queued line costs beside its bytes, roughly: it matters where millions of short ones wait.
+const LINE_OVERHEAD: usize = 64;
 
 /// A handle on the queue of lines for the daemon.
 #[derive(Clone, Debug)]
@@ -29,8 +34,10 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    lines: VecDeque<Vec<u8>>,
+    lines: VecDeque<Part>,
     bytes: usize,
+    /// How many of them are the loop's own responses, with what they cost beside their bytes.
+    responses: usize,
     writing: bool,
     /// Nobody waits for room any more: the daemon is gone or the plugin ends.
     abandoned: bool,
@@ -38,6 +45,22 @@ struct State {
     failed: Option<std::io::Error>,
     /// Nothing more comes.
     closed: bool,
+}
+
+#[derive(Debug)]
+struct Part {
+    lines: Vec<u8>,
+    /// Is it a response of the loop's own?
+    is_response: bool,
+}
+
+impl Part {
+    fn response_cost(&self) -> usize {
+        match self.is_response {
+            true => self.lines.len() + LINE_OVERHEAD,
+            false => 0,
+        }
+    }
 }
 
 impl Outbox {
@@ -70,18 +93,38 @@ impl Outbox {
     /// Queues whole lines without waiting.
     pub(crate) fn push(&self, lines: Vec<u8>) {
         debug_assert!(lines.last() == Some(&b'\n'), "whole lines");
-        self.queue(self.state(), lines);
+        self.queue(self.state(), lines, false);
     }
 
-    /// Queues whole lines once there is room. Where the turn is cancelled meanwhile, they stay with the caller.
-    pub(crate) fn push_when_room(&self, lines: &mut Vec<u8>, cancel: Option<&Flag>) {
-        if lines.is_empty() {
-            return;
+    /// Queues a response of the loop's own without waiting. Whoever reads requests looks at
+    /// [`Outbox::is_flooded`] first.
+    pub(crate) fn respond(&self, line: Vec<u8>) {
+        debug_assert!(line.last() == Some(&b'\n'), "whole lines");
+        self.queue(self.state(), line, true);
+    }
+
+    /// Do so many responses wait for a daemon that does not read that no more requests should be read?
+    pub(crate) fn is_flooded(&self) -> bool {
+        let state = self.state();
+        state.responses > RESPONSES_LIMIT && !state.abandoned && !state.closed
+    }
+
+    /// Queues whole lines where there is room; otherwise they stay with the caller.
+    pub(crate) fn try_push(&self, lines: &mut Vec<u8>) -> bool {
+        let state = self.state();
+        let has_room = state.bytes <= LIMIT || state.abandoned;
+        if has_room {
+            self.queue(state, std::mem::take(lines), false);
         }
+        has_room
+    }
+
+    /// Waits until there is room; `false` where the turn is cancelled before.
+    pub(crate) fn wait_for_room(&self, cancel: Option<&Flag>) -> bool {
         let mut state = self.state();
         while state.bytes > LIMIT && !state.abandoned {
             if cancel.is_some_and(Flag::is_raised) {
-                return;
+                return false;
             }
             state = self
                 .0
@@ -89,15 +132,17 @@ impl Outbox {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        self.queue(state, std::mem::take(lines));
+        true
     }
 
-    fn queue(&self, mut state: MutexGuard<'_, State>, lines: Vec<u8>) {
+    fn queue(&self, mut state: MutexGuard<'_, State>, lines: Vec<u8>, is_response: bool) {
         if state.abandoned && state.bytes > LIMIT {
             return;
         }
         state.bytes += lines.len();
-        state.lines.push_back(lines);
+        let part = Part { lines, is_response };
+        state.responses += part.response_cost();
+        state.lines.push_back(part);
         drop(state);
         self.0.work.notify_one();
     }
@@ -154,9 +199,12 @@ impl Outbox {
             state.writing = true;
             drop(state);
             for part in lines {
-                stream.write_all(&part)?;
+                stream.write_all(&part.lines)?;
                 // Each as it goes, so that what is only half out does not count as a whole.
-                self.state().bytes -= part.len();
+                let mut state = self.state();
+                state.bytes -= part.lines.len();
+                state.responses -= part.response_cost();
+                drop(state);
                 self.0.room.notify_all();
             }
             stream.flush()?;
@@ -169,5 +217,27 @@ impl Outbox {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing that holds it can panic half-way.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // fault: 87
+    #[test]
+    fn unread_responses_flood_and_events_do_not() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let (outbox, _thread) = Outbox::start(writer, || {}).unwrap();
+        outbox.push(b"e\n".repeat(RESPONSES_LIMIT));
+        assert!(!outbox.is_flooded());
+        for _ in 0..2 * RESPONSES_LIMIT / 1000 {
+            outbox.respond(b"r\n".repeat(500));
+        }
+        assert!(outbox.is_flooded());
+        drop(reader);
+        while outbox.is_flooded() {
+            std::thread::yield_now();
+        }
     }
 }

@@ -1,12 +1,15 @@
 //! The loop: takes what the daemon says, starts turns, answers.
 //!
-//! One thread owns the map of live turns and never waits on one: everything reaches it through one channel, the
-//! lines of stdin from a reader thread, the ends of turns from their threads, signals from theirs. A turn's
-//! answer goes out through it as well, so that a stream's id is free again exactly when its answer is queued.
+//! One thread owns the map of live requests and never waits on one, nor on a file: everything reaches it through one
+//! channel, the lines of stdin from a reader thread, the ends of turns from their threads, signals from theirs. A
+//! turn's response goes out through it as well, so that a stream's id is free again exactly when its response is
+//! queued. Whatever a request needs of the file system its own thread does: one that hangs hangs alone.
 //!
-//! The reader is the one thread that is not joined: blocked in stdin it cannot be woken, and it holds nothing.
+//! A thread that hangs cannot be ended. Its codex is, and what it was started for is answered without it
+//! ([`Server::abandon`]). Such threads are not joined, and neither is the reader: blocked in stdin it cannot be
+//! woken, and it holds nothing.
 
-use super::host::{Calls, DaemonSink, DaemonTools, log_line};
+use super::host::{Calls, DaemonSink, DaemonTools, StreamHandle, log_line};
 use super::message::{self, Frame, Id, Message, Refused};
 use super::outbox::Outbox;
 use super::params;
@@ -17,23 +20,34 @@ use crate::rollout::mutate::{self, Mode, Mutation, Outcome};
 use crate::sys::{self, Blocking, Flag};
 use crate::turn::queue::{Place, Queue};
 use crate::turn::session::{self, Stored};
-use crate::turn::{self, Context, Level, Tools};
+use crate::turn::{self, Context, Level, Sink, Tools};
 use serde_json::json;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long turns may take to end, once everything is to end, before nobody waits for a daemon that does not
-/// read: with the last lines this keeps the exit within 5 s.
-const ENDING: Duration = Duration::from_millis(4000);
+/// read. A codex that ignores SIGINT and SIGTERM needs 2.6 s.
+const ENDING: Duration = Duration::from_millis(3500);
+/// How long they have then, before what is left is killed and abandoned: with the last lines this keeps the exit
+/// within 5 s.
+const ABANDONED_ENDING: Duration = Duration::from_millis(150);
 /// How long the last lines may take to be written at least. A daemon that reads, however slowly, has the whole
 /// time of the end for them: what it does not get it cannot ask for again.
-const LAST_LINES: Duration = Duration::from_millis(500);
+const LAST_LINES: Duration = Duration::from_millis(300);
+/// When a cancelled turn's codex is told to end by the loop: its thread, which does that at once, must hang.
+const NUDGE_AFTER: Duration = Duration::from_millis(1000);
+/// How long after that a cancelled turn's thread may take before the turn is answered without it. codex has its
+/// time to end in it ([`LONGEST_ENDING`](crate::codex::guard::LONGEST_ENDING)).
+const ABANDON_AFTER: Duration = Duration::from_millis(4000);
+/// How long the reader waits at once for a daemon that does not read its responses.
+const FLOODED_PAUSE: Duration = Duration::from_millis(100);
 /// How many lines may wait to be handled.
 const LINES_AHEAD: usize = 16;
 
@@ -52,8 +66,9 @@ enum Input {
     End(std::io::Result<()>),
     /// SIGINT or SIGTERM, by number.
     Signal(i32),
-    /// What a thread was started for is over: a turn, or the rewrite of a session. The result as JSON.
-    Done(Id, Result<String>),
+    /// What a thread was started for is over: a turn, a rewrite, a look at the config. Which, by its number and its
+    /// request's id, and the result as JSON.
+    Done(u64, Id, Result<String>),
     /// The daemon no longer takes what is written.
     Gone,
 }
@@ -73,7 +88,12 @@ pub(crate) fn serve_stdio(setup: Setup) -> Result<u8> {
         let _ = signals.send(Input::Signal(number));
     })?;
     let stdin = BufReader::with_capacity(256 << 10, Blocking(std::io::stdin()));
-    run(setup, stdin, Blocking(std::io::stdout()), sender, receiver)
+    let stdout = Blocking(std::io::stdout());
+    let is_hung_up = |time| crate::sys::is_hung_up(std::io::stdin(), time);
+    let status = run(setup, stdin, is_hung_up, stdout, sender, receiver)?;
+    // A thread that hangs would keep the daemon waiting for the end of these.
+    crate::sys::let_go_of_streams();
+    Ok(status)
 }
 
 /// Serves on the given streams.
@@ -87,12 +107,14 @@ pub(crate) fn serve(
     stdout: impl Write + Send + 'static,
 ) -> Result<u8> {
     let (sender, receiver) = sync_channel(LINES_AHEAD);
-    run(setup, stdin, stdout, sender, receiver)
+    run(setup, stdin, |_| true, stdout, sender, receiver)
 }
 
+/// `is_hung_up` waits for the end of the writer of stdin, at most for so long.
 fn run(
     setup: Setup,
     stdin: impl BufRead + Send + 'static,
+    is_hung_up: impl Fn(Duration) -> bool + Send + 'static,
     stdout: impl Write + Send + 'static,
     sender: SyncSender<Input>,
     receiver: Receiver<Input>,
@@ -104,10 +126,15 @@ fn run(
         let _ = gone.send(Input::Gone);
     })
     .map_err(no_thread)?;
-    let lines = sender.clone();
+    let (lines, responses) = (sender.clone(), outbox.clone());
     std::thread::Builder::new()
         .name("stdin".to_owned())
-        .spawn(move || read(stdin, &lines))
+        .spawn(move || {
+            read(stdin, &lines, || {
+                // A daemon that sends and does not read is not read either; what a dead one has sent is little.
+                while responses.is_flooded() && !is_hung_up(FLOODED_PAUSE) {}
+            });
+        })
         .map_err(no_thread)?;
     let mut server = Server {
         setup,
@@ -116,6 +143,7 @@ fn run(
         queue: Queue::default(),
         context: None,
         live: HashMap::new(),
+        last: 0,
         calls: Calls::default(),
         ending: None,
         unread: Ok(()),
@@ -144,8 +172,10 @@ fn is_gone(error: &std::io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionReset)
 }
 
-fn read(mut stdin: impl BufRead, lines: &SyncSender<Input>) {
+/// Reads lines, each after `wait`.
+fn read(mut stdin: impl BufRead, lines: &SyncSender<Input>, wait: impl Fn()) {
     loop {
+        wait();
         let mut line = Vec::new();
         let input = match message::read_line(&mut stdin, &mut line) {
             Ok(Frame::Line) => Input::Line(line),
@@ -165,9 +195,11 @@ struct Server {
     outbox: Outbox,
     sender: SyncSender<Input>,
     queue: Queue,
-    /// There after a successful `init`.
-    context: Option<Arc<Context>>,
+    /// There after an `init` that may succeed.
+    context: Option<Arc<Initialization>>,
     live: HashMap<Id, Live>,
+    /// The number of the newest of them.
+    last: u64,
     /// What the turns have asked the daemon for.
     calls: Calls,
     ending: Option<Ending>,
@@ -175,13 +207,79 @@ struct Server {
     unread: std::io::Result<()>,
 }
 
-/// A turn or a `mutate_session` that runs.
+/// A request whose thread runs.
 struct Live {
-    agent_id: Option<String>,
-    /// A turn's; nothing else can be cancelled or has tools.
-    tools: Option<Arc<Tools>>,
+    /// A response of the thread's counts for this one, and not for a later request with the same id.
+    number: u64,
+    turn: Option<LiveTurn>,
     cancel: Flag,
     thread: JoinHandle<()>,
+    /// When something is to be done about a cancelled one that does not end.
+    due: Option<Instant>,
+    nudged: bool,
+}
+
+/// What a turn has, and nothing else that runs: it can be cancelled and has tools.
+struct LiveTurn {
+    agent_id: Option<String>,
+    tools: Arc<Tools>,
+    handle: StreamHandle,
+}
+
+impl Live {
+    fn cancel(&mut self) {
+        self.cancel.raise();
+        self.due.get_or_insert_with(|| Instant::now() + NUDGE_AFTER);
+    }
+}
+
+/// What an `init` is to give to the turns that were asked for right behind it.
+#[derive(Default)]
+struct Initialization {
+    state: Mutex<Initialized>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Default)]
+enum Initialized {
+    #[default]
+    NotYet,
+    Failed,
+    Done(Arc<Context>),
+}
+
+impl Initialization {
+    fn finish(&self, outcome: Initialized) {
+        *self.state() = outcome;
+        self.changed.notify_all();
+    }
+
+    /// Lets everybody who waits look at his flag again.
+    fn wake(&self) {
+        let _state = self.state();
+        self.changed.notify_all();
+    }
+
+    /// How it went, once that is known; [`Initialized::NotYet`] where `cancel` is raised before.
+    fn wait(&self, cancel: &Flag) -> Initialized {
+        let mut state = self.state();
+        while matches!(*state, Initialized::NotYet) && !cancel.is_raised() {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        state.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, Initialized> {
+        // Nothing that holds it can panic half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn not_initialized() -> Error {
+    Error::new(Kind::NotInitialized, "`init` must succeed first")
 }
 
 /// The plugin ends: why, and until when it is patient.
@@ -202,31 +300,77 @@ impl Server {
             {
                 if let Some(id) = ending.answer.take() {
                     self.outbox
-                        .push(message::result_line(&id, "{}").into_bytes());
+                        .respond(message::result_line(&id, "{}").into_bytes());
                 }
                 return ending.status;
             }
-            let input = match &mut self.ending {
-                Some(ending) if !ending.abandoned => {
-                    let left = ending.deadline.saturating_duration_since(Instant::now());
-                    match receiver.recv_timeout(left) {
-                        Ok(input) => input,
-                        Err(RecvTimeoutError::Timeout) => {
-                            ending.abandoned = true;
-                            self.outbox.abandon();
-                            continue;
-                        }
-                        Err(RecvTimeoutError::Disconnected) => return 1,
-                    }
-                }
-                _ => match receiver.recv() {
-                    Ok(input) => input,
-                    // It cannot be: the server itself holds a sender.
-                    Err(_) => return 1,
-                },
+            let deadline = self.ending.as_ref().map(|ending| ending.deadline);
+            let next = self.live.values().filter_map(|live| live.due);
+            let received = match next.chain(deadline).min() {
+                Some(at) => receiver.recv_timeout(at.saturating_duration_since(Instant::now())),
+                None => receiver.recv().map_err(RecvTimeoutError::from),
             };
-            self.take(input);
+            match received {
+                Ok(input) => self.take(input),
+                Err(RecvTimeoutError::Timeout) => self.on_timeout(),
+                // It cannot be: the server itself holds a sender.
+                Err(RecvTimeoutError::Disconnected) => return 1,
+            }
         }
+    }
+
+    /// Sees to cancelled requests that do not end, and to the end that does not come.
+    fn on_timeout(&mut self) {
+        let now = Instant::now();
+        let mut hang = Vec::new();
+        for (id, live) in &mut self.live {
+            if live.due.is_none_or(|due| due > now) {
+                continue;
+            }
+            if !live.nudged {
+                live.nudged = true;
+                live.cancel.end_children();
+                live.due = Some(now + ABANDON_AFTER);
+            } else if live
+                .turn
+                .as_ref()
+                .is_some_and(|turn| turn.handle.waits_for_room())
+            {
+                // It does not hang: it is the daemon that does not read.
+                live.due = Some(now + NUDGE_AFTER);
+            } else {
+                hang.push(id.clone());
+            }
+        }
+        if let Some(ending) = &mut self.ending
+            && ending.deadline <= now
+        {
+            if ending.abandoned {
+                crate::sys::kill_everything_below();
+                hang = self.live.keys().cloned().collect();
+            } else {
+                ending.abandoned = true;
+                ending.deadline = now + ABANDONED_ENDING;
+                self.outbox.abandon();
+            }
+        }
+        for id in hang {
+            self.abandon(&id);
+        }
+    }
+
+    /// Answers a cancelled request in the place of its thread, which hangs; what that still has to say is dropped.
+    fn abandon(&mut self, id: &Id) {
+        let Some(live) = self.live.remove(id) else {
+            return;
+        };
+        live.cancel.end_children();
+        log::warn!("the thread of request {} hangs and is abandoned", id.json());
+        let outcome = match &live.turn {
+            Some(turn) => Ok(as_json(&turn.handle.abandon())),
+            None => Err(shutting_down()),
+        };
+        self.answer(id, outcome);
     }
 
     fn take(&mut self, input: Input) {
@@ -253,7 +397,7 @@ impl Server {
                 log::info!("the daemon is gone");
                 self.end(0, None);
             }
-            Input::Done(id, outcome) => self.done(&id, outcome),
+            Input::Done(number, id, outcome) => self.done(number, &id, outcome),
         }
     }
 
@@ -298,20 +442,12 @@ impl Server {
             return self.refuse(Some(&id), &error);
         }
         let result = match method {
-            "manifest" => Ok(self.manifest()),
-            "init" => self.init(params),
-            "cancel" => self.cancel(params),
-            "stream" => match self.stream(&id, params) {
-                // Its thread answers.
-                Ok(()) => return,
-                Err(error) => Err(error),
-            },
-            "mutate_session" => match self.mutate_session(&id, params) {
-                Ok(Some(outcome)) => Ok(as_json(&outcome)),
-                // Its thread answers.
-                Ok(None) => return,
-                Err(error) => Err(error),
-            },
+            "cancel" => self.cancel(params).map(Some),
+            // Their threads answer.
+            "manifest" => self.manifest(&id).map(|()| None),
+            "init" => self.init(&id, params).map(|()| None),
+            "stream" => self.stream(&id, params).map(|()| None),
+            "mutate_session" => self.mutate_session(&id, params),
             "shutdown" => return self.end(0, Some(id)),
             _ => Err(Error::new(
                 Kind::Method,
@@ -319,9 +455,8 @@ impl Server {
             )),
         };
         match result {
-            Ok(result) => self
-                .outbox
-                .push(message::result_line(&id, &result).into_bytes()),
+            Ok(Some(result)) => self.answer(&id, Ok(result)),
+            Ok(None) => {}
             Err(error) => self.refuse(Some(&id), &error),
         }
     }
@@ -347,19 +482,66 @@ impl Server {
         }
     }
 
-    /// The manifest; a broken config file does not fail it.
-    fn manifest(&self) -> String {
-        let models = match self.setup.places.load_config() {
-            Ok(loaded) => loaded.config.supported_models,
-            Err(error) => {
-                log::warn!("{error}");
-                Config::default().supported_models
-            }
+    /// Starts a thread for a request, which it answers with what `work` gives.
+    fn spawn(
+        &mut self,
+        id: &Id,
+        name: &str,
+        cancel: Flag,
+        turn: Option<LiveTurn>,
+        work: impl FnOnce() -> Result<String> + Send + 'static,
+    ) -> Result<()> {
+        self.last += 1;
+        let (number, done) = (self.last, self.sender.clone());
+        let thread = {
+            let id = id.clone();
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(move || {
+                    // A panic is a bug of ours; it must cost this request and no other.
+                    let outcome = std::panic::catch_unwind(AssertUnwindSafe(work))
+                        .unwrap_or_else(|_| Err(Error::new(Kind::Io, "plexum-openai has a bug")));
+                    // Only where the request was abandoned nobody may listen any more.
+                    let _ = done.send(Input::Done(number, id, outcome));
+                })
         };
-        as_json(&Manifest::new(&models))
+        let thread = thread.map_err(|error| {
+            let kind = match turn {
+                Some(_) => Kind::CodexFailed,
+                None => Kind::Io,
+            };
+            let what = format!("cannot start a thread for the {name}");
+            Error::os(kind, what, error).with_retryable(true)
+        })?;
+        let live = Live {
+            number,
+            turn,
+            cancel,
+            thread,
+            due: None,
+            nudged: false,
+        };
+        self.live.insert(id.clone(), live);
+        Ok(())
     }
 
-    fn init(&mut self, params: Option<&RawValue>) -> Result<String> {
+    /// Starts to look for the manifest; a broken config file does not fail it.
+    fn manifest(&mut self, id: &Id) -> Result<()> {
+        let places = self.setup.places.clone();
+        self.spawn(id, "manifest", Flag::new()?, None, move || {
+            let models = match places.load_config() {
+                Ok(loaded) => loaded.config.supported_models,
+                Err(error) => {
+                    log::warn!("{error}");
+                    Config::default().supported_models
+                }
+            };
+            Ok(as_json(&Manifest::new(&models)))
+        })
+    }
+
+    /// Starts to load the config. What is asked for behind `init` waits for it in its own thread.
+    fn init(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
         let value = params::value(params)?;
         if let Some(protocol) = params::init_protocol(&params::root(&value))?
             && protocol.as_u64() != Some(PROTOCOL)
@@ -371,35 +553,56 @@ impl Server {
                 ),
             ));
         }
-        let loaded = self.setup.places.load_config()?;
-        for warning in &loaded.warnings {
-            self.log(Level::Warn, warning);
+        let cancel = Flag::new()?;
+        let next = Arc::new(Initialization::default());
+        // One that fails leaves what an earlier one has loaded.
+        let before = self.context.replace(Arc::clone(&next));
+        let (places, outbox) = (self.setup.places.clone(), self.outbox.clone());
+        let (failed, flag) = (Arc::clone(&next), cancel.clone());
+        let started = self.spawn(id, "init", cancel, None, move || {
+            match places.load_config() {
+                Ok(loaded) => {
+                    for warning in &loaded.warnings {
+                        outbox.push(log_line(Level::Warn, warning, &json!({})));
+                    }
+                    let config = loaded.config;
+                    next.finish(Initialized::Done(Arc::new(Context { config, places })));
+                    Ok(json!({"protocol": PROTOCOL}).to_string())
+                }
+                Err(error) => {
+                    next.finish(match before.map(|before| before.wait(&flag)) {
+                        Some(done @ Initialized::Done(_)) => done,
+                        _ => Initialized::Failed,
+                    });
+                    Err(error)
+                }
+            }
+        });
+        if started.is_err() {
+            failed.finish(Initialized::Failed);
         }
-        self.context = Some(Arc::new(Context {
-            config: loaded.config,
-            places: self.setup.places.clone(),
-        }));
-        Ok(json!({"protocol": PROTOCOL}).to_string())
+        started
     }
 
-    fn initialized(&self) -> Result<Arc<Context>> {
-        self.context
-            .clone()
-            .ok_or_else(|| Error::new(Kind::NotInitialized, "`init` must succeed first"))
+    fn initialization(&self) -> Result<Arc<Initialization>> {
+        let context = self.context.clone().ok_or_else(not_initialized)?;
+        if let Initialized::Failed = *context.state() {
+            return Err(not_initialized());
+        }
+        Ok(context)
     }
 
     /// Starts a turn in a thread of its own.
     fn stream(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
-        let context = self.initialized()?;
+        let context = self.initialization()?;
         let (workspace, request, tools) = {
             let value = params::value(params)?;
             let params = params::root(&value);
             let (workspace, request) = params::stream(&params)?;
             (workspace, request, params::stream_tools(&params)?)
         };
-        // Here and not in the thread, so that the turns of a workspace keep the order in which they came.
-        let workspace = turn::prepare_workspace(&workspace)?;
         let cancel = Flag::new()?;
+        // Here and not in the thread, so that the turns of a workspace keep the order in which they came.
         let place = self.queue.join(&workspace);
         let mut sink = DaemonSink::new(
             self.outbox.clone(),
@@ -415,102 +618,63 @@ impl Server {
             id.json(),
         );
         let tools = Arc::new(Tools::new(tools, Arc::new(host)));
-        let done = self.sender.clone();
-        let thread = {
-            let (id, cancel, tools) = (id.clone(), cancel.clone(), Arc::clone(&tools));
-            std::thread::Builder::new()
-                .name("turn".to_owned())
-                .spawn(move || {
-                    let outcome =
-                        turn::run(&request, &place, &context, &cancel, Some(&tools), &mut sink);
-                    turn::Sink::finish(&mut sink);
-                    // The next turn of the workspace may go on before this one's answer is out.
-                    drop(place);
-                    // The loop only ends when there are no live turns.
-                    let _ = done.send(Input::Done(id, outcome.map(|result| as_json(&result))));
-                })
-        };
-        let thread = thread.map_err(|error| {
-            Error::os(
-                Kind::CodexFailed,
-                "cannot start a thread for the turn",
-                error,
-            )
-            .with_retryable(true)
-        })?;
-        let live = Live {
+        let turn = LiveTurn {
             agent_id,
-            tools: Some(tools),
-            cancel,
-            thread,
+            tools: Arc::clone(&tools),
+            handle: sink.handle(),
         };
-        self.live.insert(id.clone(), live);
-        Ok(())
+        let flag = cancel.clone();
+        self.spawn(id, "turn", cancel, Some(turn), move || {
+            let outcome = match context.wait(&flag) {
+                Initialized::Done(context) => {
+                    turn::run(&request, &place, &context, &flag, Some(&tools), &mut sink)
+                }
+                Initialized::Failed => Err(not_initialized()),
+                // It was cancelled before there was a config.
+                Initialized::NotYet => Ok(sink.handle().abandon()),
+            };
+            sink.finish();
+            // The next turn of the workspace may go on before this one's response is out.
+            drop(place);
+            outcome.map(|result| as_json(&result))
+        })
     }
 
     /// Starts consuming calls of a workspace's session, after the turns of the workspace that came before; or
     /// knows the outcome already.
-    fn mutate_session(&mut self, id: &Id, params: Option<&RawValue>) -> Result<Option<Outcome>> {
-        let context = self.initialized()?;
+    fn mutate_session(&mut self, id: &Id, params: Option<&RawValue>) -> Result<Option<String>> {
+        let context = self.initialization()?;
         let (workspace, mutations) = {
             let value = params::value(params)?;
             params::mutate_session(&params::root(&value))?
         };
         if mutations.is_empty() {
-            return Ok(Some(Outcome::default()));
+            return Ok(Some(as_json(&Outcome::default())));
         }
-        // As `stream` names it; but nothing is created for a rewrite of what is not there.
-        let workspace = match workspace.canonicalize() {
-            Ok(workspace) => workspace,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Some(Outcome::all_missing(&mutations)));
-            }
-            Err(error) => {
-                let what = format!("cannot use the workspace '{}'", workspace.display());
-                return Err(Error::os(Kind::Params, what, error));
-            }
-        };
         let cancel = Flag::new()?;
         let place = self.queue.join(&workspace);
-        let done = self.sender.clone();
-        let thread = {
-            let (id, cancel) = (id.clone(), cancel.clone());
-            std::thread::Builder::new()
-                .name("mutate".to_owned())
-                .spawn(move || {
-                    // A panic is a bug of ours; it must cost this request and no other.
-                    let work = AssertUnwindSafe(|| consume(&place, &context, &mutations, &cancel));
-                    let outcome = std::panic::catch_unwind(work).unwrap_or_else(|_| {
-                        Err(Error::new(Kind::Io, "consuming the calls has panicked"))
-                    });
-                    drop(place);
-                    // The loop only ends when there is nothing live.
-                    let _ = done.send(Input::Done(id, outcome.map(|result| as_json(&result))));
-                })
-        };
-        let thread = thread.map_err(|error| {
-            Error::os(Kind::Io, "cannot start a thread for the rewrite", error).with_retryable(true)
+        let flag = cancel.clone();
+        self.spawn(id, "rewrite", cancel, None, move || {
+            let context = match context.wait(&flag) {
+                Initialized::Done(context) => context,
+                Initialized::Failed => return Err(not_initialized()),
+                Initialized::NotYet => return Err(shutting_down()),
+            };
+            consume(&place, &context, &mutations, &flag).map(|outcome| as_json(&outcome))
         })?;
-        let live = Live {
-            agent_id: None,
-            tools: None,
-            cancel,
-            thread,
-        };
-        self.live.insert(id.clone(), live);
         Ok(None)
     }
 
     fn cancel(&mut self, params: Option<&RawValue>) -> Result<String> {
         let value = params::value(params)?;
         let stream = params::cancelled_stream(&params::root(&value))?;
-        let live = self.live.get(&stream).filter(|live| live.tools.is_some());
-        if let Some(live) = live {
-            live.cancel.raise();
-            self.queue.wake();
-            self.outbox.wake();
+        let live = self.live.get_mut(&stream);
+        let turn = live.filter(|live| live.turn.is_some());
+        let is_cancelled = turn.map(Live::cancel).is_some();
+        if is_cancelled {
+            self.wake();
         }
-        Ok(json!({"cancelled": live.is_some()}).to_string())
+        Ok(json!({"cancelled": is_cancelled}).to_string())
     }
 
     /// Replaces the tools of the agent's running turns.
@@ -519,10 +683,10 @@ impl Server {
         let (agent_id, tools) = params::tools_changed(&params::root(&value))?;
         let mut warnings = Vec::new();
         for live in self.live.values() {
-            if live.agent_id.as_deref() == Some(agent_id.as_str())
-                && let Some(lent) = &live.tools
+            if let Some(turn) = &live.turn
+                && turn.agent_id.as_deref() == Some(agent_id.as_str())
             {
-                warnings = lent.change(tools.clone());
+                warnings = turn.tools.change(tools.clone());
             }
         }
         for warning in warnings {
@@ -531,16 +695,33 @@ impl Server {
         Ok(())
     }
 
-    fn done(&mut self, id: &Id, outcome: Result<String>) {
+    fn done(&mut self, number: u64, id: &Id, outcome: Result<String>) {
+        if self.live.get(id).is_none_or(|live| live.number != number) {
+            // It was abandoned, and has come back.
+            return;
+        }
         if let Some(live) = self.live.remove(id) {
             // It has sent its last word. A panic after that would be a bug that has been reported on stderr.
             let _ = live.thread.join();
         }
+        self.answer(id, outcome);
+    }
+
+    fn answer(&self, id: &Id, outcome: Result<String>) {
         match outcome {
             Ok(result) => self
                 .outbox
-                .push(message::result_line(id, &result).into_bytes()),
+                .respond(message::result_line(id, &result).into_bytes()),
             Err(error) => self.refuse(Some(id), &error),
+        }
+    }
+
+    /// Lets every thread that waits for something of the plugin's own look at its flag again.
+    fn wake(&self) {
+        self.queue.wake();
+        self.outbox.wake();
+        if let Some(context) = &self.context {
+            context.wake();
         }
     }
 
@@ -549,11 +730,10 @@ impl Server {
         if self.ending.is_some() {
             return;
         }
-        for live in self.live.values() {
-            live.cancel.raise();
+        for live in self.live.values_mut() {
+            live.cancel();
         }
-        self.queue.wake();
-        self.outbox.wake();
+        self.wake();
         self.calls.end(&self.outbox);
         self.ending = Some(Ending {
             status,
@@ -565,12 +745,16 @@ impl Server {
 
     fn refuse(&self, id: Option<&Id>, error: &Error) {
         self.outbox
-            .push(message::error_line(id, error).into_bytes());
+            .respond(message::error_line(id, error).into_bytes());
     }
 
     fn log(&self, level: Level, message: &str) {
-        self.outbox.push(log_line(level, message, &json!({})));
+        self.outbox.respond(log_line(level, message, &json!({})));
     }
+}
+
+fn shutting_down() -> Error {
+    Error::new(Kind::Busy, "the plugin is shutting down")
 }
 
 /// A type of ours as JSON, its fields in their order.
@@ -585,8 +769,22 @@ fn consume(
     mutations: &[Mutation],
     cancel: &Flag,
 ) -> Result<Outcome> {
+    if cancel.is_raised() {
+        return Err(shutting_down());
+    }
+    // As `stream` names it; but nothing is created for a rewrite of what is not there.
+    let workspace = match place.workspace().canonicalize() {
+        Ok(workspace) => workspace,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Outcome::all_missing(mutations));
+        }
+        Err(error) => return Err(unusable(place.workspace(), error)),
+    };
+    let place = place
+        .join_directory(&workspace)
+        .map_err(|error| unusable(&workspace, error))?;
     if !place.wait(cancel) {
-        return Err(Error::new(Kind::Busy, "the plugin is shutting down"));
+        return Err(shutting_down());
     }
     let workspace = place.workspace();
     sys::check_owner("the workspace", workspace)?;
@@ -598,11 +796,16 @@ fn consume(
                 return Err(turn::thread::foreign(workspace, &thread, &other));
             }
             let home = context.places.codex_home(&context.config);
-            mutate::consume(&home, &thread, mutations, Mode::Write)
+            mutate::consume(&home, &thread, mutations, Mode::Write, cancel)
         }
         // The next turn starts a new thread; there is nothing of the old one that the model would see.
         Stored::Nothing | Stored::Unusable(_) => Ok(Outcome::all_missing(mutations)),
     }
+}
+
+fn unusable(workspace: &Path, error: std::io::Error) -> Error {
+    let what = format!("cannot use the workspace '{}'", workspace.display());
+    Error::os(Kind::Params, what, error)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub(crate) use super::splice::Op;
 use super::splice::{self, Line, Patch, Role};
 use crate::codex::home::{self, WriterLock};
 use crate::error::{Error, Kind, Result};
+use crate::sys::{Cancellable, Flag};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read};
@@ -90,6 +91,7 @@ pub(crate) fn consume(
     thread: &str,
     mutations: &[Mutation],
     mode: Mode,
+    cancel: &Flag,
 ) -> Result<Outcome> {
     check(mutations)?;
     if mutations.is_empty() {
@@ -98,7 +100,7 @@ pub(crate) fn consume(
     let Some(rollout) = home::find_rollout(home, thread)? else {
         return Ok(Outcome::all_missing(mutations));
     };
-    consume_locked(&rollout, Some((home, thread)), mutations, mode)
+    consume_locked(&rollout, Some((home, thread)), mutations, mode, cancel)
 }
 
 /// Consumes calls in this rollout file. Where it lies in a codex home, codex's lock on its thread is taken.
@@ -115,7 +117,8 @@ pub(crate) fn consume_file(path: &Path, mutations: &[Mutation], mode: Mode) -> R
     let thread = home::thread_of(&path);
     // A folder that only looks like a codex home has no locks, and is not given any.
     let home = home::home_of(&path).filter(|home| home.join("thread-writer-locks").is_dir());
-    consume_locked(&path, home.zip(thread.as_deref()), mutations, mode)
+    let never = Flag::new()?;
+    consume_locked(&path, home.zip(thread.as_deref()), mutations, mode, &never)
 }
 
 fn check(mutations: &[Mutation]) -> Result<()> {
@@ -139,10 +142,11 @@ fn consume_locked(
     thread: Option<(&Path, &str)>,
     mutations: &[Mutation],
     mode: Mode,
+    cancel: &Flag,
 ) -> Result<Outcome> {
     if mode == Mode::DryRun {
         let source = Source::open(path, Access::Look)?;
-        return Ok(Plan::make(&source, mutations, &mut || ())?.outcome);
+        return Ok(Plan::make(&source, mutations, cancel, &mut || ())?.outcome);
     }
     if let Some((home, _)) = thread {
         crate::sys::check_owner("the codex home", home)?;
@@ -153,11 +157,15 @@ fn consume_locked(
     };
     for _ in 0..TRIES {
         let source = Source::open(path, Access::Rewrite)?;
-        let (plan, copied) = read_and_copy(&source, mutations)?;
+        let (plan, copied) = read_and_copy(&source, mutations, cancel)?;
         if plan.patches.is_empty() {
             return Ok(plan.outcome);
         }
-        let copied = copied.unwrap_or_else(|| source.copy(&AtomicBool::new(false)));
+        let copied = copied.unwrap_or_else(|| source.copy(&|| cancel.is_raised()));
+        // A copy that was cut short is no copy.
+        if cancel.is_raised() {
+            return Err(cancelled(path));
+        }
         if source.replace(copied, &plan.patches)? == Replaced::Done {
             return Ok(plan.outcome);
         }
@@ -171,16 +179,21 @@ fn consume_locked(
 
 /// Finds out what is to be written, and, where that is certain before the end of a large file, copies the file
 /// meanwhile.
-fn read_and_copy(source: &Source, mutations: &[Mutation]) -> Result<(Plan, Option<Result<Copy>>)> {
+fn read_and_copy(
+    source: &Source,
+    mutations: &[Mutation],
+    cancel: &Flag,
+) -> Result<(Plan, Option<Result<Copy>>)> {
     let given_up = AtomicBool::new(false);
+    let stops = || given_up.load(Ordering::Relaxed) || cancel.is_raised();
     thread::scope(|scope| {
         let mut copier = None;
-        let plan = Plan::make(source, mutations, &mut || {
+        let plan = Plan::make(source, mutations, cancel, &mut || {
             if source.is_large() {
                 // Where no thread can be had, it is copied afterwards.
                 copier = thread::Builder::new()
                     .name("copy".to_owned())
-                    .spawn_scoped(scope, || source.copy(&given_up))
+                    .spawn_scoped(scope, || source.copy(&stops))
                     .ok();
             }
         });
@@ -193,6 +206,11 @@ fn read_and_copy(source: &Source, mutations: &[Mutation]) -> Result<(Plan, Optio
     })
 }
 
+fn cancelled(path: &Path) -> Error {
+    let message = format!("the rewrite of '{}' was cancelled", path.display());
+    Error::new(Kind::Busy, message)
+}
+
 /// What is to be written, and what it amounts to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -201,8 +219,17 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    fn make(source: &Source, mutations: &[Mutation], sure: &mut dyn FnMut()) -> Result<Plan> {
-        Plan::read(|| source.reader(), mutations, sure).map_err(|error| {
+    fn make(
+        source: &Source,
+        mutations: &[Mutation],
+        cancel: &Flag,
+        sure: &mut dyn FnMut(),
+    ) -> Result<Plan> {
+        let open = || Cancellable::new(source.reader(), cancel);
+        Plan::read(open, mutations, sure).map_err(|error| {
+            if cancel.is_raised() {
+                return cancelled(source.path());
+            }
             let path = source.path().display();
             Error::os(Kind::Io, format!("cannot read '{path}'"), error)
         })

@@ -18,7 +18,6 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How much is written at once where the pieces are small, and how much of a kept piece is read at once.
 const BUFFER: usize = 64 * 1024;
@@ -50,7 +49,7 @@ pub(crate) enum Access {
     Rewrite,
 }
 
-/// Opens a file, and no link to one.
+/// Opens a file, and no link to one, and waits for nothing.
 fn open_file(path: &Path, mode: OFlags) -> rustix::io::Result<File> {
     // NONBLOCK: opening a FIFO must not wait for somebody to write to it.
     let flags = mode | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -143,7 +142,7 @@ impl Source {
         self.before.len() >= PART
     }
 
-    /// Makes a copy of the text, for [`Source::replace`]. It is cut short once `given_up` is true.
+    /// Makes a copy of the text, for [`Source::replace`]. It is cut short once `stops` says so.
     ///
     /// The kernel copies by itself, and on some file systems only notes that the bytes are shared. After each
     /// part the disk is told to begin with it, so that it works while the next part is copied, and the sync at
@@ -151,14 +150,14 @@ impl Source {
     ///
     /// # Errors
     /// [`Kind::Io`]; then there is no copy any more.
-    pub(crate) fn copy(&self, given_up: &AtomicBool) -> Result<Copy> {
+    pub(crate) fn copy(&self, stops: &dyn Fn() -> bool) -> Result<Copy> {
         let copy = Copy::create(self.copy_path())?;
         // Nobody else moves in it: it is read without.
         let mut from = &self.file;
         from.seek(SeekFrom::Start(0))
             .map_err(failed("read", &self.path))?;
         let mut done = 0;
-        while done < self.before.len() && !given_up.load(Ordering::Relaxed) {
+        while done < self.before.len() && !stops() {
             let part = PART.min(self.before.len() - done);
             let copied = io::copy(&mut from.take(part), &mut &copy.file)
                 .and_then(|copied| match copied {

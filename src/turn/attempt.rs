@@ -17,6 +17,7 @@ use crate::mcp::Bridge;
 use crate::rollout::lines::Lines;
 use crate::rollout::record::{self, TurnEnd};
 use crate::sys::Flag;
+use crate::sys::open_regular_file;
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -74,6 +75,17 @@ pub(super) struct Done {
     pub(super) tokens: Tokens,
 }
 
+impl Done {
+    /// codex was not started.
+    fn cancelled() -> Done {
+        Done {
+            ended: Ended::Cancelled,
+            thread: None,
+            tokens: Tokens::default(),
+        }
+    }
+}
+
 pub(super) enum Ended {
     Completed,
     Cancelled,
@@ -95,16 +107,16 @@ impl Attempt<'_> {
     /// codex could not be started; nothing was told then.
     pub(super) fn run(&self, cancel: &Flag, teller: &mut Teller<'_>) -> Result<Done> {
         if cancel.is_raised() {
-            return Ok(Done {
-                ended: Ended::Cancelled,
-                thread: None,
-                tokens: Tokens::default(),
-            });
+            return Ok(Done::cancelled());
         }
-        let (watch, trouble) = match self.watch_known() {
+        let (watch, trouble) = match self.watch_known(cancel) {
             Ok(watch) => (watch, None),
             Err(error) => (None, Some(error)),
         };
+        // Reading back may have taken a while.
+        if cancel.is_raised() {
+            return Ok(Done::cancelled());
+        }
         let config = &self.context.config;
         let invocation = command::build(
             self.program,
@@ -139,6 +151,7 @@ impl Attempt<'_> {
         if let Some(bridge) = self.bridge {
             bridge.admit_below(child.guard_pid());
         }
+        cancel.attach(child.pidfd());
         let mut heard = Heard {
             translator: Translator::default(),
             thread: None,
@@ -149,6 +162,7 @@ impl Attempt<'_> {
                 watch,
                 begun,
                 unmatched: 0,
+                cancel: cancel.clone(),
             },
             open: HashSet::new(),
             skipped: 0,
@@ -465,7 +479,7 @@ impl Attempt<'_> {
     ///
     /// # Errors
     /// [`Kind::Io`] where it cannot be read; it may be later, when codex has unpacked it.
-    fn watch_known(&self) -> Result<Option<Watch>> {
+    fn watch_known(&self, cancel: &Flag) -> Result<Option<Watch>> {
         let Some(thread) = self.asked else {
             return Ok(None);
         };
@@ -474,7 +488,7 @@ impl Attempt<'_> {
             // codex will say what it makes of that.
             return Ok(None);
         };
-        let watch = Watch::known_thread(&path).map_err(|error| {
+        let watch = Watch::known_thread(&path, cancel).map_err(|error| {
             Error::os(Kind::Io, format!("cannot read '{}'", path.display()), error)
         })?;
         Ok(Some(watch))
@@ -492,8 +506,8 @@ impl Attempt<'_> {
         // codex makes it when there is something to record; an error now may be none the next time.
         if let Ok(Some(path)) = home::find_rollout(&home, thread) {
             let watch = match self.asked {
-                None => Watch::new_thread(&path),
-                Some(_) => Watch::late(&path, heard.record.begun),
+                None => Watch::new_thread(&path, &heard.record.cancel),
+                Some(_) => Watch::late(&path, heard.record.begun, &heard.record.cancel),
             };
             heard.record.watch = watch.ok();
             // Late, but there: texts are worth a wait again.
@@ -609,7 +623,7 @@ impl Attempt<'_> {
                 return;
             }
             agents.seen.insert(thread.clone());
-            match Watch::sub_agent(&path, &thread, heard.record.begun) {
+            match Watch::sub_agent(&path, &thread, heard.record.begun, &heard.cancel) {
                 Ok(watch) => agents.followed.push(watch),
                 Err(error) => teller.warn(&format!(
                     "the calls and tokens of the sub-agent {thread} cannot be told: cannot read '{}': {}",
@@ -831,12 +845,7 @@ impl Default for Agents {
 
 /// The first line of a rollout, once it is whole.
 fn first_line(path: &Path) -> Option<Vec<u8>> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
-    let file = std::fs::File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
-    if !file.metadata().ok()?.is_file() {
-        return None;
-    }
+    let file = open_regular_file(path).ok()?;
     let mut lines = Lines::new(io::Read::take(file, MAX_META));
     let line = lines.next(|_| true).ok()??;
     Some(line.bytes.to_vec())
@@ -845,6 +854,7 @@ fn first_line(path: &Path) -> Option<Vec<u8>> {
 /// What is known of the rollout.
 struct Record {
     watch: Option<Watch>,
+    cancel: Flag,
     /// When codex was started, in milliseconds since 1970.
     begun: u64,
     /// When to look for it again, and how long to wait after that.

@@ -5,6 +5,7 @@
 //! git finds it; nothing is created outside one, and no symbolic link is followed to write.
 
 use super::session;
+use crate::sys::open_regular_file;
 use rustix::fs::{Mode, OFlags, mkdirat, open, openat};
 use rustix::io::Errno;
 use std::fs::File;
@@ -113,11 +114,7 @@ fn find_repository(workspace: &Path, ceilings: &[PathBuf]) -> io::Result<Option<
 }
 
 fn pointer(path: &Path) -> io::Result<String> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = File::from(open(path, flags, Mode::empty())?);
-    if !file.metadata()?.is_file() {
-        return Err(Errno::INVAL.into());
-    }
+    let file = open_regular_file(path)?;
     let mut text = String::new();
     file.take(MAX_POINTER_BYTES).read_to_string(&mut text)?;
     Ok(text)

@@ -131,7 +131,7 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
     Ok(canonical)
 }
 
-/// Runs a turn in the workspace of `place`, with the daemon's tools where it lends some.
+/// Runs a turn in the workspace of `place`, which is made if it is missing, with the daemon's tools where it lends some.
 ///
 /// # Errors
 /// What is refused before codex starts; no event was told then.
@@ -185,11 +185,19 @@ fn work(
     tools: Option<&Tools>,
     teller: &mut Teller<'_>,
 ) -> Result<TurnResult> {
-    let workspace = place.workspace();
     let cancelled = |teller: &mut Teller<'_>| {
-        let (thread, state) = untouched(workspace);
+        let (thread, state) = untouched(place.workspace());
         Ok(teller.end(StopReason::Cancelled, thread, state, Tokens::default()))
     };
+    if cancel.is_raised() {
+        return cancelled(teller);
+    }
+    let workspace = prepare_workspace(place.workspace())?;
+    let place = place.join_directory(&workspace).map_err(|error| {
+        let what = format!("cannot use the workspace '{}'", workspace.display());
+        Error::os(Kind::Params, what, error)
+    })?;
+    let workspace = place.workspace();
     let failed = |error: &Error, teller: &mut Teller<'_>| {
         let (thread, state) = untouched(workspace);
         Ok(teller.fail(error, thread, state, Tokens::default()))

@@ -1,9 +1,15 @@
 //! One turn a workspace: in this process one after the other, in the order they came; against other processes
 //! by an advisory lock on the workspace itself, or on a file in it where directories cannot be locked.
+//!
+//! What directory a path leads to is only known by looking, and that can hang. So a turn queues by the path
+//! it was given, which needs no look, and once it has looked, by the directory too: two paths of one directory still
+//! have one turn at a time.
 
 use crate::error::{Error, Kind, Result};
 use crate::sys::{self, FileLock, Flag, TryLock};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,8 +33,18 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: HashMap<PathBuf, VecDeque<u64>>,
+    waiting: HashMap<Key, VecDeque<u64>>,
+    /// Those that have waited to the end.
+    running: HashSet<u64>,
     last: u64,
+}
+
+/// What is queued for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    Path(PathBuf),
+    /// By device and inode.
+    Directory(u64, u64),
 }
 
 /// A place in the queue of a workspace; dropping it lets the next one in.
@@ -36,23 +52,29 @@ struct State {
 pub(crate) struct Place {
     queue: Queue,
     workspace: PathBuf,
+    key: Key,
+    /// A second queue in which it must be the first.
+    behind: Option<Key>,
     number: u64,
 }
 
 impl Queue {
-    /// Takes the next place in the queue of `workspace` (its canonical path).
+    /// Takes the next place in the queue of this path, whatever it leads to. Does no I/O.
     pub(crate) fn join(&self, workspace: &Path) -> Place {
+        let key = Key::Path(workspace.to_owned());
         let mut state = self.state();
         state.last += 1;
         let number = state.last;
         state
             .waiting
-            .entry(workspace.to_owned())
+            .entry(key.clone())
             .or_default()
             .push_back(number);
         Place {
             queue: self.clone(),
             workspace: workspace.to_owned(),
+            key,
+            behind: None,
             number,
         }
     }
@@ -77,8 +99,12 @@ impl Place {
             if cancel.is_raised() {
                 return false;
             }
-            let first = state.waiting.get(&self.workspace).and_then(VecDeque::front);
-            if first == Some(&self.number) {
+            let is_first = |key| {
+                let first = state.waiting.get(key).and_then(VecDeque::front);
+                first == Some(&self.number)
+            };
+            if is_first(&self.key) && self.behind.iter().all(is_first) {
+                state.running.insert(self.number);
                 return true;
             }
             state = self
@@ -90,7 +116,34 @@ impl Place {
         }
     }
 
-    /// The workspace's canonical path.
+    /// Takes the next place in the queue of the directory that this place's path leads to.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(crate) fn join_directory(&self, canonical: &Path) -> io::Result<Place> {
+        let metadata = canonical.metadata()?;
+        let key = Key::Directory(metadata.dev(), metadata.ino());
+        let mut state = self.queue.state();
+        let State {
+            waiting, running, ..
+        } = &mut *state;
+        let waiting = waiting.entry(key.clone()).or_default();
+        // In the order in which they came, whichever path was looked at first; but whoever runs stays in front.
+        let first = waiting.front().is_some_and(|first| running.contains(first));
+        let later = waiting.iter().skip(usize::from(first));
+        let at = usize::from(first) + later.take_while(|number| **number < self.number).count();
+        waiting.insert(at, self.number);
+        drop(state);
+        Ok(Place {
+            queue: self.queue.clone(),
+            workspace: canonical.to_owned(),
+            key,
+            behind: Some(self.key.clone()),
+            number: self.number,
+        })
+    }
+
+    /// The path that was queued for.
     pub(crate) fn workspace(&self) -> &Path {
         &self.workspace
     }
@@ -99,10 +152,11 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.queue.state();
-        if let Some(waiting) = state.waiting.get_mut(&self.workspace) {
+        state.running.remove(&self.number);
+        if let Some(waiting) = state.waiting.get_mut(&self.key) {
             waiting.retain(|number| *number != self.number);
             if waiting.is_empty() {
-                state.waiting.remove(&self.workspace);
+                state.waiting.remove(&self.key);
             }
         }
         self.queue.0.moved.notify_all();
@@ -193,7 +247,31 @@ mod tests {
         let waiter = std::thread::spawn(move || third.wait(&never));
         drop(first);
         assert!(waiter.join().unwrap());
-        assert!(!queue.state().waiting.contains_key(a));
+        assert!(
+            queue
+                .state()
+                .waiting
+                .keys()
+                .all(|key| *key == Key::Path(b.to_owned()))
+        );
+    }
+
+    #[test]
+    fn two_paths_of_one_directory_share_a_queue() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(directory.path(), &link).unwrap();
+        let queue = Queue::default();
+        let cancel = Flag::new().unwrap();
+        let (a, b) = (queue.join(directory.path()), queue.join(&link));
+        assert!(a.wait(&cancel) && b.wait(&cancel));
+        let first = a.join_directory(directory.path()).unwrap();
+        let second = b.join_directory(&link).unwrap();
+        assert!(first.wait(&cancel));
+        cancel.raise();
+        assert!(!second.wait(&cancel));
+        drop(first);
+        assert!(second.wait(&Flag::new().unwrap()));
     }
 
     #[test]

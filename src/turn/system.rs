@@ -5,10 +5,8 @@
 //! thread's rollout says which of the two came last.
 
 use crate::codex::command;
-use crate::sys::Flag;
+use crate::sys::{Flag, open_regular_file};
 use memchr::memmem::rfind;
-use rustix::fs::{Mode, OFlags};
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -20,11 +18,7 @@ const PART: usize = 1 << 20;
 /// # Errors
 /// The file cannot be read or is not a regular one, or the turn is cancelled.
 pub(super) fn is_in_view(rollout: &Path, text: &str, cancel: &Flag) -> io::Result<bool> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(rollout, flags, Mode::empty())?);
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
+    let file = open_regular_file(rollout)?;
     search(file, text, cancel)
 }
 

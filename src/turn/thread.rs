@@ -10,11 +10,10 @@ use crate::codex::command::{self, Call};
 use crate::codex::home;
 use crate::config::{Config, Places};
 use crate::error::{Error, Kind, Result};
-use crate::sys::Flag;
+use crate::sys::{Flag, open_regular_file};
 use memchr::memmem;
-use rustix::fs::{Mode, OFlags};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -42,7 +41,7 @@ pub(crate) fn foreign_directory(
     places: &Places,
 ) -> Option<PathBuf> {
     let rollout = home::find_rollout(&places.codex_home(config), thread).ok()??;
-    let file = open(&rollout).ok()?;
+    let file = open_regular_file(&rollout).ok()?;
     let own = [
         identity(workspace),
         working_directory(config).and_then(|directory| identity(&workspace.join(directory))),
@@ -146,18 +145,6 @@ fn holds(directory: &Path, thread: &str) -> bool {
         .is_ok_and(|stored| stored == super::session::Stored::Thread(thread.to_ascii_lowercase()))
 }
 
-fn open(rollout: &Path) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    // The times of a rollout stay as they are; who does not own it cannot ask for that.
-    let opened = rustix::fs::open(rollout, flags | OFlags::NOATIME, Mode::empty())
-        .or_else(|_| rustix::fs::open(rollout, flags, Mode::empty()));
-    let file = File::from(opened?);
-    if !file.metadata()?.is_file() {
-        return Err(rustix::io::Errno::INVAL.into());
-    }
-    Ok(file)
-}
-
 /// The directory in which the thread began.
 fn began_in(file: &File) -> Option<PathBuf> {
     let mut head = Vec::new();
@@ -233,7 +220,7 @@ mod tests {
             (vec![meta(0), turn("/b"), said(20 << 20)], None),
         ] {
             std::fs::write(&path, lines.join("\n")).unwrap();
-            let file = open(&path).unwrap();
+            let file = open_regular_file(&path).unwrap();
             assert_eq!(began_in(&file), Some(PathBuf::from("/a \"b\"")));
             assert_eq!(last_turn_in(&file), expected.map(PathBuf::from));
         }

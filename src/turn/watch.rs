@@ -12,6 +12,8 @@ use crate::codex::home;
 use crate::rollout::calls::{Calls, write_result, write_use};
 use crate::rollout::lines::{Kind, Lines};
 use crate::rollout::record::{self, Record, TurnEnd};
+use crate::sys::open_regular_file;
+use crate::sys::{Cancellable, Flag};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -28,7 +30,7 @@ const MAX_LATE: usize = 4 << 20;
 /// A rollout that grows.
 #[derive(Debug)]
 pub(super) struct Watch {
-    lines: Lines<File>,
+    lines: Lines<Cancellable<File>>,
     /// The turn is the first that began since then, in milliseconds since 1970. `None` once it has begun.
     awaits: Option<u64>,
     /// The thread, where it is a sub-agent's.
@@ -95,9 +97,9 @@ impl Watch {
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn new_thread(path: &Path) -> io::Result<Watch> {
+    pub(super) fn new_thread(path: &Path, cancel: &Flag) -> io::Result<Watch> {
         Ok(Watch::of(
-            Lines::new(File::open(path)?),
+            Lines::new(growing(open_regular_file(path)?, cancel)),
             None,
             Count::default(),
         ))
@@ -107,11 +109,12 @@ impl Watch {
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn known_thread(path: &Path) -> io::Result<Watch> {
-        let mut file = File::open(path)?;
-        let (length, count) = at_end(&mut file)?;
+    pub(super) fn known_thread(path: &Path, cancel: &Flag) -> io::Result<Watch> {
+        let mut file = open_regular_file(path)?;
+        let (length, count) = at_end(&mut file, cancel)?;
         file.seek(SeekFrom::Start(length))?;
-        let mut watch = Watch::of(Lines::starting_at(file, length), None, count);
+        let lines = Lines::starting_at(growing(file, cancel), length);
+        let mut watch = Watch::of(lines, None, count);
         watch.is_counted = count.used() != Usage::default();
         Ok(watch)
     }
@@ -121,8 +124,8 @@ impl Watch {
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn late(path: &Path, since: u64) -> io::Result<Watch> {
-        let lines = Lines::new(File::open(path)?);
+    pub(super) fn late(path: &Path, since: u64, cancel: &Flag) -> io::Result<Watch> {
+        let lines = Lines::new(growing(open_regular_file(path)?, cancel));
         Ok(Watch::of(lines, Some(since), Count::default()))
     }
 
@@ -131,14 +134,19 @@ impl Watch {
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn sub_agent(path: &Path, thread: &str, since: u64) -> io::Result<Watch> {
+    pub(super) fn sub_agent(
+        path: &Path,
+        thread: &str,
+        since: u64,
+        cancel: &Flag,
+    ) -> io::Result<Watch> {
         let since = home::time_of_id(thread).map_or(since, |made| made.max(since));
-        let mut watch = Watch::late(path, since)?;
+        let mut watch = Watch::late(path, since, cancel)?;
         watch.agent = Some(thread.to_owned());
         Ok(watch)
     }
 
-    fn of(lines: Lines<File>, awaits: Option<u64>, count: Count) -> Watch {
+    fn of(lines: Lines<Cancellable<File>>, awaits: Option<u64>, count: Count) -> Watch {
         Watch {
             lines,
             awaits,
@@ -343,6 +351,12 @@ impl Watch {
     }
 }
 
+/// A rollout that is read as it grows. What codex records while it is being ended is still told, as far as it can be
+/// read in a moment.
+fn growing(file: File, cancel: &Flag) -> Cancellable<File> {
+    Cancellable::patient(file, cancel, Duration::from_millis(500))
+}
+
 /// The result of a call that has none.
 fn no_output(id: &str) -> Vec<u8> {
     serde_json::json!({
@@ -434,14 +448,15 @@ impl Taker<'_> {
 ///
 /// codex's last total says it, and stands near the end, unless something was lost from it: then it has a mark, or
 /// is not the sum that codex keeps with the single requests from 0.153 on. Only then the whole rollout is read.
-fn at_end(file: &mut File) -> io::Result<(u64, Count)> {
+fn at_end(file: &mut File, cancel: &Flag) -> io::Result<(u64, Count)> {
     let length = file.metadata()?.len();
     let mut piece = 64 << 10;
     loop {
         let start = length.saturating_sub(piece);
         file.seek(SeekFrom::Start(start))?;
         // The first line of a piece is likely cut; then it is no JSON and passed over.
-        let mut lines = Lines::starting_at(io::Read::take(&mut *file, length - start), start);
+        let piece_of_it = io::Read::take(&mut *file, length - start);
+        let mut lines = Lines::starting_at(Cancellable::new(piece_of_it, cancel), start);
         let mut count = Count::default();
         let (mut last, mut requests, mut has_grown) = (None, None, false);
         while let Some(line) = lines.next(|kind| kind == Kind::Usage)? {
@@ -612,7 +627,7 @@ mod tests {
         for (what, lines, thread, counted) in cases {
             let mut file = tempfile::NamedTempFile::new().unwrap();
             file.write_all(lines.concat().as_bytes()).unwrap();
-            let mut watch = Watch::known_thread(file.path()).unwrap();
+            let mut watch = Watch::known_thread(file.path(), &Flag::new().unwrap()).unwrap();
             let used = |turn: u64| Tokens {
                 turn: TurnUsage::from(input(turn)),
                 thread: (thread + turn > 0).then(|| input(thread + turn)),
@@ -656,7 +671,7 @@ mod tests {
         let turn = |second, said, used| [begins(second), text(said), total(used, used)].concat();
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let since = 1_795_262_402_000; // 12:00:02
-        let mut watch = Watch::late(file.path(), since).unwrap();
+        let mut watch = Watch::late(file.path(), since, &Flag::new().unwrap()).unwrap();
         file.write_all((turn(0, "first", 100) + &turn(1, "second", 200)).as_bytes())
             .unwrap();
         watch.poll();

@@ -11,6 +11,7 @@ mod conversation;
 mod doctor;
 mod fault_list;
 mod faults;
+mod hangs;
 mod install;
 mod logs;
 mod mcp;

@@ -10,6 +10,7 @@ use crate::codex::command::{self, Call, OLDEST};
 use crate::codex::home;
 use crate::config::{Config, LostThread, McpRegistration, Places};
 use crate::error::{Kind, reason};
+use crate::sys::open_regular_file;
 use crate::sys::{Flag, check_owner, shell_word};
 use crate::turn::session::{self, Stored};
 use crate::turn::thread::foreign_directory;
@@ -658,11 +659,7 @@ impl Doctor<'_> {
                 return;
             }
         };
-        let opened = fs::symlink_metadata(&rollout).and_then(|found| match found.is_file() {
-            true => fs::File::open(&rollout)?.metadata(),
-            false => Err(io::Error::other("it is not a regular file")),
-        });
-        let metadata = match opened {
+        let metadata = match open_regular_file(&rollout).and_then(|file| file.metadata()) {
             Ok(metadata) => metadata,
             Err(error) => {
                 self.report.fail(

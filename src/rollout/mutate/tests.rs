@@ -901,7 +901,13 @@ impl Home {
     }
 
     fn consume(&self, mutations: &[Mutation], mode: Mode) -> Result<Outcome> {
-        consume(self.folder.path(), THREAD, mutations, mode)
+        consume(
+            self.folder.path(),
+            THREAD,
+            mutations,
+            mode,
+            &Flag::new().unwrap(),
+        )
     }
 
     fn text(&self) -> String {
@@ -1093,7 +1099,7 @@ fn a_leftover_of_a_killed_run_is_removed() {
 }
 
 fn replaced(source: &Source, patches: &[Patch]) -> Replaced {
-    let copied = source.copy(&AtomicBool::new(false));
+    let copied = source.copy(&|| false);
     source.replace(copied, patches).unwrap()
 }
 
@@ -1102,7 +1108,7 @@ fn replaced(source: &Source, patches: &[Patch]) -> Replaced {
 fn a_change_in_between_is_noticed() {
     let home = Home::new(&pair());
     let made = |source: &Source| {
-        Plan::make(source, &[light("a")], &mut || ())
+        Plan::make(source, &[light("a")], &Flag::new().unwrap(), &mut || ())
             .unwrap()
             .patches
     };
@@ -1150,7 +1156,7 @@ fn a_large_file_is_copied_while_it_is_read() {
     // The copy is made, or just being made, when the reading is through: nobody has to wait for it.
     let source = Source::open(&home.rollout, Access::Rewrite).unwrap();
     assert!(source.is_large());
-    let (plan, copied) = read_and_copy(&source, &both).unwrap();
+    let (plan, copied) = read_and_copy(&source, &both, &Flag::new().unwrap()).unwrap();
     assert_eq!(
         source.replace(copied.unwrap(), &plan.patches).unwrap(),
         Replaced::Done
@@ -1161,10 +1167,10 @@ fn a_large_file_is_copied_while_it_is_read() {
 
     // What changes nothing copies nothing.
     let source = Source::open(&home.rollout, Access::Rewrite).unwrap();
-    let (plan, copied) = read_and_copy(&source, &both).unwrap();
+    let (plan, copied) = read_and_copy(&source, &both, &Flag::new().unwrap()).unwrap();
     assert!(plan.patches.is_empty() && copied.is_none());
     // What is given up leaves nothing.
-    let copy = source.copy(&AtomicBool::new(true)).unwrap();
+    let copy = source.copy(&|| true).unwrap();
     assert!(copy_of(&home).exists());
     drop(copy);
     drop(source);
@@ -1192,13 +1198,14 @@ fn copy_of(home: &Home) -> std::path::PathBuf {
 #[test]
 fn a_request_is_checked_before_anything_is_opened() {
     let none = Path::new("/nonexistent");
-    let nothing = consume(none, "no uuid", &[], Mode::Write).unwrap();
+    let nothing = consume(none, "no uuid", &[], Mode::Write, &Flag::new().unwrap()).unwrap();
     assert_eq!(nothing, Outcome::default());
     let error = consume(
         none,
         THREAD,
         &[light("a"), light("b"), heavy("a")],
         Mode::Write,
+        &Flag::new().unwrap(),
     )
     .unwrap_err();
     assert_eq!(error.kind(), Kind::Params);
@@ -1206,7 +1213,14 @@ fn a_request_is_checked_before_anything_is_opened() {
         error.message(),
         "mutations[2].block_id: 'a' is named in mutations[0] already"
     );
-    let outcome = consume(none, THREAD, &[light("a"), light("b")], Mode::Write).unwrap();
+    let outcome = consume(
+        none,
+        THREAD,
+        &[light("a"), light("b")],
+        Mode::Write,
+        &Flag::new().unwrap(),
+    )
+    .unwrap();
     assert_eq!(
         outcome,
         Outcome {

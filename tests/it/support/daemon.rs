@@ -373,6 +373,20 @@ impl Daemon {
             .clone()
     }
 
+    /// Waits for the end of the plugin's stdout, which may come before its own.
+    #[track_caller]
+    pub(crate) fn stdout_end(&mut self, limit: Duration) {
+        let until = Instant::now() + limit;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => self.take(&line),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => panic!("stdout does not end"),
+            }
+        }
+    }
+
     /// Waits for the plugin's end, reading what it still says; how it ended.
     #[track_caller]
     pub(crate) fn exit(&mut self, limit: Duration) -> ExitStatus {
