@@ -77,6 +77,8 @@ pub(crate) enum Refusal {
     Archived,
     /// It could not open the thread, for this reason. Whether it ever can is seen by trying again.
     Unopened(String),
+    /// Its rollout is not a file, for this reason; codex was not started, which would have waited for it for ever.
+    NotAFile(String),
 }
 
 /// The refusal of a codex that ended without naming its thread.
@@ -600,6 +602,7 @@ fn is_context_overflow(text: &str) -> bool {
             "maximum prompt length",
             "maximum number of tokens allowed",
             "request body too large for",
+            "contextwindowexceedederror",
         ],
     )
 }
@@ -615,6 +618,7 @@ fn is_usage(text: &str) -> bool {
             "credit balance",
             "insufficient credits",
             "insufficient balance",
+            "key limit exceeded",
             "rate_limit_exceeded",
             "rate limit",
             "too many requests",
@@ -660,6 +664,7 @@ fn is_model_refused(text: &str) -> bool {
             "no endpoints found for ",
             "api deployment for this resource does not exist",
             "organization must be verified to use the model",
+            "does not work with the specified model",
             "not found the model ",
         ],
     ) {
@@ -776,6 +781,18 @@ mod tests {
             (
                 r#"{"error":{"message":"The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).","status":"INVALID_ARGUMENT","code":400}}"#,
                 Kind::ContextWindow,
+            ),
+            (
+                r#"{"error":{"message":"litellm.BadRequestError: ContextWindowExceededError: OpenAIException"}}"#,
+                Kind::ContextWindow,
+            ),
+            (
+                r#"{"error":{"code":"OperationNotSupported","message":"The responses operation does not work with the specified model, gpt-4. Please choose different model and try again."}}"#,
+                Kind::ModelUnsupported,
+            ),
+            (
+                "unexpected status 403 Forbidden: Key limit exceeded (total limit). Manage it using https://openrouter.ai/settings/keys, url: http://127.0.0.1:1/v1/responses",
+                Kind::UsageLimit,
             ),
             (
                 r#"{"error":{"message":"This model's maximum prompt length is 131072 but the request contains 537812 tokens."}}"#,

@@ -84,6 +84,14 @@ impl Done {
             tokens: Tokens::default(),
         }
     }
+
+    /// codex was not started.
+    pub(super) fn refused(refusal: Refusal) -> Done {
+        Done {
+            ended: Ended::Refused(refusal),
+            ..Done::cancelled()
+        }
+    }
 }
 
 pub(super) enum Ended {
@@ -101,6 +109,21 @@ enum Cut {
 }
 
 impl Attempt<'_> {
+    /// The refusal of a thread whose rollout is a FIFO or a device: codex opens it, and waits for a writer until the
+    /// turn's limit (0.135 and 0.169).
+    pub(super) fn rollout_is_not_a_file(&self) -> Option<Refusal> {
+        let home = self.context.places.codex_home(&self.context.config);
+        let rollout = home::find_rollout(&home, self.asked?).ok()??;
+        // Through links, as codex does.
+        let kind = std::fs::metadata(&rollout).ok()?.file_type();
+        (!kind.is_file() && !kind.is_dir()).then(|| {
+            Refusal::NotAFile(format!(
+                "'{}': it is a pipe or a device, not a regular file",
+                rollout.display()
+            ))
+        })
+    }
+
     /// Runs codex and tells what it says.
     ///
     /// # Errors

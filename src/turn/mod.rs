@@ -285,6 +285,9 @@ fn work(
             Refusal::Unopened(reason) => {
                 format!("codex cannot go on with the thread {lost}, tried twice: {reason}")
             }
+            Refusal::NotAFile(reason) => {
+                format!("codex cannot go on with the thread {lost}: {reason}")
+            }
             Refusal::Unknown | Refusal::Archived => {
                 format!("codex no longer knows the thread {lost}")
             }
@@ -337,6 +340,9 @@ fn work(
 /// Runs codex; brings a thread back that is archived, and tries one again that codex could not open: it may have
 /// been for a reason of the moment. [`Refusal::Unopened`] is then what codex said twice.
 fn run_thread(attempt: &mut Attempt<'_>, cancel: &Flag, teller: &mut Teller<'_>) -> Result<Done> {
+    if let Some(refusal) = attempt.rollout_is_not_a_file() {
+        return Ok(Done::refused(refusal));
+    }
     let mut done = attempt.run(cancel, teller)?;
     if let (Ended::Refused(Refusal::Archived), Some(thread)) = (&done.ended, attempt.asked) {
         let (config, places) = (&attempt.context.config, &attempt.context.places);

@@ -17,7 +17,7 @@ use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How long `codex unarchive` may take; it takes 0.6 s.
 const UNARCHIVE_LIMIT: Duration = Duration::from_secs(30);
@@ -31,7 +31,7 @@ const OVERLAP: u64 = 4 << 10;
 
 /// The other existing directory that `thread` belongs to, if it is not `workspace`'s: where it began, unless the
 /// last turn was here or where the config has codex work; or where the last turn was, if that directory still
-/// holds the same id. A directory that is gone was moved.
+/// holds the same id. A directory that is gone was moved, and so was one whose place a newer one has taken.
 ///
 /// What cannot be read is nobody else's: codex will say what it makes of it.
 pub(crate) fn foreign_directory(
@@ -54,6 +54,11 @@ pub(crate) fn foreign_directory(
     if is_own(&began) {
         return None;
     }
+    let written = file.metadata().and_then(|found| found.modified()).ok();
+    let is_there = |directory: &Path| {
+        identity(directory).is_some()
+            && (holds(directory, thread) || !is_created_after(directory, written))
+    };
     let last = last_turn_in(&file);
     match last {
         Some(last) if is_own(&last) => None,
@@ -61,9 +66,16 @@ pub(crate) fn foreign_directory(
             Some(last)
         }
         // The workspace that it was moved to has had a turn since, and was moved again.
-        Some(last) if last != began && identity(&last).is_none() => None,
-        _ => identity(&began).is_some().then_some(began),
+        Some(last) if last != began && !is_there(&last) => None,
+        _ => is_there(&began).then_some(began),
     }
+}
+
+/// Is this directory younger than what was `written` last of a thread? Then the thread had no turn in it: it has
+/// the path of one that was moved away. A file system that does not know says no.
+fn is_created_after(directory: &Path, written: Option<SystemTime>) -> bool {
+    let created = std::fs::metadata(directory).and_then(|found| found.created());
+    matches!((created, written), (Ok(created), Some(written)) if created > written)
 }
 
 /// The error of who wants to change the thread of another directory.

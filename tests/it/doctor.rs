@@ -2,6 +2,7 @@
 //! which the check is content.
 
 use crate::support::codex;
+use crate::support::codex::real_codex;
 use crate::support::{Cli, LIMIT, Lab, cli, ps, wait_until};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::process::Signal;
@@ -509,6 +510,56 @@ fn a_provider_without_its_key_is_told() {
 }
 
 #[test]
+fn advises_another_home_where_this_one_cannot_be_made() {
+    let mut lab = Lab::fake(healthy());
+    // Nobody can make a directory in a file, root neither.
+    let home = lab.path("file");
+    fs::write(&home, "").unwrap();
+    lab.set_env("HOME", &home);
+    lab.set_env("CODEX_HOME", "");
+    let told = Cli::new(&lab, ["doctor"]).run().stdout;
+    let line = told
+        .lines()
+        .find(|line| line.contains("codex home"))
+        .unwrap();
+    assert!(line.starts_with("FAIL"), "{line}");
+    assert!(
+        !line.contains("\"codex_home\" in the config to \""),
+        "{line}"
+    );
+}
+
+// fault: 77
+real_codex! {
+    fn tells_of_extra_args_that_codex_refuses(codex: &Path) {
+        let lab = Lab::real(codex, json!([{"text": "ok"}]));
+        for (arguments, expected) in [
+            (&["--nonsense"][..], "codex refuses \"extra_args\": unexpected argument '--nonsense' found; mend \"extra_args\" in "),
+            (&["-p"], "a value is required for '--profile"),
+            (&["-s", "bad"], "invalid value 'bad' for '--sandbox"),
+            (&["hello"], "a word in it is neither a flag nor a flag's value"),
+            (&["resume"], "a word in it is neither a flag nor a flag's value"),
+            (&["--enable", "nope"], "Unknown feature flag: nope"),
+            (&["-c", "nonsense"], "Invalid override (missing '='): nonsense"),
+            (&["-V"], "with which codex ends before its work"),
+            (&["--ephemeral"], "every turn begins a new one"),
+            (&["-p", "fast", "-C", "/", "--add-dir", "/", "-s", "read-only", "--color", "never", "--json"], ""),
+            (&["--disable", "apps", "-c", "x=1", "--", "-i", "a.png"], ""),
+        ] {
+            lab.config(json!({"extra_args": arguments}));
+            let told = Cli::new(&lab, ["doctor"]).run().stdout;
+            let lines: Vec<_> = told.lines().filter(|line| line[6..].starts_with("arguments")).collect();
+            match expected {
+                "" => assert!(lines.is_empty(), "{told}"),
+                _ => assert!(lines.len() == 1 && lines[0].contains(expected), "{arguments:?}: {told}"),
+            }
+        }
+        assert!(lab.model().requests().is_empty());
+        assert!(!lab.codex_home().join("sessions").exists());
+    }
+}
+
+#[test]
 fn a_codex_home_that_is_not_there_is_told() {
     let lab = Lab::fake(healthy());
     fs::remove_dir_all(lab.codex_home()).unwrap();
@@ -717,7 +768,8 @@ fn a_thread_that_another_codex_holds_is_told() {
     let folder = lab.codex_home().join("sessions/2026/11/21");
     fs::create_dir_all(&folder).unwrap();
     let rollout = folder.join(format!("rollout-2026-11-21T10-00-00-{THREAD}.jsonl"));
-    fs::write(&rollout, "{}\n").unwrap();
+    let meta = json!({"type": "session_meta", "payload": {"id": THREAD}});
+    fs::write(&rollout, format!("{meta}\n")).unwrap();
     check(&lab, "thread lock", "ok", "free");
     let locks = lab.codex_home().join("thread-writer-locks");
     fs::create_dir(&locks).unwrap();
