@@ -254,7 +254,8 @@ pub(crate) fn shown_holder(path: &Path) -> String {
 }
 
 /// Refuses to write what belongs to another user, `what` at `path`: that user's own programs could not write it any
-/// more. What is not there yet belongs to nobody.
+/// more. What is not there yet belongs to nobody; but what root makes belongs to root, and so has no place in a
+/// directory of another user's.
 ///
 /// A directory of root's that this user may write is one that root has set up for this user. Where a user
 /// namespace does not know the owner, nobody in it could be that user.
@@ -263,10 +264,16 @@ pub(crate) fn shown_holder(path: &Path) -> String {
 /// [`Kind::Io`] with the command to run instead.
 pub(crate) fn check_owner(what: &str, path: &Path) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
-    let Ok(found) = std::fs::metadata(path) else {
+    let me = rustix::process::geteuid().as_raw();
+    let mut found = std::fs::metadata(path);
+    if me == 0 {
+        let mut above = path.ancestors().skip(1).map(std::fs::metadata);
+        found = found.or_else(|error| above.find_map(std::result::Result::ok).ok_or(error));
+    }
+    let Ok(found) = found else {
         return Ok(());
     };
-    let (me, owner) = (rustix::process::geteuid().as_raw(), found.uid());
+    let owner = found.uid();
     if owner == me || !is_mapped(owner) {
         return Ok(());
     }

@@ -101,6 +101,7 @@ fn open_folder(folder: &Path) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut opened = rustix::fs::open(folder, flags, Mode::empty());
     if let Err(Errno::NOENT) = opened {
+        sys::check_owner("the folder for sockets", folder)?;
         // Mode and all in one call, so that it is private from its first moment.
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);

@@ -4,13 +4,13 @@
 use crate::programs;
 use crate::support::codex::{NEWEST, real, real_codex};
 use crate::support::user::User;
-use crate::support::{Daemon, Lab, Turn, ps};
+use crate::support::{Cli, Daemon, Lab, Turn, ps, wait_until};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
@@ -274,4 +274,212 @@ fn what_is_another_users_is_refused_and_told() {
     holder.wait().unwrap();
     assert_eq!(status, Some(1));
     assert!(said.contains(&told), "{said}");
+}
+
+// fault: 109
+/// What root makes in another user's directory that user could not write.
+#[test]
+fn root_makes_nothing_in_a_directory_of_another_user() {
+    let Some(user) = User::one() else { return };
+    let lab = Lab::fake_of(user, Value::Null);
+    let new = lab.path("new");
+    let output = Cli::new(&lab, ["turn", "hi", "-w"]).arg(&new).run();
+    assert_eq!(output.status, 1, "{output:?}");
+    assert!(
+        output
+            .stderr
+            .contains(&format!("run: sudo -u '#{}' ", user.id())),
+        "{output:?}"
+    );
+    assert!(!new.exists());
+    let own = tempfile::tempdir().unwrap();
+    fs::create_dir(own.path().join("codex")).unwrap();
+    fs::write(own.path().join("x.png"), "x").unwrap();
+    let output = Cli::new(&lab, ["turn", "hi", "-i"])
+        .arg(own.path().join("x.png"))
+        .arg("-w")
+        .arg(own.path())
+        .env("CODEX_HOME", own.path().join("codex"))
+        .run();
+    assert_eq!(output.status, 0, "{output:?}");
+    assert!(output.stderr.contains("sudo -u"), "{output:?}");
+    assert!(!lab.path("profile/run").exists());
+}
+
+// fault: 115
+real_codex! {
+    /// A coordination lock that codex cannot open ends every turn of a new codex: what to do is said.
+    fn a_lock_that_cannot_be_opened_is_told_with_its_fix(codex: &Path) {
+        let Some(user) = User::one() else { return };
+        let lab = Lab::real_of(user, codex, json!([{"text": "ok"}]));
+        let has_locks = codex.to_string_lossy().contains(NEWEST);
+        let run = |arguments: &[&str]| {
+            let mut command = user.command(lab.path("plugin"));
+            command.args(arguments).arg("-w").arg(lab.workspace()).env_clear().envs(lab.env());
+            let output = command.current_dir("/").stdin(Stdio::null()).output().unwrap();
+            let said = [output.stdout, output.stderr].concat();
+            (output.status.success(), String::from_utf8(said).unwrap())
+        };
+        assert!(run(&["turn", "hi"]).0);
+        let thread = lab.stored_thread();
+        let locks = lab.codex_home().join("thread-writer-locks");
+        let lock = locks.join(".coordination.lock");
+        fs::create_dir_all(&locks).unwrap();
+        user.own(&locks);
+        for (fix, is_link) in [("sudo rm", false), ("rm", true)] {
+            let _ = fs::remove_file(&lock);
+            if is_link {
+                symlink("/nowhere", &lock).unwrap();
+            } else {
+                fs::write(&lock, "").unwrap();
+                fs::set_permissions(&lock, fs::Permissions::from_mode(0o600)).unwrap();
+            }
+            let fix = format!("run: {fix} {}", lock.display());
+            for arguments in [["doctor", "--json"], ["mutate", "call_1"]] {
+                let (_, said) = run(&arguments);
+                assert!(said.contains(&fix), "{arguments:?}: {said}");
+            }
+            let (good, said) = run(&["turn", "hi"]);
+            assert_eq!(good, !has_locks, "{said}");
+            assert!(good || said.contains(&fix), "{said}");
+            assert_eq!(lab.stored_thread(), thread);
+        }
+        fs::remove_file(&lock).unwrap();
+        assert!(run(&["turn", "hi"]).0);
+    }
+}
+
+// fault: 117
+#[test]
+fn a_squatted_directory_for_sockets_is_told() {
+    let Some((_, bob)) = User::two() else { return };
+    // Of no other test: the directory's name has the user's number.
+    let alice = User::of(61_236);
+    let mut lab = Lab::fake_of(alice, Value::Null);
+    // Too long for a socket, so that the directory for all is taken.
+    let profile = lab.path(&"x".repeat(90));
+    fs::rename(lab.path("profile"), &profile).unwrap();
+    lab.set_env("PLEXUM_PROFILE_ROOT", &profile);
+    let squatted = PathBuf::from(format!("/tmp/plexum-openai-{}", alice.id()));
+    let _ = fs::remove_dir_all(&squatted);
+    fs::create_dir(&squatted).unwrap();
+    bob.own(&squatted);
+    fs::set_permissions(&squatted, fs::Permissions::from_mode(0o700)).unwrap();
+    let mut daemon = Daemon::start_by(&lab, &mut alice.command(lab.path("plugin")));
+    daemon.init();
+    let turn = daemon.turn(prompt(&lab));
+    fs::remove_dir(&squatted).unwrap();
+    assert_eq!(turn.error_code(), Some("mcp_failed"), "{turn:?}");
+    let message = turn.of("error").next().unwrap()["error"]["message"]
+        .as_str()
+        .unwrap();
+    let told = format!(
+        "'{}' belongs to user {}, not to {}; run as root: mv ",
+        squatted.display(),
+        bob.id(),
+        alice.id()
+    );
+    assert!(message.contains(&told), "{message}");
+    assert_eq!(
+        daemon.turn(prompt(&lab)).stop_reason(),
+        "end_turn",
+        "nobody squats it any more"
+    );
+    drop(daemon);
+    fs::remove_dir_all(&squatted).unwrap();
+}
+
+// fault: 100, 104
+#[test]
+fn images_and_keys_are_hidden_from_a_second_user() {
+    let Some((alice, bob)) = User::two() else {
+        return;
+    };
+    let lab = Lab::fake_of(
+        alice,
+        json!([{"touch": "{cwd}/../running"}, {"wait_for": "{cwd}/../go"}, "default"]),
+    );
+    fs::set_permissions(lab.root(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut shell = alice.command("sh");
+    shell
+        .args(["-c", "umask 0; exec \"$0\""])
+        .arg(lab.path("plugin"));
+    let mut daemon = Daemon::start_by(&lab, &mut shell);
+    daemon.init();
+    let mut params = prompt(&lab);
+    let image = json!({"type": "image", "media_type": "image/png", "data": "aGk="});
+    params["request"]["messages"][0]["content"] = json!([image]);
+    let id = daemon.request("stream", params);
+    wait_until("codex to start", || lab.path("running").exists());
+    let mut secret = vec![lab.config_file()];
+    let mut directories = vec![lab.path("profile/run")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap().flatten() {
+            match entry.file_type().unwrap().is_dir() {
+                true => directories.push(entry.path()),
+                false => secret.push(entry.path()),
+            }
+        }
+    }
+    // The config, an image, a socket and its token.
+    assert_eq!(secret.len(), 4, "{secret:?}");
+    for path in &secret {
+        let mode = fs::metadata(path).unwrap().permissions().mode() & 0o077;
+        assert_eq!(mode, 0, "{}", path.display());
+        let read = |user: User| {
+            user.command("test")
+                .arg("-r")
+                .arg(path)
+                .status()
+                .unwrap()
+                .success()
+        };
+        assert!(read(alice) && !read(bob), "{}", path.display());
+    }
+    fs::write(lab.path("go"), "").unwrap();
+    assert_eq!(daemon.finish(id).stop_reason(), "end_turn");
+}
+
+// fault: 102
+real_codex! {
+    /// What an agent starts to stay leaves its turn behind, and with it the tools.
+    fn a_process_that_outlives_its_turn_is_refused(codex: &Path) {
+        let Some(user) = User::one() else { return };
+        let escape = lab_script();
+        let command = json!({"cmd": "setsid sh -c 'sh escape.sh >/dev/null 2>&1 </dev/null &'"});
+        let lab = Lab::real_of(user, codex, json!([
+            {"times": 1, "calls": [{"name": "exec_command", "arguments": command, "id": "call_escape"}]},
+            {"times": 1, "calls": [{"name": "send", "namespace": "mcp__plexum_host_a", "arguments": {}, "id": "call_1"}]},
+            {"times": 1, "text": "done"},
+            {"times": 1, "calls": [{"name": "send", "namespace": "mcp__plexum_host_a", "arguments": {}, "id": "call_2"}]},
+            {"text": "done"},
+        ]));
+        let workspace = lab.workspace();
+        fs::write(workspace.join("escape.sh"), escape).unwrap();
+        let mut daemon = start(&lab, user);
+        let mut turns = ["first", "second"].into_iter();
+        let at = workspace.clone();
+        daemon.on_tool_call(move |_| {
+            let name = turns.next().unwrap();
+            fs::write(at.join(format!("{name}.go")), "").unwrap();
+            wait_until("the process to try", || at.join(format!("{name}.done")).exists());
+            Some(Ok(json!({"content": "sent it"})))
+        });
+        turn(&mut daemon, &lab);
+        turn(&mut daemon, &lab);
+        let said = |name: &str| fs::read_to_string(workspace.join(format!("{name}.out"))).unwrap();
+        assert!(said("first").contains("\"protocolVersion\""), "{}", said("first"));
+        assert!(said("second").contains("it was not started by this turn's codex"), "{}", said("second"));
+    }
+}
+
+/// Tries the socket that there is, in one turn and then in the next.
+fn lab_script() -> &'static str {
+    r#"for name in first second; do
+    while [ ! -e $name.go ]; do sleep 0.05; done
+    printf '%s\n' '{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"t","version":"1"}}}' |
+        ../plugin mcp-host --socket ../profile/run/t-*.sock --agent-id a >$name.out 2>&1
+    touch $name.done
+done
+"#
 }

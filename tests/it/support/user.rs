@@ -37,6 +37,11 @@ impl User {
         User::two().map(|(user, _)| user)
     }
 
+    /// The user of this number.
+    pub(crate) fn of(id: u32) -> User {
+        User(id)
+    }
+
     pub(crate) fn id(self) -> u32 {
         self.0
     }
