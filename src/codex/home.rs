@@ -388,13 +388,8 @@ impl Drop for WriterLock {
 pub(crate) fn check_unlocked(home: &Path, thread: &str) -> Result<()> {
     let folder = home.join("thread-writer-locks");
     let path = folder.join(format!("{}.lock", thread.to_ascii_lowercase()));
-    let coordination = folder.join(".coordination.lock");
     if fs::symlink_metadata(&path).is_err() {
-        // One that cannot be opened is the end of every turn, whatever thread it is of.
-        if fs::symlink_metadata(&coordination).is_ok() {
-            open_lock(&coordination)?;
-        }
-        return Ok(());
+        return check_coordination_lock(home);
     }
     let _coordination = coordinate(&folder)?;
     // Closed, and so given back, before the coordination lock is.
@@ -402,6 +397,19 @@ pub(crate) fn check_unlocked(home: &Path, thread: &str) -> Result<()> {
     match try_lock(&file, &path)? {
         true => Ok(()),
         false => Err(busy(thread, &path)),
+    }
+}
+
+/// Sees that codex's coordination lock, if there is one, can be opened: one that cannot be is the end of every turn of
+/// codex from 0.147 on, whatever thread it is of.
+///
+/// # Errors
+/// [`Kind::Io`] with what to do about it.
+pub(crate) fn check_coordination_lock(home: &Path) -> Result<()> {
+    let path = home.join("thread-writer-locks/.coordination.lock");
+    match fs::symlink_metadata(&path) {
+        Ok(_) => open_lock(&path).map(drop),
+        Err(_) => Ok(()),
     }
 }
 

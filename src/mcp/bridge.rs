@@ -196,9 +196,12 @@ impl Bridge {
 
     /// Admits the processes below this guard, and no others of the same user.
     pub(crate) fn admit_below(&self, guard: Pid) {
-        // A guard that has ended has nothing below it.
-        let admission =
-            sys::start_of(guard).map_or(Admission::Nobody, |start| Admission::Below(guard, start));
+        let admission = match sys::start_of(guard) {
+            Some(start) => Admission::Below(guard, start),
+            None if sys::is_hidden(guard) => Admission::Below(guard, 0),
+            // A guard that has ended has nothing below it.
+            None => Admission::Nobody,
+        };
         self.admit(admission);
     }
 
@@ -324,8 +327,9 @@ struct Serving {
 /// One connection. It is a stranger until its first line was right.
 struct Connection {
     stream: UnixStream,
-    /// Who connected, as the kernel says.
+    /// Who connected, as the kernel says, and when that process started.
     peer: Pid,
+    peer_start: Option<u64>,
     /// Its first line is there, and codex is not yet.
     early: bool,
     session: Option<Session>,
@@ -638,7 +642,13 @@ impl Serving {
         let sessions = self.connections.values().filter(|c| c.session.is_some());
         let ours = match self.admission {
             Admission::Nobody => false,
-            Admission::Below(guard, start) => sys::is_at_or_below(connection.peer, guard, start),
+            Admission::Below(guard, start) => {
+                connection.peer_start.is_some_and(|peer_start| {
+                    sys::is_at_or_below(connection.peer, peer_start, guard, start)
+                })
+                // Nobody's ancestors are to be seen: the token has to do.
+                || sys::is_hidden(guard)
+            }
         };
         let refused = match serde_json::from_slice::<Hello<'_>>(line) {
             Err(_) => Some("this is no mcp-host of this version"),
@@ -737,6 +747,7 @@ impl Connection {
         Connection {
             stream,
             peer,
+            peer_start: sys::start_of(peer),
             early: false,
             session: None,
             calls: HashMap::new(),

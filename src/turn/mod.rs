@@ -117,6 +117,7 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
             error,
         )
     };
+    sys::check_owner("the workspace", workspace)?;
     std::fs::create_dir_all(workspace).map_err(|error| {
         failed(match error.kind() {
             // A file has its name, or a link that leads nowhere.
@@ -130,6 +131,9 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
     }
     Ok(canonical)
 }
+
+/// What codex 0.169 says where it cannot open a lock of a thread.
+const LOCK_FAILED: &str = "thread-store internal error";
 
 /// Runs a turn in the workspace of `place`, which is made if it is missing, with the daemon's tools where it lends some.
 ///
@@ -323,7 +327,16 @@ fn work(
     Ok(match done.ended {
         Ended::Completed => teller.end(StopReason::EndTurn, thread, state, done.tokens),
         Ended::Cancelled => teller.end(StopReason::Cancelled, thread, state, done.tokens),
-        Ended::Failed(error) => teller.fail(&error, thread, state, done.tokens),
+        Ended::Failed(error) => {
+            // codex only says that something is not permitted.
+            let error = match home::check_coordination_lock(&codex_home) {
+                Err(lock) if error.message().contains(LOCK_FAILED) => {
+                    Error::new(error.kind(), lock.message())
+                }
+                _ => error,
+            };
+            teller.fail(&error, thread, state, done.tokens)
+        }
         // A thread that was not asked for cannot be refused.
         Ended::Refused(_) => teller.fail(
             &Error::new(

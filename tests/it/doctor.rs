@@ -1032,6 +1032,25 @@ fn rejects_config_that_others_can_change() {
     );
 }
 
+/// Nobody may ever write into it.
+// fault: 80
+#[test]
+fn waits_for_no_fifo() {
+    let id = "01a1fe09-e49e-7b41-ae77-ccf89ea932da";
+    let lab = Lab::fake(healthy());
+    let day = lab.codex_home().join("sessions/2026/11/21");
+    fs::create_dir_all(&day).unwrap();
+    fs::write(lab.session_file(), id).unwrap();
+    let rollout = day.join(format!("rollout-2026-11-21T12-06-56-{id}.jsonl"));
+    for path in [rollout, lab.codex_home().join("config.toml")] {
+        let _ = fs::remove_file(&path);
+        let mode = rustix::fs::Mode::RWXU;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).unwrap();
+        let told = Cli::new(&lab, ["doctor", "-w"]).arg(lab.workspace()).run();
+        assert!(told.stdout.contains("session"), "{told:?}");
+    }
+}
+
 // fault: 105
 #[test]
 fn finds_no_native_codex_outside_npms_package() {

@@ -36,3 +36,4 @@ mod turn_fake;
 mod turn_real;
 mod turn_terminal;
 mod usage_real;
+mod users;

@@ -309,7 +309,7 @@ impl Doctor<'_> {
     fn network(&mut self) {
         const KEY: &str = "sandbox_workspace_write.network_access";
         let file = self.places.codex_home(&self.config).join("config.toml");
-        let text = fs::read_to_string(&file).unwrap_or_default();
+        let text = read_config(&file);
         let place = match self.setting(KEY) {
             Some("true") => "\"extra_args\"".to_owned(),
             Some(_) => return,
@@ -379,7 +379,7 @@ impl Doctor<'_> {
         }
         self.arguments(program);
         self.servers(program, &servers);
-        let text = fs::read_to_string(&config_file).unwrap_or_default();
+        let text = read_config(&config_file);
         if let Some(argument) = self.profile() {
             let message = format!(
                 "not looked at: \"extra_args\" has {argument}, and what a profile of codex asks for only a turn shows"
@@ -994,7 +994,7 @@ fn indexed_elsewhere(home: &Path, rollout: &Path, thread: &str) -> Option<PathBu
             continue;
         }
         let mut bytes = Vec::new();
-        let file = fs::File::open(entry.path()).ok()?;
+        let file = open_regular_file(&entry.path()).ok()?;
         file.take(MOST).read_to_end(&mut bytes).ok()?;
         for at in memchr::memmem::find_iter(&bytes, start.as_bytes()) {
             let path = &bytes[at + thread.len()..];
@@ -1011,6 +1011,16 @@ fn indexed_elsewhere(home: &Path, rollout: &Path, thread: &str) -> Option<PathBu
         }
     }
     found
+}
+
+/// codex's config, which may lie behind a link; nothing where it cannot be read, or is not a file.
+fn read_config(file: &Path) -> String {
+    const MOST: u64 = 16 << 20;
+    let mut text = String::new();
+    let opened = fs::canonicalize(file).and_then(|file| open_regular_file(&file));
+    // What codex makes of it codex says.
+    let _ = opened.and_then(|file| file.take(MOST).read_to_string(&mut text));
+    text
 }
 
 /// Are these two names of one file?
@@ -1039,7 +1049,7 @@ fn unopened(rollout: &Path) -> Option<&'static str> {
     if rollout.extension().is_some_and(|end| end == "zst") {
         return None;
     }
-    let mut file = fs::File::open(rollout).ok()?;
+    let mut file = open_regular_file(rollout).ok()?;
     let mut head = [0; 4096];
     let length = file.read(&mut head).ok()?;
     let first = head[..length].split(|byte| *byte == b'\n').next()?;
