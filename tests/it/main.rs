@@ -24,6 +24,7 @@ mod pages;
 mod parse_rollout;
 mod programs;
 mod protocol;
+mod protocol_page;
 mod readme;
 mod rollout_real;
 mod session;
