@@ -139,7 +139,10 @@ fn session_in_the_page_is_real() {
         {"call_tool": {"name": "fabric_send", "arguments": call, "call_id": "call_1"}},
         {"rollout": [
             record(json!({"type": "function_call_output", "call_id": "call_1",
-                "output": [{"type": "input_text", "text": "sent"}]})),
+                "output": [
+                    {"type": "input_text", "text": "Wall time: 0.0213 seconds\nOutput:"},
+                    {"type": "input_text", "text": "sent"},
+                ]})),
             {"timestamp": "{now}", "type": "event_msg", "payload": {"type": "token_count",
                 "info": {"total_token_usage": tokens, "last_token_usage": tokens,
                     "model_context_window": 272_000}, "rate_limits": null}},
