@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result, reason};
 use crate::sys::{self, Flag};
 use crate::turn::images::{Image, Source};
 use crate::turn::queue::Queue;
-use crate::turn::{self, Block, Context, History, Level, Request, Sink};
+use crate::turn::{self, Block, Context, History, Level, Request, Sink, ThreadChoice};
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
@@ -134,7 +134,12 @@ fn request(parsed: &Parsed) -> Result<Request> {
         prompt: vec![prompt],
         history: History::default(),
         warnings: Vec::new(),
-        fresh: parsed.has("fresh"),
+        thread: match parsed.has("fresh") {
+            true => ThreadChoice::New,
+            false => ThreadChoice::Stored,
+        },
+        output_schema: None,
+        reasoning_effort: None,
         binary: match parsed.text("binary")? {
             Some("") => return Err(usage("'--binary' needs a path")),
             binary => binary.map(str::to_owned),

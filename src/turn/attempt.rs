@@ -52,6 +52,8 @@ pub(super) struct Attempt<'a> {
     pub(super) workspace: &'a Path,
     pub(super) program: &'a Path,
     pub(super) images: &'a [PathBuf],
+    /// The file of the schema that the last text is to follow.
+    pub(super) schema: Option<&'a Path>,
     /// codex's arguments that lend it the daemon's tools.
     pub(super) tool_args: &'a [OsString],
     /// Who lends the tools, where there are some.
@@ -128,6 +130,8 @@ impl Attempt<'_> {
                 system: self.request.system.as_deref(),
                 system_in_thread: self.system_in_thread(cancel),
                 images: self.images,
+                schema: self.schema,
+                reasoning_effort: self.request.reasoning_effort.as_deref(),
                 prompt: &self.prompt,
                 tool_args: self.tool_args,
                 workspace: self.workspace,
@@ -437,8 +441,7 @@ impl Attempt<'_> {
                     "codex works on the thread {id}, though {asked} was asked for; the stored id is kept"
                 ));
             }
-            Some(_) => {}
-            None => {
+            _ => {
                 if let Some(replaced) = self.replaced
                     && let Err(error) = session::keep_replaced(self.workspace, replaced)
                 {

@@ -56,10 +56,26 @@ pub(crate) struct Request {
     pub(crate) history: History,
     /// What of the request could not be taken as it stands, one sentence each.
     pub(crate) warnings: Vec<String>,
-    /// Start a new thread whatever the session file says.
-    pub(crate) fresh: bool,
+    /// Which thread the turn is in.
+    pub(crate) thread: ThreadChoice,
+    /// The JSON Schema that the last text is to follow, as JSON.
+    pub(crate) output_schema: Option<String>,
+    /// How much the model is to think, in the provider's word for it.
+    pub(crate) reasoning_effort: Option<String>,
     /// The codex executable, instead of the config's.
     pub(crate) binary: Option<String>,
+}
+
+/// Which thread a turn is in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum ThreadChoice {
+    /// The workspace's own, or a new one where it has none.
+    #[default]
+    Stored,
+    /// A new one, whatever the session file says.
+    New,
+    /// The one with this id, in lower case, which becomes the workspace's.
+    Adopted(String),
 }
 
 /// What every turn of a process shares.
@@ -234,6 +250,17 @@ fn work(
     if cancel.is_raised() {
         return cancelled(teller);
     }
+    let schema = request.output_schema.as_deref();
+    let schema = match schema.map(|schema| images.add_schema(schema)).transpose() {
+        Ok(schema) => schema,
+        Err(why) => {
+            let error = Error::new(
+                Kind::Io,
+                format!("codex cannot be given the output schema: {why}"),
+            );
+            return failed(&error, teller);
+        }
+    };
     let agent_id = request.agent_id.as_deref().unwrap_or_default();
     let lent = tools.map(|tools| tools.lend(agent_id, &program, context, cancel, teller));
     let bridge = match lent.transpose() {
@@ -260,7 +287,12 @@ fn work(
         tool_args: &tool_args,
         bridge: bridge.as_ref(),
         prompt: Cow::Borrowed(&prompt),
-        asked: stored.as_deref().filter(|_| !request.fresh),
+        schema: schema.as_deref(),
+        asked: match &request.thread {
+            ThreadChoice::Stored => stored.as_deref(),
+            ThreadChoice::New => None,
+            ThreadChoice::Adopted(thread) => Some(thread),
+        },
         stored: stored.as_deref(),
         replaced: None,
         lock: lock.as_ref().map(FileLock::path),
@@ -270,7 +302,7 @@ fn work(
         None => ThreadState::New,
     };
     if attempt.asked.is_none()
-        && !request.fresh
+        && request.thread != ThreadChoice::New
         && !request.history.is_empty()
         && context.config.replay_new
     {
@@ -289,6 +321,12 @@ fn work(
                 format!("codex no longer knows the thread {lost}")
             }
         };
+        // Nobody asked for another conversation than the one that is to be adopted.
+        if let ThreadChoice::Adopted(_) = request.thread {
+            let error = Error::new(Kind::ThreadLost, told)
+                .hint("the workspace keeps the thread that it had; leave \"thread\" out to go on with that");
+            return Ok(teller.fail(&error, stored.clone(), state, done.tokens));
+        }
         match context.config.lost_thread {
             LostThread::Error => {
                 let error = Error::new(Kind::ThreadLost, told).hint(format!(

@@ -1,0 +1,121 @@
+//! The members of a turn's request and of its response: what codex makes of the first, and where the others come
+//! from.
+
+use crate::support::codex::real_codex;
+use crate::support::{Daemon, Lab};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+
+/// The parameters of a turn with these members besides.
+fn with(lab: &Lab, text: &str, members: Value) -> Value {
+    let mut params = Daemon::prompt(lab, text);
+    for (name, value) in members.as_object().unwrap() {
+        params[name] = value.clone();
+    }
+    params
+}
+
+/// The body of the last request that reached the model.
+fn last_body(lab: &Lab) -> Value {
+    lab.model().requests().last().unwrap().body.clone()
+}
+
+real_codex! {
+    fn an_output_schema_and_an_effort_reach_the_model(codex: &Path) {
+        let lab = Lab::real(codex, json!([{"text": "{\"word\":\"yes\"}"}]));
+        let schema = json!({"type": "object", "properties": {"word": {"type": "string"}},
+            "required": ["word"], "additionalProperties": false});
+        let mut daemon = Daemon::start(&lab);
+        for (state, effort) in [("new", "high"), ("resumed", "low")] {
+            // 0.135 asks for an effort only where it knows that the model has one.
+            let members = json!({"model": "gpt-5.4", "output_schema": schema, "reasoning_effort": effort});
+            let turn = daemon.turn(with(&lab, "say it", members));
+            assert_eq!(turn.result()["thread_state"], state);
+            assert_eq!(turn.text(), "{\"word\":\"yes\"}");
+            let body = last_body(&lab);
+            assert_eq!(body["text"]["format"]["schema"], schema);
+            assert_eq!(body["reasoning"]["effort"], effort);
+        }
+        // The next turn has nothing of them.
+        daemon.turn(Daemon::prompt(&lab, "again"));
+        let body = last_body(&lab);
+        assert!(body["text"]["format"].is_null());
+        assert_ne!(body["reasoning"]["effort"], "low");
+    }
+}
+
+real_codex! {
+    fn a_thread_is_begun_or_adopted_as_asked(codex: &Path) {
+        let lab = Lab::real(codex, json!([{"text": "ok"}]));
+        let mut daemon = Daemon::start(&lab);
+        let first = daemon.turn(Daemon::prompt(&lab, "the first words")).thread().to_owned();
+        let mut params = with(&lab, "anew", json!({"thread": "new"}));
+        params["request"]["messages"] = json!([{"role": "user", "content": "what was"},
+            {"role": "assistant", "content": "said"}, {"role": "user", "content": "anew"}]);
+        let turn = daemon.turn(params);
+        assert_eq!(turn.result()["thread_state"], "new");
+        assert_ne!(turn.thread(), first);
+        assert_eq!(lab.stored_thread().as_deref(), Some(turn.thread()));
+        // Nothing of the conversation is replayed.
+        assert!(!last_body(&lab).to_string().contains("what was"));
+        // In capitals, too.
+        let turn = daemon.turn(with(&lab, "back", json!({"thread": first.to_ascii_uppercase()})));
+        assert_eq!((turn.thread(), turn.result()["thread_state"].as_str()), (first.as_str(), Some("resumed")));
+        assert!(last_body(&lab).to_string().contains("the first words"));
+        assert_eq!(lab.stored_thread().as_deref(), Some(first.as_str()));
+        // Another workspace adopts it, and keeps it.
+        fs::create_dir(lab.path("other")).unwrap();
+        for (text, members) in [("here", json!({"thread": first})), ("still here", json!({}))] {
+            let mut params = with(&lab, text, members);
+            params["agent"]["workspace"] = json!(lab.path("other"));
+            let turn = daemon.turn(params);
+            assert_eq!((turn.thread(), turn.result()["thread_state"].as_str()), (first.as_str(), Some("resumed")), "{text}");
+            assert!(last_body(&lab).to_string().contains("the first words"));
+        }
+        // One that is not there is an error, and costs nothing.
+        let gone = "019a0000-0000-7000-8000-000000000000";
+        let turn = daemon.turn(with(&lab, "gone", json!({"thread": gone})));
+        assert_eq!(turn.error_code(), Some("thread_lost"), "{turn:?}");
+        assert_eq!(turn.thread(), first);
+        assert_eq!(lab.stored_thread().as_deref(), Some(first.as_str()));
+    }
+}
+
+#[test]
+fn the_file_of_an_output_schema_is_private_and_goes_with_the_turn() {
+    let lab = Lab::fake(Value::Null);
+    let mut daemon = Daemon::start(&lab);
+    let waits = json!(["read_stdin", {"event": {"type": "thread.started", "thread_id": "{thread}"}},
+        {"wait_for": lab.path("go")}, "default"]);
+    lab.script(waits);
+    let schema = json!({"type": "object"});
+    let id = daemon.request("stream", with(&lab, "hi", json!({"output_schema": schema})));
+    daemon.event(id, "the beginning", |event| {
+        event["type"] == "message_start"
+    });
+    let run = lab.fake_runs().remove(0);
+    let arguments = run["argv"].as_array().unwrap();
+    let at = arguments
+        .iter()
+        .position(|argument| argument == "--output-schema");
+    let path = arguments[at.expect("it is there") + 1].as_str().unwrap();
+    assert_eq!(fs::read_to_string(path).unwrap(), schema.to_string());
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let path = Path::new(path);
+    assert_eq!((mode(path), mode(path.parent().unwrap())), (0o600, 0o700));
+    fs::write(lab.path("go"), "").unwrap();
+    daemon.finish(id);
+    assert!(!path.parent().unwrap().exists());
+    // What is none is refused before codex is started.
+    let turn = daemon.turn(with(&lab, "hi", json!({"output_schema": {"type": "text"}})));
+    assert_eq!(turn.answer["error"]["code"], -32602);
+    assert!(
+        turn.answer["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("params.output_schema.type")
+    );
+    assert_eq!(lab.fake_runs().len(), 1);
+}
