@@ -3,7 +3,7 @@
 //! Pure data. The names and shapes are those of the wire contract (`man/plexum-openai-protocol.7`); how they
 //! are framed is `plugin`'s business, and where they come from is `turn`'s.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
 /// The version of the wire contract that this plugin speaks.
@@ -166,6 +166,43 @@ pub(crate) enum TurnEvent<'a> {
     },
 }
 
+/// How much of what the model can hold the thread takes now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct ContextUse {
+    /// As the last request counted them; after a compaction without one, codex's own estimate.
+    pub(crate) tokens: u64,
+    pub(crate) window: Option<u64>,
+}
+
+/// One of the windows of an account's limits.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RateWindow {
+    pub(crate) used_percent: f64,
+    #[serde(default)]
+    pub(crate) window_minutes: Option<u64>,
+    /// In seconds since 1970.
+    #[serde(default)]
+    pub(crate) resets_at: Option<u64>,
+}
+
+/// The limits of the account, as the provider told them last. At least one of them is there.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct RateLimits {
+    pub(crate) primary: Option<RateWindow>,
+    pub(crate) secondary: Option<RateWindow>,
+}
+
+/// What codex recorded of a turn's requests besides their tokens. What it did not record is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Telemetry {
+    pub(crate) context: Option<ContextUse>,
+    /// How often the conversation was compacted in this turn.
+    pub(crate) compactions: u64,
+    pub(crate) rate_limits: Option<RateLimits>,
+    /// The model that codex asked.
+    pub(crate) model: Option<String>,
+}
+
 /// How a turn ended, in full: the answer to `stream`, and the last line of `turn --json`.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct TurnResult {
@@ -176,4 +213,6 @@ pub(crate) struct TurnResult {
     pub(crate) usage: TurnUsage,
     /// Of the thread so far; `None` where that is not known. A sub-agent is a thread of its own.
     pub(crate) thread_usage: Option<Usage>,
+    #[serde(flatten)]
+    pub(crate) telemetry: Telemetry,
 }

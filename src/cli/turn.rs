@@ -6,7 +6,7 @@
 use super::flags::{Parsed, at_home, usage};
 use super::progress::{Board, Progress};
 use super::{color, columns};
-use crate::canonical::{StopReason, ThreadState, TurnEvent, TurnResult, TurnUsage, Usage};
+use crate::canonical::{StopReason, TurnEvent, TurnResult};
 use crate::codex::translate::Step;
 use crate::config::Places;
 use crate::error::{Error, Kind, Result, reason};
@@ -181,11 +181,8 @@ fn say(message: &str) {
 struct LastLine<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
-    stop_reason: StopReason,
-    thread_id: Option<&'a str>,
-    thread_state: ThreadState,
-    usage: TurnUsage,
-    thread_usage: Option<Usage>,
+    #[serde(flatten)]
+    result: &'a TurnResult,
 }
 
 /// What a warning of codex's own begins with.
@@ -305,11 +302,7 @@ impl Printer {
         if self.json {
             let line = LastLine {
                 kind: "result",
-                stop_reason: result.stop_reason,
-                thread_id: result.thread_id.as_deref(),
-                thread_state: result.thread_state,
-                usage: result.usage,
-                thread_usage: result.thread_usage,
+                result,
             };
             let mut line = serde_json::to_vec(&line).expect("plain structs");
             line.push(b'\n');

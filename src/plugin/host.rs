@@ -3,7 +3,7 @@
 
 use super::message::Id;
 use super::outbox::Outbox;
-use crate::canonical::{StopReason, ThreadState, TurnEvent, TurnResult, TurnUsage};
+use crate::canonical::{StopReason, Telemetry, ThreadState, TurnEvent, TurnResult, TurnUsage};
 use crate::mcp::{CallId, ToolAnswer, ToolCall, ToolHost, ToolOutput};
 use crate::sys::Flag;
 use crate::turn::{Level, Sink};
@@ -98,6 +98,7 @@ impl StreamHandle {
             thread_state: ThreadState::New,
             usage,
             thread_usage: None,
+            telemetry: Telemetry::default(),
         }
     }
 }

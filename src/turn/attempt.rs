@@ -5,8 +5,8 @@
 use super::session::{self, Stored};
 use super::system;
 use super::watch::{Recorded, Watch};
-use super::{Context, Request, Teller, Tokens, usage};
-use crate::canonical::{TurnEvent, TurnUsage};
+use super::{Account, Context, Request, Teller, Tokens, usage};
+use crate::canonical::{Telemetry, TurnEvent, TurnUsage};
 use crate::codex::child::{Child, Line, Next};
 use crate::codex::command::{self, Call};
 use crate::codex::failure::{self, Refusal};
@@ -75,15 +75,25 @@ pub(super) struct Done {
     /// The thread that codex said it works on.
     pub(super) thread: Option<String>,
     pub(super) tokens: Tokens,
+    pub(super) telemetry: Telemetry,
 }
 
 impl Done {
+    /// What its response tells of what it took.
+    pub(super) fn account(&self) -> Account {
+        Account {
+            tokens: self.tokens,
+            telemetry: self.telemetry.clone(),
+        }
+    }
+
     /// codex was not started.
     fn cancelled() -> Done {
         Done {
             ended: Ended::Cancelled,
             thread: None,
             tokens: Tokens::default(),
+            telemetry: Telemetry::default(),
         }
     }
 }
@@ -201,6 +211,7 @@ impl Attempt<'_> {
             Some(Verdict::Completed(Some(totals))) => Some(usage::from_totals(*totals)),
             _ => None,
         };
+        let telemetry = record.watch.as_ref().map(|watch| watch.telemetry().clone());
         let recorded = record.watch.and_then(|mut watch| watch.tokens(totals));
         let mut tokens = recorded.unwrap_or_else(|| {
             // What of that was used before is not known where the rollout could not be read.
@@ -283,6 +294,7 @@ impl Attempt<'_> {
             ended,
             thread,
             tokens,
+            telemetry: telemetry.unwrap_or_default(),
         })
     }
 

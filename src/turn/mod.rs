@@ -23,7 +23,7 @@ pub(crate) use prompt::{Block, History};
 pub(crate) use tools::Tools;
 
 use crate::canonical::{
-    StopReason, ThreadState, TurnError, TurnEvent, TurnResult, TurnUsage, Usage,
+    StopReason, Telemetry, ThreadState, TurnError, TurnEvent, TurnResult, TurnUsage, Usage,
 };
 use crate::codex::failure::Refusal;
 use crate::codex::translate::Step;
@@ -167,7 +167,7 @@ pub(crate) fn run(
     match outcome {
         // A second codex could not be started after the first had said something: no refusal any more.
         Ok(Err(error)) if teller.started => {
-            Ok(teller.fail(&error, None, ThreadState::New, Tokens::default()))
+            Ok(teller.fail(&error, None, ThreadState::New, Account::default()))
         }
         Ok(result) => result,
         Err(panic) => {
@@ -180,7 +180,7 @@ pub(crate) fn run(
             if !teller.started {
                 return Err(error);
             }
-            Ok(teller.fail(&error, None, ThreadState::New, Tokens::default()))
+            Ok(teller.fail(&error, None, ThreadState::New, Account::default()))
         }
     }
 }
@@ -193,6 +193,13 @@ struct Tokens {
     thread: Option<Usage>,
 }
 
+/// What a turn's response tells of what it took.
+#[derive(Clone, Debug, Default)]
+struct Account {
+    tokens: Tokens,
+    telemetry: Telemetry,
+}
+
 fn work(
     request: &Request,
     place: &Place,
@@ -203,7 +210,7 @@ fn work(
 ) -> Result<TurnResult> {
     let cancelled = |teller: &mut Teller<'_>| {
         let (thread, state) = untouched(place.workspace());
-        Ok(teller.end(StopReason::Cancelled, thread, state, Tokens::default()))
+        Ok(teller.end(StopReason::Cancelled, thread, state, Account::default()))
     };
     if cancel.is_raised() {
         return cancelled(teller);
@@ -216,7 +223,7 @@ fn work(
     let workspace = place.workspace();
     let failed = |error: &Error, teller: &mut Teller<'_>| {
         let (thread, state) = untouched(workspace);
-        Ok(teller.fail(error, thread, state, Tokens::default()))
+        Ok(teller.fail(error, thread, state, Account::default()))
     };
     if !place.wait(cancel) {
         return cancelled(teller);
@@ -325,7 +332,7 @@ fn work(
         if let ThreadChoice::Adopted(_) = request.thread {
             let error = Error::new(Kind::ThreadLost, told)
                 .hint("the workspace keeps the thread that it had; leave \"thread\" out to go on with that");
-            return Ok(teller.fail(&error, stored.clone(), state, done.tokens));
+            return Ok(teller.fail(&error, stored.clone(), state, done.account()));
         }
         match context.config.lost_thread {
             LostThread::Error => {
@@ -333,7 +340,7 @@ fn work(
                     "remove '{}' to start a new conversation, or set \"lost_thread\" to \"replay\" in the config",
                     workspace.join(session::FILE).display()
                 ));
-                return Ok(teller.fail(&error, Some(lost.to_owned()), state, done.tokens));
+                return Ok(teller.fail(&error, Some(lost.to_owned()), state, done.account()));
             }
             LostThread::Replay if !request.history.is_empty() => {
                 teller.warn(&format!(
@@ -352,13 +359,14 @@ fn work(
         state = ThreadState::Replaced;
         done = attempt.run(cancel, teller)?;
     }
+    let account = done.account();
     let thread = done.thread.or_else(|| attempt.asked.map(str::to_owned));
     // codex is gone: nothing of the tools outlives it.
     drop(bridge);
     Ok(match done.ended {
-        Ended::Completed => teller.end(StopReason::EndTurn, thread, state, done.tokens),
-        Ended::Cancelled => teller.end(StopReason::Cancelled, thread, state, done.tokens),
-        Ended::Failed(error) => teller.fail(&error, thread, state, done.tokens),
+        Ended::Completed => teller.end(StopReason::EndTurn, thread, state, account),
+        Ended::Cancelled => teller.end(StopReason::Cancelled, thread, state, account),
+        Ended::Failed(error) => teller.fail(&error, thread, state, account),
         // A thread that was not asked for cannot be refused.
         Ended::Refused(_) => teller.fail(
             &Error::new(
@@ -367,7 +375,7 @@ fn work(
             ),
             thread,
             state,
-            done.tokens,
+            account,
         ),
     })
 }
@@ -520,7 +528,7 @@ impl<'a> Teller<'a> {
         error: &Error,
         thread: Option<String>,
         state: ThreadState,
-        tokens: Tokens,
+        account: Account,
     ) -> TurnResult {
         if !self.failed {
             self.failed = true;
@@ -531,7 +539,7 @@ impl<'a> Teller<'a> {
             };
             self.event(&TurnEvent::Error { error: &error });
         }
-        self.end(StopReason::Error, thread, state, tokens)
+        self.end(StopReason::Error, thread, state, account)
     }
 
     /// Ends the turn.
@@ -540,7 +548,7 @@ impl<'a> Teller<'a> {
         stop_reason: StopReason,
         thread_id: Option<String>,
         thread_state: ThreadState,
-        tokens: Tokens,
+        account: Account,
     ) -> TurnResult {
         self.debug(&format!(
             "the turn ends: {}, {} tokens in, {} out",
@@ -549,20 +557,21 @@ impl<'a> Teller<'a> {
                 StopReason::Error => "it failed",
                 StopReason::Cancelled => "it was cancelled",
             },
-            tokens.turn.total.input_tokens,
-            tokens.turn.total.output_tokens,
+            account.tokens.turn.total.input_tokens,
+            account.tokens.turn.total.output_tokens,
         ));
         self.event(&TurnEvent::MessageEnd {
             stop_reason,
-            usage: tokens.turn,
+            usage: account.tokens.turn,
         });
         self.sink.finish();
         TurnResult {
             stop_reason,
             thread_id: thread_id.filter(|id| home::is_thread_id(id)),
             thread_state,
-            usage: tokens.turn,
-            thread_usage: tokens.thread,
+            usage: account.tokens.turn,
+            thread_usage: account.tokens.thread,
+            telemetry: account.telemetry,
         }
     }
 }

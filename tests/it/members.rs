@@ -119,3 +119,72 @@ fn the_file_of_an_output_schema_is_private_and_goes_with_the_turn() {
     );
     assert_eq!(lab.fake_runs().len(), 1);
 }
+
+real_codex! {
+    fn what_the_thread_holds_is_what_the_last_request_counted(codex: &Path) {
+        let used = |input: u64| json!({"input": input, "cached": 0, "output": 7, "reasoning": 0});
+        let calls = json!([{"id": "call_a", "name": "exec_command", "arguments": {"cmd": "true"}}]);
+        let lab = Lab::real(codex, json!([
+            {"match": "first", "times": 1, "calls": calls, "usage": used(100)},
+            {"after": "call_a", "times": 1, "text": "one", "usage": used(200)},
+            {"match": "second", "times": 1, "text": "two", "usage": used(300)},
+            {"match": "third", "times": 1, "text": "three", "usage": used(150)},
+            // The summary that a compaction asks for.
+            {"text": "so far", "usage": used(50)},
+        ]));
+        let turn = |prompt: &str, extra_args: Value| {
+            lab.config(json!({"extra_args": extra_args}));
+            let turn = Daemon::start(&lab).turn(Daemon::prompt(&lab, prompt));
+            let result = turn.result();
+            assert_eq!(result["stop_reason"], "end_turn");
+            assert_eq!(result["context"]["window"], 258_400);
+            (result["context"]["tokens"].clone(), result["compactions"].clone(), result["model"].clone())
+        };
+        let model = json!("gpt-5");
+        assert_eq!(turn("first", json!([])), (json!(207), json!(0), model.clone()));
+        assert_eq!(turn("second", json!(["-m", "gpt-5.4"])).2, "gpt-5.4");
+        let limit = json!(["-c", "model_auto_compact_token_limit=60"]);
+        assert_eq!(turn("third", limit), (json!(157), json!(1), model.clone()));
+        assert_eq!(turn("fourth", json!([])), (json!(57), json!(0), model));
+    }
+}
+
+real_codex! {
+    fn the_limits_of_the_account_are_told(codex: &Path) {
+        let window = |name: &str, part: &str| format!("x-codex-{name}-{part}");
+        let limits = |used: &str| {
+            let mut headers = json!({});
+            for (name, used, minutes, reset) in [
+                ("primary", used, "300", "1990000000"),
+                ("secondary", "40.5", "10080", "1990500000"),
+            ] {
+                headers[window(name, "used-percent")] = json!(used);
+                headers[window(name, "window-minutes")] = json!(minutes);
+                headers[window(name, "reset-at")] = json!(reset);
+            }
+            headers
+        };
+        let told = |used: f64| json!({
+            "primary": {"used_percent": used, "window_minutes": 300, "resets_at": 1_990_000_000_u64},
+            "secondary": {"used_percent": 40.5, "window_minutes": 10_080, "resets_at": 1_990_500_000_u64},
+        });
+        let reached = json!({"error": {"type": "usage_limit_reached", "message": "The usage limit has been reached",
+            "plan_type": "pro", "resets_at": 1_990_000_000_u64}});
+        let lab = Lab::real(codex, json!([
+            {"match": "limited", "times": 1, "status": 429, "headers": limits("100"), "body": reached},
+            {"match": "told", "times": 1, "text": "ok", "headers": limits("12.5")},
+            {"text": "ok"},
+        ]));
+        let mut daemon = Daemon::start(&lab);
+        // A new thread, whose first request fails already.
+        let turn = daemon.turn(Daemon::prompt(&lab, "limited"));
+        assert_eq!(turn.error_code(), Some("usage_limit"));
+        assert_eq!(turn.result()["rate_limits"], told(100.0));
+        assert_eq!(turn.result()["context"], Value::Null);
+        let turn = daemon.turn(Daemon::prompt(&lab, "told"));
+        assert_eq!(turn.result()["rate_limits"], told(12.5));
+        // What was told of an earlier turn is not this one's.
+        let turn = daemon.turn(Daemon::prompt(&lab, "nothing"));
+        assert_eq!(turn.result()["rate_limits"], Value::Null);
+    }
+}

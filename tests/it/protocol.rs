@@ -444,7 +444,8 @@ fn a_plain_turn_is_whole() {
     assert_eq!(
         *turn.result(),
         json!({"stop_reason": "end_turn", "thread_id": thread, "thread_state": "new",
-            "usage": usage, "thread_usage": usage})
+            "usage": usage, "thread_usage": usage, "context": null,
+            "compactions": 0, "rate_limits": null, "model": null})
     );
     let turn = daemon.turn(Daemon::prompt(&lab, "three"));
     let total = json!({"input_tokens": 200, "output_tokens": 10, "cache_read_tokens": 20,
@@ -452,7 +453,8 @@ fn a_plain_turn_is_whole() {
     assert_eq!(
         *turn.result(),
         json!({"stop_reason": "end_turn", "thread_id": thread, "thread_state": "resumed",
-            "usage": usage, "thread_usage": total})
+            "usage": usage, "thread_usage": total, "context": null,
+            "compactions": 0, "rate_limits": null, "model": null})
     );
 }
 
