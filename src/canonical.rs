@@ -7,16 +7,77 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
 /// The version of the wire contract that this plugin speaks.
-pub(crate) const PROTOCOL: u64 = 1;
+pub(crate) const CONTRACT: u64 = 2;
 /// The plugin's name, as the daemon's `.plugins.allow` and the profile's folder spell it.
 pub(crate) const PLUGIN: &str = "plexum-openai-provider";
 
-/// What the plugin is and offers; the answer to `manifest`.
+/// What the plugin says of itself in the result of `initialize`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Introduction<'a> {
+    /// The version of MCP that both sides speak from now on.
+    protocol_version: &'static str,
+    server_info: ServerInfo,
+    capabilities: Capabilities<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct ServerInfo {
+    name: &'static str,
+    version: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Capabilities<'a> {
+    logging: Empty,
+    experimental: Experimental<'a>,
+}
+
+/// `{}`.
+#[derive(Debug, Serialize)]
+struct Empty {}
+
+#[derive(Debug, Serialize)]
+struct Experimental<'a> {
+    plexum: Extension<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct Extension<'a> {
+    contract: u64,
+    manifest: Manifest<'a>,
+}
+
+impl Introduction<'_> {
+    /// The introduction in this version of MCP, with these advertised models.
+    pub(crate) fn new<'a>(
+        protocol_version: &'static str,
+        models: &'a [String],
+    ) -> Introduction<'a> {
+        Introduction {
+            protocol_version,
+            server_info: ServerInfo {
+                name: PLUGIN,
+                version: env!("CARGO_PKG_VERSION"),
+            },
+            capabilities: Capabilities {
+                logging: Empty {},
+                experimental: Experimental {
+                    plexum: Extension {
+                        contract: CONTRACT,
+                        manifest: Manifest::new(models),
+                    },
+                },
+            },
+        }
+    }
+}
+
+/// What the plugin is and offers; part of the result of `initialize`, and the file `manifest.json`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Manifest<'a> {
     name: &'static str,
     version: &'static str,
-    protocol: u64,
     activation: &'static str,
     executable: &'static str,
     contracts: Contracts<'a>,
@@ -38,7 +99,6 @@ impl Manifest<'_> {
         Manifest {
             name: PLUGIN,
             version: env!("CARGO_PKG_VERSION"),
-            protocol: PROTOCOL,
             activation: "lazy",
             executable: "plexum-openai-provider-plugin",
             contracts: Contracts {
@@ -203,7 +263,7 @@ pub(crate) struct Telemetry {
     pub(crate) model: Option<String>,
 }
 
-/// How a turn ended, in full: the answer to `stream`, and the last line of `turn --json`.
+/// How a turn ended, in full: the result of a stream, and the last line of `turn --json`.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct TurnResult {
     pub(crate) stop_reason: StopReason,

@@ -14,9 +14,7 @@ pub(crate) enum Kind {
     Usage,
     /// The config file cannot be read or says something impossible.
     Config,
-    /// The daemon speaks another version of the protocol.
-    ProtocolVersion,
-    /// A request that needs `init` came before it.
+    /// A request that needs `initialize` came before it.
     NotInitialized,
     /// Parameters that are not of the form `man/plexum-openai-protocol.7` gives; the message names the field.
     Params,
@@ -75,7 +73,6 @@ impl Kind {
             Kind::Method => -32601,
             Kind::Params | Kind::Usage => -32602,
             Kind::Config => -32001,
-            Kind::ProtocolVersion => -32002,
             Kind::NotInitialized => -32003,
             Kind::Busy => -32011,
             Kind::Io => -32000,

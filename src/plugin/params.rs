@@ -1,5 +1,6 @@
 //! The parameters of the daemon's requests, checked field by field so that an error can name the field.
 
+use super::message::Id;
 use crate::codex::home::is_thread_id;
 use crate::error::{Error, Kind, Result};
 use crate::mcp::{Tool, whole_characters};
@@ -8,7 +9,7 @@ use crate::turn::images::{Image, Source};
 use crate::turn::prompt::label;
 use crate::turn::{Block, History, Request, ThreadChoice};
 use serde_json::value::RawValue;
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
@@ -93,29 +94,45 @@ pub(crate) fn root(value: &Value) -> Field<'_> {
     }
 }
 
-/// The protocol that `init` asks for, where it names one.
-pub(crate) fn init_protocol<'a>(params: &Field<'a>) -> Result<Option<&'a Number>> {
-    if let Some(host) = params.member("host")? {
-        host.optional_text("name")?;
-        host.optional_text("version")?;
+/// The version of MCP that `initialize` asks for.
+pub(crate) fn protocol_version<'a>(params: &Field<'a>) -> Result<&'a str> {
+    if let Some(capabilities) = params.member("capabilities")? {
+        capabilities.object()?;
     }
-    match params.member("protocol")? {
-        None => Ok(None),
-        Some(field) => match field.value {
-            // -1 or 1.5 is a number all the same, and no version that could be supported.
-            Value::Number(number) => Ok(Some(number)),
-            _ => Err(field.wrong("a number")),
-        },
+    if let Some(client) = params.member("clientInfo")? {
+        client.optional_text("name")?;
+        client.optional_text("version")?;
     }
+    params.needed("protocolVersion")?.text()
 }
 
-/// The stream that `cancel` names.
-pub(crate) fn cancelled_stream(params: &Field<'_>) -> Result<super::message::Id> {
-    let field = params.needed("stream")?;
-    super::message::Id::from_json(field.value).ok_or_else(|| field.wrong("a string or an integer"))
+/// The level that `logging/setLevel` asks for.
+pub(crate) fn log_level<'a>(params: &Field<'a>) -> Result<&'a str> {
+    params.needed("level")?.text()
 }
 
-/// What `stream` asks for: the workspace and the turn.
+/// The stream that a request to cancel it names.
+pub(crate) fn cancelled_stream(params: &Field<'_>) -> Result<Id> {
+    id(&params.needed("stream")?)
+}
+
+/// The request that `notifications/cancelled` names.
+pub(crate) fn cancelled_request(params: &Field<'_>) -> Result<Id> {
+    id(&params.needed("requestId")?)
+}
+
+/// The stream into which words of the user are to go.
+pub(crate) fn steered_stream(params: &Field<'_>) -> Result<Id> {
+    let stream = id(&params.needed("stream")?)?;
+    conversation(&params.needed("request")?)?;
+    Ok(stream)
+}
+
+fn id(field: &Field<'_>) -> Result<Id> {
+    Id::from_json(field.value).ok_or_else(|| field.wrong("a string or an integer"))
+}
+
+/// What a stream asks for: the workspace and the turn.
 pub(crate) fn stream(params: &Field<'_>) -> Result<(PathBuf, Request)> {
     let agent = params.needed("agent")?;
     let workspace = workspace(&agent.needed("workspace")?)?;
@@ -243,13 +260,13 @@ fn reasoning_effort(params: &Field<'_>) -> Result<Option<String>> {
     Ok(Some(effort.to_owned()))
 }
 
-/// The tools that `stream` lends.
+/// The tools that are lent to a stream.
 pub(crate) fn stream_tools(params: &Field<'_>) -> Result<Vec<Tool>> {
     tools(params.needed("request")?.member("tools")?)
 }
 
-/// What `mutate_session` asks for: the workspace, and what is to be done with which call.
-pub(crate) fn mutate_session(params: &Field<'_>) -> Result<(PathBuf, Vec<Mutation>)> {
+/// Which calls of which workspace are to be consumed, and how.
+pub(crate) fn mutate(params: &Field<'_>) -> Result<(PathBuf, Vec<Mutation>)> {
     params.optional_text("agent_id")?;
     let workspace = workspace(&params.needed("workspace")?)?;
     let mut mutations = Vec::new();
@@ -287,7 +304,7 @@ fn workspace(field: &Field<'_>) -> Result<PathBuf> {
     Ok(workspace.to_owned())
 }
 
-/// The agent and the tools that `tools_changed` names.
+/// The agent whose tools are others, and the tools.
 pub(crate) fn tools_changed(params: &Field<'_>) -> Result<(String, Vec<Tool>)> {
     let agent_id = params.needed("agent_id")?.text()?.to_owned();
     Ok((agent_id, tools(Some(params.needed("tools")?))?))
@@ -299,8 +316,12 @@ fn tools(field: Option<Field<'_>>) -> Result<Vec<Tool>> {
         return Ok(tools);
     };
     for tool in field.list()? {
-        let schema = tool
-            .member("input_schema")?
+        let schema = match tool.member("input_schema")? {
+            Some(schema) => Some(schema),
+            // As MCP has it.
+            None => tool.member("inputSchema")?,
+        };
+        let schema = schema
             .map(|schema| schema.object().map(|_| schema.value.to_string()))
             .transpose()?;
         tools.push(Tool {

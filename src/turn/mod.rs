@@ -93,11 +93,11 @@ pub(crate) enum Level {
 }
 
 impl Level {
-    /// Its name on the wire.
+    /// Its name on the wire, one of MCP's.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Level::Debug => "debug",
-            Level::Warn => "warn",
+            Level::Warn => "warning",
         }
     }
 }

@@ -2,6 +2,7 @@
 //! from.
 
 use crate::support::codex::real_codex;
+use crate::support::daemon::method;
 use crate::support::{Daemon, Lab};
 use serde_json::{Value, json};
 use std::fs;
@@ -90,7 +91,10 @@ fn the_file_of_an_output_schema_is_private_and_goes_with_the_turn() {
         {"wait_for": lab.path("go")}, "default"]);
     lab.script(waits);
     let schema = json!({"type": "object"});
-    let id = daemon.request("stream", with(&lab, "hi", json!({"output_schema": schema})));
+    let id = daemon.request(
+        method::STREAM,
+        with(&lab, "hi", json!({"output_schema": schema})),
+    );
     daemon.event(id, "the beginning", |event| {
         event["type"] == "message_start"
     });

@@ -9,7 +9,7 @@ pub(crate) mod model;
 pub(crate) mod ps;
 
 pub(crate) use cli::Cli;
-pub(crate) use daemon::{Daemon, Turn};
+pub(crate) use daemon::{Daemon, Turn, method};
 pub(crate) use lab::Lab;
 
 use std::time::{Duration, Instant};
