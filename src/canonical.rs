@@ -204,6 +204,23 @@ pub(crate) struct TurnError {
     pub(crate) code: &'static str,
     pub(crate) message: String,
     pub(crate) retryable: bool,
+    /// From when on it can succeed, in seconds since 1970, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retry_at: Option<u64>,
+}
+
+/// Where a turn stands, where that is not what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Status {
+    /// It waits for its workspace.
+    Queued,
+    /// It no longer does.
+    Running,
+    /// codex tries a request again.
+    Retrying,
+    /// codex has made the conversation shorter.
+    Compacted,
 }
 
 /// One thing that happened in a turn. `tool_use` and `tool_result` are not here: they are written from the rollout
@@ -213,10 +230,16 @@ pub(crate) struct TurnError {
 pub(crate) enum TurnEvent<'a> {
     /// The first event of every turn.
     MessageStart,
-    /// Text of the assistant.
-    TextDelta { text: Cow<'a, str> },
+    /// Text of the assistant, of its message of this number in the turn, from 0.
+    TextDelta { text: Cow<'a, str>, message: usize },
     /// A summary of what the model thought.
     ThinkingDelta { text: Cow<'a, str> },
+    /// What somebody who waits would want to know.
+    Status {
+        state: Status,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        detail: Option<Cow<'a, str>>,
+    },
     /// Why the turn failed; at most one a turn.
     Error { error: &'a TurnError },
     /// The last event of every turn.
@@ -275,4 +298,7 @@ pub(crate) struct TurnResult {
     pub(crate) thread_usage: Option<Usage>,
     #[serde(flatten)]
     pub(crate) telemetry: Telemetry,
+    /// That of the `error` event.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<TurnError>,
 }

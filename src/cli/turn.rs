@@ -6,7 +6,8 @@
 use super::flags::{Parsed, at_home, usage};
 use super::progress::{Board, Progress};
 use super::{color, columns};
-use crate::canonical::{StopReason, TurnEvent, TurnResult};
+use crate::canonical::{Status, StopReason, TurnEvent, TurnResult};
+use crate::codex::failure::is_retry;
 use crate::codex::translate::Step;
 use crate::config::Places;
 use crate::error::{Error, Kind, Result, reason};
@@ -188,12 +189,6 @@ struct LastLine<'a> {
 /// What a warning of codex's own begins with.
 const FROM_CODEX: &str = "codex: ";
 
-/// Is this one of codex's tries to go on, after which there can be a long pause?
-fn is_retry(message: &str) -> bool {
-    let message = message.to_ascii_lowercase();
-    message.contains("reconnecting") || message.contains("retrying")
-}
-
 /// Tells a turn to a terminal or a pipe.
 struct Printer {
     json: bool,
@@ -346,10 +341,20 @@ impl Sink for Printer {
             line.push(b'\n');
             self.json_line(&line);
             self.line = line;
-        } else if let TurnEvent::TextDelta { text } = event {
+        } else if let TurnEvent::TextDelta { text, .. } = event {
             self.text(text);
         }
-        if let TurnEvent::MessageStart = event {
+        if let TurnEvent::Status { state, detail } = event {
+            self.flush();
+            let board = self.progress.board();
+            match state {
+                Status::Queued => board.waiting(detail.as_deref().unwrap_or("queued")),
+                Status::Running => board.begin(),
+                // The warning about it is the line that stays.
+                Status::Retrying => board.retrying(),
+                Status::Compacted => board.note("the conversation was compacted"),
+            }
+        } else if !matches!(event, TurnEvent::MessageStart | TurnEvent::Error { .. }) {
             self.progress.board().begin();
         }
         if let TurnEvent::Error { error } = event {

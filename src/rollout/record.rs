@@ -775,7 +775,7 @@ fn rate_limits(raw: &[u8]) -> Option<RateLimits> {
 }
 
 /// A timestamp like `2026-11-21T12:07:52.075Z` as milliseconds since 1970.
-fn millis(timestamp: &str) -> Option<u64> {
+pub(crate) fn millis(timestamp: &str) -> Option<u64> {
     let part = |place: std::ops::Range<usize>| timestamp.get(place)?.parse::<u64>().ok();
     let (year, month, day) = (part(0..4)?, part(5..7)?, part(8..10)?);
     let (hour, minute, second) = (part(11..13)?, part(14..16)?, part(17..19)?);

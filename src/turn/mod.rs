@@ -23,7 +23,7 @@ pub(crate) use prompt::{Block, History};
 pub(crate) use tools::Tools;
 
 use crate::canonical::{
-    StopReason, Telemetry, ThreadState, TurnError, TurnEvent, TurnResult, TurnUsage, Usage,
+    Status, StopReason, Telemetry, ThreadState, TurnError, TurnEvent, TurnResult, TurnUsage, Usage,
 };
 use crate::codex::failure::Refusal;
 use crate::codex::translate::Step;
@@ -225,7 +225,8 @@ fn work(
         let (thread, state) = untouched(workspace);
         Ok(teller.fail(error, thread, state, Account::default()))
     };
-    if !place.wait(cancel) {
+    let before = "another turn of the workspace comes first";
+    if !place.wait(cancel, || teller.queued(before)) {
         return cancelled(teller);
     }
     let codex_home = context.places.codex_home(&context.config);
@@ -233,7 +234,8 @@ fn work(
     sys::check_owner("the codex home", &codex_home)?;
     let binary = request.binary.as_deref().unwrap_or(&context.config.binary);
     let program = command::find(binary, &context.config, &context.places)?;
-    let lock = match queue::lock(workspace, cancel) {
+    let other = "another process runs a turn in the workspace";
+    let lock = match queue::lock(workspace, cancel, || teller.queued(other)) {
         Ok(Locked::Held(lock)) => Some(lock),
         Ok(Locked::Without(why)) => {
             teller.warn(&why);
@@ -242,6 +244,10 @@ fn work(
         Ok(Locked::Cancelled) => return cancelled(teller),
         Err(error) => return failed(&error, teller),
     };
+    if teller.is_queued {
+        teller.status(Status::Running, None);
+        teller.sink.flush();
+    }
     let stored = stored_thread(workspace, context, teller)?;
     if let Err(error) = exclude::exclude_own_files(workspace) {
         teller.debug(&format!(
@@ -465,7 +471,10 @@ fn stored_thread(
 struct Teller<'a> {
     sink: &'a mut dyn Sink,
     started: bool,
-    failed: bool,
+    /// The error that was told.
+    failed: Option<TurnError>,
+    /// It was told that the turn waits.
+    is_queued: bool,
     /// Messages of the assistant so far.
     texts: usize,
     /// Events of tool calls so far, told or not wanted.
@@ -477,7 +486,8 @@ impl<'a> Teller<'a> {
         Teller {
             sink,
             started: false,
-            failed: false,
+            failed: None,
+            is_queued: false,
             texts: 0,
             calls: 0,
         }
@@ -506,12 +516,27 @@ impl<'a> Teller<'a> {
         if text.is_empty() {
             return;
         }
-        let text = match self.texts {
+        let message = self.texts;
+        let text = match message {
             0 => Cow::Borrowed(text),
             _ => Cow::Owned(format!("\n\n{text}")),
         };
         self.texts += 1;
-        self.event(&TurnEvent::TextDelta { text });
+        self.event(&TurnEvent::TextDelta { text, message });
+    }
+
+    fn status(&mut self, state: Status, detail: Option<&str>) {
+        let detail = detail.map(Cow::Borrowed);
+        self.event(&TurnEvent::Status { state, detail });
+    }
+
+    /// The turn waits for its workspace. Told at once, and once.
+    fn queued(&mut self, detail: &str) {
+        if !self.is_queued {
+            self.is_queued = true;
+            self.status(Status::Queued, Some(detail));
+            self.sink.flush();
+        }
     }
 
     fn warn(&mut self, message: &str) {
@@ -530,14 +555,15 @@ impl<'a> Teller<'a> {
         state: ThreadState,
         account: Account,
     ) -> TurnResult {
-        if !self.failed {
-            self.failed = true;
+        if self.failed.is_none() {
             let error = TurnError {
                 code: error.kind().code(),
                 message: error.message().to_owned(),
                 retryable: error.retryable(),
+                retry_at: error.retry_at(),
             };
             self.event(&TurnEvent::Error { error: &error });
+            self.failed = Some(error);
         }
         self.end(StopReason::Error, thread, state, account)
     }
@@ -572,6 +598,7 @@ impl<'a> Teller<'a> {
             usage: account.tokens.turn,
             thread_usage: account.tokens.thread,
             telemetry: account.telemetry,
+            error: self.failed.clone(),
         }
     }
 }

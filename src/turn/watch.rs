@@ -65,6 +65,8 @@ pub(super) enum Recorded {
     Event(Vec<u8>),
     /// A text of the assistant, and when it was seen here.
     Text(String, Instant),
+    /// The conversation was made shorter.
+    Compacted,
 }
 
 impl Recorded {
@@ -72,6 +74,7 @@ impl Recorded {
         match self {
             Recorded::Event(event) => event.len(),
             Recorded::Text(text, _) => text.len(),
+            Recorded::Compacted => 1,
         }
     }
 }
@@ -182,7 +185,7 @@ impl Watch {
             match self.lines.next(wanted) {
                 // It holds the whole new conversation, and may be longer than a line that is read.
                 Ok(Some(line)) if line.kind == Kind::Compacted => {
-                    self.telemetry.compactions += 1;
+                    self.compacted();
                 }
                 Ok(Some(line)) => {
                     // A line that cannot be read is codex's to mend; the turn's end does not hang on it.
@@ -211,7 +214,7 @@ impl Watch {
                             self.telemetry.rate_limits = Some(limits);
                         }
                         (Record::Model(model), None) => self.telemetry.model = Some(model),
-                        (Record::Compacted, None) => self.telemetry.compactions += 1,
+                        (Record::Compacted, None) => self.compacted(),
                         (Record::Request { used, .. }, _) => {
                             self.is_counted = true;
                             self.count.request(used);
@@ -247,6 +250,14 @@ impl Watch {
             }
         }
         true
+    }
+
+    fn compacted(&mut self) {
+        self.telemetry.compactions += 1;
+        if self.agent.is_none() {
+            self.queue.push_back(Recorded::Compacted);
+            self.queued += Recorded::Compacted.bytes();
+        }
     }
 
     /// Is so much queued that no more is read?
@@ -312,9 +323,9 @@ impl Watch {
         Some(first)
     }
 
-    /// The next event that no text stands before; a text that codex does not print is passed over in time, and
+    /// The next of what is queued that no text stands before, never a text; a text that codex does not print is passed over in time, and
     /// at once where nothing would be read any more.
-    pub(super) fn next_event(&mut self) -> Option<Vec<u8>> {
+    pub(super) fn next_before_text(&mut self) -> Option<Recorded> {
         loop {
             match self.queue.front()? {
                 Recorded::Text(_, seen) if seen.elapsed() <= UNPRINTED && !self.is_full() => {
@@ -323,8 +334,8 @@ impl Watch {
                 _ => {}
             }
             match self.pop()? {
-                Recorded::Event(event) => return Some(event),
                 Recorded::Text(text, _) => self.keep_late(text),
+                other => return Some(other),
             }
         }
     }

@@ -2,8 +2,7 @@
 //! from.
 
 use crate::support::codex::real_codex;
-use crate::support::daemon::method;
-use crate::support::{Daemon, Lab};
+use crate::support::{Cli, Daemon, Lab, method};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -142,6 +141,8 @@ real_codex! {
             let result = turn.result();
             assert_eq!(result["stop_reason"], "end_turn");
             assert_eq!(result["context"]["window"], 258_400);
+            let states: Vec<&Value> = turn.of("status").map(|event| &event["state"]).collect();
+            assert_eq!(states, vec!["compacted"; result["compactions"].as_u64().unwrap() as usize]);
             (result["context"]["tokens"].clone(), result["compactions"].clone(), result["model"].clone())
         };
         let model = json!("gpt-5");
@@ -185,10 +186,88 @@ real_codex! {
         assert_eq!(turn.error_code(), Some("usage_limit"));
         assert_eq!(turn.result()["rate_limits"], told(100.0));
         assert_eq!(turn.result()["context"], Value::Null);
+        let error = turn.of("error").next().unwrap();
+        assert_eq!(error["error"]["retry_at"], 1_990_000_000_u64);
+        assert_eq!(turn.result()["error"], error["error"]);
         let turn = daemon.turn(Daemon::prompt(&lab, "told"));
         assert_eq!(turn.result()["rate_limits"], told(12.5));
+        assert!(turn.result().get("error").is_none());
         // What was told of an earlier turn is not this one's.
         let turn = daemon.turn(Daemon::prompt(&lab, "nothing"));
         assert_eq!(turn.result()["rate_limits"], Value::Null);
+    }
+}
+
+real_codex! {
+    /// Without the account's limits there is only codex's sentence, in the local time and without seconds.
+    fn a_usage_limit_says_when_it_is_over(codex: &Path) {
+        let reached = json!({"error": {"type": "usage_limit_reached", "message": "The usage limit has been reached",
+            "resets_at": 1_990_000_000_u64}});
+        let mut lab = Lab::real(codex, json!([{"status": 429, "body": reached}]));
+        lab.set_env("TZ", "Asia/Kolkata");
+        let turn = Daemon::start(&lab).turn(Daemon::prompt(&lab, "hi"));
+        assert_eq!(turn.error_code(), Some("usage_limit"));
+        let retry_at = turn.result()["error"]["retry_at"].as_u64().unwrap();
+        assert!((1_990_000_000..=1_990_000_060).contains(&retry_at), "{retry_at}");
+    }
+}
+
+real_codex! {
+    fn a_request_that_is_tried_again_is_told(codex: &Path) {
+        let lab = Lab::real_with_retries(codex, json!([{"drop_after": 1, "text": "no"}, {"text": "yes"}]), 2);
+        let mut daemon = Daemon::start(&lab);
+        let turn = daemon.turn(Daemon::prompt(&lab, "hi"));
+        assert_eq!((turn.text().as_str(), turn.stop_reason()), ("yes", "end_turn"));
+        let status = turn.of("status").next().expect("a status");
+        assert_eq!(status["state"], "retrying");
+        assert!(status["detail"].as_str().unwrap().contains("1/2"), "{status}");
+    }
+}
+
+#[test]
+fn a_turn_that_waits_for_its_workspace_is_told() {
+    let lab = Lab::fake(Value::Null);
+    let started = json!({"event": {"type": "thread.started", "thread_id": "{thread}"}});
+    lab.script(json!({"runs": [["read_stdin", started, {"wait_for": lab.path("go")}, "default"], ["default"]]}));
+    let mut daemon = Daemon::start(&lab);
+    let params = Daemon::prompt(&lab, "hi");
+    let first = daemon.request(method::STREAM, params.clone());
+    daemon.event(first, "the beginning", |event| {
+        event["type"] == "message_start"
+    });
+    let second = daemon.request(method::STREAM, params.clone());
+    let queued = daemon.event(second, "a status", |event| event["type"] == "status");
+    assert_eq!(
+        queued,
+        json!({"type": "status", "state": "queued", "detail": "another turn of the workspace comes first"})
+    );
+    // Another process waits for the lock.
+    let mut other = Daemon::start(&lab);
+    let third = other.request(method::STREAM, params);
+    let queued = other.event(third, "a status", |event| event["type"] == "status");
+    assert_eq!(
+        queued,
+        json!({"type": "status", "state": "queued", "detail": "another process runs a turn in the workspace"})
+    );
+    fs::write(lab.path("go"), "").unwrap();
+    assert_eq!(daemon.finish(first).of("status").count(), 0);
+    for (daemon, id) in [(&mut daemon, second), (&mut other, third)] {
+        let turn = daemon.finish(id);
+        assert_eq!(turn.stop_reason(), "end_turn", "{turn:?}");
+        let states: Vec<&Value> = turn.of("status").map(|event| &event["state"]).collect();
+        assert_eq!(states, ["queued", "running"]);
+    }
+}
+
+real_codex! {
+    fn a_compaction_is_shown_by_hand(codex: &Path) {
+        let lab = Lab::real(codex, json!([{"text": "ok"}]));
+        assert_eq!(Cli::new(&lab, ["turn", "first"]).run().status, 0);
+        lab.config(json!({"extra_args": ["-c", "model_auto_compact_token_limit=60"]}));
+        let output = Cli::new(&lab, ["turn", "second"]).run();
+        assert!(output.stderr.contains("plexum-openai: the conversation was compacted\n"), "{output:?}");
+        let output = Cli::new(&lab, ["turn", "--json", "third"]).run();
+        assert!(output.stdout.contains("{\"type\":\"status\",\"state\":\"compacted\"}\n"), "{output:?}");
+        assert!(output.stdout.contains("\"compactions\":1"), "{output:?}");
     }
 }

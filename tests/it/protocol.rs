@@ -574,7 +574,7 @@ fn a_plain_turn_is_whole() {
         turn.events,
         [
             json!({"type": "message_start"}),
-            json!({"type": "text_delta", "text": "one\ntwo"}),
+            json!({"type": "text_delta", "text": "one\ntwo", "message": 0}),
             json!({"type": "message_end", "stop_reason": "end_turn", "usage": usage}),
         ]
     );
