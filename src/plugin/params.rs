@@ -1,12 +1,13 @@
 //! The parameters of the daemon's requests, checked field by field so that an error can name the field.
 
 use super::message::Id;
+use crate::codex::home::is_thread_id;
 use crate::error::{Error, Kind, Result};
 use crate::mcp::{Tool, whole_characters};
 use crate::rollout::mutate::{Mutation, Op, Reach};
 use crate::turn::images::{Image, Source};
 use crate::turn::prompt::label;
-use crate::turn::{Block, History, Request};
+use crate::turn::{Block, History, Request, ThreadChoice};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::fmt::Display;
@@ -149,7 +150,114 @@ pub(crate) fn stream(params: &Field<'_>) -> Result<(PathBuf, Request)> {
         .optional_text("system")?
         .filter(|text| !text.trim().is_empty())
         .map(str::to_owned);
+    turn.thread = thread_choice(params)?;
+    turn.output_schema = output_schema(params)?;
+    turn.reasoning_effort = reasoning_effort(params)?;
     Ok((workspace, turn))
+}
+
+/// The thread that `thread` names.
+fn thread_choice(params: &Field<'_>) -> Result<ThreadChoice> {
+    let Some(field) = params.member("thread")? else {
+        return Ok(ThreadChoice::Stored);
+    };
+    match field.text()? {
+        "new" => Ok(ThreadChoice::New),
+        id if is_thread_id(id) => Ok(ThreadChoice::Adopted(id.to_ascii_lowercase())),
+        other => Err(bad(
+            &field.path,
+            format!("'{}' is neither \"new\" nor a thread id", label(other)),
+        )),
+    }
+}
+
+/// The JSON Schema that the last text is to follow, as JSON.
+fn output_schema(params: &Field<'_>) -> Result<Option<String>> {
+    let Some(field) = params.member("output_schema")? else {
+        return Ok(None);
+    };
+    field.object()?;
+    check_schema(&field)?;
+    Ok(Some(field.value.to_string()))
+}
+
+/// Checks what a JSON Schema means whatever the provider supports of it; the provider judges the rest.
+fn check_schema(schema: &Field<'_>) -> Result<()> {
+    // `true` and `false` are schemas too.
+    if schema.value.is_boolean() {
+        return Ok(());
+    }
+    schema.object()?;
+    if let Some(field) = schema.member("type")? {
+        let names = match field.value {
+            Value::Array(_) => field.list()?.collect(),
+            _ => vec![field],
+        };
+        for name in names {
+            const TYPES: [&str; 7] = [
+                "string", "number", "integer", "boolean", "object", "array", "null",
+            ];
+            if !TYPES.contains(&name.text()?) {
+                let name_text = label(name.text()?);
+                return Err(bad(
+                    &name.path,
+                    format!("'{name_text}' is not a type of JSON Schema"),
+                ));
+            }
+        }
+    }
+    if let Some(required) = schema.member("required")? {
+        for name in required.list()? {
+            name.text()?;
+        }
+    }
+    for name in ["properties", "$defs", "definitions", "patternProperties"] {
+        if let Some(members) = schema.member(name)? {
+            for (key, value) in members.object()? {
+                check_schema(&Field {
+                    value,
+                    path: format!("{}.{}", members.path, label(key)),
+                })?;
+            }
+        }
+    }
+    for name in ["anyOf", "oneOf", "allOf", "prefixItems"] {
+        if let Some(list) = schema.member(name)? {
+            list.list()?.try_for_each(|field| check_schema(&field))?;
+        }
+    }
+    for name in ["items", "additionalProperties", "not"] {
+        if let Some(field) = schema.member(name)? {
+            match field.value {
+                // Older drafts have a list of schemas for the items.
+                Value::Array(_) if name == "items" => {
+                    field.list()?.try_for_each(|field| check_schema(&field))?;
+                }
+                _ => check_schema(&field)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How much the model is to think. The words are the provider's, and new ones come; but each is a word.
+fn reasoning_effort(params: &Field<'_>) -> Result<Option<String>> {
+    const LONGEST: usize = 64;
+    let Some(field) = params.member("reasoning_effort")? else {
+        return Ok(None);
+    };
+    let effort = field.text()?;
+    let is_word = (1..=LONGEST).contains(&effort.len())
+        && effort
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    if !is_word {
+        return Err(bad(
+            &field.path,
+            format!("'{}' is not a word such as 'low' or 'high'", label(effort)),
+        ));
+    }
+    Ok(Some(effort.to_owned()))
 }
 
 /// The tools that are lent to a stream.
@@ -545,6 +653,69 @@ mod tests {
         assert_eq!(request.prompt.len(), 1000);
         assert_eq!(request.prompt[999], [text("999")]);
         assert!(request.history.is_empty());
+    }
+
+    #[test]
+    fn rejects_members_of_a_turn_that_codex_would_not_take() {
+        let with = |name: &str, value: Value| {
+            let mut params = json!({"agent": {"workspace": "/w"}, "request": {"messages": [{"role": "user", "content": "hi"}]}});
+            params[name] = value;
+            stream(&root(&params)).map(|(_, request)| request)
+        };
+        for (name, value, part) in [
+            ("thread", json!(""), "params.thread"),
+            ("thread", json!("fresh"), "'fresh' is neither"),
+            ("thread", json!("-cx=y"), "neither"),
+            ("thread", json!(1), "expected a string"),
+            ("output_schema", json!("x"), "expected an object"),
+            ("output_schema", json!([]), "expected an object"),
+            (
+                "output_schema",
+                json!({"type": "text"}),
+                "params.output_schema.type: 'text'",
+            ),
+            (
+                "output_schema",
+                json!({"properties": {"a": {"type": ["string", 1]}}}),
+                "params.output_schema.properties.a.type[1]",
+            ),
+            (
+                "output_schema",
+                json!({"items": [{"required": "a"}]}),
+                "items[0].required",
+            ),
+            (
+                "output_schema",
+                json!({"anyOf": {}}),
+                "anyOf: expected a list",
+            ),
+            ("reasoning_effort", json!(""), "params.reasoning_effort"),
+            ("reasoning_effort", json!("high\""), "not a word"),
+            ("reasoning_effort", json!(3), "expected a string"),
+        ] {
+            let error = with(name, value.clone()).unwrap_err();
+            assert_eq!(error.kind(), Kind::Params);
+            assert!(error.message().contains(part), "{value}: {error}");
+        }
+        let id = "019A0000-0000-7000-8000-00000000000A";
+        let request = with("thread", json!(id)).unwrap();
+        assert_eq!(
+            request.thread,
+            ThreadChoice::Adopted(id.to_ascii_lowercase())
+        );
+        assert_eq!(
+            with("thread", json!("new")).unwrap().thread,
+            ThreadChoice::New
+        );
+        assert_eq!(
+            with("thread", json!(null)).unwrap().thread,
+            ThreadChoice::Stored
+        );
+        let schema = json!({"type": "object", "properties": {"a": {"type": ["string", "null"]}}, "additionalProperties": false});
+        let request = with("output_schema", schema.clone()).unwrap();
+        assert_eq!(request.output_schema, Some(schema.to_string()));
+        let request = with("reasoning_effort", json!("xhigh")).unwrap();
+        assert_eq!(request.reasoning_effort.as_deref(), Some("xhigh"));
     }
 
     // fault: 68

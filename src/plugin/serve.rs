@@ -824,7 +824,7 @@ fn consume(
     let place = place
         .join_directory(&workspace)
         .map_err(|error| unusable(&workspace, error))?;
-    if !place.wait(cancel) {
+    if !place.wait(cancel, || ()) {
         return Err(shutting_down());
     }
     let workspace = place.workspace();

@@ -750,6 +750,8 @@ impl Doctor<'_> {
             system: None,
             system_in_thread: false,
             images: &[],
+            schema: None,
+            reasoning_effort: None,
             prompt: "",
             tool_args: &[],
             workspace: Path::new("/"),

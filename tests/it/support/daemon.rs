@@ -602,7 +602,29 @@ fn check_order(
     );
     match kind {
         "message_start" => {}
-        "text_delta" | "thinking_delta" => assert!(event["text"].is_string(), "{event}"),
+        "text_delta" => {
+            let number = before.iter().filter(|event| event["type"] == "text_delta");
+            assert!(event["text"].is_string(), "{event}");
+            assert!(
+                event["message"]
+                    .as_u64()
+                    .is_some_and(|at| at <= number.count() as u64),
+                "{event}"
+            );
+        }
+        "thinking_delta" => assert!(event["text"].is_string(), "{event}"),
+        "status" => {
+            let states = ["queued", "running", "retrying", "compacting", "compacted"];
+            let state = event["state"].as_str().expect("a status has a state");
+            assert!(states.contains(&state), "{event}");
+            let detail = event.get("detail");
+            assert!(detail.is_none_or(Value::is_string), "{event}");
+        }
+        "plan" => {
+            let items = event["items"].as_array().expect("a plan has items");
+            let is_item = |item: &Value| item["text"].is_string() && item["status"].is_string();
+            assert!(items.iter().all(is_item), "{event}");
+        }
         "tool_use" => {
             let id = event["id"].as_str().expect("a tool_use has an id");
             assert!(
