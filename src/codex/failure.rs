@@ -9,6 +9,7 @@
 
 use super::child::Exit;
 use crate::error::{Error, Kind};
+use crate::rollout::record::millis;
 use serde_json::Value;
 
 /// The error that a `turn.failed` message, or an `error` that was the last word, stands for.
@@ -66,6 +67,96 @@ pub(crate) fn from_exit(exit: &Exit, last_error: Option<&str>) -> Error {
         ),
         &said,
     )
+}
+
+/// Does codex say that it tries a request again, after which there can be a long pause?
+pub(crate) fn is_retry(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    message.contains("reconnecting") || message.contains("retrying")
+}
+
+/// From when on the provider takes requests again, by codex's message, in seconds since 1970.
+///
+/// `now` is so too; `offset` is by how many seconds codex's local time is ahead of UTC, in which it names the time
+/// of a usage limit, to the minute.
+pub(crate) fn retry_at(message: &str, now: u64, offset: Option<i64>) -> Option<u64> {
+    if let Ok(body) = serde_json::from_str::<Value>(message.trim()) {
+        let error = body.get("error").unwrap_or(&body);
+        let number = |name: &str| error.get(name)?.as_u64();
+        return number("resets_at").or_else(|| Some(now + number("resets_in_seconds")?));
+    }
+    let text = message.to_ascii_lowercase();
+    if let Some((_, rest)) = text.split_once("try again in ") {
+        return Some(now + seconds_of(rest)?);
+    }
+    let (_, rest) = text.split_once("try again at ")?;
+    local_time(rest, i64::try_from(now).ok()?, offset?)
+}
+
+/// The seconds of a duration such as `11.054s`, `1h2m` or `3 days 4 hours`, rounded up.
+fn seconds_of(text: &str) -> Option<u64> {
+    let mut rest = text.trim_start();
+    let mut total = None;
+    loop {
+        let digits = rest.find(|char: char| !char.is_ascii_digit() && char != '.');
+        let (number, behind) = rest.split_at(digits?);
+        // A full stop can end the sentence.
+        let Ok(number) = number.trim_end_matches('.').parse::<f64>() else {
+            return total.map(|total: f64| total.ceil() as u64);
+        };
+        let behind = behind.trim_start();
+        let unit = behind.find(|char: char| !char.is_ascii_alphabetic());
+        let (unit, behind) = behind.split_at(unit.unwrap_or(behind.len()));
+        let seconds = match unit {
+            "ms" => 0.001,
+            "s" | "sec" | "secs" | "second" | "seconds" => 1.0,
+            "m" | "min" | "mins" | "minute" | "minutes" => 60.0,
+            "h" | "hour" | "hours" => 3_600.0,
+            "d" | "day" | "days" => 86_400.0,
+            _ => return total.map(|total: f64| total.ceil() as u64),
+        };
+        total = Some(total.unwrap_or_default() + number * seconds);
+        rest = behind.trim_start_matches([' ', ',']);
+        if rest.is_empty() {
+            return total.map(|total: f64| total.ceil() as u64);
+        }
+    }
+}
+
+/// A time as codex names it: `2:13 pm`, which is today, or `sep 21st, 2026 2:13 pm`.
+fn local_time(text: &str, now: i64, offset: i64) -> Option<u64> {
+    const MONTHS: [&str; 12] = [
+        "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
+    ];
+    const DAY: i64 = 86_400;
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let clock = words.iter().position(|word| word.contains(':'))?;
+    let (hour, minute) = words[clock].split_once(':')?;
+    let (hour, minute) = (hour.parse::<i64>().ok()?, minute.parse::<i64>().ok()?);
+    let is_afternoon = match words.get(clock + 1)?.trim_end_matches('.') {
+        "am" => false,
+        "pm" => true,
+        _ => return None,
+    };
+    if !(1..=12).contains(&hour) || !(0..60).contains(&minute) {
+        return None;
+    }
+    let hour = hour % 12 + if is_afternoon { 12 } else { 0 };
+    let day = match &words[..clock] {
+        [] => (now + offset).div_euclid(DAY) * DAY,
+        [month, day, year] => {
+            let month = 1 + MONTHS.iter().position(|known| month.starts_with(known))?;
+            let day: u32 = day
+                .trim_end_matches(|char: char| !char.is_ascii_digit())
+                .parse()
+                .ok()?;
+            let midnight = format!("{year:0>4}-{month:02}-{day:02}T00:00:00");
+            i64::try_from(millis(&midnight)? / 1000).ok()?
+        }
+        _ => return None,
+    };
+    // The seconds were cut off: it is not to be too early.
+    u64::try_from(day + (hour * 60 + minute + 1) * 60 - offset).ok()
 }
 
 /// Why codex did not go on with a thread, before it asked the model anything.
@@ -749,6 +840,48 @@ fn readable(message: &str) -> String {
 mod tests {
     use super::*;
     use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn knows_when_to_try_again() {
+        // 2026-11-26 02:40:00
+        let now = 1_795_660_800;
+        for (message, offset, expected) in [
+            ("no", 0, None),
+            ("Please try again in 11.054s. Visit x", 0, Some(now + 12)),
+            ("try again in 20ms", 0, Some(now + 1)),
+            ("Please try again in 1h2m3s.", 0, Some(now + 3723)),
+            (
+                "try again in 3 days 4 hours 5 minutes.",
+                0,
+                Some(now + 273_900),
+            ),
+            ("try again in a while", 0, None),
+            (
+                "… try again at Sep 21st, 2026 2:13 PM.",
+                0,
+                Some(1_790_000_040),
+            ),
+            (
+                "… try again at Sep 21st, 2026 7:43 PM.",
+                19_800,
+                Some(1_790_000_040),
+            ),
+            ("try again at 12:00 AM.", 0, Some(now - 160 * 60 + 60)),
+            ("try again at 11:59 pm", -14_400, Some(now + 79 * 60 + 60)),
+            ("try again at Nov 3rd, 26", 0, None),
+            ("try again at 25:00 PM", 0, None),
+            ("try again at noon", 0, None),
+            (
+                r#"{"error":{"type":"usage_limit_reached","resets_at":1790000000}}"#,
+                0,
+                Some(1_790_000_000),
+            ),
+            (r#"{"error":{"resets_in_seconds":5}}"#, 0, Some(now + 5)),
+            (r#"{"error":{"message":"try again in 5s"}}"#, 0, None),
+        ] {
+            assert_eq!(retry_at(message, now, Some(offset)), expected, "{message}");
+        }
+    }
 
     // fault: 91
     /// Each response of a provider, as both versions told it, has the code and the `retryable` that it should.

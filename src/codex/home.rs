@@ -10,6 +10,7 @@
 //! the one trace of a codex at work is that it holds the file open for writing ([`open_writer`]).
 
 use crate::error::{Error, Kind, Result};
+use crate::rollout::record::millis;
 use crate::sys;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::ffi::{OsStr, OsString};
@@ -128,6 +129,20 @@ pub(crate) fn time_of_id(id: &str) -> Option<u64> {
         return None;
     }
     u64::from_str_radix(&format!("{}{}", &id[..8], &id[9..13]), 16).ok()
+}
+
+/// By how many seconds codex's local time was ahead of UTC when it made this rollout: its name has the one, its id
+/// the other.
+pub(crate) fn local_offset(rollout: &Path) -> Option<i64> {
+    const QUARTER: i64 = 15 * 60;
+    let name = rollout.file_name()?.to_str()?.strip_prefix("rollout-")?;
+    let (date, rest) = name.split_at_checked(19)?;
+    let made = i64::try_from(time_of_id(rest.get(1..37)?)? / 1000).ok()?;
+    let (day, time) = date.split_once('T')?;
+    let local = millis(&format!("{day}T{}", time.replace('-', ":")))?;
+    let ahead = i64::try_from(local / 1000).ok()? - made;
+    // The name is made a moment after the id.
+    Some((ahead + QUARTER / 2).div_euclid(QUARTER) * QUARTER)
 }
 
 /// The rollouts of threads that codex made since this time, in milliseconds since 1970, and their threads; of the

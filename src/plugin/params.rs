@@ -1,13 +1,15 @@
 //! The parameters of the daemon's requests, checked field by field so that an error can name the field.
 
+use super::message::Id;
+use crate::codex::home::is_thread_id;
 use crate::error::{Error, Kind, Result};
 use crate::mcp::{Tool, whole_characters};
 use crate::rollout::mutate::{Mutation, Op, Reach};
 use crate::turn::images::{Image, Source};
 use crate::turn::prompt::label;
-use crate::turn::{Block, History, Request};
+use crate::turn::{Block, History, Request, ThreadChoice};
 use serde_json::value::RawValue;
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
@@ -92,29 +94,45 @@ pub(crate) fn root(value: &Value) -> Field<'_> {
     }
 }
 
-/// The protocol that `init` asks for, where it names one.
-pub(crate) fn init_protocol<'a>(params: &Field<'a>) -> Result<Option<&'a Number>> {
-    if let Some(host) = params.member("host")? {
-        host.optional_text("name")?;
-        host.optional_text("version")?;
+/// The version of MCP that `initialize` asks for.
+pub(crate) fn protocol_version<'a>(params: &Field<'a>) -> Result<&'a str> {
+    if let Some(capabilities) = params.member("capabilities")? {
+        capabilities.object()?;
     }
-    match params.member("protocol")? {
-        None => Ok(None),
-        Some(field) => match field.value {
-            // -1 or 1.5 is a number all the same, and no version that could be supported.
-            Value::Number(number) => Ok(Some(number)),
-            _ => Err(field.wrong("a number")),
-        },
+    if let Some(client) = params.member("clientInfo")? {
+        client.optional_text("name")?;
+        client.optional_text("version")?;
     }
+    params.needed("protocolVersion")?.text()
 }
 
-/// The stream that `cancel` names.
-pub(crate) fn cancelled_stream(params: &Field<'_>) -> Result<super::message::Id> {
-    let field = params.needed("stream")?;
-    super::message::Id::from_json(field.value).ok_or_else(|| field.wrong("a string or an integer"))
+/// The level that `logging/setLevel` asks for.
+pub(crate) fn log_level<'a>(params: &Field<'a>) -> Result<&'a str> {
+    params.needed("level")?.text()
 }
 
-/// What `stream` asks for: the workspace and the turn.
+/// The stream that a request to cancel it names.
+pub(crate) fn cancelled_stream(params: &Field<'_>) -> Result<Id> {
+    id(&params.needed("stream")?)
+}
+
+/// The request that `notifications/cancelled` names.
+pub(crate) fn cancelled_request(params: &Field<'_>) -> Result<Id> {
+    id(&params.needed("requestId")?)
+}
+
+/// The stream into which words of the user are to go.
+pub(crate) fn steered_stream(params: &Field<'_>) -> Result<Id> {
+    let stream = id(&params.needed("stream")?)?;
+    conversation(&params.needed("request")?)?;
+    Ok(stream)
+}
+
+fn id(field: &Field<'_>) -> Result<Id> {
+    Id::from_json(field.value).ok_or_else(|| field.wrong("a string or an integer"))
+}
+
+/// What a stream asks for: the workspace and the turn.
 pub(crate) fn stream(params: &Field<'_>) -> Result<(PathBuf, Request)> {
     let agent = params.needed("agent")?;
     let workspace = workspace(&agent.needed("workspace")?)?;
@@ -132,16 +150,123 @@ pub(crate) fn stream(params: &Field<'_>) -> Result<(PathBuf, Request)> {
         .optional_text("system")?
         .filter(|text| !text.trim().is_empty())
         .map(str::to_owned);
+    turn.thread = thread_choice(params)?;
+    turn.output_schema = output_schema(params)?;
+    turn.reasoning_effort = reasoning_effort(params)?;
     Ok((workspace, turn))
 }
 
-/// The tools that `stream` lends.
+/// The thread that `thread` names.
+fn thread_choice(params: &Field<'_>) -> Result<ThreadChoice> {
+    let Some(field) = params.member("thread")? else {
+        return Ok(ThreadChoice::Stored);
+    };
+    match field.text()? {
+        "new" => Ok(ThreadChoice::New),
+        id if is_thread_id(id) => Ok(ThreadChoice::Adopted(id.to_ascii_lowercase())),
+        other => Err(bad(
+            &field.path,
+            format!("'{}' is neither \"new\" nor a thread id", label(other)),
+        )),
+    }
+}
+
+/// The JSON Schema that the last text is to follow, as JSON.
+fn output_schema(params: &Field<'_>) -> Result<Option<String>> {
+    let Some(field) = params.member("output_schema")? else {
+        return Ok(None);
+    };
+    field.object()?;
+    check_schema(&field)?;
+    Ok(Some(field.value.to_string()))
+}
+
+/// Checks what a JSON Schema means whatever the provider supports of it; the provider judges the rest.
+fn check_schema(schema: &Field<'_>) -> Result<()> {
+    // `true` and `false` are schemas too.
+    if schema.value.is_boolean() {
+        return Ok(());
+    }
+    schema.object()?;
+    if let Some(field) = schema.member("type")? {
+        let names = match field.value {
+            Value::Array(_) => field.list()?.collect(),
+            _ => vec![field],
+        };
+        for name in names {
+            const TYPES: [&str; 7] = [
+                "string", "number", "integer", "boolean", "object", "array", "null",
+            ];
+            if !TYPES.contains(&name.text()?) {
+                let name_text = label(name.text()?);
+                return Err(bad(
+                    &name.path,
+                    format!("'{name_text}' is not a type of JSON Schema"),
+                ));
+            }
+        }
+    }
+    if let Some(required) = schema.member("required")? {
+        for name in required.list()? {
+            name.text()?;
+        }
+    }
+    for name in ["properties", "$defs", "definitions", "patternProperties"] {
+        if let Some(members) = schema.member(name)? {
+            for (key, value) in members.object()? {
+                check_schema(&Field {
+                    value,
+                    path: format!("{}.{}", members.path, label(key)),
+                })?;
+            }
+        }
+    }
+    for name in ["anyOf", "oneOf", "allOf", "prefixItems"] {
+        if let Some(list) = schema.member(name)? {
+            list.list()?.try_for_each(|field| check_schema(&field))?;
+        }
+    }
+    for name in ["items", "additionalProperties", "not"] {
+        if let Some(field) = schema.member(name)? {
+            match field.value {
+                // Older drafts have a list of schemas for the items.
+                Value::Array(_) if name == "items" => {
+                    field.list()?.try_for_each(|field| check_schema(&field))?;
+                }
+                _ => check_schema(&field)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How much the model is to think. The words are the provider's, and new ones come; but each is a word.
+fn reasoning_effort(params: &Field<'_>) -> Result<Option<String>> {
+    const LONGEST: usize = 64;
+    let Some(field) = params.member("reasoning_effort")? else {
+        return Ok(None);
+    };
+    let effort = field.text()?;
+    let is_word = (1..=LONGEST).contains(&effort.len())
+        && effort
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    if !is_word {
+        return Err(bad(
+            &field.path,
+            format!("'{}' is not a word such as 'low' or 'high'", label(effort)),
+        ));
+    }
+    Ok(Some(effort.to_owned()))
+}
+
+/// The tools that are lent to a stream.
 pub(crate) fn stream_tools(params: &Field<'_>) -> Result<Vec<Tool>> {
     tools(params.needed("request")?.member("tools")?)
 }
 
-/// What `mutate_session` asks for: the workspace, and what is to be done with which call.
-pub(crate) fn mutate_session(params: &Field<'_>) -> Result<(PathBuf, Vec<Mutation>)> {
+/// Which calls of which workspace are to be consumed, and how.
+pub(crate) fn mutate(params: &Field<'_>) -> Result<(PathBuf, Vec<Mutation>)> {
     params.optional_text("agent_id")?;
     let workspace = workspace(&params.needed("workspace")?)?;
     let mut mutations = Vec::new();
@@ -179,7 +304,7 @@ fn workspace(field: &Field<'_>) -> Result<PathBuf> {
     Ok(workspace.to_owned())
 }
 
-/// The agent and the tools that `tools_changed` names.
+/// The agent whose tools are others, and the tools.
 pub(crate) fn tools_changed(params: &Field<'_>) -> Result<(String, Vec<Tool>)> {
     let agent_id = params.needed("agent_id")?.text()?.to_owned();
     Ok((agent_id, tools(Some(params.needed("tools")?))?))
@@ -191,8 +316,12 @@ fn tools(field: Option<Field<'_>>) -> Result<Vec<Tool>> {
         return Ok(tools);
     };
     for tool in field.list()? {
-        let schema = tool
-            .member("input_schema")?
+        let schema = match tool.member("input_schema")? {
+            Some(schema) => Some(schema),
+            // As MCP has it.
+            None => tool.member("inputSchema")?,
+        };
+        let schema = schema
             .map(|schema| schema.object().map(|_| schema.value.to_string()))
             .transpose()?;
         tools.push(Tool {
@@ -524,6 +653,69 @@ mod tests {
         assert_eq!(request.prompt.len(), 1000);
         assert_eq!(request.prompt[999], [text("999")]);
         assert!(request.history.is_empty());
+    }
+
+    #[test]
+    fn rejects_members_of_a_turn_that_codex_would_not_take() {
+        let with = |name: &str, value: Value| {
+            let mut params = json!({"agent": {"workspace": "/w"}, "request": {"messages": [{"role": "user", "content": "hi"}]}});
+            params[name] = value;
+            stream(&root(&params)).map(|(_, request)| request)
+        };
+        for (name, value, part) in [
+            ("thread", json!(""), "params.thread"),
+            ("thread", json!("fresh"), "'fresh' is neither"),
+            ("thread", json!("-cx=y"), "neither"),
+            ("thread", json!(1), "expected a string"),
+            ("output_schema", json!("x"), "expected an object"),
+            ("output_schema", json!([]), "expected an object"),
+            (
+                "output_schema",
+                json!({"type": "text"}),
+                "params.output_schema.type: 'text'",
+            ),
+            (
+                "output_schema",
+                json!({"properties": {"a": {"type": ["string", 1]}}}),
+                "params.output_schema.properties.a.type[1]",
+            ),
+            (
+                "output_schema",
+                json!({"items": [{"required": "a"}]}),
+                "items[0].required",
+            ),
+            (
+                "output_schema",
+                json!({"anyOf": {}}),
+                "anyOf: expected a list",
+            ),
+            ("reasoning_effort", json!(""), "params.reasoning_effort"),
+            ("reasoning_effort", json!("high\""), "not a word"),
+            ("reasoning_effort", json!(3), "expected a string"),
+        ] {
+            let error = with(name, value.clone()).unwrap_err();
+            assert_eq!(error.kind(), Kind::Params);
+            assert!(error.message().contains(part), "{value}: {error}");
+        }
+        let id = "019A0000-0000-7000-8000-00000000000A";
+        let request = with("thread", json!(id)).unwrap();
+        assert_eq!(
+            request.thread,
+            ThreadChoice::Adopted(id.to_ascii_lowercase())
+        );
+        assert_eq!(
+            with("thread", json!("new")).unwrap().thread,
+            ThreadChoice::New
+        );
+        assert_eq!(
+            with("thread", json!(null)).unwrap().thread,
+            ThreadChoice::Stored
+        );
+        let schema = json!({"type": "object", "properties": {"a": {"type": ["string", "null"]}}, "additionalProperties": false});
+        let request = with("output_schema", schema.clone()).unwrap();
+        assert_eq!(request.output_schema, Some(schema.to_string()));
+        let request = with("reasoning_effort", json!("xhigh")).unwrap();
+        assert_eq!(request.reasoning_effort.as_deref(), Some("xhigh"));
     }
 
     // fault: 68

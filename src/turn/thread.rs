@@ -108,6 +108,8 @@ pub(super) fn unarchive(
         system: None,
         system_in_thread: false,
         images: &[],
+        schema: None,
+        reasoning_effort: None,
         prompt: "",
         tool_args: &[],
         workspace: Path::new("/"),

@@ -1,6 +1,6 @@
 //! What hangs in a file system hangs alone.
 
-use crate::support::{Daemon, Lab};
+use crate::support::{Daemon, Lab, method};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
@@ -70,14 +70,14 @@ fn frozen_workspace_holds_up_nobody_else() {
     freezer.set("-f");
     let mut frozen = Daemon::prompt(&lab, "hi");
     frozen["agent"]["workspace"] = json!(freezer.0.join("new"));
-    let hangs = daemon.request("stream", frozen.clone());
-    assert!(daemon.call("manifest", json!({}))["result"].is_object());
+    let hangs = daemon.request(method::STREAM, frozen.clone());
+    daemon.ping();
     assert_eq!(daemon.turn(Daemon::prompt(&lab, "other")).text(), "other");
-    let answer = daemon.call("cancel", json!({"stream": hangs}));
+    let answer = daemon.call(method::CANCEL, json!({"stream": hangs}));
     assert_eq!(answer["result"], json!({"cancelled": true}));
     assert_eq!(daemon.finish(hangs).stop_reason(), "cancelled");
-    daemon.request("stream", frozen);
-    assert!(daemon.call("manifest", json!({}))["result"].is_object());
+    daemon.request(method::STREAM, frozen);
+    daemon.ping();
     let start = Instant::now();
     daemon.close_stdin();
     daemon.stdout_end(Duration::from_secs(10));

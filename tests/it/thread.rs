@@ -2,7 +2,7 @@
 //! another user, and what the plugin leaves in a workspace.
 
 use crate::support::codex::real_codex;
-use crate::support::{Cli, Daemon, Lab, Turn};
+use crate::support::{Cli, Daemon, Lab, Turn, method};
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 use std::fs;
@@ -60,7 +60,7 @@ real_codex! {
             arguments.extend([from.as_str(), to.as_str()]);
             shell(copy[0], &arguments, lab.root());
             assert_eq!(stored(&bob), first.thread(), "{copy:?}");
-            let consume = daemon.call("mutate_session", json!({"agent_id": "a", "workspace": bob,
+            let consume = daemon.call(method::MUTATE, json!({"agent_id": "a", "workspace": bob,
                 "mutations": [{"block_id": "call_1", "op": "consume-light"}]}));
             assert!(consume["error"]["message"].as_str().unwrap().contains("belongs to"), "{consume}");
             let by_hand = Cli::new(&lab, ["mutate", "call_1", "-w"]).arg(&bob).run();
@@ -71,7 +71,7 @@ real_codex! {
             let turn = turn_in(&mut daemon, &lab, &bob, "Hello, I am new.");
             assert_eq!(turn.result()["thread_state"], "new", "{copy:?}");
             assert_ne!(turn.thread(), first.thread());
-            daemon.log("warn", "this workspace is a copy");
+            daemon.log("warning", "this workspace is a copy");
             assert_eq!(stored(&bob), turn.thread());
             assert_eq!(fs::read_to_string(bob.join(BAD)).unwrap(), first.thread());
             let request = lab.model().requests().pop().unwrap().body.to_string();
@@ -191,7 +191,7 @@ real_codex! {
         assert_eq!((turn.stop_reason(), turn.thread()), ("end_turn", first.thread()));
         assert_eq!(turn.result()["thread_state"], "resumed");
         if !oldest {
-            daemon.log("warn", "it is unarchived");
+            daemon.log("warning", "it is unarchived");
         }
     }
 }
@@ -228,7 +228,7 @@ real_codex! {
             }
             assert_eq!(turn.result()["thread_state"], "replaced", "{name}");
             assert_ne!(turn.thread(), first.thread());
-            daemon.log("warn", first.thread());
+            daemon.log("warning", first.thread());
             assert_eq!(fs::read_to_string(lab.workspace().join(BAD)).unwrap(), first.thread());
             assert_eq!(lab.stored_thread().unwrap(), turn.thread());
             assert_eq!(daemon.turn(Daemon::prompt(&lab, "three")).result()["thread_state"], "resumed");
@@ -489,7 +489,7 @@ fn a_packed_rollout_is_healthy_and_busy() {
     );
     let mut daemon = Daemon::start(&lab);
     let response = daemon.call(
-        "mutate_session",
+        method::MUTATE,
         json!({"agent_id": "a", "workspace": lab.workspace(),
         "mutations": [{"block_id": "call_1", "op": "consume-light"}]}),
     );
@@ -559,7 +559,7 @@ fn what_belongs_to_another_user_is_refused() {
             assert!(said.contains(&fix), "{owned} {arguments:?}: {said}");
         }
         let mut daemon = Daemon::start(&lab);
-        let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+        let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "hi"));
         let response = daemon.finish(id).answer;
         assert!(
             response["error"]["message"]

@@ -951,6 +951,8 @@ fn no_call() -> Call<'static> {
         system: None,
         system_in_thread: false,
         images: &[],
+        schema: None,
+        reasoning_effort: None,
         prompt: "",
         tool_args: &[],
         workspace: Path::new("/"),
