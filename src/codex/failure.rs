@@ -258,6 +258,9 @@ fn finish(error: Error, said: &Failure) -> Error {
         // A page about a proxy's login, or about an address that is not there, stays as it is.
         Kind::Network => error.with_retryable(!matches!(said.status, Some(404 | 405 | 407 | 511))),
         Kind::CodexFailed if has(text, &DATABASE_LOCKED) => error.with_retryable(true),
+        Kind::CodexFailed if has(text, &REFUSED_ARGUMENTS) => error.hint(
+            "codex refuses its arguments: 'plexum-openai doctor' looks at \"extra_args\" in the config",
+        ),
         Kind::CodexFailed if has(text, &SERVER_FAILED) => error.hint(
             "it is a server of codex's own config: see \"mcp_servers\" in codex's 'config.toml'",
         ),
@@ -287,6 +290,12 @@ const DATABASE_LOCKED: [&str; 4] = [
     "database table is locked",
     "database schema is locked",
     "sqlite_busy",
+];
+/// How codex's parser of arguments, of its settings and of its features begins or ends.
+const REFUSED_ARGUMENTS: [&str; 3] = [
+    "for more information, try '--help'",
+    "error parsing -c overrides: ",
+    "error: unknown feature flag: ",
 ];
 /// Behind these codex names the MCP servers that it does not go on without.
 const SERVER_FAILED: [&str; 2] = ["mcp servers failed to initialize", "required mcp server"];
@@ -1021,6 +1030,13 @@ mod tests {
                 hint
             );
         }
+        let refused = Exit {
+            stderr: "error: unexpected argument '--x' found\n\nUsage: codex exec [OPTIONS] [PROMPT]\n\nFor more information, try '--help'.".to_owned(),
+            ..fatal("")
+        };
+        let error = from_exit(&refused, None);
+        assert_eq!(error.kind(), Kind::CodexFailed);
+        assert!(error.message().contains("\"extra_args\""), "{error}");
         let locked = Exit {
             stderr: "Error: failed to open state db: (code: 5) database is locked".to_owned(),
             ..fatal("")

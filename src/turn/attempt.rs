@@ -17,7 +17,7 @@ use crate::mcp::Bridge;
 use crate::rollout::lines::Lines;
 use crate::rollout::record::{self, TurnEnd};
 use crate::sys::Flag;
-use crate::sys::open_regular_file;
+use crate::sys::{open_regular_file, shell_word};
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -193,6 +193,7 @@ impl Attempt<'_> {
             translator: Translator::default(),
             thread: None,
             worked: false,
+            has_steps: false,
             record: Record {
                 next_search: Instant::now(),
                 pause: TICK,
@@ -224,6 +225,7 @@ impl Attempt<'_> {
             translator,
             thread,
             worked,
+            has_steps,
             record,
             skipped,
             agents,
@@ -239,6 +241,13 @@ impl Attempt<'_> {
             _ => translator.last_error(),
         };
         let telemetry = record.watch.as_ref().map(|watch| watch.telemetry().clone());
+        // A codex home that is a copy: its index leads codex to the rollout of the original (0.135 to 0.169).
+        if has_steps && record.watch.as_ref().is_some_and(|it| !it.has_grown()) {
+            teller.warn(&format!(
+                "codex has recorded nothing of the turn where the thread's rollout is, and its tool calls cannot be told: the codex home may be a copy of another; 'plexum-openai doctor -w {}' helps",
+                shell_word(&self.workspace.to_string_lossy())
+            ));
+        }
         let recorded = record.watch.and_then(|mut watch| watch.tokens(totals));
         let mut tokens = recorded.unwrap_or_else(|| {
             // What of that was used before is not known where the rollout could not be read.
@@ -439,6 +448,7 @@ impl Attempt<'_> {
         };
         let said = heard.translator.line(line);
         teller.start();
+        heard.has_steps |= matches!(said, Said::Step(_));
         heard.worked |= matches!(said, Said::Text(_) | Said::Thinking(_) | Said::Step(_));
         match said {
             Said::Thread(id) => self.hear_thread(&id, heard, teller),
@@ -896,6 +906,8 @@ struct Heard {
     thread: Option<String>,
     /// Did the model do anything?
     worked: bool,
+    /// It said that it does something.
+    has_steps: bool,
     record: Record,
     /// The items that codex has reported as begun and not as over.
     open: HashSet<String>,

@@ -509,23 +509,21 @@ fn a_provider_without_its_key_is_told() {
     );
 }
 
+// fault: 95
 #[test]
 fn advises_another_home_where_this_one_cannot_be_made() {
     let mut lab = Lab::fake(healthy());
-    // Nobody can make a directory in a file, root neither.
-    let home = lab.path("file");
-    fs::write(&home, "").unwrap();
-    lab.set_env("HOME", &home);
+    lab.set_env("HOME", lab.path("none/deep"));
     lab.set_env("CODEX_HOME", "");
-    let told = Cli::new(&lab, ["doctor"]).run().stdout;
-    let line = told
-        .lines()
-        .find(|line| line.contains("codex home"))
-        .unwrap();
-    assert!(line.starts_with("FAIL"), "{line}");
-    assert!(
-        !line.contains("\"codex_home\" in the config to \""),
-        "{line}"
+    let (status, _) = check_named(&lab, "codex home");
+    assert_eq!(status, "ok", "codex makes it and what it lies in");
+    // Nobody can make a directory in a file, root neither.
+    fs::write(lab.path("none"), "").unwrap();
+    check(
+        &lab,
+        "codex home",
+        "fail",
+        "<lab>/none/deep/.codex is not there and cannot be made in <lab>/none; choose a directory of your own: set HOME, or \"codex_home\" in the config, to one",
     );
 }
 

@@ -257,7 +257,8 @@ real_codex! {
 // fault: 75
 real_codex! {
     fn a_moved_codex_home_is_foretold(codex: &Path) {
-        let lab = Lab::real(codex, json!([{"text": "ok"}]));
+        let call = json!([{"name": "exec_command", "arguments": {"cmd": "echo hi"}}]);
+        let lab = Lab::real(codex, json!([{"match": "three", "calls": call, "times": 1}, {"text": "ok"}]));
         let doctor = || Cli::new(&lab, ["doctor", "-w"]).arg(lab.workspace()).run().stdout;
         let first = Daemon::start(&lab).turn(Daemon::prompt(&lab, "one")).thread().to_owned();
         assert!(!doctor().contains("codex's index"), "{}", doctor());
@@ -289,7 +290,9 @@ real_codex! {
             fs::metadata(path.trim()).unwrap().len()
         };
         let before = original(&thread);
-        assert_eq!(Daemon::start(&lab).turn(Daemon::prompt(&lab, "three")).thread(), thread);
+        let mut daemon = Daemon::start(&lab);
+        assert_eq!(daemon.turn(Daemon::prompt(&lab, "three")).thread(), thread);
+        daemon.log("warn", "its tool calls cannot be told: the codex home may be a copy");
         assert!(original(&thread) > before);
         // As it is advised.
         for entry in fs::read_dir(&copy).unwrap().flatten() {

@@ -624,10 +624,10 @@ impl Doctor<'_> {
         }
         let folder =
             crate::mcp::runtime_place(crate::mcp::runtime_dir().as_deref(), &self.places.profile);
-        let instead = match &self.places.home {
-            Some(home) => format!(
+        let instead = match ownership::in_home(self.places, ".plexum") {
+            Some(own) => format!(
                 "choose a directory of your own: set PLEXUM_PROFILE_ROOT to {}",
-                shell_word(&home.join(".plexum").to_string_lossy())
+                shell_word(&own.to_string_lossy())
             ),
             None => "choose a directory of your own: set PLEXUM_PROFILE_ROOT to one".to_owned(),
         };
@@ -1071,8 +1071,8 @@ fn unopened(rollout: &Path) -> Option<&'static str> {
 /// What is good about codex's folder, or what is wrong with it.
 fn look_at_home(places: &Places, home: &Path, is_named: bool) -> Result<String, String> {
     let shown = home.display();
-    let own = places.home.as_ref().map(|own| own.join(".codex"));
-    let instead = match own.filter(|own| own != home) {
+    let own = ownership::in_home(places, ".codex").filter(|own| own != home);
+    let instead = match own {
         Some(own) => format!(
             "choose a directory of your own: set \"codex_home\" in the config to {}",
             json(&own.to_string_lossy())
@@ -1102,10 +1102,17 @@ fn look_at_home(places: &Places, home: &Path, is_named: bool) -> Result<String, 
                 open_up(places, &home.join("sessions"), &instead)
             )),
         },
-        // Only its own default is made by codex.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !is_named => {
-            let parent = home.parent().unwrap_or(home);
-            if access(parent, Access::WRITE_OK | Access::EXEC_OK).is_ok() {
+        // Only its own default is made by codex, with all that it lies in.
+        Err(error)
+            if !is_named
+                && matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+        {
+            let parent = home.ancestors().skip(1).find(|parent| parent.exists());
+            let parent = parent.unwrap_or(home);
+            if parent.is_dir() && access(parent, Access::WRITE_OK | Access::EXEC_OK).is_ok() {
                 Ok(format!("{shown} is not there yet, codex makes it"))
             } else {
                 Err(format!(
@@ -1157,10 +1164,10 @@ fn look_at_workspace(places: &Places, workspace: &Path) -> Result<String, String
 
 /// What to do about a workspace that is not this user's to change.
 fn other_workspace(places: &Places) -> String {
-    match &places.home {
-        Some(home) => format!(
+    match ownership::in_home(places, "workspace") {
+        Some(own) => format!(
             "choose a directory of your own as the workspace, such as {}",
-            shell_word(&home.join("workspace").to_string_lossy())
+            shell_word(&own.to_string_lossy())
         ),
         None => "choose a directory of your own as the workspace".to_owned(),
     }
