@@ -529,6 +529,45 @@ fn several_rollouts_of_a_thread_are_an_error() {
     }
 }
 
+// fault: 71, 101, 106
+#[test]
+fn a_packed_rollout_or_a_decoy_hides_no_foreign_thread() {
+    for (packed, decoy) in [(true, false), (false, true)] {
+        if packed && crate::programs::find("zstd").is_none() {
+            continue;
+        }
+        let lab = Lab::fake(Value::Null);
+        let bob = lab.path("bob");
+        fs::create_dir(&bob).unwrap();
+        let day = lab.codex_home().join("sessions/2026/11/21");
+        fs::create_dir_all(&day).unwrap();
+        let write = |time: &str, cwd: &Path| {
+            let path = day.join(format!("rollout-2026-11-21T{time}-{ID}.jsonl"));
+            let meta = json!({"type": "session_meta", "payload": {"id": ID, "cwd": cwd}});
+            let turn = json!({"type": "turn_context", "payload": {"turn_id": "1", "cwd": cwd}});
+            fs::write(&path, format!("{meta}\n{turn}\n")).unwrap();
+            path
+        };
+        let rollout = write("12-06-56", &bob);
+        if packed {
+            shell(
+                "zstd",
+                &["-q", "--rm", &rollout.to_string_lossy()],
+                lab.root(),
+            );
+        }
+        if decoy {
+            write("13-06-56", &lab.workspace());
+        }
+        fs::write(lab.session_file(), ID).unwrap();
+        let mut daemon = Daemon::start(&lab);
+        let turn = daemon.turn(Daemon::prompt(&lab, "hi"));
+        assert_eq!(turn.result()["thread_state"], "new", "{packed} {turn:?}");
+        assert_ne!(turn.thread(), ID);
+        daemon.log("warn", "this workspace is a copy");
+    }
+}
+
 // fault: 109
 #[test]
 fn what_belongs_to_another_user_is_refused() {

@@ -483,3 +483,25 @@ fn lab_script() -> &'static str {
 done
 "#
 }
+
+// fault: 102, 114
+real_codex! {
+    /// Whoever floods the socket from outside the turn takes no place of its codex.
+    fn a_flood_from_outside_keeps_codex_in(codex: &Path) {
+        let (Some(user), Some(perl)) = (User::one(), programs::find("perl")) else { return };
+        let lab = Lab::real_of(user, codex, calls(1));
+        let flood = "use IO::Socket::UNIX; while (1) { my @held; for (glob($ARGV[0])) { for my $i (1..100) { push @held, IO::Socket::UNIX->new(Peer => $_, Timeout => 1) } } select(undef, undef, undef, 0.001) }";
+        let sockets = lab.path("profile/run/t-*.sock");
+        let mut floods: Vec<_> = (0..2)
+            .map(|_| user.command(&perl).args(["-e", flood]).arg(&sockets).spawn().unwrap())
+            .collect();
+        let mut daemon = start(&lab, user);
+        let answer = daemon.turn(prompt(&lab));
+        for flood in &mut floods {
+            flood.kill().unwrap();
+            flood.wait().unwrap();
+        }
+        assert_eq!(answer.stop_reason(), "end_turn", "{answer:?}");
+        assert_eq!(daemon.tool_calls().len(), 1);
+    }
+}
