@@ -7,6 +7,7 @@
 
 mod commands;
 mod config;
+mod containers;
 mod conversation;
 mod doctor;
 mod fault_list;
@@ -17,6 +18,7 @@ mod logs;
 mod mcp;
 mod mcp_clients;
 mod mcp_security;
+mod memory;
 mod mutate;
 mod mutate_faults;
 mod mutate_real;
