@@ -101,11 +101,11 @@ fn too_few_open_files_are_retryable() {
         let is_error = answer["error"].is_object() || !errors.is_empty();
         if is_error {
             failed += 1;
-            let retryable =
-                errors.last().map_or(
-                    &answer["error"]["data"]["retryable"],
-                    |error| &error["retryable"],
-                );
+            let retryable = errors
+                .last()
+                .map_or(&answer["error"]["data"]["retryable"], |error| {
+                    &error["error"]["retryable"]
+                });
             assert_eq!(*retryable, true, "{told}");
         }
         assert_eq!(lab.stored_thread(), thread, "{told}");

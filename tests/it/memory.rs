@@ -238,6 +238,34 @@ fn wait_for_rest(pid: u32) {
     });
 }
 
+// fault: 86
+/// What a tool gives is converted into blocks that have more bytes; no more of it is made than codex takes.
+#[test]
+fn tool_result_costs_at_most_four_times_its_bytes() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(json!([
+        "read_stdin",
+        {"event": {"type": "thread.started", "thread_id": "{thread}"}},
+        {"call_tool": "echo"},
+        {"event": {"type": "turn.completed", "usage": {"input_tokens": 1}}},
+    ]));
+    let mut daemon = Daemon::start(&lab);
+    daemon.on_tool_call(|_| None);
+    let mut params = Daemon::prompt(&lab, "hi");
+    params["request"]["tools"] = json!([{"name": "echo"}]);
+    let id = daemon.request(STREAM, params);
+    daemon.wait_for_tool_calls(1);
+    let call = daemon.tool_calls()[0]["id"].clone();
+    let blocks = many(r#"{"a":1}"#);
+    let list = [&blocks[..]; 6].join(",");
+    let line = format!(r#"{{"jsonrpc":"2.0","id":{call},"result":{{"content":[{list}]}}}}"#);
+    daemon.send_bytes(format!("{line}\n").as_bytes());
+    assert!(daemon.finish(id).text().contains("was cut"));
+    let peak = ps::peak_memory(daemon.pid());
+    let most = 4 * line.len() as u64 + CONSTANT;
+    assert!(peak < most, "{} MiB of {}", peak >> 20, line.len() >> 20);
+}
+
 // fault: 87
 #[test]
 fn unread_errors_stop_the_reading() {
@@ -270,7 +298,7 @@ fn calls_recorded_faster_than_they_are_read_are_bounded() {
     let text = "x".repeat(512 << 10);
     let calls: Vec<Value> = (0..CALLS)
         .map(|number| {
-            let id = format!("call_{number}");
+            let id = format!("call_{{round}}_{number}");
             let line = |payload: Value| json!({"timestamp": "{now}", "type": "response_item", "payload": payload});
             json!({"rollout": [
                 line(json!({"type": "function_call", "name": "f", "arguments": json!({"a": text}).to_string(), "call_id": id})),
@@ -301,9 +329,11 @@ fn calls_recorded_faster_than_they_are_read_are_bounded() {
         .iter()
         .filter_map(|event| Some((event["type"].as_str()?, event["id"].as_str()?)))
         .collect();
-    let ids: Vec<String> = (0..CALLS).map(|number| format!("call_{number}")).collect();
-    let expected: Vec<(&str, &str)> = (0..ROUNDS)
-        .flat_map(|_| &ids)
+    let ids: Vec<String> = (0..ROUNDS)
+        .flat_map(|round| (0..CALLS).map(move |number| format!("call_{round}_{number}")))
+        .collect();
+    let expected: Vec<(&str, &str)> = ids
+        .iter()
         .flat_map(|id| [("tool_use", id.as_str()), ("tool_result", id)])
         .collect();
     assert_eq!(told, expected);
