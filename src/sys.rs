@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 pub(crate) const PIPE_BUF: usize = 4096;
 
 /// How long what was killed is looked for again; longer only in uninterruptible sleep.
-const AFTER_KILL: Duration = Duration::from_secs(1);
+const AFTER_KILL: Duration = Duration::from_millis(500);
 
 /// A flag that one thread raises and another notices, also while it waits in `poll`.
 #[derive(Clone, Debug)]

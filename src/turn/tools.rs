@@ -113,6 +113,10 @@ impl Tools {
 /// This program, as codex can start it.
 fn executable(mode: Mode, profile: &Path) -> Result<PathBuf> {
     let path = std::env::current_exe().map_err(|error| {
+        if !crate::sys::has_proc() {
+            let message = "cannot tell this program's own path: '/proc' is not mounted";
+            return Error::new(Kind::McpFailed, message).hint("mount it: mount -t proc proc /proc");
+        }
         Error::os(
             Kind::McpFailed,
             "cannot tell this program's own path",

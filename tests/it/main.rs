@@ -7,6 +7,7 @@
 
 mod commands;
 mod config;
+mod containers;
 mod conversation;
 mod doctor;
 mod fault_list;
@@ -18,6 +19,7 @@ mod mcp;
 mod mcp_clients;
 mod mcp_security;
 mod members;
+mod memory;
 mod mutate;
 mod mutate_faults;
 mod mutate_real;
