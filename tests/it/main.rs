@@ -17,6 +17,7 @@ mod logs;
 mod mcp;
 mod mcp_clients;
 mod mcp_security;
+mod models;
 mod mutate;
 mod mutate_faults;
 mod mutate_real;
