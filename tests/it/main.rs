@@ -18,6 +18,7 @@ mod mcp;
 mod mcp_clients;
 mod mcp_security;
 mod members;
+mod models;
 mod mutate;
 mod mutate_faults;
 mod mutate_real;
