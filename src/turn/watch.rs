@@ -7,7 +7,7 @@
 
 use super::Tokens;
 use super::usage::Count;
-use crate::canonical::{ContextUse, Telemetry, TurnUsage, Usage};
+use crate::canonical::{ContextUse, PlanItem, Telemetry, TurnUsage, Usage};
 use crate::codex::home;
 use crate::rollout::calls::{Calls, write_result, write_use};
 use crate::rollout::lines::{Kind, Lines};
@@ -56,6 +56,8 @@ pub(super) struct Watch {
     /// Was any use recorded of the thread?
     is_counted: bool,
     telemetry: Telemetry,
+    /// The list of the last `update_plan` call.
+    plan: Vec<PlanItem>,
 }
 
 /// What was recorded.
@@ -170,6 +172,7 @@ impl Watch {
             count: count.anew(),
             is_counted: false,
             telemetry: Telemetry::default(),
+            plan: Vec::new(),
         }
     }
 
@@ -237,6 +240,7 @@ impl Watch {
                                 turn: &mut self.turn,
                                 end: &mut self.end,
                                 spawned: &mut self.spawned,
+                                plan: &mut self.plan,
                             };
                             taker.take(record);
                         }
@@ -285,6 +289,11 @@ impl Watch {
     /// What was recorded of the turn's requests besides.
     pub(super) fn telemetry(&self) -> &Telemetry {
         &self.telemetry
+    }
+
+    /// The to-do list of the last `update_plan` call, whatever became of it.
+    pub(super) fn plan(&self) -> &[PlanItem] {
+        &self.plan
     }
 
     /// What the turn of this sub-agent has used.
@@ -412,6 +421,29 @@ fn no_output(id: &str) -> Vec<u8> {
     .into_bytes()
 }
 
+/// The list that an `update_plan` call has.
+fn planned(call: &record::Call<'_>) -> Option<Vec<PlanItem>> {
+    #[derive(serde::Deserialize)]
+    struct Arguments {
+        plan: Vec<Step>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Step {
+        step: String,
+        status: String,
+    }
+    let record::Input::Encoded(raw) = call.input else {
+        return None;
+    };
+    let arguments: Arguments = serde_json::from_str(&crate::rollout::json::decode(raw)).ok()?;
+    let steps = arguments.plan.into_iter();
+    Some(
+        steps
+            .map(|Step { step, status }| PlanItem { text: step, status })
+            .collect(),
+    )
+}
+
 /// Is this a message of one agent to another? codex records those as texts of the assistant, as JSON.
 fn is_from_agent(text: &str) -> bool {
     text.starts_with('{')
@@ -429,6 +461,7 @@ struct Taker<'a> {
     turn: &'a mut Option<String>,
     end: &'a mut Option<TurnEnd>,
     spawned: &'a mut bool,
+    plan: &'a mut Vec<PlanItem>,
 }
 
 impl Taker<'_> {
@@ -458,6 +491,9 @@ impl Taker<'_> {
                 }
             }
             Record::Call(call) => {
+                if call.name == "update_plan" && call.namespace.is_none() {
+                    *self.plan = planned(&call).unwrap_or_default();
+                }
                 // Each kind of multi-agent tools that codex has has one that starts an agent.
                 *self.spawned |= call.name.ends_with("_agent");
                 self.event(|out, _| write_use(out, &call, None, agent));

@@ -1,7 +1,7 @@
 //! The members of a turn's request and of its response: what codex makes of the first, and where the others come
 //! from.
 
-use crate::support::codex::real_codex;
+use crate::support::codex::{NEWEST, real_codex};
 use crate::support::{Cli, Daemon, Lab, method};
 use serde_json::{Value, json};
 use std::fs;
@@ -269,5 +269,25 @@ real_codex! {
         let output = Cli::new(&lab, ["turn", "--json", "third"]).run();
         assert!(output.stdout.contains("{\"type\":\"status\",\"state\":\"compacted\"}\n"), "{output:?}");
         assert!(output.stdout.contains("\"compactions\":1"), "{output:?}");
+    }
+}
+
+real_codex! {
+    fn the_plan_is_told_whenever_it_changes(codex: &Path) {
+        let plan = |id: &str, one: &str, two: &str| json!([{"id": id, "name": "update_plan", "arguments":
+            {"plan": [{"step": "one", "status": one}, {"step": "two", "status": two}]}}]);
+        let lab = Lab::real(codex, json!([
+            {"match": "work", "times": 1, "calls": plan("call_a", "in_progress", "pending")},
+            {"after": "call_a", "times": 1, "calls": plan("call_b", "completed", "in_progress")},
+            {"text": "so far"},
+        ]));
+        if codex.to_string_lossy().contains(NEWEST) {
+            // It no longer has the tool unless it is asked to.
+            lab.config(json!({"extra_args": ["-c", "tools.update_plan={enabled=true}"]}));
+        }
+        let turn = Daemon::start(&lab).turn(Daemon::prompt(&lab, "work"));
+        let told: Vec<&Value> = turn.of("plan").map(|event| &event["items"]).collect();
+        let items = |one: &str, two: &str| json!([{"text": "one", "status": one}, {"text": "two", "status": two}]);
+        assert_eq!(told, [&items("in_progress", "pending"), &items("completed", "in_progress")]);
     }
 }
