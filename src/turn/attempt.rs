@@ -530,7 +530,7 @@ impl Attempt<'_> {
         let watch = Watch::known_thread(&path, cancel).map_err(|error| {
             Error::os(Kind::Io, format!("cannot read '{}'", path.display()), error)
         })?;
-        Ok(Some(watch))
+        Ok(Some(watch.with_names(self.bridge.map(Bridge::names))))
     }
 
     /// Finds the rollout of a thread that codex has just begun or unpacked.
@@ -548,7 +548,8 @@ impl Attempt<'_> {
                 None => Watch::new_thread(&path, &heard.record.cancel),
                 Some(_) => Watch::late(&path, heard.record.begun, &heard.record.cancel),
             };
-            heard.record.watch = watch.ok();
+            let names = self.bridge.map(Bridge::names);
+            heard.record.watch = watch.ok().map(|watch| watch.with_names(names));
             // Late, but there: texts are worth a wait again.
             heard.record.unmatched = 0;
         }
@@ -693,7 +694,10 @@ impl Attempt<'_> {
             }
             agents.seen.insert(thread.clone());
             match Watch::sub_agent(&path, &thread, heard.record.begun, &heard.cancel) {
-                Ok(watch) => agents.followed.push(watch),
+                Ok(watch) => {
+                    let names = self.bridge.map(Bridge::names);
+                    agents.followed.push(watch.with_names(names));
+                }
                 Err(error) => teller.warn(&format!(
                     "the calls and tokens of the sub-agent {thread} cannot be told: cannot read '{}': {}",
                     path.display(),

@@ -9,6 +9,7 @@ use super::Tokens;
 use super::usage::Count;
 use crate::canonical::{ContextUse, PlanItem, Telemetry, TurnUsage, Usage};
 use crate::codex::home;
+use crate::mcp::ToolNames;
 use crate::rollout::calls::{Calls, write_result, write_use};
 use crate::rollout::lines::{Kind, Lines};
 use crate::rollout::record::{self, Record, TurnEnd};
@@ -18,6 +19,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a text that was recorded may keep what was recorded behind it waiting for codex to print it.
@@ -58,6 +60,8 @@ pub(super) struct Watch {
     telemetry: Telemetry,
     /// The list of the last `update_plan` call.
     plan: Vec<PlanItem>,
+    /// The daemon's names of its tools.
+    names: Option<Arc<ToolNames>>,
 }
 
 /// What was recorded.
@@ -173,7 +177,14 @@ impl Watch {
             is_counted: false,
             telemetry: Telemetry::default(),
             plan: Vec::new(),
+            names: None,
         }
+    }
+
+    /// The same, telling the daemon's tools by these names.
+    pub(super) fn with_names(mut self, names: Option<Arc<ToolNames>>) -> Watch {
+        self.names = names;
+        self
     }
 
     /// Takes what was recorded since, unless so much is queued that it has to be taken first; says whether that
@@ -241,6 +252,7 @@ impl Watch {
                                 end: &mut self.end,
                                 spawned: &mut self.spawned,
                                 plan: &mut self.plan,
+                                names: self.names.as_deref(),
                             };
                             taker.take(record);
                         }
@@ -462,6 +474,7 @@ struct Taker<'a> {
     end: &'a mut Option<TurnEnd>,
     spawned: &'a mut bool,
     plan: &'a mut Vec<PlanItem>,
+    names: Option<&'a ToolNames>,
 }
 
 impl Taker<'_> {
@@ -477,6 +490,17 @@ impl Taker<'_> {
         self.push(Recorded::Event(bytes));
     }
 
+    /// Gives a call of one of the daemon's tools the daemon's name for it.
+    fn rename(&self, call: &mut record::Call<'_>) {
+        let namespace = call.namespace.as_deref().unwrap_or_default();
+        let own = self
+            .names
+            .and_then(|names| names.own_name(namespace, &call.name));
+        if let Some(own) = own {
+            call.name = own.to_owned().into();
+        }
+    }
+
     fn take(&mut self, record: Record<'_>) {
         let agent = self.agent;
         match record {
@@ -490,7 +514,8 @@ impl Taker<'_> {
                     self.end.get_or_insert(end);
                 }
             }
-            Record::Call(call) => {
+            Record::Call(mut call) => {
+                self.rename(&mut call);
                 if call.name == "update_plan" && call.namespace.is_none() {
                     *self.plan = planned(&call).unwrap_or_default();
                 }
@@ -510,7 +535,8 @@ impl Taker<'_> {
                     });
                 }
             }
-            Record::Nested(nested) => {
+            Record::Nested(mut nested) => {
+                self.rename(&mut nested.call);
                 *self.spawned |= nested.call.name.ends_with("_agent");
                 self.event(|out, calls| write_use(out, &nested.call, calls.parent(&nested), agent));
                 self.event(|out, _| {

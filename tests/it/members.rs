@@ -291,3 +291,30 @@ real_codex! {
         assert_eq!(told, [&items("in_progress", "pending"), &items("completed", "in_progress")]);
     }
 }
+
+real_codex! {
+    fn the_daemons_tools_have_their_own_names_and_blocks(codex: &Path) {
+        let call = json!([{"id": "call_a", "name": "fabric_send", "namespace": "mcp__plexum_host_alice", "arguments": {"to": "x"}}]);
+        let lab = Lab::real(codex, json!([{"match": "send", "times": 1, "calls": call}, {"text": "sent"}]));
+        let mut daemon = Daemon::start(&lab);
+        let pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==";
+        daemon.on_tool_call(move |_| Some(Ok(json!({"content": [{"type": "text", "text": "done"},
+            {"type": "image", "data": pixel, "mimeType": "image/png"}]}))));
+        let mut params = Daemon::prompt(&lab, "send");
+        params["request"]["tools"] = json!([{"name": "fabric.send", "description": "d", "input_schema": {"type": "object"}}]);
+        let turn = daemon.turn(params);
+        assert_eq!(turn.text(), "sent");
+        assert_eq!(daemon.tool_calls()[0]["params"]["name"], "fabric.send");
+        let used = turn.of("tool_use").next().unwrap();
+        assert_eq!((&used["id"], &used["name"]), (&json!("call_a"), &json!("fabric.send")));
+        let blocks = &turn.of("tool_result").next().unwrap()["content"];
+        // 0.135 records some results as text.
+        for block in blocks.as_array().into_iter().flatten() {
+            let kind = block["type"].as_str().unwrap();
+            assert!(kind == "text" && block["text"].is_string()
+                || kind == "image" && block["data"] == pixel && block["mimeType"] == "image/png", "{kind}");
+        }
+        assert!(blocks.to_string().contains("done"));
+        assert!(!codex.to_string_lossy().contains(NEWEST) || blocks.is_array());
+    }
+}
