@@ -223,6 +223,14 @@ pub(crate) enum Status {
     Compacted,
 }
 
+/// One line of codex's to-do list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct PlanItem {
+    pub(crate) text: String,
+    /// codex's word: `pending`, `in_progress`, `completed`.
+    pub(crate) status: String,
+}
+
 /// One thing that happened in a turn. `tool_use` and `tool_result` are not here: they are written from the rollout
 /// as JSON at once, codex's own JSON in them as it stood (`rollout::calls`).
 #[derive(Debug, Serialize)]
@@ -240,6 +248,8 @@ pub(crate) enum TurnEvent<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         detail: Option<Cow<'a, str>>,
     },
+    /// codex's list of what is to be done, whenever it changes.
+    Plan { items: &'a [PlanItem] },
     /// Why the turn failed; at most one a turn.
     Error { error: &'a TurnError },
     /// The last event of every turn.

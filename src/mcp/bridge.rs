@@ -8,6 +8,7 @@
 //! A connection is one of ours only after its first line (`Hello`); until then it has little room and little
 //! time. How `mcp-host` writes that line stands in [`super::host`].
 
+use super::names::ToolNames;
 use super::register::{self, Server};
 use super::server::{self, Catalogue, Effect, Key, Session};
 use super::socket::{self, Listening};
@@ -76,6 +77,7 @@ pub(crate) struct Bridge {
     thread: Option<JoinHandle<()>>,
     arguments: Vec<OsString>,
     warnings: Vec<String>,
+    names: Arc<ToolNames>,
 }
 
 /// What other threads reach of a bridge.
@@ -150,6 +152,8 @@ impl Bridge {
         };
         let config = register::prepare(&server, settings)?;
         let arguments = server.arguments(turn.as_deref(), &config);
+        let names = tools.iter().map(|tool| tool.name.as_str());
+        let names = Arc::new(ToolNames::new(&register::server_name(agent_id), names));
         let (catalogue, warnings) = Catalogue::new(0, tools);
         let cannot = |what: &str, error: std::io::Error| {
             Error::os(
@@ -186,6 +190,7 @@ impl Bridge {
             thread: Some(thread),
             arguments,
             warnings,
+            names,
         })
     }
 
@@ -213,6 +218,11 @@ impl Bridge {
     fn admit(&self, admission: Admission) {
         self.shared.lock().guard = Some(admission);
         self.shared.wake();
+    }
+
+    /// The daemon's names of the tools. codex asks for the list once, when it starts.
+    pub(crate) fn names(&self) -> Arc<ToolNames> {
+        Arc::clone(&self.names)
     }
 
     /// What was wrong with the tools that the bridge was started with, for the daemon's log.

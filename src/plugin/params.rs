@@ -298,6 +298,11 @@ fn id(field: &Field<'_>) -> Result<Id> {
     Id::from_json(field.json).ok_or_else(|| field.wrong("a string or an integer"))
 }
 
+/// Nothing can be asked of the list of models.
+pub(crate) fn models(params: &Field<'_>) -> Result<()> {
+    params.object().map(|_| ())
+}
+
 /// What a stream asks for: the workspace and the turn.
 pub(crate) fn stream(params: &Field<'_>) -> Result<(PathBuf, Request)> {
     let agent = params.needed("agent")?;

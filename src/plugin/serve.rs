@@ -15,6 +15,7 @@ use super::names;
 use super::outbox::Outbox;
 use super::params;
 use crate::canonical::Introduction;
+use crate::codex::{command, models};
 use crate::config::Places;
 use crate::error::{Error, Kind, Result};
 use crate::mcp::server::Version;
@@ -29,6 +30,7 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::process::Command;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -239,6 +241,7 @@ struct Live {
 enum Task {
     Initialize,
     Turn(LiveTurn),
+    ListModels,
     Mutate,
 }
 
@@ -250,11 +253,18 @@ impl Task {
         }
     }
 
+    /// Can the daemon end it? A rewrite is too short to be worth it, and what comes behind an `initialize` waits
+    /// for that.
+    fn is_cancellable(&self) -> bool {
+        matches!(self, Task::Turn(_) | Task::ListModels)
+    }
+
     /// The name of its thread.
     fn name(&self) -> &'static str {
         match self {
             Task::Initialize => "initialize",
             Task::Turn(_) => "turn",
+            Task::ListModels => "models",
             Task::Mutate => "rewrite",
         }
     }
@@ -486,6 +496,7 @@ impl Server {
             // Their threads answer.
             names::INITIALIZE => self.initialize(&id, params).map(|()| None),
             names::STREAM => self.stream(&id, params).map(|()| None),
+            names::MODELS => self.models(&id, params).map(|()| None),
             names::MUTATE => self.mutate(&id, params),
             _ => Err(Error::new(
                 Kind::Method,
@@ -661,6 +672,29 @@ impl Server {
         })
     }
 
+    /// Starts to ask codex for its models.
+    fn models(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
+        let context = self.initialization()?;
+        params::models(&params::root(&params::value(params)?))?;
+        let cancel = Flag::new()?;
+        let flag = cancel.clone();
+        self.spawn(id, Task::ListModels, cancel, move || {
+            let context = match context.wait(&flag) {
+                Initialized::Done(context) => context,
+                Initialized::Failed => return Err(not_initialized()),
+                Initialized::NotYet => return Err(shutting_down()),
+            };
+            let (config, places) = (&context.config, &context.places);
+            let program = command::find(&config.binary, config, places)?;
+            let mut codex = Command::new(program);
+            // It is meant for the plugin, as in a turn.
+            codex.env_remove("RUST_LOG");
+            codex.envs(command::environment(config, places));
+            let models = models::list(codex, &flag)?;
+            Ok(json!({"models": models}).to_string())
+        })
+    }
+
     /// Starts consuming calls of a workspace's session, after the turns of the workspace that came before; or
     /// knows the outcome already.
     fn mutate(&mut self, id: &Id, params: Option<&RawValue>) -> Result<Option<String>> {
@@ -699,22 +733,23 @@ impl Server {
         self.initialization()?;
         let value = params::value(params)?;
         let stream = params::cancelled_stream(&params::root(value))?;
-        let is_cancelled = self.cancel_turn(&stream);
+        let is_cancelled = self.cancel_if(&stream, |task| task.turn().is_some());
         Ok(json!({"cancelled": is_cancelled}).to_string())
     }
 
-    /// Cancels the stream that this request is. One that is over met the cancel on its way.
+    /// Cancels this request. One that is over met the cancel on its way.
     fn cancelled(&mut self, params: Option<&RawValue>) -> Result<()> {
         let value = params::value(params)?;
         let request = params::cancelled_request(&params::root(value))?;
-        self.cancel_turn(&request);
+        self.cancel_if(&request, Task::is_cancellable);
         Ok(())
     }
 
-    fn cancel_turn(&mut self, id: &Id) -> bool {
+    /// Cancels what runs for this request, where it is something of this kind.
+    fn cancel_if(&mut self, id: &Id, is_meant: impl Fn(&Task) -> bool) -> bool {
         let live = self.live.get_mut(id);
-        let turn = live.filter(|live| live.task.turn().is_some());
-        let is_cancelled = turn.map(Live::cancel).is_some();
+        let live = live.filter(|live| is_meant(&live.task));
+        let is_cancelled = live.map(Live::cancel).is_some();
         if is_cancelled {
             self.wake();
         }

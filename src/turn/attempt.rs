@@ -6,7 +6,7 @@ use super::session::{self, Stored};
 use super::system;
 use super::watch::{Recorded, Watch};
 use super::{Account, Context, Request, Teller, Tokens, usage};
-use crate::canonical::{Status, Telemetry, TurnEvent, TurnUsage};
+use crate::canonical::{PlanItem, Status, Telemetry, TurnEvent, TurnUsage};
 use crate::codex::child::{Child, Line, Next};
 use crate::codex::command::{self, Call};
 use crate::codex::failure::{self, Refusal};
@@ -32,6 +32,8 @@ const AFTER_VERDICT: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(40);
 /// How long a printed text waits for its record, so that the calls before it are told before it.
 const UNRECORDED: Duration = Duration::from_millis(300);
+/// How long a printed to-do list waits for its record.
+const PLAN_WAIT: Duration = Duration::from_millis(150);
 /// After so many texts in a row without a record, none is waited for any more.
 const GIVEN_UP: u32 = 3;
 /// How many sub-agents' rollouts are followed in a turn.
@@ -204,6 +206,7 @@ impl Attempt<'_> {
             },
             open: HashSet::new(),
             skipped: 0,
+            plan: None,
             last_text: None,
             misprinted: 0,
             agents: Agents::default(),
@@ -449,7 +452,10 @@ impl Attempt<'_> {
         let said = heard.translator.line(line);
         teller.start();
         heard.has_steps |= matches!(said, Said::Step(_));
-        heard.worked |= matches!(said, Said::Text(_) | Said::Thinking(_) | Said::Step(_));
+        heard.worked |= matches!(
+            said,
+            Said::Text(_) | Said::Thinking(_) | Said::Step(_) | Said::Plan(_)
+        );
         match said {
             Said::Thread(id) => self.hear_thread(&id, heard, teller),
             _ if !wanted => {}
@@ -469,6 +475,7 @@ impl Attempt<'_> {
                 teller.sink.step(&step);
                 self.hear_step(&step, heard, teller);
             }
+            Said::Plan(items) => self.hear_plan(items, heard, teller),
             Said::Trouble(message) => {
                 if failure::is_retry(&message) {
                     teller.status(Status::Retrying, Some(&message));
@@ -556,7 +563,7 @@ impl Attempt<'_> {
         let watch = Watch::known_thread(&path, cancel).map_err(|error| {
             Error::os(Kind::Io, format!("cannot read '{}'", path.display()), error)
         })?;
-        Ok(Some(watch))
+        Ok(Some(watch.with_names(self.bridge.map(Bridge::names))))
     }
 
     /// Finds the rollout of a thread that codex has just begun or unpacked.
@@ -574,12 +581,39 @@ impl Attempt<'_> {
                 None => Watch::new_thread(&path, &heard.record.cancel),
                 Some(_) => Watch::late(&path, heard.record.begun, &heard.record.cancel),
             };
-            heard.record.watch = watch.ok();
+            let names = self.bridge.map(Bridge::names);
+            heard.record.watch = watch.ok().map(|watch| watch.with_names(names));
             // Late, but there: texts are worth a wait again.
             heard.record.unmatched = 0;
         }
         heard.record.next_search = Instant::now() + heard.record.pause;
         heard.record.pause = (heard.record.pause * 2).min(Duration::from_secs(2));
+    }
+
+    /// codex prints its to-do list, which it does again when the turn ends. What is in progress it only records.
+    fn hear_plan(&self, items: Vec<PlanItem>, heard: &mut Heard, teller: &mut Teller<'_>) {
+        let is_done = |item: &PlanItem| item.status == "completed";
+        let deadline = Instant::now() + PLAN_WAIT;
+        let items = loop {
+            self.follow(heard, teller);
+            let recorded = heard.record.watch.as_ref().map_or(&[][..], Watch::plan);
+            let is_same = recorded.len() == items.len()
+                && recorded.iter().zip(&items).all(|(recorded, item)| {
+                    recorded.text == item.text && is_done(recorded) == is_done(item)
+                });
+            if is_same {
+                break recorded.to_vec();
+            }
+            // Within code mode it is not recorded at all.
+            if Instant::now() >= deadline || heard.cancel.is_raised() {
+                break items;
+            }
+            crate::sys::wait_for(&heard.cancel, Duration::from_millis(3));
+        };
+        if heard.plan.as_ref() != Some(&items) {
+            teller.event(&TurnEvent::Plan { items: &items });
+            heard.plan = Some(items);
+        }
     }
 
     /// Keeps track of what codex has reported as begun and not as over.
@@ -693,7 +727,10 @@ impl Attempt<'_> {
             }
             agents.seen.insert(thread.clone());
             match Watch::sub_agent(&path, &thread, heard.record.begun, &heard.cancel) {
-                Ok(watch) => agents.followed.push(watch),
+                Ok(watch) => {
+                    let names = self.bridge.map(Bridge::names);
+                    agents.followed.push(watch.with_names(names));
+                }
                 Err(error) => teller.warn(&format!(
                     "the calls and tokens of the sub-agent {thread} cannot be told: cannot read '{}': {}",
                     path.display(),
@@ -913,6 +950,8 @@ struct Heard {
     open: HashSet<String>,
     /// How many lines were too long.
     skipped: u64,
+    /// The to-do list that was told last.
+    plan: Option<Vec<PlanItem>>,
     /// The text that was told last.
     last_text: Option<String>,
     /// How many printed texts have no record of the same words.

@@ -7,8 +7,9 @@
 
 use super::Tokens;
 use super::usage::Count;
-use crate::canonical::{ContextUse, Telemetry, TurnUsage, Usage};
+use crate::canonical::{ContextUse, PlanItem, Telemetry, TurnUsage, Usage};
 use crate::codex::home;
+use crate::mcp::ToolNames;
 use crate::rollout::calls::{Calls, write_result, write_use};
 use crate::rollout::lines::{Kind, Lines};
 use crate::rollout::record::{self, Record, TurnEnd};
@@ -18,6 +19,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a text that was recorded may keep what was recorded behind it waiting for codex to print it.
@@ -58,6 +60,10 @@ pub(super) struct Watch {
     /// Was any use recorded of the thread?
     is_counted: bool,
     telemetry: Telemetry,
+    /// The list of the last `update_plan` call.
+    plan: Vec<PlanItem>,
+    /// The daemon's names of its tools.
+    names: Option<Arc<ToolNames>>,
 }
 
 /// What was recorded.
@@ -173,7 +179,15 @@ impl Watch {
             count: count.anew(),
             is_counted: false,
             telemetry: Telemetry::default(),
+            plan: Vec::new(),
+            names: None,
         }
+    }
+
+    /// The same, telling the daemon's tools by these names.
+    pub(super) fn with_names(mut self, names: Option<Arc<ToolNames>>) -> Watch {
+        self.names = names;
+        self
     }
 
     /// Takes what was recorded since, unless so much is queued that it has to be taken first; says whether that
@@ -240,6 +254,8 @@ impl Watch {
                                 turn: &mut self.turn,
                                 end: &mut self.end,
                                 spawned: &mut self.spawned,
+                                plan: &mut self.plan,
+                                names: self.names.as_deref(),
                             };
                             taker.take(record);
                         }
@@ -293,6 +309,11 @@ impl Watch {
     /// Was anything recorded since the reading began?
     pub(super) fn has_grown(&self) -> bool {
         self.lines.offset() > self.start
+    }
+
+    /// The to-do list of the last `update_plan` call, whatever became of it.
+    pub(super) fn plan(&self) -> &[PlanItem] {
+        &self.plan
     }
 
     /// What the turn of this sub-agent has used.
@@ -420,6 +441,29 @@ fn no_output(id: &str) -> Vec<u8> {
     .into_bytes()
 }
 
+/// The list that an `update_plan` call has.
+fn planned(call: &record::Call<'_>) -> Option<Vec<PlanItem>> {
+    #[derive(serde::Deserialize)]
+    struct Arguments {
+        plan: Vec<Step>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Step {
+        step: String,
+        status: String,
+    }
+    let record::Input::Encoded(raw) = call.input else {
+        return None;
+    };
+    let arguments: Arguments = serde_json::from_str(&crate::rollout::json::decode(raw)).ok()?;
+    let steps = arguments.plan.into_iter();
+    Some(
+        steps
+            .map(|Step { step, status }| PlanItem { text: step, status })
+            .collect(),
+    )
+}
+
 /// Is this a message of one agent to another? codex records those as texts of the assistant, as JSON.
 fn is_from_agent(text: &str) -> bool {
     text.starts_with('{')
@@ -437,6 +481,8 @@ struct Taker<'a> {
     turn: &'a mut Option<String>,
     end: &'a mut Option<TurnEnd>,
     spawned: &'a mut bool,
+    plan: &'a mut Vec<PlanItem>,
+    names: Option<&'a ToolNames>,
 }
 
 impl Taker<'_> {
@@ -452,6 +498,17 @@ impl Taker<'_> {
         self.push(Recorded::Event(bytes));
     }
 
+    /// Gives a call of one of the daemon's tools the daemon's name for it.
+    fn rename(&self, call: &mut record::Call<'_>) {
+        let namespace = call.namespace.as_deref().unwrap_or_default();
+        let own = self
+            .names
+            .and_then(|names| names.own_name(namespace, &call.name));
+        if let Some(own) = own {
+            call.name = own.to_owned().into();
+        }
+    }
+
     fn take(&mut self, record: Record<'_>) {
         let agent = self.agent;
         match record {
@@ -465,7 +522,11 @@ impl Taker<'_> {
                     self.end.get_or_insert(end);
                 }
             }
-            Record::Call(call) => {
+            Record::Call(mut call) => {
+                self.rename(&mut call);
+                if call.name == "update_plan" && call.namespace.is_none() {
+                    *self.plan = planned(&call).unwrap_or_default();
+                }
                 // Each kind of multi-agent tools that codex has has one that starts an agent.
                 *self.spawned |= call.name.ends_with("_agent");
                 self.event(|out, _| write_use(out, &call, None, agent));
@@ -482,7 +543,8 @@ impl Taker<'_> {
                     });
                 }
             }
-            Record::Nested(nested) => {
+            Record::Nested(mut nested) => {
+                self.rename(&mut nested.call);
                 *self.spawned |= nested.call.name.ends_with("_agent");
                 self.event(|out, calls| write_use(out, &nested.call, calls.parent(&nested), agent));
                 self.event(|out, _| {

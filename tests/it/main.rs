@@ -20,6 +20,7 @@ mod mcp_clients;
 mod mcp_security;
 mod members;
 mod memory;
+mod models;
 mod mutate;
 mod mutate_faults;
 mod mutate_real;

@@ -1,7 +1,7 @@
 //! The members of a turn's request and of its response: what codex makes of the first, and where the others come
 //! from.
 
-use crate::support::codex::real_codex;
+use crate::support::codex::{NEWEST, real_codex};
 use crate::support::{Cli, Daemon, Lab, method};
 use serde_json::{Value, json};
 use std::fs;
@@ -269,5 +269,52 @@ real_codex! {
         let output = Cli::new(&lab, ["turn", "--json", "third"]).run();
         assert!(output.stdout.contains("{\"type\":\"status\",\"state\":\"compacted\"}\n"), "{output:?}");
         assert!(output.stdout.contains("\"compactions\":1"), "{output:?}");
+    }
+}
+
+real_codex! {
+    fn the_plan_is_told_whenever_it_changes(codex: &Path) {
+        let plan = |id: &str, one: &str, two: &str| json!([{"id": id, "name": "update_plan", "arguments":
+            {"plan": [{"step": "one", "status": one}, {"step": "two", "status": two}]}}]);
+        let lab = Lab::real(codex, json!([
+            {"match": "work", "times": 1, "calls": plan("call_a", "in_progress", "pending")},
+            {"after": "call_a", "times": 1, "calls": plan("call_b", "completed", "in_progress")},
+            {"text": "so far"},
+        ]));
+        if codex.to_string_lossy().contains(NEWEST) {
+            // It no longer has the tool unless it is asked to.
+            lab.config(json!({"extra_args": ["-c", "tools.update_plan={enabled=true}"]}));
+        }
+        let turn = Daemon::start(&lab).turn(Daemon::prompt(&lab, "work"));
+        let told: Vec<&Value> = turn.of("plan").map(|event| &event["items"]).collect();
+        let items = |one: &str, two: &str| json!([{"text": "one", "status": one}, {"text": "two", "status": two}]);
+        assert_eq!(told, [&items("in_progress", "pending"), &items("completed", "in_progress")]);
+    }
+}
+
+real_codex! {
+    fn the_daemons_tools_have_their_own_names_and_blocks(codex: &Path) {
+        let call = json!([{"id": "call_a", "name": "fabric_send", "namespace": "mcp__plexum_host_alice", "arguments": {"to": "x"}}]);
+        let lab = Lab::real(codex, json!([{"match": "send", "times": 1, "calls": call}, {"text": "sent"}]));
+        let mut daemon = Daemon::start(&lab);
+        let pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==";
+        daemon.on_tool_call(move |_| Some(Ok(json!({"content": [{"type": "text", "text": "done"},
+            {"type": "image", "data": pixel, "mimeType": "image/png"}]}))));
+        let mut params = Daemon::prompt(&lab, "send");
+        params["request"]["tools"] = json!([{"name": "fabric.send", "description": "d", "input_schema": {"type": "object"}}]);
+        let turn = daemon.turn(params);
+        assert_eq!(turn.text(), "sent");
+        assert_eq!(daemon.tool_calls()[0]["params"]["name"], "fabric.send");
+        let used = turn.of("tool_use").next().unwrap();
+        assert_eq!((&used["id"], &used["name"]), (&json!("call_a"), &json!("fabric.send")));
+        let blocks = &turn.of("tool_result").next().unwrap()["content"];
+        // 0.135 records some results as text.
+        for block in blocks.as_array().into_iter().flatten() {
+            let kind = block["type"].as_str().unwrap();
+            assert!(kind == "text" && block["text"].is_string()
+                || kind == "image" && block["data"] == pixel && block["mimeType"] == "image/png", "{kind}");
+        }
+        assert!(blocks.to_string().contains("done"));
+        assert!(!codex.to_string_lossy().contains(NEWEST) || blocks.is_array());
     }
 }

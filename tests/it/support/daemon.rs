@@ -22,6 +22,7 @@ pub(crate) mod method {
     pub(crate) const STREAM: &str = "plexum/provider/stream";
     pub(crate) const STEER: &str = "plexum/provider/steer";
     pub(crate) const CANCEL: &str = "plexum/provider/cancel";
+    pub(crate) const MODELS: &str = "plexum/provider/models";
     pub(crate) const MUTATE: &str = "plexum/session/mutate";
     pub(crate) const INITIALIZED: &str = "notifications/initialized";
     pub(crate) const CANCELLED: &str = "notifications/cancelled";
