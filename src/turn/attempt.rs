@@ -44,6 +44,8 @@ const AGENT_WAIT: Duration = Duration::from_secs(3);
 const AGENT_PAUSE: Duration = Duration::from_millis(150);
 /// The longest first line of a rollout that is read: it holds codex's whole instructions.
 const MAX_META: u64 = 4 << 20;
+/// So many warnings of codex, and lines that are no events, are told as warnings in a turn; the rest at `debug`.
+const MAX_TROUBLES: u64 = 20;
 /// How much is still told of tool calls after a cancel, in bytes: a daemon that does not read has it pile up.
 const MAX_AFTER_CANCEL: usize = 8 << 20;
 
@@ -196,6 +198,7 @@ impl Attempt<'_> {
             thread: None,
             worked: false,
             has_steps: false,
+            troubles: 0,
             record: Record {
                 next_search: Instant::now(),
                 pause: TICK,
@@ -229,6 +232,7 @@ impl Attempt<'_> {
             thread,
             worked,
             has_steps,
+            troubles,
             record,
             skipped,
             agents,
@@ -244,6 +248,11 @@ impl Attempt<'_> {
             _ => translator.last_error(),
         };
         let telemetry = record.watch.as_ref().map(|watch| watch.telemetry().clone());
+        if let Some(more @ 1..) = troubles.checked_sub(MAX_TROUBLES) {
+            teller.warn(&format!(
+                "codex: {more} more warnings and lines that are no events; they are told at 'debug'"
+            ));
+        }
         // A codex home that is a copy: its index leads codex to the rollout of the original (0.135 to 0.169).
         if has_steps && record.watch.as_ref().is_some_and(|it| !it.has_grown()) {
             teller.warn(&format!(
@@ -480,7 +489,12 @@ impl Attempt<'_> {
                 if failure::is_retry(&message) {
                     teller.status(Status::Retrying, Some(&message));
                 }
-                teller.warn(&format!("codex: {message}"));
+                heard.troubles += 1;
+                let message = format!("codex: {message}");
+                match heard.troubles <= MAX_TROUBLES {
+                    true => teller.warn(&message),
+                    false => teller.debug(&message),
+                }
             }
             Said::Nothing(what) => log::debug!("passed over: {what}"),
             Said::End => {}
@@ -945,6 +959,8 @@ struct Heard {
     worked: bool,
     /// It said that it does something.
     has_steps: bool,
+    /// How many warnings it gave, lines that are no events among them.
+    troubles: u64,
     record: Record,
     /// The items that codex has reported as begun and not as over.
     open: HashSet<String>,
