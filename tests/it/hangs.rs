@@ -225,3 +225,90 @@ fn blocked_signals_are_unblocked() {
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.exit(Duration::from_secs(10)).code(), Some(143));
 }
+
+// fault: 81
+/// A rollout of 5 GB is read back, or copied, no longer than somebody waits for that.
+#[test]
+fn huge_rollout_delays_neither_cancel_nor_end() {
+    const ID: &str = "01a1fe09-e49e-7b41-ae77-ccf89ea932da";
+    let lab = Lab::fake(Value::Null);
+    let day = lab.codex_home().join("sessions/2026/11/21");
+    fs::create_dir_all(&day).unwrap();
+    let path = day.join(format!("rollout-2026-11-21T12-06-56-{ID}.jsonl"));
+    let meta = json!({"type": "session_meta", "payload": {"id": ID, "cwd": lab.workspace()}});
+    fs::write(&path, format!("{meta}\n")).unwrap();
+    // A hole: it takes no room, and has no line in it where reading back could stop.
+    let rollout = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    rollout.set_len(5 << 30).unwrap();
+    fs::write(lab.session_file(), ID).unwrap();
+    let mut daemon = Daemon::start(&lab);
+    let turn = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+    assert!(daemon.call("manifest", json!({}))["result"].is_object());
+    let start = Instant::now();
+    daemon.call("cancel", json!({"stream": turn}));
+    assert_eq!(daemon.finish(turn).stop_reason(), "cancelled");
+    // A second, and what a busy machine adds.
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        start.elapsed()
+    );
+    daemon.request(
+        "mutate_session",
+        json!({"agent_id": "a", "workspace": lab.workspace(),
+            "mutations": [{"block_id": "call_1", "op": "consume-light"}]}),
+    );
+    assert!(daemon.call("manifest", json!({}))["result"].is_object());
+    let start = Instant::now();
+    daemon.close_stdin();
+    assert!(daemon.exit(Duration::from_secs(20)).success());
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+    let left: Vec<_> = fs::read_dir(&day).unwrap().flatten().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+}
+
+// fault: 85
+/// As the first process of a container it buries what codex has left to it, and is not to be looked into either.
+#[test]
+fn first_process_of_a_container_reaps_orphans() {
+    let Some(unshare) = crate::programs::find("unshare") else {
+        return;
+    };
+    if !rustix::process::geteuid().is_root() {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: only root can make a container");
+        return;
+    }
+    let lab = Lab::fake(json!([
+        {"grandchild": {"seconds": 1, "setsid": true}},
+        "default",
+    ]));
+    let mut command = Command::new(unshare);
+    command
+        .args(["--fork", "--pid", "--mount-proc", "--kill-child"])
+        .arg(env!("CARGO_BIN_EXE_plexum-openai"));
+    let mut daemon = Daemon::start_by(&lab, &mut command);
+    daemon.init();
+    for _ in 0..2 {
+        assert_eq!(daemon.turn(Daemon::prompt(&lab, "hi")).text(), "hi");
+    }
+    let processes = ps::of(lab.root());
+    let below = |parent: u32| {
+        let mut found = processes.iter().filter(move |one| one.parent == parent);
+        found.next().map(|one| one.pid).unwrap()
+    };
+    let init = below(daemon.pid());
+    let plugin = below(init);
+    let orphans = || {
+        let mut of = ps::of(lab.root());
+        of.retain(|one| one.command.contains("--grandchild"));
+        of.len()
+    };
+    wait_until("the orphans to end", || orphans() == 0);
+    wait_until("them to be buried", || {
+        ps::zombies(init) + ps::zombies(plugin) == 0
+    });
+}
