@@ -3,20 +3,81 @@
 //! Pure data. The names and shapes are those of the wire contract (`man/plexum-openai-protocol.7`); how they
 //! are framed is `plugin`'s business, and where they come from is `turn`'s.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
 /// The version of the wire contract that this plugin speaks.
-pub(crate) const PROTOCOL: u64 = 1;
+pub(crate) const CONTRACT: u64 = 2;
 /// The plugin's name, as the daemon's `.plugins.allow` and the profile's folder spell it.
 pub(crate) const PLUGIN: &str = "plexum-openai-provider";
 
-/// What the plugin is and offers; the answer to `manifest`.
+/// What the plugin says of itself in the result of `initialize`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Introduction<'a> {
+    /// The version of MCP that both sides speak from now on.
+    protocol_version: &'static str,
+    server_info: ServerInfo,
+    capabilities: Capabilities<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct ServerInfo {
+    name: &'static str,
+    version: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Capabilities<'a> {
+    logging: Empty,
+    experimental: Experimental<'a>,
+}
+
+/// `{}`.
+#[derive(Debug, Serialize)]
+struct Empty {}
+
+#[derive(Debug, Serialize)]
+struct Experimental<'a> {
+    plexum: Extension<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct Extension<'a> {
+    contract: u64,
+    manifest: Manifest<'a>,
+}
+
+impl Introduction<'_> {
+    /// The introduction in this version of MCP, with these advertised models.
+    pub(crate) fn new<'a>(
+        protocol_version: &'static str,
+        models: &'a [String],
+    ) -> Introduction<'a> {
+        Introduction {
+            protocol_version,
+            server_info: ServerInfo {
+                name: PLUGIN,
+                version: env!("CARGO_PKG_VERSION"),
+            },
+            capabilities: Capabilities {
+                logging: Empty {},
+                experimental: Experimental {
+                    plexum: Extension {
+                        contract: CONTRACT,
+                        manifest: Manifest::new(models),
+                    },
+                },
+            },
+        }
+    }
+}
+
+/// What the plugin is and offers; part of the result of `initialize`, and the file `manifest.json`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Manifest<'a> {
     name: &'static str,
     version: &'static str,
-    protocol: u64,
     activation: &'static str,
     executable: &'static str,
     contracts: Contracts<'a>,
@@ -38,7 +99,6 @@ impl Manifest<'_> {
         Manifest {
             name: PLUGIN,
             version: env!("CARGO_PKG_VERSION"),
-            protocol: PROTOCOL,
             activation: "lazy",
             executable: "plexum-openai-provider-plugin",
             contracts: Contracts {
@@ -144,6 +204,23 @@ pub(crate) struct TurnError {
     pub(crate) code: &'static str,
     pub(crate) message: String,
     pub(crate) retryable: bool,
+    /// From when on it can succeed, in seconds since 1970, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retry_at: Option<u64>,
+}
+
+/// Where a turn stands, where that is not what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Status {
+    /// It waits for its workspace.
+    Queued,
+    /// It no longer does.
+    Running,
+    /// codex tries a request again.
+    Retrying,
+    /// codex has made the conversation shorter.
+    Compacted,
 }
 
 /// One thing that happened in a turn. `tool_use` and `tool_result` are not here: they are written from the rollout
@@ -153,10 +230,16 @@ pub(crate) struct TurnError {
 pub(crate) enum TurnEvent<'a> {
     /// The first event of every turn.
     MessageStart,
-    /// Text of the assistant.
-    TextDelta { text: Cow<'a, str> },
+    /// Text of the assistant, of its message of this number in the turn, from 0.
+    TextDelta { text: Cow<'a, str>, message: usize },
     /// A summary of what the model thought.
     ThinkingDelta { text: Cow<'a, str> },
+    /// What somebody who waits would want to know.
+    Status {
+        state: Status,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        detail: Option<Cow<'a, str>>,
+    },
     /// Why the turn failed; at most one a turn.
     Error { error: &'a TurnError },
     /// The last event of every turn.
@@ -166,7 +249,44 @@ pub(crate) enum TurnEvent<'a> {
     },
 }
 
-/// How a turn ended, in full: the answer to `stream`, and the last line of `turn --json`.
+/// How much of what the model can hold the thread takes now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct ContextUse {
+    /// As the last request counted them; after a compaction without one, codex's own estimate.
+    pub(crate) tokens: u64,
+    pub(crate) window: Option<u64>,
+}
+
+/// One of the windows of an account's limits.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RateWindow {
+    pub(crate) used_percent: f64,
+    #[serde(default)]
+    pub(crate) window_minutes: Option<u64>,
+    /// In seconds since 1970.
+    #[serde(default)]
+    pub(crate) resets_at: Option<u64>,
+}
+
+/// The limits of the account, as the provider told them last. At least one of them is there.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct RateLimits {
+    pub(crate) primary: Option<RateWindow>,
+    pub(crate) secondary: Option<RateWindow>,
+}
+
+/// What codex recorded of a turn's requests besides their tokens. What it did not record is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Telemetry {
+    pub(crate) context: Option<ContextUse>,
+    /// How often the conversation was compacted in this turn.
+    pub(crate) compactions: u64,
+    pub(crate) rate_limits: Option<RateLimits>,
+    /// The model that codex asked.
+    pub(crate) model: Option<String>,
+}
+
+/// How a turn ended, in full: the result of a stream, and the last line of `turn --json`.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct TurnResult {
     pub(crate) stop_reason: StopReason,
@@ -176,4 +296,9 @@ pub(crate) struct TurnResult {
     pub(crate) usage: TurnUsage,
     /// Of the thread so far; `None` where that is not known. A sub-agent is a thread of its own.
     pub(crate) thread_usage: Option<Usage>,
+    #[serde(flatten)]
+    pub(crate) telemetry: Telemetry,
+    /// That of the `error` event.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<TurnError>,
 }

@@ -14,9 +14,7 @@ pub(crate) enum Kind {
     Usage,
     /// The config file cannot be read or says something impossible.
     Config,
-    /// The daemon speaks another version of the protocol.
-    ProtocolVersion,
-    /// A request that needs `init` came before it.
+    /// A request that needs `initialize` came before it.
     NotInitialized,
     /// Parameters that are not of the form `man/plexum-openai-protocol.7` gives; the message names the field.
     Params,
@@ -75,7 +73,6 @@ impl Kind {
             Kind::Method => -32601,
             Kind::Params | Kind::Usage => -32602,
             Kind::Config => -32001,
-            Kind::ProtocolVersion => -32002,
             Kind::NotInitialized => -32003,
             Kind::Busy => -32011,
             Kind::Io => -32000,
@@ -119,6 +116,7 @@ pub(crate) struct Error {
     kind: Kind,
     message: String,
     retryable: bool,
+    retry_at: Option<u64>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -132,6 +130,7 @@ impl Error {
             kind,
             message: message.into(),
             retryable: kind.retryable(),
+            retry_at: None,
             source: None,
         }
     }
@@ -142,6 +141,7 @@ impl Error {
             kind,
             message: format!("{message}: {}", reason(&source)),
             retryable: kind.retryable() || is_exhausted(&source),
+            retry_at: None,
             source: Some(Box::new(source)),
         }
     }
@@ -158,6 +158,12 @@ impl Error {
         self
     }
 
+    /// The same error, with the time from when on trying again can help, in seconds since 1970.
+    pub(crate) fn with_retry_at(mut self, retry_at: Option<u64>) -> Error {
+        self.retry_at = retry_at;
+        self
+    }
+
     pub(crate) fn kind(&self) -> Kind {
         self.kind
     }
@@ -168,6 +174,10 @@ impl Error {
 
     pub(crate) fn retryable(&self) -> bool {
         self.retryable
+    }
+
+    pub(crate) fn retry_at(&self) -> Option<u64> {
+        self.retry_at
     }
 }
 

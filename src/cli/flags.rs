@@ -130,7 +130,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         ],
         flags: &[],
         examples: &[(
-            r#"echo '{"jsonrpc":"2.0","id":1,"method":"manifest"}' | plexum-openai serve"#,
+            r#"echo '{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18"}}' | plexum-openai serve"#,
             "one request, by hand",
         )],
     },

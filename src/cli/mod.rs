@@ -10,7 +10,6 @@ pub(crate) mod help;
 pub(crate) mod man;
 pub(crate) mod mcp_host;
 pub(crate) mod mutate;
-mod packed;
 pub(crate) mod parse_rollout;
 mod progress;
 mod relay;

@@ -1,6 +1,6 @@
 //! `mutate`: consumes tool calls in a rollout that a person names by workspace, thread or file.
 //!
-//! It does what the daemon's `mutate_session` does, with the same locks, and prints the same answer.
+//! It does what the daemon's `plexum/session/mutate` does, with the same locks, and prints the same answer.
 
 use super::flags::{Parsed, at_home, usage};
 use super::{columns, seems, written};

@@ -46,7 +46,7 @@ impl Version {
         Version::V2025_11_25,
     ];
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Version::V2024_11_05 => "2024-11-05",
             Version::V2025_03_26 => "2025-03-26",
@@ -56,7 +56,7 @@ impl Version {
     }
 
     /// The version to answer a client with that asks for `wanted`: that one, or else the newest.
-    fn negotiated(wanted: &str) -> Version {
+    pub(crate) fn negotiated(wanted: &str) -> Version {
         Version::ALL
             .into_iter()
             .find(|version| version.name() == wanted)

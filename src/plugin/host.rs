@@ -1,9 +1,13 @@
-//! What the plugin says to the daemon on its own account: the `log` notification, a turn's events, and the
+//! What the plugin says to the daemon on its own account: logs, a turn's events, and the
 //! calls of the tools that the daemon lends.
 
 use super::message::Id;
+use super::names;
 use super::outbox::Outbox;
-use crate::canonical::{StopReason, ThreadState, TurnEvent, TurnResult, TurnUsage};
+use crate::canonical::{
+    StopReason, Telemetry, ThreadState, TurnError, TurnEvent, TurnResult, TurnUsage,
+};
+use crate::error::{Error, Kind};
 use crate::mcp::{CallId, ToolAnswer, ToolCall, ToolHost, ToolOutput};
 use crate::sys::Flag;
 use crate::turn::{Level, Sink};
@@ -11,19 +15,74 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::io::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How much a turn gathers before it asks for room in the outbox, in bytes.
 const GATHERED: usize = 256 << 10;
 
-/// The line of a `log` notification.
-pub(super) fn log_line(level: Level, message: &str, fields: &serde_json::Value) -> Vec<u8> {
-    let line = json!({
-        "jsonrpc": "2.0",
-        "method": "log",
-        "params": {"level": level.name(), "message": message, "fields": fields},
-    });
-    format!("{line}\n").into_bytes()
+/// MCP's levels, from the least important one on.
+const LEVELS: [&str; 8] = [
+    "debug",
+    "info",
+    "notice",
+    "warning",
+    "error",
+    "critical",
+    "alert",
+    "emergency",
+];
+
+/// Which logs the daemon gets, shared by all that log to it.
+#[derive(Clone, Debug)]
+pub(super) struct LogFilter(Arc<AtomicUsize>);
+
+impl Default for LogFilter {
+    /// From `info` on, until the daemon says otherwise.
+    fn default() -> LogFilter {
+        LogFilter(Arc::new(AtomicUsize::new(1)))
+    }
+}
+
+impl LogFilter {
+    /// Lets logs of this level and more important ones through.
+    ///
+    /// # Errors
+    /// [`Kind::Params`] where MCP has no such level.
+    pub(super) fn set(&self, level: &str) -> Result<(), Error> {
+        let Some(least) = LEVELS.iter().position(|name| *name == level) else {
+            let expected = LEVELS.join("', '");
+            return Err(Error::new(
+                Kind::Params,
+                format!("params.level: '{level}' is not a log level, expected one of '{expected}'"),
+            ));
+        };
+        self.0.store(least, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The line of a log, where the daemon wants it. `fields` is an object, and stands beside the message.
+    pub(super) fn line(
+        &self,
+        level: Level,
+        message: &str,
+        fields: &serde_json::Value,
+    ) -> Option<Vec<u8>> {
+        let importance = LEVELS.iter().position(|name| *name == level.name());
+        if importance < Some(self.0.load(Ordering::Relaxed)) {
+            return None;
+        }
+        let mut data = json!({"message": message});
+        for (name, value) in fields.as_object().into_iter().flatten() {
+            data[name] = value.clone();
+        }
+        let line = json!({
+            "jsonrpc": "2.0",
+            "method": names::LOG,
+            "params": {"level": level.name(), "logger": "plexum-openai", "data": data},
+        });
+        Some(format!("{line}\n").into_bytes())
+    }
 }
 
 /// A turn's events and logs on their way to the daemon.
@@ -32,6 +91,7 @@ pub(super) struct DaemonSink {
     /// The id of the stream request, as JSON.
     stream: String,
     fields: serde_json::Value,
+    filter: LogFilter,
     cancel: Flag,
     pending: Arc<Mutex<Pending>>,
 }
@@ -42,6 +102,7 @@ struct Pending {
     lines: Vec<u8>,
     started: bool,
     ended: Option<(StopReason, TurnUsage)>,
+    error: Option<TurnError>,
     /// The ids of the `tool_use` events without a result.
     open_calls: Vec<String>,
     /// Does the turn wait for room in the outbox, and for nothing else?
@@ -98,6 +159,8 @@ impl StreamHandle {
             thread_state: ThreadState::New,
             usage,
             thread_usage: None,
+            telemetry: Telemetry::default(),
+            error: pending.error.take(),
         }
     }
 }
@@ -112,7 +175,8 @@ fn event_line(lines: &mut Vec<u8>, stream: &str, write: impl FnOnce(&mut Vec<u8>
     // Writing to memory does not fail.
     let _ = write!(
         lines,
-        "{{\"jsonrpc\":\"2.0\",\"method\":\"event\",\"params\":{{\"stream\":{stream},\"event\":"
+        "{{\"jsonrpc\":\"2.0\",\"method\":\"{}\",\"params\":{{\"stream\":{stream},\"event\":",
+        names::EVENT
     );
     write(lines);
     lines.extend_from_slice(b"}}\n");
@@ -123,6 +187,7 @@ impl DaemonSink {
         outbox: Outbox,
         stream: String,
         agent: Option<&str>,
+        filter: LogFilter,
         cancel: Flag,
     ) -> DaemonSink {
         let mut fields = json!({});
@@ -135,6 +200,7 @@ impl DaemonSink {
             outbox,
             stream,
             fields,
+            filter,
             cancel,
             pending: Arc::default(),
         }
@@ -190,6 +256,7 @@ impl Sink for DaemonSink {
             TurnEvent::MessageEnd { stop_reason, usage } => {
                 pending(&self.pending).ended = Some((*stop_reason, *usage));
             }
+            TurnEvent::Error { error } => pending(&self.pending).error = Some((*error).clone()),
             _ => {}
         }
         self.line(|out| {
@@ -229,8 +296,9 @@ impl Sink for DaemonSink {
         };
         log::log!(ours, "stream {}: {message}", self.stream);
         let mut pending = pending(&self.pending);
-        if !pending.abandoned {
-            let line = log_line(level, message, &self.fields);
+        if !pending.abandoned
+            && let Some(line) = self.filter.line(level, message, &self.fields)
+        {
             pending.lines.extend_from_slice(&line);
         }
     }
@@ -247,7 +315,7 @@ impl Sink for DaemonSink {
 /// What is done with a call's answer.
 type Answer = Box<dyn FnOnce(ToolAnswer) + Send>;
 
-/// The `tools.call` requests that the daemon has not answered, of all turns.
+/// The tool calls that the daemon has not answered, of all turns.
 #[derive(Clone, Default)]
 pub(super) struct Calls(Arc<Mutex<Open>>);
 
@@ -293,7 +361,7 @@ impl Calls {
             std::mem::take(&mut open.waiting)
         };
         for (number, answer) in waiting {
-            outbox.push(cancelled_line(number));
+            outbox.push(cancelled_line(number, GONE));
             answer(Err(GONE.to_owned()));
         }
     }
@@ -329,12 +397,13 @@ fn unreadable(why: &str) -> String {
 }
 
 /// The line that says that nobody waits for a call any more.
-fn cancelled_line(number: u64) -> Vec<u8> {
-    format!(
-        "{{\"jsonrpc\":\"2.0\",\"method\":\"tools.cancelled\",\"params\":{{\"id\":\"{}\"}}}}\n",
-        call_id(number)
-    )
-    .into_bytes()
+fn cancelled_line(number: u64, why: &str) -> Vec<u8> {
+    let line = json!({
+        "jsonrpc": "2.0",
+        "method": names::CANCELLED,
+        "params": {"requestId": call_id(number), "reason": why},
+    });
+    format!("{line}\n").into_bytes()
 }
 
 /// What an error answer says, for the model.
@@ -387,13 +456,14 @@ impl ToolHost for DaemonTools {
         open.waiting.insert(number, answer);
         self.outbox.push(
             format!(
-                "{{\"jsonrpc\":\"2.0\",\"id\":\"{}\",\"method\":\"tools.call\",\"params\":{{\"agent_id\":{},\"stream\":{},\"call_id\":{},\"name\":{},\"arguments\":{}}}}}\n",
+                "{{\"jsonrpc\":\"2.0\",\"id\":\"{}\",\"method\":\"{}\",\"params\":{{\"name\":{},\"arguments\":{},\"_meta\":{{\"agent_id\":{},\"stream\":{},\"call_id\":{}}}}}}}\n",
                 call_id(number),
+                names::TOOL_CALL,
+                json!(call.name),
+                call.arguments,
                 json!(self.agent_id),
                 self.stream,
-                json!(call.call_id),
-                json!(call.name),
-                call.arguments
+                json!(call.call_id)
             )
             .into_bytes(),
         );
@@ -407,6 +477,7 @@ impl ToolHost for DaemonTools {
             // Its answer is there, and met the cancel on the way.
             return;
         }
-        self.outbox.push(cancelled_line(call.0));
+        let why = "the turn no longer waits for it";
+        self.outbox.push(cancelled_line(call.0, why));
     }
 }

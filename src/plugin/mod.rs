@@ -1,7 +1,8 @@
-//! The plugin's side of the wire: JSON-RPC on stdin and stdout, as `man/plexum-openai-protocol.7` describes it.
+//! The plugin's side of the wire: MCP's lifecycle and methods of its own on stdin and stdout, as `man/plexum-openai-protocol.7` describes it.
 
 mod host;
 pub(crate) mod message;
+mod names;
 mod outbox;
 pub(crate) mod params;
 mod serve;

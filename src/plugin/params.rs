@@ -1,13 +1,14 @@
 //! The parameters of the daemon's requests, checked field by field so that an error can name the field.
 
+use super::message::Id;
+use crate::codex::home::is_thread_id;
 use crate::error::{Error, Kind, Result};
-use crate::mcp::Tool;
+use crate::mcp::{Tool, whole_characters};
 use crate::rollout::json::{self, Cursor};
 use crate::rollout::mutate::{Mutation, Op, Reach};
 use crate::turn::images::{Image, Source};
 use crate::turn::prompt::{HistoryBuilder, check_length, label};
-use crate::turn::{Block, Request};
-use serde_json::Number;
+use crate::turn::{Block, Request, ThreadChoice};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -22,6 +23,8 @@ const MAX_MUTATIONS: usize = 65_536;
 const MAX_ATTACHMENTS: usize = 4096;
 /// How many messages are named that are left out; of the rest only the number is told.
 const MAX_LEFT_OUT_WARNINGS: usize = 100;
+/// The longest schema of an output, in bytes: twice what providers take.
+const LONGEST_SCHEMA: usize = 256 << 10;
 /// How many objects and lists may stand in each other.
 const MAX_DEPTH: usize = 127;
 /// In an object up to so many bytes a member is looked for anew each time.
@@ -72,6 +75,13 @@ impl<'a> Field<'a> {
 
     fn is_object(&self) -> bool {
         self.json.starts_with('{')
+    }
+
+    fn object(&self) -> Result<()> {
+        match self.is_object() {
+            true => Ok(()),
+            false => Err(self.wrong("an object")),
+        }
     }
 
     fn is_list(&self) -> bool {
@@ -169,9 +179,7 @@ impl<'a> Field<'a> {
 
     /// A member; `null` counts as absent.
     fn member(&self, name: &str) -> Result<Option<Field<'a>>> {
-        if !self.is_object() {
-            return Err(self.wrong("an object"));
-        }
+        self.object()?;
         let value = self.get(name).filter(|value| *value != "null");
         Ok(value.map(|value| Field::new(value, format!("{}.{name}", self.path))))
     }
@@ -251,28 +259,45 @@ pub(crate) fn root(json: &str) -> Field<'_> {
     Field::new(json, "params".to_owned())
 }
 
-/// The protocol that `init` asks for, where it names one.
-pub(crate) fn init_protocol(params: &Field<'_>) -> Result<Option<Number>> {
-    if let Some(host) = params.member("host")? {
-        host.optional_text("name")?;
-        host.optional_text("version")?;
+/// The version of MCP that `initialize` asks for.
+pub(crate) fn protocol_version<'a>(params: &Field<'a>) -> Result<Cow<'a, str>> {
+    if let Some(capabilities) = params.member("capabilities")? {
+        capabilities.object()?;
     }
-    match params.member("protocol")? {
-        None => Ok(None),
-        // -1 or 1.5 is a number all the same, and no version that could be supported.
-        Some(field) => serde_json::from_str(field.json)
-            .map(Some)
-            .map_err(|_| field.wrong("a number")),
+    if let Some(client) = params.member("clientInfo")? {
+        client.optional_text("name")?;
+        client.optional_text("version")?;
     }
+    params.needed("protocolVersion")?.text()
 }
 
-/// The stream that `cancel` names.
-pub(crate) fn cancelled_stream(params: &Field<'_>) -> Result<super::message::Id> {
-    let field = params.needed("stream")?;
-    super::message::Id::from_json(field.json).ok_or_else(|| field.wrong("a string or an integer"))
+/// The level that `logging/setLevel` asks for.
+pub(crate) fn log_level<'a>(params: &Field<'a>) -> Result<Cow<'a, str>> {
+    params.needed("level")?.text()
 }
 
-/// What `stream` asks for: the workspace and the turn.
+/// The stream that a request to cancel it names.
+pub(crate) fn cancelled_stream(params: &Field<'_>) -> Result<Id> {
+    id(&params.needed("stream")?)
+}
+
+/// The request that `notifications/cancelled` names.
+pub(crate) fn cancelled_request(params: &Field<'_>) -> Result<Id> {
+    id(&params.needed("requestId")?)
+}
+
+/// The stream into which words of the user are to go.
+pub(crate) fn steered_stream(params: &Field<'_>) -> Result<Id> {
+    let stream = id(&params.needed("stream")?)?;
+    conversation(&params.needed("request")?)?;
+    Ok(stream)
+}
+
+fn id(field: &Field<'_>) -> Result<Id> {
+    Id::from_json(field.json).ok_or_else(|| field.wrong("a string or an integer"))
+}
+
+/// What a stream asks for: the workspace and the turn.
 pub(crate) fn stream(params: &Field<'_>) -> Result<(PathBuf, Request)> {
     let agent = params.needed("agent")?;
     let workspace = workspace(&agent.needed("workspace")?)?;
@@ -290,16 +315,130 @@ pub(crate) fn stream(params: &Field<'_>) -> Result<(PathBuf, Request)> {
         .optional_text("system")?
         .filter(|text| !text.trim().is_empty())
         .map(Cow::into_owned);
+    turn.thread = thread_choice(params)?;
+    turn.output_schema = output_schema(params)?;
+    turn.reasoning_effort = reasoning_effort(params)?;
     Ok((workspace, turn))
 }
 
-/// The tools that `stream` lends.
+/// The thread that `thread` names.
+fn thread_choice(params: &Field<'_>) -> Result<ThreadChoice> {
+    let Some(field) = params.member("thread")? else {
+        return Ok(ThreadChoice::Stored);
+    };
+    match &*field.text()? {
+        "new" => Ok(ThreadChoice::New),
+        id if is_thread_id(id) => Ok(ThreadChoice::Adopted(id.to_ascii_lowercase())),
+        other => Err(bad(
+            &field.path,
+            format!("'{}' is neither \"new\" nor a thread id", label(other)),
+        )),
+    }
+}
+
+/// The JSON Schema that the last text is to follow, as JSON.
+fn output_schema(params: &Field<'_>) -> Result<Option<String>> {
+    let Some(field) = params.member("output_schema")? else {
+        return Ok(None);
+    };
+    field.object()?;
+    if field.json.len() > LONGEST_SCHEMA {
+        let what = format!("is longer than {LONGEST_SCHEMA} bytes");
+        return Err(bad(&field.path, what));
+    }
+    check_schema(&field)?;
+    Ok(Some(whole_characters(field.json).into_owned()))
+}
+
+/// Checks what a JSON Schema means whatever the provider supports of it; the provider judges the rest.
+fn check_schema(schema: &Field<'_>) -> Result<()> {
+    // `true` and `false` are schemas too.
+    if matches!(schema.json, "true" | "false") {
+        return Ok(());
+    }
+    schema.object()?;
+    if let Some(field) = schema.member("type")? {
+        match field.is_list() {
+            true => field.list()?.try_for_each(|name| check_type(&name))?,
+            false => check_type(&field)?,
+        }
+    }
+    if let Some(required) = schema.member("required")? {
+        for name in required.list()? {
+            name.text()?;
+        }
+    }
+    for name in ["properties", "$defs", "definitions", "patternProperties"] {
+        if let Some(members) = schema.member(name)? {
+            members.object()?;
+            let mut checked = Ok(());
+            members.walk(|key, value| {
+                let key = unescape(&key[1..key.len() - 1]);
+                let path = format!("{}.{}", members.path, label(&key));
+                checked = check_schema(&Field::new(value, path));
+                checked.is_ok()
+            });
+            checked?;
+        }
+    }
+    for name in ["anyOf", "oneOf", "allOf", "prefixItems"] {
+        if let Some(list) = schema.member(name)? {
+            list.list()?.try_for_each(|field| check_schema(&field))?;
+        }
+    }
+    for name in ["items", "additionalProperties", "not"] {
+        if let Some(field) = schema.member(name)? {
+            // Older drafts have a list of schemas for the items.
+            match name == "items" && field.is_list() {
+                true => field.list()?.try_for_each(|field| check_schema(&field))?,
+                false => check_schema(&field)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_type(field: &Field<'_>) -> Result<()> {
+    const TYPES: [&str; 7] = [
+        "string", "number", "integer", "boolean", "object", "array", "null",
+    ];
+    let name = field.text()?;
+    match TYPES.contains(&&*name) {
+        true => Ok(()),
+        false => Err(bad(
+            &field.path,
+            format!("'{}' is not a type of JSON Schema", label(&name)),
+        )),
+    }
+}
+
+/// How much the model is to think. The words are the provider's, and new ones come; but each is a word.
+fn reasoning_effort(params: &Field<'_>) -> Result<Option<String>> {
+    const LONGEST: usize = 64;
+    let Some(field) = params.member("reasoning_effort")? else {
+        return Ok(None);
+    };
+    let effort = field.text()?;
+    let is_word = (1..=LONGEST).contains(&effort.len())
+        && effort
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    if !is_word {
+        return Err(bad(
+            &field.path,
+            format!("'{}' is not a word such as 'low' or 'high'", label(&effort)),
+        ));
+    }
+    Ok(Some(effort.into_owned()))
+}
+
+/// The tools that are lent to a stream.
 pub(crate) fn stream_tools(params: &Field<'_>) -> Result<Vec<Tool>> {
     tools(params.needed("request")?.member("tools")?)
 }
 
-/// What `mutate_session` asks for: the workspace, and what is to be done with which call.
-pub(crate) fn mutate_session(params: &Field<'_>) -> Result<(PathBuf, Vec<Mutation>)> {
+/// Which calls of which workspace are to be consumed, and how.
+pub(crate) fn mutate(params: &Field<'_>) -> Result<(PathBuf, Vec<Mutation>)> {
     params.optional_text("agent_id")?;
     let workspace = workspace(&params.needed("workspace")?)?;
     let mut mutations = Vec::new();
@@ -343,7 +482,7 @@ fn workspace(field: &Field<'_>) -> Result<PathBuf> {
     Ok(workspace)
 }
 
-/// The agent and the tools that `tools_changed` names.
+/// The agent whose tools are others, and the tools.
 pub(crate) fn tools_changed(params: &Field<'_>) -> Result<(String, Vec<Tool>)> {
     let agent_id = params.needed("agent_id")?.text()?.into_owned();
     Ok((agent_id, tools(Some(params.needed("tools")?))?))
@@ -359,13 +498,15 @@ fn tools(field: Option<Field<'_>>) -> Result<Vec<Tool>> {
             let what = format!("has more than {MAX_TOOLS} entries");
             return Err(bad(&field.path, what));
         }
-        let schema = tool.member("input_schema")?;
-        if let Some(schema) = &schema
-            && !schema.is_object()
-        {
-            return Err(schema.wrong("an object"));
-        }
-        let schema = schema.and_then(|schema| RawValue::from_string(schema.json.to_owned()).ok());
+        let schema = match tool.member("input_schema")? {
+            Some(schema) => Some(schema),
+            // As MCP has it.
+            None => tool.member("inputSchema")?,
+        };
+        let schema = schema
+            .map(|schema| schema.object().map(|()| schema.json.to_owned()))
+            .transpose()?
+            .and_then(|schema| RawValue::from_string(schema).ok());
         tools.push(Tool {
             name: tool.needed("name")?.text()?.into_owned(),
             description: tool.optional_text("description")?.map(Cow::into_owned),
@@ -785,6 +926,69 @@ mod tests {
         let joined: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
         assert_eq!(request.prompt, [[text(&joined.join("\n\n"))]]);
         assert!(request.history.is_empty());
+    }
+
+    #[test]
+    fn rejects_members_of_a_turn_that_codex_would_not_take() {
+        let with = |name: &str, value: Value| {
+            let mut params = json!({"agent": {"workspace": "/w"}, "request": {"messages": [{"role": "user", "content": "hi"}]}});
+            params[name] = value;
+            stream(&root(&params.to_string())).map(|(_, request)| request)
+        };
+        for (name, value, part) in [
+            ("thread", json!(""), "params.thread"),
+            ("thread", json!("fresh"), "'fresh' is neither"),
+            ("thread", json!("-cx=y"), "neither"),
+            ("thread", json!(1), "expected a string"),
+            ("output_schema", json!("x"), "expected an object"),
+            ("output_schema", json!([]), "expected an object"),
+            (
+                "output_schema",
+                json!({"type": "text"}),
+                "params.output_schema.type: 'text'",
+            ),
+            (
+                "output_schema",
+                json!({"properties": {"a": {"type": ["string", 1]}}}),
+                "params.output_schema.properties.a.type[1]",
+            ),
+            (
+                "output_schema",
+                json!({"items": [{"required": "a"}]}),
+                "items[0].required",
+            ),
+            (
+                "output_schema",
+                json!({"anyOf": {}}),
+                "anyOf: expected a list",
+            ),
+            ("reasoning_effort", json!(""), "params.reasoning_effort"),
+            ("reasoning_effort", json!("high\""), "not a word"),
+            ("reasoning_effort", json!(3), "expected a string"),
+        ] {
+            let error = with(name, value.clone()).unwrap_err();
+            assert_eq!(error.kind(), Kind::Params);
+            assert!(error.message().contains(part), "{value}: {error}");
+        }
+        let id = "019A0000-0000-7000-8000-00000000000A";
+        let request = with("thread", json!(id)).unwrap();
+        assert_eq!(
+            request.thread,
+            ThreadChoice::Adopted(id.to_ascii_lowercase())
+        );
+        assert_eq!(
+            with("thread", json!("new")).unwrap().thread,
+            ThreadChoice::New
+        );
+        assert_eq!(
+            with("thread", json!(null)).unwrap().thread,
+            ThreadChoice::Stored
+        );
+        let schema = json!({"type": "object", "properties": {"a": {"type": ["string", "null"]}}, "additionalProperties": false});
+        let request = with("output_schema", schema.clone()).unwrap();
+        assert_eq!(request.output_schema, Some(schema.to_string()));
+        let request = with("reasoning_effort", json!("xhigh")).unwrap();
+        assert_eq!(request.reasoning_effort.as_deref(), Some("xhigh"));
     }
 
     // fault: 68

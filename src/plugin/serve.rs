@@ -9,13 +9,15 @@
 //! ([`Server::abandon`]). Such threads are not joined, and neither is the reader: blocked in stdin it cannot be
 //! woken, and it holds nothing.
 
-use super::host::{Calls, DaemonSink, DaemonTools, StreamHandle, log_line};
+use super::host::{Calls, DaemonSink, DaemonTools, LogFilter, StreamHandle};
 use super::message::{self, Frame, Id, Message, Refused};
+use super::names;
 use super::outbox::Outbox;
 use super::params;
-use crate::canonical::{Manifest, PROTOCOL};
-use crate::config::{Config, Places};
+use crate::canonical::Introduction;
+use crate::config::Places;
 use crate::error::{Error, Kind, Result};
+use crate::mcp::server::Version;
 use crate::rollout::mutate::{self, Mode, Mutation, Outcome};
 use crate::sys::{self, Blocking, Flag};
 use crate::turn::queue::{Place, Queue};
@@ -76,7 +78,7 @@ enum Input {
     Gone,
 }
 
-/// Serves on this process's stdin and stdout until the daemon says `shutdown`, goes away, or a signal comes.
+/// Serves on this process's stdin and stdout until the daemon closes stdin, goes away, or a signal comes.
 /// Gives the exit status.
 ///
 /// # Errors
@@ -148,6 +150,7 @@ fn run(
         live: HashMap::new(),
         last: 0,
         calls: Calls::default(),
+        log_filter: LogFilter::default(),
         ending: None,
         unread: Ok(()),
     };
@@ -207,13 +210,14 @@ struct Server {
     outbox: Outbox,
     sender: SyncSender<Input>,
     queue: Queue,
-    /// There after an `init` that may succeed.
+    /// There after an `initialize` that may succeed.
     context: Option<Arc<Initialization>>,
     live: HashMap<Id, Live>,
     /// The number of the newest of them.
     last: u64,
     /// What the turns have asked the daemon for.
     calls: Calls,
+    log_filter: LogFilter,
     ending: Option<Ending>,
     /// How reading stdin came to its end.
     unread: std::io::Result<()>,
@@ -223,12 +227,37 @@ struct Server {
 struct Live {
     /// A response of the thread's counts for this one, and not for a later request with the same id.
     number: u64,
-    turn: Option<LiveTurn>,
+    task: Task,
     cancel: Flag,
     thread: JoinHandle<()>,
     /// When something is to be done about a cancelled one that does not end.
     due: Option<Instant>,
     nudged: bool,
+}
+
+/// What a request's thread does.
+enum Task {
+    Initialize,
+    Turn(LiveTurn),
+    Mutate,
+}
+
+impl Task {
+    fn turn(&self) -> Option<&LiveTurn> {
+        match self {
+            Task::Turn(turn) => Some(turn),
+            _ => None,
+        }
+    }
+
+    /// The name of its thread.
+    fn name(&self) -> &'static str {
+        match self {
+            Task::Initialize => "initialize",
+            Task::Turn(_) => "turn",
+            Task::Mutate => "rewrite",
+        }
+    }
 }
 
 /// What a turn has, and nothing else that runs: it can be cancelled and has tools.
@@ -245,7 +274,7 @@ impl Live {
     }
 }
 
-/// What an `init` is to give to the turns that were asked for right behind it.
+/// What an `initialize` is to give to the turns that were asked for right behind it.
 #[derive(Default)]
 struct Initialization {
     state: Mutex<Initialized>,
@@ -291,14 +320,12 @@ impl Initialization {
 }
 
 fn not_initialized() -> Error {
-    Error::new(Kind::NotInitialized, "`init` must succeed first")
+    Error::new(Kind::NotInitialized, "`initialize` must succeed first")
 }
 
 /// The plugin ends: why, and until when it is patient.
 struct Ending {
     status: u8,
-    /// The `shutdown` request to be answered.
-    answer: Option<Id>,
     deadline: Instant,
     abandoned: bool,
 }
@@ -307,13 +334,9 @@ impl Server {
     /// Works until the end; gives the exit status.
     fn work(&mut self, receiver: &Receiver<Input>) -> u8 {
         loop {
-            if let Some(ending) = &mut self.ending
+            if let Some(ending) = &self.ending
                 && self.live.is_empty()
             {
-                if let Some(id) = ending.answer.take() {
-                    self.outbox
-                        .respond(message::result_line(&id, "{}").into_bytes());
-                }
                 return ending.status;
             }
             let deadline = self.ending.as_ref().map(|ending| ending.deadline);
@@ -344,8 +367,8 @@ impl Server {
                 live.cancel.end_children();
                 live.due = Some(now + ABANDON_AFTER);
             } else if live
-                .turn
-                .as_ref()
+                .task
+                .turn()
                 .is_some_and(|turn| turn.handle.waits_for_room())
             {
                 // It does not hang: it is the daemon that does not read.
@@ -378,7 +401,7 @@ impl Server {
         };
         live.cancel.end_children();
         log::warn!("the thread of request {} hangs and is abandoned", id.json());
-        let outcome = match &live.turn {
+        let outcome = match live.task.turn() {
             Some(turn) => Ok(as_json(&turn.handle.abandon())),
             None => Err(shutting_down()),
         };
@@ -400,14 +423,14 @@ impl Server {
             }
             Input::End(outcome) => {
                 self.unread = outcome;
-                self.end(0, None);
+                self.end(0);
             }
             Input::Signal(number) => {
-                self.end(u8::try_from(128 + number).unwrap_or(1), None);
+                self.end(u8::try_from(128 + number).unwrap_or(1));
             }
             Input::Gone => {
                 log::info!("the daemon is gone");
-                self.end(0, None);
+                self.end(0);
             }
             Input::Done(number, id, outcome) => self.done(number, &id, outcome),
         }
@@ -449,18 +472,21 @@ impl Server {
             let error = Error::new(Kind::Request, format!("the id {} is in use", id.json()));
             return self.refuse(Some(&id), &error);
         }
+        if method == names::PING {
+            return self.answer(&id, Ok("{}".to_owned()));
+        }
         if self.ending.is_some() {
             let error = Error::new(Kind::Request, "the plugin is shutting down");
             return self.refuse(Some(&id), &error);
         }
         let result = match method {
-            "cancel" => self.cancel(params).map(Some),
+            names::SET_LOG_LEVEL => self.set_log_level(params).map(Some),
+            names::CANCEL => self.cancel(params).map(Some),
+            names::STEER => self.steer(params).map(Some),
             // Their threads answer.
-            "manifest" => self.manifest(&id).map(|()| None),
-            "init" => self.init(&id, params).map(|()| None),
-            "stream" => self.stream(&id, params).map(|()| None),
-            "mutate_session" => self.mutate_session(&id, params),
-            "shutdown" => return self.end(0, Some(id)),
+            names::INITIALIZE => self.initialize(&id, params).map(|()| None),
+            names::STREAM => self.stream(&id, params).map(|()| None),
+            names::MUTATE => self.mutate(&id, params),
             _ => Err(Error::new(
                 Kind::Method,
                 format!("unknown method '{method}'"),
@@ -475,22 +501,24 @@ impl Server {
 
     fn notification(&mut self, method: &str, params: Option<&RawValue>) {
         match method {
-            "cancel" => {
-                if let Err(error) = self.cancel(params) {
-                    self.log(
-                        Level::Warn,
-                        &format!("a `cancel` that names no stream: {error}"),
-                    );
-                }
+            names::INITIALIZED => {}
+            names::CANCELLED => {
+                let result = self.cancelled(params);
+                self.warn_of_unusable(method, result);
             }
-            "tools_changed" => {
-                if let Err(error) = self.tools_changed(params) {
-                    let message = format!("a `tools_changed` that cannot be used: {error}");
-                    self.log(Level::Warn, &message);
-                }
+            names::TOOLS_CHANGED => {
+                let result = self.tools_changed(params);
+                self.warn_of_unusable(method, result);
             }
-            "shutdown" => self.end(0, None),
             _ => log::debug!("an unknown notification: '{method}'"),
+        }
+    }
+
+    /// A notification has no response that could tell.
+    fn warn_of_unusable(&self, method: &str, result: Result<()>) {
+        if let Err(error) = result {
+            let message = format!("a `{method}` that cannot be used: {error}");
+            self.log(Level::Warn, &message);
         }
     }
 
@@ -498,9 +526,8 @@ impl Server {
     fn spawn(
         &mut self,
         id: &Id,
-        name: &str,
+        task: Task,
         cancel: Flag,
-        turn: Option<LiveTurn>,
         work: impl FnOnce() -> Result<String> + Send + 'static,
     ) -> Result<()> {
         self.last += 1;
@@ -508,7 +535,7 @@ impl Server {
         let thread = {
             let id = id.clone();
             std::thread::Builder::new()
-                .name(name.to_owned())
+                .name(task.name().to_owned())
                 .spawn(move || {
                     // A panic is a bug of ours; it must cost this request and no other.
                     let outcome = std::panic::catch_unwind(AssertUnwindSafe(work))
@@ -518,16 +545,16 @@ impl Server {
                 })
         };
         let thread = thread.map_err(|error| {
-            let kind = match turn {
-                Some(_) => Kind::CodexFailed,
-                None => Kind::Io,
+            let kind = match task {
+                Task::Turn(_) => Kind::CodexFailed,
+                _ => Kind::Io,
             };
-            let what = format!("cannot start a thread for the {name}");
+            let what = format!("cannot start a thread for the {}", task.name());
             Error::os(kind, what, error).with_retryable(true)
         })?;
         let live = Live {
             number,
-            turn,
+            task,
             cancel,
             thread,
             due: None,
@@ -537,49 +564,30 @@ impl Server {
         Ok(())
     }
 
-    /// Starts to look for the manifest; a broken config file does not fail it.
-    fn manifest(&mut self, id: &Id) -> Result<()> {
-        let places = self.setup.places.clone();
-        self.spawn(id, "manifest", Flag::new()?, None, move || {
-            let models = match places.load_config() {
-                Ok(loaded) => loaded.config.supported_models,
-                Err(error) => {
-                    log::warn!("{error}");
-                    Config::default().supported_models
-                }
-            };
-            Ok(as_json(&Manifest::new(&models)))
-        })
-    }
-
-    /// Starts to load the config. What is asked for behind `init` waits for it in its own thread.
-    fn init(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
+    /// Starts to load the config. What is asked for behind `initialize` waits for it in its own thread.
+    fn initialize(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
         let value = params::value(params)?;
-        if let Some(protocol) = params::init_protocol(&params::root(value))?
-            && protocol.as_u64() != Some(PROTOCOL)
-        {
-            return Err(Error::new(
-                Kind::ProtocolVersion,
-                format!(
-                    "protocol {protocol} is not supported; this plugin speaks protocol {PROTOCOL}"
-                ),
-            ));
-        }
+        let version = Version::negotiated(&params::protocol_version(&params::root(value))?);
         let cancel = Flag::new()?;
         let next = Arc::new(Initialization::default());
         // One that fails leaves what an earlier one has loaded.
         let before = self.context.replace(Arc::clone(&next));
         let (places, outbox) = (self.setup.places.clone(), self.outbox.clone());
+        let filter = self.log_filter.clone();
         let (failed, flag) = (Arc::clone(&next), cancel.clone());
-        let started = self.spawn(id, "init", cancel, None, move || {
+        let started = self.spawn(id, Task::Initialize, cancel, move || {
             match places.load_config() {
                 Ok(loaded) => {
                     for warning in &loaded.warnings {
-                        outbox.push(log_line(Level::Warn, warning, &json!({})));
+                        if let Some(line) = filter.line(Level::Warn, warning, &json!({})) {
+                            outbox.push(line);
+                        }
                     }
                     let config = loaded.config;
+                    let result =
+                        as_json(&Introduction::new(version.name(), &config.supported_models));
                     next.finish(Initialized::Done(Arc::new(Context { config, places })));
-                    Ok(json!({"protocol": PROTOCOL}).to_string())
+                    Ok(result)
                 }
                 Err(error) => {
                     next.finish(match before.map(|before| before.wait(&flag)) {
@@ -620,6 +628,7 @@ impl Server {
             self.outbox.clone(),
             id.json(),
             request.agent_id.as_deref(),
+            self.log_filter.clone(),
             cancel.clone(),
         );
         let agent_id = request.agent_id.clone();
@@ -636,7 +645,7 @@ impl Server {
             handle: sink.handle(),
         };
         let flag = cancel.clone();
-        self.spawn(id, "turn", cancel, Some(turn), move || {
+        self.spawn(id, Task::Turn(turn), cancel, move || {
             let outcome = match context.wait(&flag) {
                 Initialized::Done(context) => {
                     turn::run(&request, &place, &context, &flag, Some(&tools), &mut sink)
@@ -654,11 +663,11 @@ impl Server {
 
     /// Starts consuming calls of a workspace's session, after the turns of the workspace that came before; or
     /// knows the outcome already.
-    fn mutate_session(&mut self, id: &Id, params: Option<&RawValue>) -> Result<Option<String>> {
+    fn mutate(&mut self, id: &Id, params: Option<&RawValue>) -> Result<Option<String>> {
         let context = self.initialization()?;
         let (workspace, mutations) = {
             let value = params::value(params)?;
-            params::mutate_session(&params::root(value))?
+            params::mutate(&params::root(value))?
         };
         if mutations.is_empty() {
             return Ok(Some(as_json(&Outcome::default())));
@@ -666,7 +675,7 @@ impl Server {
         let cancel = Flag::new()?;
         let place = self.queue.join(&workspace);
         let flag = cancel.clone();
-        self.spawn(id, "rewrite", cancel, None, move || {
+        self.spawn(id, Task::Mutate, cancel, move || {
             let context = match context.wait(&flag) {
                 Initialized::Done(context) => context,
                 Initialized::Failed => return Err(not_initialized()),
@@ -677,16 +686,47 @@ impl Server {
         Ok(None)
     }
 
+    fn set_log_level(&self, params: Option<&RawValue>) -> Result<String> {
+        self.initialization()?;
+        let value = params::value(params)?;
+        self.log_filter
+            .set(&params::log_level(&params::root(value))?)?;
+        Ok("{}".to_owned())
+    }
+
+    /// Cancels a stream.
     fn cancel(&mut self, params: Option<&RawValue>) -> Result<String> {
+        self.initialization()?;
         let value = params::value(params)?;
         let stream = params::cancelled_stream(&params::root(value))?;
-        let live = self.live.get_mut(&stream);
-        let turn = live.filter(|live| live.turn.is_some());
+        let is_cancelled = self.cancel_turn(&stream);
+        Ok(json!({"cancelled": is_cancelled}).to_string())
+    }
+
+    /// Cancels the stream that this request is. One that is over met the cancel on its way.
+    fn cancelled(&mut self, params: Option<&RawValue>) -> Result<()> {
+        let value = params::value(params)?;
+        let request = params::cancelled_request(&params::root(value))?;
+        self.cancel_turn(&request);
+        Ok(())
+    }
+
+    fn cancel_turn(&mut self, id: &Id) -> bool {
+        let live = self.live.get_mut(id);
+        let turn = live.filter(|live| live.task.turn().is_some());
         let is_cancelled = turn.map(Live::cancel).is_some();
         if is_cancelled {
             self.wake();
         }
-        Ok(json!({"cancelled": is_cancelled}).to_string())
+        is_cancelled
+    }
+
+    /// `codex exec` takes nothing more once a turn has begun.
+    fn steer(&self, params: Option<&RawValue>) -> Result<String> {
+        self.initialization()?;
+        let value = params::value(params)?;
+        params::steered_stream(&params::root(value))?;
+        Ok(json!({"steered": false}).to_string())
     }
 
     /// Replaces the tools of the agent's running turns.
@@ -695,7 +735,7 @@ impl Server {
         let (agent_id, tools) = params::tools_changed(&params::root(value))?;
         let mut warnings = Vec::new();
         for live in self.live.values() {
-            if let Some(turn) = &live.turn
+            if let Some(turn) = live.task.turn()
                 && turn.agent_id.as_deref() == Some(agent_id.as_str())
             {
                 warnings = turn.tools.change(tools.clone());
@@ -738,7 +778,7 @@ impl Server {
     }
 
     /// Begins the end: everything that runs is cancelled.
-    fn end(&mut self, status: u8, answer: Option<Id>) {
+    fn end(&mut self, status: u8) {
         if self.ending.is_some() {
             return;
         }
@@ -749,7 +789,6 @@ impl Server {
         self.calls.end(&self.outbox);
         self.ending = Some(Ending {
             status,
-            answer,
             deadline: Instant::now() + ENDING,
             abandoned: false,
         });
@@ -761,7 +800,9 @@ impl Server {
     }
 
     fn log(&self, level: Level, message: &str) {
-        self.outbox.respond(log_line(level, message, &json!({})));
+        if let Some(line) = self.log_filter.line(level, message, &json!({})) {
+            self.outbox.respond(line);
+        }
     }
 }
 
@@ -784,7 +825,7 @@ fn consume(
     if cancel.is_raised() {
         return Err(shutting_down());
     }
-    // As `stream` names it; but nothing is created for a rewrite of what is not there.
+    // As a stream names it; but nothing is created for a rewrite of what is not there.
     let workspace = match place.workspace().canonicalize() {
         Ok(workspace) => workspace,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -795,7 +836,7 @@ fn consume(
     let place = place
         .join_directory(&workspace)
         .map_err(|error| unusable(&workspace, error))?;
-    if !place.wait(cancel) {
+    if !place.wait(cancel, || ()) {
         return Err(shutting_down());
     }
     let workspace = place.workspace();
@@ -857,15 +898,15 @@ mod tests {
     #[test]
     fn what_is_asked_is_answered() {
         let said = talk(&[
-            r#"{"jsonrpc":"2.0","id":1,"method":"cancel","params":{"stream":9}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#,
             r#"{"jsonrpc":"2.0","id":"two","method":"nothing"}"#,
             r#"{"jsonrpc":"2.0","method":"nothing"}"#,
             r#"{"jsonrpc":"2.0","id":3,"result":{}}"#,
-            r#"{"jsonrpc":"2.0","id":4,"method":"stream","params":{}}"#,
-            r#"{"jsonrpc":"2.0","id":5,"method":"init","params":{"protocol":2}}"#,
-            r#"{"jsonrpc":"2.0","id":6,"method":"cancel"}"#,
+            r#"{"jsonrpc":"2.0","id":4,"method":"plexum/provider/stream","params":{}}"#,
+            r#"{"jsonrpc":"2.0","id":5,"method":"initialize","params":{"protocolVersion":2}}"#,
+            r#"{"jsonrpc":"2.0","id":6,"method":"plexum/provider/cancel"}"#,
             "nonsense",
-            r#"{"jsonrpc":"2.0","id":7,"method":"shutdown"}"#,
+            r#"[{"jsonrpc":"2.0","id":7,"method":"ping"}]"#,
         ]);
         let short: Vec<_> = said
             .iter()
@@ -881,13 +922,13 @@ mod tests {
         assert_eq!(
             short,
             [
-                (json!(1), json!({"cancelled": false}), null.clone()),
+                (json!(1), json!({}), null.clone()),
                 (json!("two"), null.clone(), json!(-32601)),
                 (json!(4), null.clone(), json!(-32003)),
-                (json!(5), null.clone(), json!(-32002)),
-                (json!(6), null.clone(), json!(-32602)),
+                (json!(5), null.clone(), json!(-32602)),
+                (json!(6), null.clone(), json!(-32003)),
                 (null.clone(), null.clone(), json!(-32700)),
-                (json!(7), json!({}), null),
+                (null.clone(), null, json!(-32600)),
             ]
         );
     }

@@ -7,7 +7,7 @@
 
 use super::Tokens;
 use super::usage::Count;
-use crate::canonical::{TurnUsage, Usage};
+use crate::canonical::{ContextUse, Telemetry, TurnUsage, Usage};
 use crate::codex::home;
 use crate::rollout::calls::{Calls, write_result, write_use};
 use crate::rollout::lines::{Kind, Lines};
@@ -31,6 +31,8 @@ const MAX_LATE: usize = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Watch {
     lines: Lines<Cancellable<File>>,
+    /// Where the reading began.
+    start: u64,
     /// The turn is the first that began since then, in milliseconds since 1970. `None` once it has begun.
     awaits: Option<u64>,
     /// The thread, where it is a sub-agent's.
@@ -55,6 +57,7 @@ pub(super) struct Watch {
     count: Count,
     /// Was any use recorded of the thread?
     is_counted: bool,
+    telemetry: Telemetry,
 }
 
 /// What was recorded.
@@ -64,6 +67,8 @@ pub(super) enum Recorded {
     Event(Vec<u8>),
     /// A text of the assistant, and when it was seen here.
     Text(String, Instant),
+    /// The conversation was made shorter.
+    Compacted,
 }
 
 impl Recorded {
@@ -71,6 +76,7 @@ impl Recorded {
         match self {
             Recorded::Event(event) => event.len(),
             Recorded::Text(text, _) => text.len(),
+            Recorded::Compacted => 1,
         }
     }
 }
@@ -85,6 +91,8 @@ fn wanted(kind: Kind) -> bool {
             | Kind::TurnEnd
             | Kind::Message
             | Kind::Usage
+            | Kind::Context
+            | Kind::Compacted
     )
 }
 
@@ -111,11 +119,12 @@ impl Watch {
     /// The operating system's.
     pub(super) fn known_thread(path: &Path, cancel: &Flag) -> io::Result<Watch> {
         let mut file = open_regular_file(path)?;
-        let (length, count) = at_end(&mut file, cancel)?;
+        let (length, count, context) = at_end(&mut file, cancel)?;
         file.seek(SeekFrom::Start(length))?;
         let lines = Lines::starting_at(growing(file, cancel), length);
         let mut watch = Watch::of(lines, None, count);
         watch.is_counted = count.used() != Usage::default();
+        watch.telemetry.context = context;
         Ok(watch)
     }
 
@@ -148,6 +157,7 @@ impl Watch {
 
     fn of(lines: Lines<Cancellable<File>>, awaits: Option<u64>, count: Count) -> Watch {
         Watch {
+            start: lines.offset(),
             lines,
             awaits,
             agent: None,
@@ -162,6 +172,7 @@ impl Watch {
             before: count.used(),
             count: count.anew(),
             is_counted: false,
+            telemetry: Telemetry::default(),
         }
     }
 
@@ -175,16 +186,38 @@ impl Watch {
                 None => wanted,
             };
             match self.lines.next(wanted) {
+                // It holds the whole new conversation, and may be longer than a line that is read.
+                Ok(Some(line)) if line.kind == Kind::Compacted => {
+                    self.compacted();
+                }
                 Ok(Some(line)) => {
                     // A line that cannot be read is codex's to mend; the turn's end does not hang on it.
                     let Ok(record) = record::read(&line) else {
                         continue;
                     };
                     match (record, self.awaits) {
-                        (Record::Total { used, .. }, _) => {
+                        (
+                            Record::Total {
+                                used,
+                                context,
+                                rate_limits,
+                                ..
+                            },
+                            awaits,
+                        ) => {
                             self.is_counted = true;
                             self.count.total(used);
+                            self.telemetry.context = context.or(self.telemetry.context);
+                            if awaits.is_none() {
+                                self.telemetry.rate_limits =
+                                    rate_limits.or(self.telemetry.rate_limits);
+                            }
                         }
+                        (Record::Limits(limits), None) => {
+                            self.telemetry.rate_limits = Some(limits);
+                        }
+                        (Record::Model(model), None) => self.telemetry.model = Some(model),
+                        (Record::Compacted, None) => self.compacted(),
                         (Record::Request { used, .. }, _) => {
                             self.is_counted = true;
                             self.count.request(used);
@@ -222,6 +255,14 @@ impl Watch {
         true
     }
 
+    fn compacted(&mut self) {
+        self.telemetry.compactions += 1;
+        if self.agent.is_none() {
+            self.queue.push_back(Recorded::Compacted);
+            self.queued += Recorded::Compacted.bytes();
+        }
+    }
+
     /// Is so much queued that no more is read?
     pub(super) fn is_full(&self) -> bool {
         self.queued >= MAX_QUEUED
@@ -242,6 +283,16 @@ impl Watch {
             turn: TurnUsage::from(self.count.used()),
             thread: self.is_counted.then(|| self.before.plus(self.count.used())),
         })
+    }
+
+    /// What was recorded of the turn's requests besides.
+    pub(super) fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
+    /// Was anything recorded since the reading began?
+    pub(super) fn has_grown(&self) -> bool {
+        self.lines.offset() > self.start
     }
 
     /// What the turn of this sub-agent has used.
@@ -280,9 +331,9 @@ impl Watch {
         Some(first)
     }
 
-    /// The next event that no text stands before; a text that codex does not print is passed over in time, and
+    /// The next of what is queued that no text stands before, never a text; a text that codex does not print is passed over in time, and
     /// at once where nothing would be read any more.
-    pub(super) fn next_event(&mut self) -> Option<Vec<u8>> {
+    pub(super) fn next_before_text(&mut self) -> Option<Recorded> {
         loop {
             match self.queue.front()? {
                 Recorded::Text(_, seen) if seen.elapsed() <= UNPRINTED && !self.is_full() => {
@@ -291,8 +342,8 @@ impl Watch {
                 _ => {}
             }
             match self.pop()? {
-                Recorded::Event(event) => return Some(event),
                 Recorded::Text(text, _) => self.keep_late(text),
+                other => return Some(other),
             }
         }
     }
@@ -439,16 +490,21 @@ impl Taker<'_> {
                 });
             }
             Record::Text(text) => self.push(Recorded::Text(text, Instant::now())),
-            Record::Total { .. } | Record::Request { .. } | Record::Other => {}
+            Record::Total { .. }
+            | Record::Request { .. }
+            | Record::Limits(_)
+            | Record::Model(_)
+            | Record::Compacted
+            | Record::Other => {}
         }
     }
 }
 
-/// The length of a rollout in bytes, and what its thread has used so far.
+/// The length of a rollout in bytes, what its thread has used so far, and what it holds.
 ///
 /// codex's last total says it, and stands near the end, unless something was lost from it: then it has a mark, or
 /// is not the sum that codex keeps with the single requests from 0.153 on. Only then the whole rollout is read.
-fn at_end(file: &mut File, cancel: &Flag) -> io::Result<(u64, Count)> {
+fn at_end(file: &mut File, cancel: &Flag) -> io::Result<(u64, Count, Option<ContextUse>)> {
     let length = file.metadata()?.len();
     let mut piece = 64 << 10;
     loop {
@@ -459,10 +515,17 @@ fn at_end(file: &mut File, cancel: &Flag) -> io::Result<(u64, Count)> {
         let mut lines = Lines::starting_at(Cancellable::new(piece_of_it, cancel), start);
         let mut count = Count::default();
         let (mut last, mut requests, mut has_grown) = (None, None, false);
+        let mut holds = None;
         while let Some(line) = lines.next(|kind| kind == Kind::Usage)? {
             match record::read(&line) {
-                Ok(Record::Total { used, is_whole }) => {
+                Ok(Record::Total {
+                    used,
+                    is_whole,
+                    context,
+                    ..
+                }) => {
                     count.total(used);
+                    holds = context.or(holds);
                     has_grown |= last.is_some_and(|(before, _)| before != used);
                     last = Some((used, is_whole));
                 }
@@ -474,7 +537,7 @@ fn at_end(file: &mut File, cancel: &Flag) -> io::Result<(u64, Count)> {
             }
         }
         if start == 0 {
-            return Ok((length, count));
+            return Ok((length, count, holds));
         }
         if let Some((total, true)) = last
             // Where single requests are recorded, one stands between two totals that differ.
@@ -482,7 +545,7 @@ fn at_end(file: &mut File, cancel: &Flag) -> io::Result<(u64, Count)> {
         {
             let mut count = Count::default();
             count.total(total);
-            return Ok((length, count));
+            return Ok((length, count, holds));
         }
         piece = piece.saturating_mul(16);
     }

@@ -1,29 +1,24 @@
 //! The config file, as the daemon and the command line are told of it.
 
-use crate::support::{Cli, Daemon, Lab};
+use crate::support::{Cli, Daemon, Lab, method};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-/// `init` with this config is refused, and the message has all of these parts; the command line says the same.
+/// `initialize` with this config is refused, and the message has all of these parts; the command line says the same.
 #[track_caller]
 fn check_refused(lab: &Lab, shown: &str, parts: &[&str]) {
     let mut daemon = Daemon::start_uninitialised(lab);
-    let answer = daemon.call("init", json!({"protocol": 1}));
+    let answer = daemon.call(method::INITIALIZE, Daemon::introduction());
     assert_eq!(answer["error"]["code"], -32001, "{shown}: {answer}");
     let message = answer["error"]["message"].as_str().unwrap();
     for part in parts.iter().chain(&["config.json"]) {
         assert!(message.contains(part), "{shown}: {part:?} in {message}");
     }
-    let stream = daemon.call("stream", Daemon::prompt(lab, "hi"));
+    let stream = daemon.call(method::STREAM, Daemon::prompt(lab, "hi"));
     assert_eq!(stream["error"]["code"], -32003, "{shown}: {stream}");
-    let manifest = daemon.call("manifest", json!({}));
-    assert_eq!(
-        manifest["result"]["contracts"]["provider"]["models"],
-        json!(["codex"]),
-        "{shown}"
-    );
+    daemon.ping();
     let output = Cli::new(lab, ["turn", "hi"]).run();
     assert_eq!(
         (output.status, output.stdout.as_str(), output.stderr),
@@ -119,9 +114,12 @@ fn what_is_fine_is_fine() {
         }
         let mut daemon = Daemon::start(&lab);
         if config.is_some_and(|text| text.contains("binray")) {
-            let log = daemon.log("warn", "binray");
+            let log = daemon.log("warning", "binray");
             assert!(
-                log["message"].as_str().unwrap().contains("'binary'"),
+                log["data"]["message"]
+                    .as_str()
+                    .unwrap()
+                    .contains("'binary'"),
                 "{log}"
             );
         }

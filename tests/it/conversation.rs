@@ -1,7 +1,7 @@
 //! What a turn says to codex: the new messages, the older ones where a thread begins, the system text, images.
 
 use crate::support::codex::real_codex;
-use crate::support::{Cli, Daemon, LIMIT, Lab, wait_until};
+use crate::support::{Cli, Daemon, LIMIT, Lab, method, wait_until};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -116,7 +116,7 @@ real_codex! {
             assert_eq!(last_message(&lab), (pictures, text.to_owned()), "{new}");
         }
         for part in ["attachments alone", "the 'gone' one.png", "the audio \"call.mp3\"", "the document \"bill.pdf\""] {
-            daemon.log("warn", part);
+            daemon.log("warning", part);
         }
         let requests = lab.model().requests().len();
         for last in [json!([]), json!([{"role": "user", "content": [{"type": "tool_result"}]}])] {
@@ -158,7 +158,7 @@ real_codex! {
                         record,
                         "[system]\nYou are Bob.\n\n[user]\nMy name is Ada.\n[image \"me.png\"]\n\n[assistant]\nHello Ada.\n\n[user]\n[audio \"song\"]\n</conversation_so_far>\n\nWhat is my name?"
                     );
-                    daemon.log("warn", "with the conversation so far");
+                    daemon.log("warning", "with the conversation so far");
                 } else {
                     assert_eq!(text, "What is my name?");
                 }
@@ -276,7 +276,7 @@ fn images_are_private_while_codex_runs_and_gone_afterwards() {
     ]);
     let mut daemon = Daemon::start_by(&lab, &mut shell);
     daemon.init();
-    daemon.request("stream", params());
+    daemon.request(method::STREAM, params());
     wait_until("codex to start", || lab.path("running").exists());
     let run = lab.path("profile/run");
     let files = image_files(&lab.fake_runs()[0]);
@@ -293,7 +293,7 @@ fn images_are_private_while_codex_runs_and_gone_afterwards() {
     let mut other_lab = params();
     other_lab["agent"]["workspace"] = json!(lab.path("other"));
     let mut other = Daemon::start(&lab);
-    let id = other.request("stream", other_lab);
+    let id = other.request(method::STREAM, other_lab);
     wait_until("the other codex to start", || lab.path("running").exists());
     assert!(files.iter().all(|file| file.exists()));
     daemon.signal(Signal::KILL);
@@ -329,7 +329,7 @@ fn rejects_images_that_would_block() {
         ));
         assert_eq!(turn.text(), "[image \"x\" unavailable]", "{path}: {turn:?}");
         daemon.log(
-            "warn",
+            "warning",
             "the image \"x\" is left out: it is not a regular file",
         );
     }

@@ -3,7 +3,7 @@
 
 use crate::programs;
 use crate::support::codex::real_codex;
-use crate::support::{Cli, Daemon, LIMIT, Lab, cli, ps, wait_until};
+use crate::support::{Cli, Daemon, LIMIT, Lab, cli, method, ps, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap};
@@ -41,7 +41,7 @@ fn in_a_turn(lab: &Lab, script: Value) -> (Daemon, i64) {
     lab.script(script);
     let _ = fs::remove_file(lab.path("started"));
     let mut daemon = Daemon::start(lab);
-    let id = daemon.request("stream", Daemon::prompt(lab, "hi"));
+    let id = daemon.request(method::STREAM, Daemon::prompt(lab, "hi"));
     wait_until("the turn to start", || lab.path("started").exists());
     (daemon, id)
 }
@@ -96,8 +96,8 @@ fn a_workspace_that_vanishes_or_is_closed_is_told() {
         json!({"wait_for": lab.path("go")}),
     ];
     let (mut daemon, first) = in_a_turn(&lab, begun(held));
-    let second = daemon.request("stream", Daemon::prompt(&lab, "hi"));
-    assert!(daemon.call("manifest", json!({}))["result"].is_object());
+    let second = daemon.request(method::STREAM, Daemon::prompt(&lab, "hi"));
+    daemon.ping();
     fs::remove_dir_all(lab.workspace()).unwrap();
     fs::write(lab.path("go"), "").unwrap();
     daemon.finish(first);
@@ -228,10 +228,10 @@ fn codex_is_ended_in_steps() {
         ),
     );
     let mut daemon = Daemon::start(&lab);
-    let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+    let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "hi"));
     wait_until("the turn to start", || lab.path("started").exists());
     let start = Instant::now();
-    daemon.notify("cancel", json!({"stream": id}));
+    daemon.cancel(id);
     assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
     assert!(
         start.elapsed() > Duration::from_secs(2),
@@ -259,7 +259,7 @@ fn a_cancel_ends_all_of_a_turn_in_time() {
             let lab = Lab::fake(Value::Null);
             let (mut daemon, id) = in_a_turn(&lab, script(&lab));
             let start = Instant::now();
-            daemon.notify("cancel", json!({"stream": id}));
+            daemon.cancel(id);
             let turn = daemon.finish(id);
             best = best.min(start.elapsed());
             assert_eq!(turn.stop_reason(), "cancelled");
@@ -298,7 +298,7 @@ fn a_guard_that_is_stopped_leaves_nothing_either() {
     command.arg(env!("CARGO_BIN_EXE_plexum-openai"));
     let mut daemon = Daemon::start_by(&lab, &mut command);
     daemon.init();
-    let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+    let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "hi"));
     wait_until("the turn to start", || lab.path("started").exists());
     let running = |part: &str| {
         let mut running = ps::of(lab.root());
@@ -308,7 +308,7 @@ fn a_guard_that_is_stopped_leaves_nothing_either() {
     for guard in running("codex-guard") {
         ps::signal(guard.pid, Signal::STOP);
     }
-    daemon.notify("cancel", json!({"stream": id}));
+    daemon.cancel(id);
     assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
     for part in ["codex-guard", "fake-codex"] {
         let left = running(part);
@@ -336,12 +336,12 @@ real_codex! {
             let wait = if how == "end" { "" } else { "; sleep 600" };
             let lab = Lab::real(codex, script(wait));
             let mut daemon = Daemon::start(&lab);
-            let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+            let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "hi"));
             wait_until("the command to start", || lab.path("started").exists());
             let start = Instant::now();
             match how {
                 "cancel" => {
-                    daemon.notify("cancel", json!({"stream": id}));
+                    daemon.cancel(id);
                     let turn = daemon.finish(id);
                     assert_eq!(turn.stop_reason(), "cancelled");
                     assert!(sleeps(&lab).is_empty(), "{:?}", sleeps(&lab));
@@ -375,7 +375,7 @@ real_codex! {
             {"text": "done"},
         ]));
         let mut first = Daemon::start(&lab);
-        first.request("stream", Daemon::prompt(&lab, "first"));
+        first.request(method::STREAM, Daemon::prompt(&lab, "first"));
         wait_until("the command to start", || lab.path("started").exists());
         first.signal(Signal::KILL);
         let mut second = Daemon::start(&lab);
@@ -435,10 +435,10 @@ fn a_registration_that_hangs_ends_when_it_is_told_to() {
         if how == "locked" {
             rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
         }
-        let id = daemon.request("stream", params);
+        let id = daemon.request(method::STREAM, params);
         if how == "locked" {
             // Its answer comes after the turn has been taken up.
-            daemon.call("manifest", Value::Null);
+            daemon.ping();
         } else {
             wait_until("the registration", || lab.root().join("started").exists());
         }
@@ -446,7 +446,7 @@ fn a_registration_that_hangs_ends_when_it_is_told_to() {
         match how {
             "stdin" => daemon.close_stdin(),
             "TERM" => daemon.signal(Signal::TERM),
-            _ => daemon.notify("cancel", json!({"stream": id})),
+            _ => daemon.cancel(id),
         }
         let turn = daemon.finish(id);
         assert_eq!(turn.stop_reason(), "cancelled", "{how}: {turn:?}");
@@ -564,7 +564,7 @@ fn a_turn_that_has_begun_always_ends() {
         {"exit": 1},
     ]));
     let mut daemon = Daemon::start(&lab);
-    let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+    let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "hi"));
     wait_until("the turn to start", || lab.path("started").exists());
     fs::remove_file(lab.path("codex-copy")).unwrap();
     fs::write(lab.path("go"), "").unwrap();
@@ -597,7 +597,7 @@ fn two_hundred_turns_at_once_are_each_whole_and_small() {
             let mut params = Daemon::prompt(&lab, &format!("prompt {number}"));
             params["agent"] =
                 json!({"id": number.to_string(), "workspace": lab.path(&format!("w{number}"))});
-            daemon.request("stream", params)
+            daemon.request(method::STREAM, params)
         })
         .collect();
     wait_until("all of them to run at once", || {

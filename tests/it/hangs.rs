@@ -1,6 +1,6 @@
 //! What hangs in a file system hangs alone.
 
-use crate::support::{Daemon, Lab, ps, wait_until};
+use crate::support::{Daemon, Lab, method, ps, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
@@ -70,14 +70,14 @@ fn frozen_workspace_holds_up_nobody_else() {
     freezer.set("-f");
     let mut frozen = Daemon::prompt(&lab, "hi");
     frozen["agent"]["workspace"] = json!(freezer.0.join("new"));
-    let hangs = daemon.request("stream", frozen.clone());
-    assert!(daemon.call("manifest", json!({}))["result"].is_object());
+    let hangs = daemon.request(method::STREAM, frozen.clone());
+    daemon.ping();
     assert_eq!(daemon.turn(Daemon::prompt(&lab, "other")).text(), "other");
-    let answer = daemon.call("cancel", json!({"stream": hangs}));
+    let answer = daemon.call(method::CANCEL, json!({"stream": hangs}));
     assert_eq!(answer["result"], json!({"cancelled": true}));
     assert_eq!(daemon.finish(hangs).stop_reason(), "cancelled");
-    daemon.request("stream", frozen);
-    assert!(daemon.call("manifest", json!({}))["result"].is_object());
+    daemon.request(method::STREAM, frozen);
+    daemon.ping();
     let start = Instant::now();
     daemon.close_stdin();
     daemon.stdout_end(Duration::from_secs(10));
@@ -110,8 +110,8 @@ fn end_comes_in_time_whatever_hangs() {
     freezer.set("-f");
     let mut frozen = Daemon::prompt(&lab, "hi");
     frozen["agent"]["workspace"] = json!(freezer.0.join("new"));
-    daemon.request("stream", frozen);
-    daemon.request("stream", Daemon::prompt(&lab, "hi"));
+    daemon.request(method::STREAM, frozen);
+    daemon.request(method::STREAM, Daemon::prompt(&lab, "hi"));
     wait_until("codex to run", || lab.path("started").exists());
     let start = Instant::now();
     daemon.close_stdin();
@@ -156,7 +156,7 @@ fn cancel_and_end_interrupt_reading_back() {
     let mut daemon = Daemon::start(&lab);
     for ends in [false, true] {
         let before = ps::read(daemon.pid());
-        let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+        let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "hi"));
         wait_until("the rollout to be read", || {
             ps::read(daemon.pid()) > before + (64 << 20)
         });
@@ -165,7 +165,7 @@ fn cancel_and_end_interrupt_reading_back() {
         if ends {
             daemon.close_stdin();
         } else {
-            daemon.notify("cancel", json!({"stream": id}));
+            daemon.request(method::CANCEL, json!({"stream": id}));
         }
         assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
         if ends {
@@ -198,7 +198,7 @@ fn end_interrupts_a_rewrite() {
     let mut daemon = Daemon::start(&lab);
     let before = ps::read(daemon.pid());
     daemon.request(
-        "mutate_session",
+        method::MUTATE,
         json!({"workspace": lab.workspace(), "mutations": [{"block_id": "c", "op": "consume-light"}]}),
     );
     wait_until("the rollout to be read", || {

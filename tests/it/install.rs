@@ -1,11 +1,13 @@
 //! `make install` and `make install-plugin`, and their ways back, into folders of the test's own.
 
 use crate::programs;
+use crate::support::{Daemon, method};
 use serde_json::{Value, json};
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_plexum-openai");
 
@@ -48,6 +50,23 @@ impl Home {
             .env("PATH", path)
             .output()
             .unwrap()
+    }
+
+    /// The result of `initialize` of a plugin that is started in it.
+    fn introduction(&self, plugin: &Path) -> Value {
+        let mut child = Command::new(plugin)
+            .env_clear()
+            .env("HOME", self.0.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": method::INITIALIZE,
+            "params": Daemon::introduction()});
+        writeln!(child.stdin.take().unwrap(), "{request}").unwrap();
+        let output = child.wait_with_output().unwrap();
+        let response: Value = serde_json::from_slice(&output.stdout).unwrap();
+        response["result"].clone()
     }
 
     /// Every file in it.
@@ -145,6 +164,11 @@ What remains to do:
     let executable = manifest_read["executable"].as_str().unwrap();
     let program = home.path(folder).join(executable);
     assert_eq!(printed(&program, &["manifest"]), manifest);
+    let introduced = home.introduction(&program);
+    assert_eq!(
+        introduced["capabilities"]["experimental"]["plexum"]["manifest"],
+        manifest_read
+    );
 
     // With npm's codex, a script, the program beside it is the one.
     fs::remove_file(home.path(folder).join("config.json")).unwrap();

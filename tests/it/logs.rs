@@ -1,6 +1,6 @@
 //! The logs: what a turn did can be followed, and nothing that is the user's is in them.
 
-use crate::support::{Cli, Daemon, LIMIT, Lab, codex, wait_until};
+use crate::support::{Cli, Daemon, LIMIT, Lab, codex, method, wait_until};
 use serde_json::{Value, json};
 
 /// What must not be told, as it is put into every place that a turn has.
@@ -32,15 +32,17 @@ fn turn(lab: &mut Lab, filter: &str) -> (String, Vec<(String, String)>) {
         lab.set_env("RUST_LOG", filter);
     }
     let mut daemon = Daemon::start(lab);
+    let answer = daemon.call(method::SET_LOG_LEVEL, json!({"level": "debug"}));
+    assert_eq!(answer["result"], json!({}), "{answer}");
     daemon.on_tool_call(|_| Some(Ok(json!({"content": [{"type": "text", "text": SECRET}]}))));
     let turn = daemon.turn(request(lab));
     assert!(turn.text().contains("told"), "{turn:?}");
-    let text = |log: &Value, key: &str| log[key].as_str().unwrap().to_owned();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
     let logs = daemon.logs().iter();
     let logs = logs
-        .map(|log| (text(log, "level"), text(log, "message")))
+        .map(|log| (text(&log["level"]), text(&log["data"]["message"])))
         .collect();
-    daemon.call("shutdown", json!({}));
+    daemon.close_stdin();
     daemon.exit(LIMIT);
     if ["debug", "trace"].contains(&filter) {
         wait_until("the log to be read to its end", || {
@@ -130,7 +132,7 @@ fn a_turn_can_be_followed_and_its_secrets_are_its_own() {
         }
         // The three lines that are none.
         assert_eq!(
-            logs.iter().filter(|(level, _)| level == "warn").count(),
+            logs.iter().filter(|(level, _)| level == "warning").count(),
             3,
             "{logs:#?}"
         );

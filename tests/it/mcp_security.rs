@@ -124,7 +124,7 @@ real_codex! {
         assert_eq!(tool("parts")["parameters"]["properties"], json!({"p": string, "q": string}));
         assert_eq!(tool("parts")["parameters"].get("allOf"), None);
         assert_eq!(tool("old")["parameters"]["properties"], json!({"id": string}));
-        daemon.log("warn", "the input_schema of the tool 'lookup' has 'anyOf' at the top");
+        daemon.log("warning", "the input_schema of the tool 'lookup' has 'anyOf' at the top");
         drop(daemon);
         lab.assert_quiet();
     }

@@ -1,7 +1,7 @@
 //! Consuming tool calls, seen from outside: the `mutate` command and the daemon's `mutate_session` on rollouts
 //! as codex writes them, and what is told where nothing can or may be rewritten.
 
-use crate::support::{Cli, Daemon, Lab, wait_until};
+use crate::support::{Cli, Daemon, Lab, method, wait_until};
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 use std::fs::{self, File, FileTimes, Metadata, Permissions};
@@ -170,7 +170,7 @@ fn check(case: &Case) {
 
     fs::write(&thread.rollout, before).unwrap();
     let mut daemon = Daemon::start(&thread.lab);
-    let told = daemon.call("mutate_session", thread.request(&mutations));
+    let told = daemon.call(method::MUTATE, thread.request(&mutations));
     assert_eq!(told["result"], answer, "{what}");
     assert!(
         thread.text() == after,
@@ -178,7 +178,7 @@ fn check(case: &Case) {
     );
     thread.check_tidy();
     let written = thread.metadata();
-    let told = daemon.call("mutate_session", thread.request(&mutations));
+    let told = daemon.call(method::MUTATE, thread.request(&mutations));
     assert_eq!(told["result"], again, "{what}");
     assert!(untouched(&written, &thread.metadata()), "{what}");
 }
@@ -664,17 +664,14 @@ fn what_cannot_be_replaced_is_refused() {
     );
     let mut daemon = Daemon::start(&thread.lab);
     let request = thread.request(&json!([{"block_id": "a", "op": "light"}]));
-    let answer = daemon.call("mutate_session", request.clone());
+    let answer = daemon.call(method::MUTATE, request.clone());
     assert_eq!(answer["error"]["code"], -32000, "{answer}");
     let message = answer["error"]["message"].as_str().unwrap();
     assert!(message.contains("more than one hard link"), "{message}");
     assert_eq!(thread.text(), old);
     fs::remove_file(&link).unwrap();
     // The lock was given back: now it works.
-    assert_eq!(
-        daemon.call("mutate_session", request)["result"]["touched"],
-        1
-    );
+    assert_eq!(daemon.call(method::MUTATE, request)["result"]["touched"], 1);
     thread.check_tidy();
 }
 
@@ -707,7 +704,7 @@ fn a_thread_in_use_is_left_alone() {
     }
     let mut daemon = Daemon::start(&thread.lab);
     let request = thread.request(&json!([{"block_id": "a", "op": "heavy"}]));
-    let answer = daemon.call("mutate_session", request.clone());
+    let answer = daemon.call(method::MUTATE, request.clone());
     assert_eq!(answer["error"]["code"], -32011, "{answer}");
     assert_eq!(
         answer["error"]["message"],
@@ -720,10 +717,7 @@ fn a_thread_in_use_is_left_alone() {
     assert_eq!(thread.answer(&["-w", ".", "-n", "a"], "")["touched"], 1);
 
     drop(lock);
-    assert_eq!(
-        daemon.call("mutate_session", request)["result"]["touched"],
-        1
-    );
+    assert_eq!(daemon.call(method::MUTATE, request)["result"]["touched"], 1);
     thread.check_tidy();
 }
 
@@ -746,7 +740,7 @@ fn between_turns_and_not_during_one() {
         "release_lock",
     ]));
     let mut daemon = Daemon::start(&thread.lab);
-    let turn = daemon.request("stream", Daemon::prompt(&thread.lab, "hi"));
+    let turn = daemon.request(method::STREAM, Daemon::prompt(&thread.lab, "hi"));
     wait_until("codex is at work", || at_work.exists());
     let (status, stdout, stderr) = thread.mutate(&["-w", ".", "a"], "");
     assert_eq!((status, stdout.as_str()), (1, ""));
@@ -755,10 +749,9 @@ fn between_turns_and_not_during_one() {
         {"block_id": "a", "op": "light"},
         {"block_id": "b", "op": "light"},
     ]));
-    let mutation = daemon.request("mutate_session", request);
+    let mutation = daemon.request(method::MUTATE, request);
     // It is read and waits: what is asked after it is answered before it.
-    let manifest = daemon.call("manifest", json!({}));
-    assert_eq!(manifest["result"]["protocol"], 1);
+    daemon.ping();
     assert!(thread.text().matches("consumed").count() == 0);
     fs::write(&go_on, "").unwrap();
     assert_eq!(daemon.finish(turn).stop_reason(), "end_turn");
@@ -801,7 +794,7 @@ fn without_a_session_all_are_missing() {
     let mut daemon = Daemon::start(&thread.lab);
     let mut ask = |workspace: &Path| {
         let params = json!({"workspace": workspace, "mutations": mutations});
-        daemon.call("mutate_session", params)["result"].clone()
+        daemon.call(method::MUTATE, params)["result"].clone()
     };
     assert_eq!(ask(&other), missing);
     assert_eq!(ask(&thread.lab.path("none")), missing);

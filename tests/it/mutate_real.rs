@@ -4,7 +4,7 @@
 //! Since 0.148 codex keeps byte offsets into its rollouts, in `thread_history_1.sqlite` and in forks. With these
 //! versions it is shown that they stay right; with the oldest one that the rewrite is understood at all.
 
-use crate::support::{Daemon, LIMIT, Lab, cli, codex};
+use crate::support::{Daemon, LIMIT, Lab, cli, codex, method};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
@@ -73,7 +73,7 @@ fn consume(lab: &Lab, daemon: &mut Daemon, thread: &str) -> PathBuf {
         {"block_id": "call_2", "op": "consume-light"},
     ]});
     for touched in [2, 0] {
-        let answer = daemon.call("mutate_session", request.clone());
+        let answer = daemon.call(method::MUTATE, request.clone());
         assert_eq!(
             answer["result"],
             json!({"requested": 2, "touched": touched, "missing": []}),

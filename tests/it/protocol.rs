@@ -1,6 +1,6 @@
 //! The contract between daemon and plugin, message by message.
 
-use crate::support::{Cli, Daemon, LIMIT, Lab, ps, wait_until};
+use crate::support::{Cli, Daemon, LIMIT, Lab, method, ps, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
@@ -22,7 +22,7 @@ fn endless(lab: &Lab) -> Value {
 /// Starts a turn that goes on until it is ended; its id.
 #[track_caller]
 fn start_endless(daemon: &mut Daemon, lab: &Lab) -> i64 {
-    let id = daemon.request("stream", Daemon::prompt(lab, "go on"));
+    let id = daemon.request(method::STREAM, Daemon::prompt(lab, "go on"));
     wait_until("the turn to start", || lab.path("started").exists());
     id
 }
@@ -43,12 +43,12 @@ fn lines_that_are_no_requests_are_answered_and_the_connection_lives_on() {
         assert_eq!(answer["error"]["code"], code, "{shown}: {answer}");
         let message = answer["error"]["message"].as_str().unwrap();
         assert!(message.contains(part), "{shown}: {message}");
-        let alive = daemon.call("manifest", json!({}));
-        assert!(alive["result"].is_object(), "{shown}: {alive}");
+        let alive = daemon.call(method::PING, json!({}));
+        assert_eq!(alive["result"], json!({}), "{shown}: {alive}");
     };
     for line in [
         "not json",
-        "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"manifest\"",
+        "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"",
         "{} {}",
         "\"\u{feff}",
     ] {
@@ -62,24 +62,24 @@ fn lines_that_are_no_requests_are_answered_and_the_connection_lives_on() {
     );
     check(&b"[".repeat(100_000), Value::Null, -32700, "");
     for line in [
-        r#"[{"jsonrpc":"2.0","id":901,"method":"manifest"}]"#,
+        r#"[{"jsonrpc":"2.0","id":901,"method":"ping"}]"#,
         "[]",
-        r#"["2.0",903,"manifest",{}]"#,
-        r#"["2.0",903,"manifest",null,null,null]"#,
+        r#"["2.0",903,"ping",{}]"#,
+        r#"["2.0",903,"ping",null,null,null]"#,
         "17",
         "null",
         "{}",
-        r#"{"jsonrpc":"2.0","id":{},"method":"manifest"}"#,
-        r#"{"jsonrpc":"2.0","id":1.5,"method":"manifest"}"#,
-        r#"{"jsonrpc":"2.0","id":true,"method":"manifest"}"#,
+        r#"{"jsonrpc":"2.0","id":{},"method":"ping"}"#,
+        r#"{"jsonrpc":"2.0","id":1.5,"method":"ping"}"#,
+        r#"{"jsonrpc":"2.0","id":true,"method":"ping"}"#,
     ] {
         check(line.as_bytes(), Value::Null, -32600, "");
     }
     for line in [
         r#"{"jsonrpc":"2.0","id":902,"method":5}"#,
-        r#"{"jsonrpc":"1.0","id":902,"method":"manifest"}"#,
-        r#"{"id":902,"method":"manifest"}"#,
-        r#"{"jsonrpc":"2.0","id":902,"method":"manifest","params":"x"}"#,
+        r#"{"jsonrpc":"1.0","id":902,"method":"ping"}"#,
+        r#"{"id":902,"method":"ping"}"#,
+        r#"{"jsonrpc":"2.0","id":902,"method":"ping","params":"x"}"#,
     ] {
         // Each time the same id: one that was refused is free again.
         daemon.send_bytes(format!("{line}\n").as_bytes());
@@ -131,8 +131,8 @@ fn an_answer_is_never_answered() {
     assert_eq!(daemon.answer_to_nothing()["error"]["code"], -32700);
     assert!(!daemon.is_answered(7));
     let told = daemon.logs().iter();
-    assert_eq!(told.filter(|log| log["level"] == "warn").count(), 5);
-    daemon.log("warn", "an error without an `id`");
+    assert_eq!(told.filter(|log| log["level"] == "warning").count(), 5);
+    daemon.log("warning", "an error without an `id`");
 }
 
 // fault: 42
@@ -152,9 +152,9 @@ fn json_of_any_depth_is_an_error() {
         );
         for (member, id) in [("params", 900), ("extra", 901)] {
             let method = if member == "params" {
-                "stream"
+                method::STREAM
             } else {
-                "manifest"
+                method::PING
             };
             daemon.send_bytes(
                 format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"{method}\",\"{member}\":{deep}}}\n").as_bytes(),
@@ -180,13 +180,13 @@ fn a_line_over_the_cap_is_skipped_and_answered() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start_uninitialised(&lab);
     let mebibyte = vec![b'x'; 1 << 20];
-    daemon.send_bytes(br#"{"jsonrpc":"2.0","id":1,"method":"manifest","params":{"x":""#);
+    daemon.send_bytes(br#"{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":""#);
     for _ in 0..80 {
         daemon.send_bytes(&mebibyte);
     }
     daemon.send_bytes(b"\"}}\n");
     assert_eq!(daemon.answer_to_nothing()["error"]["code"], -32600);
-    assert!(daemon.call("manifest", json!({}))["result"].is_object());
+    daemon.ping();
     let peak = ps::peak_memory(daemon.pid());
     assert!(peak < 100 << 20, "{peak} bytes for a line that is skipped");
 }
@@ -198,92 +198,230 @@ fn what_is_tolerated_is_passed_over() {
     let mut daemon = Daemon::start_uninitialised(&lab);
     daemon.send_bytes(b"\n\r\n   \n");
     daemon.notify("who/knows", json!({"x": 1}));
-    daemon.notify("cancel", json!({"stream": "unknown"}));
+    daemon.notify(method::CANCELLED, json!({"requestId": "unknown"}));
     daemon.send(&json!({"jsonrpc": "2.0", "id": 77, "result": {}}));
     daemon.send(&json!({"jsonrpc": "2.0", "id": "x", "error": {"code": 1, "message": "x"}}));
-    daemon
-        .send_bytes(b"{\"jsonrpc\":\"2.0\",\"id\":\"a\",\"method\":\"manifest\",\"extra\":[]}\r\n");
+    daemon.send_bytes(b"{\"jsonrpc\":\"2.0\",\"id\":\"a\",\"method\":\"ping\",\"extra\":[]}\r\n");
     let answer = daemon.answer("a");
     assert!(answer["result"].is_object(), "{answer}");
     // A last line without its end is still read.
-    daemon.send_bytes(b"{\"jsonrpc\":\"2.0\",\"id\":\"b\",\"method\":\"manifest\"}");
+    daemon.send_bytes(b"{\"jsonrpc\":\"2.0\",\"id\":\"b\",\"method\":\"ping\"}");
     daemon.close_stdin();
     assert!(daemon.answer("b")["result"].is_object());
     assert!(daemon.exit(LIMIT).success());
     assert_eq!(daemon.stderr(), "");
 }
 
+/// The result of `initialize`, with these models.
+fn introduced(version: &str, models: &Value) -> Value {
+    json!({
+        "protocolVersion": version,
+        "serverInfo": {"name": "plexum-openai-provider", "version": env!("CARGO_PKG_VERSION")},
+        "capabilities": {"logging": {}, "experimental": {"plexum": {"contract": 2, "manifest": {
+            "name": "plexum-openai-provider", "version": env!("CARGO_PKG_VERSION"), "activation": "lazy",
+            "executable": "plexum-openai-provider-plugin", "contracts": {"provider": {"models": models}}}}}},
+    })
+}
+
 #[test]
-fn the_manifest_is_as_written() {
-    let manifest = |models: Value| {
-        json!({"name": "plexum-openai-provider", "version": env!("CARGO_PKG_VERSION"), "protocol": 1,
-            "activation": "lazy", "executable": "plexum-openai-provider-plugin",
-            "contracts": {"provider": {"models": models}}})
-    };
+fn initialize_negotiates_the_version_and_tells_the_manifest() {
     let lab = Lab::fake(Value::Null);
-    let check = |config: &str, expected: Value| {
+    for (config, models) in [
+        ("{}", json!(["codex"])),
+        (r#"{"supported_models":["a","b"]}"#, json!(["a", "b"])),
+    ] {
         lab.raw_config(config.as_bytes());
         let mut daemon = Daemon::start_uninitialised(&lab);
-        assert_eq!(
-            daemon.call("manifest", json!({}))["result"],
-            expected,
-            "{config}"
-        );
-        daemon.send(&json!({"jsonrpc": "2.0", "id": "bare", "method": "manifest"}));
-        assert_eq!(daemon.answer("bare")["result"], expected, "{config}");
-    };
-    check("{}", manifest(json!(["codex"])));
-    check(
-        r#"{"supported_models":["a","b"]}"#,
-        manifest(json!(["a", "b"])),
-    );
-    check(r#"{"supported_models":["#, manifest(json!(["codex"])));
+        for (asked, given) in [
+            ("2025-11-25", "2025-11-25"),
+            ("2025-06-18", "2025-06-18"),
+            ("2025-03-26", "2025-03-26"),
+            ("2024-11-05", "2024-11-05"),
+            ("2024-10-07", "2025-11-25"),
+            ("2099-01-01", "2025-11-25"),
+            ("", "2025-11-25"),
+        ] {
+            let answer = daemon.call(method::INITIALIZE, json!({"protocolVersion": asked}));
+            assert_eq!(answer["result"], introduced(given, &models), "{asked}");
+        }
+    }
 }
 
 // fault: 36
 #[test]
-fn init_refuses_what_it_cannot_speak() {
+fn rejects_requests_before_initialize() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start_uninitialised(&lab);
-    let stream = daemon.call("stream", Daemon::prompt(&lab, "hi"));
-    assert_eq!(stream["error"]["code"], -32003, "{stream}");
-    let mutate = json!({"agent_id": "alice", "workspace": lab.workspace(), "mutations": []});
-    let answer = daemon.call("mutate_session", mutate.clone());
-    assert_eq!(answer["error"]["code"], -32003, "{answer}");
-    for asked in ["2", "1.0", "1.5", "-1", "0"] {
-        daemon.send_bytes(
-            format!(
-                "{{\"jsonrpc\":\"2.0\",\"id\":900,\"method\":\"init\",\"params\":{{\"protocol\":{asked}}}}}\n"
-            )
-            .as_bytes(),
-        );
-        let answer = daemon.answer(900);
-        let message = format!("protocol {asked} is not supported; this plugin speaks protocol 1");
-        assert_eq!(
-            answer["error"],
-            json!({"code": -32002, "message": message, "data": {"retryable": false}})
-        );
+    let requests = [
+        (method::STREAM, Daemon::prompt(&lab, "hi")),
+        (method::STEER, json!({})),
+        (method::CANCEL, json!({"stream": 7})),
+        (
+            method::MUTATE,
+            json!({"workspace": lab.workspace(), "mutations": []}),
+        ),
+        (method::SET_LOG_LEVEL, json!({"level": "debug"})),
+    ];
+    let check = |daemon: &mut Daemon| {
+        for (name, params) in &requests {
+            let answer = daemon.call(name, params.clone());
+            assert_eq!(answer["error"]["code"], -32003, "{name}: {answer}");
+        }
+        daemon.ping();
+    };
+    check(&mut daemon);
+    // What does not count as one.
+    daemon.notify(method::INITIALIZE, Daemon::introduction());
+    daemon.notify(method::INITIALIZED, json!({}));
+    for (params, part) in [
+        (json!({}), "params.protocolVersion: is missing"),
+        (json!({"protocolVersion": 2}), "params.protocolVersion"),
+        (
+            json!({"protocolVersion": "2025-06-18", "capabilities": 5}),
+            "params.capabilities",
+        ),
+        (
+            json!({"protocolVersion": "2025-06-18", "clientInfo": "me"}),
+            "params.clientInfo",
+        ),
+    ] {
+        let answer = daemon.call(method::INITIALIZE, params);
+        assert_eq!(answer["error"]["code"], -32602, "{answer}");
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(message.contains(part), "{message}");
     }
-    let answer = daemon.call("init", json!({"protocol": "one"}));
-    assert_eq!(answer["error"]["code"], -32602, "{answer}");
-    assert!(
-        answer["error"]["message"]
-            .as_str()
-            .unwrap()
-            .contains("protocol"),
+    lab.raw_config(b"{\n \"binary\": 5}");
+    let answer = daemon.call(method::INITIALIZE, Daemon::introduction());
+    assert_eq!(answer["error"]["code"], -32001, "{answer}");
+    check(&mut daemon);
+    assert_eq!(lab.fake_runs().len(), 0);
+}
+
+#[test]
+fn initialize_again_loads_the_config_anew_and_keeps_the_old_one_where_it_fails() {
+    let lab = Lab::fake(Value::Null);
+    lab.config(json!({"supported_models": ["one"]}));
+    let mut daemon = Daemon::start(&lab);
+    lab.config(json!({"supported_models": ["two"]}));
+    let answer = daemon.call(method::INITIALIZE, Daemon::introduction());
+    assert_eq!(
+        answer["result"],
+        introduced("2025-06-18", &json!(["two"])),
         "{answer}"
     );
-    // None of these was an init.
-    let stream = daemon.call("stream", Daemon::prompt(&lab, "hi"));
-    assert_eq!(stream["error"]["code"], -32003, "{stream}");
-    let answer = daemon.call("init", json!({}));
-    assert_eq!(answer["result"], json!({"protocol": 1}));
+    lab.raw_config(b"{");
+    let answer = daemon.call(method::INITIALIZE, Daemon::introduction());
+    assert_eq!(answer["error"]["code"], -32001, "{answer}");
     assert_eq!(daemon.turn(Daemon::prompt(&lab, "hi")).text(), "hi");
+}
+
+/// Nothing that goes on, and not the end either, keeps a ping from its response.
+#[test]
+fn ping_is_answered_at_once() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(json!([
+        "read_stdin",
+        {"event": {"type": "thread.started", "thread_id": "{thread}"}},
+        {"ignore": ["INT"]},
+        {"touch": lab.path("started")},
+        {"wait_for": lab.path("never")},
+    ]));
+    let mut daemon = Daemon::start(&lab);
+    let id = start_endless(&mut daemon, &lab);
+    daemon.ping();
+    // Behind the signal, which begins the end; codex takes longer to go.
+    daemon.signal(Signal::TERM);
+    daemon.ping();
+    assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
+    assert_eq!(daemon.exit(LIMIT).code(), Some(143));
+}
+
+#[test]
+fn logs_are_sent_from_the_level_asked_for_on() {
+    let lab = Lab::fake(Value::Null);
+    let mut daemon = Daemon::start(&lab);
+    let set = |daemon: &mut Daemon, level: Value| {
+        daemon.call(method::SET_LOG_LEVEL, json!({"level": level}))
+    };
+    let count = |daemon: &mut Daemon, level: &str| {
+        let logs = |daemon: &Daemon| {
+            let logs = daemon.logs().iter();
+            logs.filter(|log| log["level"] == level).count()
+        };
+        let before = logs(daemon);
+        assert_eq!(
+            daemon.turn(Daemon::prompt(&lab, "hi")).stop_reason(),
+            "end_turn"
+        );
+        daemon.notify(method::CANCELLED, json!({}));
+        daemon.ping();
+        logs(daemon) - before
+    };
+    assert_eq!(count(&mut daemon, "debug"), 0);
+    assert_eq!(count(&mut daemon, "warning"), 1);
+    for (level, debugs, warns) in [
+        ("debug", true, true),
+        ("info", false, true),
+        ("notice", false, true),
+        ("warning", false, true),
+        ("error", false, false),
+        ("critical", false, false),
+        ("alert", false, false),
+        ("emergency", false, false),
+    ] {
+        assert_eq!(set(&mut daemon, json!(level))["result"], json!({}));
+        assert_eq!(count(&mut daemon, "debug") > 0, debugs, "{level}");
+        assert_eq!(count(&mut daemon, "warning") > 0, warns, "{level}");
+    }
+    for level in [
+        json!("warn"),
+        json!("INFO"),
+        json!(""),
+        json!(1),
+        json!(null),
+    ] {
+        let answer = set(&mut daemon, level);
+        assert_eq!(answer["error"]["code"], -32602, "{answer}");
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(message.contains("params.level"), "{message}");
+    }
+    set(&mut daemon, json!("debug"));
+    let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "hi"));
+    daemon.finish(id);
+    let mut logs = daemon.logs().iter();
+    let log = logs.rfind(|log| log["level"] == "debug").unwrap();
     assert_eq!(
-        daemon.call("mutate_session", mutate)["result"],
-        json!({"requested": 0, "touched": 0, "missing": []})
+        log["data"],
+        json!({"message": log["data"]["message"], "stream": id, "agent_id": "alice"})
     );
-    assert_eq!(lab.fake_runs().len(), 1);
+}
+
+#[test]
+fn steer_is_refused_while_codex_takes_one_prompt() {
+    let lab = Lab::fake(Value::Null);
+    lab.script(endless(&lab));
+    let mut daemon = Daemon::start(&lab);
+    let id = start_endless(&mut daemon, &lab);
+    let words = json!({"messages": [{"role": "user", "content": "and this"}]});
+    for stream in [json!(id), json!("unknown")] {
+        let answer = daemon.call(method::STEER, json!({"stream": stream, "request": words}));
+        assert_eq!(answer["result"], json!({"steered": false}), "{answer}");
+    }
+    for (params, part) in [
+        (json!({"request": words}), "params.stream"),
+        (json!({"stream": id}), "params.request"),
+        (
+            json!({"stream": id, "request": {"messages": []}}),
+            "params.request.messages",
+        ),
+    ] {
+        let answer = daemon.call(method::STEER, params);
+        assert_eq!(answer["error"]["code"], -32602, "{answer}");
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(message.contains(part), "{message}");
+    }
+    daemon.cancel(id);
+    assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
 }
 
 // fault: 19
@@ -297,106 +435,106 @@ fn bad_parameters_are_named_and_start_nothing() {
     let agent = json!({"id": "alice", "workspace": workspace});
     let ok = text("hi");
     for (method, params, part) in [
-        ("stream", json!({}), "agent"),
-        ("stream", json!([]), "params"),
-        ("stream", json!({"agent": 5, "request": ok}), "agent"),
+        (method::STREAM, json!({}), "agent"),
+        (method::STREAM, json!([]), "params"),
+        (method::STREAM, json!({"agent": 5, "request": ok}), "agent"),
         (
-            "stream",
+            method::STREAM,
             json!({"agent": {"id": "a"}, "request": ok}),
             "workspace",
         ),
         (
-            "stream",
+            method::STREAM,
             json!({"agent": {"workspace": 5}, "request": ok}),
             "workspace",
         ),
         (
-            "stream",
+            method::STREAM,
             json!({"agent": {"workspace": ""}, "request": ok}),
             "workspace",
         ),
         (
-            "stream",
+            method::STREAM,
             json!({"agent": {"workspace": "a/b"}, "request": ok}),
             "workspace",
         ),
-        ("stream", json!({"agent": agent}), "request"),
-        ("stream", json!({"agent": agent, "request": {}}), "messages"),
+        (method::STREAM, json!({"agent": agent}), "request"),
         (
-            "stream",
+            method::STREAM,
+            json!({"agent": agent, "request": {}}),
+            "messages",
+        ),
+        (
+            method::STREAM,
             json!({"agent": agent, "request": {"messages": 5}}),
             "messages",
         ),
         (
-            "stream",
+            method::STREAM,
             json!({"agent": agent, "request": {"messages": []}}),
             "messages",
         ),
         (
-            "stream",
+            method::STREAM,
             json!({"agent": agent, "request": {"messages": [5]}}),
             "messages",
         ),
         (
-            "stream",
+            method::STREAM,
             json!({"agent": agent, "request": user(json!(5))}),
             "content",
         ),
         (
-            "stream",
+            method::STREAM,
             json!({"agent": agent, "request": text("")}),
             "messages",
         ),
         (
-            "stream",
+            method::STREAM,
             json!({"agent": agent,
                 "request": {"messages": [{"role": "assistant", "content": "hi"}]}}),
             "messages",
         ),
         (
-            "stream",
+            method::STREAM,
             json!({"agent": agent, "request": user(json!([{"type": "tool_result"}]))}),
             "messages",
         ),
         (
-            "stream",
+            method::STREAM,
             json!({"agent": agent, "model": 5, "request": ok}),
             "model",
         ),
         (
-            "stream",
+            method::STREAM,
             json!({"agent": agent, "request": {"messages": ok["messages"], "system": 5}}),
             "system",
         ),
         (
-            "stream",
+            method::STREAM,
             json!({"agent": agent, "request": {"messages": ok["messages"], "tools": 5}}),
             "tools",
         ),
         (
-            "stream",
+            method::STREAM,
             json!({"agent": agent, "request": text(&"x".repeat(1_048_577))}),
             "1048576",
         ),
         (
-            "stream",
+            method::STREAM,
             json!({"agent": agent, "request": text(&"ä".repeat(1_048_577))}),
             "1048576",
         ),
-        ("cancel", json!({}), "stream"),
-        ("mutate_session", json!({"mutations": []}), "workspace"),
+        (method::CANCEL, json!({}), "stream"),
+        (method::MUTATE, json!({"mutations": []}), "workspace"),
+        (method::MUTATE, json!({"workspace": workspace}), "mutations"),
         (
-            "mutate_session",
-            json!({"workspace": workspace}),
-            "mutations",
-        ),
-        (
-            "mutate_session",
+            method::MUTATE,
             json!({"workspace": workspace, "mutations": [{"op": "light"}]}),
             "block_id",
         ),
         (
-            "mutate_session",
+            method::MUTATE,
             json!({"workspace": workspace, "mutations": [{"block_id": "c", "op": "eat"}]}),
             "op",
         ),
@@ -436,7 +574,7 @@ fn a_plain_turn_is_whole() {
         turn.events,
         [
             json!({"type": "message_start"}),
-            json!({"type": "text_delta", "text": "one\ntwo"}),
+            json!({"type": "text_delta", "text": "one\ntwo", "message": 0}),
             json!({"type": "message_end", "stop_reason": "end_turn", "usage": usage}),
         ]
     );
@@ -444,7 +582,8 @@ fn a_plain_turn_is_whole() {
     assert_eq!(
         *turn.result(),
         json!({"stop_reason": "end_turn", "thread_id": thread, "thread_state": "new",
-            "usage": usage, "thread_usage": usage})
+            "usage": usage, "thread_usage": usage, "context": null,
+            "compactions": 0, "rate_limits": null, "model": null})
     );
     let turn = daemon.turn(Daemon::prompt(&lab, "three"));
     let total = json!({"input_tokens": 200, "output_tokens": 10, "cache_read_tokens": 20,
@@ -452,7 +591,8 @@ fn a_plain_turn_is_whole() {
     assert_eq!(
         *turn.result(),
         json!({"stop_reason": "end_turn", "thread_id": thread, "thread_state": "resumed",
-            "usage": usage, "thread_usage": total})
+            "usage": usage, "thread_usage": total, "context": null,
+            "compactions": 0, "rate_limits": null, "model": null})
     );
 }
 
@@ -464,7 +604,7 @@ fn half_a_character_is_replaced() {
     let workspace = json!(lab.workspace());
     daemon.send_bytes(
         format!(
-            r#"{{"jsonrpc":"2.0","id":900,"method":"stream","params":{{"agent":{{"workspace":{workspace}}},"request":{{"messages":[
+            r#"{{"jsonrpc":"2.0","id":900,"method":"plexum/provider/stream","params":{{"agent":{{"workspace":{workspace}}},"request":{{"messages":[
             {{"role":"assistant","content":[{{"type":"tool_use","input":{{"a":"\ud83d"}}}}]}},
             {{"role":"user","content":"\ud83d\ude00 \ude00"}}]}}}}}}"#
         )
@@ -484,8 +624,10 @@ fn an_id_in_use_is_refused_and_the_first_undisturbed() {
     lab.script(json!([{"touch": lab.path("started")}, {"wait_for": lab.path("go")}, "default"]));
     let mut daemon = Daemon::start(&lab);
     let id = start_endless(&mut daemon, &lab);
-    daemon.send(&json!({"jsonrpc": "2.0", "id": id, "method": "stream",
-        "params": Daemon::prompt(&lab, "again")}));
+    daemon.send(
+        &json!({"jsonrpc": "2.0", "id": id, "method": method::STREAM,
+        "params": Daemon::prompt(&lab, "again")}),
+    );
     let answer = daemon.answer(id);
     assert_eq!(answer["error"]["code"], -32600, "{answer}");
     std::fs::write(lab.path("go"), "").unwrap();
@@ -500,7 +642,7 @@ fn cancel_ends_a_turn_and_nothing_else() {
     lab.script(json!({"runs": [endless(&lab), ["default"]]}));
     let mut daemon = Daemon::start(&lab);
     for unknown in [json!(4711), json!("x"), json!(null)] {
-        let answer = daemon.call("cancel", json!({"stream": unknown}));
+        let answer = daemon.call(method::CANCEL, json!({"stream": unknown}));
         let refused = answer["error"]["code"] == -32602 && unknown.is_null();
         assert!(
             refused || answer["result"] == json!({"cancelled": false}),
@@ -509,7 +651,7 @@ fn cancel_ends_a_turn_and_nothing_else() {
     }
     let id = start_endless(&mut daemon, &lab);
     assert_eq!(
-        daemon.call("cancel", json!({"stream": id}))["result"],
+        daemon.call(method::CANCEL, json!({"stream": id}))["result"],
         json!({"cancelled": true})
     );
     let turn = daemon.finish(id);
@@ -517,7 +659,7 @@ fn cancel_ends_a_turn_and_nothing_else() {
     assert_eq!(turn.events.last().unwrap()["stop_reason"], "cancelled");
     assert_eq!(turn.of("error").count(), 0);
     wait_until("codex to be gone", || ps::of(lab.root()).len() == 1);
-    let answer = daemon.call("cancel", json!({"stream": id}));
+    let answer = daemon.call(method::CANCEL, json!({"stream": id}));
     assert_eq!(answer["result"], json!({"cancelled": false}));
     // The thread had been told, and is gone on with.
     let turn = daemon.turn(Daemon::prompt(&lab, "next"));
@@ -525,12 +667,12 @@ fn cancel_ends_a_turn_and_nothing_else() {
 }
 
 #[test]
-fn cancel_may_be_a_notification() {
+fn cancelled_notification_ends_a_turn() {
     let lab = Lab::fake(Value::Null);
     lab.script(endless(&lab));
     let mut daemon = Daemon::start(&lab);
     let id = start_endless(&mut daemon, &lab);
-    daemon.notify("cancel", json!({"stream": id}));
+    daemon.cancel(id);
     assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
 }
 
@@ -543,8 +685,8 @@ fn cancel_reaches_a_turn_that_waits_for_its_workspace() {
     std::fs::write(lab.session_file(), thread).unwrap();
     let mut daemon = Daemon::start(&lab);
     let first = start_endless(&mut daemon, &lab);
-    let second = daemon.request("stream", Daemon::prompt(&lab, "second"));
-    let answer = daemon.call("cancel", json!({"stream": second}));
+    let second = daemon.request(method::STREAM, Daemon::prompt(&lab, "second"));
+    let answer = daemon.call(method::CANCEL, json!({"stream": second}));
     assert_eq!(answer["result"], json!({"cancelled": true}));
     let turn = daemon.finish(second);
     assert_eq!(turn.stop_reason(), "cancelled");
@@ -552,7 +694,7 @@ fn cancel_reaches_a_turn_that_waits_for_its_workspace() {
     assert_eq!(turn.thread(), thread);
     assert_eq!(turn.result()["thread_state"], "resumed");
     assert_eq!(lab.fake_runs().len(), 1, "never spawned");
-    daemon.notify("cancel", json!({"stream": first}));
+    daemon.cancel(first);
     assert_eq!(daemon.finish(first).stop_reason(), "cancelled");
 }
 
@@ -573,7 +715,7 @@ fn cancel_ends_what_does_not_want_to_end() {
     let mut daemon = Daemon::start(&lab);
     let id = start_endless(&mut daemon, &lab);
     let start = Instant::now();
-    daemon.notify("cancel", json!({"stream": id}));
+    daemon.cancel(id);
     assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
     assert!(
         start.elapsed() < Duration::from_secs(10),
@@ -586,15 +728,16 @@ fn cancel_ends_what_does_not_want_to_end() {
     assert_eq!(ps::zombies(daemon.pid()), 0);
 }
 
+// fault: 37
 #[test]
-fn shutdown_ends_all_and_answers() {
+fn the_end_of_stdin_answers_what_runs_and_what_waits() {
     let lab = Lab::fake(Value::Null);
     lab.script(endless(&lab));
     let mut daemon = Daemon::start(&lab);
     let id = start_endless(&mut daemon, &lab);
-    let waiting = daemon.request("stream", Daemon::prompt(&lab, "waiting"));
-    let shutdown = daemon.call("shutdown", json!({}));
-    assert_eq!(shutdown["result"], json!({}));
+    let waiting = daemon.request(method::STREAM, Daemon::prompt(&lab, "waiting"));
+    daemon.ping();
+    daemon.close_stdin();
     assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
     assert_eq!(daemon.finish(waiting).stop_reason(), "cancelled");
     assert_eq!(daemon.exit(Duration::from_secs(10)).code(), Some(0));
@@ -605,46 +748,35 @@ fn shutdown_ends_all_and_answers() {
 /// What a turn has said goes out before the plugin does, to a daemon that takes its time.
 #[test]
 fn a_daemon_that_reads_late_gets_all_at_the_end() {
-    for shutdown in [true, false] {
-        let lab = Lab::fake(Value::Null);
-        let text = "x".repeat(100_000);
-        lab.script(json!([
-            "read_stdin",
-            {"event": {"type": "thread.started", "thread_id": "{thread}"}},
-            {"event": {"type": "turn.started"}},
-            {"events": {"count": 20, "event": {"type": "item.completed",
-                "item": {"id": "item_0", "type": "agent_message", "text": text}}}},
-            {"event": {"type": "turn.completed", "usage": {"input_tokens": 1, "output_tokens": 1}}},
-            {"touch": lab.path("started")},
-        ]));
-        let mut daemon = Daemon::start(&lab);
-        let idle = ps::threads(daemon.pid());
-        daemon.stop_reading();
-        let id = start_endless(&mut daemon, &lab);
-        // All that it says is with the plugin then.
-        wait_until("the turn to end", || ps::threads(daemon.pid()) == idle);
-        let start = Instant::now();
-        let asked = match shutdown {
-            true => Some(daemon.request("shutdown", json!({}))),
-            false => {
-                daemon.close_stdin();
-                None
-            }
-        };
-        // This is the fault itself, and longer than an impatient end would wait.
-        std::thread::sleep(Duration::from_secs(1));
-        daemon.read_again();
-        assert!(daemon.finish(id).text().len() >= 20 * text.len());
-        if let Some(asked) = asked {
-            assert_eq!(daemon.answer(asked)["result"], json!({}));
-        }
-        assert!(daemon.exit(Duration::from_secs(10)).success());
-        assert!(
-            start.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            start.elapsed()
-        );
-    }
+    let lab = Lab::fake(Value::Null);
+    let text = "x".repeat(100_000);
+    lab.script(json!([
+        "read_stdin",
+        {"event": {"type": "thread.started", "thread_id": "{thread}"}},
+        {"event": {"type": "turn.started"}},
+        {"events": {"count": 20, "event": {"type": "item.completed",
+            "item": {"id": "item_0", "type": "agent_message", "text": text}}}},
+        {"event": {"type": "turn.completed", "usage": {"input_tokens": 1, "output_tokens": 1}}},
+        {"touch": lab.path("started")},
+    ]));
+    let mut daemon = Daemon::start(&lab);
+    let idle = ps::threads(daemon.pid());
+    daemon.stop_reading();
+    let id = start_endless(&mut daemon, &lab);
+    // All that it says is with the plugin then.
+    wait_until("the turn to end", || ps::threads(daemon.pid()) == idle);
+    let start = Instant::now();
+    daemon.close_stdin();
+    // This is the fault itself, and longer than an impatient end would wait.
+    std::thread::sleep(Duration::from_secs(1));
+    daemon.read_again();
+    assert!(daemon.finish(id).text().len() >= 20 * text.len());
+    assert!(daemon.exit(Duration::from_secs(10)).success());
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
@@ -667,7 +799,7 @@ fn answers_that_cannot_be_written_are_told() {
         .stdin
         .take()
         .unwrap()
-        .write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"manifest\"}\n");
+        .write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}\n");
     let status = crate::support::cli::wait(&mut child, LIMIT);
     let output = child.wait_with_output().unwrap();
     assert_eq!(
@@ -696,7 +828,7 @@ fn a_daemon_that_does_not_read_does_not_keep_the_plugin() {
         writeln!(
             stdin,
             "{}",
-            json!({"jsonrpc": "2.0", "id": id, "method": "manifest"})
+            json!({"jsonrpc": "2.0", "id": id, "method": method::PING})
         )
         .unwrap();
     }
@@ -805,17 +937,21 @@ fn a_daemon_that_is_gone_is_a_quiet_end() {
     let mut stdin = child.stdin.take().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut send = |message: Value| writeln!(stdin, "{message}");
-    send(json!({"jsonrpc": "2.0", "id": 1, "method": "init"})).unwrap();
+    send(
+        json!({"jsonrpc": "2.0", "id": 1, "method": method::INITIALIZE,
+        "params": Daemon::introduction()}),
+    )
+    .unwrap();
     let mut line = String::new();
     stdout.read_line(&mut line).unwrap();
-    send(json!({"jsonrpc": "2.0", "id": 2, "method": "stream",
+    send(json!({"jsonrpc": "2.0", "id": 2, "method": method::STREAM,
         "params": Daemon::prompt(&lab, "hi")}))
     .unwrap();
     wait_until("the turn to start", || lab.path("started").exists());
     drop(stdout);
     // The plugin notices when it next writes.
     for id in 3..10 {
-        let _ = send(json!({"jsonrpc": "2.0", "id": id, "method": "manifest"}));
+        let _ = send(json!({"jsonrpc": "2.0", "id": id, "method": method::PING}));
     }
     let status = crate::support::cli::wait(&mut child, Duration::from_secs(10));
     let output = child.wait_with_output().unwrap();
@@ -857,9 +993,12 @@ fn streams_in_non_blocking_mode_are_waited_for() {
     let mut lines = BufReader::new(std::fs::File::from(ours_out)).lines();
     let mut send = |message: Value| writeln!(stdin, "{message}").unwrap();
     // By the time of the second there has been nothing to read.
-    send(json!({"jsonrpc": "2.0", "id": 1, "method": "init"}));
+    send(
+        json!({"jsonrpc": "2.0", "id": 1, "method": method::INITIALIZE,
+        "params": Daemon::introduction()}),
+    );
     assert!(lines.next().unwrap().unwrap().contains("\"result\""));
-    send(json!({"jsonrpc": "2.0", "id": 2, "method": "stream",
+    send(json!({"jsonrpc": "2.0", "id": 2, "method": method::STREAM,
         "params": Daemon::prompt(&lab, "hi")}));
     // codex writes on only where the plugin cannot: the pipe to here is full.
     wait_until("the turn to start", || lab.path("started").exists());
@@ -903,7 +1042,7 @@ fn a_daemon_that_does_not_read_costs_no_memory_and_can_cancel() {
         let now = written();
         std::mem::replace(&mut before, now) == now && now > 0
     });
-    daemon.notify("cancel", json!({"stream": id}));
+    daemon.cancel(id);
     wait_until("codex to be gone", || ps::of(lab.root()).len() == 1);
     let peak = ps::peak_memory(daemon.pid());
     assert!(peak < 100 << 20, "{peak} bytes");
@@ -925,7 +1064,7 @@ fn turns_of_different_workspaces_run_side_by_side() {
         .map(|name| {
             let mut params = Daemon::prompt(&lab, name);
             params["agent"] = json!({"id": name, "workspace": lab.path(name)});
-            daemon.request("stream", params)
+            daemon.request(method::STREAM, params)
         })
         .collect();
     for (id, name) in ids.into_iter().zip(["one", "two"]) {
@@ -940,7 +1079,7 @@ fn turns_of_one_workspace_run_in_order() {
     lab.script(json!([{"touch": lab.path("started")}, {"wait_for": lab.path("go")}, "default"]));
     let mut daemon = Daemon::start(&lab);
     let names = ["one", "two", "three", "four"];
-    let mut ids = vec![daemon.request("stream", Daemon::prompt(&lab, "one"))];
+    let mut ids = vec![daemon.request(method::STREAM, Daemon::prompt(&lab, "one"))];
     wait_until("the first to start", || lab.path("started").exists());
     for name in &names[1..] {
         // The same folder under other names is the same workspace.
@@ -951,9 +1090,9 @@ fn turns_of_one_workspace_run_in_order() {
         } else if *name == "four" {
             params["agent"]["workspace"] = json!(lab.path("home/../workspace"));
         }
-        ids.push(daemon.request("stream", params));
+        ids.push(daemon.request(method::STREAM, params));
     }
-    assert!(daemon.call("manifest", json!({}))["result"].is_object());
+    daemon.ping();
     assert_eq!(lab.fake_runs().len(), 1);
     std::fs::write(lab.path("go"), "").unwrap();
     for (number, id) in ids.into_iter().enumerate() {

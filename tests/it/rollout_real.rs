@@ -3,7 +3,7 @@
 
 use crate::support::codex::{CHANGED, NEWEST, OLDEST, real, real_codex};
 use crate::support::daemon::check_turn;
-use crate::support::{Cli, Daemon, Lab, Turn, ps};
+use crate::support::{Cli, Daemon, Lab, Turn, method, ps};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -105,7 +105,7 @@ fn check_calls(codex: &Path) {
         }))
     });
 
-    let id = daemon.request("stream", prompt(&lab, "go"));
+    let id = daemon.request(method::STREAM, prompt(&lab, "go"));
     daemon.event(id, "the call of a command that runs", |event| {
         event["type"] == "tool_use" && event["id"] == "call_slow"
     });
@@ -237,7 +237,7 @@ fn check_code_mode(codex: &Path, commands: bool) {
             json!({"content": [{"type": "text", "text": "sent"}], "is_error": false}),
         ))
     });
-    let id = daemon.request("stream", prompt(&lab, "go"));
+    let id = daemon.request(method::STREAM, prompt(&lab, "go"));
     daemon.event(id, "the call that waits for the script", |event| {
         event["type"] == "tool_use" && event["id"] == "call_wait"
     });
@@ -334,13 +334,13 @@ fn check_broken_scripts(codex: &Path) {
         ("cancelled", "cancelled"),
         ("ended", "end_turn"),
     ] {
-        let id = daemon.request("stream", Daemon::prompt(&lab, script));
+        let id = daemon.request(method::STREAM, Daemon::prompt(&lab, script));
         daemon.event(id, "what the script called", |event| {
             event["type"] == "tool_result" && event["content"] == format!("{script}\n")
         });
         match stop_reason {
             "error" => ps::signal(codex_of(&lab), Signal::KILL),
-            "cancelled" => daemon.notify("cancel", json!({"stream": id})),
+            "cancelled" => daemon.cancel(id),
             _ => {}
         }
         let turn = daemon.finish(id);

@@ -19,10 +19,9 @@ fn state(lab: &Lab, part: &str) -> (String, bool) {
         ("end_turn", "hi"),
         "{turn:?}"
     );
-    let warned = daemon
-        .logs()
-        .iter()
-        .any(|log| log["level"] == "warn" && log["message"].as_str().unwrap().contains(part));
+    let warned = daemon.logs().iter().any(|log| {
+        log["level"] == "warning" && log["data"]["message"].as_str().unwrap().contains(part)
+    });
     (
         turn.result()["thread_state"].as_str().unwrap().to_owned(),
         warned,
@@ -176,7 +175,7 @@ fn a_workspace_that_cannot_be_written_keeps_the_old_thread() {
     assert_eq!(turn.stop_reason(), "end_turn");
     assert_ne!(turn.thread(), thread);
     assert_eq!(lab.stored_thread().unwrap(), KNOWN);
-    daemon.log("warn", ".plexum-codex-session");
+    daemon.log("warning", ".plexum-codex-session");
 }
 
 // fault: 31

@@ -4,7 +4,7 @@
 //!
 //! `SOAK` says how many turns; `make soak` has a thousand.
 
-use crate::support::{Daemon, Lab, ps, wait_until};
+use crate::support::{Daemon, Lab, method, ps, wait_until};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -144,7 +144,7 @@ fn a_long_run_leaves_nothing() {
         Some("never") => {
             stuck_too
                 .borrow_mut()
-                .push(params["stream"].as_i64().unwrap());
+                .push(params["_meta"]["stream"].as_i64().unwrap());
             None
         }
         _ => Some(Err(json!({"code": -32000, "message": "no such luck"}))),
@@ -174,11 +174,11 @@ fn a_long_run_leaves_nothing() {
                         .map(|name| json!({"name": name, "input_schema": {"type": "object"}}))
                         .into();
                 }
-                let id = daemon.request("stream", params);
+                let id = daemon.request(method::STREAM, params);
                 // One in ten is cancelled wherever it is by then.
                 let cancelled = next(10) == 0;
                 if cancelled {
-                    daemon.notify("cancel", json!({"stream": id}));
+                    daemon.cancel(id);
                 }
                 running.push((id, cancelled));
             }
@@ -197,7 +197,7 @@ fn a_long_run_leaves_nothing() {
                     })
                     .collect();
                 for id in hangs {
-                    daemon.notify("cancel", json!({"stream": id}));
+                    daemon.cancel(id);
                 }
                 running.iter().any(|(id, _)| daemon.is_answered(*id))
             });

@@ -2,7 +2,7 @@
 //! that was said before, nothing is left running, and the plugin serves the next turn.
 
 use crate::support::codex::fake;
-use crate::support::{Cli, Daemon, Lab, Turn, ps, wait_until};
+use crate::support::{Cli, Daemon, Lab, Turn, method, ps, wait_until};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -79,9 +79,8 @@ fn check_success(script: Value, text: &str, warning: Option<&str>) -> Turn {
     assert!(turn.text() == text, "{:.300}", turn.text());
     if let Some(warning) = warning {
         assert!(
-            logs.iter()
-                .any(|log| log["level"] == "warn"
-                    && log["message"].as_str().unwrap().contains(warning)),
+            logs.iter().any(|log| log["level"] == "warning"
+                && log["data"]["message"].as_str().unwrap().contains(warning)),
             "no warning with {warning:?} in {logs:?}"
         );
     }
@@ -123,7 +122,7 @@ fn a_codex_that_cannot_be_started_is_told_apart() {
     ] {
         lab.config(json!({"binary": binary}));
         let mut daemon = Daemon::start(&lab);
-        let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+        let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "hi"));
         let turn = daemon.finish(id);
         assert_eq!(turn.answer["error"]["code"], -32010, "{binary:?}: {turn:?}");
         assert_eq!(turn.events, Vec::<Value>::new(), "{binary:?}");
@@ -154,7 +153,7 @@ fn a_workspace_that_cannot_be_is_told() {
     for workspace in ["file", "file/below", "dangling"] {
         let mut params = Daemon::prompt(&lab, "hi");
         params["agent"]["workspace"] = json!(lab.path(workspace));
-        let answer = daemon.call("stream", params);
+        let answer = daemon.call(method::STREAM, params);
         let message = answer["error"]["message"]
             .as_str()
             .expect("an error answer");
@@ -302,7 +301,7 @@ fn a_daemon_that_does_not_read_does_not_make_codex_idle() {
     ]));
     let mut daemon = Daemon::start(&lab);
     daemon.stop_reading();
-    let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+    let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "hi"));
     // The time itself is what is tested.
     std::thread::sleep(Duration::from_secs(4));
     daemon.read_again();
@@ -324,7 +323,7 @@ fn the_last_words_wait_for_a_daemon_that_does_not_read() {
     ]));
     let mut daemon = Daemon::start(&lab);
     daemon.stop_reading();
-    let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+    let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "hi"));
     wait_until("codex to end", || {
         lab.fake_prompts().len() == 1 && ps::of(lab.root()).len() == 1
     });
@@ -630,7 +629,7 @@ fn thread_ids_are_checked() {
         let turn = daemon.turn(Daemon::prompt(&lab, "hi"));
         assert_eq!(lab.stored_thread().as_deref(), kept, "{told:?}: {turn:?}");
         assert_eq!(turn.stop_reason(), "end_turn", "{told:?}: {turn:?}");
-        daemon.log("warn", "thread");
+        daemon.log("warning", "thread");
     }
 }
 
@@ -763,7 +762,7 @@ fn a_lack_of_processes_is_an_error_and_no_end() {
         assert!(status.success());
     };
     limit("6:4096");
-    let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+    let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "hi"));
     let turn = daemon.finish(id);
     let failed = turn.answer.get("error").is_some() || turn.error_code().is_some();
     assert!(failed, "{turn:?}");
@@ -783,10 +782,10 @@ fn a_turn_can_be_cancelled_at_every_point_of_its_life() {
     for number in 0..40_u64 {
         let mut params = Daemon::prompt(&lab, "hi");
         params["agent"]["workspace"] = json!(lab.path(&format!("w{}", number % 4)));
-        let id = daemon.request("stream", params);
+        let id = daemon.request(method::STREAM, params);
         // No point in time is waited for: every one is as good as any other.
         std::thread::sleep(Duration::from_micros(number * 700));
-        daemon.notify("cancel", json!({"stream": id}));
+        daemon.cancel(id);
         let turn = daemon.finish(id);
         assert!(
             matches!(turn.stop_reason(), "cancelled" | "end_turn"),

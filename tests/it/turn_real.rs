@@ -3,7 +3,7 @@
 
 use crate::support::codex::real_codex;
 use crate::support::daemon::check_turn;
-use crate::support::{Cli, Daemon, LIMIT, Lab, cli, ps, wait_until};
+use crate::support::{Cli, Daemon, LIMIT, Lab, cli, method, ps, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
@@ -72,14 +72,18 @@ fn check_two_turns(lab: &Lab, turns: &[(Vec<Value>, Value)]) {
     assert_eq!(
         *first,
         json!({"stop_reason": "end_turn", "thread_id": thread, "thread_state": "new",
-            "usage": twice, "thread_usage": twice})
+            "usage": twice, "thread_usage": twice,
+            "context": {"tokens": 105, "window": 258_400}, "compactions": 0,
+            "rate_limits": null, "model": "gpt-5"})
     );
     let (events, second) = &turns[1];
     assert_eq!(kinds(events), ["message_start", "Again.", "message_end"]);
     assert_eq!(
         *second,
         json!({"stop_reason": "end_turn", "thread_id": thread, "thread_state": "resumed",
-            "usage": usage(100, 10, 5, 1), "thread_usage": usage(300, 30, 15, 3)})
+            "usage": usage(100, 10, 5, 1), "thread_usage": usage(300, 30, 15, 3),
+            "context": {"tokens": 105, "window": 258_400}, "compactions": 0,
+            "rate_limits": null, "model": "gpt-5"})
     );
     let requests = lab.model().requests();
     assert_eq!(requests.len(), 3);
@@ -360,7 +364,7 @@ real_codex! {
         assert_eq!(turn.result()["thread_state"], "new");
         assert_eq!(turn.text(), "ok");
         assert!(!evil.exists());
-        daemon.log("warn", "plexum-codex-session");
+        daemon.log("warning", "plexum-codex-session");
         assert!(lab.workspace().join(".plexum-codex-session.bad").exists());
         assert_eq!(lab.stored_thread().unwrap(), turn.thread());
     }
@@ -436,7 +440,7 @@ real_codex! {
                     assert!(text.contains(told), "{text}");
                     let place = text.find("[image").unwrap();
                     assert!(text.find("before").unwrap() < place && place < text.find("after").unwrap(), "{text}");
-                    daemon.log("warn", "image");
+                    daemon.log("warning", "image");
                 }
             }
         }
@@ -502,7 +506,7 @@ real_codex! {
             assert_ne!(turn.thread(), lost);
             assert_eq!(lab.stored_thread().unwrap(), turn.thread());
             assert_eq!(turn.result()["thread_usage"], usage(100, 10, 5, 1));
-            daemon.log("warn", &lost);
+            daemon.log("warning", &lost);
             let text = lab.model().requests().pop().unwrap().user_text();
             assert!(text.ends_with("What is my name?"), "{text}");
             assert_eq!(text.contains("My name is Ada."), replayed, "{text}");
@@ -530,7 +534,7 @@ real_codex! {
             assert_eq!(turn.result()["thread_state"], "replaced", "{what}");
             assert_eq!(lab.stored_thread().unwrap(), turn.thread(), "{what}");
             assert_eq!(turn.result()["thread_usage"], usage(100, 10, 5, 1), "{what}");
-            daemon.log("warn", &lost);
+            daemon.log("warning", &lost);
             let text = lab.model().requests().pop().unwrap().user_text();
             assert!(text.contains("My name is Ada."), "{what}: {text}");
             assert_eq!(fs::metadata(rollout).unwrap().len(), keep, "{what}: it is left as it was");
@@ -622,9 +626,9 @@ real_codex! {
             ]),
         );
         let mut daemon = Daemon::start(&lab);
-        let id = daemon.request("stream", Daemon::prompt(&lab, "hi"));
+        let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "hi"));
         wait_until("the command to start", || lab.path("started").exists());
-        daemon.notify("cancel", json!({"stream": id}));
+        daemon.cancel(id);
         let turn = daemon.finish(id);
         assert_eq!(turn.stop_reason(), "cancelled");
         wait_until("all of the turn to be gone", || ps::of(lab.root()).len() == 1);

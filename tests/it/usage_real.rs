@@ -3,7 +3,7 @@
 
 use crate::support::codex::{CHANGED, NEWEST, OLDEST, real, real_codex};
 use crate::support::daemon::check_turn;
-use crate::support::{Daemon, Lab, Turn, ps, wait_until};
+use crate::support::{Daemon, Lab, Turn, method, ps, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
@@ -56,7 +56,7 @@ fn check_killed(codex: &Path, recorded: (&str, usize), counted: u64) {
     let turn = daemon.turn(Daemon::prompt(&lab, "hi"));
     check_usage(&turn, 1, 1);
     let thread = turn.thread().to_owned();
-    let id = daemon.request("stream", Daemon::prompt(&lab, "long"));
+    let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "long"));
     wait_until("the request to be recorded", || {
         let text = fs::read_to_string(rollout(&lab, &thread)).unwrap();
         text.matches(recorded.0).count() == recorded.1

@@ -222,7 +222,6 @@ fn an_error_has_a_code_of_events_where_it_is_one() {
         (Kind::Method, None),
         (Kind::Params, None),
         (Kind::Config, None),
-        (Kind::ProtocolVersion, None),
         (Kind::NotInitialized, None),
         (Kind::CodexMissing, Some("codex_not_found")),
         (Kind::CodexFailed, Some("codex_failed")),

@@ -79,10 +79,13 @@ fn wire_line(line: &[u8]) {
                 return;
             };
             let params = params::root(value);
-            let _ = params::init_protocol(&params);
+            let _ = params::protocol_version(&params);
+            let _ = params::log_level(&params);
             let _ = params::cancelled_stream(&params);
+            let _ = params::cancelled_request(&params);
+            let _ = params::steered_stream(&params);
             let _ = params::stream_tools(&params);
-            let _ = params::mutate_session(&params);
+            let _ = params::mutate(&params);
             let _ = params::tools_changed(&params);
             if let Ok((workspace, request)) = params::stream(&params) {
                 assert!(workspace.is_absolute());

@@ -1,7 +1,7 @@
 //! Calls on their way from codex's side to the daemon and back, without codex.
 
 use super::{Held, Host, Runtime, echo, prompt};
-use crate::support::{Daemon, LIMIT, Lab, wait_until};
+use crate::support::{Daemon, LIMIT, Lab, method, wait_until};
 use serde_json::{Value, json};
 use std::fs;
 use std::time::{Duration, Instant};
@@ -22,20 +22,22 @@ fn the_tools_can_change_while_codex_runs() {
     };
     assert_eq!(list(&mut host), ["old"]);
     held.daemon.notify(
-        "tools_changed",
+        method::TOOLS_CHANGED,
         json!({"agent_id": "bob", "tools": [{"name": "bob's"}]}),
     );
+    held.daemon.notify(
+        method::TOOLS_CHANGED,
+        json!({"agent_id": "alice", "tools": 7}),
+    );
     held.daemon
-        .notify("tools_changed", json!({"agent_id": "alice", "tools": 7}));
-    held.daemon
-        .log("warn", "params.tools: expected a list, found a number");
+        .log("warning", "params.tools: expected a list, found a number");
     assert_eq!(list(&mut host), ["old"]);
     let tools = json!([{"name": "new", "input_schema": {"type": "object"}}, {"name": "new"}]);
     held.daemon.notify(
-        "tools_changed",
+        method::TOOLS_CHANGED,
         json!({"agent_id": "alice", "tools": tools}),
     );
-    held.daemon.log("warn", "the tool 'new' is given twice");
+    held.daemon.log("warning", "the tool 'new' is given twice");
     assert_eq!(host.line()["method"], "notifications/tools/list_changed");
     assert_eq!(list(&mut host), ["new"]);
     host.stdin = None;
@@ -53,16 +55,19 @@ fn tools_that_come_too_late_are_told() {
         "default",
     ]));
     let mut daemon = Daemon::start(&lab);
-    let id = daemon.request("stream", prompt(&lab, "alice", &[]));
+    let id = daemon.request(method::STREAM, prompt(&lab, "alice", &[]));
     wait_until("the turn to start", || lab.path("started").exists());
-    daemon.notify("tools_changed", json!({"agent_id": "alice", "tools": []}));
-    assert!(daemon.call("manifest", json!({}))["result"].is_object());
-    assert!(daemon.logs().iter().all(|log| log["level"] != "warn"));
     daemon.notify(
-        "tools_changed",
+        method::TOOLS_CHANGED,
+        json!({"agent_id": "alice", "tools": []}),
+    );
+    daemon.ping();
+    assert!(daemon.logs().iter().all(|log| log["level"] != "warning"));
+    daemon.notify(
+        method::TOOLS_CHANGED,
         json!({"agent_id": "alice", "tools": [{"name": "new"}]}),
     );
-    daemon.log("warn", "the turn was begun without tools");
+    daemon.log("warning", "the turn was begun without tools");
     fs::write(lab.path("go"), "").unwrap();
     assert_eq!(daemon.finish(id).stop_reason(), "end_turn");
     lab.assert_clean(daemon);
@@ -70,16 +75,16 @@ fn tools_that_come_too_late_are_told() {
 
 /// The daemon is told of the calls that nobody waits for, when it ends the plugin too.
 #[test]
-fn shutdown_takes_the_open_calls_back() {
+fn the_end_takes_the_open_calls_back() {
     let mut held = Held::new(&["t"]);
     held.daemon.on_tool_call(|_| None);
     let mut host = Host::start(&held);
     host.call(1, "t");
     held.daemon.wait_for_tool_calls(1);
     let call = held.daemon.tool_calls()[0]["id"].clone();
-    assert_eq!(held.daemon.call("shutdown", json!({}))["result"], json!({}));
-    assert_eq!(held.daemon.tools_cancelled(), [json!({"id": call})]);
+    held.daemon.close_stdin();
     assert_eq!(held.daemon.finish(held.id).stop_reason(), "cancelled");
+    assert_eq!(held.daemon.tools_cancelled(), [call]);
     drop(host);
     held.lab.assert_clean(held.daemon);
 }

@@ -5,7 +5,7 @@ mod host;
 mod model;
 mod socket;
 
-use crate::support::{Cli, Daemon, Lab, cli, codex, wait_until};
+use crate::support::{Cli, Daemon, Lab, cli, codex, method, wait_until};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -115,7 +115,7 @@ impl Held {
             {"event": {"type": "turn.completed", "usage": {"input_tokens": 1, "output_tokens": 1}}},
         ]));
         let mut daemon = Daemon::start(&lab);
-        let id = daemon.request("stream", prompt(&lab, "alice", tools));
+        let id = daemon.request(method::STREAM, prompt(&lab, "alice", tools));
         wait_until("the turn to start", || lab.path("started").exists());
         let runs = lab.fake_runs();
         let args: Vec<&str> = runs[0]["argv"]

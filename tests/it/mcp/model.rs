@@ -2,7 +2,7 @@
 
 use super::{Runtime, echo, prompt, sockets};
 use crate::support::codex::{self, NEWEST, real_codex};
-use crate::support::{Daemon, LIMIT, Lab, ps};
+use crate::support::{Daemon, LIMIT, Lab, method, ps};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
@@ -88,7 +88,7 @@ real_codex! {
                 _ => Ok(json!({"content": "x".repeat(20_000_000)})),
             })
         });
-        let id = daemon.request("stream", prompt(&lab, "alice", &["send", "fail", "many"]));
+        let id = daemon.request(method::STREAM, prompt(&lab, "alice", &["send", "fail", "many"]));
         let turn = daemon.finish(id);
         assert_eq!(turn.stop_reason(), "end_turn", "{turn:?}");
         assert_eq!(turn.text(), "done");
@@ -100,8 +100,8 @@ real_codex! {
             let call = newest.then(|| format!("call_{at}"));
             assert_eq!(
                 **params,
-                json!({"agent_id": "alice", "stream": id, "call_id": call, "name": name,
-                    "arguments": {"to": "bob"}})
+                json!({"name": name, "arguments": {"to": "bob"},
+                    "_meta": {"agent_id": "alice", "stream": id, "call_id": call}})
             );
         }
         let requests = lab.model().requests();
@@ -191,7 +191,7 @@ fn check_every_answer(codex: &Path) {
     let lab = Runtime::new(Lab::real(codex, calls("alice", &names)));
     let mut daemon = Daemon::start(&lab);
     daemon.on_tool_call(|_| None);
-    let id = daemon.request("stream", prompt(&lab, "alice", &names));
+    let id = daemon.request(method::STREAM, prompt(&lab, "alice", &names));
     for (at, (_, result, _)) in answers.iter().enumerate() {
         daemon.wait_for_tool_calls(at + 1);
         let call = daemon.tool_calls()[at]["id"].clone();
@@ -264,7 +264,7 @@ fn isolation(codex: &Path, registration: &str, agents: &[&str]) {
             .map(|agent| {
                 let mut params = prompt(&lab, agent, &[&tool_of(agent)]);
                 params["request"]["messages"][0]["content"] = json!(format!("I am {agent}."));
-                daemon.request("stream", params)
+                daemon.request(method::STREAM, params)
             })
             .collect()
     };
@@ -275,9 +275,9 @@ fn isolation(codex: &Path, registration: &str, agents: &[&str]) {
         let asked = daemon
             .tool_calls()
             .iter()
-            .find(|call| call["params"]["stream"] == id);
+            .find(|call| call["params"]["_meta"]["stream"] == id);
         let asked = &asked.expect("its tool was called")["params"];
-        assert_eq!(asked["agent_id"], *agent);
+        assert_eq!(asked["_meta"]["agent_id"], *agent);
         assert_eq!(asked["name"], tool_of(agent));
     }
     assert_eq!(daemon.tool_calls().len(), agents.len());
@@ -332,15 +332,15 @@ real_codex! {
         let lab = Runtime::new(Lab::real(codex, calls("alice", &["never"])));
         let mut daemon = Daemon::start(&lab);
         daemon.on_tool_call(|_| None);
-        let id = daemon.request("stream", prompt(&lab, "alice", &["never"]));
+        let id = daemon.request(method::STREAM, prompt(&lab, "alice", &["never"]));
         daemon.wait_for_tool_calls(1);
         let call = daemon.tool_calls()[0]["id"].clone();
-        daemon.notify("cancel", json!({"stream": id}));
-        assert_eq!(daemon.tool_cancelled(), json!({"id": call}));
+        daemon.cancel(id);
+        assert_eq!(daemon.tool_cancelled(), call);
         assert_eq!(daemon.finish(id).stop_reason(), "cancelled");
         daemon.send(&json!({"jsonrpc": "2.0", "id": call, "result": {"content": []}}));
         daemon.send(&json!({"jsonrpc": "2.0", "id": "tool-99", "error": {"code": 1, "message": "x"}}));
-        assert!(daemon.call("manifest", json!({}))["result"].is_object());
+        daemon.ping();
         lab.assert_clean(daemon);
     }
 }
@@ -353,9 +353,9 @@ real_codex! {
             let lab = Runtime::new(Lab::real(codex, calls("alice", &["never"])));
             let mut daemon = Daemon::start(&lab);
             daemon.on_tool_call(|_| None);
-            let id = daemon.request("stream", prompt(&lab, "alice", &["never"]));
+            let id = daemon.request(method::STREAM, prompt(&lab, "alice", &["never"]));
             daemon.wait_for_tool_calls(1);
-            let call = json!({"id": daemon.tool_calls()[0]["id"]});
+            let call = daemon.tool_calls()[0]["id"].clone();
             match what {
                 "daemon" => {
                     daemon.close_stdin();

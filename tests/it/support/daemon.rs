@@ -14,7 +14,24 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// A handler of `tools.call`: from its parameters to a result, an `Err` for an error answer, or `None` for
+/// The names on the wire, as the contract has them. Not those of the program: a name that is wrong there must fail.
+pub(crate) mod method {
+    pub(crate) const INITIALIZE: &str = "initialize";
+    pub(crate) const PING: &str = "ping";
+    pub(crate) const SET_LOG_LEVEL: &str = "logging/setLevel";
+    pub(crate) const STREAM: &str = "plexum/provider/stream";
+    pub(crate) const STEER: &str = "plexum/provider/steer";
+    pub(crate) const CANCEL: &str = "plexum/provider/cancel";
+    pub(crate) const MUTATE: &str = "plexum/session/mutate";
+    pub(crate) const INITIALIZED: &str = "notifications/initialized";
+    pub(crate) const CANCELLED: &str = "notifications/cancelled";
+    pub(crate) const TOOLS_CHANGED: &str = "notifications/plexum/tools/changed";
+    pub(crate) const LOG: &str = "notifications/message";
+    pub(crate) const EVENT: &str = "notifications/plexum/provider/event";
+    pub(crate) const TOOL_CALL: &str = "plexum/host/tool/call";
+}
+
+/// A handler of tool calls: from the parameters to a result, an `Err` for an error answer, or `None` for
 /// no answer at all.
 type ToolHandler = Box<dyn FnMut(&Value) -> Option<Result<Value, Value>>>;
 
@@ -108,8 +125,21 @@ impl Daemon {
 
     #[track_caller]
     pub(crate) fn init(&mut self) {
-        let answer = self.call("init", json!({"protocol": 1, "host": {"name": "test"}}));
-        assert_eq!(answer["result"], json!({"protocol": 1}), "{answer}");
+        let answer = self.call(method::INITIALIZE, Daemon::introduction());
+        assert_eq!(
+            answer["result"]["protocolVersion"], "2025-06-18",
+            "{answer}"
+        );
+        self.notify(method::INITIALIZED, json!({}));
+    }
+
+    /// The parameters of `initialize`.
+    pub(crate) fn introduction() -> Value {
+        json!({
+            "protocolVersion": "2025-06-18",
+            "capabilities": {},
+            "clientInfo": {"name": "test", "version": "1"},
+        })
     }
 
     pub(crate) fn start_uninitialised(lab: &Lab) -> Daemon {
@@ -181,7 +211,7 @@ impl Daemon {
         self.child.id()
     }
 
-    /// Answers the plugin's `tools.call` requests from now on.
+    /// Answers the plugin's tool calls from now on.
     pub(crate) fn on_tool_call(
         &mut self,
         handler: impl FnMut(&Value) -> Option<Result<Value, Value>> + 'static,
@@ -228,6 +258,20 @@ impl Daemon {
         id
     }
 
+    /// Says that nobody waits for this request any more.
+    pub(crate) fn cancel(&mut self, id: i64) {
+        self.notify(
+            method::CANCELLED,
+            json!({"requestId": id, "reason": "tested"}),
+        );
+    }
+
+    /// Sees that the plugin answers: what was sent before has been read then.
+    #[track_caller]
+    pub(crate) fn ping(&mut self) {
+        assert_eq!(self.call(method::PING, json!({}))["result"], json!({}));
+    }
+
     /// Sends a request and waits for its whole answer.
     #[track_caller]
     pub(crate) fn call(&mut self, method: &str, params: Value) -> Value {
@@ -252,7 +296,7 @@ impl Daemon {
         })
     }
 
-    /// The parameters of `stream` for a prompt in a lab's workspace.
+    /// The parameters of a stream for a prompt in a lab's workspace.
     pub(crate) fn prompt(lab: &Lab, text: &str) -> Value {
         json!({
             "model": "codex",
@@ -264,7 +308,7 @@ impl Daemon {
     /// Runs a turn to its end.
     #[track_caller]
     pub(crate) fn turn(&mut self, params: Value) -> Turn {
-        let id = self.request("stream", params);
+        let id = self.request(method::STREAM, params);
         self.finish(id)
     }
 
@@ -313,7 +357,7 @@ impl Daemon {
                 .iter()
                 .find(|log| {
                     log["level"] == level
-                        && log["message"]
+                        && log["data"]["message"]
                             .as_str()
                             .is_some_and(|message| message.contains(part))
                 })
@@ -326,12 +370,12 @@ impl Daemon {
         &self.logs
     }
 
-    /// The `tools.call` requests that came so far, whole.
+    /// The tool calls that came so far, whole.
     pub(crate) fn tool_calls(&self) -> &[Value] {
         &self.tool_calls
     }
 
-    /// The `tools.cancelled` notifications that came and were not waited for.
+    /// The ids of the tool calls whose cancel was told and not waited for.
     pub(crate) fn tools_cancelled(&self) -> &[Value] {
         &self.tools_cancelled
     }
@@ -339,7 +383,7 @@ impl Daemon {
     /// Waits until the plugin has asked for `count` tool calls.
     #[track_caller]
     pub(crate) fn wait_for_tool_calls(&mut self, count: usize) {
-        self.wait("a tools.call", |daemon| {
+        self.wait("a tool call", |daemon| {
             (daemon.tool_calls.len() >= count).then_some(())
         });
     }
@@ -361,10 +405,12 @@ impl Daemon {
         }
     }
 
-    /// Waits for a `tools.cancelled`; its parameters.
+    /// Waits until a tool call is cancelled; the id of its request.
     #[track_caller]
     pub(crate) fn tool_cancelled(&mut self) -> Value {
-        self.wait("a tools.cancelled", |daemon| daemon.tools_cancelled.pop())
+        self.wait("a cancelled tool call", |daemon| {
+            daemon.tools_cancelled.pop()
+        })
     }
 
     /// Stops reading what the plugin writes.
@@ -459,20 +505,27 @@ impl Daemon {
         assert_eq!(message["jsonrpc"], "2.0", "{shown}");
         let params = message["params"].clone();
         match (message["method"].as_str(), message.get("id")) {
-            (Some("event"), None) => self.take_event(&params, &shown),
-            (Some("log"), None) => {
-                let levels = ["debug", "info", "warn", "error"];
+            (Some(method::EVENT), None) => self.take_event(&params, &shown),
+            (Some(method::LOG), None) => {
+                let levels = ["debug", "info", "notice", "warning", "error"];
                 assert!(
                     params["level"]
                         .as_str()
                         .is_some_and(|level| levels.contains(&level))
-                        && params["message"].is_string(),
+                        && params["logger"] == "plexum-openai"
+                        && params["data"]["message"].is_string(),
                     "{shown}"
                 );
                 self.logs.push(params);
             }
-            (Some("tools.cancelled"), None) => self.tools_cancelled.push(params),
-            (Some("tools.call"), Some(id)) => {
+            (Some(method::CANCELLED), None) => {
+                assert!(
+                    params["requestId"].is_string() && params["reason"].is_string(),
+                    "{shown}"
+                );
+                self.tools_cancelled.push(params["requestId"].clone());
+            }
+            (Some(method::TOOL_CALL), Some(id)) => {
                 let answer = (self.tools)(&params);
                 self.tool_calls.push(message.clone());
                 let answer = match answer {
@@ -568,7 +621,29 @@ fn check_order(
     );
     match kind {
         "message_start" => {}
-        "text_delta" | "thinking_delta" => assert!(event["text"].is_string(), "{event}"),
+        "text_delta" => {
+            let number = before.iter().filter(|event| event["type"] == "text_delta");
+            assert!(event["text"].is_string(), "{event}");
+            assert!(
+                event["message"]
+                    .as_u64()
+                    .is_some_and(|at| at <= number.count() as u64),
+                "{event}"
+            );
+        }
+        "thinking_delta" => assert!(event["text"].is_string(), "{event}"),
+        "status" => {
+            let states = ["queued", "running", "retrying", "compacting", "compacted"];
+            let state = event["state"].as_str().expect("a status has a state");
+            assert!(states.contains(&state), "{event}");
+            let detail = event.get("detail");
+            assert!(detail.is_none_or(Value::is_string), "{event}");
+        }
+        "plan" => {
+            let items = event["items"].as_array().expect("a plan has items");
+            let is_item = |item: &Value| item["text"].is_string() && item["status"].is_string();
+            assert!(items.iter().all(is_item), "{event}");
+        }
         "tool_use" => {
             let id = event["id"].as_str().expect("a tool_use has an id");
             assert!(
