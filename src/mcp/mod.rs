@@ -27,6 +27,8 @@ pub(crate) use socket::{
     program_copy, short_place as short_runtime_place,
 };
 
+pub(crate) use strict::whole_characters;
+
 use crate::error::Error;
 use crate::sys::Flag;
 use serde::Deserialize;

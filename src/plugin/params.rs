@@ -3,7 +3,7 @@
 use super::message::Id;
 use crate::codex::home::is_thread_id;
 use crate::error::{Error, Kind, Result};
-use crate::mcp::Tool;
+use crate::mcp::{Tool, whole_characters};
 use crate::rollout::json::{self, Cursor};
 use crate::rollout::mutate::{Mutation, Op, Reach};
 use crate::turn::images::{Image, Source};
@@ -23,6 +23,8 @@ const MAX_MUTATIONS: usize = 65_536;
 const MAX_ATTACHMENTS: usize = 4096;
 /// How many messages are named that are left out; of the rest only the number is told.
 const MAX_LEFT_OUT_WARNINGS: usize = 100;
+/// The longest schema of an output, in bytes: twice what providers take.
+const LONGEST_SCHEMA: usize = 256 << 10;
 /// How many objects and lists may stand in each other.
 const MAX_DEPTH: usize = 127;
 /// In an object up to so many bytes a member is looked for anew each time.
@@ -178,9 +180,7 @@ impl<'a> Field<'a> {
 
     /// A member; `null` counts as absent.
     fn member(&self, name: &str) -> Result<Option<Field<'a>>> {
-        if !self.is_object() {
-            return Err(self.wrong("an object"));
-        }
+        self.object()?;
         let value = self.get(name).filter(|value| *value != "null");
         Ok(value.map(|value| Field::new(value, format!("{}.{name}", self.path))))
     }
@@ -300,7 +300,7 @@ fn id(field: &Field<'_>) -> Result<Id> {
 
 /// Nothing can be asked of the list of models.
 pub(crate) fn models(params: &Field<'_>) -> Result<()> {
-    params.object().map(|_| ())
+    params.object()
 }
 
 /// What a stream asks for: the workspace and the turn.
@@ -332,7 +332,7 @@ fn thread_choice(params: &Field<'_>) -> Result<ThreadChoice> {
     let Some(field) = params.member("thread")? else {
         return Ok(ThreadChoice::Stored);
     };
-    match field.text()?.as_ref() {
+    match &*field.text()? {
         "new" => Ok(ThreadChoice::New),
         id if is_thread_id(id) => Ok(ThreadChoice::Adopted(id.to_ascii_lowercase())),
         other => Err(bad(
@@ -348,8 +348,12 @@ fn output_schema(params: &Field<'_>) -> Result<Option<String>> {
         return Ok(None);
     };
     field.object()?;
+    if field.json.len() > LONGEST_SCHEMA {
+        let what = format!("is longer than {LONGEST_SCHEMA} bytes");
+        return Err(bad(&field.path, what));
+    }
     check_schema(&field)?;
-    Ok(Some(field.json.to_owned()))
+    Ok(Some(whole_characters(field.json).into_owned()))
 }
 
 /// Checks what a JSON Schema means whatever the provider supports of it; the provider judges the rest.
@@ -360,22 +364,9 @@ fn check_schema(schema: &Field<'_>) -> Result<()> {
     }
     schema.object()?;
     if let Some(field) = schema.member("type")? {
-        let names = match field.is_list() {
-            true => field.list()?.collect(),
-            false => vec![field],
-        };
-        for name in names {
-            const TYPES: [&str; 7] = [
-                "string", "number", "integer", "boolean", "object", "array", "null",
-            ];
-            let text = name.text()?;
-            if !TYPES.contains(&text.as_ref()) {
-                let name_text = label(&text);
-                return Err(bad(
-                    &name.path,
-                    format!("'{name_text}' is not a type of JSON Schema"),
-                ));
-            }
+        match field.is_list() {
+            true => field.list()?.try_for_each(|name| check_type(&name))?,
+            false => check_type(&field)?,
         }
     }
     if let Some(required) = schema.member("required")? {
@@ -386,17 +377,14 @@ fn check_schema(schema: &Field<'_>) -> Result<()> {
     for name in ["properties", "$defs", "definitions", "patternProperties"] {
         if let Some(members) = schema.member(name)? {
             members.object()?;
-            let mut outcome = Ok(());
+            let mut checked = Ok(());
             members.walk(|key, value| {
-                let path = format!(
-                    "{}.{}",
-                    members.path,
-                    label(&unescape(key.trim_matches('"')))
-                );
-                outcome = check_schema(&Field::new(value, path));
-                outcome.is_ok()
+                let key = unescape(&key[1..key.len() - 1]);
+                let path = format!("{}.{}", members.path, label(&key));
+                checked = check_schema(&Field::new(value, path));
+                checked.is_ok()
             });
-            outcome?;
+            checked?;
         }
     }
     for name in ["anyOf", "oneOf", "allOf", "prefixItems"] {
@@ -414,6 +402,20 @@ fn check_schema(schema: &Field<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn check_type(field: &Field<'_>) -> Result<()> {
+    const TYPES: [&str; 7] = [
+        "string", "number", "integer", "boolean", "object", "array", "null",
+    ];
+    let name = field.text()?;
+    match TYPES.contains(&&*name) {
+        true => Ok(()),
+        false => Err(bad(
+            &field.path,
+            format!("'{}' is not a type of JSON Schema", label(&name)),
+        )),
+    }
 }
 
 /// How much the model is to think. The words are the provider's, and new ones come; but each is a word.
@@ -507,10 +509,10 @@ fn tools(field: Option<Field<'_>>) -> Result<Vec<Tool>> {
             // As MCP has it.
             None => tool.member("inputSchema")?,
         };
-        if let Some(schema) = &schema {
-            schema.object()?;
-        }
-        let schema = schema.and_then(|schema| RawValue::from_string(schema.json.to_owned()).ok());
+        let schema = schema
+            .map(|schema| schema.object().map(|()| schema.json.to_owned()))
+            .transpose()?
+            .and_then(|schema| RawValue::from_string(schema).ok());
         tools.push(Tool {
             name: tool.needed("name")?.text()?.into_owned(),
             description: tool.optional_text("description")?.map(Cow::into_owned),
