@@ -3,7 +3,7 @@
 //! Pure data. The names and shapes are those of the wire contract (`man/plexum-openai-protocol.7`); how they
 //! are framed is `plugin`'s business, and where they come from is `turn`'s.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
 /// The version of the wire contract that this plugin speaks.
@@ -204,6 +204,31 @@ pub(crate) struct TurnError {
     pub(crate) code: &'static str,
     pub(crate) message: String,
     pub(crate) retryable: bool,
+    /// From when on it can succeed, in seconds since 1970, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retry_at: Option<u64>,
+}
+
+/// Where a turn stands, where that is not what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Status {
+    /// It waits for its workspace.
+    Queued,
+    /// It no longer does.
+    Running,
+    /// codex tries a request again.
+    Retrying,
+    /// codex has made the conversation shorter.
+    Compacted,
+}
+
+/// One line of codex's to-do list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct PlanItem {
+    pub(crate) text: String,
+    /// codex's word: `pending`, `in_progress`, `completed`.
+    pub(crate) status: String,
 }
 
 /// One thing that happened in a turn. `tool_use` and `tool_result` are not here: they are written from the rollout
@@ -213,10 +238,18 @@ pub(crate) struct TurnError {
 pub(crate) enum TurnEvent<'a> {
     /// The first event of every turn.
     MessageStart,
-    /// Text of the assistant.
-    TextDelta { text: Cow<'a, str> },
+    /// Text of the assistant, of its message of this number in the turn, from 0.
+    TextDelta { text: Cow<'a, str>, message: usize },
     /// A summary of what the model thought.
     ThinkingDelta { text: Cow<'a, str> },
+    /// What somebody who waits would want to know.
+    Status {
+        state: Status,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        detail: Option<Cow<'a, str>>,
+    },
+    /// codex's list of what is to be done, whenever it changes.
+    Plan { items: &'a [PlanItem] },
     /// Why the turn failed; at most one a turn.
     Error { error: &'a TurnError },
     /// The last event of every turn.
@@ -224,6 +257,43 @@ pub(crate) enum TurnEvent<'a> {
         stop_reason: StopReason,
         usage: TurnUsage,
     },
+}
+
+/// How much of what the model can hold the thread takes now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct ContextUse {
+    /// As the last request counted them; after a compaction without one, codex's own estimate.
+    pub(crate) tokens: u64,
+    pub(crate) window: Option<u64>,
+}
+
+/// One of the windows of an account's limits.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RateWindow {
+    pub(crate) used_percent: f64,
+    #[serde(default)]
+    pub(crate) window_minutes: Option<u64>,
+    /// In seconds since 1970.
+    #[serde(default)]
+    pub(crate) resets_at: Option<u64>,
+}
+
+/// The limits of the account, as the provider told them last. At least one of them is there.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct RateLimits {
+    pub(crate) primary: Option<RateWindow>,
+    pub(crate) secondary: Option<RateWindow>,
+}
+
+/// What codex recorded of a turn's requests besides their tokens. What it did not record is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Telemetry {
+    pub(crate) context: Option<ContextUse>,
+    /// How often the conversation was compacted in this turn.
+    pub(crate) compactions: u64,
+    pub(crate) rate_limits: Option<RateLimits>,
+    /// The model that codex asked.
+    pub(crate) model: Option<String>,
 }
 
 /// How a turn ended, in full: the result of a stream, and the last line of `turn --json`.
@@ -236,4 +306,9 @@ pub(crate) struct TurnResult {
     pub(crate) usage: TurnUsage,
     /// Of the thread so far; `None` where that is not known. A sub-agent is a thread of its own.
     pub(crate) thread_usage: Option<Usage>,
+    #[serde(flatten)]
+    pub(crate) telemetry: Telemetry,
+    /// That of the `error` event.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<TurnError>,
 }

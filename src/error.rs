@@ -116,6 +116,7 @@ pub(crate) struct Error {
     kind: Kind,
     message: String,
     retryable: bool,
+    retry_at: Option<u64>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -129,6 +130,7 @@ impl Error {
             kind,
             message: message.into(),
             retryable: kind.retryable(),
+            retry_at: None,
             source: None,
         }
     }
@@ -139,6 +141,7 @@ impl Error {
             kind,
             message: format!("{message}: {}", reason(&source)),
             retryable: kind.retryable() || is_exhausted(&source),
+            retry_at: None,
             source: Some(Box::new(source)),
         }
     }
@@ -155,6 +158,12 @@ impl Error {
         self
     }
 
+    /// The same error, with the time from when on trying again can help, in seconds since 1970.
+    pub(crate) fn with_retry_at(mut self, retry_at: Option<u64>) -> Error {
+        self.retry_at = retry_at;
+        self
+    }
+
     pub(crate) fn kind(&self) -> Kind {
         self.kind
     }
@@ -165,6 +174,10 @@ impl Error {
 
     pub(crate) fn retryable(&self) -> bool {
         self.retryable
+    }
+
+    pub(crate) fn retry_at(&self) -> Option<u64> {
+        self.retry_at
     }
 }
 

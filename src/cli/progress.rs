@@ -18,6 +18,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// Another turn may be in the workspace, which is waited for.
+const WAITING: &str = "waiting to start";
 /// How much of a command is shown where there is no width that limits it, in columns.
 const LONGEST: usize = 200;
 
@@ -56,8 +58,8 @@ struct State {
     /// Paths below it are shown without it.
     workspace: PathBuf,
     running: Vec<Running>,
-    /// codex has said something.
-    at_work: bool,
+    /// What is the matter while nothing runs.
+    mood: &'static str,
     /// The turn is being ended, for this reason.
     ending: Option<&'static str>,
     /// The live line as it stands on the terminal; empty where it does not.
@@ -89,7 +91,7 @@ impl Progress {
                 color,
                 workspace: workspace.to_owned(),
                 running: Vec::new(),
-                at_work: false,
+                mood: WAITING,
                 ending: None,
                 drawn: String::new(),
                 held: false,
@@ -164,10 +166,32 @@ impl Board {
         state.output(&step.output);
     }
 
-    /// codex has begun.
+    /// codex is at work.
     pub(super) fn begin(&self) {
+        self.set_mood("codex is at work");
+    }
+
+    /// The turn waits for its workspace, for this reason.
+    pub(super) fn waiting(&self, why: &str) {
+        self.note(&format!("waiting: {why}"));
+        self.set_mood(WAITING);
+    }
+
+    /// codex tries a request again.
+    pub(super) fn retrying(&self) {
+        self.set_mood("codex tries again");
+    }
+
+    /// Something that people should know, in a line that stays.
+    pub(super) fn note(&self, text: &str) {
         let mut state = self.state();
-        state.at_work = true;
+        let line = state.paint(DIM, &columns::harmless(text));
+        state.line(&line);
+    }
+
+    fn set_mood(&self, mood: &'static str) {
+        let mut state = self.state();
+        state.mood = mood;
         state.draw();
     }
 
@@ -340,12 +364,7 @@ impl State {
         let columns = columns::of(std::io::stderr()).saturating_sub(1);
         let now = match self.ending {
             Some(why) => why,
-            // Another process may have a turn in the workspace, which is waited for.
-            None if !self.at_work => "waiting to start",
-            None => self
-                .running
-                .last()
-                .map_or("codex is at work", |last| &last.what),
+            None => self.running.last().map_or(self.mood, |last| &last.what),
         };
         let others = match self.running.len() {
             more @ 2.. if self.ending.is_none() => format!(" (+{})", more - 1),

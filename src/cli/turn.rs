@@ -6,14 +6,15 @@
 use super::flags::{Parsed, at_home, usage};
 use super::progress::{Board, Progress};
 use super::{color, columns};
-use crate::canonical::{StopReason, ThreadState, TurnEvent, TurnResult, TurnUsage, Usage};
+use crate::canonical::{Status, StopReason, TurnEvent, TurnResult};
+use crate::codex::failure::is_retry;
 use crate::codex::translate::Step;
 use crate::config::Places;
 use crate::error::{Error, Kind, Result, reason};
 use crate::sys::{self, Flag};
 use crate::turn::images::{Image, Source};
 use crate::turn::queue::Queue;
-use crate::turn::{self, Block, Context, History, Level, Request, Sink};
+use crate::turn::{self, Block, Context, History, Level, Request, Sink, ThreadChoice};
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
@@ -134,7 +135,12 @@ fn request(parsed: &Parsed) -> Result<Request> {
         prompt: vec![prompt],
         history: History::default(),
         warnings: Vec::new(),
-        fresh: parsed.has("fresh"),
+        thread: match parsed.has("fresh") {
+            true => ThreadChoice::New,
+            false => ThreadChoice::Stored,
+        },
+        output_schema: None,
+        reasoning_effort: None,
         binary: match parsed.text("binary")? {
             Some("") => return Err(usage("'--binary' needs a path")),
             binary => binary.map(str::to_owned),
@@ -176,21 +182,12 @@ fn say(message: &str) {
 struct LastLine<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
-    stop_reason: StopReason,
-    thread_id: Option<&'a str>,
-    thread_state: ThreadState,
-    usage: TurnUsage,
-    thread_usage: Option<Usage>,
+    #[serde(flatten)]
+    result: &'a TurnResult,
 }
 
 /// What a warning of codex's own begins with.
 const FROM_CODEX: &str = "codex: ";
-
-/// Is this one of codex's tries to go on, after which there can be a long pause?
-fn is_retry(message: &str) -> bool {
-    let message = message.to_ascii_lowercase();
-    message.contains("reconnecting") || message.contains("retrying")
-}
 
 /// Tells a turn to a terminal or a pipe.
 struct Printer {
@@ -300,11 +297,7 @@ impl Printer {
         if self.json {
             let line = LastLine {
                 kind: "result",
-                stop_reason: result.stop_reason,
-                thread_id: result.thread_id.as_deref(),
-                thread_state: result.thread_state,
-                usage: result.usage,
-                thread_usage: result.thread_usage,
+                result,
             };
             let mut line = serde_json::to_vec(&line).expect("plain structs");
             line.push(b'\n');
@@ -348,10 +341,20 @@ impl Sink for Printer {
             line.push(b'\n');
             self.json_line(&line);
             self.line = line;
-        } else if let TurnEvent::TextDelta { text } = event {
+        } else if let TurnEvent::TextDelta { text, .. } = event {
             self.text(text);
         }
-        if let TurnEvent::MessageStart = event {
+        if let TurnEvent::Status { state, detail } = event {
+            self.flush();
+            let board = self.progress.board();
+            match state {
+                Status::Queued => board.waiting(detail.as_deref().unwrap_or("queued")),
+                Status::Running => board.begin(),
+                // The warning about it is the line that stays.
+                Status::Retrying => board.retrying(),
+                Status::Compacted => board.note("the conversation was compacted"),
+            }
+        } else if !matches!(event, TurnEvent::MessageStart | TurnEvent::Error { .. }) {
             self.progress.board().begin();
         }
         if let TurnEvent::Error { error } = event {

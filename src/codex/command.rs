@@ -33,6 +33,10 @@ pub(crate) struct Call<'a> {
     /// A prompt of this thread had the instructions at its head, and the model still sees them whole.
     pub(crate) system_in_thread: bool,
     pub(crate) images: &'a [PathBuf],
+    /// The file of a JSON Schema for the last text.
+    pub(crate) schema: Option<&'a Path>,
+    /// codex's `model_reasoning_effort`, a plain word.
+    pub(crate) reasoning_effort: Option<&'a str>,
     pub(crate) prompt: &'a str,
     /// `-c` arguments that lend the daemon's tools.
     pub(crate) tool_args: &'a [OsString],
@@ -78,6 +82,25 @@ pub(crate) fn build(
     for image in call.images {
         args.push("-i".into());
         args.push(image.into());
+    }
+    if let Some(schema) = call.schema {
+        if extra.has("--output-schema", "--output-schema") {
+            warnings.push(
+                "the output schema of the turn is not asked for: \"extra_args\" in the config has one"
+                    .to_owned(),
+            );
+        } else {
+            args.extend(["--output-schema".into(), schema.into()]);
+        }
+    }
+    if let Some(effort) = call.reasoning_effort {
+        if extra.sets("model_reasoning_effort") {
+            warnings.push(format!(
+                "\"extra_args\" in the config sets model_reasoning_effort, which replaces the turn's '{effort}'"
+            ));
+        }
+        let setting = format!("model_reasoning_effort={}", toml_string(effort));
+        args.extend(["-c".into(), setting.into()]);
     }
     // From 0.148 an unreachable provider is retried without end and without a word of failure.
     args.push("-c".into());
@@ -440,6 +463,8 @@ mod tests {
             system: None,
             system_in_thread: false,
             images: &[],
+            schema: None,
+            reasoning_effort: None,
             prompt,
             tool_args: &[],
             workspace: Path::new("/w"),
@@ -486,6 +511,8 @@ mod tests {
             model: "big",
             system: Some("be brief"),
             images: &images,
+            schema: Some(Path::new("/s.json")),
+            reasoning_effort: Some("high"),
             tool_args: &tools,
             ..call("hi")
         };
@@ -494,6 +521,8 @@ mod tests {
             [
                 &HEAD[..],
                 &["--model", "gpt-5", "-i", "/a.png", "-i", "/b.png"],
+                &["--output-schema", "/s.json"],
+                &["-c", "model_reasoning_effort=\"high\""],
                 &RETRIES,
                 &["-c", "developer_instructions=\"be brief\""],
                 &["-c", "mcp_servers.x={}", "--x", "--json"],

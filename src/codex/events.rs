@@ -6,6 +6,7 @@
 //! no unescaping is borrowed from the line.
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 
@@ -48,6 +49,16 @@ pub(crate) struct Item<'a> {
     pub(crate) query: Option<Cow<'a, str>>,
     /// The paths of a `file_change`.
     pub(crate) changes: Vec<Cow<'a, str>>,
+    /// The lines of a `todo_list`.
+    pub(crate) todos: Vec<Todo>,
+}
+
+/// A line of codex's to-do list. That somebody is at work on it is only in the rollout.
+#[derive(Debug, PartialEq, Eq, serde::Deserialize)]
+pub(crate) struct Todo {
+    pub(crate) text: String,
+    #[serde(default)]
+    pub(crate) completed: bool,
 }
 
 /// One line.
@@ -328,6 +339,11 @@ impl<'de> Deserialize<'de> for LenientItem<'de> {
                         "query" => &mut item.query,
                         "exit_code" => {
                             item.exit_code = map.next_value::<Number>()?.0;
+                            continue;
+                        }
+                        "items" => {
+                            let raw = map.next_value::<&RawValue>()?;
+                            item.todos = serde_json::from_str(raw.get()).unwrap_or_default();
                             continue;
                         }
                         "changes" => {

@@ -9,6 +9,7 @@
 
 use super::child::Exit;
 use crate::error::{Error, Kind};
+use crate::rollout::record::millis;
 use serde_json::Value;
 
 /// The error that a `turn.failed` message, or an `error` that was the last word, stands for.
@@ -68,6 +69,96 @@ pub(crate) fn from_exit(exit: &Exit, last_error: Option<&str>) -> Error {
     )
 }
 
+/// Does codex say that it tries a request again, after which there can be a long pause?
+pub(crate) fn is_retry(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    message.contains("reconnecting") || message.contains("retrying")
+}
+
+/// From when on the provider takes requests again, by codex's message, in seconds since 1970.
+///
+/// `now` is so too; `offset` is by how many seconds codex's local time is ahead of UTC, in which it names the time
+/// of a usage limit, to the minute.
+pub(crate) fn retry_at(message: &str, now: u64, offset: Option<i64>) -> Option<u64> {
+    if let Ok(body) = serde_json::from_str::<Value>(message.trim()) {
+        let error = body.get("error").unwrap_or(&body);
+        let number = |name: &str| error.get(name)?.as_u64();
+        return number("resets_at").or_else(|| Some(now + number("resets_in_seconds")?));
+    }
+    let text = message.to_ascii_lowercase();
+    if let Some((_, rest)) = text.split_once("try again in ") {
+        return Some(now + seconds_of(rest)?);
+    }
+    let (_, rest) = text.split_once("try again at ")?;
+    local_time(rest, i64::try_from(now).ok()?, offset?)
+}
+
+/// The seconds of a duration such as `11.054s`, `1h2m` or `3 days 4 hours`, rounded up.
+fn seconds_of(text: &str) -> Option<u64> {
+    let mut rest = text.trim_start();
+    let mut total = None;
+    loop {
+        let digits = rest.find(|char: char| !char.is_ascii_digit() && char != '.');
+        let (number, behind) = rest.split_at(digits?);
+        // A full stop can end the sentence.
+        let Ok(number) = number.trim_end_matches('.').parse::<f64>() else {
+            return total.map(|total: f64| total.ceil() as u64);
+        };
+        let behind = behind.trim_start();
+        let unit = behind.find(|char: char| !char.is_ascii_alphabetic());
+        let (unit, behind) = behind.split_at(unit.unwrap_or(behind.len()));
+        let seconds = match unit {
+            "ms" => 0.001,
+            "s" | "sec" | "secs" | "second" | "seconds" => 1.0,
+            "m" | "min" | "mins" | "minute" | "minutes" => 60.0,
+            "h" | "hour" | "hours" => 3_600.0,
+            "d" | "day" | "days" => 86_400.0,
+            _ => return total.map(|total: f64| total.ceil() as u64),
+        };
+        total = Some(total.unwrap_or_default() + number * seconds);
+        rest = behind.trim_start_matches([' ', ',']);
+        if rest.is_empty() {
+            return total.map(|total: f64| total.ceil() as u64);
+        }
+    }
+}
+
+/// A time as codex names it: `2:13 pm`, which is today, or `sep 21st, 2026 2:13 pm`.
+fn local_time(text: &str, now: i64, offset: i64) -> Option<u64> {
+    const MONTHS: [&str; 12] = [
+        "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
+    ];
+    const DAY: i64 = 86_400;
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let clock = words.iter().position(|word| word.contains(':'))?;
+    let (hour, minute) = words[clock].split_once(':')?;
+    let (hour, minute) = (hour.parse::<i64>().ok()?, minute.parse::<i64>().ok()?);
+    let is_afternoon = match words.get(clock + 1)?.trim_end_matches('.') {
+        "am" => false,
+        "pm" => true,
+        _ => return None,
+    };
+    if !(1..=12).contains(&hour) || !(0..60).contains(&minute) {
+        return None;
+    }
+    let hour = hour % 12 + if is_afternoon { 12 } else { 0 };
+    let day = match &words[..clock] {
+        [] => (now + offset).div_euclid(DAY) * DAY,
+        [month, day, year] => {
+            let month = 1 + MONTHS.iter().position(|known| month.starts_with(known))?;
+            let day: u32 = day
+                .trim_end_matches(|char: char| !char.is_ascii_digit())
+                .parse()
+                .ok()?;
+            let midnight = format!("{year:0>4}-{month:02}-{day:02}T00:00:00");
+            i64::try_from(millis(&midnight)? / 1000).ok()?
+        }
+        _ => return None,
+    };
+    // The seconds were cut off: it is not to be too early.
+    u64::try_from(day + (hour * 60 + minute + 1) * 60 - offset).ok()
+}
+
 /// Why codex did not go on with a thread, before it asked the model anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
@@ -77,6 +168,8 @@ pub(crate) enum Refusal {
     Archived,
     /// It could not open the thread, for this reason. Whether it ever can is seen by trying again.
     Unopened(String),
+    /// Its rollout is not a file, for this reason; codex was not started, which would have waited for it for ever.
+    NotAFile(String),
 }
 
 /// The refusal of a codex that ended without naming its thread.
@@ -165,6 +258,9 @@ fn finish(error: Error, said: &Failure) -> Error {
         // A page about a proxy's login, or about an address that is not there, stays as it is.
         Kind::Network => error.with_retryable(!matches!(said.status, Some(404 | 405 | 407 | 511))),
         Kind::CodexFailed if has(text, &DATABASE_LOCKED) => error.with_retryable(true),
+        Kind::CodexFailed if has(text, &REFUSED_ARGUMENTS) => error.hint(
+            "codex refuses its arguments: 'plexum-openai doctor' looks at \"extra_args\" in the config",
+        ),
         Kind::CodexFailed if has(text, &SERVER_FAILED) => error.hint(
             "it is a server of codex's own config: see \"mcp_servers\" in codex's 'config.toml'",
         ),
@@ -194,6 +290,12 @@ const DATABASE_LOCKED: [&str; 4] = [
     "database table is locked",
     "database schema is locked",
     "sqlite_busy",
+];
+/// How codex's parser of arguments, of its settings and of its features begins or ends.
+const REFUSED_ARGUMENTS: [&str; 3] = [
+    "for more information, try '--help'",
+    "error parsing -c overrides: ",
+    "error: unknown feature flag: ",
 ];
 /// Behind these codex names the MCP servers that it does not go on without.
 const SERVER_FAILED: [&str; 2] = ["mcp servers failed to initialize", "required mcp server"];
@@ -600,6 +702,7 @@ fn is_context_overflow(text: &str) -> bool {
             "maximum prompt length",
             "maximum number of tokens allowed",
             "request body too large for",
+            "contextwindowexceedederror",
         ],
     )
 }
@@ -615,6 +718,7 @@ fn is_usage(text: &str) -> bool {
             "credit balance",
             "insufficient credits",
             "insufficient balance",
+            "key limit exceeded",
             "rate_limit_exceeded",
             "rate limit",
             "too many requests",
@@ -660,6 +764,7 @@ fn is_model_refused(text: &str) -> bool {
             "no endpoints found for ",
             "api deployment for this resource does not exist",
             "organization must be verified to use the model",
+            "does not work with the specified model",
             "not found the model ",
         ],
     ) {
@@ -745,6 +850,48 @@ mod tests {
     use super::*;
     use std::os::unix::process::ExitStatusExt;
 
+    #[test]
+    fn knows_when_to_try_again() {
+        // 2026-11-26 02:40:00
+        let now = 1_795_660_800;
+        for (message, offset, expected) in [
+            ("no", 0, None),
+            ("Please try again in 11.054s. Visit x", 0, Some(now + 12)),
+            ("try again in 20ms", 0, Some(now + 1)),
+            ("Please try again in 1h2m3s.", 0, Some(now + 3723)),
+            (
+                "try again in 3 days 4 hours 5 minutes.",
+                0,
+                Some(now + 273_900),
+            ),
+            ("try again in a while", 0, None),
+            (
+                "… try again at Sep 21st, 2026 2:13 PM.",
+                0,
+                Some(1_790_000_040),
+            ),
+            (
+                "… try again at Sep 21st, 2026 7:43 PM.",
+                19_800,
+                Some(1_790_000_040),
+            ),
+            ("try again at 12:00 AM.", 0, Some(now - 160 * 60 + 60)),
+            ("try again at 11:59 pm", -14_400, Some(now + 79 * 60 + 60)),
+            ("try again at Nov 3rd, 26", 0, None),
+            ("try again at 25:00 PM", 0, None),
+            ("try again at noon", 0, None),
+            (
+                r#"{"error":{"type":"usage_limit_reached","resets_at":1790000000}}"#,
+                0,
+                Some(1_790_000_000),
+            ),
+            (r#"{"error":{"resets_in_seconds":5}}"#, 0, Some(now + 5)),
+            (r#"{"error":{"message":"try again in 5s"}}"#, 0, None),
+        ] {
+            assert_eq!(retry_at(message, now, Some(offset)), expected, "{message}");
+        }
+    }
+
     // fault: 91
     /// Each response of a provider, as both versions told it, has the code and the `retryable` that it should.
     #[test]
@@ -776,6 +923,18 @@ mod tests {
             (
                 r#"{"error":{"message":"The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).","status":"INVALID_ARGUMENT","code":400}}"#,
                 Kind::ContextWindow,
+            ),
+            (
+                r#"{"error":{"message":"litellm.BadRequestError: ContextWindowExceededError: OpenAIException"}}"#,
+                Kind::ContextWindow,
+            ),
+            (
+                r#"{"error":{"code":"OperationNotSupported","message":"The responses operation does not work with the specified model, gpt-4. Please choose different model and try again."}}"#,
+                Kind::ModelUnsupported,
+            ),
+            (
+                "unexpected status 403 Forbidden: Key limit exceeded (total limit). Manage it using https://openrouter.ai/settings/keys, url: http://127.0.0.1:1/v1/responses",
+                Kind::UsageLimit,
             ),
             (
                 r#"{"error":{"message":"This model's maximum prompt length is 131072 but the request contains 537812 tokens."}}"#,
@@ -871,6 +1030,13 @@ mod tests {
                 hint
             );
         }
+        let refused = Exit {
+            stderr: "error: unexpected argument '--x' found\n\nUsage: codex exec [OPTIONS] [PROMPT]\n\nFor more information, try '--help'.".to_owned(),
+            ..fatal("")
+        };
+        let error = from_exit(&refused, None);
+        assert_eq!(error.kind(), Kind::CodexFailed);
+        assert!(error.message().contains("\"extra_args\""), "{error}");
         let locked = Exit {
             stderr: "Error: failed to open state db: (code: 5) database is locked".to_owned(),
             ..fatal("")

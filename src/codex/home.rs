@@ -10,6 +10,7 @@
 //! the one trace of a codex at work is that it holds the file open for writing ([`open_writer`]).
 
 use crate::error::{Error, Kind, Result};
+use crate::rollout::record::millis;
 use crate::sys;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::ffi::{OsStr, OsString};
@@ -57,6 +58,14 @@ pub(crate) fn find_rollout(home: &Path, thread: &str) -> Result<Option<PathBuf>>
 /// # Errors
 /// [`Kind::Params`] and [`Kind::Io`] as [`find_rollout`].
 pub(crate) fn find_rollout_or_packed(home: &Path, thread: &str) -> Result<Option<PathBuf>> {
+    only(thread, find_rollouts(home, thread)?)
+}
+
+/// Every rollout of `thread`, also where there should be one; a plain one stands for the same packed.
+///
+/// # Errors
+/// [`Kind::Params`] and [`Kind::Io`] as [`find_rollout`].
+pub(crate) fn find_rollouts(home: &Path, thread: &str) -> Result<Vec<PathBuf>> {
     if !is_thread_id(thread) {
         return Err(Error::new(
             Kind::Params,
@@ -79,14 +88,14 @@ pub(crate) fn find_rollout_or_packed(home: &Path, thread: &str) -> Result<Option
     if found.is_empty() {
         wanted.walked(&sessions, 3, &mut found)?;
     }
-    only(thread, found)
-}
-
-/// The one rollout among these, a plain one before the same packed.
-fn only(thread: &str, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>> {
     found.sort_unstable();
     // `….jsonl` comes just before `….jsonl.zst`.
     found.dedup_by(|next, path| is_packed(next) && next.with_extension("") == *path);
+    Ok(found)
+}
+
+/// The one rollout among these.
+fn only(thread: &str, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>> {
     if found.len() > 1 {
         let names: Vec<_> = found
             .iter()
@@ -104,7 +113,8 @@ fn only(thread: &str, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>> {
     Ok(found.pop())
 }
 
-fn is_packed(path: &Path) -> bool {
+/// Is this rollout one that codex has packed?
+pub(crate) fn is_packed(path: &Path) -> bool {
     path.extension().is_some_and(|end| end == "zst")
 }
 
@@ -128,6 +138,20 @@ pub(crate) fn time_of_id(id: &str) -> Option<u64> {
         return None;
     }
     u64::from_str_radix(&format!("{}{}", &id[..8], &id[9..13]), 16).ok()
+}
+
+/// By how many seconds codex's local time was ahead of UTC when it made this rollout: its name has the one, its id
+/// the other.
+pub(crate) fn local_offset(rollout: &Path) -> Option<i64> {
+    const QUARTER: i64 = 15 * 60;
+    let name = rollout.file_name()?.to_str()?.strip_prefix("rollout-")?;
+    let (date, rest) = name.split_at_checked(19)?;
+    let made = i64::try_from(time_of_id(rest.get(1..37)?)? / 1000).ok()?;
+    let (day, time) = date.split_once('T')?;
+    let local = millis(&format!("{day}T{}", time.replace('-', ":")))?;
+    let ahead = i64::try_from(local / 1000).ok()? - made;
+    // The name is made a moment after the id.
+    Some((ahead + QUARTER / 2).div_euclid(QUARTER) * QUARTER)
 }
 
 /// The rollouts of threads that codex made since this time, in milliseconds since 1970, and their threads; of the
@@ -388,13 +412,8 @@ impl Drop for WriterLock {
 pub(crate) fn check_unlocked(home: &Path, thread: &str) -> Result<()> {
     let folder = home.join("thread-writer-locks");
     let path = folder.join(format!("{}.lock", thread.to_ascii_lowercase()));
-    let coordination = folder.join(".coordination.lock");
     if fs::symlink_metadata(&path).is_err() {
-        // One that cannot be opened is the end of every turn, whatever thread it is of.
-        if fs::symlink_metadata(&coordination).is_ok() {
-            open_lock(&coordination)?;
-        }
-        return Ok(());
+        return check_coordination_lock(home);
     }
     let _coordination = coordinate(&folder)?;
     // Closed, and so given back, before the coordination lock is.
@@ -402,6 +421,19 @@ pub(crate) fn check_unlocked(home: &Path, thread: &str) -> Result<()> {
     match try_lock(&file, &path)? {
         true => Ok(()),
         false => Err(busy(thread, &path)),
+    }
+}
+
+/// Sees that codex's coordination lock, if there is one, can be opened: one that cannot be is the end of every turn of
+/// codex from 0.147 on, whatever thread it is of.
+///
+/// # Errors
+/// [`Kind::Io`] with what to do about it.
+pub(crate) fn check_coordination_lock(home: &Path) -> Result<()> {
+    let path = home.join("thread-writer-locks/.coordination.lock");
+    match fs::symlink_metadata(&path) {
+        Ok(_) => open_lock(&path).map(drop),
+        Err(_) => Ok(()),
     }
 }
 

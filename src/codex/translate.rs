@@ -5,7 +5,8 @@
 //! text) and can print on after `turn.completed`. Messages come out one by one, as codex gives them; who emits
 //! them joins them.
 
-use super::events::{self, Event, Item, Phase, Totals};
+use super::events::{self, Event, Item, Phase, Todo, Totals};
+use crate::canonical::PlanItem;
 use std::borrow::Cow;
 
 /// How codex said that the turn ended.
@@ -27,6 +28,8 @@ pub(crate) enum Said<'a> {
     Thinking(Cow<'a, str>),
     /// Something that people like to see while it happens.
     Step(Step),
+    /// The to-do list, perhaps as it was.
+    Plan(Vec<PlanItem>),
     /// codex is in trouble and goes on: a reconnect, a warning.
     Trouble(String),
     /// The end; nothing is said after it.
@@ -134,10 +137,11 @@ impl Translator {
             ("error", Phase::Completed) => {
                 Said::Trouble(item.message.or(item.text).unwrap_or_default().into_owned())
             }
+            ("todo_list", _) => Said::Plan(item.todos.into_iter().map(plan_item).collect()),
             ("agent_message" | "reasoning" | "error", _) | (_, Phase::Updated) => {
                 Said::Nothing("an item that is not complete".into())
             }
-            ("todo_list", _) | ("", _) => Said::Nothing("an item that is no step".into()),
+            ("", _) => Said::Nothing("an item that is no step".into()),
             _ => Said::Step(step(phase, &item)),
         }
     }
@@ -150,6 +154,17 @@ impl Translator {
     /// The last `error` that codex printed without saying that the turn had failed.
     pub(crate) fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()
+    }
+}
+
+fn plan_item(todo: Todo) -> PlanItem {
+    PlanItem {
+        text: todo.text,
+        status: match todo.completed {
+            true => "completed",
+            false => "pending",
+        }
+        .to_owned(),
     }
 }
 

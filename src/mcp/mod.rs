@@ -13,6 +13,7 @@ mod block;
 mod bridge;
 mod content;
 pub(crate) mod host;
+mod names;
 mod register;
 mod schema;
 pub(crate) mod server;
@@ -20,11 +21,11 @@ mod socket;
 mod strict;
 
 pub(crate) use bridge::{Bridge, Changer};
+pub(crate) use names::ToolNames;
 pub(crate) use socket::{
     check as check_runtime_folder, locked as lock_runtime_directory, place as runtime_place,
     program_copy, short_place as short_runtime_place,
 };
-pub(crate) use strict::whole_characters;
 
 use crate::error::Error;
 use crate::sys::Flag;

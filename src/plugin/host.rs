@@ -4,7 +4,9 @@
 use super::message::Id;
 use super::names;
 use super::outbox::Outbox;
-use crate::canonical::{StopReason, ThreadState, TurnEvent, TurnResult, TurnUsage};
+use crate::canonical::{
+    StopReason, Telemetry, ThreadState, TurnError, TurnEvent, TurnResult, TurnUsage,
+};
 use crate::error::{Error, Kind};
 use crate::mcp::{CallId, ToolAnswer, ToolCall, ToolHost, ToolOutput};
 use crate::sys::Flag;
@@ -100,6 +102,7 @@ struct Pending {
     lines: Vec<u8>,
     started: bool,
     ended: Option<(StopReason, TurnUsage)>,
+    error: Option<TurnError>,
     /// The ids of the `tool_use` events without a result.
     open_calls: Vec<String>,
     /// Does the turn wait for room in the outbox, and for nothing else?
@@ -156,6 +159,8 @@ impl StreamHandle {
             thread_state: ThreadState::New,
             usage,
             thread_usage: None,
+            telemetry: Telemetry::default(),
+            error: pending.error.take(),
         }
     }
 }
@@ -251,6 +256,7 @@ impl Sink for DaemonSink {
             TurnEvent::MessageEnd { stop_reason, usage } => {
                 pending(&self.pending).ended = Some((*stop_reason, *usage));
             }
+            TurnEvent::Error { error } => pending(&self.pending).error = Some((*error).clone()),
             _ => {}
         }
         self.line(|out| {

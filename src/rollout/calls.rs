@@ -9,6 +9,7 @@
 
 use super::json;
 use super::record::{Call, Content, Input, Nested, Output};
+use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -422,9 +423,99 @@ pub(crate) fn write_input(out: &mut impl Write, input: &Input<'_>) -> io::Result
 /// Writes what a call gave, a JSON string or a list.
 pub(crate) fn write_content(out: &mut impl Write, content: &Content<'_>) -> io::Result<()> {
     match content {
-        Content::Json(raw) => out.write_all(&json::limit_depth(raw)),
+        Content::Json(raw) => {
+            let json = json::limit_depth(raw);
+            match mcp_blocks(&json) {
+                Some(blocks) => Ok(serde_json::to_writer(out, &blocks)?),
+                None => out.write_all(&json),
+            }
+        }
         Content::Text(text) => write_string(out, text),
         Content::LeftOut(length) => write!(out, "\"[an output of {length} bytes, left out]\""),
+    }
+}
+
+/// A block of a content list.
+#[derive(serde::Serialize)]
+#[serde(untagged)]
+enum McpBlock<'a> {
+    Text {
+        r#type: &'static str,
+        text: &'a RawValue,
+    },
+    Image {
+        r#type: &'static str,
+        data: Cow<'a, str>,
+        #[serde(rename = "mimeType")]
+        mime_type: String,
+    },
+    /// An image that is somewhere else.
+    Link {
+        r#type: &'static str,
+        url: Cow<'a, str>,
+    },
+    /// As codex recorded it.
+    Other(&'a RawValue),
+}
+
+/// The blocks of a list in MCP's form, where codex's is another.
+fn mcp_blocks(json: &[u8]) -> Option<Vec<McpBlock<'_>>> {
+    #[derive(serde::Deserialize)]
+    struct Recorded<'a> {
+        #[serde(borrow)]
+        r#type: Cow<'a, str>,
+        #[serde(borrow, default)]
+        text: Option<&'a RawValue>,
+        #[serde(borrow, default)]
+        image_url: Option<&'a RawValue>,
+    }
+    if !json.starts_with(b"[") || memchr::memmem::find(json, b"put_").is_none() {
+        return None;
+    }
+    let blocks: Vec<&RawValue> = serde_json::from_slice(json).ok()?;
+    fn block<'a>(raw: &'a RawValue) -> Option<McpBlock<'a>> {
+        let block: Recorded<'a> = serde_json::from_str(raw.get()).ok()?;
+        match block.r#type.as_ref() {
+            "input_text" | "output_text" => Some(McpBlock::Text {
+                r#type: "text",
+                text: block.text?,
+            }),
+            "input_image" => {
+                let url = block.image_url.filter(|url| url.get().starts_with('"'))?;
+                Some(image_block(json::decode(url.get().as_bytes())))
+            }
+            _ => None,
+        }
+    }
+    Some(
+        blocks
+            .into_iter()
+            .map(|raw| block(raw).unwrap_or(McpBlock::Other(raw)))
+            .collect(),
+    )
+}
+
+fn image_block(url: Cow<'_, str>) -> McpBlock<'_> {
+    let inline = url.strip_prefix("data:").and_then(|rest| {
+        let (mime_type, _) = rest.split_once(";base64,")?;
+        Some((
+            mime_type.to_owned(),
+            url.len() - rest.len() + mime_type.len() + 8,
+        ))
+    });
+    match inline {
+        Some((mime_type, at)) => McpBlock::Image {
+            r#type: "image",
+            data: match url {
+                Cow::Borrowed(url) => Cow::Borrowed(&url[at..]),
+                Cow::Owned(url) => Cow::Owned(url[at..].to_owned()),
+            },
+            mime_type,
+        },
+        None => McpBlock::Link {
+            r#type: "image",
+            url,
+        },
     }
 }
 
@@ -446,6 +537,33 @@ mod tests {
     use super::super::record::{self, Record};
     use super::*;
     use serde_json::{Value, json};
+
+    #[test]
+    fn content_blocks_have_the_form_of_mcp() {
+        for (recorded, told) in [
+            (r#""input_text""#, r#""input_text""#),
+            (
+                r#"[{"type":"text","text":"a"}]"#,
+                r#"[{"type":"text","text":"a"}]"#,
+            ),
+            (
+                r#"[{"type":"input_text","text":"a\n\u00e9"}, {"type":"input_image","image_url":"data:image/png;base64,AAA=","detail":"high"}]"#,
+                r#"[{"type":"text","text":"a\n\u00e9"},{"type":"image","data":"AAA=","mimeType":"image/png"}]"#,
+            ),
+            (
+                r#"[{"type":"input_image","image_url":"data:image\/png;base64,A\/A="},{"type":"input_image","image_url":"https://h/x.png"}]"#,
+                r#"[{"type":"image","data":"A/A=","mimeType":"image/png"},{"type":"image","url":"https://h/x.png"}]"#,
+            ),
+            (
+                r#"[{"type":"input_text"},{"type":"input_image","image_url":1},{"type":"input_file","x":1},7,null]"#,
+                r#"[{"type":"input_text"},{"type":"input_image","image_url":1},{"type":"input_file","x":1},7,null]"#,
+            ),
+        ] {
+            let mut out = Vec::new();
+            write_content(&mut out, &Content::Json(recorded.as_bytes())).unwrap();
+            assert_eq!(String::from_utf8(out).unwrap(), told);
+        }
+    }
 
     /// A record in the second of its place, and with it what a script called: its time is that second's middle.
     fn line(second: usize, payload: &Value) -> String {

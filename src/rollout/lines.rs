@@ -49,6 +49,8 @@ pub(crate) enum Kind {
     Turn,
     /// `event_msg`: a turn is over.
     TurnEnd,
+    /// `turn_context`: what a turn runs with.
+    Context,
     /// The conversation so far was replaced by a shorter one, which this line holds.
     Compacted,
     /// Nothing of the above.
@@ -83,6 +85,7 @@ impl Kind {
             (b"event_msg", b"token_count") | (b"token_usage_record", _) => Kind::Usage,
             (b"event_msg", b"task_started") => Kind::Turn,
             (b"event_msg", b"task_complete" | b"turn_aborted") => Kind::TurnEnd,
+            (b"turn_context", _) => Kind::Context,
             (b"compacted", _) => Kind::Compacted,
             _ => Kind::Other,
         }

@@ -6,7 +6,7 @@
 
 use super::json::{self, Cursor, NotJson, decode};
 use super::lines::{Kind, Line, NESTED};
-use crate::canonical::Usage;
+use crate::canonical::{ContextUse, RateLimits, Usage};
 use std::borrow::Cow;
 
 /// What a line says, as far as anybody here cares.
@@ -39,7 +39,15 @@ pub(crate) enum Record<'a> {
         /// Is it what was counted since the thread began? A request over the context window sets it back to 0,
         /// and leaves as its mark a `total_tokens` that is not the sum of the others.
         is_whole: bool,
+        context: Option<ContextUse>,
+        rate_limits: Option<RateLimits>,
     },
+    /// What the provider told of the account's limits, without a count.
+    Limits(RateLimits),
+    /// A turn runs with this model.
+    Model(String),
+    /// The conversation so far was replaced by a shorter one.
+    Compacted,
     /// What one request used, and all of the thread's that are so recorded: from 0.153 on.
     Request {
         used: Usage,
@@ -204,7 +212,7 @@ fn text_of(raw: &[u8]) -> Option<Cow<'_, str>> {
 }
 
 /// What is asked for of a payload. Of the parts of a record, some are there in one kind and some in another.
-const PAYLOAD: &[&str; 25] = &[
+const PAYLOAD: &[&str; PAYLOAD_MEMBERS] = &[
     "type",
     "call_id",
     "id",
@@ -230,7 +238,10 @@ const PAYLOAD: &[&str; 25] = &[
     "thread_token_usage",
     "last_agent_message",
     "reason",
+    "rate_limits",
+    "model",
 ];
+const PAYLOAD_MEMBERS: usize = 27;
 
 /// What is asked for of an item, likewise.
 const ITEM: &[&str; 15] = &[
@@ -311,7 +322,11 @@ pub(crate) fn parse(line: &(impl AsRef<[u8]> + ?Sized)) -> Result<Record<'_>, No
 }
 
 /// The record that these parts make, if anybody cares.
-fn understand<'a>(record: &str, payload: &Members<'a, 25>, at: Option<u64>) -> Option<Record<'a>> {
+fn understand<'a>(
+    record: &str,
+    payload: &Members<'a, PAYLOAD_MEMBERS>,
+    at: Option<u64>,
+) -> Option<Record<'a>> {
     let form = payload.text("type").unwrap_or_default();
     let item = Members::of(payload.raw("item"), ITEM);
     let id = match form.as_ref() {
@@ -400,14 +415,38 @@ fn understand<'a>(record: &str, payload: &Members<'a, 25>, at: Option<u64>) -> O
             thread: usage(payload.raw("thread_token_usage")?)?,
         }),
         Kind::Usage => {
-            let info = Members::of(payload.raw("info"), &["total_token_usage"]);
-            let raw = info.raw("total_token_usage")?;
+            let rate_limits = payload.raw("rate_limits").and_then(rate_limits);
+            let info = Members::of(
+                payload.raw("info"),
+                &[
+                    "total_token_usage",
+                    "last_token_usage",
+                    "model_context_window",
+                ],
+            );
+            let Some(raw) = info.raw("total_token_usage") else {
+                return rate_limits.map(Record::Limits);
+            };
+            let last = Members::of(info.raw("last_token_usage"), &["total_tokens"]);
+            let context = last.number("total_tokens").map(|tokens| ContextUse {
+                tokens,
+                window: info.number("model_context_window"),
+            });
             let used = usage(raw)?;
             let sum = Members::of(Some(raw), &["total_tokens"]).number("total_tokens");
             let parts = used.input_tokens.checked_add(used.output_tokens);
             let is_whole = sum.is_none() || sum == parts;
-            Some(Record::Total { used, is_whole })
+            Some(Record::Total {
+                used,
+                is_whole,
+                context,
+                rate_limits,
+            })
         }
+        Kind::Context => payload
+            .text("model")
+            .map(|model| Record::Model(model.into_owned())),
+        Kind::Compacted => Some(Record::Compacted),
         _ => None,
     }
 }
@@ -456,7 +495,7 @@ fn completed<'a>(kind: &Cow<'a, str>, members: &Members<'a, 15>, item: &'a [u8])
 }
 
 /// What 0.135 writes when an MCP call is over.
-fn mcp_ended<'a>(payload: &Members<'a, 25>) -> Nested<'a> {
+fn mcp_ended<'a>(payload: &Members<'a, PAYLOAD_MEMBERS>) -> Nested<'a> {
     let invocation = Members::of(payload.raw("invocation"), &["server", "tool", "arguments"]);
     let result = Members::of(payload.raw("result"), &["Ok", "Err"]);
     mcp(&invocation, result.raw("Ok"), result.raw("Err"))
@@ -724,8 +763,19 @@ fn usage(raw: &[u8]) -> Option<Usage> {
     })
 }
 
+/// The limits of an account; `None` where there is neither of the two windows.
+fn rate_limits(raw: &[u8]) -> Option<RateLimits> {
+    let windows = Members::of(Some(raw), &["primary", "secondary"]);
+    let window = |name| serde_json::from_slice(windows.raw(name)?).ok();
+    let limits = RateLimits {
+        primary: window("primary"),
+        secondary: window("secondary"),
+    };
+    (limits.primary.is_some() || limits.secondary.is_some()).then_some(limits)
+}
+
 /// A timestamp like `2026-11-21T12:07:52.075Z` as milliseconds since 1970.
-fn millis(timestamp: &str) -> Option<u64> {
+pub(crate) fn millis(timestamp: &str) -> Option<u64> {
     let part = |place: std::ops::Range<usize>| timestamp.get(place)?.parse::<u64>().ok();
     let (year, month, day) = (part(0..4)?, part(5..7)?, part(8..10)?);
     let (hour, minute, second) = (part(11..13)?, part(14..16)?, part(17..19)?);

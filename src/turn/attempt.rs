@@ -5,8 +5,8 @@
 use super::session::{self, Stored};
 use super::system;
 use super::watch::{Recorded, Watch};
-use super::{Context, Request, Teller, Tokens, usage};
-use crate::canonical::{TurnEvent, TurnUsage};
+use super::{Account, Context, Request, Teller, Tokens, usage};
+use crate::canonical::{PlanItem, Status, Telemetry, TurnEvent, TurnUsage};
 use crate::codex::child::{Child, Line, Next};
 use crate::codex::command::{self, Call};
 use crate::codex::failure::{self, Refusal};
@@ -17,7 +17,7 @@ use crate::mcp::Bridge;
 use crate::rollout::lines::Lines;
 use crate::rollout::record::{self, TurnEnd};
 use crate::sys::Flag;
-use crate::sys::open_regular_file;
+use crate::sys::{open_regular_file, shell_word};
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -32,6 +32,8 @@ const AFTER_VERDICT: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(40);
 /// How long a printed text waits for its record, so that the calls before it are told before it.
 const UNRECORDED: Duration = Duration::from_millis(300);
+/// How long a printed to-do list waits for its record.
+const PLAN_WAIT: Duration = Duration::from_millis(150);
 /// After so many texts in a row without a record, none is waited for any more.
 const GIVEN_UP: u32 = 3;
 /// How many sub-agents' rollouts are followed in a turn.
@@ -42,6 +44,8 @@ const AGENT_WAIT: Duration = Duration::from_secs(3);
 const AGENT_PAUSE: Duration = Duration::from_millis(150);
 /// The longest first line of a rollout that is read: it holds codex's whole instructions.
 const MAX_META: u64 = 4 << 20;
+/// So many warnings of codex, and lines that are no events, are told as warnings in a turn; the rest at `debug`.
+const MAX_TROUBLES: u64 = 20;
 /// How much is still told of tool calls after a cancel, in bytes: a daemon that does not read has it pile up.
 const MAX_AFTER_CANCEL: usize = 8 << 20;
 
@@ -52,6 +56,8 @@ pub(super) struct Attempt<'a> {
     pub(super) workspace: &'a Path,
     pub(super) program: &'a Path,
     pub(super) images: &'a [PathBuf],
+    /// The file of the schema that the last text is to follow.
+    pub(super) schema: Option<&'a Path>,
     /// codex's arguments that lend it the daemon's tools.
     pub(super) tool_args: &'a [OsString],
     /// Who lends the tools, where there are some.
@@ -73,15 +79,33 @@ pub(super) struct Done {
     /// The thread that codex said it works on.
     pub(super) thread: Option<String>,
     pub(super) tokens: Tokens,
+    pub(super) telemetry: Telemetry,
 }
 
 impl Done {
+    /// What its response tells of what it took.
+    pub(super) fn account(&self) -> Account {
+        Account {
+            tokens: self.tokens,
+            telemetry: self.telemetry.clone(),
+        }
+    }
+
     /// codex was not started.
     fn cancelled() -> Done {
         Done {
             ended: Ended::Cancelled,
             thread: None,
             tokens: Tokens::default(),
+            telemetry: Telemetry::default(),
+        }
+    }
+
+    /// codex was not started.
+    pub(super) fn refused(refusal: Refusal) -> Done {
+        Done {
+            ended: Ended::Refused(refusal),
+            ..Done::cancelled()
         }
     }
 }
@@ -101,6 +125,21 @@ enum Cut {
 }
 
 impl Attempt<'_> {
+    /// The refusal of a thread whose rollout is a FIFO or a device: codex opens it, and waits for a writer until the
+    /// turn's limit (0.135 and 0.169).
+    pub(super) fn rollout_is_not_a_file(&self) -> Option<Refusal> {
+        let home = self.context.places.codex_home(&self.context.config);
+        let rollout = home::find_rollout(&home, self.asked?).ok()??;
+        // Through links, as codex does.
+        let kind = std::fs::metadata(&rollout).ok()?.file_type();
+        (!kind.is_file() && !kind.is_dir()).then(|| {
+            Refusal::NotAFile(format!(
+                "'{}': it is a pipe or a device, not a regular file",
+                rollout.display()
+            ))
+        })
+    }
+
     /// Runs codex and tells what it says.
     ///
     /// # Errors
@@ -128,6 +167,8 @@ impl Attempt<'_> {
                 system: self.request.system.as_deref(),
                 system_in_thread: self.system_in_thread(cancel),
                 images: self.images,
+                schema: self.schema,
+                reasoning_effort: self.request.reasoning_effort.as_deref(),
                 prompt: &self.prompt,
                 tool_args: self.tool_args,
                 workspace: self.workspace,
@@ -156,6 +197,8 @@ impl Attempt<'_> {
             translator: Translator::default(),
             thread: None,
             worked: false,
+            has_steps: false,
+            troubles: 0,
             record: Record {
                 next_search: Instant::now(),
                 pause: TICK,
@@ -166,6 +209,7 @@ impl Attempt<'_> {
             },
             open: HashSet::new(),
             skipped: 0,
+            plan: None,
             last_text: None,
             misprinted: 0,
             agents: Agents::default(),
@@ -187,6 +231,8 @@ impl Attempt<'_> {
             translator,
             thread,
             worked,
+            has_steps,
+            troubles,
             record,
             skipped,
             agents,
@@ -197,6 +243,23 @@ impl Attempt<'_> {
             Some(Verdict::Completed(Some(totals))) => Some(usage::from_totals(*totals)),
             _ => None,
         };
+        let said = match translator.verdict() {
+            Some(Verdict::Failed(message)) => Some(message.as_str()),
+            _ => translator.last_error(),
+        };
+        let telemetry = record.watch.as_ref().map(|watch| watch.telemetry().clone());
+        if let Some(more @ 1..) = troubles.checked_sub(MAX_TROUBLES) {
+            teller.warn(&format!(
+                "codex: {more} more warnings and lines that are no events; they are told at 'debug'"
+            ));
+        }
+        // A codex home that is a copy: its index leads codex to the rollout of the original (0.135 to 0.169).
+        if has_steps && record.watch.as_ref().is_some_and(|it| !it.has_grown()) {
+            teller.warn(&format!(
+                "codex has recorded nothing of the turn where the thread's rollout is, and its tool calls cannot be told: the codex home may be a copy of another; 'plexum-openai doctor -w {}' helps",
+                shell_word(&self.workspace.to_string_lossy())
+            ));
+        }
         let recorded = record.watch.and_then(|mut watch| watch.tokens(totals));
         let mut tokens = recorded.unwrap_or_else(|| {
             // What of that was used before is not known where the rollout could not be read.
@@ -275,10 +338,19 @@ impl Attempt<'_> {
                 None => Ended::Failed(failure::from_exit(&exit, translator.last_error())),
             },
         };
+        let telemetry = telemetry.unwrap_or_default();
+        let ended = match ended {
+            Ended::Failed(error) => {
+                let retry_at = self.retry_at(&error, said, &telemetry, thread.as_deref());
+                Ended::Failed(error.with_retry_at(retry_at))
+            }
+            other => other,
+        };
         Ok(Done {
             ended,
             thread,
             tokens,
+            telemetry,
         })
     }
 
@@ -388,7 +460,11 @@ impl Attempt<'_> {
         };
         let said = heard.translator.line(line);
         teller.start();
-        heard.worked |= matches!(said, Said::Text(_) | Said::Thinking(_) | Said::Step(_));
+        heard.has_steps |= matches!(said, Said::Step(_));
+        heard.worked |= matches!(
+            said,
+            Said::Text(_) | Said::Thinking(_) | Said::Step(_) | Said::Plan(_)
+        );
         match said {
             Said::Thread(id) => self.hear_thread(&id, heard, teller),
             _ if !wanted => {}
@@ -408,7 +484,18 @@ impl Attempt<'_> {
                 teller.sink.step(&step);
                 self.hear_step(&step, heard, teller);
             }
-            Said::Trouble(message) => teller.warn(&format!("codex: {message}")),
+            Said::Plan(items) => self.hear_plan(items, heard, teller),
+            Said::Trouble(message) => {
+                if failure::is_retry(&message) {
+                    teller.status(Status::Retrying, Some(&message));
+                }
+                heard.troubles += 1;
+                let message = format!("codex: {message}");
+                match heard.troubles <= MAX_TROUBLES {
+                    true => teller.warn(&message),
+                    false => teller.debug(&message),
+                }
+            }
             Said::Nothing(what) => log::debug!("passed over: {what}"),
             Said::End => {}
         }
@@ -437,8 +524,7 @@ impl Attempt<'_> {
                     "codex works on the thread {id}, though {asked} was asked for; the stored id is kept"
                 ));
             }
-            Some(_) => {}
-            None => {
+            _ => {
                 if let Some(replaced) = self.replaced
                     && let Err(error) = session::keep_replaced(self.workspace, replaced)
                 {
@@ -491,7 +577,7 @@ impl Attempt<'_> {
         let watch = Watch::known_thread(&path, cancel).map_err(|error| {
             Error::os(Kind::Io, format!("cannot read '{}'", path.display()), error)
         })?;
-        Ok(Some(watch))
+        Ok(Some(watch.with_names(self.bridge.map(Bridge::names))))
     }
 
     /// Finds the rollout of a thread that codex has just begun or unpacked.
@@ -509,12 +595,39 @@ impl Attempt<'_> {
                 None => Watch::new_thread(&path, &heard.record.cancel),
                 Some(_) => Watch::late(&path, heard.record.begun, &heard.record.cancel),
             };
-            heard.record.watch = watch.ok();
+            let names = self.bridge.map(Bridge::names);
+            heard.record.watch = watch.ok().map(|watch| watch.with_names(names));
             // Late, but there: texts are worth a wait again.
             heard.record.unmatched = 0;
         }
         heard.record.next_search = Instant::now() + heard.record.pause;
         heard.record.pause = (heard.record.pause * 2).min(Duration::from_secs(2));
+    }
+
+    /// codex prints its to-do list, which it does again when the turn ends. What is in progress it only records.
+    fn hear_plan(&self, items: Vec<PlanItem>, heard: &mut Heard, teller: &mut Teller<'_>) {
+        let is_done = |item: &PlanItem| item.status == "completed";
+        let deadline = Instant::now() + PLAN_WAIT;
+        let items = loop {
+            self.follow(heard, teller);
+            let recorded = heard.record.watch.as_ref().map_or(&[][..], Watch::plan);
+            let is_same = recorded.len() == items.len()
+                && recorded.iter().zip(&items).all(|(recorded, item)| {
+                    recorded.text == item.text && is_done(recorded) == is_done(item)
+                });
+            if is_same {
+                break recorded.to_vec();
+            }
+            // Within code mode it is not recorded at all.
+            if Instant::now() >= deadline || heard.cancel.is_raised() {
+                break items;
+            }
+            crate::sys::wait_for(&heard.cancel, Duration::from_millis(3));
+        };
+        if heard.plan.as_ref() != Some(&items) {
+            teller.event(&TurnEvent::Plan { items: &items });
+            heard.plan = Some(items);
+        }
     }
 
     /// Keeps track of what codex has reported as begun and not as over.
@@ -574,8 +687,12 @@ impl Attempt<'_> {
             grown |= has_more;
             let was_full = watch.is_full();
             let mut told = false;
-            while let Some(event) = watch.next_event() {
-                self.tell(&event, teller);
+            while let Some(recorded) = watch.next_before_text() {
+                match recorded {
+                    Recorded::Event(event) => self.tell(&event, teller),
+                    Recorded::Compacted => teller.status(Status::Compacted, None),
+                    Recorded::Text(..) => {}
+                }
                 told = true;
             }
             if told {
@@ -624,7 +741,10 @@ impl Attempt<'_> {
             }
             agents.seen.insert(thread.clone());
             match Watch::sub_agent(&path, &thread, heard.record.begun, &heard.cancel) {
-                Ok(watch) => agents.followed.push(watch),
+                Ok(watch) => {
+                    let names = self.bridge.map(Bridge::names);
+                    agents.followed.push(watch.with_names(names));
+                }
                 Err(error) => teller.warn(&format!(
                     "the calls and tokens of the sub-agent {thread} cannot be told: cannot read '{}': {}",
                     path.display(),
@@ -658,6 +778,7 @@ impl Attempt<'_> {
                 while let Some(next) = watch.next_left() {
                     match next {
                         Recorded::Event(event) => tell(&event, teller),
+                        Recorded::Compacted => teller.status(Status::Compacted, None),
                         // What was printed in other words has its record here.
                         Recorded::Text(..) if heard.misprinted > 0 => heard.misprinted -= 1,
                         Recorded::Text(text, _)
@@ -709,6 +830,7 @@ impl Attempt<'_> {
                     for recorded in before {
                         match recorded {
                             Recorded::Event(event) => self.tell(&event, teller),
+                            Recorded::Compacted => teller.status(Status::Compacted, None),
                             // What was printed in other words has its record here.
                             Recorded::Text(..) if heard.misprinted > 0 => heard.misprinted -= 1,
                             Recorded::Text(text, _) => teller.text(&text),
@@ -753,6 +875,37 @@ impl Attempt<'_> {
         if self.context.config.tool_events {
             teller.raw_event(event);
         }
+    }
+
+    /// From when on the turn can succeed that failed so: the account's limits say it to the second, codex's message
+    /// to the minute.
+    fn retry_at(
+        &self,
+        error: &Error,
+        said: Option<&str>,
+        telemetry: &Telemetry,
+        thread: Option<&str>,
+    ) -> Option<u64> {
+        if !matches!(
+            error.kind(),
+            Kind::UsageLimit | Kind::Overloaded | Kind::TurnFailed
+        ) {
+            return None;
+        }
+        let limits = telemetry.rate_limits.as_ref();
+        let reached = limits.into_iter().flat_map(|limits| {
+            let windows = limits.primary.iter().chain(&limits.secondary);
+            windows.filter(|window| window.used_percent >= 100.0)
+        });
+        // All of them have to be over.
+        let resets = reached.filter_map(|window| window.resets_at).max();
+        if error.kind() == Kind::UsageLimit && resets.is_some() {
+            return resets;
+        }
+        let home = self.context.places.codex_home(&self.context.config);
+        let rollout = thread.and_then(|thread| home::find_rollout(&home, thread).ok()?);
+        let offset = rollout.and_then(|path| home::local_offset(&path));
+        failure::retry_at(said?, now() / 1000, offset)
     }
 
     fn not_started(&self, errno: i32) -> Error {
@@ -804,11 +957,17 @@ struct Heard {
     thread: Option<String>,
     /// Did the model do anything?
     worked: bool,
+    /// It said that it does something.
+    has_steps: bool,
+    /// How many warnings it gave, lines that are no events among them.
+    troubles: u64,
     record: Record,
     /// The items that codex has reported as begun and not as over.
     open: HashSet<String>,
     /// How many lines were too long.
     skipped: u64,
+    /// The to-do list that was told last.
+    plan: Option<Vec<PlanItem>>,
     /// The text that was told last.
     last_text: Option<String>,
     /// How many printed texts have no record of the same words.

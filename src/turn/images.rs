@@ -107,6 +107,16 @@ impl<'a> Images<'a> {
         }
     }
 
+    /// Makes a file of the schema that codex's last text is to follow, beside the images; its path.
+    ///
+    /// # Errors
+    /// Why it cannot be written, in words.
+    pub(super) fn add_schema(&mut self, schema: &str) -> Result<PathBuf, String> {
+        let path = self.next_path("schema", "json")?;
+        self.copy(schema.as_bytes(), &path)?;
+        Ok(path)
+    }
+
     fn write(&mut self, from: impl Read, name: &str, extension: &str) -> Result<(), String> {
         let path = self.next_path(name, extension)?;
         let copied = self.copy(from, &path);

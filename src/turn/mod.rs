@@ -23,7 +23,7 @@ pub(crate) use prompt::{Block, History};
 pub(crate) use tools::Tools;
 
 use crate::canonical::{
-    StopReason, ThreadState, TurnError, TurnEvent, TurnResult, TurnUsage, Usage,
+    Status, StopReason, Telemetry, ThreadState, TurnError, TurnEvent, TurnResult, TurnUsage, Usage,
 };
 use crate::codex::failure::Refusal;
 use crate::codex::translate::Step;
@@ -56,10 +56,26 @@ pub(crate) struct Request {
     pub(crate) history: History,
     /// What of the request could not be taken as it stands, one sentence each.
     pub(crate) warnings: Vec<String>,
-    /// Start a new thread whatever the session file says.
-    pub(crate) fresh: bool,
+    /// Which thread the turn is in.
+    pub(crate) thread: ThreadChoice,
+    /// The JSON Schema that the last text is to follow, as JSON.
+    pub(crate) output_schema: Option<String>,
+    /// How much the model is to think, in the provider's word for it.
+    pub(crate) reasoning_effort: Option<String>,
     /// The codex executable, instead of the config's.
     pub(crate) binary: Option<String>,
+}
+
+/// Which thread a turn is in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum ThreadChoice {
+    /// The workspace's own, or a new one where it has none.
+    #[default]
+    Stored,
+    /// A new one, whatever the session file says.
+    New,
+    /// The one with this id, in lower case, which becomes the workspace's.
+    Adopted(String),
 }
 
 /// What every turn of a process shares.
@@ -117,6 +133,7 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
             error,
         )
     };
+    sys::check_owner("the workspace", workspace)?;
     std::fs::create_dir_all(workspace).map_err(|error| {
         failed(match error.kind() {
             // A file has its name, or a link that leads nowhere.
@@ -130,6 +147,9 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
     }
     Ok(canonical)
 }
+
+/// What codex 0.169 says where it cannot open a lock of a thread.
+const LOCK_FAILED: &str = "thread-store internal error";
 
 /// Runs a turn in the workspace of `place`, which is made if it is missing, with the daemon's tools where it lends some.
 ///
@@ -151,7 +171,7 @@ pub(crate) fn run(
     match outcome {
         // A second codex could not be started after the first had said something: no refusal any more.
         Ok(Err(error)) if teller.started => {
-            Ok(teller.fail(&error, None, ThreadState::New, Tokens::default()))
+            Ok(teller.fail(&error, None, ThreadState::New, Account::default()))
         }
         Ok(result) => result,
         Err(panic) => {
@@ -164,7 +184,7 @@ pub(crate) fn run(
             if !teller.started {
                 return Err(error);
             }
-            Ok(teller.fail(&error, None, ThreadState::New, Tokens::default()))
+            Ok(teller.fail(&error, None, ThreadState::New, Account::default()))
         }
     }
 }
@@ -177,6 +197,13 @@ struct Tokens {
     thread: Option<Usage>,
 }
 
+/// What a turn's response tells of what it took.
+#[derive(Clone, Debug, Default)]
+struct Account {
+    tokens: Tokens,
+    telemetry: Telemetry,
+}
+
 fn work(
     request: &Request,
     place: &Place,
@@ -187,7 +214,7 @@ fn work(
 ) -> Result<TurnResult> {
     let cancelled = |teller: &mut Teller<'_>| {
         let (thread, state) = untouched(place.workspace());
-        Ok(teller.end(StopReason::Cancelled, thread, state, Tokens::default()))
+        Ok(teller.end(StopReason::Cancelled, thread, state, Account::default()))
     };
     if cancel.is_raised() {
         return cancelled(teller);
@@ -200,9 +227,10 @@ fn work(
     let workspace = place.workspace();
     let failed = |error: &Error, teller: &mut Teller<'_>| {
         let (thread, state) = untouched(workspace);
-        Ok(teller.fail(error, thread, state, Tokens::default()))
+        Ok(teller.fail(error, thread, state, Account::default()))
     };
-    if !place.wait(cancel) {
+    let before = "another turn of the workspace comes first";
+    if !place.wait(cancel, || teller.queued(before)) {
         return cancelled(teller);
     }
     let codex_home = context.places.codex_home(&context.config);
@@ -210,7 +238,8 @@ fn work(
     sys::check_owner("the codex home", &codex_home)?;
     let binary = request.binary.as_deref().unwrap_or(&context.config.binary);
     let program = command::find(binary, &context.config, &context.places)?;
-    let lock = match queue::lock(workspace, cancel) {
+    let other = "another process runs a turn in the workspace";
+    let lock = match queue::lock(workspace, cancel, || teller.queued(other)) {
         Ok(Locked::Held(lock)) => Some(lock),
         Ok(Locked::Without(why)) => {
             teller.warn(&why);
@@ -219,6 +248,10 @@ fn work(
         Ok(Locked::Cancelled) => return cancelled(teller),
         Err(error) => return failed(&error, teller),
     };
+    if teller.is_queued {
+        teller.status(Status::Running, None);
+        teller.sink.flush();
+    }
     let stored = stored_thread(workspace, context, teller)?;
     if let Err(error) = exclude::exclude_own_files(workspace) {
         teller.debug(&format!(
@@ -234,6 +267,17 @@ fn work(
     if cancel.is_raised() {
         return cancelled(teller);
     }
+    let schema = request.output_schema.as_deref();
+    let schema = match schema.map(|schema| images.add_schema(schema)).transpose() {
+        Ok(schema) => schema,
+        Err(why) => {
+            let error = Error::new(
+                Kind::Io,
+                format!("codex cannot be given the output schema: {why}"),
+            );
+            return failed(&error, teller);
+        }
+    };
     let agent_id = request.agent_id.as_deref().unwrap_or_default();
     let lent = tools.map(|tools| tools.lend(agent_id, &program, context, cancel, teller));
     let bridge = match lent.transpose() {
@@ -260,7 +304,12 @@ fn work(
         tool_args: &tool_args,
         bridge: bridge.as_ref(),
         prompt: Cow::Borrowed(&prompt),
-        asked: stored.as_deref().filter(|_| !request.fresh),
+        schema: schema.as_deref(),
+        asked: match &request.thread {
+            ThreadChoice::Stored => stored.as_deref(),
+            ThreadChoice::New => None,
+            ThreadChoice::Adopted(thread) => Some(thread),
+        },
         stored: stored.as_deref(),
         replaced: None,
         lock: lock.as_ref().map(FileLock::path),
@@ -270,7 +319,7 @@ fn work(
         None => ThreadState::New,
     };
     if attempt.asked.is_none()
-        && !request.fresh
+        && request.thread != ThreadChoice::New
         && !request.history.is_empty()
         && context.config.replay_new
     {
@@ -285,17 +334,26 @@ fn work(
             Refusal::Unopened(reason) => {
                 format!("codex cannot go on with the thread {lost}, tried twice: {reason}")
             }
+            Refusal::NotAFile(reason) => {
+                format!("codex cannot go on with the thread {lost}: {reason}")
+            }
             Refusal::Unknown | Refusal::Archived => {
                 format!("codex no longer knows the thread {lost}")
             }
         };
+        // Nobody asked for another conversation than the one that is to be adopted.
+        if let ThreadChoice::Adopted(_) = request.thread {
+            let error = Error::new(Kind::ThreadLost, told)
+                .hint("the workspace keeps the thread that it had; leave \"thread\" out to go on with that");
+            return Ok(teller.fail(&error, stored.clone(), state, done.account()));
+        }
         match context.config.lost_thread {
             LostThread::Error => {
                 let error = Error::new(Kind::ThreadLost, told).hint(format!(
                     "remove '{}' to start a new conversation, or set \"lost_thread\" to \"replay\" in the config",
                     workspace.join(session::FILE).display()
                 ));
-                return Ok(teller.fail(&error, Some(lost.to_owned()), state, done.tokens));
+                return Ok(teller.fail(&error, Some(lost.to_owned()), state, done.account()));
             }
             LostThread::Replay if !request.history.is_empty() => {
                 teller.warn(&format!(
@@ -314,13 +372,23 @@ fn work(
         state = ThreadState::Replaced;
         done = attempt.run(cancel, teller)?;
     }
+    let account = done.account();
     let thread = done.thread.or_else(|| attempt.asked.map(str::to_owned));
     // codex is gone: nothing of the tools outlives it.
     drop(bridge);
     Ok(match done.ended {
-        Ended::Completed => teller.end(StopReason::EndTurn, thread, state, done.tokens),
-        Ended::Cancelled => teller.end(StopReason::Cancelled, thread, state, done.tokens),
-        Ended::Failed(error) => teller.fail(&error, thread, state, done.tokens),
+        Ended::Completed => teller.end(StopReason::EndTurn, thread, state, account),
+        Ended::Cancelled => teller.end(StopReason::Cancelled, thread, state, account),
+        Ended::Failed(error) => {
+            // codex only says that something is not permitted.
+            let error = match home::check_coordination_lock(&codex_home) {
+                Err(lock) if error.message().contains(LOCK_FAILED) => {
+                    Error::new(error.kind(), lock.message())
+                }
+                _ => error,
+            };
+            teller.fail(&error, thread, state, account)
+        }
         // A thread that was not asked for cannot be refused.
         Ended::Refused(_) => teller.fail(
             &Error::new(
@@ -329,7 +397,7 @@ fn work(
             ),
             thread,
             state,
-            done.tokens,
+            account,
         ),
     })
 }
@@ -337,6 +405,9 @@ fn work(
 /// Runs codex; brings a thread back that is archived, and tries one again that codex could not open: it may have
 /// been for a reason of the moment. [`Refusal::Unopened`] is then what codex said twice.
 fn run_thread(attempt: &mut Attempt<'_>, cancel: &Flag, teller: &mut Teller<'_>) -> Result<Done> {
+    if let Some(refusal) = attempt.rollout_is_not_a_file() {
+        return Ok(Done::refused(refusal));
+    }
     let mut done = attempt.run(cancel, teller)?;
     if let (Ended::Refused(Refusal::Archived), Some(thread)) = (&done.ended, attempt.asked) {
         let (config, places) = (&attempt.context.config, &attempt.context.places);
@@ -419,7 +490,10 @@ fn stored_thread(
 struct Teller<'a> {
     sink: &'a mut dyn Sink,
     started: bool,
-    failed: bool,
+    /// The error that was told.
+    failed: Option<TurnError>,
+    /// It was told that the turn waits.
+    is_queued: bool,
     /// Messages of the assistant so far.
     texts: usize,
     /// Events of tool calls so far, told or not wanted.
@@ -431,7 +505,8 @@ impl<'a> Teller<'a> {
         Teller {
             sink,
             started: false,
-            failed: false,
+            failed: None,
+            is_queued: false,
             texts: 0,
             calls: 0,
         }
@@ -460,12 +535,27 @@ impl<'a> Teller<'a> {
         if text.is_empty() {
             return;
         }
-        let text = match self.texts {
+        let message = self.texts;
+        let text = match message {
             0 => Cow::Borrowed(text),
             _ => Cow::Owned(format!("\n\n{text}")),
         };
         self.texts += 1;
-        self.event(&TurnEvent::TextDelta { text });
+        self.event(&TurnEvent::TextDelta { text, message });
+    }
+
+    fn status(&mut self, state: Status, detail: Option<&str>) {
+        let detail = detail.map(Cow::Borrowed);
+        self.event(&TurnEvent::Status { state, detail });
+    }
+
+    /// The turn waits for its workspace. Told at once, and once.
+    fn queued(&mut self, detail: &str) {
+        if !self.is_queued {
+            self.is_queued = true;
+            self.status(Status::Queued, Some(detail));
+            self.sink.flush();
+        }
     }
 
     fn warn(&mut self, message: &str) {
@@ -482,18 +572,19 @@ impl<'a> Teller<'a> {
         error: &Error,
         thread: Option<String>,
         state: ThreadState,
-        tokens: Tokens,
+        account: Account,
     ) -> TurnResult {
-        if !self.failed {
-            self.failed = true;
+        if self.failed.is_none() {
             let error = TurnError {
                 code: error.kind().code(),
                 message: error.message().to_owned(),
                 retryable: error.retryable(),
+                retry_at: error.retry_at(),
             };
             self.event(&TurnEvent::Error { error: &error });
+            self.failed = Some(error);
         }
-        self.end(StopReason::Error, thread, state, tokens)
+        self.end(StopReason::Error, thread, state, account)
     }
 
     /// Ends the turn.
@@ -502,7 +593,7 @@ impl<'a> Teller<'a> {
         stop_reason: StopReason,
         thread_id: Option<String>,
         thread_state: ThreadState,
-        tokens: Tokens,
+        account: Account,
     ) -> TurnResult {
         self.debug(&format!(
             "the turn ends: {}, {} tokens in, {} out",
@@ -511,20 +602,22 @@ impl<'a> Teller<'a> {
                 StopReason::Error => "it failed",
                 StopReason::Cancelled => "it was cancelled",
             },
-            tokens.turn.total.input_tokens,
-            tokens.turn.total.output_tokens,
+            account.tokens.turn.total.input_tokens,
+            account.tokens.turn.total.output_tokens,
         ));
         self.event(&TurnEvent::MessageEnd {
             stop_reason,
-            usage: tokens.turn,
+            usage: account.tokens.turn,
         });
         self.sink.finish();
         TurnResult {
             stop_reason,
             thread_id: thread_id.filter(|id| home::is_thread_id(id)),
             thread_state,
-            usage: tokens.turn,
-            thread_usage: tokens.thread,
+            usage: account.tokens.turn,
+            thread_usage: account.tokens.thread,
+            telemetry: account.telemetry,
+            error: self.failed.clone(),
         }
     }
 }

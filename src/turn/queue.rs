@@ -92,9 +92,11 @@ impl Queue {
 }
 
 impl Place {
-    /// Waits until this place is the first; `false` where `cancel` was raised before.
-    pub(crate) fn wait(&self, cancel: &Flag) -> bool {
+    /// Waits until this place is the first; `false` where `cancel` was raised before. Where it has to wait at all,
+    /// `on_wait` is called, at least once.
+    pub(crate) fn wait(&self, cancel: &Flag, mut on_wait: impl FnMut()) -> bool {
         let mut state = self.queue.state();
+        let mut has_waited = false;
         loop {
             if cancel.is_raised() {
                 return false;
@@ -106,6 +108,13 @@ impl Place {
             if is_first(&self.key) && self.behind.iter().all(is_first) {
                 state.running.insert(self.number);
                 return true;
+            }
+            if !std::mem::replace(&mut has_waited, true) {
+                // It may take long, and others queue meanwhile.
+                drop(state);
+                on_wait();
+                state = self.queue.state();
+                continue;
             }
             state = self
                 .queue
@@ -173,11 +182,11 @@ pub(crate) enum Locked {
     Cancelled,
 }
 
-/// Locks the workspace against other processes, waiting for them a while.
+/// Locks the workspace against other processes, waiting for them a while; `on_wait` is called where that has to be.
 ///
 /// # Errors
 /// [`Kind::Busy`] where another process keeps it.
-pub(crate) fn lock(workspace: &Path, cancel: &Flag) -> Result<Locked> {
+pub(crate) fn lock(workspace: &Path, cancel: &Flag, mut on_wait: impl FnMut()) -> Result<Locked> {
     let file = workspace.join(LOCK_FILE);
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -221,6 +230,7 @@ pub(crate) fn lock(workspace: &Path, cancel: &Flag) -> Result<Locked> {
             )
             .hint("try again when it has ended"));
         }
+        on_wait();
         sys::wait_for(cancel, PAUSE);
     }
 }
@@ -238,13 +248,13 @@ mod tests {
         let second = queue.join(a);
         let third = queue.join(a);
         let other = queue.join(b);
-        assert!(first.wait(&never));
-        assert!(other.wait(&never));
+        assert!(first.wait(&never, || ()));
+        assert!(other.wait(&never, || ()));
         let cancelled = Flag::new().unwrap();
         cancelled.raise();
-        assert!(!second.wait(&cancelled));
+        assert!(!second.wait(&cancelled, || ()));
         drop(second);
-        let waiter = std::thread::spawn(move || third.wait(&never));
+        let waiter = std::thread::spawn(move || third.wait(&never, || ()));
         drop(first);
         assert!(waiter.join().unwrap());
         assert!(
@@ -264,14 +274,14 @@ mod tests {
         let queue = Queue::default();
         let cancel = Flag::new().unwrap();
         let (a, b) = (queue.join(directory.path()), queue.join(&link));
-        assert!(a.wait(&cancel) && b.wait(&cancel));
+        assert!(a.wait(&cancel, || ()) && b.wait(&cancel, || ()));
         let first = a.join_directory(directory.path()).unwrap();
         let second = b.join_directory(&link).unwrap();
-        assert!(first.wait(&cancel));
+        assert!(first.wait(&cancel, || ()));
         cancel.raise();
-        assert!(!second.wait(&cancel));
+        assert!(!second.wait(&cancel, || ()));
         drop(first);
-        assert!(second.wait(&Flag::new().unwrap()));
+        assert!(second.wait(&Flag::new().unwrap(), || ()));
     }
 
     #[test]
@@ -282,7 +292,7 @@ mod tests {
         let cancel = Flag::new().unwrap();
         let waiter = {
             let cancel = cancel.clone();
-            std::thread::spawn(move || second.wait(&cancel))
+            std::thread::spawn(move || second.wait(&cancel, || ()))
         };
         cancel.raise();
         queue.wake();
@@ -293,18 +303,21 @@ mod tests {
     fn another_process_keeps_the_lock() {
         let folder = tempfile::tempdir().unwrap();
         let never = Flag::new().unwrap();
-        let Ok(Locked::Held(held)) = lock(folder.path(), &never) else {
+        let Ok(Locked::Held(held)) = lock(folder.path(), &never, || ()) else {
             panic!("nobody else has it");
         };
         let cancelled = Flag::new().unwrap();
         cancelled.raise();
         assert!(matches!(
-            lock(folder.path(), &cancelled),
+            lock(folder.path(), &cancelled, || ()),
             Ok(Locked::Cancelled)
         ));
         drop(held);
-        assert!(matches!(lock(folder.path(), &never), Ok(Locked::Held(_))));
-        let nowhere = lock(Path::new("/proc/self"), &never).unwrap();
+        assert!(matches!(
+            lock(folder.path(), &never, || ()),
+            Ok(Locked::Held(_))
+        ));
+        let nowhere = lock(Path::new("/proc/self"), &never, || ()).unwrap();
         assert!(matches!(nowhere, Locked::Without(why) if why.contains(LOCK_FILE)));
     }
 }

@@ -7,8 +7,9 @@
 
 use super::Tokens;
 use super::usage::Count;
-use crate::canonical::{TurnUsage, Usage};
+use crate::canonical::{ContextUse, PlanItem, Telemetry, TurnUsage, Usage};
 use crate::codex::home;
+use crate::mcp::ToolNames;
 use crate::rollout::calls::{Calls, write_result, write_use};
 use crate::rollout::lines::{Kind, Lines};
 use crate::rollout::record::{self, Record, TurnEnd};
@@ -18,6 +19,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a text that was recorded may keep what was recorded behind it waiting for codex to print it.
@@ -31,6 +33,8 @@ const MAX_LATE: usize = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Watch {
     lines: Lines<Cancellable<File>>,
+    /// Where the reading began.
+    start: u64,
     /// The turn is the first that began since then, in milliseconds since 1970. `None` once it has begun.
     awaits: Option<u64>,
     /// The thread, where it is a sub-agent's.
@@ -55,6 +59,11 @@ pub(super) struct Watch {
     count: Count,
     /// Was any use recorded of the thread?
     is_counted: bool,
+    telemetry: Telemetry,
+    /// The list of the last `update_plan` call.
+    plan: Vec<PlanItem>,
+    /// The daemon's names of its tools.
+    names: Option<Arc<ToolNames>>,
 }
 
 /// What was recorded.
@@ -64,6 +73,8 @@ pub(super) enum Recorded {
     Event(Vec<u8>),
     /// A text of the assistant, and when it was seen here.
     Text(String, Instant),
+    /// The conversation was made shorter.
+    Compacted,
 }
 
 impl Recorded {
@@ -71,6 +82,7 @@ impl Recorded {
         match self {
             Recorded::Event(event) => event.len(),
             Recorded::Text(text, _) => text.len(),
+            Recorded::Compacted => 1,
         }
     }
 }
@@ -85,6 +97,8 @@ fn wanted(kind: Kind) -> bool {
             | Kind::TurnEnd
             | Kind::Message
             | Kind::Usage
+            | Kind::Context
+            | Kind::Compacted
     )
 }
 
@@ -111,11 +125,12 @@ impl Watch {
     /// The operating system's.
     pub(super) fn known_thread(path: &Path, cancel: &Flag) -> io::Result<Watch> {
         let mut file = open_regular_file(path)?;
-        let (length, count) = at_end(&mut file, cancel)?;
+        let (length, count, context) = at_end(&mut file, cancel)?;
         file.seek(SeekFrom::Start(length))?;
         let lines = Lines::starting_at(growing(file, cancel), length);
         let mut watch = Watch::of(lines, None, count);
         watch.is_counted = count.used() != Usage::default();
+        watch.telemetry.context = context;
         Ok(watch)
     }
 
@@ -148,6 +163,7 @@ impl Watch {
 
     fn of(lines: Lines<Cancellable<File>>, awaits: Option<u64>, count: Count) -> Watch {
         Watch {
+            start: lines.offset(),
             lines,
             awaits,
             agent: None,
@@ -162,7 +178,16 @@ impl Watch {
             before: count.used(),
             count: count.anew(),
             is_counted: false,
+            telemetry: Telemetry::default(),
+            plan: Vec::new(),
+            names: None,
         }
+    }
+
+    /// The same, telling the daemon's tools by these names.
+    pub(super) fn with_names(mut self, names: Option<Arc<ToolNames>>) -> Watch {
+        self.names = names;
+        self
     }
 
     /// Takes what was recorded since, unless so much is queued that it has to be taken first; says whether that
@@ -175,16 +200,38 @@ impl Watch {
                 None => wanted,
             };
             match self.lines.next(wanted) {
+                // It holds the whole new conversation, and may be longer than a line that is read.
+                Ok(Some(line)) if line.kind == Kind::Compacted => {
+                    self.compacted();
+                }
                 Ok(Some(line)) => {
                     // A line that cannot be read is codex's to mend; the turn's end does not hang on it.
                     let Ok(record) = record::read(&line) else {
                         continue;
                     };
                     match (record, self.awaits) {
-                        (Record::Total { used, .. }, _) => {
+                        (
+                            Record::Total {
+                                used,
+                                context,
+                                rate_limits,
+                                ..
+                            },
+                            awaits,
+                        ) => {
                             self.is_counted = true;
                             self.count.total(used);
+                            self.telemetry.context = context.or(self.telemetry.context);
+                            if awaits.is_none() {
+                                self.telemetry.rate_limits =
+                                    rate_limits.or(self.telemetry.rate_limits);
+                            }
                         }
+                        (Record::Limits(limits), None) => {
+                            self.telemetry.rate_limits = Some(limits);
+                        }
+                        (Record::Model(model), None) => self.telemetry.model = Some(model),
+                        (Record::Compacted, None) => self.compacted(),
                         (Record::Request { used, .. }, _) => {
                             self.is_counted = true;
                             self.count.request(used);
@@ -207,6 +254,8 @@ impl Watch {
                                 turn: &mut self.turn,
                                 end: &mut self.end,
                                 spawned: &mut self.spawned,
+                                plan: &mut self.plan,
+                                names: self.names.as_deref(),
                             };
                             taker.take(record);
                         }
@@ -220,6 +269,14 @@ impl Watch {
             }
         }
         true
+    }
+
+    fn compacted(&mut self) {
+        self.telemetry.compactions += 1;
+        if self.agent.is_none() {
+            self.queue.push_back(Recorded::Compacted);
+            self.queued += Recorded::Compacted.bytes();
+        }
     }
 
     /// Is so much queued that no more is read?
@@ -242,6 +299,21 @@ impl Watch {
             turn: TurnUsage::from(self.count.used()),
             thread: self.is_counted.then(|| self.before.plus(self.count.used())),
         })
+    }
+
+    /// What was recorded of the turn's requests besides.
+    pub(super) fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
+    /// Was anything recorded since the reading began?
+    pub(super) fn has_grown(&self) -> bool {
+        self.lines.offset() > self.start
+    }
+
+    /// The to-do list of the last `update_plan` call, whatever became of it.
+    pub(super) fn plan(&self) -> &[PlanItem] {
+        &self.plan
     }
 
     /// What the turn of this sub-agent has used.
@@ -280,9 +352,9 @@ impl Watch {
         Some(first)
     }
 
-    /// The next event that no text stands before; a text that codex does not print is passed over in time, and
+    /// The next of what is queued that no text stands before, never a text; a text that codex does not print is passed over in time, and
     /// at once where nothing would be read any more.
-    pub(super) fn next_event(&mut self) -> Option<Vec<u8>> {
+    pub(super) fn next_before_text(&mut self) -> Option<Recorded> {
         loop {
             match self.queue.front()? {
                 Recorded::Text(_, seen) if seen.elapsed() <= UNPRINTED && !self.is_full() => {
@@ -291,8 +363,8 @@ impl Watch {
                 _ => {}
             }
             match self.pop()? {
-                Recorded::Event(event) => return Some(event),
                 Recorded::Text(text, _) => self.keep_late(text),
+                other => return Some(other),
             }
         }
     }
@@ -369,6 +441,29 @@ fn no_output(id: &str) -> Vec<u8> {
     .into_bytes()
 }
 
+/// The list that an `update_plan` call has.
+fn planned(call: &record::Call<'_>) -> Option<Vec<PlanItem>> {
+    #[derive(serde::Deserialize)]
+    struct Arguments {
+        plan: Vec<Step>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Step {
+        step: String,
+        status: String,
+    }
+    let record::Input::Encoded(raw) = call.input else {
+        return None;
+    };
+    let arguments: Arguments = serde_json::from_str(&crate::rollout::json::decode(raw)).ok()?;
+    let steps = arguments.plan.into_iter();
+    Some(
+        steps
+            .map(|Step { step, status }| PlanItem { text: step, status })
+            .collect(),
+    )
+}
+
 /// Is this a message of one agent to another? codex records those as texts of the assistant, as JSON.
 fn is_from_agent(text: &str) -> bool {
     text.starts_with('{')
@@ -386,6 +481,8 @@ struct Taker<'a> {
     turn: &'a mut Option<String>,
     end: &'a mut Option<TurnEnd>,
     spawned: &'a mut bool,
+    plan: &'a mut Vec<PlanItem>,
+    names: Option<&'a ToolNames>,
 }
 
 impl Taker<'_> {
@@ -401,6 +498,17 @@ impl Taker<'_> {
         self.push(Recorded::Event(bytes));
     }
 
+    /// Gives a call of one of the daemon's tools the daemon's name for it.
+    fn rename(&self, call: &mut record::Call<'_>) {
+        let namespace = call.namespace.as_deref().unwrap_or_default();
+        let own = self
+            .names
+            .and_then(|names| names.own_name(namespace, &call.name));
+        if let Some(own) = own {
+            call.name = own.to_owned().into();
+        }
+    }
+
     fn take(&mut self, record: Record<'_>) {
         let agent = self.agent;
         match record {
@@ -414,7 +522,11 @@ impl Taker<'_> {
                     self.end.get_or_insert(end);
                 }
             }
-            Record::Call(call) => {
+            Record::Call(mut call) => {
+                self.rename(&mut call);
+                if call.name == "update_plan" && call.namespace.is_none() {
+                    *self.plan = planned(&call).unwrap_or_default();
+                }
                 // Each kind of multi-agent tools that codex has has one that starts an agent.
                 *self.spawned |= call.name.ends_with("_agent");
                 self.event(|out, _| write_use(out, &call, None, agent));
@@ -431,7 +543,8 @@ impl Taker<'_> {
                     });
                 }
             }
-            Record::Nested(nested) => {
+            Record::Nested(mut nested) => {
+                self.rename(&mut nested.call);
                 *self.spawned |= nested.call.name.ends_with("_agent");
                 self.event(|out, calls| write_use(out, &nested.call, calls.parent(&nested), agent));
                 self.event(|out, _| {
@@ -439,16 +552,21 @@ impl Taker<'_> {
                 });
             }
             Record::Text(text) => self.push(Recorded::Text(text, Instant::now())),
-            Record::Total { .. } | Record::Request { .. } | Record::Other => {}
+            Record::Total { .. }
+            | Record::Request { .. }
+            | Record::Limits(_)
+            | Record::Model(_)
+            | Record::Compacted
+            | Record::Other => {}
         }
     }
 }
 
-/// The length of a rollout in bytes, and what its thread has used so far.
+/// The length of a rollout in bytes, what its thread has used so far, and what it holds.
 ///
 /// codex's last total says it, and stands near the end, unless something was lost from it: then it has a mark, or
 /// is not the sum that codex keeps with the single requests from 0.153 on. Only then the whole rollout is read.
-fn at_end(file: &mut File, cancel: &Flag) -> io::Result<(u64, Count)> {
+fn at_end(file: &mut File, cancel: &Flag) -> io::Result<(u64, Count, Option<ContextUse>)> {
     let length = file.metadata()?.len();
     let mut piece = 64 << 10;
     loop {
@@ -459,10 +577,17 @@ fn at_end(file: &mut File, cancel: &Flag) -> io::Result<(u64, Count)> {
         let mut lines = Lines::starting_at(Cancellable::new(piece_of_it, cancel), start);
         let mut count = Count::default();
         let (mut last, mut requests, mut has_grown) = (None, None, false);
+        let mut holds = None;
         while let Some(line) = lines.next(|kind| kind == Kind::Usage)? {
             match record::read(&line) {
-                Ok(Record::Total { used, is_whole }) => {
+                Ok(Record::Total {
+                    used,
+                    is_whole,
+                    context,
+                    ..
+                }) => {
                     count.total(used);
+                    holds = context.or(holds);
                     has_grown |= last.is_some_and(|(before, _)| before != used);
                     last = Some((used, is_whole));
                 }
@@ -474,7 +599,7 @@ fn at_end(file: &mut File, cancel: &Flag) -> io::Result<(u64, Count)> {
             }
         }
         if start == 0 {
-            return Ok((length, count));
+            return Ok((length, count, holds));
         }
         if let Some((total, true)) = last
             // Where single requests are recorded, one stands between two totals that differ.
@@ -482,7 +607,7 @@ fn at_end(file: &mut File, cancel: &Flag) -> io::Result<(u64, Count)> {
         {
             let mut count = Count::default();
             count.total(total);
-            return Ok((length, count));
+            return Ok((length, count, holds));
         }
         piece = piece.saturating_mul(16);
     }

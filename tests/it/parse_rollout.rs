@@ -76,6 +76,16 @@ fn check(flags: &[&str], rollout: impl AsRef<[u8]>, expected: &[Value], stderr: 
     }
 }
 
+/// Recorded blocks of text and images as they are told. None of the images here is in its block.
+fn told_content(recorded: &Value) -> Value {
+    let block = |block: &Value| match block["type"].as_str() {
+        Some("input_text") => json!({"type": "text", "text": block["text"]}),
+        Some("input_image") => json!({"type": "image", "url": block["image_url"]}),
+        _ => block.clone(),
+    };
+    recorded.as_array().unwrap().iter().map(block).collect()
+}
+
 #[test]
 fn every_kind_of_call_is_told_in_the_order_of_the_outputs() {
     let item = |name: &str, rest: Value| {
@@ -156,7 +166,7 @@ fn every_kind_of_call_is_told_in_the_order_of_the_outputs() {
         told_use("e", "tool_search", json!({"query": "x"})),
         told_result("e", r#"[{"name":"y"}]"#, false),
         json!({"type": "tool_use", "id": "f", "name": "send", "namespace": "mcp__host_a", "input": {}}),
-        told_result("f", text("Wall time: 0.1\nOutput:\n"), true),
+        told_result("f", told_content(&text("Wall time: 0.1\nOutput:\n")), true),
     ];
     check(&[], rollout(&items), &expected, "");
     // Without ordinals, with what 0.135 says of an MCP call, and with the line ends of another system.
@@ -764,7 +774,8 @@ fn reference(lines: &[Vec<u8>]) -> Vec<Value> {
                 let code = first.and_then(|first| first.strip_prefix("Exit code: "));
                 let is_error = code.is_some_and(|code| code != "0");
                 let content = match output {
-                    Value::String(_) | Value::Array(_) => output.clone(),
+                    Value::String(_) => output.clone(),
+                    Value::Array(_) => told_content(output),
                     Value::Null => json!(""),
                     other => json!(other.to_string()),
                 };
@@ -920,12 +931,15 @@ fn rejects_a_packed_rollout_that_is_not_a_file() {
     for (lab, why) in [
         (
             with_packed(|path| std::os::unix::fs::symlink("/dev/zero", path).unwrap()),
-            "it is a symbolic link",
+            "it is a symbolic link, not a regular file",
         ),
-        (with_packed(fifo), "it is not a regular file"),
+        (
+            with_packed(fifo),
+            "it is a pipe or a device, not a regular file",
+        ),
         (
             with_packed(|path| fs::create_dir(path).unwrap()),
-            "it is not a regular file",
+            "it is a directory, not a regular file",
         ),
     ] {
         let told = Cli::new(&lab, ["parse-rollout", "--thread", PACKED]).run();

@@ -574,7 +574,7 @@ fn a_plain_turn_is_whole() {
         turn.events,
         [
             json!({"type": "message_start"}),
-            json!({"type": "text_delta", "text": "one\ntwo"}),
+            json!({"type": "text_delta", "text": "one\ntwo", "message": 0}),
             json!({"type": "message_end", "stop_reason": "end_turn", "usage": usage}),
         ]
     );
@@ -582,7 +582,8 @@ fn a_plain_turn_is_whole() {
     assert_eq!(
         *turn.result(),
         json!({"stop_reason": "end_turn", "thread_id": thread, "thread_state": "new",
-            "usage": usage, "thread_usage": usage})
+            "usage": usage, "thread_usage": usage, "context": null,
+            "compactions": 0, "rate_limits": null, "model": null})
     );
     let turn = daemon.turn(Daemon::prompt(&lab, "three"));
     let total = json!({"input_tokens": 200, "output_tokens": 10, "cache_read_tokens": 20,
@@ -590,7 +591,8 @@ fn a_plain_turn_is_whole() {
     assert_eq!(
         *turn.result(),
         json!({"stop_reason": "end_turn", "thread_id": thread, "thread_state": "resumed",
-            "usage": usage, "thread_usage": total})
+            "usage": usage, "thread_usage": total, "context": null,
+            "compactions": 0, "rate_limits": null, "model": null})
     );
 }
 

@@ -72,14 +72,18 @@ fn check_two_turns(lab: &Lab, turns: &[(Vec<Value>, Value)]) {
     assert_eq!(
         *first,
         json!({"stop_reason": "end_turn", "thread_id": thread, "thread_state": "new",
-            "usage": twice, "thread_usage": twice})
+            "usage": twice, "thread_usage": twice,
+            "context": {"tokens": 105, "window": 258_400}, "compactions": 0,
+            "rate_limits": null, "model": "gpt-5"})
     );
     let (events, second) = &turns[1];
     assert_eq!(kinds(events), ["message_start", "Again.", "message_end"]);
     assert_eq!(
         *second,
         json!({"stop_reason": "end_turn", "thread_id": thread, "thread_state": "resumed",
-            "usage": usage(100, 10, 5, 1), "thread_usage": usage(300, 30, 15, 3)})
+            "usage": usage(100, 10, 5, 1), "thread_usage": usage(300, 30, 15, 3),
+            "context": {"tokens": 105, "window": 258_400}, "compactions": 0,
+            "rate_limits": null, "model": "gpt-5"})
     );
     let requests = lab.model().requests();
     assert_eq!(requests.len(), 3);

@@ -52,6 +52,7 @@ pub(crate) struct Reply {
 
     /// An HTTP error instead of a stream.
     status: Option<u16>,
+    /// Of the error, or of the stream.
     headers: serde_json::Map<String, Value>,
     body: Value,
     /// The `error` of a `response.failed` in place of `response.completed`.
@@ -482,16 +483,18 @@ fn answer(writer: &mut impl Write, shared: &Shared, request: Request) -> io::Res
             }
         }
     }
+    let headers: Vec<(&str, &str)> = reply
+        .headers
+        .iter()
+        .filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)))
+        .collect();
     if let Some(status) = reply.status {
-        let headers: Vec<(&str, &str)> = reply
-            .headers
-            .iter()
-            .filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)))
-            .collect();
         error_reply(writer, status, &headers, &reply.body)?;
         return Ok(true);
     }
-    stream_reply(writer, shared, &reply, number, first_call, &user_text)
+    stream_reply(
+        writer, shared, &reply, &headers, number, first_call, &user_text,
+    )
 }
 
 fn choose(replies: &mut [(Reply, u64)], request: &Request, user_text: &str) -> Option<Reply> {
@@ -547,6 +550,7 @@ fn stream_reply(
     writer: &mut impl Write,
     shared: &Shared,
     reply: &Reply,
+    headers: &[(&str, &str)],
     number: usize,
     first_call: u64,
     user_text: &str,
@@ -576,8 +580,12 @@ fn stream_reply(
     });
     write!(
         writer,
-        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n"
     )?;
+    for (name, value) in headers {
+        write!(writer, "{name}: {value}\r\n")?;
+    }
+    write!(writer, "\r\n")?;
     for (sent, event) in events.iter().enumerate() {
         if reply.drop_after == Some(sent) {
             writer.flush()?;

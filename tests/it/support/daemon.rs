@@ -220,6 +220,20 @@ impl Daemon {
         self.tools = Box::new(handler);
     }
 
+    /// Writes bytes from a thread of its own, for what the plugin does not read at once. Nothing else can be sent
+    /// until that is given to [`Daemon::all_sent`].
+    pub(crate) fn send_in_background(&mut self, bytes: Vec<u8>) -> JoinHandle<ChildStdin> {
+        let mut stdin = self.stdin.take().expect("stdin is open");
+        thread::spawn(move || {
+            stdin.write_all(&bytes).expect("the plugin reads");
+            stdin
+        })
+    }
+
+    pub(crate) fn all_sent(&mut self, sender: JoinHandle<ChildStdin>) {
+        self.stdin = Some(sender.join().expect("it was written"));
+    }
+
     /// Writes bytes as they are.
     #[track_caller]
     pub(crate) fn send_bytes(&mut self, bytes: &[u8]) {
@@ -313,6 +327,11 @@ impl Daemon {
     /// Has the request with this id been answered?
     pub(crate) fn is_answered(&self, id: i64) -> bool {
         self.answers.contains_key(&id.to_string())
+    }
+
+    /// How many answers came so far that nobody has asked for yet.
+    pub(crate) fn heard(&self) -> usize {
+        self.answers.len() + self.answers_to_nothing.len()
     }
 
     /// The events of a stream that came so far.
@@ -603,7 +622,29 @@ fn check_order(
     );
     match kind {
         "message_start" => {}
-        "text_delta" | "thinking_delta" => assert!(event["text"].is_string(), "{event}"),
+        "text_delta" => {
+            let number = before.iter().filter(|event| event["type"] == "text_delta");
+            assert!(event["text"].is_string(), "{event}");
+            assert!(
+                event["message"]
+                    .as_u64()
+                    .is_some_and(|at| at <= number.count() as u64),
+                "{event}"
+            );
+        }
+        "thinking_delta" => assert!(event["text"].is_string(), "{event}"),
+        "status" => {
+            let states = ["queued", "running", "retrying", "compacting", "compacted"];
+            let state = event["state"].as_str().expect("a status has a state");
+            assert!(states.contains(&state), "{event}");
+            let detail = event.get("detail");
+            assert!(detail.is_none_or(Value::is_string), "{event}");
+        }
+        "plan" => {
+            let items = event["items"].as_array().expect("a plan has items");
+            let is_item = |item: &Value| item["text"].is_string() && item["status"].is_string();
+            assert!(items.iter().all(is_item), "{event}");
+        }
         "tool_use" => {
             let id = event["id"].as_str().expect("a tool_use has an id");
             assert!(
