@@ -38,9 +38,9 @@ use std::time::{Duration, Instant};
 
 /// How long turns may take to end, once everything is to end, before nobody waits for a daemon that does not
 /// read. A codex that ignores SIGINT and SIGTERM needs 2.6 s.
-const ENDING: Duration = Duration::from_millis(3500);
-/// How long they have then, before what is left is killed and abandoned: with the last lines this keeps the exit
-/// within 5 s.
+const ENDING: Duration = Duration::from_millis(3200);
+/// How long they have then, before what is left is killed and abandoned. With the killing and the last lines that is
+/// 4.2 s at most: a busy machine has something left of the 5 s.
 const ABANDONED_ENDING: Duration = Duration::from_millis(150);
 /// How long the last lines may take to be written at least. A daemon that reads, however slowly, has the whole
 /// time of the end for them: what it does not get it cannot ask for again.
@@ -54,6 +54,8 @@ const ABANDON_AFTER: Duration = Duration::from_millis(4000);
 const FLOODED_PAUSE: Duration = Duration::from_millis(100);
 /// How many lines may wait to be handled.
 const LINES_AHEAD: usize = 16;
+/// The longest line behind which others are read before it is handled, in bytes.
+const READ_AHEAD: usize = 1 << 20;
 
 /// What the loop is given besides its streams.
 #[derive(Debug)]
@@ -63,7 +65,8 @@ pub(crate) struct Setup {
 
 /// Something for the loop.
 enum Input {
-    Line(Vec<u8>),
+    /// A line. Where it is a long one, the reader waits until the sender is dropped, so that there is one of its kind.
+    Line(Vec<u8>, Option<SyncSender<()>>),
     /// A line that was skipped, and whom it answers, where it does.
     TooLong(Option<Id>),
     /// The end of stdin, or an error in reading it.
@@ -183,7 +186,16 @@ fn read(mut stdin: impl BufRead, lines: &SyncSender<Input>, wait: impl Fn()) {
         wait();
         let mut line = Vec::new();
         let input = match message::read_line(&mut stdin, &mut line) {
-            Ok(Frame::Line) => Input::Line(line),
+            Ok(Frame::Line) if line.len() > READ_AHEAD => {
+                let (handled, wait) = sync_channel(0);
+                if lines.send(Input::Line(line, Some(handled))).is_err() {
+                    return;
+                }
+                // Nothing is sent: it ends when the other side is dropped.
+                let _ = wait.recv();
+                continue;
+            }
+            Ok(Frame::Line) => Input::Line(line, None),
             Ok(Frame::TooLong(answered)) => Input::TooLong(answered),
             Ok(Frame::End) => Input::End(Ok(())),
             Err(error) => Input::End(Err(error)),
@@ -408,7 +420,7 @@ impl Server {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Line(line) => self.line(&line),
+            Input::Line(line, _handled) => self.line(&line),
             Input::TooLong(answered) => {
                 let error = Error::new(
                     Kind::Request,
@@ -566,7 +578,7 @@ impl Server {
     /// Starts to load the config. What is asked for behind `initialize` waits for it in its own thread.
     fn initialize(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
         let value = params::value(params)?;
-        let version = Version::negotiated(params::protocol_version(&params::root(&value))?);
+        let version = Version::negotiated(&params::protocol_version(&params::root(value))?);
         let cancel = Flag::new()?;
         let next = Arc::new(Initialization::default());
         // One that fails leaves what an earlier one has loaded.
@@ -616,7 +628,7 @@ impl Server {
         let context = self.initialization()?;
         let (workspace, request, tools) = {
             let value = params::value(params)?;
-            let params = params::root(&value);
+            let params = params::root(value);
             let (workspace, request) = params::stream(&params)?;
             (workspace, request, params::stream_tools(&params)?)
         };
@@ -689,7 +701,7 @@ impl Server {
         let context = self.initialization()?;
         let (workspace, mutations) = {
             let value = params::value(params)?;
-            params::mutate(&params::root(&value))?
+            params::mutate(&params::root(value))?
         };
         if mutations.is_empty() {
             return Ok(Some(as_json(&Outcome::default())));
@@ -712,7 +724,7 @@ impl Server {
         self.initialization()?;
         let value = params::value(params)?;
         self.log_filter
-            .set(params::log_level(&params::root(&value))?)?;
+            .set(&params::log_level(&params::root(value))?)?;
         Ok("{}".to_owned())
     }
 
@@ -720,7 +732,7 @@ impl Server {
     fn cancel(&mut self, params: Option<&RawValue>) -> Result<String> {
         self.initialization()?;
         let value = params::value(params)?;
-        let stream = params::cancelled_stream(&params::root(&value))?;
+        let stream = params::cancelled_stream(&params::root(value))?;
         let is_cancelled = self.cancel_if(&stream, |task| task.turn().is_some());
         Ok(json!({"cancelled": is_cancelled}).to_string())
     }
@@ -728,7 +740,7 @@ impl Server {
     /// Cancels this request. One that is over met the cancel on its way.
     fn cancelled(&mut self, params: Option<&RawValue>) -> Result<()> {
         let value = params::value(params)?;
-        let request = params::cancelled_request(&params::root(&value))?;
+        let request = params::cancelled_request(&params::root(value))?;
         self.cancel_if(&request, Task::is_cancellable);
         Ok(())
     }
@@ -748,14 +760,14 @@ impl Server {
     fn steer(&self, params: Option<&RawValue>) -> Result<String> {
         self.initialization()?;
         let value = params::value(params)?;
-        params::steered_stream(&params::root(&value))?;
+        params::steered_stream(&params::root(value))?;
         Ok(json!({"steered": false}).to_string())
     }
 
     /// Replaces the tools of the agent's running turns.
     fn tools_changed(&mut self, params: Option<&RawValue>) -> Result<()> {
         let value = params::value(params)?;
-        let (agent_id, tools) = params::tools_changed(&params::root(&value))?;
+        let (agent_id, tools) = params::tools_changed(&params::root(value))?;
         let mut warnings = Vec::new();
         for live in self.live.values() {
             if let Some(turn) = live.task.turn()

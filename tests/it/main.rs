@@ -7,6 +7,7 @@
 
 mod commands;
 mod config;
+mod containers;
 mod conversation;
 mod doctor;
 mod fault_list;
@@ -18,6 +19,7 @@ mod mcp;
 mod mcp_clients;
 mod mcp_security;
 mod members;
+mod memory;
 mod models;
 mod mutate;
 mod mutate_faults;
@@ -39,3 +41,4 @@ mod turn_fake;
 mod turn_real;
 mod turn_terminal;
 mod usage_real;
+mod users;

@@ -8,7 +8,8 @@
 //! list of such lists, one for each `exec` in turn, the last one from then on), `new` and `resume` (for
 //! threads that start and go on), `version`, `login`, `mcp` (for those subcommands). What a script does not
 //! say goes as without one. In its strings `{thread}` is the thread's id, `{prompt}` the prompt (after
-//! `read_stdin`, where it comes that way), `{cwd}` the folder, `{uuid}` a fresh UUID and `{now}` the time.
+//! `read_stdin`, where it comes that way), `{cwd}` the folder, `{uuid}` a fresh UUID, `{now}` the time
+//! and `{round}` how often the steps of a `repeat` were done before.
 //!
 //! `FAKE_CODEX_LOG` names a file that gets one JSON line for each start (arguments, folder, environment,
 //! process ids) and one for each `read_stdin`.
@@ -315,6 +316,8 @@ struct Codex {
     prompt: String,
     home: Option<PathBuf>,
     lock: Option<(File, PathBuf)>,
+    /// How often the steps of a `repeat` were done before.
+    round: u64,
     /// While this is set, SIGINT ends the fake with 1, as it does codex.
     interruptible: Arc<AtomicBool>,
 }
@@ -357,6 +360,7 @@ impl Codex {
             prompt: prompt.unwrap_or_else(|| "-".to_owned()),
             home,
             lock: None,
+            round: 0,
             interruptible,
             arguments,
         })
@@ -517,7 +521,8 @@ impl Codex {
             Step::ReleaseLock => self.release_lock()?,
             Step::Default => self.behave()?,
             Step::Repeat { times, steps } => {
-                for _ in 0..times {
+                for round in 0..times {
+                    self.round = round;
                     self.steps(&steps)?;
                 }
             }
@@ -616,6 +621,7 @@ impl Codex {
                 let mut text = text
                     .replace("{thread}", &self.thread)
                     .replace("{cwd}", &std::env::current_dir()?.to_string_lossy())
+                    .replace("{round}", &self.round.to_string())
                     .replace("{now}", &timestamp());
                 while text.contains("{uuid}") {
                     text = text.replacen("{uuid}", &fresh_uuid()?, 1);

@@ -220,6 +220,20 @@ impl Daemon {
         self.tools = Box::new(handler);
     }
 
+    /// Writes bytes from a thread of its own, for what the plugin does not read at once. Nothing else can be sent
+    /// until that is given to [`Daemon::all_sent`].
+    pub(crate) fn send_in_background(&mut self, bytes: Vec<u8>) -> JoinHandle<ChildStdin> {
+        let mut stdin = self.stdin.take().expect("stdin is open");
+        thread::spawn(move || {
+            stdin.write_all(&bytes).expect("the plugin reads");
+            stdin
+        })
+    }
+
+    pub(crate) fn all_sent(&mut self, sender: JoinHandle<ChildStdin>) {
+        self.stdin = Some(sender.join().expect("it was written"));
+    }
+
     /// Writes bytes as they are.
     #[track_caller]
     pub(crate) fn send_bytes(&mut self, bytes: &[u8]) {
@@ -313,6 +327,11 @@ impl Daemon {
     /// Has the request with this id been answered?
     pub(crate) fn is_answered(&self, id: i64) -> bool {
         self.answers.contains_key(&id.to_string())
+    }
+
+    /// How many answers came so far that nobody has asked for yet.
+    pub(crate) fn heard(&self) -> usize {
+        self.answers.len() + self.answers_to_nothing.len()
     }
 
     /// The events of a stream that came so far.
