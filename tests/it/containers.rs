@@ -1,14 +1,12 @@
 //! What a container may not have, or has too little of: `/proc`, open files, a first process that reaps.
 
+use crate::support::method::{INITIALIZE, MUTATE, STREAM};
 use crate::support::{Daemon, Lab, ps, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-const STREAM: &str = "stream";
-const MUTATE: &str = "mutate_session";
 
 /// `unshare` with these arguments, where it can do that here; the loud skip otherwise.
 fn unshare(arguments: &[&str]) -> Option<Command> {
@@ -84,7 +82,7 @@ fn too_few_open_files_are_retryable() {
             env!("CARGO_BIN_EXE_plexum-openai"),
         ]);
         let mut daemon = Daemon::start_by(&lab, &mut command);
-        let answer = daemon.call("init", json!({"protocol": 1}));
+        let answer = daemon.call(INITIALIZE, json!({"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}));
         if answer["error"].is_object() {
             assert_eq!(
                 answer["error"]["data"]["retryable"], true,

@@ -1,11 +1,8 @@
 //! What the daemon sends costs little more memory than its bytes, and nothing afterwards.
 
+use crate::support::method::{CANCEL, MUTATE, STREAM};
 use crate::support::{Daemon, Lab, ps, wait_until};
 use serde_json::{Value, json};
-
-const STREAM: &str = "stream";
-const MUTATE: &str = "mutate_session";
-const CANCEL: &str = "cancel";
 
 /// How long the lines are, in bytes.
 const LENGTH: usize = 2 << 20;

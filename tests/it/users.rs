@@ -409,7 +409,7 @@ fn images_and_keys_are_hidden_from_a_second_user() {
     let mut params = prompt(&lab);
     let image = json!({"type": "image", "media_type": "image/png", "data": "aGk="});
     params["request"]["messages"][0]["content"] = json!([image]);
-    let id = daemon.request("stream", params);
+    let id = daemon.request(crate::support::method::STREAM, params);
     wait_until("codex to start", || lab.path("running").exists());
     let mut secret = vec![lab.config_file()];
     let mut directories = vec![lab.path("profile/run")];
