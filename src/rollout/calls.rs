@@ -460,28 +460,23 @@ enum McpBlock<'a> {
 
 /// The blocks of a list in MCP's form, where codex's is another.
 fn mcp_blocks(json: &[u8]) -> Option<Vec<McpBlock<'_>>> {
-    #[derive(serde::Deserialize)]
-    struct Recorded<'a> {
-        #[serde(borrow)]
-        r#type: Cow<'a, str>,
-        #[serde(borrow, default)]
-        text: Option<&'a RawValue>,
-        #[serde(borrow, default)]
-        image_url: Option<&'a RawValue>,
-    }
-    if !json.starts_with(b"[") || memchr::memmem::find(json, b"put_").is_none() {
+    let has = |part: &[u8]| memchr::memmem::find(json, part).is_some();
+    // Any character of a type can be escaped.
+    if !json.starts_with(b"[") || !has(b"put_") && !has(b"\\u00") {
         return None;
     }
     let blocks: Vec<&RawValue> = serde_json::from_slice(json).ok()?;
     fn block<'a>(raw: &'a RawValue) -> Option<McpBlock<'a>> {
-        let block: Recorded<'a> = serde_json::from_str(raw.get()).ok()?;
-        match block.r#type.as_ref() {
+        // Of a key that stands twice the last one counts.
+        let block: HashMap<String, &'a RawValue> = serde_json::from_str(raw.get()).ok()?;
+        let text = |name| block.get(name).filter(|raw| raw.get().starts_with('"'));
+        match json::decode(text("type")?.get().as_bytes()).as_ref() {
             "input_text" | "output_text" => Some(McpBlock::Text {
                 r#type: "text",
-                text: block.text?,
+                text: text("text")?,
             }),
             "input_image" => {
-                let url = block.image_url.filter(|url| url.get().starts_with('"'))?;
+                let url: &'a RawValue = text("image_url")?;
                 Some(image_block(json::decode(url.get().as_bytes())))
             }
             _ => None,

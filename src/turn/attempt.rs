@@ -18,6 +18,7 @@ use crate::rollout::lines::Lines;
 use crate::rollout::record::{self, TurnEnd};
 use crate::sys::Flag;
 use crate::sys::{open_regular_file, shell_word};
+use serde_json::json;
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -208,6 +209,7 @@ impl Attempt<'_> {
                 cancel: cancel.clone(),
             },
             open: HashSet::new(),
+            searches: HashSet::new(),
             skipped: 0,
             plan: None,
             last_text: None,
@@ -640,6 +642,9 @@ impl Attempt<'_> {
             return;
         }
         heard.open.remove(&step.key);
+        if let StepKind::Search(query) = &step.what {
+            self.tell_search(step, query, heard, teller);
+        }
         if heard.open.is_empty() {
             // What is recorded by now was begun before.
             self.follow(heard, teller);
@@ -651,6 +656,24 @@ impl Attempt<'_> {
             {
                 watch.all_reported_over();
             }
+        }
+    }
+
+    /// Tells a web search, which is no call that codex records with its output: the provider makes it.
+    fn tell_search(&self, step: &Step, query: &str, heard: &mut Heard, teller: &mut Teller<'_>) {
+        // codex's own id of it stands behind that of the item, under the same key.
+        if step.key.is_empty() || !heard.searches.insert(step.key.clone()) {
+            return;
+        }
+        self.follow(heard, teller);
+        let input = json!({"query": query});
+        let used =
+            json!({"type": "tool_use", "id": step.key, "name": "web_search", "input": input});
+        let is_error = matches!(step.state, StepState::Failed(_));
+        let result =
+            json!({"type": "tool_result", "id": step.key, "content": "", "is_error": is_error});
+        for event in [used, result] {
+            self.tell(event.to_string().as_bytes(), teller);
         }
     }
 
@@ -964,6 +987,8 @@ struct Heard {
     record: Record,
     /// The items that codex has reported as begun and not as over.
     open: HashSet<String>,
+    /// The web searches that were told.
+    searches: HashSet<String>,
     /// How many lines were too long.
     skipped: u64,
     /// The to-do list that was told last.

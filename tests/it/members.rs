@@ -318,3 +318,20 @@ real_codex! {
         assert!(!codex.to_string_lossy().contains(NEWEST) || blocks.is_array());
     }
 }
+
+real_codex! {
+    fn a_web_search_is_told_with_its_id(codex: &Path) {
+        let search = json!({"type": "web_search_call", "id": "ws_1", "status": "completed",
+            "action": {"type": "search", "query": "weather"}});
+        let said = json!({"type": "message", "role": "assistant", "id": "msg_1",
+            "content": [{"type": "output_text", "text": "rain"}]});
+        let lab = Lab::real(codex, json!([{"items": [search, said]}]));
+        let turn = Daemon::start(&lab).turn(Daemon::prompt(&lab, "hi"));
+        assert_eq!(turn.text(), "rain");
+        let told: Vec<&Value> = turn.events.iter().filter(|event| event["id"] == "ws_1").collect();
+        assert_eq!(told, [
+            &json!({"type": "tool_use", "id": "ws_1", "name": "web_search", "input": {"query": "weather"}}),
+            &json!({"type": "tool_result", "id": "ws_1", "content": "", "is_error": false}),
+        ]);
+    }
+}
