@@ -244,20 +244,21 @@ fn bad(path: &str, what: impl Display) -> Error {
 }
 
 /// The JSON of the parameters; absent ones are an empty object.
-pub(crate) fn value(params: Option<&RawValue>) -> Result<&str> {
+pub(crate) fn value(params: Option<&RawValue>) -> Result<Cow<'_, str>> {
     let Some(params) = params else {
-        return Ok("{}");
+        return Ok(Cow::Borrowed("{}"));
     };
     if json::is_deeper_than(params.get().as_bytes(), MAX_DEPTH) {
         let what = format!("cannot be read: it nests deeper than {MAX_DEPTH} levels");
         return Err(bad("params", what));
     }
-    Ok(params.get().trim_ascii())
+    // The cursor takes half a surrogate pair for no JSON, wherever it stands.
+    Ok(whole_characters(params.get()))
 }
 
 /// The root of the parameters.
 pub(crate) fn root(json: &str) -> Field<'_> {
-    Field::new(json, "params".to_owned())
+    Field::new(json.trim_ascii(), "params".to_owned())
 }
 
 /// The version of MCP that `initialize` asks for.

@@ -578,7 +578,7 @@ impl Server {
     /// Starts to load the config. What is asked for behind `initialize` waits for it in its own thread.
     fn initialize(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
         let value = params::value(params)?;
-        let version = Version::negotiated(&params::protocol_version(&params::root(value))?);
+        let version = Version::negotiated(&params::protocol_version(&params::root(&value))?);
         let cancel = Flag::new()?;
         let next = Arc::new(Initialization::default());
         // One that fails leaves what an earlier one has loaded.
@@ -628,7 +628,7 @@ impl Server {
         let context = self.initialization()?;
         let (workspace, request, tools) = {
             let value = params::value(params)?;
-            let params = params::root(value);
+            let params = params::root(&value);
             let (workspace, request) = params::stream(&params)?;
             (workspace, request, params::stream_tools(&params)?)
         };
@@ -701,7 +701,7 @@ impl Server {
         let context = self.initialization()?;
         let (workspace, mutations) = {
             let value = params::value(params)?;
-            params::mutate(&params::root(value))?
+            params::mutate(&params::root(&value))?
         };
         if mutations.is_empty() {
             return Ok(Some(as_json(&Outcome::default())));
@@ -724,7 +724,7 @@ impl Server {
         self.initialization()?;
         let value = params::value(params)?;
         self.log_filter
-            .set(&params::log_level(&params::root(value))?)?;
+            .set(&params::log_level(&params::root(&value))?)?;
         Ok("{}".to_owned())
     }
 
@@ -732,7 +732,7 @@ impl Server {
     fn cancel(&mut self, params: Option<&RawValue>) -> Result<String> {
         self.initialization()?;
         let value = params::value(params)?;
-        let stream = params::cancelled_stream(&params::root(value))?;
+        let stream = params::cancelled_stream(&params::root(&value))?;
         let is_cancelled = self.cancel_if(&stream, |task| task.turn().is_some());
         Ok(json!({"cancelled": is_cancelled}).to_string())
     }
@@ -740,7 +740,7 @@ impl Server {
     /// Cancels this request. One that is over met the cancel on its way.
     fn cancelled(&mut self, params: Option<&RawValue>) -> Result<()> {
         let value = params::value(params)?;
-        let request = params::cancelled_request(&params::root(value))?;
+        let request = params::cancelled_request(&params::root(&value))?;
         self.cancel_if(&request, Task::is_cancellable);
         Ok(())
     }
@@ -760,14 +760,14 @@ impl Server {
     fn steer(&self, params: Option<&RawValue>) -> Result<String> {
         self.initialization()?;
         let value = params::value(params)?;
-        params::steered_stream(&params::root(value))?;
+        params::steered_stream(&params::root(&value))?;
         Ok(json!({"steered": false}).to_string())
     }
 
     /// Replaces the tools of the agent's running turns.
     fn tools_changed(&mut self, params: Option<&RawValue>) -> Result<()> {
         let value = params::value(params)?;
-        let (agent_id, tools) = params::tools_changed(&params::root(value))?;
+        let (agent_id, tools) = params::tools_changed(&params::root(&value))?;
         let mut warnings = Vec::new();
         for live in self.live.values() {
             if let Some(turn) = live.task.turn()

@@ -613,7 +613,7 @@ fn half_a_character_is_replaced() {
     );
     daemon.send_bytes(b"\n");
     let turn = daemon.finish(900);
-    assert_eq!(turn.text(), "\u{1f600} \u{fffd}");
+    assert_eq!(turn.text(), "\u{1f600} \u{fffd}", "{turn:?}");
     assert_eq!(lab.fake_prompts(), ["\u{1f600} \u{fffd}"]);
 }
 

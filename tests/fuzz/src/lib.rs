@@ -78,7 +78,7 @@ fn wire_line(line: &[u8]) {
             let Ok(value) = params::value(params) else {
                 return;
             };
-            let params = params::root(value);
+            let params = params::root(&value);
             let _ = params::protocol_version(&params);
             let _ = params::log_level(&params);
             let _ = params::cancelled_stream(&params);
