@@ -68,21 +68,15 @@ fn main() -> ExitCode {
     }
 }
 
-/// A text on one line, its control characters escaped as Rust does, `\u{1b}`.
+/// A text on one line, what a terminal would obey or hide escaped as Rust does, `\u{1b}`.
 fn escape_controls(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            // What turns the direction of a line around, too.
-            '\u{200e}'
-            | '\u{200f}'
-            | '\u{2028}'..='\u{202e}'
-            | '\u{2066}'..='\u{2069}'
-            | '\u{61c}' => {
-                escaped.extend(c.escape_unicode());
-            }
             '\t' => escaped.push(c),
             c if c.is_control() => escaped.extend(c.escape_default()),
+            // What turns the direction of a line around, and what nobody sees.
+            c if cli::is_harmful(c) => escaped.extend(c.escape_unicode()),
             c => escaped.push(c),
         }
     }
@@ -169,7 +163,11 @@ mod tests {
     // fault: 112
     #[test]
     fn log_escapes_control_characters() {
-        let escaped = super::escape_controls("a\x1b]0;x\x07\n\u{9b}\u{202e}\té");
-        assert_eq!(escaped, "a\\u{1b}]0;x\\u{7}\\n\\u{9b}\\u{202e}\té");
+        let escaped =
+            super::escape_controls("a\x1b]0;x\x07\n\u{9b}\u{202e}\té\u{ad}\u{feff}\u{e0041}");
+        assert_eq!(
+            escaped,
+            "a\\u{1b}]0;x\\u{7}\\n\\u{9b}\\u{202e}\té\\u{ad}\\u{feff}\\u{e0041}"
+        );
     }
 }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 pub(crate) const PIPE_BUF: usize = 4096;
 
 /// How long what was killed is looked for again; longer only in uninterruptible sleep.
-const AFTER_KILL: Duration = Duration::from_secs(1);
+const AFTER_KILL: Duration = Duration::from_millis(500);
 
 /// A flag that one thread raises and another notices, also while it waits in `poll`.
 #[derive(Clone, Debug)]
@@ -254,7 +254,8 @@ pub(crate) fn shown_holder(path: &Path) -> String {
 }
 
 /// Refuses to write what belongs to another user, `what` at `path`: that user's own programs could not write it any
-/// more. What is not there yet belongs to nobody.
+/// more. What is not there yet belongs to nobody; but what root makes belongs to root, and so has no place in a
+/// directory of another user's.
 ///
 /// A directory of root's that this user may write is one that root has set up for this user. Where a user
 /// namespace does not know the owner, nobody in it could be that user.
@@ -263,10 +264,16 @@ pub(crate) fn shown_holder(path: &Path) -> String {
 /// [`Kind::Io`] with the command to run instead.
 pub(crate) fn check_owner(what: &str, path: &Path) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
-    let Ok(found) = std::fs::metadata(path) else {
+    let me = rustix::process::geteuid().as_raw();
+    let mut found = std::fs::metadata(path);
+    if me == 0 {
+        let mut above = path.ancestors().skip(1).map(std::fs::metadata);
+        found = found.or_else(|error| above.find_map(std::result::Result::ok).ok_or(error));
+    }
+    let Ok(found) = found else {
         return Ok(());
     };
-    let (me, owner) = (rustix::process::geteuid().as_raw(), found.uid());
+    let owner = found.uid();
     if owner == me || !is_mapped(owner) {
         return Ok(());
     }
@@ -575,12 +582,39 @@ pub(crate) fn start_of(pid: Pid) -> Option<u64> {
     parent_and_start(pid).map(|(_, start)| start)
 }
 
-/// Is `pid` the process `root`, which started at `root_start`, or one below it?
-pub(crate) fn is_at_or_below(pid: Pid, root: Pid, root_start: u64) -> bool {
+/// Does `/proc` hide this living process? With the mount option `hidepid` it hides those that are not dumpable from
+/// their own user too, and so whose child a process of ours is.
+pub(crate) fn is_hidden(pid: Pid) -> bool {
+    if parent_and_start(pid).is_some() || rustix::process::test_kill_process(pid).is_err() {
+        return false;
+    }
+    // Between the two it may have ended, and another may have its pid.
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    hides_processes(&mounts)
+}
+
+/// Does the last mount on `/proc` in this `mountinfo` have the option?
+fn hides_processes(mounts: &str) -> bool {
+    let on_proc = mounts.lines().rev().find_map(|line| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let is_proc = mount.split(' ').nth(4) == Some("/proc") && file_system.starts_with("proc ");
+        is_proc.then(|| file_system.rsplit(' ').next().unwrap_or_default())
+    });
+    let mut options = on_proc.unwrap_or_default().split(',');
+    options.any(|option| {
+        option
+            .strip_prefix("hidepid=")
+            .is_some_and(|how| !matches!(how, "0" | "off"))
+    })
+}
+
+/// Is `pid` the process `root`, which started at `root_start`, or one below it? Not where `pid` is not the process
+/// any more that started at `start`, but another one.
+pub(crate) fn is_at_or_below(pid: Pid, start: u64, root: Pid, root_start: u64) -> bool {
     // Whose parent ends while this looks is below another afterwards.
     const TRIES: usize = 3;
     const GENERATIONS_MAX: usize = 1000;
-    (0..TRIES).any(|_| {
+    let is_below = (0..TRIES).any(|_| {
         let mut at = pid;
         // A parent is older than its child: a younger one only has a dead one's pid.
         let mut youngest = u64::MAX;
@@ -599,7 +633,9 @@ pub(crate) fn is_at_or_below(pid: Pid, root: Pid, root_start: u64) -> bool {
             at = parent;
         }
         false
-    })
+    });
+    // Last, so that it was the same all the time.
+    is_below && is_alive(pid, start)
 }
 
 /// Every living process and its parent.
@@ -885,6 +921,42 @@ mod tests {
         assert_eq!(shell_word(""), "''");
         assert_eq!(shell_word("~root/x"), "'~root/x'");
         assert_eq!(shell_word("a\n'b"), "$'a\\012\\'b'");
+    }
+
+    // fault: 102
+    #[test]
+    fn knows_a_pid_that_is_used_again() {
+        let (me, parent) = (
+            rustix::process::getpid(),
+            rustix::process::getppid().unwrap(),
+        );
+        let (my_start, parent_start) = (start_of(me).unwrap(), start_of(parent).unwrap());
+        assert!(is_at_or_below(me, my_start, parent, parent_start));
+        assert!(!is_at_or_below(me, my_start - 1, parent, parent_start));
+        assert!(!is_at_or_below(me, my_start, parent, parent_start - 1));
+        assert!(!is_at_or_below(parent, parent_start, me, my_start));
+    }
+
+    #[test]
+    fn knows_whether_proc_hides_processes() {
+        let root = "29 1 254:0 / / rw,relatime - ext4 /dev/vda rw";
+        for (options, hides) in [
+            ("rw", false),
+            ("rw,hidepid=0", false),
+            ("rw,hidepid=off", false),
+            ("rw,gid=4,hidepid=noaccess", true),
+            ("rw,hidepid=invisible", true),
+            ("rw,hidepid=2", true),
+        ] {
+            let proc = format!("22 29 0:21 / /proc rw,nosuid shared:12 - proc proc {options}");
+            assert_eq!(
+                hides_processes(&format!("{root}\n{proc}\n")),
+                hides,
+                "{options}"
+            );
+            let above = "40 22 0:30 / /proc rw - proc proc rw";
+            assert!(!hides_processes(&format!("{proc}\n{above}\n")), "{options}");
+        }
     }
 
     // fault: 80

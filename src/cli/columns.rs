@@ -36,7 +36,7 @@ pub(super) fn visible(c: char) -> char {
 /// Would a terminal obey this character or hide it? Those that turn the direction of writing can make a text read
 /// as another one, and those that nobody sees can be in a text for the model alone. The joiners stay: without them
 /// there is no family of emoji, nor Persian.
-fn is_harmful(c: char) -> bool {
+pub(crate) fn is_harmful(c: char) -> bool {
     c.is_control()
         || matches!(c,
             // Bidirectional marks, embeddings and isolates; the separators of lines and paragraphs.

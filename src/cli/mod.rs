@@ -10,7 +10,6 @@ pub(crate) mod help;
 pub(crate) mod man;
 pub(crate) mod mcp_host;
 pub(crate) mod mutate;
-mod packed;
 pub(crate) mod parse_rollout;
 mod progress;
 mod relay;
@@ -19,7 +18,7 @@ mod summary;
 mod target;
 pub(crate) mod turn;
 
-pub(crate) use columns::harmless;
+pub(crate) use columns::{harmless, is_harmful};
 
 use crate::error::{Error, Kind, Result};
 use std::fs::File;

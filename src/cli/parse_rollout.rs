@@ -4,13 +4,13 @@
 //! behind a slow pipe nobody waits for a call that is already here.
 
 use super::flags::{Parsed, usage};
-use super::packed::Unpacked;
 use super::relay::{self, Failure, Sink, Size, Skipped};
 use super::seems;
 use super::summary::{Screen, Summary};
 use super::{columns, target, written};
 use crate::error::{Error, Kind, Result, reason};
 use crate::rollout::calls::{Calls, write_result, write_use};
+use crate::rollout::packed::Unpacked;
 use crate::rollout::record::Record;
 use crate::sys::Blocking;
 use crate::sys::open_regular_file;

@@ -99,7 +99,7 @@ fn seconds_of(text: &str) -> Option<u64> {
     let mut total = None;
     loop {
         let digits = rest.find(|char: char| !char.is_ascii_digit() && char != '.');
-        let (number, behind) = rest.split_at(digits?);
+        let (number, behind) = rest.split_at(digits.unwrap_or(rest.len()));
         // A full stop can end the sentence.
         let Ok(number) = number.trim_end_matches('.').parse::<f64>() else {
             return total.map(|total: f64| total.ceil() as u64);
@@ -168,6 +168,8 @@ pub(crate) enum Refusal {
     Archived,
     /// It could not open the thread, for this reason. Whether it ever can is seen by trying again.
     Unopened(String),
+    /// Its rollout is not a file, for this reason; codex was not started, which would have waited for it for ever.
+    NotAFile(String),
 }
 
 /// The refusal of a codex that ended without naming its thread.
@@ -256,6 +258,9 @@ fn finish(error: Error, said: &Failure) -> Error {
         // A page about a proxy's login, or about an address that is not there, stays as it is.
         Kind::Network => error.with_retryable(!matches!(said.status, Some(404 | 405 | 407 | 511))),
         Kind::CodexFailed if has(text, &DATABASE_LOCKED) => error.with_retryable(true),
+        Kind::CodexFailed if has(text, &REFUSED_ARGUMENTS) => error.hint(
+            "codex refuses its arguments: 'plexum-openai doctor' looks at \"extra_args\" in the config",
+        ),
         Kind::CodexFailed if has(text, &SERVER_FAILED) => error.hint(
             "it is a server of codex's own config: see \"mcp_servers\" in codex's 'config.toml'",
         ),
@@ -285,6 +290,12 @@ const DATABASE_LOCKED: [&str; 4] = [
     "database table is locked",
     "database schema is locked",
     "sqlite_busy",
+];
+/// How codex's parser of arguments, of its settings and of its features begins or ends.
+const REFUSED_ARGUMENTS: [&str; 3] = [
+    "for more information, try '--help'",
+    "error parsing -c overrides: ",
+    "error: unknown feature flag: ",
 ];
 /// Behind these codex names the MCP servers that it does not go on without.
 const SERVER_FAILED: [&str; 2] = ["mcp servers failed to initialize", "required mcp server"];
@@ -691,6 +702,7 @@ fn is_context_overflow(text: &str) -> bool {
             "maximum prompt length",
             "maximum number of tokens allowed",
             "request body too large for",
+            "contextwindowexceedederror",
         ],
     )
 }
@@ -706,6 +718,7 @@ fn is_usage(text: &str) -> bool {
             "credit balance",
             "insufficient credits",
             "insufficient balance",
+            "key limit exceeded",
             "rate_limit_exceeded",
             "rate limit",
             "too many requests",
@@ -751,6 +764,7 @@ fn is_model_refused(text: &str) -> bool {
             "no endpoints found for ",
             "api deployment for this resource does not exist",
             "organization must be verified to use the model",
+            "does not work with the specified model",
             "not found the model ",
         ],
     ) {
@@ -911,6 +925,18 @@ mod tests {
                 Kind::ContextWindow,
             ),
             (
+                r#"{"error":{"message":"litellm.BadRequestError: ContextWindowExceededError: OpenAIException"}}"#,
+                Kind::ContextWindow,
+            ),
+            (
+                r#"{"error":{"code":"OperationNotSupported","message":"The responses operation does not work with the specified model, gpt-4. Please choose different model and try again."}}"#,
+                Kind::ModelUnsupported,
+            ),
+            (
+                "unexpected status 403 Forbidden: Key limit exceeded (total limit). Manage it using https://openrouter.ai/settings/keys, url: http://127.0.0.1:1/v1/responses",
+                Kind::UsageLimit,
+            ),
+            (
                 r#"{"error":{"message":"This model's maximum prompt length is 131072 but the request contains 537812 tokens."}}"#,
                 Kind::ContextWindow,
             ),
@@ -1004,6 +1030,13 @@ mod tests {
                 hint
             );
         }
+        let refused = Exit {
+            stderr: "error: unexpected argument '--x' found\n\nUsage: codex exec [OPTIONS] [PROMPT]\n\nFor more information, try '--help'.".to_owned(),
+            ..fatal("")
+        };
+        let error = from_exit(&refused, None);
+        assert_eq!(error.kind(), Kind::CodexFailed);
+        assert!(error.message().contains("\"extra_args\""), "{error}");
         let locked = Exit {
             stderr: "Error: failed to open state db: (code: 5) database is locked".to_owned(),
             ..fatal("")

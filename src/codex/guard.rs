@@ -113,6 +113,8 @@ pub(crate) fn reap_as_init() -> Option<u8> {
     if !rustix::process::getpid().is_init() {
         return None;
     }
+    // It has the environment of the program itself; that hides its own.
+    sys::protect_from_other_processes();
     let mut signals = Signals::register().ok()?;
     // Without /proc or a process to be had it is as it was without this: the orphans stay.
     let child = Command::new("/proc/self/exe")

@@ -58,6 +58,14 @@ pub(crate) fn find_rollout(home: &Path, thread: &str) -> Result<Option<PathBuf>>
 /// # Errors
 /// [`Kind::Params`] and [`Kind::Io`] as [`find_rollout`].
 pub(crate) fn find_rollout_or_packed(home: &Path, thread: &str) -> Result<Option<PathBuf>> {
+    only(thread, find_rollouts(home, thread)?)
+}
+
+/// Every rollout of `thread`, also where there should be one; a plain one stands for the same packed.
+///
+/// # Errors
+/// [`Kind::Params`] and [`Kind::Io`] as [`find_rollout`].
+pub(crate) fn find_rollouts(home: &Path, thread: &str) -> Result<Vec<PathBuf>> {
     if !is_thread_id(thread) {
         return Err(Error::new(
             Kind::Params,
@@ -80,14 +88,14 @@ pub(crate) fn find_rollout_or_packed(home: &Path, thread: &str) -> Result<Option
     if found.is_empty() {
         wanted.walked(&sessions, 3, &mut found)?;
     }
-    only(thread, found)
-}
-
-/// The one rollout among these, a plain one before the same packed.
-fn only(thread: &str, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>> {
     found.sort_unstable();
     // `….jsonl` comes just before `….jsonl.zst`.
     found.dedup_by(|next, path| is_packed(next) && next.with_extension("") == *path);
+    Ok(found)
+}
+
+/// The one rollout among these.
+fn only(thread: &str, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>> {
     if found.len() > 1 {
         let names: Vec<_> = found
             .iter()
@@ -105,7 +113,8 @@ fn only(thread: &str, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>> {
     Ok(found.pop())
 }
 
-fn is_packed(path: &Path) -> bool {
+/// Is this rollout one that codex has packed?
+pub(crate) fn is_packed(path: &Path) -> bool {
     path.extension().is_some_and(|end| end == "zst")
 }
 
@@ -403,13 +412,8 @@ impl Drop for WriterLock {
 pub(crate) fn check_unlocked(home: &Path, thread: &str) -> Result<()> {
     let folder = home.join("thread-writer-locks");
     let path = folder.join(format!("{}.lock", thread.to_ascii_lowercase()));
-    let coordination = folder.join(".coordination.lock");
     if fs::symlink_metadata(&path).is_err() {
-        // One that cannot be opened is the end of every turn, whatever thread it is of.
-        if fs::symlink_metadata(&coordination).is_ok() {
-            open_lock(&coordination)?;
-        }
-        return Ok(());
+        return check_coordination_lock(home);
     }
     let _coordination = coordinate(&folder)?;
     // Closed, and so given back, before the coordination lock is.
@@ -417,6 +421,19 @@ pub(crate) fn check_unlocked(home: &Path, thread: &str) -> Result<()> {
     match try_lock(&file, &path)? {
         true => Ok(()),
         false => Err(busy(thread, &path)),
+    }
+}
+
+/// Sees that codex's coordination lock, if there is one, can be opened: one that cannot be is the end of every turn of
+/// codex from 0.147 on, whatever thread it is of.
+///
+/// # Errors
+/// [`Kind::Io`] with what to do about it.
+pub(crate) fn check_coordination_lock(home: &Path) -> Result<()> {
+    let path = home.join("thread-writer-locks/.coordination.lock");
+    match fs::symlink_metadata(&path) {
+        Ok(_) => open_lock(&path).map(drop),
+        Err(_) => Ok(()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! codex itself: how it is started and ended, what it prints, where it keeps its threads.
 //!
-//! Nothing here knows of JSON-RPC or of the daemon.
+//! Nothing here knows of the daemon.
 
 pub(crate) mod ask;
 pub(crate) mod child;
@@ -9,4 +9,5 @@ pub(crate) mod events;
 pub(crate) mod failure;
 pub(crate) mod guard;
 pub(crate) mod home;
+pub(crate) mod models;
 pub(crate) mod translate;

@@ -201,9 +201,12 @@ impl Bridge {
 
     /// Admits the processes below this guard, and no others of the same user.
     pub(crate) fn admit_below(&self, guard: Pid) {
-        // A guard that has ended has nothing below it.
-        let admission =
-            sys::start_of(guard).map_or(Admission::Nobody, |start| Admission::Below(guard, start));
+        let admission = match sys::start_of(guard) {
+            Some(start) => Admission::Below(guard, start),
+            None if sys::is_hidden(guard) => Admission::Below(guard, 0),
+            // A guard that has ended has nothing below it.
+            None => Admission::Nobody,
+        };
         self.admit(admission);
     }
 
@@ -334,8 +337,11 @@ struct Serving {
 /// One connection. It is a stranger until its first line was right.
 struct Connection {
     stream: UnixStream,
-    /// Who connected, as the kernel says.
+    /// Who connected, as the kernel says, and when that process started.
     peer: Pid,
+    peer_start: Option<u64>,
+    /// It was not of the turn's codex when it came.
+    outside: bool,
     /// Its first line is there, and codex is not yet.
     early: bool,
     session: Option<Session>,
@@ -423,6 +429,17 @@ impl Serving {
         }
         if admission == Admission::Nobody {
             return;
+        }
+        let outside: Vec<_> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| self.is_outside(connection))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in outside {
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.outside = true;
+            }
         }
         for id in early {
             if let Some(mut connection) = self.connections.remove(&id) {
@@ -532,20 +549,37 @@ impl Serving {
         if stream.set_nonblocking(true).is_err() {
             return;
         }
-        let mut strangers = self
+        let strangers: Vec<_> = self
             .connections
             .iter()
-            .filter(|(_, connection)| connection.session.is_none());
-        // The oldest gives way: one of ours says who it is at once.
-        let oldest = strangers.next().map(|(id, _)| *id);
-        if strangers.count() + 1 >= STRANGERS_MAX
-            && let Some(oldest) = oldest
+            .filter(|(_, connection)| connection.session.is_none())
+            .map(|(id, connection)| (*id, connection.outside))
+            .collect();
+        // The oldest gives way, since one of ours says who it is at once; but none of ours gives way to others.
+        let outside = strangers.iter().find(|(_, outside)| *outside);
+        if strangers.len() >= STRANGERS_MAX
+            && let Some((oldest, _)) = outside.or(strangers.first())
         {
-            self.close(oldest);
+            self.close(*oldest);
         }
+        let mut connection = Connection::new(stream, peer);
+        connection.outside = self.is_outside(&connection);
         self.next += 1;
-        self.connections
-            .insert(self.next, Connection::new(stream, peer));
+        self.connections.insert(self.next, connection);
+    }
+
+    /// Is it certain that this connection is not of the turn's codex?
+    fn is_outside(&self, connection: &Connection) -> bool {
+        match self.admission {
+            Admission::Nobody => false,
+            Admission::Below(guard, start) => {
+                let is_below = connection.peer_start.is_some_and(|peer_start| {
+                    sys::is_at_or_below(connection.peer, peer_start, guard, start)
+                });
+                // Where nobody's ancestors are to be seen the token has to do.
+                !is_below && !sys::is_hidden(guard)
+            }
+        }
     }
 
     /// Reads what there is, up to a limit, and does what the lines say.
@@ -646,10 +680,7 @@ impl Serving {
     /// The first line of a connection: lets it in, or says why not.
     fn hello(&mut self, connection: &mut Connection, line: &[u8]) {
         let sessions = self.connections.values().filter(|c| c.session.is_some());
-        let ours = match self.admission {
-            Admission::Nobody => false,
-            Admission::Below(guard, start) => sys::is_at_or_below(connection.peer, guard, start),
-        };
+        let ours = self.admission != Admission::Nobody && !self.is_outside(connection);
         let refused = match serde_json::from_slice::<Hello<'_>>(line) {
             Err(_) => Some("this is no mcp-host of this version"),
             Ok(hello) if hello.agent_id != self.agent_id => Some("this socket is another agent's"),
@@ -747,6 +778,8 @@ impl Connection {
         Connection {
             stream,
             peer,
+            peer_start: sys::start_of(peer),
+            outside: false,
             early: false,
             session: None,
             calls: HashMap::new(),

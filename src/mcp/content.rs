@@ -6,10 +6,11 @@
 
 use super::server::Version;
 use super::{ToolAnswer, ToolOutput, block, strict};
-use crate::rollout::json::limit_depth;
+use crate::rollout::json::{self, Cursor, limit_depth};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// codex drops a line that is longer than this many bytes and lets the call wait for its timeout.
 const CODEX_LINE: usize = 16_777_216;
@@ -17,6 +18,8 @@ const CODEX_LINE: usize = 16_777_216;
 pub(super) const RESULT_MAX: usize = CODEX_LINE - 16 * 1024;
 /// More than the braces and keys around a list of blocks, or around one text.
 const FRAME: usize = 64;
+/// How a result begins.
+const BEGINNING: &str = "{\"content\":[";
 
 /// The `result` of a `tools/call`, as JSON: at most `max` bytes of it.
 pub(super) fn result(tool: &str, answer: ToolAnswer, version: Version, max: usize) -> String {
@@ -30,17 +33,23 @@ pub(super) fn result(tool: &str, answer: ToolAnswer, version: Version, max: usiz
     };
     let content = output.content.as_deref().map(RawValue::get);
     let content = content.map(strict::whole_characters);
-    let mut blocks = Vec::new();
+    let mut blocks = Blocks::new(tool, max);
     match content.as_deref() {
         None | Some("null") => {}
-        Some(list) if list.starts_with('[') => match serde_json::from_str::<Vec<&RawValue>>(list) {
-            Ok(list) => blocks.extend(list.into_iter().map(|raw| block::taken(raw.get(), version))),
-            Err(_) => blocks.push(text(list)),
-        },
-        Some(other) => blocks.push(block::taken(other, version)),
+        Some(list) if list.starts_with('[') => {
+            for raw in elements(list) {
+                if blocks.is_over() {
+                    // What follows is cut anyway.
+                    break;
+                }
+                blocks.add(block::taken(raw, version));
+            }
+        }
+        Some(other) => blocks.add(block::taken(other, version)),
     }
     let structured = output.structured_content.as_deref().map(RawValue::get);
     let structured = structured.map(strict::whole_characters);
+    let given = content.as_deref().map_or(0, str::len) + structured.as_deref().map_or(0, str::len);
     // What is deeper than codex's reader goes reaches the model as the string that it is.
     let limited = structured.as_deref().map(|raw| limit_depth(raw.as_bytes()));
     let structured = limited
@@ -50,40 +59,149 @@ pub(super) fn result(tool: &str, answer: ToolAnswer, version: Version, max: usiz
     let refusal = structured.and_then(strict::refusal);
     match (structured, &refusal) {
         // MCP asks for this, for the sake of clients that know no structured content.
-        (Some(structured), _) if blocks.is_empty() => blocks.push(text(structured)),
-        (Some(structured), Some(why)) => blocks.push(text(&format!(
+        (Some(structured), _) if blocks.is_empty() => blocks.add(text(structured)),
+        (Some(structured), Some(why)) => blocks.add(text(&format!(
             "The structured content of this result can only be given as text, because {why}: {structured}"
         ))),
         _ => {}
     }
     if blocks.is_empty() {
         // 0.135 takes a result without any block for none at all, and tells the model of an error.
-        blocks.push(text(""));
+        blocks.add(text(""));
     }
     let structured = structured
         .filter(|raw| raw.starts_with('{') && version >= Version::V2025_06_18 && refusal.is_none());
-    let length =
-        blocks.iter().map(|block| block.len() + 1).sum::<usize>() + structured.map_or(0, str::len);
+    let length = blocks.length + structured.map_or(0, str::len);
     if length + FRAME <= max {
-        render(&blocks, structured, output.is_error)
+        blocks.finish(structured, output.is_error)
     } else {
-        // Half of a structured content is none.
-        render(&cut(tool, blocks, length, max), None, true)
+        blocks.cut(tool, length.max(given))
     }
 }
 
-fn render(blocks: &[String], structured: Option<&str>, is_error: bool) -> String {
-    let mut result = format!("{{\"content\":[{}]", blocks.join(","));
-    if let Some(structured) = structured {
-        result.push_str(",\"structuredContent\":");
-        result.push_str(structured);
+/// The elements of a list, which is JSON. No list of them is made: a pointer has more bytes than a short element.
+fn elements(list: &str) -> impl Iterator<Item = &str> {
+    let mut cursor = Cursor::new(list);
+    let mut has_more = cursor.open(json::Kind::Array).is_ok();
+    std::iter::from_fn(move || {
+        has_more = has_more && cursor.element().unwrap_or(false);
+        let element = has_more.then(|| cursor.value().ok()).flatten()?;
+        Some(&list[element])
+    })
+}
+
+/// The blocks of a result while they are gathered: no more of them than can be sent.
+struct Blocks {
+    /// The result up to where its list of blocks goes on.
+    json: String,
+    /// How long all of them are, with a comma each.
+    length: usize,
+    max: usize,
+    /// How much of them there is room for behind the sentence of a cut result.
+    room: usize,
+    /// The first one for which there is none, where it stands in `json` nevertheless.
+    over_room: Option<Range<usize>>,
+    /// The first one that is over `max`; nothing is gathered any more.
+    over_max: Option<String>,
+}
+
+impl Blocks {
+    fn new(tool: &str, max: usize) -> Blocks {
+        Blocks {
+            json: BEGINNING.to_owned(),
+            length: 0,
+            max,
+            room: max.saturating_sub(cut_sentence(tool, usize::MAX).len() + FRAME),
+            over_room: None,
+            over_max: None,
+        }
     }
-    result.push_str(if is_error {
-        ",\"isError\":true}"
-    } else {
-        ",\"isError\":false}"
-    });
-    result
+
+    fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    fn is_over(&self) -> bool {
+        self.over_max.is_some()
+    }
+
+    fn add(&mut self, block: String) {
+        self.length += block.len() + 1;
+        if self.is_over() {
+            return;
+        }
+        if self.length + FRAME > self.max {
+            self.over_max = Some(block);
+            return;
+        }
+        if self.json.len() > BEGINNING.len() {
+            self.json.push(',');
+        }
+        let start = self.json.len();
+        self.json.push_str(&block);
+        if self.length > self.room {
+            self.over_room.get_or_insert(start..start + block.len());
+        }
+    }
+
+    /// The result, nothing of it cut.
+    fn finish(mut self, structured: Option<&str>, is_error: bool) -> String {
+        self.json.push(']');
+        if let Some(structured) = structured {
+            self.json.push_str(",\"structuredContent\":");
+            self.json.push_str(structured);
+        }
+        self.json.push_str(if is_error {
+            ",\"isError\":true}"
+        } else {
+            ",\"isError\":false}"
+        });
+        self.json
+    }
+
+    /// The result with as much of it as fits, behind a sentence that says so. It stands first because codex keeps the
+    /// head of what it shortens itself. Half of a structured content is none.
+    fn cut(mut self, tool: &str, length: usize) -> String {
+        // Of an image or a resource a part is of no use; of a text it is.
+        #[derive(Deserialize)]
+        struct Text<'a> {
+            #[serde(borrow)]
+            r#type: Cow<'a, str>,
+            #[serde(borrow)]
+            text: Cow<'a, str>,
+        }
+        let whole = self.over_room.as_ref().map_or(self.json.len(), |place| {
+            BEGINNING.len().max(place.start.saturating_sub(1))
+        });
+        let part = match &self.over_room {
+            Some(place) => Some(&self.json[place.clone()]),
+            None => self.over_max.as_deref(),
+        };
+        let room = self.room.saturating_sub(whole + 1);
+        let part = part
+            .and_then(|part| serde_json::from_str::<Text<'_>>(part).ok())
+            .filter(|part| part.r#type == "text")
+            .map(|part| text(escaped_head(&part.text, room)));
+        self.json.truncate(whole);
+        let mut sentence = cut_sentence(tool, length);
+        if whole > BEGINNING.len() {
+            sentence.push(',');
+        }
+        self.json.insert_str(BEGINNING.len(), &sentence);
+        if let Some(part) = part {
+            self.json.push(',');
+            self.json.push_str(&part);
+        }
+        self.finish(None, true)
+    }
+}
+
+/// The block of text that a cut result begins with.
+fn cut_sentence(tool: &str, length: usize) -> String {
+    text(&format!(
+        "The result of the tool '{}' was cut: it has {length} bytes and codex takes at most {CODEX_LINE} in one message. What follows is its beginning.",
+        head(tool, 256)
+    ))
 }
 
 /// A block of text.
@@ -94,39 +212,6 @@ pub(super) fn text(text: &str) -> String {
 /// A string as JSON.
 pub(super) fn quoted(text: &str) -> String {
     serde_json::to_string(text).expect("a string is always JSON")
-}
-
-/// As much of the blocks as fits into `max` bytes, behind a sentence that says so. It stands first because
-/// codex keeps the head of what it shortens itself.
-fn cut(tool: &str, blocks: Vec<String>, length: usize, max: usize) -> Vec<String> {
-    let sentence = text(&format!(
-        "The result of the tool '{}' was cut: it has {length} bytes and codex takes at most {CODEX_LINE} in one message. What follows is its beginning.",
-        head(tool, 256)
-    ));
-    let mut room = max.saturating_sub(sentence.len() + FRAME);
-    let mut kept = vec![sentence];
-    for block in blocks {
-        if block.len() < room {
-            room -= block.len() + 1;
-            kept.push(block);
-            continue;
-        }
-        // Of an image or a resource a part is of no use; of a text it is.
-        #[derive(Deserialize)]
-        struct Text<'a> {
-            #[serde(borrow)]
-            r#type: Cow<'a, str>,
-            #[serde(borrow)]
-            text: Cow<'a, str>,
-        }
-        if let Ok(part) = serde_json::from_str::<Text<'_>>(&block)
-            && part.r#type == "text"
-        {
-            kept.push(text(escaped_head(&part.text, room.saturating_sub(FRAME))));
-        }
-        break;
-    }
-    kept
 }
 
 /// The longest beginning of `text` whose JSON string has at most `max` bytes.

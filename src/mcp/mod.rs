@@ -26,7 +26,6 @@ pub(crate) use socket::{
     check as check_runtime_folder, locked as lock_runtime_directory, place as runtime_place,
     program_copy, short_place as short_runtime_place,
 };
-pub(crate) use strict::whole_characters;
 
 use crate::error::Error;
 use crate::sys::Flag;

@@ -10,6 +10,7 @@
 
 use super::content::{head, quoted};
 use super::strict;
+use crate::rollout::json::{self, Cursor};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -82,14 +83,9 @@ fn normalize(given: &str) -> Result<InputSchema, String> {
         warning: None,
     };
     if given.len() > REWRITE_BYTES_MAX {
-        let top: BTreeMap<Cow<'_, str>, &RawValue> =
-            serde_json::from_str(given).map_err(|error| format!("cannot be read ({error})"))?;
-        let simple = top
-            .get("type")
-            .is_none_or(|kind| kind.get() == "\"object\"")
-            && !COMBINERS.iter().any(|keyword| top.contains_key(*keyword));
-        if simple {
-            return Ok(unchanged(with_type(given, top.contains_key("type"))));
+        let (kind, has_combiner) = look_at_top(given).map_err(|_| "cannot be read".to_owned())?;
+        if kind.is_none_or(|kind| kind == "\"object\"") && !has_combiner {
+            return Ok(unchanged(with_type(given, kind.is_some())));
         }
         return Err(format!(
             "is not a plain one of an object and has more than {REWRITE_BYTES_MAX} bytes"
@@ -167,6 +163,22 @@ fn normalize(given: &str) -> Result<InputSchema, String> {
         note: note_text,
         warning: Some(warnings.join("; and it ")),
     })
+}
+
+/// The JSON of the `type` of a schema, and whether it has one of [`COMBINERS`]. No map of the members is made: there
+/// may be as many as a line has room for.
+fn look_at_top(schema: &str) -> Result<(Option<&str>, bool), json::NotJson> {
+    let mut cursor = Cursor::new(schema);
+    cursor.open(json::Kind::Object)?;
+    let (mut kind, mut has_combiner) = (None, false);
+    while let Some(key) = cursor.key()? {
+        let (key, value) = (&schema[key], &schema[cursor.value()?]);
+        if json::is(key, "type") {
+            kind = Some(value);
+        }
+        has_combiner |= COMBINERS.iter().any(|keyword| json::is(key, keyword));
+    }
+    Ok((kind, has_combiner))
 }
 
 /// The schema's own text, with a type where it has none.

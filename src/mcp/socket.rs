@@ -37,6 +37,8 @@ const SOCKET_END: &str = ".sock";
 const TOKEN_END: &str = ".token";
 /// How the name of a copy of this program begins; the pid and the start of the process that made it follow.
 const PROGRAM_START: &str = "program-";
+/// How the name of one ends that is not whole yet.
+const HALF_END: &str = ".tmp";
 
 /// The private folder for sockets, made if it is missing.
 ///
@@ -99,6 +101,7 @@ fn open_folder(folder: &Path) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut opened = rustix::fs::open(folder, flags, Mode::empty());
     if let Err(Errno::NOENT) = opened {
+        sys::check_owner("the folder for sockets", folder)?;
         // Mode and all in one call, so that it is private from its first moment.
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
@@ -334,10 +337,12 @@ fn sweep_locked(folder: &Path, lock: &OwnedFd) {
             .to_str()
             .and_then(|name| name.strip_prefix(PROGRAM_START))
         {
+            // Nobody makes one while this holds the lock: half of one is a killed plugin's, whoever has its name.
+            let is_half = of.ends_with(HALF_END);
             let of = of.split_once('-').and_then(|(pid, start)| {
                 Some((Pid::from_raw(pid.parse().ok()?)?, start.parse().ok()?))
             });
-            if of.is_some_and(|(pid, start)| !sys::is_alive(pid, start)) {
+            if is_half || of.is_some_and(|(pid, start)| !sys::is_alive(pid, start)) {
                 // What cannot be removed is only a file too many.
                 let _ = rustix::fs::unlinkat(lock, &name, AtFlags::empty());
             }
@@ -380,21 +385,35 @@ pub(crate) fn program_copy(runtime_dir: Option<&Path>, profile: &Path) -> Result
         let message = format!("cannot copy this program to '{}'", path.display());
         Error::os(Kind::McpFailed, message, error)
     };
+    let mounted = rustix::fs::fstatvfs(&lock).map_err(|error| cannot(error.into()))?;
+    if mounted
+        .f_flag
+        .contains(rustix::fs::StatVfsMountFlags::NOEXEC)
+    {
+        let message = format!("nothing can be run from '{}'", folder.display());
+        return Err(failed(message));
+    }
     // Whole before it has its name: another turn may take it at once.
-    let half = format!("{name}.tmp");
+    let half = format!("{name}{HALF_END}");
+    let copied = copy_program(&lock, &half)
+        .and_then(|()| Ok(rustix::fs::renameat(&lock, &half, &lock, &name)?));
+    if copied.is_err() {
+        // It takes room that is wanted; what stays is swept.
+        let _ = rustix::fs::unlinkat(&lock, &half, AtFlags::empty());
+    }
+    copied.map_err(cannot)?;
+    Ok(path)
+}
+
+/// Copies the running program to this name in the folder.
+fn copy_program(folder: &OwnedFd, name: &str) -> std::io::Result<()> {
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut copy = rustix::fs::openat(&lock, &half, flags, Mode::RWXU)
-        .map(File::from)
-        .map_err(|error| cannot(error.into()))?;
-    std::io::copy(
-        &mut File::open("/proc/self/exe").map_err(cannot)?,
-        &mut copy,
-    )
-    .map_err(cannot)?;
-    drop(copy);
-    rustix::fs::renameat(&lock, &half, &lock, &name).map_err(|error| cannot(error.into()))?;
-    Ok(path)
+    let mut copy = File::from(rustix::fs::openat(folder, name, flags, Mode::RWXU)?);
+    // The umask may have taken what codex needs.
+    rustix::fs::fchmod(&copy, Mode::RWXU)?;
+    std::io::copy(&mut File::open("/proc/self/exe")?, &mut copy)?;
+    Ok(())
 }
 
 /// 256 bits that nobody can guess, as hexadecimal digits.

@@ -15,7 +15,7 @@ const NESTING_MAX: usize = 100;
 
 /// The same JSON with U+FFFD for every escape that is half a surrogate pair, as everything does that cannot
 /// have such a half: the length stays, and all other bytes.
-pub(crate) fn whole_characters(json: &str) -> Cow<'_, str> {
+pub(super) fn whole_characters(json: &str) -> Cow<'_, str> {
     let mut mended: Option<String> = None;
     let mut at = 0;
     // JSON has a backslash in strings alone, and everything up to the fourth digit of an escape is ASCII.

@@ -3,6 +3,7 @@
 //! Pure but for the reader that is passed in. Nothing here knows a method's name.
 
 use crate::error::{Error, Kind};
+use crate::rollout::json;
 use memchr::{memchr, memrchr};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -13,6 +14,12 @@ use std::io::{self, BufRead};
 
 /// The longest line that is taken, in bytes; a longer one is skipped to its end.
 pub(crate) const LONGEST_LINE: usize = 64 << 20;
+/// The longest id, in bytes as JSON. A turn has several copies of its request's.
+const LONGEST_ID: usize = 4096;
+/// A line longer than this gets the room for the longest at once. Untouched pages cost nothing, no copy grows beside
+/// the first, and a block of this size goes back to the system when it is freed: of one that is freed at a size of
+/// less than 32 MiB, glibc learns to keep blocks of that size for later.
+const LONG_LINE: usize = 64 << 10;
 /// How much of the beginning and of the end of a longer line is looked at.
 const REMAINS: usize = 1024;
 /// How long an error's message may be, in bytes. What it quotes is the daemon's, and that may be a whole line.
@@ -34,15 +41,21 @@ impl Id {
         }
     }
 
-    /// The id that this JSON is.
-    pub(crate) fn from_json(json: &serde_json::Value) -> Option<Id> {
-        match json {
-            serde_json::Value::String(text) => Some(Id::Text(text.clone())),
-            serde_json::Value::Number(number) => number
-                .as_i64()
-                .map(i128::from)
-                .or_else(|| number.as_u64().map(i128::from))
-                .map(Id::Integer),
+    /// The id that this JSON is. Nothing else is read: it may be as long as the line.
+    pub(crate) fn from_json(json: &str) -> Option<Id> {
+        if json.len() > LONGEST_ID {
+            return None;
+        }
+        match json.as_bytes().first() {
+            Some(b'"') => serde_json::from_str(json).ok().map(Id::Text),
+            Some(b'-' | b'0'..=b'9') => {
+                let number: serde_json::Number = serde_json::from_str(json).ok()?;
+                number
+                    .as_i64()
+                    .map(i128::from)
+                    .or_else(|| number.as_u64().map(i128::from))
+                    .map(Id::Integer)
+            }
             _ => None,
         }
     }
@@ -95,6 +108,9 @@ pub(crate) fn read_line(stream: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Res
                 tail.extend_from_slice(&part[part.len().saturating_sub(REMAINS)..]);
                 tail.drain(..tail.len().saturating_sub(REMAINS));
             } else {
+                if line.len() + part.len() > LONG_LINE {
+                    line.reserve_exact(LONGEST_LINE + 1 - line.len());
+                }
                 line.extend_from_slice(part);
             }
             let used = end.map_or(chunk.len(), |end| end + 1);
@@ -149,10 +165,12 @@ pub(crate) struct Refused {
 
 #[derive(Deserialize)]
 struct Envelope<'a> {
-    jsonrpc: Option<serde_json::Value>,
+    #[serde(borrow)]
+    jsonrpc: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     id: Option<&'a RawValue>,
-    method: Option<serde_json::Value>,
+    #[serde(borrow)]
+    method: Option<&'a RawValue>,
     #[serde(borrow)]
     params: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
@@ -208,10 +226,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Refused> {
         }
         Err(error) => return Err(parse_error(&error)),
     };
-    let id_json = envelope
-        .id
-        .and_then(|id| serde_json::from_str::<serde_json::Value>(id.get()).ok());
-    let id = id_json.as_ref().and_then(Id::from_json);
+    let id = envelope.id.and_then(|id| Id::from_json(id.get()));
     let is_answer =
         envelope.method.is_none() && (envelope.result.is_some() || envelope.error.is_some());
     let wrong = |id, why: &str| match is_answer {
@@ -221,24 +236,24 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Refused> {
         }),
         false => Err(refused(id, why)),
     };
-    if envelope
-        .jsonrpc
-        .as_ref()
-        .and_then(|version| version.as_str())
-        != Some("2.0")
-    {
+    let version = envelope.jsonrpc.map_or("", RawValue::get);
+    if !version.starts_with('"') || !json::is(version, "2.0") {
         return wrong(id, "`jsonrpc` must be \"2.0\"");
     }
     if is_answer {
         return Ok(answer(id, envelope.result, envelope.error));
     }
     if envelope.id.is_some() && id.is_none() {
-        return Err(refused(None, "`id` must be a string or an integer"));
+        let why = format!("`id` must be a string or an integer of at most {LONGEST_ID} bytes");
+        return Err(refused(None, &why));
     }
     // `null` is how some write a member that is not there.
     let error = envelope.error.filter(|error| error.get() != "null");
-    match (envelope.method, envelope.result, error) {
-        (Some(serde_json::Value::String(method)), None, None) => {
+    let method = envelope
+        .method
+        .map(|method| serde_json::from_str::<String>(method.get()).map_err(|_| ()));
+    match (method, envelope.result, error) {
+        (Some(Ok(method)), None, None) => {
             let params = envelope.params;
             if params.is_some_and(|params| !params.get().starts_with(['{', '['])) {
                 return Err(refused(id, "`params` must be an object"));
@@ -322,7 +337,7 @@ impl<'de> Visitor<'de> for &mut Members {
         while let Some(name) = message.next_key::<Cow<'_, str>>()? {
             match &*name {
                 "id" => {
-                    self.id = Id::from_json(&message.next_value::<serde_json::Value>()?);
+                    self.id = Id::from_json(message.next_value::<&RawValue>()?.get());
                     continue;
                 }
                 "method" => self.method = true,

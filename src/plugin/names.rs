@@ -15,6 +15,8 @@ pub(super) const STREAM: &str = "plexum/provider/stream";
 pub(super) const STEER: &str = "plexum/provider/steer";
 /// Request of the daemon: ends a turn.
 pub(super) const CANCEL: &str = "plexum/provider/cancel";
+/// Request of the daemon: the models that codex has.
+pub(super) const MODELS: &str = "plexum/provider/models";
 /// Request of the daemon: consumes tool calls.
 pub(super) const MUTATE: &str = "plexum/session/mutate";
 /// Notification of the daemon (MCP): nothing is done about it.

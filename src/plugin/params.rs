@@ -3,62 +3,186 @@
 use super::message::Id;
 use crate::codex::home::is_thread_id;
 use crate::error::{Error, Kind, Result};
-use crate::mcp::{Tool, whole_characters};
+use crate::mcp::Tool;
+use crate::rollout::json::{self, Cursor};
 use crate::rollout::mutate::{Mutation, Op, Reach};
 use crate::turn::images::{Image, Source};
-use crate::turn::prompt::label;
-use crate::turn::{Block, History, Request, ThreadChoice};
+use crate::turn::prompt::{HistoryBuilder, check_length, label};
+use crate::turn::{Block, Request, ThreadChoice};
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+/// The most tools that a turn can be lent: many times what providers take, and each costs more than its bytes.
+const MAX_TOOLS: usize = 10_000;
+/// The most calls that one request can consume.
+const MAX_MUTATIONS: usize = 65_536;
+/// The most images and blocks of other types that a prompt can have.
+const MAX_ATTACHMENTS: usize = 4096;
+/// How many messages are named that are left out; of the rest only the number is told.
+const MAX_LEFT_OUT_WARNINGS: usize = 100;
+/// How many objects and lists may stand in each other.
+const MAX_DEPTH: usize = 127;
+/// In an object up to so many bytes a member is looked for anew each time.
+const SMALL_OBJECT: usize = 4096;
+/// The members of a larger one are remembered, up to so many.
+const MAX_REMEMBERED: usize = 64;
+
 /// A value and where it stands.
+///
+/// It is the text on the wire and not a tree: a tree takes up to a hundred times the bytes, and what it took stays
+/// with the allocator. So a member is looked for when it is asked for, and a list is walked.
 #[derive(Clone)]
 pub(crate) struct Field<'a> {
-    value: &'a Value,
+    /// Valid JSON, without white space around it.
+    json: &'a str,
     path: String,
+    remembered: OnceCell<Remembered<'a>>,
+}
+
+/// The members of an object.
+#[derive(Clone, Default)]
+struct Remembered<'a> {
+    members: Vec<(&'a str, &'a str)>,
+    /// There are more.
+    truncated: bool,
 }
 
 impl<'a> Field<'a> {
+    fn new(json: &'a str, path: String) -> Field<'a> {
+        Field {
+            json,
+            path,
+            remembered: OnceCell::new(),
+        }
+    }
+
     fn wrong(&self, expected: &str) -> Error {
-        let found = match self.value {
-            Value::Null => "null",
-            Value::Bool(_) => "a boolean",
-            Value::Number(_) => "a number",
-            Value::String(_) => "a string",
-            Value::Array(_) => "a list",
-            Value::Object(_) => "an object",
+        let found = match self.json.as_bytes().first() {
+            Some(b'n') => "null",
+            Some(b't' | b'f') => "a boolean",
+            Some(b'"') => "a string",
+            Some(b'[') => "a list",
+            Some(b'{') => "an object",
+            _ => "a number",
         };
         bad(&self.path, format!("expected {expected}, found {found}"))
     }
 
-    fn object(&self) -> Result<&'a Map<String, Value>> {
-        self.value
-            .as_object()
-            .ok_or_else(|| self.wrong("an object"))
+    fn is_object(&self) -> bool {
+        self.json.starts_with('{')
     }
 
-    fn text(&self) -> Result<&'a str> {
-        self.value.as_str().ok_or_else(|| self.wrong("a string"))
+    /// Sees that it is an object.
+    fn object(&self) -> Result<()> {
+        match self.is_object() {
+            true => Ok(()),
+            false => Err(self.wrong("an object")),
+        }
+    }
+
+    fn is_list(&self) -> bool {
+        self.json.starts_with('[')
+    }
+
+    fn is_string(&self) -> bool {
+        self.json.starts_with('"')
+    }
+
+    fn text(&self) -> Result<Cow<'a, str>> {
+        let inner = self
+            .json
+            .strip_prefix('"')
+            .and_then(|json| json.strip_suffix('"'))
+            .ok_or_else(|| self.wrong("a string"))?;
+        Ok(unescape(inner))
     }
 
     fn list(&self) -> Result<impl Iterator<Item = Field<'a>> + use<'a>> {
-        let list = self.value.as_array().ok_or_else(|| self.wrong("a list"))?;
-        let path = self.path.clone();
-        Ok(list.iter().enumerate().map(move |(at, value)| Field {
-            value,
-            path: format!("{path}[{at}]"),
+        if !self.is_list() {
+            return Err(self.wrong("a list"));
+        }
+        let (json, path) = (self.json, self.path.clone());
+        let mut cursor = Cursor::new(json);
+        let mut has_more = cursor.open(json::Kind::Array).is_ok();
+        let mut at = 0;
+        Ok(std::iter::from_fn(move || {
+            has_more = has_more && cursor.element().unwrap_or(false);
+            let element = has_more.then(|| cursor.value().ok()).flatten()?;
+            let field = Field::new(&json[element], format!("{path}[{at}]"));
+            at += 1;
+            Some(field)
         }))
+    }
+
+    /// The JSON of a member, `null` too.
+    fn get(&self, name: &str) -> Option<&'a str> {
+        if self.json.len() <= SMALL_OBJECT {
+            return self.find(name);
+        }
+        let remembered = self.remembered.get_or_init(|| self.remember());
+        let found = remembered
+            .members
+            .iter()
+            .rev()
+            .find(|(key, _)| json::is(key, name))
+            .map(|(_, value)| *value);
+        match remembered.truncated {
+            true => self.find(name),
+            false => found,
+        }
+    }
+
+    /// Looks for a member from the beginning; of duplicates the last one counts.
+    fn find(&self, name: &str) -> Option<&'a str> {
+        let mut found = None;
+        self.walk(|key, value| {
+            if json::is(key, name) {
+                found = Some(value);
+            }
+            true
+        });
+        found
+    }
+
+    fn remember(&self) -> Remembered<'a> {
+        let mut remembered = Remembered::default();
+        self.walk(|key, value| {
+            remembered.truncated = remembered.members.len() == MAX_REMEMBERED;
+            if !remembered.truncated {
+                remembered.members.push((key, value));
+            }
+            !remembered.truncated
+        });
+        remembered
+    }
+
+    /// Shows each key, with its quotes, and its value, while `goes_on` says so.
+    fn walk(&self, mut goes_on: impl FnMut(&'a str, &'a str) -> bool) {
+        let mut cursor = Cursor::new(self.json);
+        if cursor.open(json::Kind::Object).is_err() {
+            return;
+        }
+        let mut step = || -> std::result::Result<bool, json::NotJson> {
+            let Some(key) = cursor.key()? else {
+                return Ok(false);
+            };
+            let value = cursor.value()?;
+            Ok(goes_on(&self.json[key], &self.json[value]))
+        };
+        // It was read as JSON before: an error would be a bug of ours.
+        while let Ok(true) = step() {}
     }
 
     /// A member; `null` counts as absent.
     fn member(&self, name: &str) -> Result<Option<Field<'a>>> {
-        let value = self.object()?.get(name).filter(|value| !value.is_null());
-        Ok(value.map(|value| Field {
-            value,
-            path: format!("{}.{name}", self.path),
-        }))
+        if !self.is_object() {
+            return Err(self.wrong("an object"));
+        }
+        let value = self.get(name).filter(|value| *value != "null");
+        Ok(value.map(|value| Field::new(value, format!("{}.{name}", self.path))))
     }
 
     fn needed(&self, name: &str) -> Result<Field<'a>> {
@@ -66,36 +190,78 @@ impl<'a> Field<'a> {
             .ok_or_else(|| bad(&format!("{}.{name}", self.path), "is missing"))
     }
 
-    fn optional_text(&self, name: &str) -> Result<Option<&'a str>> {
+    fn optional_text(&self, name: &str) -> Result<Option<Cow<'a, str>>> {
         self.member(name)?.map(|field| field.text()).transpose()
     }
+}
+
+/// What stands between the quotes of a JSON string. A text that was cut in the middle of a character stays in the
+/// conversation, and must not cost every turn from then on: U+FFFD stands for the half of a surrogate pair.
+fn unescape(inner: &str) -> Cow<'_, str> {
+    let Some(first) = memchr::memchr(b'\\', inner.as_bytes()) else {
+        return Cow::Borrowed(inner);
+    };
+    let unit = |at: usize| {
+        let digits = inner.get(at..at + 6)?.strip_prefix("\\u")?;
+        u32::from_str_radix(digits, 16).ok()
+    };
+    let mut text = inner[..first].to_owned();
+    let mut at = first;
+    while let Some(escaped) = inner.as_bytes().get(at + 1) {
+        let mut length = 2;
+        text.push(match escaped {
+            b'b' => '\u{8}',
+            b'f' => '\u{c}',
+            b'n' => '\n',
+            b'r' => '\r',
+            b't' => '\t',
+            b'u' => {
+                length = 6;
+                let low = || unit(at + 6).filter(|low| (0xdc00..0xe000).contains(low));
+                match unit(at) {
+                    Some(high @ 0xd800..0xdc00) => low().map_or('\u{fffd}', |low| {
+                        length = 12;
+                        let code = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
+                        char::from_u32(code).unwrap_or('\u{fffd}')
+                    }),
+                    code => code.and_then(char::from_u32).unwrap_or('\u{fffd}'),
+                }
+            }
+            // A quote, a backslash, a slash.
+            other => char::from(*other),
+        });
+        at += length;
+        let rest = inner.get(at..).unwrap_or_default();
+        let plain = memchr::memchr(b'\\', rest.as_bytes()).unwrap_or(rest.len());
+        text.push_str(&rest[..plain]);
+        at += plain;
+    }
+    Cow::Owned(text)
 }
 
 fn bad(path: &str, what: impl Display) -> Error {
     Error::new(Kind::Params, format!("{path}: {what}"))
 }
 
-/// The parameters as a value; absent ones are an empty object.
-pub(crate) fn value(params: Option<&RawValue>) -> Result<Value> {
-    match params {
-        None => Ok(Value::Object(Map::new())),
-        // A text that was cut in the middle of a character stays in the conversation, and must not cost every
-        // turn from then on.
-        Some(params) => serde_json::from_str(&whole_characters(params.get()))
-            .map_err(|error| bad("params", format!("cannot be read: {error}"))),
+/// The JSON of the parameters; absent ones are an empty object.
+pub(crate) fn value(params: Option<&RawValue>) -> Result<&str> {
+    let Some(params) = params else {
+        return Ok("{}");
+    };
+    if json::is_deeper_than(params.get().as_bytes(), MAX_DEPTH) {
+        let what = format!("cannot be read: it nests deeper than {MAX_DEPTH} levels");
+        return Err(bad("params", what));
     }
+    Ok(params.get().trim_ascii())
 }
 
 /// The root of the parameters.
-pub(crate) fn root(value: &Value) -> Field<'_> {
-    Field {
-        value,
-        path: "params".to_owned(),
-    }
+pub(crate) fn root(json: &str) -> Field<'_> {
+    Field::new(json, "params".to_owned())
 }
 
 /// The version of MCP that `initialize` asks for.
-pub(crate) fn protocol_version<'a>(params: &Field<'a>) -> Result<&'a str> {
+pub(crate) fn protocol_version<'a>(params: &Field<'a>) -> Result<Cow<'a, str>> {
     if let Some(capabilities) = params.member("capabilities")? {
         capabilities.object()?;
     }
@@ -107,7 +273,7 @@ pub(crate) fn protocol_version<'a>(params: &Field<'a>) -> Result<&'a str> {
 }
 
 /// The level that `logging/setLevel` asks for.
-pub(crate) fn log_level<'a>(params: &Field<'a>) -> Result<&'a str> {
+pub(crate) fn log_level<'a>(params: &Field<'a>) -> Result<Cow<'a, str>> {
     params.needed("level")?.text()
 }
 
@@ -129,7 +295,12 @@ pub(crate) fn steered_stream(params: &Field<'_>) -> Result<Id> {
 }
 
 fn id(field: &Field<'_>) -> Result<Id> {
-    Id::from_json(field.value).ok_or_else(|| field.wrong("a string or an integer"))
+    Id::from_json(field.json).ok_or_else(|| field.wrong("a string or an integer"))
+}
+
+/// Nothing can be asked of the list of models.
+pub(crate) fn models(params: &Field<'_>) -> Result<()> {
+    params.object().map(|_| ())
 }
 
 /// What a stream asks for: the workspace and the turn.
@@ -141,15 +312,15 @@ pub(crate) fn stream(params: &Field<'_>) -> Result<(PathBuf, Request)> {
     turn.model = params
         .optional_text("model")?
         .unwrap_or_default()
-        .to_owned();
+        .into_owned();
     if turn.model.contains('\0') {
         return Err(bad("params.model", "a model cannot have a NUL in its name"));
     }
-    turn.agent_id = agent.optional_text("id")?.map(str::to_owned);
+    turn.agent_id = agent.optional_text("id")?.map(Cow::into_owned);
     turn.system = request
         .optional_text("system")?
         .filter(|text| !text.trim().is_empty())
-        .map(str::to_owned);
+        .map(Cow::into_owned);
     turn.thread = thread_choice(params)?;
     turn.output_schema = output_schema(params)?;
     turn.reasoning_effort = reasoning_effort(params)?;
@@ -161,7 +332,7 @@ fn thread_choice(params: &Field<'_>) -> Result<ThreadChoice> {
     let Some(field) = params.member("thread")? else {
         return Ok(ThreadChoice::Stored);
     };
-    match field.text()? {
+    match field.text()?.as_ref() {
         "new" => Ok(ThreadChoice::New),
         id if is_thread_id(id) => Ok(ThreadChoice::Adopted(id.to_ascii_lowercase())),
         other => Err(bad(
@@ -178,27 +349,28 @@ fn output_schema(params: &Field<'_>) -> Result<Option<String>> {
     };
     field.object()?;
     check_schema(&field)?;
-    Ok(Some(field.value.to_string()))
+    Ok(Some(field.json.to_owned()))
 }
 
 /// Checks what a JSON Schema means whatever the provider supports of it; the provider judges the rest.
 fn check_schema(schema: &Field<'_>) -> Result<()> {
     // `true` and `false` are schemas too.
-    if schema.value.is_boolean() {
+    if matches!(schema.json, "true" | "false") {
         return Ok(());
     }
     schema.object()?;
     if let Some(field) = schema.member("type")? {
-        let names = match field.value {
-            Value::Array(_) => field.list()?.collect(),
-            _ => vec![field],
+        let names = match field.is_list() {
+            true => field.list()?.collect(),
+            false => vec![field],
         };
         for name in names {
             const TYPES: [&str; 7] = [
                 "string", "number", "integer", "boolean", "object", "array", "null",
             ];
-            if !TYPES.contains(&name.text()?) {
-                let name_text = label(name.text()?);
+            let text = name.text()?;
+            if !TYPES.contains(&text.as_ref()) {
+                let name_text = label(&text);
                 return Err(bad(
                     &name.path,
                     format!("'{name_text}' is not a type of JSON Schema"),
@@ -213,12 +385,18 @@ fn check_schema(schema: &Field<'_>) -> Result<()> {
     }
     for name in ["properties", "$defs", "definitions", "patternProperties"] {
         if let Some(members) = schema.member(name)? {
-            for (key, value) in members.object()? {
-                check_schema(&Field {
-                    value,
-                    path: format!("{}.{}", members.path, label(key)),
-                })?;
-            }
+            members.object()?;
+            let mut outcome = Ok(());
+            members.walk(|key, value| {
+                let path = format!(
+                    "{}.{}",
+                    members.path,
+                    label(&unescape(key.trim_matches('"')))
+                );
+                outcome = check_schema(&Field::new(value, path));
+                outcome.is_ok()
+            });
+            outcome?;
         }
     }
     for name in ["anyOf", "oneOf", "allOf", "prefixItems"] {
@@ -228,12 +406,10 @@ fn check_schema(schema: &Field<'_>) -> Result<()> {
     }
     for name in ["items", "additionalProperties", "not"] {
         if let Some(field) = schema.member(name)? {
-            match field.value {
-                // Older drafts have a list of schemas for the items.
-                Value::Array(_) if name == "items" => {
-                    field.list()?.try_for_each(|field| check_schema(&field))?;
-                }
-                _ => check_schema(&field)?,
+            // Older drafts have a list of schemas for the items.
+            match name == "items" && field.is_list() {
+                true => field.list()?.try_for_each(|field| check_schema(&field))?,
+                false => check_schema(&field)?,
             }
         }
     }
@@ -254,10 +430,10 @@ fn reasoning_effort(params: &Field<'_>) -> Result<Option<String>> {
     if !is_word {
         return Err(bad(
             &field.path,
-            format!("'{}' is not a word such as 'low' or 'high'", label(effort)),
+            format!("'{}' is not a word such as 'low' or 'high'", label(&effort)),
         ));
     }
-    Ok(Some(effort.to_owned()))
+    Ok(Some(effort.into_owned()))
 }
 
 /// The tools that are lent to a stream.
@@ -270,13 +446,19 @@ pub(crate) fn mutate(params: &Field<'_>) -> Result<(PathBuf, Vec<Mutation>)> {
     params.optional_text("agent_id")?;
     let workspace = workspace(&params.needed("workspace")?)?;
     let mut mutations = Vec::new();
-    for field in params.needed("mutations")?.list()? {
+    let list = params.needed("mutations")?;
+    for field in list.list()? {
+        if mutations.len() == MAX_MUTATIONS {
+            let what =
+                format!("has more than {MAX_MUTATIONS} entries; send them in several requests");
+            return Err(bad(&list.path, what));
+        }
         let op = field.needed("op")?;
         let name = op.text()?;
         mutations.push(Mutation {
             reach: Reach::All,
-            block_id: field.needed("block_id")?.text()?.to_owned(),
-            op: Op::named(name).ok_or_else(|| {
+            block_id: field.needed("block_id")?.text()?.into_owned(),
+            op: Op::named(&name).ok_or_else(|| {
                 bad(
                     &op.path,
                     format!(
@@ -291,7 +473,7 @@ pub(crate) fn mutate(params: &Field<'_>) -> Result<(PathBuf, Vec<Mutation>)> {
 
 /// A workspace's path.
 fn workspace(field: &Field<'_>) -> Result<PathBuf> {
-    let workspace = Path::new(field.text()?);
+    let workspace = PathBuf::from(field.text()?.into_owned());
     if !workspace.is_absolute() {
         return Err(bad(
             &field.path,
@@ -301,12 +483,12 @@ fn workspace(field: &Field<'_>) -> Result<PathBuf> {
     if workspace.as_os_str().as_encoded_bytes().contains(&0) {
         return Err(bad(&field.path, "a path cannot have a NUL in it"));
     }
-    Ok(workspace.to_owned())
+    Ok(workspace)
 }
 
 /// The agent whose tools are others, and the tools.
 pub(crate) fn tools_changed(params: &Field<'_>) -> Result<(String, Vec<Tool>)> {
-    let agent_id = params.needed("agent_id")?.text()?.to_owned();
+    let agent_id = params.needed("agent_id")?.text()?.into_owned();
     Ok((agent_id, tools(Some(params.needed("tools")?))?))
 }
 
@@ -316,18 +498,23 @@ fn tools(field: Option<Field<'_>>) -> Result<Vec<Tool>> {
         return Ok(tools);
     };
     for tool in field.list()? {
+        if tools.len() == MAX_TOOLS {
+            let what = format!("has more than {MAX_TOOLS} entries");
+            return Err(bad(&field.path, what));
+        }
         let schema = match tool.member("input_schema")? {
             Some(schema) => Some(schema),
             // As MCP has it.
             None => tool.member("inputSchema")?,
         };
-        let schema = schema
-            .map(|schema| schema.object().map(|_| schema.value.to_string()))
-            .transpose()?;
+        if let Some(schema) = &schema {
+            schema.object()?;
+        }
+        let schema = schema.and_then(|schema| RawValue::from_string(schema.json.to_owned()).ok());
         tools.push(Tool {
-            name: tool.needed("name")?.text()?.to_owned(),
-            description: tool.optional_text("description")?.map(str::to_owned),
-            input_schema: schema.and_then(|schema| RawValue::from_string(schema).ok()),
+            name: tool.needed("name")?.text()?.into_owned(),
+            description: tool.optional_text("description")?.map(Cow::into_owned),
+            input_schema: schema,
         });
     }
     Ok(tools)
@@ -336,49 +523,131 @@ fn tools(field: Option<Field<'_>>) -> Result<Vec<Tool>> {
 /// Prompt and history of the messages: what came after the last one of the assistant is new.
 fn conversation(request: &Field<'_>) -> Result<Request> {
     let field = request.needed("messages")?;
-    let mut messages: Vec<(&str, Vec<Block>)> = Vec::new();
-    for message in field.list()? {
-        let role = message.needed("role")?.text()?;
-        messages.push((role, blocks(&message)?));
+    // First everything is looked at and nothing is kept: only the end says what is new.
+    let mut first_new = 0;
+    for (at, message) in field.list()?.enumerate() {
+        if message.needed("role")?.text()? == "assistant" {
+            first_new = at + 1;
+        }
+        blocks(&message, |_, _| Ok(()))?;
     }
-    let answered = messages.iter().rposition(|(role, _)| *role == "assistant");
-    let new = messages.split_off(answered.map_or(0, |at| at + 1));
-    let mut prompt = Vec::new();
+    let mut history = HistoryBuilder::default();
+    let mut prompt = Prompt::default();
     let mut warnings = Vec::new();
-    for (at, (role, blocks)) in new.into_iter().enumerate() {
-        if blocks.iter().all(says_nothing) {
+    let mut left_out = 0;
+    for (at, message) in field.list()?.enumerate() {
+        let role = message.needed("role")?.text()?;
+        if at < first_new {
+            history.begin(&role);
+            blocks(&message, |_, block| {
+                recorded(&block).inspect(|part| history.add(part));
+                Ok(())
+            })?;
             continue;
         }
-        match role {
-            "user" => prompt.push(blocks),
+        match &*role {
+            "user" => {
+                prompt.begin();
+                blocks(&message, |field, block| prompt.add(field, block))?;
+                prompt.end();
+            }
             // What a tool said is known to codex, which has called it.
             "tool" | "function" => {}
-            role => warnings.push(format!(
-                "{}[{}] is left out: its role is '{}', and only what the user says is new to codex",
-                field.path,
-                messages.len() + at,
-                label(role)
-            )),
+            role => {
+                let mut is_empty = true;
+                blocks(&message, |_, block| {
+                    is_empty &= says_nothing(&block);
+                    Ok(())
+                })?;
+                if is_empty {
+                    continue;
+                }
+                left_out += 1;
+                if left_out <= MAX_LEFT_OUT_WARNINGS {
+                    warnings.push(format!(
+                        "{} is left out: its role is '{}', and only what the user says is new to codex",
+                        message.path,
+                        label(role)
+                    ));
+                }
+            }
         }
     }
+    if left_out > MAX_LEFT_OUT_WARNINGS {
+        let more = left_out - MAX_LEFT_OUT_WARNINGS;
+        warnings.push(format!("{more} more messages of such roles are left out"));
+    }
+    let prompt = prompt.messages;
     if prompt.is_empty() {
         return Err(bad(
             &field.path,
             "nothing is new: no message of the user after the last one of the assistant has any content",
         ));
     }
-    let history = History::of(
-        messages
-            .iter()
-            .rev()
-            .map(|(role, blocks)| (*role, blocks.iter().filter_map(recorded).collect())),
-    );
+    // Here already, so that nothing is copied that can never be sent.
+    if let [messages] = &prompt[..]
+        && let [Block::Text(text)] = &messages[..]
+    {
+        check_length(text)?;
+    }
     Ok(Request {
         prompt,
-        history,
+        history: history.finish(),
         warnings,
         ..Request::default()
     })
+}
+
+/// The new messages of the user while they are gathered. Texts beside each other become one, joined as they would
+/// be anyway: a block each takes many times the bytes of a short one.
+#[derive(Default)]
+struct Prompt {
+    messages: Vec<Vec<Block>>,
+    current: Vec<Block>,
+    attachments: usize,
+}
+
+impl Prompt {
+    fn begin(&mut self) {
+        self.current = Vec::new();
+    }
+
+    fn add(&mut self, field: &Field<'_>, block: Block) -> Result<()> {
+        match (self.current.last_mut(), block) {
+            (Some(Block::Text(before)), Block::Text(text)) => {
+                before.push('\n');
+                before.push_str(&text);
+            }
+            (_, block @ Block::Text(_)) => self.current.push(block),
+            (_, block) => {
+                self.attachments += 1;
+                if self.attachments > MAX_ATTACHMENTS {
+                    let what = format!(
+                        "a prompt cannot have more than {MAX_ATTACHMENTS} blocks that are not text"
+                    );
+                    return Err(bad(&field.path, what));
+                }
+                self.current.push(block);
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        let current = std::mem::take(&mut self.current);
+        if current.iter().all(says_nothing) {
+            return;
+        }
+        if let Some(before) = self.messages.last_mut()
+            && let [Block::Text(before)] = &mut before[..]
+            && let [Block::Text(text)] = &current[..]
+        {
+            before.push_str("\n\n");
+            before.push_str(text);
+        } else {
+            self.messages.push(current);
+        }
+    }
 }
 
 /// Is there nothing in this block that codex would have to be told?
@@ -398,38 +667,41 @@ fn recorded(block: &Block) -> Option<String> {
     }
 }
 
-/// The blocks of a message's content.
-fn blocks(message: &Field<'_>) -> Result<Vec<Block>> {
+/// Shows each block of a message's content, and where it stands.
+fn blocks(
+    message: &Field<'_>,
+    mut show: impl FnMut(&Field<'_>, Block) -> Result<()>,
+) -> Result<()> {
     // A message that only calls tools has null where others have text.
-    if message.object()?.get("content").is_some_and(Value::is_null) {
-        return Ok(Vec::new());
+    if message.get("content") == Some("null") {
+        return Ok(());
     }
     let content = message.needed("content")?;
-    if let Value::String(text) = content.value {
-        return Ok(vec![Block::Text(text.clone())]);
+    if content.is_string() {
+        return show(&content, Block::Text(content.text()?.into_owned()));
     }
-    if !content.value.is_array() {
+    if !content.is_list() {
         return Err(content.wrong("a string or a list of blocks"));
     }
-    let mut blocks = Vec::new();
     for block in content.list()? {
         let kind = block.needed("type")?.text()?;
-        match kind {
+        let read = match &*kind {
             // The other names are those of OpenAI's own interfaces.
             "text" | "input_text" | "output_text" => {
-                blocks.push(Block::Text(block.needed("text")?.text()?.to_owned()));
+                Block::Text(block.needed("text")?.text()?.into_owned())
             }
-            "image" | "input_image" | "image_url" => blocks.push(Block::Image(image(&block)?)),
-            "thinking" | "redacted_thinking" | "reasoning" => {}
+            "image" | "input_image" | "image_url" => Block::Image(image(&block)?),
+            "thinking" | "redacted_thinking" | "reasoning" => continue,
             // codex knows what its tools were asked and what they gave.
-            kind if is_of_a_tool(kind) => {}
-            kind => blocks.push(Block::Unsupported {
+            kind if is_of_a_tool(kind) => continue,
+            kind => Block::Unsupported {
                 kind: kind.to_owned(),
                 name: block_name(&block, kind),
-            }),
-        }
+            },
+        };
+        show(&block, read)?;
     }
-    Ok(blocks)
+    Ok(())
 }
 
 /// Is this the type of a block by which a tool is called, or of what one gave (`tool_use`, `tool_result`,
@@ -445,19 +717,22 @@ fn is_of_a_tool(kind: &str) -> bool {
 /// What people call a block that is not an image: the first of its members that names it, else its type.
 fn block_name(block: &Field<'_>, kind: &str) -> String {
     let text = |name: &str| {
-        let text = block.value.get(name)?.as_str()?;
+        let text = Field::new(block.get(name)?, String::new()).text().ok()?;
         (!text.trim().is_empty()).then_some(text)
     };
     ["name", "filename", "file_name", "title"]
         .into_iter()
         .find_map(text)
-        .map(without_secrets)
-        .or_else(|| ["path", "url"].into_iter().find_map(text).map(file_name))
+        .map(|name| without_secrets(&name))
+        .or_else(|| {
+            let path = ["path", "url"].into_iter().find_map(text)?;
+            Some(file_name(&path))
+        })
         .or_else(|| {
             ["id", "media_type"]
                 .into_iter()
                 .find_map(text)
-                .map(str::to_owned)
+                .map(Cow::into_owned)
         })
         .filter(|name| !name.trim().is_empty())
         .unwrap_or_else(|| kind.to_owned())
@@ -465,13 +740,13 @@ fn block_name(block: &Field<'_>, kind: &str) -> String {
 
 fn image(block: &Field<'_>) -> Result<Image> {
     // Where others put the picture: in a `source`, or as `image_url`, a string or an object with a `url`.
-    let source = block
-        .member("source")?
-        .filter(|source| source.value.is_object());
+    let source = block.member("source")?.filter(Field::is_object);
     let place = source.as_ref().unwrap_or(block);
     let media_type = match place.optional_text("media_type")? {
         Some(media_type) => media_type,
-        None => block.optional_text("media_type")?.unwrap_or("image/png"),
+        None => block
+            .optional_text("media_type")?
+            .unwrap_or("image/png".into()),
     };
     let data = match place.optional_text("data")? {
         Some(data) => Some(data),
@@ -480,28 +755,29 @@ fn image(block: &Field<'_>) -> Result<Image> {
     let path = place.optional_text("path")?;
     let url = match (place.optional_text("url")?, block.member("image_url")?) {
         (Some(url), _) => Some(url),
-        (None, Some(field)) if field.value.is_object() => field.optional_text("url")?,
+        (None, Some(field)) if field.is_object() => field.optional_text("url")?,
         (None, Some(field)) => Some(field.text()?),
         (None, None) => None,
     };
-    let given = block.optional_text("name")?.map(without_secrets);
+    let given = block.optional_text("name")?;
+    let given = given.map(|name| without_secrets(&name));
     let (name, source) = if let Some(path) = path {
-        (file_name(path), Source::Path(path.into()))
+        (file_name(&path), Source::Path(path.into_owned().into()))
     } else if let Some(data) = data {
         (
-            media_type.to_owned(),
+            media_type.clone().into_owned(),
             Source::Data {
-                base64: data.to_owned(),
-                media_type: media_type.to_owned(),
+                base64: data.into_owned(),
+                media_type: media_type.into_owned(),
             },
         )
     } else if let Some(url) = url {
-        let name = if is_data_url(url) {
-            media_type.to_owned()
+        let name = if is_data_url(&url) {
+            media_type.into_owned()
         } else {
-            file_name(url)
+            file_name(&url)
         };
-        (name, Source::Url(url.to_owned()))
+        (name, Source::Url(url.into_owned()))
     } else {
         ("image".to_owned(), Source::Nothing)
     };
@@ -555,11 +831,11 @@ fn file_name(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn asked(messages: Value) -> Result<Request> {
         let params = json!({"agent": {"workspace": "/w"}, "request": {"messages": messages}});
-        stream(&root(&params)).map(|(_, request)| request)
+        stream(&root(&params.to_string())).map(|(_, request)| request)
     }
 
     fn text(text: &str) -> Block {
@@ -650,8 +926,9 @@ mod tests {
             .map(|number| json!({"role": "user", "content": number.to_string()}))
             .collect();
         let request = asked(json!(messages)).unwrap();
-        assert_eq!(request.prompt.len(), 1000);
-        assert_eq!(request.prompt[999], [text("999")]);
+        // One text, as they are joined for codex.
+        let joined: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
+        assert_eq!(request.prompt, [[text(&joined.join("\n\n"))]]);
         assert!(request.history.is_empty());
     }
 
@@ -660,7 +937,7 @@ mod tests {
         let with = |name: &str, value: Value| {
             let mut params = json!({"agent": {"workspace": "/w"}, "request": {"messages": [{"role": "user", "content": "hi"}]}});
             params[name] = value;
-            stream(&root(&params)).map(|(_, request)| request)
+            stream(&root(&params.to_string())).map(|(_, request)| request)
         };
         for (name, value, part) in [
             ("thread", json!(""), "params.thread"),
@@ -889,7 +1166,7 @@ mod tests {
                 "params.request.system: expected a string, found a list",
             ),
         ] {
-            let error = stream(&root(&params)).unwrap_err();
+            let error = stream(&root(&params.to_string())).unwrap_err();
             assert_eq!(error.kind().rpc_code(), -32602);
             assert_eq!(error.message(), message, "{params}");
         }

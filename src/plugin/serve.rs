@@ -15,6 +15,7 @@ use super::names;
 use super::outbox::Outbox;
 use super::params;
 use crate::canonical::Introduction;
+use crate::codex::{command, models};
 use crate::config::Places;
 use crate::error::{Error, Kind, Result};
 use crate::mcp::server::Version;
@@ -29,6 +30,7 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::process::Command;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -36,9 +38,9 @@ use std::time::{Duration, Instant};
 
 /// How long turns may take to end, once everything is to end, before nobody waits for a daemon that does not
 /// read. A codex that ignores SIGINT and SIGTERM needs 2.6 s.
-const ENDING: Duration = Duration::from_millis(3500);
-/// How long they have then, before what is left is killed and abandoned: with the last lines this keeps the exit
-/// within 5 s.
+const ENDING: Duration = Duration::from_millis(3200);
+/// How long they have then, before what is left is killed and abandoned. With the killing and the last lines that is
+/// 4.2 s at most: a busy machine has something left of the 5 s.
 const ABANDONED_ENDING: Duration = Duration::from_millis(150);
 /// How long the last lines may take to be written at least. A daemon that reads, however slowly, has the whole
 /// time of the end for them: what it does not get it cannot ask for again.
@@ -52,6 +54,8 @@ const ABANDON_AFTER: Duration = Duration::from_millis(4000);
 const FLOODED_PAUSE: Duration = Duration::from_millis(100);
 /// How many lines may wait to be handled.
 const LINES_AHEAD: usize = 16;
+/// The longest line behind which others are read before it is handled, in bytes.
+const READ_AHEAD: usize = 1 << 20;
 
 /// What the loop is given besides its streams.
 #[derive(Debug)]
@@ -61,7 +65,8 @@ pub(crate) struct Setup {
 
 /// Something for the loop.
 enum Input {
-    Line(Vec<u8>),
+    /// A line. Where it is a long one, the reader waits until the sender is dropped, so that there is one of its kind.
+    Line(Vec<u8>, Option<SyncSender<()>>),
     /// A line that was skipped, and whom it answers, where it does.
     TooLong(Option<Id>),
     /// The end of stdin, or an error in reading it.
@@ -181,7 +186,16 @@ fn read(mut stdin: impl BufRead, lines: &SyncSender<Input>, wait: impl Fn()) {
         wait();
         let mut line = Vec::new();
         let input = match message::read_line(&mut stdin, &mut line) {
-            Ok(Frame::Line) => Input::Line(line),
+            Ok(Frame::Line) if line.len() > READ_AHEAD => {
+                let (handled, wait) = sync_channel(0);
+                if lines.send(Input::Line(line, Some(handled))).is_err() {
+                    return;
+                }
+                // Nothing is sent: it ends when the other side is dropped.
+                let _ = wait.recv();
+                continue;
+            }
+            Ok(Frame::Line) => Input::Line(line, None),
             Ok(Frame::TooLong(answered)) => Input::TooLong(answered),
             Ok(Frame::End) => Input::End(Ok(())),
             Err(error) => Input::End(Err(error)),
@@ -227,6 +241,7 @@ struct Live {
 enum Task {
     Initialize,
     Turn(LiveTurn),
+    ListModels,
     Mutate,
 }
 
@@ -238,11 +253,18 @@ impl Task {
         }
     }
 
+    /// Can the daemon end it? A rewrite is too short to be worth it, and what comes behind an `initialize` waits
+    /// for that.
+    fn is_cancellable(&self) -> bool {
+        matches!(self, Task::Turn(_) | Task::ListModels)
+    }
+
     /// The name of its thread.
     fn name(&self) -> &'static str {
         match self {
             Task::Initialize => "initialize",
             Task::Turn(_) => "turn",
+            Task::ListModels => "models",
             Task::Mutate => "rewrite",
         }
     }
@@ -398,7 +420,7 @@ impl Server {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Line(line) => self.line(&line),
+            Input::Line(line, _handled) => self.line(&line),
             Input::TooLong(answered) => {
                 let error = Error::new(
                     Kind::Request,
@@ -474,6 +496,7 @@ impl Server {
             // Their threads answer.
             names::INITIALIZE => self.initialize(&id, params).map(|()| None),
             names::STREAM => self.stream(&id, params).map(|()| None),
+            names::MODELS => self.models(&id, params).map(|()| None),
             names::MUTATE => self.mutate(&id, params),
             _ => Err(Error::new(
                 Kind::Method,
@@ -555,7 +578,7 @@ impl Server {
     /// Starts to load the config. What is asked for behind `initialize` waits for it in its own thread.
     fn initialize(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
         let value = params::value(params)?;
-        let version = Version::negotiated(params::protocol_version(&params::root(&value))?);
+        let version = Version::negotiated(&params::protocol_version(&params::root(value))?);
         let cancel = Flag::new()?;
         let next = Arc::new(Initialization::default());
         // One that fails leaves what an earlier one has loaded.
@@ -605,7 +628,7 @@ impl Server {
         let context = self.initialization()?;
         let (workspace, request, tools) = {
             let value = params::value(params)?;
-            let params = params::root(&value);
+            let params = params::root(value);
             let (workspace, request) = params::stream(&params)?;
             (workspace, request, params::stream_tools(&params)?)
         };
@@ -649,13 +672,36 @@ impl Server {
         })
     }
 
+    /// Starts to ask codex for its models.
+    fn models(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
+        let context = self.initialization()?;
+        params::models(&params::root(&params::value(params)?))?;
+        let cancel = Flag::new()?;
+        let flag = cancel.clone();
+        self.spawn(id, Task::ListModels, cancel, move || {
+            let context = match context.wait(&flag) {
+                Initialized::Done(context) => context,
+                Initialized::Failed => return Err(not_initialized()),
+                Initialized::NotYet => return Err(shutting_down()),
+            };
+            let (config, places) = (&context.config, &context.places);
+            let program = command::find(&config.binary, config, places)?;
+            let mut codex = Command::new(program);
+            // It is meant for the plugin, as in a turn.
+            codex.env_remove("RUST_LOG");
+            codex.envs(command::environment(config, places));
+            let models = models::list(codex, &flag)?;
+            Ok(json!({"models": models}).to_string())
+        })
+    }
+
     /// Starts consuming calls of a workspace's session, after the turns of the workspace that came before; or
     /// knows the outcome already.
     fn mutate(&mut self, id: &Id, params: Option<&RawValue>) -> Result<Option<String>> {
         let context = self.initialization()?;
         let (workspace, mutations) = {
             let value = params::value(params)?;
-            params::mutate(&params::root(&value))?
+            params::mutate(&params::root(value))?
         };
         if mutations.is_empty() {
             return Ok(Some(as_json(&Outcome::default())));
@@ -678,7 +724,7 @@ impl Server {
         self.initialization()?;
         let value = params::value(params)?;
         self.log_filter
-            .set(params::log_level(&params::root(&value))?)?;
+            .set(&params::log_level(&params::root(value))?)?;
         Ok("{}".to_owned())
     }
 
@@ -686,23 +732,24 @@ impl Server {
     fn cancel(&mut self, params: Option<&RawValue>) -> Result<String> {
         self.initialization()?;
         let value = params::value(params)?;
-        let stream = params::cancelled_stream(&params::root(&value))?;
-        let is_cancelled = self.cancel_turn(&stream);
+        let stream = params::cancelled_stream(&params::root(value))?;
+        let is_cancelled = self.cancel_if(&stream, |task| task.turn().is_some());
         Ok(json!({"cancelled": is_cancelled}).to_string())
     }
 
-    /// Cancels the stream that this request is. One that is over met the cancel on its way.
+    /// Cancels this request. One that is over met the cancel on its way.
     fn cancelled(&mut self, params: Option<&RawValue>) -> Result<()> {
         let value = params::value(params)?;
-        let request = params::cancelled_request(&params::root(&value))?;
-        self.cancel_turn(&request);
+        let request = params::cancelled_request(&params::root(value))?;
+        self.cancel_if(&request, Task::is_cancellable);
         Ok(())
     }
 
-    fn cancel_turn(&mut self, id: &Id) -> bool {
+    /// Cancels what runs for this request, where it is something of this kind.
+    fn cancel_if(&mut self, id: &Id, is_meant: impl Fn(&Task) -> bool) -> bool {
         let live = self.live.get_mut(id);
-        let turn = live.filter(|live| live.task.turn().is_some());
-        let is_cancelled = turn.map(Live::cancel).is_some();
+        let live = live.filter(|live| is_meant(&live.task));
+        let is_cancelled = live.map(Live::cancel).is_some();
         if is_cancelled {
             self.wake();
         }
@@ -713,14 +760,14 @@ impl Server {
     fn steer(&self, params: Option<&RawValue>) -> Result<String> {
         self.initialization()?;
         let value = params::value(params)?;
-        params::steered_stream(&params::root(&value))?;
+        params::steered_stream(&params::root(value))?;
         Ok(json!({"steered": false}).to_string())
     }
 
     /// Replaces the tools of the agent's running turns.
     fn tools_changed(&mut self, params: Option<&RawValue>) -> Result<()> {
         let value = params::value(params)?;
-        let (agent_id, tools) = params::tools_changed(&params::root(&value))?;
+        let (agent_id, tools) = params::tools_changed(&params::root(value))?;
         let mut warnings = Vec::new();
         for live in self.live.values() {
             if let Some(turn) = live.task.turn()

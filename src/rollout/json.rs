@@ -345,6 +345,23 @@ pub(crate) fn limit_depth(json: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(limited)
 }
 
+/// Do more than so many objects and lists stand in each other? `json` is JSON already.
+pub(crate) fn is_deeper_than(json: &[u8], levels: usize) -> bool {
+    let mut depth = 0usize;
+    let mut at = 0;
+    while let Some(byte) = json.get(at) {
+        at += 1;
+        match byte {
+            b'"' => at = string::end(json, at).unwrap_or(json.len()),
+            b'{' | b'[' if depth == levels => return true,
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
 /// Is the whole of this text one JSON value?
 pub(crate) fn valid(text: &(impl AsRef<[u8]> + ?Sized)) -> bool {
     let mut cursor = Cursor::new(text);

@@ -10,6 +10,7 @@ pub(crate) mod calls;
 pub(crate) mod json;
 pub(crate) mod lines;
 pub(crate) mod mutate;
+pub(crate) mod packed;
 pub(crate) mod record;
 mod replace;
 pub(crate) mod splice;

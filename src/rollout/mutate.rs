@@ -58,6 +58,9 @@ pub(crate) struct Outcome {
     pub(crate) touched: usize,
     /// Those that the rollout has no call with an output for, in the order of the request.
     pub(crate) missing: Vec<String>,
+    /// How many bytes of JSON codex no longer reads, with the copies of a compacted history. The file keeps its
+    /// length.
+    pub(crate) freed_bytes: u64,
 }
 
 impl Outcome {
@@ -67,6 +70,7 @@ impl Outcome {
             requested: mutations.len(),
             touched: 0,
             missing: mutations.iter().map(|it| it.block_id.clone()).collect(),
+            freed_bytes: 0,
         }
     }
 }
@@ -432,6 +436,12 @@ impl<'a> Wanted<'a> {
                 .filter(|(_, call)| !of(call, &pairs.complete))
                 .map(|(mutation, _)| mutation.block_id.clone())
                 .collect(),
+            freed_bytes: patches
+                .iter()
+                .map(|patch| patch.freed)
+                .sum::<i64>()
+                .try_into()
+                .unwrap_or(0),
         };
         Plan { patches, outcome }
     }

@@ -153,6 +153,8 @@ pub(crate) enum Piece {
 pub(crate) struct Patch {
     pub(crate) at: u64,
     pub(crate) pieces: Vec<Piece>,
+    /// How many bytes shorter the line's JSON becomes; less than 0 where a marker takes room of the spaces.
+    pub(crate) freed: i64,
 }
 
 /// Is this, by the first `call_id` of its payload, certainly a line of another call? For lines that are known
@@ -415,6 +417,8 @@ impl Line {
         Patch {
             at: self.offset + start,
             pieces,
+            // A line is at most 32 MiB long.
+            freed: self.json as i64 - (start + written) as i64,
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::mcp::Bridge;
 use crate::rollout::lines::Lines;
 use crate::rollout::record::{self, TurnEnd};
 use crate::sys::Flag;
-use crate::sys::open_regular_file;
+use crate::sys::{open_regular_file, shell_word};
 use serde_json::json;
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -45,6 +45,8 @@ const AGENT_WAIT: Duration = Duration::from_secs(3);
 const AGENT_PAUSE: Duration = Duration::from_millis(150);
 /// The longest first line of a rollout that is read: it holds codex's whole instructions.
 const MAX_META: u64 = 4 << 20;
+/// So many warnings of codex, and lines that are no events, are told as warnings in a turn; the rest at `debug`.
+const MAX_TROUBLES: u64 = 20;
 /// How much is still told of tool calls after a cancel, in bytes: a daemon that does not read has it pile up.
 const MAX_AFTER_CANCEL: usize = 8 << 20;
 
@@ -99,6 +101,14 @@ impl Done {
             telemetry: Telemetry::default(),
         }
     }
+
+    /// codex was not started.
+    pub(super) fn refused(refusal: Refusal) -> Done {
+        Done {
+            ended: Ended::Refused(refusal),
+            ..Done::cancelled()
+        }
+    }
 }
 
 pub(super) enum Ended {
@@ -116,6 +126,21 @@ enum Cut {
 }
 
 impl Attempt<'_> {
+    /// The refusal of a thread whose rollout is a FIFO or a device: codex opens it, and waits for a writer until the
+    /// turn's limit (0.135 and 0.169).
+    pub(super) fn rollout_is_not_a_file(&self) -> Option<Refusal> {
+        let home = self.context.places.codex_home(&self.context.config);
+        let rollout = home::find_rollout(&home, self.asked?).ok()??;
+        // Through links, as codex does.
+        let kind = std::fs::metadata(&rollout).ok()?.file_type();
+        (!kind.is_file() && !kind.is_dir()).then(|| {
+            Refusal::NotAFile(format!(
+                "'{}': it is a pipe or a device, not a regular file",
+                rollout.display()
+            ))
+        })
+    }
+
     /// Runs codex and tells what it says.
     ///
     /// # Errors
@@ -173,6 +198,8 @@ impl Attempt<'_> {
             translator: Translator::default(),
             thread: None,
             worked: false,
+            has_steps: false,
+            troubles: 0,
             record: Record {
                 next_search: Instant::now(),
                 pause: TICK,
@@ -206,6 +233,8 @@ impl Attempt<'_> {
             translator,
             thread,
             worked,
+            has_steps,
+            troubles,
             record,
             skipped,
             agents,
@@ -221,6 +250,18 @@ impl Attempt<'_> {
             _ => translator.last_error(),
         };
         let telemetry = record.watch.as_ref().map(|watch| watch.telemetry().clone());
+        if let Some(more @ 1..) = troubles.checked_sub(MAX_TROUBLES) {
+            teller.warn(&format!(
+                "codex: {more} more warnings and lines that are no events; they are told at 'debug'"
+            ));
+        }
+        // A codex home that is a copy: its index leads codex to the rollout of the original (0.135 to 0.169).
+        if has_steps && record.watch.as_ref().is_some_and(|it| !it.has_grown()) {
+            teller.warn(&format!(
+                "codex has recorded nothing of the turn where the thread's rollout is, and its tool calls cannot be told: the codex home may be a copy of another; 'plexum-openai doctor -w {}' helps",
+                shell_word(&self.workspace.to_string_lossy())
+            ));
+        }
         let recorded = record.watch.and_then(|mut watch| watch.tokens(totals));
         let mut tokens = recorded.unwrap_or_else(|| {
             // What of that was used before is not known where the rollout could not be read.
@@ -421,6 +462,7 @@ impl Attempt<'_> {
         };
         let said = heard.translator.line(line);
         teller.start();
+        heard.has_steps |= matches!(said, Said::Step(_));
         heard.worked |= matches!(
             said,
             Said::Text(_) | Said::Thinking(_) | Said::Step(_) | Said::Plan(_)
@@ -449,7 +491,12 @@ impl Attempt<'_> {
                 if failure::is_retry(&message) {
                     teller.status(Status::Retrying, Some(&message));
                 }
-                teller.warn(&format!("codex: {message}"));
+                heard.troubles += 1;
+                let message = format!("codex: {message}");
+                match heard.troubles <= MAX_TROUBLES {
+                    true => teller.warn(&message),
+                    false => teller.debug(&message),
+                }
             }
             Said::Nothing(what) => log::debug!("passed over: {what}"),
             Said::End => {}
@@ -933,6 +980,10 @@ struct Heard {
     thread: Option<String>,
     /// Did the model do anything?
     worked: bool,
+    /// It said that it does something.
+    has_steps: bool,
+    /// How many warnings it gave, lines that are no events among them.
+    troubles: u64,
     record: Record,
     /// The items that codex has reported as begun and not as over.
     open: HashSet<String>,

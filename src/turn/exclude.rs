@@ -86,6 +86,10 @@ fn find_repository(workspace: &Path, ceilings: &[PathBuf]) -> io::Result<Option<
         let Ok(found) = std::fs::symlink_metadata(&entry) else {
             continue;
         };
+        if found.uid() != rustix::process::geteuid().as_raw() {
+            // It may lead into a repository of this user's; git does not use it either.
+            return Ok(None);
+        }
         let repository = if found.is_dir() {
             entry
         } else if found.is_file() {
@@ -163,6 +167,25 @@ mod tests {
         std::os::unix::fs::symlink(&elsewhere, &exclude).unwrap();
         assert!(exclude_own_files(&workspace).is_err());
         assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "precious");
+    }
+
+    #[test]
+    fn follows_no_repository_of_another_user() {
+        if !rustix::process::geteuid().is_root() {
+            // Nobody else can give a file away.
+            return;
+        }
+        let root = tempfile::tempdir().unwrap();
+        let git = root.path().join("precious/.git");
+        fs::create_dir_all(&git).unwrap();
+        fs::write(git.join("HEAD"), "").unwrap();
+        let pointer = root.path().join(".git");
+        fs::write(&pointer, format!("gitdir: {}\n", git.display())).unwrap();
+        std::os::unix::fs::chown(&pointer, Some(61_234), None).unwrap();
+        let workspace = root.path().join("a");
+        fs::create_dir(&workspace).unwrap();
+        exclude_own_files(&workspace).unwrap();
+        assert!(!git.join("info").exists());
     }
 
     #[test]

@@ -133,6 +133,7 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
             error,
         )
     };
+    sys::check_owner("the workspace", workspace)?;
     std::fs::create_dir_all(workspace).map_err(|error| {
         failed(match error.kind() {
             // A file has its name, or a link that leads nowhere.
@@ -146,6 +147,9 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
     }
     Ok(canonical)
 }
+
+/// What codex 0.169 says where it cannot open a lock of a thread.
+const LOCK_FAILED: &str = "thread-store internal error";
 
 /// Runs a turn in the workspace of `place`, which is made if it is missing, with the daemon's tools where it lends some.
 ///
@@ -330,6 +334,9 @@ fn work(
             Refusal::Unopened(reason) => {
                 format!("codex cannot go on with the thread {lost}, tried twice: {reason}")
             }
+            Refusal::NotAFile(reason) => {
+                format!("codex cannot go on with the thread {lost}: {reason}")
+            }
             Refusal::Unknown | Refusal::Archived => {
                 format!("codex no longer knows the thread {lost}")
             }
@@ -372,7 +379,16 @@ fn work(
     Ok(match done.ended {
         Ended::Completed => teller.end(StopReason::EndTurn, thread, state, account),
         Ended::Cancelled => teller.end(StopReason::Cancelled, thread, state, account),
-        Ended::Failed(error) => teller.fail(&error, thread, state, account),
+        Ended::Failed(error) => {
+            // codex only says that something is not permitted.
+            let error = match home::check_coordination_lock(&codex_home) {
+                Err(lock) if error.message().contains(LOCK_FAILED) => {
+                    Error::new(error.kind(), lock.message())
+                }
+                _ => error,
+            };
+            teller.fail(&error, thread, state, account)
+        }
         // A thread that was not asked for cannot be refused.
         Ended::Refused(_) => teller.fail(
             &Error::new(
@@ -389,6 +405,9 @@ fn work(
 /// Runs codex; brings a thread back that is archived, and tries one again that codex could not open: it may have
 /// been for a reason of the moment. [`Refusal::Unopened`] is then what codex said twice.
 fn run_thread(attempt: &mut Attempt<'_>, cancel: &Flag, teller: &mut Teller<'_>) -> Result<Done> {
+    if let Some(refusal) = attempt.rollout_is_not_a_file() {
+        return Ok(Done::refused(refusal));
+    }
     let mut done = attempt.run(cancel, teller)?;
     if let (Ended::Refused(Refusal::Archived), Some(thread)) = (&done.ended, attempt.asked) {
         let (config, places) = (&attempt.context.config, &attempt.context.places);

@@ -8,6 +8,7 @@ use super::images::{Image, Images};
 use crate::codex::command::LONGEST_PROMPT;
 use crate::error::{Error, Kind, Result};
 use std::borrow::Cow;
+use std::collections::VecDeque;
 
 /// How much of a conversation is replayed to a thread that begins or takes over, in bytes.
 pub(crate) const LONGEST_REPLAY: usize = 256 << 10;
@@ -44,36 +45,6 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// The record of these messages, each given by its role and its parts, the newest first.
-    pub(crate) fn of<'a>(newest_first: impl Iterator<Item = (&'a str, Vec<String>)>) -> History {
-        let mut messages: Vec<String> = Vec::new();
-        let mut length = 0;
-        for (role, parts) in newest_first {
-            if length > LONGEST_REPLAY {
-                break;
-            }
-            let parts: Vec<String> = parts
-                .into_iter()
-                .filter(|part| !part.trim().is_empty())
-                .collect();
-            if parts.is_empty() {
-                continue;
-            }
-            let message = format!("[{}]\n{}", label(role), parts.join("\n"));
-            // What looks like the record's end would end it early, and the rest would read like a request.
-            let message = message.replace("</conversation_so_far", "<\\/conversation_so_far");
-            length += message.len() + 2;
-            messages.push(message);
-        }
-        messages.reverse();
-        let text = messages.join("\n\n");
-        let kept = newest(&text, LONGEST_REPLAY);
-        History {
-            truncated: kept.len() < text.len(),
-            text: kept.to_owned(),
-        }
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.text.is_empty()
     }
@@ -96,6 +67,70 @@ impl History {
             ""
         };
         format!("{BEFORE_REPLAY}{omitted}{text}{AFTER_REPLAY}{prompt}")
+    }
+}
+
+/// Makes a [`History`] of messages, the oldest first, and holds little more of them than is kept.
+#[derive(Debug, Default)]
+pub(crate) struct HistoryBuilder {
+    /// The finished messages, and how many bytes they have with what goes between them.
+    messages: VecDeque<String>,
+    length: usize,
+    /// The message that is added to: what stands before its parts, and their end.
+    head: String,
+    parts: String,
+    truncated: bool,
+}
+
+impl HistoryBuilder {
+    /// Begins the next message.
+    pub(crate) fn begin(&mut self, role: &str) {
+        self.end();
+        self.head = format!("[{}]", label(role));
+    }
+
+    /// Adds a part to the message that was begun.
+    pub(crate) fn add(&mut self, part: &str) {
+        if part.trim().is_empty() {
+            return;
+        }
+        self.parts.push('\n');
+        let kept = newest(part, LONGEST_REPLAY);
+        self.truncated |= kept.len() < part.len();
+        self.parts.push_str(kept);
+        if self.parts.len() > 4 * LONGEST_REPLAY {
+            self.parts = newest(&self.parts, LONGEST_REPLAY).to_owned();
+            self.truncated = true;
+        }
+    }
+
+    fn end(&mut self) {
+        let parts = std::mem::take(&mut self.parts);
+        if parts.is_empty() {
+            return;
+        }
+        let message = format!("{}{parts}", self.head);
+        // What looks like the record's end would end it early, and the rest would read like a request.
+        let message = message.replace("</conversation_so_far", "<\\/conversation_so_far");
+        self.length += message.len() + 2;
+        self.messages.push_back(message);
+        while let Some(oldest) = self.messages.front()
+            && self.length - oldest.len() - 2 > LONGEST_REPLAY + 2
+        {
+            self.length -= oldest.len() + 2;
+            self.messages.pop_front();
+            self.truncated = true;
+        }
+    }
+
+    pub(crate) fn finish(mut self) -> History {
+        self.end();
+        let text = Vec::from(self.messages).join("\n\n");
+        let kept = newest(&text, LONGEST_REPLAY);
+        History {
+            truncated: self.truncated || kept.len() < text.len(),
+            text: kept.to_owned(),
+        }
     }
 }
 
@@ -180,7 +215,7 @@ pub(crate) fn label(name: &str) -> String {
 }
 
 /// Refuses what codex would refuse, before it starts.
-pub(super) fn check_length(prompt: &str) -> Result<()> {
+pub(crate) fn check_length(prompt: &str) -> Result<()> {
     // A character has at most four bytes: most prompts need no count.
     if prompt.len() <= LONGEST_PROMPT {
         return Ok(());
@@ -209,19 +244,25 @@ mod tests {
     use super::*;
 
     fn history(text: &str) -> History {
-        History::of([("user", vec![text.to_owned()])].into_iter())
+        history_of(&[("user", &[text])])
+    }
+
+    fn history_of(messages: &[(&str, &[&str])]) -> History {
+        let mut history = HistoryBuilder::default();
+        for (role, parts) in messages {
+            history.begin(role);
+            parts.iter().for_each(|part| history.add(part));
+        }
+        history.finish()
     }
 
     #[test]
     fn a_replay_is_set_apart_and_keeps_the_newest() {
-        let said = [
-            ("assistant", vec!["yes".to_owned()]),
-            (
-                "user",
-                vec!["hi".to_owned(), " ".to_owned(), "[image \"a\"]".to_owned()],
-            ),
+        let said: [(&str, &[&str]); 2] = [
+            ("user", &["hi", " ", "[image \"a\"]"]),
+            ("assistant", &["yes"]),
         ];
-        let prompt = History::of(said.into_iter()).before("and now?");
+        let prompt = history_of(&said).before("and now?");
         assert!(prompt.starts_with("<conversation_so_far>\n"), "{prompt}");
         assert!(
             prompt.ends_with(

@@ -10,6 +10,7 @@ use crate::codex::command::{self, Call};
 use crate::codex::home;
 use crate::config::{Config, Places};
 use crate::error::{Error, Kind, Result};
+use crate::rollout::packed::Unpacked;
 use crate::sys::{Flag, open_regular_file};
 use memchr::memmem;
 use std::fs::File;
@@ -17,7 +18,7 @@ use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How long `codex unarchive` may take; it takes 0.6 s.
 const UNARCHIVE_LIMIT: Duration = Duration::from_secs(30);
@@ -28,10 +29,14 @@ const TAIL_BYTES: u64 = 16 << 20;
 /// In such pieces, which overlap by a line's beginning.
 const TAIL_PIECE: u64 = 256 << 10;
 const OVERLAP: u64 = 4 << 10;
+/// How much of a packed rollout is looked through, which can only be read from its beginning: some seconds of work.
+const UNPACKED_BYTES: u64 = 1 << 30;
+/// What a record of a turn's beginning has in it. Quotes within a text of the conversation are escaped.
+const TURN_CONTEXT: &[u8] = b"\"type\":\"turn_context\"";
 
 /// The other existing directory that `thread` belongs to, if it is not `workspace`'s: where it began, unless the
 /// last turn was here or where the config has codex work; or where the last turn was, if that directory still
-/// holds the same id. A directory that is gone was moved.
+/// holds the same id. A directory that is gone was moved, and so was one whose place a newer one has taken.
 ///
 /// What cannot be read is nobody else's: codex will say what it makes of it.
 pub(crate) fn foreign_directory(
@@ -40,30 +45,58 @@ pub(crate) fn foreign_directory(
     config: &Config,
     places: &Places,
 ) -> Option<PathBuf> {
-    let rollout = home::find_rollout(&places.codex_home(config), thread).ok()??;
-    let file = open_regular_file(&rollout).ok()?;
+    let rollouts = home::find_rollouts(&places.codex_home(config), thread).ok()?;
     let own = [
         identity(workspace),
         working_directory(config).and_then(|directory| identity(&workspace.join(directory))),
     ];
+    // Where there are several, codex takes one of them: a decoy must not hide the other.
+    rollouts
+        .iter()
+        .find_map(|rollout| other_directory(rollout, thread, &own))
+}
+
+/// What [`foreign_directory`] says of one rollout, with the workspace's own directories.
+fn other_directory(rollout: &Path, thread: &str, own: &[Option<(u64, u64)>; 2]) -> Option<PathBuf> {
+    let file = open_regular_file(rollout).ok()?;
+    let written = file.metadata().and_then(|found| found.modified()).ok();
     let is_own = |directory: &Path| {
         let found = identity(directory);
         found.is_some() && own.contains(&found)
     };
-    let began = began_in(&file)?;
+    let (began, last) = match home::is_packed(rollout) {
+        true => directories_in(Unpacked::new(file, rollout).ok()?)?,
+        false => {
+            let began = began_in(&file)?;
+            if is_own(&began) {
+                return None;
+            }
+            (began, last_turn_in(&file))
+        }
+    };
     if is_own(&began) {
         return None;
     }
-    let last = last_turn_in(&file);
+    let is_there = |directory: &Path| {
+        identity(directory).is_some()
+            && (holds(directory, thread) || !is_created_after(directory, written))
+    };
     match last {
         Some(last) if is_own(&last) => None,
         Some(last) if last != began && identity(&last).is_some() && holds(&last, thread) => {
             Some(last)
         }
         // The workspace that it was moved to has had a turn since, and was moved again.
-        Some(last) if last != began && identity(&last).is_none() => None,
-        _ => identity(&began).is_some().then_some(began),
+        Some(last) if last != began && !is_there(&last) => None,
+        _ => is_there(&began).then_some(began),
     }
+}
+
+/// Is this directory younger than what was `written` last of a thread? Then the thread had no turn in it: it has
+/// the path of one that was moved away. A file system that does not know says no.
+fn is_created_after(directory: &Path, written: Option<SystemTime>) -> bool {
+    let created = std::fs::metadata(directory).and_then(|found| found.created());
+    matches!((created, written), (Ok(created), Some(written)) if created > written)
 }
 
 /// The error of who wants to change the thread of another directory.
@@ -151,6 +184,11 @@ fn holds(directory: &Path, thread: &str) -> bool {
 fn began_in(file: &File) -> Option<PathBuf> {
     let mut head = Vec::new();
     file.take(HEAD_BYTES).read_to_end(&mut head).ok()?;
+    began_at(&head)
+}
+
+/// The directory in which the thread began, of a rollout with this beginning.
+fn began_at(head: &[u8]) -> Option<PathBuf> {
     let line = head.split(|byte| *byte == b'\n').next()?;
     memmem::find(line, b"\"session_meta\"")?;
     cwd(line)
@@ -168,7 +206,7 @@ fn last_turn_in(file: &File) -> Option<PathBuf> {
         file.read_exact_at(&mut piece, start).ok()?;
         let mut before = piece.len();
         // Quotes within a text of the conversation are escaped, so this is a record's own type.
-        while let Some(at) = memmem::rfind(&piece[..before], b"\"type\":\"turn_context\"") {
+        while let Some(at) = memmem::rfind(&piece[..before], TURN_CONTEXT) {
             let line = piece[at..].split(|byte| *byte == b'\n').next()?;
             if let Some(found) = cwd(line) {
                 return Some(found);
@@ -178,6 +216,32 @@ fn last_turn_in(file: &File) -> Option<PathBuf> {
         end = start;
     }
     None
+}
+
+/// The directories of the beginning and of the last turn in what can only be read from its beginning.
+fn directories_in(mut rollout: impl Read) -> Option<(PathBuf, Option<PathBuf>)> {
+    let mut piece = Vec::new();
+    rollout
+        .by_ref()
+        .take(HEAD_BYTES)
+        .read_to_end(&mut piece)
+        .ok()?;
+    let began = began_at(&piece)?;
+    let mut rest = rollout.take(UNPACKED_BYTES);
+    let mut last = None;
+    loop {
+        for at in memmem::find_iter(&piece, TURN_CONTEXT) {
+            let line = piece[at..].split(|byte| *byte == b'\n').next()?;
+            last = cwd(line).or(last);
+        }
+        // A record whose beginning this has may go on in the next piece.
+        let known = usize::try_from(OVERLAP).ok()?.min(piece.len());
+        piece.drain(..piece.len() - known);
+        let more = rest.by_ref().take(TAIL_PIECE).read_to_end(&mut piece);
+        if more.ok()? == 0 {
+            return Some((began, last));
+        }
+    }
 }
 
 /// The first `cwd` of this part of a record. Quotes within its texts are escaped: what is found is a key.
@@ -225,6 +289,13 @@ mod tests {
             let file = open_regular_file(&path).unwrap();
             assert_eq!(began_in(&file), Some(PathBuf::from("/a \"b\"")));
             assert_eq!(last_turn_in(&file), expected.map(PathBuf::from));
+            let (began, last) = directories_in(&lines.join("\n").into_bytes()[..]).unwrap();
+            assert_eq!(began, PathBuf::from("/a \"b\""));
+            let anywhere = lines.iter().rev().find_map(|line| {
+                let at = line.starts_with("{\"type\":\"turn_context\"");
+                at.then(|| cwd(line.as_bytes()).unwrap())
+            });
+            assert_eq!(last, anywhere);
         }
     }
 

@@ -113,6 +113,10 @@ impl Tools {
 /// This program, as codex can start it.
 fn executable(mode: Mode, profile: &Path) -> Result<PathBuf> {
     let path = std::env::current_exe().map_err(|error| {
+        if !crate::sys::has_proc() {
+            let message = "cannot tell this program's own path: '/proc' is not mounted";
+            return Error::new(Kind::McpFailed, message).hint("mount it: mount -t proc proc /proc");
+        }
         Error::os(
             Kind::McpFailed,
             "cannot tell this program's own path",
@@ -122,12 +126,19 @@ fn executable(mode: Mode, profile: &Path) -> Result<PathBuf> {
     if path.exists() {
         return Ok(path);
     }
-    // An update has replaced the file. Its name leads to the new one, unless that is not there yet; a copy of the
-    // running one stays as long as it runs, which is long enough for a turn.
+    // An update has replaced the file. Its name leads to the new one, which may have other words for what the two
+    // say to each other; a copy of the running one stays as long as it runs, which is long enough for a turn.
     let name = path.to_string_lossy();
     let replaced = PathBuf::from(name.strip_suffix(" (deleted)").unwrap_or(&name));
-    if replaced.exists() || mode == Mode::Persistent {
+    if mode == Mode::Persistent {
         return Ok(replaced);
     }
-    mcp::program_copy(mcp::runtime_dir().as_deref(), profile)
+    match mcp::program_copy(mcp::runtime_dir().as_deref(), profile) {
+        // A full or `noexec` runtime directory.
+        Err(error) if replaced.exists() => {
+            log::debug!("{error}: codex gets '{}'", replaced.display());
+            Ok(replaced)
+        }
+        copied => copied,
+    }
 }

@@ -33,6 +33,8 @@ const MAX_LATE: usize = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Watch {
     lines: Lines<Cancellable<File>>,
+    /// Where the reading began.
+    start: u64,
     /// The turn is the first that began since then, in milliseconds since 1970. `None` once it has begun.
     awaits: Option<u64>,
     /// The thread, where it is a sub-agent's.
@@ -161,6 +163,7 @@ impl Watch {
 
     fn of(lines: Lines<Cancellable<File>>, awaits: Option<u64>, count: Count) -> Watch {
         Watch {
+            start: lines.offset(),
             lines,
             awaits,
             agent: None,
@@ -301,6 +304,11 @@ impl Watch {
     /// What was recorded of the turn's requests besides.
     pub(super) fn telemetry(&self) -> &Telemetry {
         &self.telemetry
+    }
+
+    /// Was anything recorded since the reading began?
+    pub(super) fn has_grown(&self) -> bool {
+        self.lines.offset() > self.start
     }
 
     /// The to-do list of the last `update_plan` call, whatever became of it.

@@ -2,6 +2,7 @@
 //! which the check is content.
 
 use crate::support::codex;
+use crate::support::codex::real_codex;
 use crate::support::{Cli, LIMIT, Lab, cli, ps, wait_until};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::process::Signal;
@@ -508,6 +509,54 @@ fn a_provider_without_its_key_is_told() {
     );
 }
 
+// fault: 95
+#[test]
+fn advises_another_home_where_this_one_cannot_be_made() {
+    let mut lab = Lab::fake(healthy());
+    lab.set_env("HOME", lab.path("none/deep"));
+    lab.set_env("CODEX_HOME", "");
+    let (status, _) = check_named(&lab, "codex home");
+    assert_eq!(status, "ok", "codex makes it and what it lies in");
+    // Nobody can make a directory in a file, root neither.
+    fs::write(lab.path("none"), "").unwrap();
+    check(
+        &lab,
+        "codex home",
+        "fail",
+        "<lab>/none/deep/.codex is not there and cannot be made in <lab>/none; choose a directory of your own: set HOME, or \"codex_home\" in the config, to one",
+    );
+}
+
+// fault: 77
+real_codex! {
+    fn tells_of_extra_args_that_codex_refuses(codex: &Path) {
+        let lab = Lab::real(codex, json!([{"text": "ok"}]));
+        for (arguments, expected) in [
+            (&["--nonsense"][..], "codex refuses \"extra_args\": unexpected argument '--nonsense' found; mend \"extra_args\" in "),
+            (&["-p"], "a value is required for '--profile"),
+            (&["-s", "bad"], "invalid value 'bad' for '--sandbox"),
+            (&["hello"], "a word in it is neither a flag nor a flag's value"),
+            (&["resume"], "a word in it is neither a flag nor a flag's value"),
+            (&["--enable", "nope"], "Unknown feature flag: nope"),
+            (&["-c", "nonsense"], "Invalid override (missing '='): nonsense"),
+            (&["-V"], "with which codex ends before its work"),
+            (&["--ephemeral"], "every turn begins a new one"),
+            (&["-p", "fast", "-C", "/", "--add-dir", "/", "-s", "read-only", "--color", "never", "--json"], ""),
+            (&["--disable", "apps", "-c", "x=1", "--", "-i", "a.png"], ""),
+        ] {
+            lab.config(json!({"extra_args": arguments}));
+            let told = Cli::new(&lab, ["doctor"]).run().stdout;
+            let lines: Vec<_> = told.lines().filter(|line| line[6..].starts_with("arguments")).collect();
+            match expected {
+                "" => assert!(lines.is_empty(), "{told}"),
+                _ => assert!(lines.len() == 1 && lines[0].contains(expected), "{arguments:?}: {told}"),
+            }
+        }
+        assert!(lab.model().requests().is_empty());
+        assert!(!lab.codex_home().join("sessions").exists());
+    }
+}
+
 #[test]
 fn a_codex_home_that_is_not_there_is_told() {
     let lab = Lab::fake(healthy());
@@ -717,7 +766,8 @@ fn a_thread_that_another_codex_holds_is_told() {
     let folder = lab.codex_home().join("sessions/2026/11/21");
     fs::create_dir_all(&folder).unwrap();
     let rollout = folder.join(format!("rollout-2026-11-21T10-00-00-{THREAD}.jsonl"));
-    fs::write(&rollout, "{}\n").unwrap();
+    let meta = json!({"type": "session_meta", "payload": {"id": THREAD}});
+    fs::write(&rollout, format!("{meta}\n")).unwrap();
     check(&lab, "thread lock", "ok", "free");
     let locks = lab.codex_home().join("thread-writer-locks");
     fs::create_dir(&locks).unwrap();
@@ -978,6 +1028,25 @@ fn rejects_config_that_others_can_change() {
             "<lab>/{file} has mode 0640 and an \"env\", which others can read; run: chmod 600 <lab>/{file}"
         ),
     );
+}
+
+/// Nobody may ever write into it.
+// fault: 80
+#[test]
+fn waits_for_no_fifo() {
+    let id = "01a1fe09-e49e-7b41-ae77-ccf89ea932da";
+    let lab = Lab::fake(healthy());
+    let day = lab.codex_home().join("sessions/2026/11/21");
+    fs::create_dir_all(&day).unwrap();
+    fs::write(lab.session_file(), id).unwrap();
+    let rollout = day.join(format!("rollout-2026-11-21T12-06-56-{id}.jsonl"));
+    for path in [rollout, lab.codex_home().join("config.toml")] {
+        let _ = fs::remove_file(&path);
+        let mode = rustix::fs::Mode::RWXU;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).unwrap();
+        let told = Cli::new(&lab, ["doctor", "-w"]).arg(lab.workspace()).run();
+        assert!(told.stdout.contains("session"), "{told:?}");
+    }
 }
 
 // fault: 105

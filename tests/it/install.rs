@@ -1,6 +1,7 @@
 //! `make install` and `make install-plugin`, and their ways back, into folders of the test's own.
 
 use crate::programs;
+use crate::support::user::User;
 use crate::support::{Daemon, method};
 use serde_json::{Value, json};
 use std::fs;
@@ -248,6 +249,11 @@ fn installs_no_codex_from_outside_npms_package() {
         fs::create_dir_all(program.parent().unwrap()).unwrap();
         fs::write(&program, "#!/bin/sh\n").unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    // Another user's, where these tests can make one.
+    if let Some(user) = User::one() {
+        user.own(&home.path("shared/codex-decoy"));
+        user.own(&home.path("shared/mine/node_modules"));
     }
     fs::create_dir(home.path("bin")).unwrap();
     symlink(script, home.path("bin/codex")).unwrap();

@@ -1,15 +1,18 @@
-//! The official MCP clients against `mcp-host`: those of Python and TypeScript, and the inspector.
+//! The official MCP clients against `mcp-host`, those of Python and TypeScript, and the inspector; and the first two
+//! in the place of the daemon, against the plugin itself.
 //!
 //! `tests/mcp/install` fetches them (`make test` runs it); without them these tests are skipped, which is said
-//! loudly, and is a failure in CI. What they check is in `tests/mcp/client.py` and `tests/mcp/client.mjs`.
+//! loudly, and is a failure in CI. What they check is in `tests/mcp/client.*` and `tests/mcp/daemon.*`.
 
 use crate::mcp::Held;
+use crate::support::{LIMIT, Lab};
 use serde_json::{Value, json};
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
+use std::sync::mpsc::channel;
 
 const TOOLS: [&str; 8] = [
     "echo",
@@ -148,6 +151,74 @@ fn inspector() {
     let called: Value = serde_json::from_str(&run(&clients, &client, &call)).unwrap();
     let content = json!([{"type": "text", "text": "{\"n\":\"7\"}"}]);
     assert_eq!(called, json!({"content": content, "isError": false}));
+}
+
+/// Runs a client as the daemon of a plugin whose codex ends the first turn, hangs in the second and calls a tool in the
+/// third; what it printed.
+#[track_caller]
+fn run_as_daemon(clients: &Path, client: &[&Path]) -> String {
+    let lab = Lab::fake(Value::Null);
+    lab.config(json!({"supported_models": ["codex", "codex-mini"]}));
+    let thread = json!({"event": {"type": "thread.started", "thread_id": "{thread}"}});
+    let message = |text: &str| {
+        json!({"event": {"type": "item.completed",
+            "item": {"id": "item_0", "type": "agent_message", "text": text}}})
+    };
+    let end = json!({"event": {"type": "turn.completed",
+        "usage": {"input_tokens": 1, "cached_input_tokens": 0, "output_tokens": 1}}});
+    lab.script(json!({"runs": [
+        ["read_stdin", thread, message("Hello."), end],
+        ["read_stdin", thread, message("At work."), {"wait_for": lab.path("never")}],
+        ["read_stdin", thread, {"call_tool": "fabric_send"}, end],
+    ]}));
+    let mut child = Command::new(client[0])
+        .args(&client[1..])
+        .arg(lab.workspace())
+        .arg(env!("CARGO_BIN_EXE_plexum-openai"))
+        .env_clear()
+        .envs(lab.env())
+        .env("MCP_CLIENT_PACKAGES", clients)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the client can be started");
+    let mut streams = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let (sender, ended) = channel();
+    std::thread::spawn(move || {
+        let (mut said, mut complained) = (String::new(), String::new());
+        streams.0.read_to_string(&mut said).unwrap();
+        streams.1.read_to_string(&mut complained).unwrap();
+        // Where the test has given up nobody listens.
+        let _ = sender.send((said, complained));
+    });
+    let (said, complained) = ended.recv_timeout(LIMIT).expect("the client ends");
+    let status = child.wait().unwrap();
+    assert!(status.success(), "{status}: {said}{complained}");
+    lab.assert_quiet();
+    said
+}
+
+#[test]
+fn python_as_daemon() {
+    let Some(clients) = clients() else { return };
+    let client = [&clients.join("venv/bin/python"), &script("daemon.py")];
+    assert_eq!(
+        run_as_daemon(&clients, &client.map(PathBuf::as_path)),
+        "ok\n"
+    );
+}
+
+#[test]
+fn typescript_as_daemon() {
+    let (Some(clients), Some(node)) = (clients(), crate::programs::find("node")) else {
+        return;
+    };
+    let client = [&node, &script("daemon.mjs")];
+    assert_eq!(
+        run_as_daemon(&clients, &client.map(PathBuf::as_path)),
+        "ok\n"
+    );
 }
 
 fn script(name: &str) -> PathBuf {

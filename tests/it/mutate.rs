@@ -15,6 +15,8 @@ const LIGHT: &str = r#""...(consumed)""#;
 const HEAVY: &str = r#""...(tool called)""#;
 /// An output with room for either.
 const LONG: &str = r#""Chunk ID: 1\nOutput:\n\"long\" \u00e9nough""#;
+/// What consuming it lightly frees.
+const FREED: usize = LONG.len() - LIGHT.len();
 
 /// A workspace, its thread, and the thread's rollout.
 struct Thread {
@@ -145,9 +147,14 @@ fn check(case: &Case) {
         .iter()
         .map(|(id, op)| json!({"block_id": id, "op": op}))
         .collect();
-    let answer =
-        json!({"requested": case.request.len(), "touched": case.touched, "missing": case.missing});
-    let again = json!({"requested": case.request.len(), "touched": 0, "missing": case.missing});
+    let json_bytes = |lines: &[String]| -> usize {
+        let json = lines.iter().map(|line| line.trim_end_matches(' ').len());
+        json.sum()
+    };
+    let answer = json!({"requested": case.request.len(), "touched": case.touched, "missing": case.missing,
+        "freed_bytes": json_bytes(&case.before).saturating_sub(json_bytes(&case.after))});
+    let again = json!({"requested": case.request.len(), "touched": 0, "missing": case.missing,
+        "freed_bytes": 0});
 
     let by_thread = ["--thread", THREAD, "--stdin"];
     let request = mutations.to_string();
@@ -462,7 +469,7 @@ fn everything_else_stays_as_it_is() {
     fs::write(&thread.rollout, &bytes).unwrap();
     assert_eq!(
         thread.answer(&["-t", THREAD, "a"], ""),
-        json!({"requested": 1, "touched": 1, "missing": []})
+        json!({"requested": 1, "touched": 1, "missing": [], "freed_bytes": FREED + 13})
     );
     let new = fs::read(&thread.rollout).unwrap();
     let spliced = |old: &[u8], value: &str, by: &str| {
@@ -505,9 +512,10 @@ fn newest_consumes_the_last_of_calls_with_one_id() {
         ),
     ] {
         let thread = Thread::new(&old);
+        let freed = FREED * expected.iter().filter(|line| line.contains(LIGHT)).count();
         assert_eq!(
             thread.answer(args, ""),
-            json!({"requested": 1, "touched": 1, "missing": []})
+            json!({"requested": 1, "touched": 1, "missing": [], "freed_bytes": freed})
         );
         assert_eq!(
             fs::read_to_string(&thread.rollout).unwrap(),
@@ -533,7 +541,7 @@ fn by_workspace_thread_and_file() {
         output("a", LIGHT) + &" ".repeat(LONG.len() - LIGHT.len()),
     ]);
     let thread = Thread::new(&old);
-    let touched = json!({"requested": 1, "touched": 1, "missing": []});
+    let touched = json!({"requested": 1, "touched": 1, "missing": [], "freed_bytes": FREED});
     let workspace = thread.lab.workspace().to_string_lossy().into_owned();
     let rollout = thread.rollout.to_string_lossy().into_owned();
     let upper = THREAD.to_uppercase();
@@ -757,7 +765,7 @@ fn between_turns_and_not_during_one() {
     assert_eq!(daemon.finish(turn).stop_reason(), "end_turn");
     assert_eq!(
         daemon.answer(mutation)["result"],
-        json!({"requested": 2, "touched": 2, "missing": []})
+        json!({"requested": 2, "touched": 2, "missing": [], "freed_bytes": 54})
     );
     assert_eq!(thread.text().matches("...(consumed)").count(), 2);
 }
@@ -787,7 +795,7 @@ fn a_leftover_of_a_crash_is_removed() {
 #[test]
 fn without_a_session_all_are_missing() {
     let thread = Thread::new(&text(&[call("a"), output("a", LONG)]));
-    let missing = json!({"requested": 2, "touched": 0, "missing": ["a", "b"]});
+    let missing = json!({"requested": 2, "touched": 0, "missing": ["a", "b"], "freed_bytes": 0});
     let mutations = json!([{"block_id": "a", "op": "light"}, {"block_id": "b", "op": "light"}]);
     let other = thread.lab.path("other");
     fs::create_dir(&other).unwrap();
@@ -929,7 +937,7 @@ fn a_wrong_command_line_is_told_and_writes_nothing() {
     // An empty list is a request like any other; it does not even look for the file.
     assert_eq!(
         thread.answer(by_workspace, "[]"),
-        json!({"requested": 0, "touched": 0, "missing": []})
+        json!({"requested": 0, "touched": 0, "missing": [], "freed_bytes": 0})
     );
 }
 

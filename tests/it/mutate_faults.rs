@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_plexum-openai");
-const ANSWER: &str = "{\"requested\":2,\"touched\":2,\"missing\":[]}\n";
+const ANSWER: &str = "{\"requested\":2,\"touched\":2,\"missing\":[],\"freed_bytes\":399985}\n";
 const THREAD: &str = "01a1fe00-a027-7a81-b8a0-356e91ab6908";
 
 /// Calls of two shapes, one of them to be consumed in each of the two ways, and padding enough for several

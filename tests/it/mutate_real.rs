@@ -74,9 +74,11 @@ fn consume(lab: &Lab, daemon: &mut Daemon, thread: &str) -> PathBuf {
     ]});
     for touched in [2, 0] {
         let answer = daemon.call(method::MUTATE, request.clone());
+        let freed = &answer["result"]["freed_bytes"];
+        assert_eq!(freed.as_u64().is_some_and(|freed| freed > 0), touched > 0);
         assert_eq!(
             answer["result"],
-            json!({"requested": 2, "touched": touched, "missing": []}),
+            json!({"requested": 2, "touched": touched, "missing": [], "freed_bytes": freed}),
             "{answer}"
         );
     }

@@ -105,6 +105,21 @@ fn the_protocol_page_names_every_code() {
 }
 
 #[test]
+fn protocol_page_has_a_section_for_every_name() {
+    let page = protocol_page();
+    let names = concat!(env!("CARGO_MANIFEST_DIR"), "/src/plugin/names.rs");
+    let names = std::fs::read_to_string(names).unwrap();
+    let values = names.lines().filter_map(|line| line.split_once(" = "));
+    let mut found = 0;
+    for (_, value) in values {
+        let name = value.trim_matches(['"', ';']);
+        assert!(page.contains(&format!("\n.Ss {name}\n")), "{name}");
+        found += 1;
+    }
+    assert!(found > 10, "the names stand where they are looked for");
+}
+
+#[test]
 fn the_json_in_the_protocol_page_is_json() {
     let page = protocol_page();
     let mut examples = 0;

@@ -935,12 +935,15 @@ fn rejects_a_packed_rollout_that_is_not_a_file() {
     for (lab, why) in [
         (
             with_packed(|path| std::os::unix::fs::symlink("/dev/zero", path).unwrap()),
-            "it is a symbolic link",
+            "it is a symbolic link, not a regular file",
         ),
-        (with_packed(fifo), "it is not a regular file"),
+        (
+            with_packed(fifo),
+            "it is a pipe or a device, not a regular file",
+        ),
         (
             with_packed(|path| fs::create_dir(path).unwrap()),
-            "it is not a regular file",
+            "it is a directory, not a regular file",
         ),
     ] {
         let told = Cli::new(&lab, ["parse-rollout", "--thread", PACKED]).run();

@@ -455,6 +455,28 @@ fn bytes_that_are_no_events_are_passed_over() {
     );
 }
 
+// fault: 12
+#[test]
+fn a_flood_of_lines_that_are_no_events_is_counted() {
+    let mut steps: Vec<Value> = vec![json!({"out": "usage: codex"}); 1000];
+    steps.extend([message("a"), completed()]);
+    let lab = Lab::fake(begun(steps));
+    let turn = Cli::new(&lab, ["turn", "hi", "-w"])
+        .arg(lab.workspace())
+        .run();
+    assert_eq!((turn.status, turn.stdout.as_str()), (0, "a\n"), "{turn:?}");
+    let warnings: Vec<_> = turn
+        .stderr
+        .lines()
+        .filter(|line| line.contains("warning"))
+        .collect();
+    assert_eq!(warnings.len(), 21, "{turn:?}");
+    assert!(
+        warnings[20].contains("980 more warnings and lines that are no events"),
+        "{turn:?}"
+    );
+}
+
 // fault: 15, 16, 17
 #[test]
 fn a_turn_has_one_end() {

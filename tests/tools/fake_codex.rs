@@ -8,7 +8,8 @@
 //! list of such lists, one for each `exec` in turn, the last one from then on), `new` and `resume` (for
 //! threads that start and go on), `version`, `login`, `mcp` (for those subcommands). What a script does not
 //! say goes as without one. In its strings `{thread}` is the thread's id, `{prompt}` the prompt (after
-//! `read_stdin`, where it comes that way), `{cwd}` the folder, `{uuid}` a fresh UUID and `{now}` the time.
+//! `read_stdin`, where it comes that way), `{cwd}` the folder, `{uuid}` a fresh UUID, `{now}` the time
+//! and `{round}` how often the steps of a `repeat` were done before.
 //!
 //! `FAKE_CODEX_LOG` names a file that gets one JSON line for each start (arguments, folder, environment,
 //! process ids) and one for each `read_stdin`.
@@ -93,8 +94,9 @@ enum Step {
     /// Append these lines to the thread's rollout, which is made where there is none. A string is a line as
     /// it stands, anything else is written as JSON.
     Rollout(Vec<Value>),
-    /// Start the MCP server that the command line lends, call this tool of it, and say its answer as a message.
-    CallTool(String),
+    /// Start the MCP server that the command line lends and call this tool of it. Where only its name is given, it gets
+    /// the prompt, and its answer is said as a message.
+    CallTool(CalledTool),
     /// Lock the thread as codex does, until the end or `release_lock`.
     HoldLock,
     ReleaseLock,
@@ -107,6 +109,18 @@ enum Step {
     Exit(i32),
     /// End by this signal.
     Signal(String),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum CalledTool {
+    Name(String),
+    Call {
+        name: String,
+        arguments: Value,
+        /// codex's own id of the call, as new versions tell it.
+        call_id: String,
+    },
 }
 
 #[derive(Debug, Deserialize)]
@@ -302,6 +316,8 @@ struct Codex {
     prompt: String,
     home: Option<PathBuf>,
     lock: Option<(File, PathBuf)>,
+    /// How often the steps of a `repeat` were done before.
+    round: u64,
     /// While this is set, SIGINT ends the fake with 1, as it does codex.
     interruptible: Arc<AtomicBool>,
 }
@@ -344,6 +360,7 @@ impl Codex {
             prompt: prompt.unwrap_or_else(|| "-".to_owned()),
             home,
             lock: None,
+            round: 0,
             interruptible,
             arguments,
         })
@@ -485,12 +502,27 @@ impl Codex {
             }
             Step::Grandchild(grandchild) => leave(grandchild)?,
             Step::Rollout(lines) => self.append(&lines)?,
-            Step::CallTool(name) => self.call_tool(&name)?,
+            Step::CallTool(CalledTool::Name(name)) => {
+                let arguments = json!({"prompt": self.prompt});
+                let text = self.call_tool(&json!({"name": name, "arguments": arguments}))?;
+                let message = json!({"type": "item.completed",
+                    "item": {"id": "item_0", "type": "agent_message", "text": text}});
+                write_stdout(format!("{}\n", as_codex(&message)).as_bytes())?;
+            }
+            Step::CallTool(CalledTool::Call {
+                name,
+                arguments,
+                call_id,
+            }) => {
+                let meta = json!({"callId": call_id});
+                self.call_tool(&json!({"name": name, "arguments": arguments, "_meta": meta}))?;
+            }
             Step::HoldLock => self.hold_lock()?,
             Step::ReleaseLock => self.release_lock()?,
             Step::Default => self.behave()?,
             Step::Repeat { times, steps } => {
-                for _ in 0..times {
+                for round in 0..times {
+                    self.round = round;
                     self.steps(&steps)?;
                 }
             }
@@ -589,6 +621,7 @@ impl Codex {
                 let mut text = text
                     .replace("{thread}", &self.thread)
                     .replace("{cwd}", &std::env::current_dir()?.to_string_lossy())
+                    .replace("{round}", &self.round.to_string())
                     .replace("{now}", &timestamp());
                 while text.contains("{uuid}") {
                     text = text.replacen("{uuid}", &fresh_uuid()?, 1);
@@ -685,7 +718,8 @@ impl Codex {
             }))
     }
 
-    fn call_tool(&self, name: &str) -> Result<(), Failure> {
+    /// Calls a tool with these parameters; the text that it gave.
+    fn call_tool(&self, call: &Value) -> Result<String, Failure> {
         let lent = self
             .arguments
             .iter()
@@ -713,8 +747,7 @@ impl Codex {
             json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion":
                 "2025-06-18", "capabilities": {}, "clientInfo": {"name": "fake", "version": "1"}}}),
             json!({"jsonrpc": "2.0", "method": "notifications/initialized"}),
-            json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
-                "params": {"name": name, "arguments": {"prompt": self.prompt}}}),
+            json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}),
         ] {
             writeln!(stdin, "{message}")?;
         }
@@ -729,10 +762,7 @@ impl Codex {
         }
         drop(stdin);
         server.wait()?;
-        let message = json!({"type": "item.completed",
-            "item": {"id": "item_0", "type": "agent_message", "text": text}});
-        write_stdout(format!("{}\n", as_codex(&message)).as_bytes())?;
-        Ok(())
+        Ok(text)
     }
 
     fn hold_lock(&mut self) -> Result<(), Failure> {

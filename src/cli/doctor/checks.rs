@@ -31,6 +31,12 @@ const SYSTEMD_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const LIMIT: Duration = Duration::from_secs(15);
 /// codex, as npm knows it.
 const PACKAGE: &str = "@openai/codex@latest";
+/// An id that no thread has.
+const NO_THREAD: &str = "00000000-0000-7000-8000-000000000000";
+/// The first version known to look for a rollout nowhere but where its index has it.
+const TRUSTS_INDEX: (u32, u32, u32) = (0, 148, 0);
+/// The last one known to find it by its name.
+const FINDS_BY_NAME: (u32, u32, u32) = (0, 135, u32::MAX);
 /// What the names of our own servers in codex's config begin with.
 const SERVER_PREFIX: &str = "plexum-host-";
 
@@ -47,6 +53,7 @@ pub(super) fn examine(
         places,
         config: Config::default(),
         config_is_there: false,
+        version: None,
         cancel,
         report,
     };
@@ -72,6 +79,8 @@ struct Doctor<'a> {
     /// The defaults, until the file was read.
     config: Config,
     config_is_there: bool,
+    /// codex's, once it has told it.
+    version: Option<(u32, u32, u32)>,
     cancel: &'a Flag,
     report: &'a mut Report,
 }
@@ -165,6 +174,7 @@ impl Doctor<'_> {
             return None;
         };
         let (major, minor, patch) = version;
+        self.version = Some(version);
         if version < OLDEST {
             let (a, b, c) = OLDEST;
             self.report.fail(
@@ -299,7 +309,7 @@ impl Doctor<'_> {
     fn network(&mut self) {
         const KEY: &str = "sandbox_workspace_write.network_access";
         let file = self.places.codex_home(&self.config).join("config.toml");
-        let text = fs::read_to_string(&file).unwrap_or_default();
+        let text = read_config(&file);
         let place = match self.setting(KEY) {
             Some("true") => "\"extra_args\"".to_owned(),
             Some(_) => return,
@@ -367,8 +377,9 @@ impl Doctor<'_> {
             );
             return;
         }
+        self.arguments(program);
         self.servers(program, &servers);
-        let text = fs::read_to_string(&config_file).unwrap_or_default();
+        let text = read_config(&config_file);
         if let Some(argument) = self.profile() {
             let message = format!(
                 "not looked at: \"extra_args\" has {argument}, and what a profile of codex asks for only a turn shows"
@@ -384,6 +395,70 @@ impl Doctor<'_> {
         match provider {
             Some(provider) => self.provider(&provider, &text),
             None => self.login(program, &login),
+        }
+    }
+
+    /// Whether codex takes the config's `extra_args`, where a turn has them.
+    fn arguments(&mut self, program: &Path) {
+        if self.config.extra_args.is_empty() {
+            return;
+        }
+        let mend = format!(
+            "mend \"extra_args\" in {}",
+            self.places.config_file().display()
+        );
+        let is = |flags: &[&str]| {
+            let mut arguments = self.config.extra_args.iter();
+            arguments.find(|argument| flags.contains(&argument.as_str()))
+        };
+        if let Some(flag) = is(&["-h", "--help", "-V", "--version"]) {
+            let message =
+                format!("\"extra_args\" has {flag}, with which codex ends before its work; {mend}");
+            self.report.fail("arguments", message);
+            return;
+        }
+        if let Some(flag) = is(&["--ephemeral"]) {
+            let message = format!(
+                "\"extra_args\" has {flag}: codex keeps no thread, so that every turn begins a new one; {mend}"
+            );
+            self.report.warn("arguments", message);
+        }
+        // The flags as a turn has them, up to its `--`. Help comes only where all before it is in order; settings
+        // and features are looked at later than that.
+        let mut flags = command::build(program, &self.config, self.places, &no_call()).args;
+        flags.truncate(flags.iter().take_while(|flag| *flag != "--").count());
+        let asked = |more: &[&str]| {
+            let mut asked = flags.clone();
+            asked.extend(more.iter().map(OsString::from));
+            asked
+        };
+        let mut features = settings(&self.config.extra_args);
+        features.extend(["features", "list"]);
+        for arguments in [
+            asked(&["-", "--help"]),
+            asked(&["resume", NO_THREAD, "-", "--help"]),
+            features.iter().map(OsString::from).collect(),
+        ] {
+            let Ok(answer) = self.ask(program, &arguments) else {
+                return;
+            };
+            if answer.success {
+                continue;
+            }
+            let said = answer.stderr.lines().find_map(|line| {
+                let start = ["error: ", "Error: ", "Error parsing -c overrides: "];
+                start.iter().find_map(|start| line.strip_prefix(start))
+            });
+            let said = match said.unwrap_or(answer.stderr.trim()) {
+                // The prompt, ours, which another word has the place of.
+                "unexpected argument '-' found" => {
+                    "a word in it is neither a flag nor a flag's value"
+                }
+                said => said,
+            };
+            let message = format!("codex refuses \"extra_args\": {said}; {mend}");
+            self.report.fail("arguments", message);
+            return;
         }
     }
 
@@ -549,10 +624,10 @@ impl Doctor<'_> {
         }
         let folder =
             crate::mcp::runtime_place(crate::mcp::runtime_dir().as_deref(), &self.places.profile);
-        let instead = match &self.places.home {
-            Some(home) => format!(
+        let instead = match ownership::in_home(self.places, ".plexum") {
+            Some(own) => format!(
                 "choose a directory of your own: set PLEXUM_PROFILE_ROOT to {}",
-                shell_word(&home.join(".plexum").to_string_lossy())
+                shell_word(&own.to_string_lossy())
             ),
             None => "choose a directory of your own: set PLEXUM_PROFILE_ROOT to one".to_owned(),
         };
@@ -661,6 +736,25 @@ impl Doctor<'_> {
         };
         let metadata = match open_regular_file(&rollout).and_then(|file| file.metadata()) {
             Ok(metadata) => metadata,
+            Err(error) if fs::metadata(&rollout).is_ok_and(|found| !found.is_file()) => {
+                self.lost_thread(&format!(
+                    "codex cannot go on with {}: {}",
+                    rollout.display(),
+                    reason(&error)
+                ));
+                return;
+            }
+            Err(error) if rollout.is_symlink() => {
+                self.report.warn(
+                    "rollout",
+                    format!(
+                        "{}: {}, which codex does not go on with from some version on, and which is not rewritten; put the file itself there",
+                        rollout.display(),
+                        reason(&error)
+                    ),
+                );
+                return;
+            }
             Err(error) => {
                 self.report.fail(
                     "rollout",
@@ -694,15 +788,14 @@ impl Doctor<'_> {
                 ),
             );
         } else if let Some(other) = indexed_elsewhere(&home, &rollout, thread) {
-            let gone = if other.exists() {
-                ""
-            } else {
-                ", which is gone"
-            };
+            if !self.rollout_elsewhere(&home, &rollout, &other) {
+                return;
+            }
+        } else if self.version >= Some(TRUSTS_INDEX) && !begins_with_meta(&rollout, thread) {
+            // 0.135 takes the first such record for it, wherever it is.
             self.lost_thread(&format!(
-                "{} is not where codex's index has it, {}{gone}: the codex home was moved or copied, and a new codex may not find the thread",
-                rollout.display(),
-                other.display()
+                "codex cannot open {}: its first record is not the session_meta of this thread",
+                rollout.display()
             ));
             return;
         } else if let Some(why) = unopened(&rollout) {
@@ -733,6 +826,44 @@ impl Doctor<'_> {
         }
     }
 
+    /// A thread that codex's index has at another path than where its rollout was found: the codex home was moved
+    /// or copied. Measured on 0.135, 0.148, 0.155 and 0.169. Says whether codex goes on with the rollout found.
+    fn rollout_elsewhere(&mut self, home: &Path, rollout: &Path, other: &Path) -> bool {
+        let shown = rollout.display();
+        let index = format!(
+            "run, while no codex runs: rm {}/state_*.sqlite*, which codex makes anew from its threads",
+            shell_word(&home.to_string_lossy())
+        );
+        if other.exists() {
+            // All of them write there, and nobody sees it here.
+            let message = format!(
+                "codex goes on in {}, where its index has the thread, and not in {shown}: the codex home is a copy, and the tool calls of its turns are neither told nor consumed; {index}",
+                other.display()
+            );
+            self.report.warn("rollout", message);
+            return false;
+        }
+        let what = format!(
+            "{shown} is not where codex's index has it, {}, which is gone: the codex home was moved",
+            other.display()
+        );
+        match self.version {
+            Some(version) if version <= FINDS_BY_NAME => {
+                let message = format!("{what}, and this version finds it all the same");
+                self.report.ok("rollout", message);
+                true
+            }
+            Some(version) if version >= TRUSTS_INDEX => {
+                self.lost_thread(&format!("{what}, and codex does not find it ({index})"));
+                false
+            }
+            _ => {
+                self.lost_thread(&format!("{what}, and codex may not find it ({index})"));
+                false
+            }
+        }
+    }
+
     /// A variable as codex will see it.
     fn variable(&self, name: &str) -> Option<OsString> {
         let set = match self.config.env.get(name) {
@@ -743,20 +874,12 @@ impl Doctor<'_> {
     }
 
     /// Asks codex, in the environment that a turn gives it.
-    fn ask(&self, program: &Path, arguments: &[&str]) -> crate::error::Result<Answer> {
-        let call = Call {
-            thread: None,
-            model: "",
-            system: None,
-            system_in_thread: false,
-            images: &[],
-            schema: None,
-            reasoning_effort: None,
-            prompt: "",
-            tool_args: &[],
-            workspace: Path::new("/"),
-        };
-        let built = command::build(program, &self.config, self.places, &call);
+    fn ask(
+        &self,
+        program: &Path,
+        arguments: &[impl AsRef<std::ffi::OsStr>],
+    ) -> crate::error::Result<Answer> {
+        let built = command::build(program, &self.config, self.places, &no_call());
         let mut command = Command::new(program);
         command.args(arguments);
         for name in built.env_removed {
@@ -820,6 +943,41 @@ impl Doctor<'_> {
     }
 }
 
+/// A call of codex that asks nothing of a model.
+fn no_call() -> Call<'static> {
+    Call {
+        thread: None,
+        model: "",
+        system: None,
+        system_in_thread: false,
+        images: &[],
+        schema: None,
+        reasoning_effort: None,
+        prompt: "",
+        tool_args: &[],
+        workspace: Path::new("/"),
+    }
+}
+
+/// The settings and features among `extra_args`, which every subcommand of codex takes.
+fn settings(extra_args: &[String]) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut arguments = extra_args.iter().map(String::as_str);
+    while let Some(argument) = arguments.next() {
+        if matches!(argument, "-c" | "--config" | "--enable" | "--disable") {
+            found.push(argument);
+            found.extend(arguments.next());
+        } else if ["--config=", "--enable=", "--disable="]
+            .iter()
+            .any(|start| argument.starts_with(start))
+            || (argument.starts_with("-c") && !argument.starts_with("--"))
+        {
+            found.push(argument);
+        }
+    }
+    found
+}
+
 /// Where codex's index has the rollout of `thread`, if that is another path than `rollout`.
 ///
 /// The index is an SQLite database. In a row of it the path follows the thread's id, so that neither SQLite nor its
@@ -838,7 +996,7 @@ fn indexed_elsewhere(home: &Path, rollout: &Path, thread: &str) -> Option<PathBu
             continue;
         }
         let mut bytes = Vec::new();
-        let file = fs::File::open(entry.path()).ok()?;
+        let file = open_regular_file(&entry.path()).ok()?;
         file.take(MOST).read_to_end(&mut bytes).ok()?;
         for at in memchr::memmem::find_iter(&bytes, start.as_bytes()) {
             let path = &bytes[at + thread.len()..];
@@ -847,7 +1005,8 @@ fn indexed_elsewhere(home: &Path, rollout: &Path, thread: &str) -> Option<PathBu
                 continue;
             };
             let path = Path::new(std::ffi::OsStr::from_bytes(&path[..length + end.len()]));
-            if same_file(path, rollout) {
+            // Packed: the index keeps the plain name.
+            if same_file(path, rollout) || same_file(path, &rollout.with_extension("")) {
                 return None;
             }
             found = Some(path.to_owned());
@@ -856,10 +1015,33 @@ fn indexed_elsewhere(home: &Path, rollout: &Path, thread: &str) -> Option<PathBu
     found
 }
 
+/// codex's config, which may lie behind a link; nothing where it cannot be read, or is not a file.
+fn read_config(file: &Path) -> String {
+    const MOST: u64 = 16 << 20;
+    let mut text = String::new();
+    let opened = fs::canonicalize(file).and_then(|file| open_regular_file(&file));
+    // What codex makes of it codex says.
+    let _ = opened.and_then(|file| file.take(MOST).read_to_string(&mut text));
+    text
+}
+
 /// Are these two names of one file?
 fn same_file(one: &Path, other: &Path) -> bool {
     let identity = |path: &Path| fs::metadata(path).ok().map(|it| (it.dev(), it.ino()));
     one == other || (identity(one).is_some() && identity(one) == identity(other))
+}
+
+/// Does a rollout that is not packed begin with the record of this thread? What cannot be read does.
+fn begins_with_meta(rollout: &Path, thread: &str) -> bool {
+    const MOST: u64 = 4096;
+    if rollout.extension().is_some_and(|end| end == "zst") {
+        return true;
+    }
+    let mut head = Vec::new();
+    let read = open_regular_file(rollout).and_then(|file| file.take(MOST).read_to_end(&mut head));
+    let first = head.split(|byte| *byte == b'\n').next().unwrap_or(&head);
+    let has = |text: &str| memchr::memmem::find(first, text.as_bytes()).is_some();
+    read.is_err() || (first.starts_with(b"{") && has("\"session_meta\"") && has(thread))
 }
 
 /// Why codex cannot open a rollout whose last record has no number where the records before have one: something
@@ -869,7 +1051,7 @@ fn unopened(rollout: &Path) -> Option<&'static str> {
     if rollout.extension().is_some_and(|end| end == "zst") {
         return None;
     }
-    let mut file = fs::File::open(rollout).ok()?;
+    let mut file = open_regular_file(rollout).ok()?;
     let mut head = [0; 4096];
     let length = file.read(&mut head).ok()?;
     let first = head[..length].split(|byte| *byte == b'\n').next()?;
@@ -889,14 +1071,15 @@ fn unopened(rollout: &Path) -> Option<&'static str> {
 /// What is good about codex's folder, or what is wrong with it.
 fn look_at_home(places: &Places, home: &Path, is_named: bool) -> Result<String, String> {
     let shown = home.display();
-    let instead = match &places.home {
-        Some(home) => format!(
+    let own = ownership::in_home(places, ".codex").filter(|own| own != home);
+    let instead = match own {
+        Some(own) => format!(
             "choose a directory of your own: set \"codex_home\" in the config to {}",
-            json(&home.join(".codex").to_string_lossy())
+            json(&own.to_string_lossy())
         ),
-        None => {
-            "choose a directory of your own: set \"codex_home\" in the config to one".to_owned()
-        }
+        // It is this one that cannot be used.
+        None => "choose a directory of your own: set HOME, or \"codex_home\" in the config, to one"
+            .to_owned(),
     };
     match fs::metadata(home) {
         Ok(found) if !found.is_dir() => Err(format!(
@@ -919,10 +1102,17 @@ fn look_at_home(places: &Places, home: &Path, is_named: bool) -> Result<String, 
                 open_up(places, &home.join("sessions"), &instead)
             )),
         },
-        // Only its own default is made by codex.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !is_named => {
-            let parent = home.parent().unwrap_or(home);
-            if access(parent, Access::WRITE_OK | Access::EXEC_OK).is_ok() {
+        // Only its own default is made by codex, with all that it lies in.
+        Err(error)
+            if !is_named
+                && matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+        {
+            let parent = home.ancestors().skip(1).find(|parent| parent.exists());
+            let parent = parent.unwrap_or(home);
+            if parent.is_dir() && access(parent, Access::WRITE_OK | Access::EXEC_OK).is_ok() {
                 Ok(format!("{shown} is not there yet, codex makes it"))
             } else {
                 Err(format!(
@@ -974,10 +1164,10 @@ fn look_at_workspace(places: &Places, workspace: &Path) -> Result<String, String
 
 /// What to do about a workspace that is not this user's to change.
 fn other_workspace(places: &Places) -> String {
-    match &places.home {
-        Some(home) => format!(
+    match ownership::in_home(places, "workspace") {
+        Some(own) => format!(
             "choose a directory of your own as the workspace, such as {}",
-            shell_word(&home.join("workspace").to_string_lossy())
+            shell_word(&own.to_string_lossy())
         ),
         None => "choose a directory of your own as the workspace".to_owned(),
     }

@@ -75,6 +75,14 @@ pub(super) fn may_be_made(places: &Places, path: &Path) -> bool {
     writable && (is_own(places, &parent) || (theirs && !is_system(&parent)))
 }
 
+/// A path in the user's home where something could be made, if there could: no advice leads back to a home that is
+/// not there or cannot be written.
+pub(super) fn in_home(places: &Places, name: &str) -> Option<PathBuf> {
+    let home = places.home.as_ref()?;
+    let is_writable = access(home, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+    (is_writable && home.is_dir() && is_own(places, home)).then(|| home.join(name))
+}
+
 /// How to come to read and write what this user may not; `instead` says which other one to choose where this one
 /// is not theirs to change.
 pub(super) fn open_up(places: &Places, path: &Path, instead: &str) -> String {

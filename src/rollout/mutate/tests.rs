@@ -23,6 +23,11 @@ fn heavy(id: &str) -> Mutation {
 }
 
 /// What consuming makes of a text.
+/// How much of a rollout is JSON, and not padding.
+fn json_bytes(text: &str) -> u64 {
+    text.lines().map(|line| line.trim_end().len() as u64).sum()
+}
+
 fn consumed(text: &[u8], mutations: &[Mutation]) -> (Vec<u8>, Outcome) {
     let mut sure = false;
     let plan = Plan::read(|| text, mutations, &mut || sure = true).unwrap();
@@ -68,6 +73,7 @@ fn check(
         requested: mutations.len(),
         touched,
         missing: missing.iter().map(|id| (*id).to_owned()).collect(),
+        freed_bytes: json_bytes(&text).saturating_sub(json_bytes(&new)),
     };
     assert_eq!(outcome, expected, "{what}");
     let (again, outcome) = consumed(new.as_bytes(), mutations);
@@ -861,6 +867,7 @@ fn random_rollouts_are_consumed_right() {
                 .map(|it| it.block_id.clone())
                 .filter(|id| !complete.contains(&id.as_str()))
                 .collect(),
+            freed_bytes: json_bytes(&text).saturating_sub(json_bytes(&new)),
         };
         assert_eq!(outcome, expected, "{}", why());
         touched += outcome.touched;
@@ -939,6 +946,8 @@ fn pair() -> String {
 // fault: 59, 61
 #[test]
 fn a_file_is_rewritten_in_place() {
+    let (new, _) = consumed(pair().as_bytes(), &[light("a")]);
+    let freed = json_bytes(&pair()) - json_bytes(std::str::from_utf8(&new).unwrap());
     let home = Home::new(&pair());
     fs::set_permissions(&home.rollout, fs::Permissions::from_mode(0o640)).unwrap();
     let file = fs::File::options().write(true).open(&home.rollout).unwrap();
@@ -955,7 +964,8 @@ fn a_file_is_rewritten_in_place() {
         Outcome {
             requested: 2,
             touched: 1,
-            missing: vec!["x".to_owned()]
+            missing: vec!["x".to_owned()],
+            freed_bytes: freed,
         }
     );
     assert_eq!(home.text(), pair());
@@ -971,7 +981,7 @@ fn a_file_is_rewritten_in_place() {
     let after = fs::metadata(&home.rollout).unwrap();
     assert_eq!(
         serde_json::to_string(&outcome).unwrap(),
-        r#"{"requested":2,"touched":1,"missing":["x"]}"#
+        format!(r#"{{"requested":2,"touched":1,"missing":["x"],"freed_bytes":{freed}}}"#)
     );
     assert_eq!(
         home.text().as_bytes(),
@@ -1226,7 +1236,8 @@ fn a_request_is_checked_before_anything_is_opened() {
         Outcome {
             requested: 2,
             touched: 0,
-            missing: vec!["a".to_owned(), "b".to_owned()]
+            missing: vec!["a".to_owned(), "b".to_owned()],
+            freed_bytes: 0,
         }
     );
 }

@@ -69,14 +69,16 @@ fn wire_line(line: &[u8]) {
             let value: IgnoredAny = serde_json::from_slice(json).unwrap();
             let _ = value;
             if let Ok(Message::Request { id, .. }) = parse(line) {
-                let again: Value = serde_json::from_str(&id.json()).unwrap();
-                assert_eq!(Id::from_json(&again), Some(id.clone()));
+                // The escapes of a string may be longer than they came.
+                if id.json().len() <= 4096 {
+                    assert_eq!(Id::from_json(&id.json()), Some(id.clone()));
+                }
                 one_line_of_json(result_line(&id, "{}").strip_suffix('\n').unwrap());
             }
             let Ok(value) = params::value(params) else {
                 return;
             };
-            let params = params::root(&value);
+            let params = params::root(value);
             let _ = params::protocol_version(&params);
             let _ = params::log_level(&params);
             let _ = params::cancelled_stream(&params);

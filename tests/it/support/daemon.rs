@@ -22,6 +22,7 @@ pub(crate) mod method {
     pub(crate) const STREAM: &str = "plexum/provider/stream";
     pub(crate) const STEER: &str = "plexum/provider/steer";
     pub(crate) const CANCEL: &str = "plexum/provider/cancel";
+    pub(crate) const MODELS: &str = "plexum/provider/models";
     pub(crate) const MUTATE: &str = "plexum/session/mutate";
     pub(crate) const INITIALIZED: &str = "notifications/initialized";
     pub(crate) const CANCELLED: &str = "notifications/cancelled";
@@ -219,6 +220,20 @@ impl Daemon {
         self.tools = Box::new(handler);
     }
 
+    /// Writes bytes from a thread of its own, for what the plugin does not read at once. Nothing else can be sent
+    /// until that is given to [`Daemon::all_sent`].
+    pub(crate) fn send_in_background(&mut self, bytes: Vec<u8>) -> JoinHandle<ChildStdin> {
+        let mut stdin = self.stdin.take().expect("stdin is open");
+        thread::spawn(move || {
+            stdin.write_all(&bytes).expect("the plugin reads");
+            stdin
+        })
+    }
+
+    pub(crate) fn all_sent(&mut self, sender: JoinHandle<ChildStdin>) {
+        self.stdin = Some(sender.join().expect("it was written"));
+    }
+
     /// Writes bytes as they are.
     #[track_caller]
     pub(crate) fn send_bytes(&mut self, bytes: &[u8]) {
@@ -312,6 +327,11 @@ impl Daemon {
     /// Has the request with this id been answered?
     pub(crate) fn is_answered(&self, id: i64) -> bool {
         self.answers.contains_key(&id.to_string())
+    }
+
+    /// How many answers came so far that nobody has asked for yet.
+    pub(crate) fn heard(&self) -> usize {
+        self.answers.len() + self.answers_to_nothing.len()
     }
 
     /// The events of a stream that came so far.

@@ -4,12 +4,14 @@
 //! finds what was left running.
 
 use super::model::Model;
+use super::user::User;
 use super::{codex, ps};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -45,11 +47,55 @@ impl Lab {
         lab
     }
 
+    /// A place where this user runs the real codex, however closed the directories of the checkout are. `plugin` in it
+    /// is the program.
+    pub(crate) fn real_of(user: User, codex: &Path, script: Value) -> Lab {
+        let mut lab = Lab::with_in(codex.to_owned(), Path::new("/tmp"));
+        let model = Model::start(script).expect("the model's script is one");
+        model
+            .write_codex_home(&lab.codex_home(), 0)
+            .expect("CODEX_HOME can be written");
+        lab.model = Some(model);
+        lab.give_to(user);
+        lab
+    }
+
+    /// The same with the fake codex.
+    pub(crate) fn fake_of(user: User, script: Value) -> Lab {
+        let mut lab = Lab::with_in(codex::fake(), Path::new("/tmp"));
+        fs::create_dir_all(lab.codex_home()).expect("a folder");
+        lab.script(script);
+        lab.give_to(user);
+        lab
+    }
+
+    fn give_to(&mut self, user: User) {
+        // By another process: one that these tests start meanwhile would have the file open, which then cannot be run.
+        let copy = |from: &Path, to: &Path| {
+            let status = Command::new("cp").arg(from).arg(to).status();
+            assert!(status.expect("cp can be started").success());
+        };
+        let plugin = self.path("plugin");
+        copy(Path::new(env!("CARGO_BIN_EXE_plexum-openai")), &plugin);
+        let tried = user.command(&self.codex).arg("--version").output();
+        if tried.is_err() {
+            let codex = self.path("codex-program");
+            copy(&self.codex, &codex);
+            self.codex = codex;
+            self.config(json!({}));
+        }
+        user.own(self.root());
+    }
+
     fn with(codex: PathBuf) -> Lab {
+        Lab::with_in(codex, Path::new(env!("CARGO_TARGET_TMPDIR")))
+    }
+
+    fn with_in(codex: PathBuf, base: &Path) -> Lab {
         let root = tempfile::Builder::new()
             .prefix("lab-")
-            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
-            .expect("cargo's folder for tests can be written");
+            .tempdir_in(base)
+            .expect("the folder for tests can be written");
         let mut lab = Lab {
             root,
             codex,

@@ -7,6 +7,7 @@ pub(crate) mod lab;
 #[path = "../../tools/model.rs"]
 pub(crate) mod model;
 pub(crate) mod ps;
+pub(crate) mod user;
 
 pub(crate) use cli::Cli;
 pub(crate) use daemon::{Daemon, Turn, method};

@@ -139,8 +139,17 @@ fn memory(pid: u32, name: &str) -> u64 {
 
 /// How many bytes a process has written so far, to whatever.
 pub(crate) fn written(pid: u32) -> u64 {
+    io(pid, "wchar: ")
+}
+
+/// How many bytes a process has read so far, of whatever.
+pub(crate) fn read(pid: u32) -> u64 {
+    io(pid, "rchar: ")
+}
+
+fn io(pid: u32, name: &str) -> u64 {
     let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
     io.lines()
-        .find_map(|line| line.strip_prefix("wchar: ")?.parse().ok())
+        .find_map(|line| line.strip_prefix(name)?.parse().ok())
         .unwrap_or(0)
 }

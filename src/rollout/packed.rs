@@ -12,7 +12,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 const LONGEST: u64 = 4 << 30;
 
 /// What a packed file has in it. Dropping it ends the program that unpacks.
-pub(super) struct Unpacked {
+pub(crate) struct Unpacked {
     child: Child,
     out: Capped<ChildStdout>,
 }
@@ -22,7 +22,7 @@ impl Unpacked {
     ///
     /// # Errors
     /// [`Kind::Io`] where there is no `zstd`, or it cannot be started.
-    pub(super) fn new(packed: File, path: &Path) -> Result<Unpacked> {
+    pub(crate) fn new(packed: File, path: &Path) -> Result<Unpacked> {
         let failed = |error: io::Error| {
             let what = format!("'{}' is packed, and 'zstd' unpacks it", path.display());
             match error.kind() {
