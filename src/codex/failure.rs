@@ -99,7 +99,7 @@ fn seconds_of(text: &str) -> Option<u64> {
     let mut total = None;
     loop {
         let digits = rest.find(|char: char| !char.is_ascii_digit() && char != '.');
-        let (number, behind) = rest.split_at(digits?);
+        let (number, behind) = rest.split_at(digits.unwrap_or(rest.len()));
         // A full stop can end the sentence.
         let Ok(number) = number.trim_end_matches('.').parse::<f64>() else {
             return total.map(|total: f64| total.ceil() as u64);
