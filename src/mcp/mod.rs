@@ -28,8 +28,6 @@ pub(crate) use socket::{
 };
 pub(crate) use strict::whole_characters;
 
-pub(crate) use strict::whole_characters;
-
 use crate::error::Error;
 use crate::sys::Flag;
 use serde::Deserialize;
