@@ -96,7 +96,8 @@ impl Kind {
             Kind::Busy => "session_busy",
             Kind::IdleTimeout => "idle_timeout",
             Kind::TurnTimeout => "turn_timeout",
-            Kind::Io => "io",
+            // What was asked for is checked before: here it is a workspace that went away meanwhile.
+            Kind::Io | Kind::Params => "io",
             _ => "codex_failed",
         }
     }

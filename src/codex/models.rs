@@ -303,7 +303,7 @@ impl Drop for AppServer<'_> {
                 Ok(_) | Err(_) => break,
             }
         }
-        // Where it has ended, what it left behind: each version starts `git` and `lsb_release` at once, and ends
+        // Where it has ended, what it left behind: 0.169 starts `git` at once, 0.135 `lsb_release` too, and codex ends
         // without waiting for them. The group is its own, and it is not waited for yet, so the number is still its.
         let _ = rustix::process::kill_process_group(Pid::from_child(&self.child), Signal::KILL);
         // It is dead or has been killed.

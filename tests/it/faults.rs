@@ -101,9 +101,10 @@ fn a_workspace_that_vanishes_or_is_closed_is_told() {
     fs::remove_dir_all(lab.workspace()).unwrap();
     fs::write(lab.path("go"), "").unwrap();
     daemon.finish(first);
-    let answer = daemon.finish(second).answer;
-    assert_eq!(answer["error"]["code"], -32602, "{answer}");
-    let message = answer["error"]["message"].as_str().unwrap();
+    // It was told that it waits, so its end is an event.
+    let second = daemon.finish(second);
+    assert_eq!(second.error_code(), Some("io"), "{second:?}");
+    let message = second.result()["error"]["message"].as_str().unwrap();
     let workspace = lab.workspace().display().to_string();
     assert_eq!(
         message,

@@ -115,7 +115,7 @@ real_codex! {
         fs::write(there.join(".plexum-codex-session"), &newcomer).unwrap();
         let turn = turn_in(&mut daemon, &lab, &there, "three");
         assert_ne!(turn.thread(), newcomer);
-        daemon.log("warn", "this workspace is a copy");
+        daemon.log("warning", "this workspace is a copy");
         // What has the path is young, but has the id: it was put back from a copy.
         let (kept, copy) = (turn.thread().to_owned(), lab.path("copy"));
         for (from, to) in [(&there, &copy), (&copy, &there)] {
@@ -142,7 +142,7 @@ real_codex! {
         assert!(doctor.stdout.contains("it is a pipe or a device, not a regular file; the next turn"), "{doctor:?}");
         let turn = daemon.turn(Daemon::prompt(&lab, "two"));
         assert_eq!((turn.stop_reason(), &turn.result()["thread_state"]), ("end_turn", &json!("replaced")));
-        daemon.log("warn", "it is a pipe or a device, not a regular file; a new one takes over");
+        daemon.log("warning", "it is a pipe or a device, not a regular file; a new one takes over");
         assert_eq!(fs::read_to_string(lab.workspace().join(BAD)).unwrap(), first);
     }
 }
@@ -292,7 +292,7 @@ real_codex! {
         let before = original(&thread);
         let mut daemon = Daemon::start(&lab);
         assert_eq!(daemon.turn(Daemon::prompt(&lab, "three")).thread(), thread);
-        daemon.log("warn", "its tool calls cannot be told: the codex home may be a copy");
+        daemon.log("warning", "its tool calls cannot be told: the codex home may be a copy");
         assert!(original(&thread) > before);
         // As it is advised.
         for entry in fs::read_dir(&copy).unwrap().flatten() {
@@ -564,7 +564,7 @@ fn a_packed_rollout_or_a_decoy_hides_no_foreign_thread() {
         let turn = daemon.turn(Daemon::prompt(&lab, "hi"));
         assert_eq!(turn.result()["thread_state"], "new", "{packed} {turn:?}");
         assert_ne!(turn.thread(), ID);
-        daemon.log("warn", "this workspace is a copy");
+        daemon.log("warning", "this workspace is a copy");
     }
 }
 

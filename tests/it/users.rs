@@ -193,7 +193,10 @@ fn a_sub_agent_calls_a_lent_tool() {
     let turn = daemon.turn(params);
     assert_eq!(turn.text(), "well", "{turn:?}");
     assert_eq!(daemon.tool_calls().len(), 1, "{turn:?}");
-    assert_eq!(daemon.tool_calls()[0]["params"]["call_id"], "call_child");
+    assert_eq!(
+        daemon.tool_calls()[0]["params"]["_meta"]["call_id"],
+        "call_child"
+    );
     let told = turn
         .of("tool_use")
         .find(|event| event["id"] == "call_child");
