@@ -9,6 +9,7 @@
 
 use super::json;
 use super::record::{Call, Content, Input, Nested, Output};
+use super::string;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::hash_map::Entry;
@@ -424,6 +425,9 @@ pub(crate) fn write_input(out: &mut impl Write, input: &Input<'_>) -> io::Result
 pub(crate) fn write_content(out: &mut impl Write, content: &Content<'_>) -> io::Result<()> {
     match content {
         Content::Json(raw) => {
+            if let Some(texts) = plain_texts(raw) {
+                return write_texts(out, &texts);
+            }
             let json = json::limit_depth(raw);
             match mcp_blocks(&json) {
                 Some(blocks) => Ok(serde_json::to_writer(out, &blocks)?),
@@ -433,6 +437,38 @@ pub(crate) fn write_content(out: &mut impl Write, content: &Content<'_>) -> io::
         Content::Text(text) => write_string(out, text),
         Content::LeftOut(length) => write!(out, "\"[an output of {length} bytes, left out]\""),
     }
+}
+
+/// The texts of a list, as JSON strings, where it is written as codex writes a list of texts alone: then one look
+/// is enough.
+fn plain_texts(json: &[u8]) -> Option<Vec<&[u8]>> {
+    const BLOCK: &[u8] = b"{\"type\":\"input_text\",\"text\":\"";
+    let mut texts = Vec::new();
+    let mut rest = json.strip_prefix(b"[")?;
+    loop {
+        rest.strip_prefix(BLOCK)?;
+        let string = &rest[BLOCK.len() - 1..];
+        let end = string::end(string, 1)?;
+        texts.push(&string[..end]);
+        rest = string[end..].strip_prefix(b"}")?;
+        match rest.split_first()? {
+            (b',', more) => rest = more,
+            (b']', []) => return Some(texts),
+            _ => return None,
+        }
+    }
+}
+
+fn write_texts(out: &mut impl Write, texts: &[&[u8]]) -> io::Result<()> {
+    let mut before: &[u8] = b"[";
+    for text in texts {
+        out.write_all(before)?;
+        out.write_all(b"{\"type\":\"text\",\"text\":")?;
+        out.write_all(text)?;
+        out.write_all(b"}")?;
+        before = b",";
+    }
+    out.write_all(b"]")
 }
 
 /// A block of a content list.

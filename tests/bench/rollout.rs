@@ -215,7 +215,9 @@ impl<W: Write> Maker<W> {
                     "response_item",
                     json!({"type": "function_call_output", "call_id": id, "output": content}),
                 )?;
-                ("send", input, content)
+                // As the daemon is told it: a block of MCP.
+                let told = json!([{"type": "text", "text": output}]);
+                ("send", input, told)
             }
             _ => {
                 let command = self.text(90);
