@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The least codex that is supported.
 pub(crate) const OLDEST: (u32, u32, u32) = (0, 135, 0);
@@ -145,20 +146,34 @@ pub(crate) fn build(
         Some(prompt)
     };
 
-    // Backtraces get into codex's messages, and our own log filter into its stderr.
-    let env_removed = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE", "RUST_LOG"]
-        .into_iter()
-        .filter(|name| !config.env.contains_key(*name))
-        .collect();
     Invocation {
         program: program.to_owned(),
         args,
         folder: call.workspace.to_owned(),
         env: environment(config, places),
-        env_removed,
+        env_removed: removed_from_environment(config),
         stdin,
         warnings,
     }
+}
+
+/// codex without arguments, in the environment that a turn gives it: for what is asked of it besides.
+pub(crate) fn in_environment(program: &Path, config: &Config, places: &Places) -> Command {
+    let mut command = Command::new(program);
+    for name in removed_from_environment(config) {
+        command.env_remove(name);
+    }
+    command.envs(environment(config, places));
+    command
+}
+
+/// What of the plugin's own environment codex does not get, unless the config sets it: backtraces get into its
+/// messages, and our log filter into its stderr.
+fn removed_from_environment(config: &Config) -> Vec<&'static str> {
+    ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE", "RUST_LOG"]
+        .into_iter()
+        .filter(|name| !config.env.contains_key(*name))
+        .collect()
 }
 
 /// The config's `extra_args`, without what codex would refuse beside ours.

@@ -30,7 +30,6 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::process::Command;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -686,10 +685,7 @@ impl Server {
             };
             let (config, places) = (&context.config, &context.places);
             let program = command::find(&config.binary, config, places)?;
-            let mut codex = Command::new(program);
-            // It is meant for the plugin, as in a turn.
-            codex.env_remove("RUST_LOG");
-            codex.envs(command::environment(config, places));
+            let codex = command::in_environment(&program, config, places);
             let models = models::list(codex, &flag)?;
             Ok(json!({"models": models}).to_string())
         })

@@ -6,7 +6,7 @@
 //! inode, since a workspace can be renamed, mounted elsewhere or reached through a link.
 
 use crate::codex::ask::ask;
-use crate::codex::command::{self, Call};
+use crate::codex::command;
 use crate::codex::home;
 use crate::config::{Config, Places};
 use crate::error::{Error, Kind, Result};
@@ -17,7 +17,6 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 /// How long `codex unarchive` may take; it takes 0.6 s.
@@ -123,25 +122,8 @@ pub(super) fn unarchive(
     places: &Places,
     cancel: &Flag,
 ) -> Result<()> {
-    let call = Call {
-        thread: None,
-        model: "",
-        system: None,
-        system_in_thread: false,
-        images: &[],
-        schema: None,
-        reasoning_effort: None,
-        prompt: "",
-        tool_args: &[],
-        workspace: Path::new("/"),
-    };
-    let built = command::build(program, config, places, &call);
-    let mut command = Command::new(program);
+    let mut command = command::in_environment(program, config, places);
     command.args(["unarchive", "--", thread]);
-    for name in built.env_removed {
-        command.env_remove(name);
-    }
-    command.envs(built.env);
     let answer = ask(command, UNARCHIVE_LIMIT, cancel)?;
     if answer.success {
         return Ok(());

@@ -938,7 +938,7 @@ fn recorded_end_is_only_this_turns() {
 #[test]
 fn recorded_text_between_printed_ones_is_told_in_its_place() {
     let from_agent =
-        json!({"author": "/root/a", "recipient": "/root", "content": "hi"}).to_string();
+        json!({"author": "/main/a", "recipient": "/main", "content": "hi"}).to_string();
     check_success(
         begun([
             recorded([

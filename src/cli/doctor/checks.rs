@@ -22,7 +22,6 @@ use std::io::{self, Read, Seek};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 /// The PATH that systemd gives to services where nobody sets another.
@@ -879,13 +878,8 @@ impl Doctor<'_> {
         program: &Path,
         arguments: &[impl AsRef<std::ffi::OsStr>],
     ) -> crate::error::Result<Answer> {
-        let built = command::build(program, &self.config, self.places, &no_call());
-        let mut command = Command::new(program);
+        let mut command = command::in_environment(program, &self.config, self.places);
         command.args(arguments);
-        for name in built.env_removed {
-            command.env_remove(name);
-        }
-        command.envs(built.env);
         ask(command, LIMIT, self.cancel)
     }
 
