@@ -4,24 +4,29 @@
 //!
 //! * `main`: dispatch and exit status
 //! * `cli`: the subcommands, and the one table of flags that parser, help and completions come from
-//! * `plugin`: JSON-RPC on stdin and stdout: framing, the loop, the outbox
-//! * `turn`: a turn from request to answer: event order, queue, session file, usage
-//! * `codex`: finding codex, its command line, its process, its events, its home; `mcp`: the daemon's tools
-//! * `rollout`: codex's record of a thread: scanning it, pairing its calls, rewriting it
-//! * `canonical`, `config`, `error`, `sys`: types, the config file, errors, the operating system
+//! * `daemon`: the wire to Plexum on stdin and stdout: framing, the loop, the outbox
+//! * `turn`: a turn from request to response: queue, session file, prompt
+//! * `backend`: how codex is run for a turn (`backend::exec`), and the order of the events that come of it
+//! * `codex`: what is true of codex whichever way it runs; `mcp`: the daemon's tools; `rollout`: codex's record of a
+//!   thread: reading it, pairing its calls, rewriting it
+//! * `json`, `os`, `config`, `canonical`, `error`, `shell`: JSON texts, the operating system, the config file, the
+//!   daemon's types, errors, quoting
 //!
-//! The way of a turn: a line on stdin, `plugin::message`, `plugin::serve`, the turn's thread, `codex::command`,
-//! `codex::child`, `codex::events`, `codex::translate`, `turn`, the sink, stdout.
+//! The way of a turn: a line on stdin, `daemon::message`, `daemon::serve`, the turn's thread, `turn::run`,
+//! `backend::exec` (`command`, `child`, `events`, `translate`), `backend::emitter`, the sink, stdout.
 
+mod backend;
 mod canonical;
 mod cli;
 mod codex;
 mod config;
+mod daemon;
 mod error;
+mod json;
 mod mcp;
-mod plugin;
+mod os;
 mod rollout;
-mod sys;
+mod shell;
 mod turn;
 
 use cli::flags::{self, Request};
@@ -35,13 +40,13 @@ use turn::thread;
 
 fn main() -> ExitCode {
     // Before anything is started: the guard, codex and every thread have this process's.
-    sys::unblock_signals();
+    os::unblock_signals();
     let mut arguments = std::env::args_os().skip(1).peekable();
     if arguments
         .peek()
-        .is_some_and(|first| first == codex::guard::NAME)
+        .is_some_and(|first| first == backend::exec::guard::NAME)
     {
-        return ExitCode::from(codex::guard::run(arguments.skip(1)));
+        return ExitCode::from(backend::exec::guard::run(arguments.skip(1)));
     }
     // For us, on stderr, and quiet unless `RUST_LOG` asks.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off"))
@@ -51,12 +56,12 @@ fn main() -> ExitCode {
             writeln!(out, "[{:<5} {}] {message}", record.level(), record.target())
         })
         .init();
-    if let Some(status) = codex::guard::reap_as_init() {
+    if let Some(status) = backend::exec::guard::reap_as_init() {
         return ExitCode::from(status);
     }
-    match sys::keep_exit_statuses().and_then(|()| dispatch(arguments)) {
+    match os::keep_exit_statuses().and_then(|()| dispatch(arguments)) {
         // Whoever waits for it, a shell's loop above all, is to see that it was interrupted and end too.
-        Ok(sys::INTERRUPTED) => sys::end_by_interrupt(),
+        Ok(os::INTERRUPTED) => os::end_by_interrupt(),
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             // Nobody reads stderr: the exit status is all that is left to say it.
@@ -92,22 +97,22 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
         Request::Run(parsed) => parsed,
     };
     if matches!(parsed.subcommand.name, "serve" | "turn" | "mcp-host") {
-        sys::protect_from_other_processes();
+        os::protect_from_other_processes();
     }
-    let mut stdin = sys::Blocking(std::io::stdin());
-    let mut stdout = sys::Blocking(std::io::stdout());
+    let mut stdin = os::Blocking(std::io::stdin());
+    let mut stdout = os::Blocking(std::io::stdout());
     let mut stderr = std::io::stderr();
     match parsed.subcommand.name {
         "serve" => {
             cli::serve_by_hand();
-            plugin::serve_stdio(plugin::Setup {
+            daemon::serve_stdio(daemon::Setup {
                 places: Places::from_env(),
             })
         }
         "turn" => cli::turn::run(&parsed),
         "parse-rollout" => {
             // std's stdout looks for line ends in everything and writes up to the last one apart from the rest.
-            let mut stdout = sys::Blocking(cli::unbuffered_stdout()?);
+            let mut stdout = os::Blocking(cli::unbuffered_stdout()?);
             cli::parse_rollout::run(&parsed, &mut stdout, &mut stderr)
         }
         "mutate" => {

@@ -11,7 +11,7 @@ use super::flags::Parsed;
 use super::{color, columns, written};
 use crate::config::Places;
 use crate::error::Result;
-use crate::sys::{self, Flag};
+use crate::os::{self, Flag};
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
@@ -55,11 +55,11 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
     let signal = Arc::new(AtomicI32::new(0));
     {
         let (cancel, signal) = (cancel.clone(), Arc::clone(&signal));
-        sys::on_end_signal_or_hangup(move |number| {
+        os::on_end_signal_or_hangup(move |number| {
             if signal.swap(number, Ordering::SeqCst) != 0 {
                 // Whatever it waits for, it is not codex.
-                sys::kill_everything_below();
-                sys::end_by(number);
+                os::kill_everything_below();
+                os::end_by(number);
             }
             cancel.raise();
         })?;

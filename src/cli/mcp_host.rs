@@ -1,9 +1,9 @@
 //! `mcp-host`: what codex starts. Finds out which socket and which agent are meant, and leaves the rest to
-//! [`crate::mcp::host`].
+//! [`crate::mcp::proxy`].
 
 use super::flags::{Parsed, usage};
 use crate::error::Result;
-use crate::mcp::host;
+use crate::mcp::proxy;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -26,8 +26,8 @@ pub(crate) fn run(parsed: &Parsed) -> Result<()> {
             "the value of '--agent-id' is not valid UTF-8: {value:?}"
         ))
     })?;
-    let turn = host::turn_of_environment();
-    host::run(&PathBuf::from(socket), &agent_id, turn.as_deref())
+    let turn = proxy::turn_of_environment();
+    proxy::run(&PathBuf::from(socket), &agent_id, turn.as_deref())
 }
 
 /// The flag's value, or else the variable's; an empty one is none.

@@ -6,8 +6,8 @@ use super::flags::{Parsed, at_home, usage};
 use super::{columns, seems, written};
 use crate::codex::home::{find_rollout, is_thread_id};
 use crate::error::{Error, Kind, Result};
-use crate::rollout::mutate::{Mode, Mutation, Op, Outcome, Reach, consume, consume_file, parse};
-use crate::sys::{Flag, open_regular_file};
+use crate::os::{Flag, open_regular_file};
+use crate::rollout::consume::{Mode, Mutation, Op, Outcome, Reach, consume, consume_file, parse};
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ pub(crate) struct Surroundings<'a> {
 ///
 /// # Errors
 /// [`Kind::Usage`] for the command line, [`Kind::Params`] for the list on stdin, and what consuming can
-/// meet: see [`crate::rollout::mutate::consume`].
+/// meet: see [`crate::rollout::consume::consume`].
 pub(crate) fn run(
     parsed: &Parsed,
     surroundings: &Surroundings<'_>,
@@ -58,7 +58,7 @@ pub(crate) fn run(
                 ));
             }
             if mode == Mode::Write {
-                crate::sys::check_owner("the workspace", &workspace)?;
+                crate::os::check_owner("the workspace", &workspace)?;
             }
             match (surroundings.session)(&workspace)? {
                 Some(thread) => in_thread(&thread, surroundings, &mutations, mode)?,

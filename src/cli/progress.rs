@@ -8,7 +8,7 @@
 //! A thread of its own redraws the live line each second; it ends with the [`Progress`].
 
 use super::columns;
-use crate::codex::translate::{Step, StepKind, StepState};
+use crate::backend::emitter::{Step, StepKind, StepState};
 use rustix::fs::FileType;
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};

@@ -6,15 +6,16 @@
 use super::flags::{Parsed, at_home, usage};
 use super::progress::{Board, Progress};
 use super::{color, columns};
+use crate::backend::emitter::Step;
+use crate::backend::emitter::{Level, Sink};
 use crate::canonical::{Status, StopReason, TurnEvent, TurnResult};
 use crate::codex::failure::is_retry;
-use crate::codex::translate::Step;
 use crate::config::Places;
 use crate::error::{Error, Kind, Result, reason};
-use crate::sys::{self, Flag};
+use crate::os::{self, Flag};
 use crate::turn::images::{Image, Source};
 use crate::turn::queue::Queue;
-use crate::turn::{self, Block, Context, History, Level, Request, Sink, ThreadChoice};
+use crate::turn::{self, Block, Context, History, Request, ThreadChoice};
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
@@ -52,7 +53,7 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
     {
         let (cancel, queue, signal) = (cancel.clone(), queue.clone(), Arc::clone(&signal));
         let board = progress.board().clone();
-        sys::on_end_signal(move |number| {
+        os::on_end_signal(move |number| {
             if signal.swap(number, Ordering::SeqCst) != 0 {
                 end_at_once(number, &board);
             }
@@ -84,11 +85,11 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
 
 /// Ends everything that the turn has started, and then this process, as a second signal asks for.
 fn end_at_once(signal: i32, board: &Board) -> ! {
-    sys::kill_everything_below();
+    os::kill_everything_below();
     // With codex gone the turn ends by itself, and puts things away, unless it waits for a reader of stdout.
     std::thread::park_timeout(AFTER_KILL);
     board.leave();
-    sys::end_by(signal);
+    os::end_by(signal);
 }
 
 /// The turn that the command line asks for.
@@ -416,9 +417,9 @@ impl Write for Stdout {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let stdout = io::stdout();
         // So much a pipe takes whole once it has room at all.
-        let piece = &bytes[..bytes.len().min(sys::PIPE_BUF)];
+        let piece = &bytes[..bytes.len().min(os::PIPE_BUF)];
         loop {
-            if !sys::wait_for_room(&stdout, &self.cancel, AFTER_CANCEL)? {
+            if !os::wait_for_room(&stdout, &self.cancel, AFTER_CANCEL)? {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             match rustix::io::write(&stdout, piece) {

@@ -4,7 +4,7 @@
 //! nothing to lose and is killed with its whole process group.
 
 use crate::error::{Error, Kind, Result};
-use crate::sys::Flag;
+use crate::os::Flag;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};

@@ -7,10 +7,33 @@
 //! with an `error` event. So a status and a code decide where there are any, and words only where there are none,
 //! in lower case and with codex's curly apostrophes straightened, since they came between those versions.
 
-use super::child::Exit;
 use crate::error::{Error, Kind};
+use crate::os;
 use crate::rollout::record::millis;
 use serde_json::Value;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+/// How codex ended.
+#[derive(Debug)]
+pub(crate) struct Exit {
+    pub(crate) status: ExitStatus,
+    /// The last lines that codex wrote to stderr.
+    pub(crate) stderr: String,
+    /// The operating system's error when codex could not be started at all.
+    pub(crate) spawn_error: Option<i32>,
+}
+
+impl Exit {
+    /// How it ended, in words: `exit status 1`, `killed by SIGKILL`.
+    pub(crate) fn describe(&self) -> String {
+        match (self.status.code(), self.status.signal()) {
+            (Some(code), _) => format!("exit status {code}"),
+            (None, Some(signal)) => format!("killed by {}", os::signal_name(signal)),
+            (None, None) => "ended in an unknown way".to_owned(),
+        }
+    }
+}
 
 /// The error that a `turn.failed` message, or an `error` that was the last word, stands for.
 pub(crate) fn from_message(message: &str) -> Error {

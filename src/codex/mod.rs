@@ -1,13 +1,46 @@
-//! codex itself: how it is started and ended, what it prints, where it keeps its threads.
+//! What is true of codex whichever way it is run: where it is and keeps its threads, how it locks them, what its
+//! messages mean, and what its other subcommands say.
 //!
 //! Nothing here knows of the daemon.
 
 pub(crate) mod ask;
-pub(crate) mod child;
-pub(crate) mod command;
-pub(crate) mod events;
 pub(crate) mod failure;
-pub(crate) mod guard;
+pub(crate) mod find;
 pub(crate) mod home;
 pub(crate) mod models;
-pub(crate) mod translate;
+pub(crate) mod toml;
+pub(crate) mod writer_lock;
+
+use crate::error::{Error, Kind, Result};
+
+/// The most characters that codex takes as a prompt (`input_too_large` above, 0.135 and 0.169).
+pub(crate) const LONGEST_PROMPT: usize = 1_048_576;
+
+/// Refuses what codex would refuse, before it starts.
+pub(crate) fn check_prompt_length(prompt: &str) -> Result<()> {
+    // A character has at most four bytes: most prompts need no count.
+    if prompt.len() <= LONGEST_PROMPT {
+        return Ok(());
+    }
+    let length = prompt.chars().count();
+    if length <= LONGEST_PROMPT {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Params,
+        format!("the prompt has {length} characters, and codex takes at most {LONGEST_PROMPT}"),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_is_counted_in_characters() {
+        assert!(check_prompt_length(&"é".repeat(LONGEST_PROMPT)).is_ok());
+        let error = check_prompt_length(&"é".repeat(LONGEST_PROMPT + 1)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Params);
+        assert!(error.message().contains("1048577 characters"), "{error}");
+    }
+}

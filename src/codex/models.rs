@@ -5,7 +5,7 @@
 
 use super::ask;
 use crate::error::{Error, Kind, Result};
-use crate::sys::Flag;
+use crate::os::Flag;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};

@@ -5,9 +5,8 @@
 //! type that this client does not know, or without what its type needs, becomes text. What is right was measured:
 //! it is what 0.135, 0.148, 0.155 and 0.169 all take.
 
-use super::content::{quoted, text};
-use super::server::Version;
-use super::strict;
+use super::version::Version;
+use crate::json::{json_string, why_unreadable};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -109,7 +108,7 @@ pub(super) fn taken(raw: &str, version: Version) -> String {
         false => None,
     };
     match parsed.and_then(|parsed| parsed.members(version)) {
-        Some(members) if !members.wrong && strict::refusal(raw).is_none() => raw.to_owned(),
+        Some(members) if !members.wrong && why_unreadable(raw).is_none() => raw.to_owned(),
         Some(members) => format!("{{{}}}", members.json),
         None => text(raw),
     }
@@ -152,7 +151,7 @@ impl Block<'_> {
     fn members(&self, version: Version) -> Option<Members> {
         let kind = self.kind.as_deref()?;
         let mut members = Members::default();
-        members.add("type", &quoted(kind));
+        members.add("type", &json_string(kind));
         match kind {
             "text" => members.add("text", string(self.text)?),
             "image" => {
@@ -221,7 +220,7 @@ fn is_string(member: &RawValue) -> bool {
 
 /// An object that codex can read, however deep in a block it stands.
 fn is_object(member: &RawValue) -> bool {
-    member.get().starts_with('{') && strict::refusal(member.get()).is_none()
+    member.get().starts_with('{') && why_unreadable(member.get()).is_none()
 }
 
 fn is_annotations(member: &RawValue) -> bool {
@@ -273,4 +272,9 @@ fn is_time(text: &[u8]) -> bool {
             || (alike(zone, b"+00:00") || alike(zone, b"-00:00"))
                 && zone[1] < b'2'
                 && zone[4] < b'6')
+}
+
+/// A block of text.
+pub(super) fn text(text: &str) -> String {
+    format!("{{\"type\":\"text\",\"text\":{}}}", json_string(text))
 }

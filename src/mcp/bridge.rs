@@ -6,15 +6,16 @@
 //! read on: they are put into the inbox and the thread is woken.
 //!
 //! A connection is one of ours only after its first line (`Hello`); until then it has little room and little
-//! time. How `mcp-host` writes that line stands in [`super::host`].
+//! time. How `mcp-host` writes that line stands in [`super::proxy`].
 
+use super::catalogue::Catalogue;
 use super::names::ToolNames;
 use super::register::{self, Server};
-use super::server::{self, Catalogue, Effect, Key, Session};
+use super::session::{self, Effect, Key, Session};
 use super::socket::{self, Listening};
 use super::{CallId, Mode, Settings, Tool, ToolAnswer, ToolHost};
 use crate::error::{Error, Kind, Result};
-use crate::sys;
+use crate::os;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
@@ -201,9 +202,9 @@ impl Bridge {
 
     /// Admits the processes below this guard, and no others of the same user.
     pub(crate) fn admit_below(&self, guard: Pid) {
-        let admission = match sys::start_of(guard) {
+        let admission = match os::start_of(guard) {
             Some(start) => Admission::Below(guard, start),
-            None if sys::is_hidden(guard) => Admission::Below(guard, 0),
+            None if os::is_hidden(guard) => Admission::Below(guard, 0),
             // A guard that has ended has nothing below it.
             None => Admission::Nobody,
         };
@@ -574,10 +575,10 @@ impl Serving {
             Admission::Nobody => false,
             Admission::Below(guard, start) => {
                 let is_below = connection.peer_start.is_some_and(|peer_start| {
-                    sys::is_at_or_below(connection.peer, peer_start, guard, start)
+                    os::is_at_or_below(connection.peer, peer_start, guard, start)
                 });
                 // Where nobody's ancestors are to be seen the token has to do.
-                !is_below && !sys::is_hidden(guard)
+                !is_below && !os::is_hidden(guard)
             }
         }
     }
@@ -644,7 +645,7 @@ impl Serving {
             searched += at + 1;
             start = searched;
             if std::mem::take(&mut connection.skipping) || line.len() > LINE_BYTES {
-                connection.send(Some(server::too_long(LINE_BYTES)));
+                connection.send(Some(session::too_long(LINE_BYTES)));
             } else if connection.session.is_some() {
                 self.line(id, connection, line);
             } else {
@@ -778,7 +779,7 @@ impl Connection {
         Connection {
             stream,
             peer,
-            peer_start: sys::start_of(peer),
+            peer_start: os::start_of(peer),
             outside: false,
             early: false,
             session: None,

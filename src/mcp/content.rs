@@ -2,11 +2,13 @@
 //!
 //! codex decodes a result strictly: one content block that is not as MCP has it, and the whole call fails with
 //! an error that tells the model nothing. So what it cannot take is made into what it can ([`super::block`],
-//! [`super::strict`]), and a result that codex's reader would drop for its length is cut, and says so.
+//! [`why_unreadable`]), and a result that codex's reader would drop for its length is cut, and says so.
 
-use super::server::Version;
-use super::{ToolAnswer, ToolOutput, block, strict};
-use crate::rollout::json::{self, Cursor, limit_depth};
+use super::block::{self, text};
+use super::version::Version;
+use super::{ToolAnswer, ToolOutput};
+use crate::json::{self, Cursor, limit_depth};
+use crate::json::{json_string, replace_lone_surrogates, truncate, why_unreadable};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -26,13 +28,13 @@ pub(super) fn result(tool: &str, answer: ToolAnswer, version: Version, max: usiz
     let output = match answer {
         Ok(output) => output,
         Err(message) => ToolOutput {
-            content: RawValue::from_string(quoted(&message)).ok(),
+            content: RawValue::from_string(json_string(&message)).ok(),
             is_error: true,
             structured_content: None,
         },
     };
     let content = output.content.as_deref().map(RawValue::get);
-    let content = content.map(strict::whole_characters);
+    let content = content.map(replace_lone_surrogates);
     let mut blocks = Blocks::new(tool, max);
     match content.as_deref() {
         None | Some("null") => {}
@@ -48,7 +50,7 @@ pub(super) fn result(tool: &str, answer: ToolAnswer, version: Version, max: usiz
         Some(other) => blocks.add(block::taken(other, version)),
     }
     let structured = output.structured_content.as_deref().map(RawValue::get);
-    let structured = structured.map(strict::whole_characters);
+    let structured = structured.map(replace_lone_surrogates);
     let given = content.as_deref().map_or(0, str::len) + structured.as_deref().map_or(0, str::len);
     // What is deeper than codex's reader goes reaches the model as the string that it is.
     let limited = structured.as_deref().map(|raw| limit_depth(raw.as_bytes()));
@@ -56,7 +58,7 @@ pub(super) fn result(tool: &str, answer: ToolAnswer, version: Version, max: usiz
         .as_deref()
         .and_then(|raw| std::str::from_utf8(raw).ok())
         .filter(|raw| *raw != "null");
-    let refusal = structured.and_then(strict::refusal);
+    let refusal = structured.and_then(why_unreadable);
     match (structured, &refusal) {
         // MCP asks for this, for the sake of clients that know no structured content.
         (Some(structured), _) if blocks.is_empty() => blocks.add(text(structured)),
@@ -200,18 +202,8 @@ impl Blocks {
 fn cut_sentence(tool: &str, length: usize) -> String {
     text(&format!(
         "The result of the tool '{}' was cut: it has {length} bytes and codex takes at most {CODEX_LINE} in one message. What follows is its beginning.",
-        head(tool, 256)
+        truncate(tool, 256)
     ))
-}
-
-/// A block of text.
-pub(super) fn text(text: &str) -> String {
-    format!("{{\"type\":\"text\",\"text\":{}}}", quoted(text))
-}
-
-/// A string as JSON.
-pub(super) fn quoted(text: &str) -> String {
-    serde_json::to_string(text).expect("a string is always JSON")
 }
 
 /// The longest beginning of `text` whose JSON string has at most `max` bytes.
@@ -228,11 +220,6 @@ fn escaped_head(text: &str, max: usize) -> &str {
         }
     }
     text
-}
-
-/// At most `max` bytes of `text`, whole characters.
-pub(super) fn head(text: &str, max: usize) -> &str {
-    &text[..text.floor_char_boundary(max)]
 }
 
 #[cfg(test)]
@@ -456,7 +443,7 @@ mod tests {
         let nested =
             |inner: &str, depth: usize| "{\"a\":".repeat(depth) + inner + &"}".repeat(depth);
         for depth in [101, 50_000] {
-            let limited = nested(&quoted(&nested("1", depth - 100)), 100);
+            let limited = nested(&json_string(&nested("1", depth - 100)), 100);
             check(
                 "[\"x\"]",
                 Some(&nested("1", depth)),
@@ -517,7 +504,7 @@ mod tests {
     #[test]
     fn what_codex_would_drop_is_cut() {
         const MAX: usize = 2000;
-        let long = |unit: &str| quoted(&unit.repeat(3000));
+        let long = |unit: &str| json_string(&unit.repeat(3000));
         let image = format!(
             r#"{{"type":"image","data":{},"mimeType":"a/b"}}"#,
             long("A")
@@ -546,10 +533,10 @@ mod tests {
                 (least..=MAX).contains(&result.len()),
                 "{} bytes of {}",
                 result.len(),
-                head(&content, 40)
+                truncate(&content, 40)
             );
             let value: serde_json::Value = serde_json::from_str(&result).unwrap();
-            assert_eq!(value["isError"], true, "{}", head(&content, 40));
+            assert_eq!(value["isError"], true, "{}", truncate(&content, 40));
             assert_eq!(value.get("structuredContent"), None);
             let first = value["content"][0]["text"].as_str().unwrap();
             assert!(first.contains("tool 'send' was cut"), "{first}");

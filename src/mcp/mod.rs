@@ -1,8 +1,8 @@
 //! The daemon's tools in codex's hands.
 //!
 //! For a turn that is lent tools, a [`Bridge`] listens on a unix socket of that turn's own, codex starts
-//! `plexum-openai mcp-host`, and that process ([`host`]) does nothing but carry bytes between codex and the
-//! socket. The MCP server itself ([`server`]) lives here in the plugin, where the tools and the daemon are.
+//! `plexum-openai mcp-host`, and that process ([`proxy`]) does nothing but carry bytes between codex and the
+//! socket. The MCP server itself ([`session`]) lives here in the plugin, where the tools and the daemon are.
 //! So the process that codex starts has nothing to go wrong in, and one place knows MCP.
 //!
 //! The daemon's JSON-RPC is unknown here: a [`ToolHost`] is asked. Of codex this directory knows how it is told of
@@ -11,14 +11,15 @@
 
 mod block;
 mod bridge;
+pub(crate) mod catalogue;
 mod content;
-pub(crate) mod host;
 mod names;
+pub(crate) mod proxy;
 mod register;
 mod schema;
-pub(crate) mod server;
+pub(crate) mod session;
 mod socket;
-mod strict;
+mod version;
 
 pub(crate) use bridge::{Bridge, Changer};
 pub(crate) use names::ToolNames;
@@ -26,10 +27,10 @@ pub(crate) use socket::{
     check as check_runtime_folder, locked as lock_runtime_directory, place as runtime_place,
     program_copy, short_place as short_runtime_place,
 };
-pub(crate) use strict::whole_characters;
+pub(crate) use version::Version;
 
 use crate::error::Error;
-use crate::sys::Flag;
+use crate::os::Flag;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::ffi::OsString;

@@ -6,12 +6,12 @@
 //! and the bridge refuses an `mcp-host` without it. And because a server that is refused still costs a start,
 //! the entries of other agents are switched off for the turn, those too that an earlier mode left behind.
 
-use super::content::head;
 use super::{Mode, Settings, failed};
 use crate::codex::ask::{Answer, ask};
-use crate::codex::command::toml_string;
+use crate::codex::toml;
 use crate::error::{Error, Kind, Result};
-use crate::sys::{self, Flag};
+use crate::json::truncate;
+use crate::os::{self, Flag};
 use rustix::fs::{FlockOperation, Mode as FileMode, OFlags};
 use serde::Deserialize;
 use std::ffi::OsString;
@@ -57,7 +57,7 @@ pub(super) fn short_id(agent_id: &str) -> String {
     if kept == agent_id && !kept.is_empty() && kept.len() <= ID_MAX && !like_a_hash {
         return kept;
     }
-    let kept = head(&kept, ID_MAX - 9);
+    let kept = truncate(&kept, ID_MAX - 9);
     format!("{}-{hash}", if kept.is_empty() { "agent" } else { kept })
 }
 
@@ -112,10 +112,10 @@ impl Server {
         let args: Vec<String> = self
             .args
             .iter()
-            .map(|argument| toml_string(argument))
+            .map(|argument| toml::string(argument))
             .collect();
         let env = match turn {
-            Some(turn) => format!("env={{{TURN_VARIABLE}={}}},", toml_string(turn)),
+            Some(turn) => format!("env={{{TURN_VARIABLE}={}}},", toml::string(turn)),
             None => String::new(),
         };
         // `required`: without it codex from 0.147 does not wait for the tools. The approval mode: without it
@@ -124,7 +124,7 @@ impl Server {
         let mut values = vec![format!(
             "mcp_servers.{}={{command={},args=[{}],{env}required=true,startup_timeout_sec={STARTUP_TIMEOUT_SECS},default_tools_approval_mode=\"approve\"}}",
             self.name,
-            toml_string(&self.command),
+            toml::string(&self.command),
             args.join(",")
         )];
         // With a command, so that this is a whole entry where the name stood in a comment or was removed
@@ -132,7 +132,7 @@ impl Server {
         values.extend(others(config, &self.name).into_iter().map(|name| {
             format!(
                 "mcp_servers.{name}={{command={},enabled=false}}",
-                toml_string(&self.command)
+                toml::string(&self.command)
             )
         }));
         values
@@ -227,7 +227,7 @@ fn lock(folder: &Path, cancel: &Flag) -> Result<OwnedFd> {
             Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR)
                 if Instant::now() < deadline && !cancel.is_raised() =>
             {
-                sys::wait_for(cancel, Duration::from_millis(5));
+                os::wait_for(cancel, Duration::from_millis(5));
             }
             Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {
                 return Err(Error::new(

@@ -8,9 +8,8 @@
 //!
 //! This is for the model alone: the arguments that it gives are not checked and not changed.
 
-use super::content::{head, quoted};
-use super::strict;
-use crate::rollout::json::{self, Cursor};
+use crate::json::{self, Cursor};
+use crate::json::{json_string, replace_lone_surrogates, truncate, why_unreadable};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -46,7 +45,7 @@ impl InputSchema {
     /// The schema that is given to codex for this one of the daemon's.
     pub(super) fn normalize(given: Option<&RawValue>) -> InputSchema {
         let given = given.map_or("{}", RawValue::get);
-        let given = strict::whole_characters(given);
+        let given = replace_lone_surrogates(given);
         normalize(&given).unwrap_or_else(|why| {
             let says_nothing = matches!(&*given, "null" | "true" | "false");
             InputSchema {
@@ -60,7 +59,7 @@ impl InputSchema {
 
 /// The sentence for the description.
 fn note(schema: &str) -> String {
-    let shown = head(schema, NOTE_BYTES_MAX);
+    let shown = truncate(schema, NOTE_BYTES_MAX);
     let cut = if shown.len() < schema.len() {
         " … (cut)"
     } else {
@@ -74,7 +73,7 @@ fn normalize(given: &str) -> Result<InputSchema, String> {
     if !given.starts_with('{') {
         return Err("is no object".to_owned());
     }
-    if let Some(why) = strict::refusal(given) {
+    if let Some(why) = why_unreadable(given) {
         return Err(format!("cannot be read by codex ({why})"));
     }
     let unchanged = |json: String| InputSchema {
@@ -292,7 +291,7 @@ fn repair(schema: &mut Value, path: &str, ignored: &mut Vec<String>) {
 }
 
 fn quote_path(path: &str) -> String {
-    format!("'#{}'", head(path, 128))
+    format!("'#{}'", truncate(path, 128))
 }
 
 /// Removes the references that lead nowhere: a provider refuses a request for one.
@@ -333,7 +332,7 @@ fn remove_broken_references(schema: &mut Value, ignored: &mut Vec<String>) {
         ignored.extend(
             broken
                 .iter()
-                .map(|reference| format!("the reference '{}'", head(reference, 128))),
+                .map(|reference| format!("the reference '{}'", truncate(reference, 128))),
         );
     }
 }
@@ -760,7 +759,7 @@ pub(super) fn description(given: Option<&str>, note: Option<&str>) -> Option<Str
         (_, Some(note)) => Cow::Borrowed(note),
         (given, None) => Cow::Borrowed(given?),
     };
-    Some(quoted(&text))
+    Some(json_string(&text))
 }
 
 #[cfg(test)]

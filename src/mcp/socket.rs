@@ -10,7 +10,8 @@
 
 use super::failed;
 use crate::error::{Error, Kind, Result};
-use crate::sys;
+use crate::os;
+use crate::shell;
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -101,7 +102,7 @@ fn open_folder(folder: &Path) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut opened = rustix::fs::open(folder, flags, Mode::empty());
     if let Err(Errno::NOENT) = opened {
-        sys::check_owner("the folder for sockets", folder)?;
+        os::check_owner("the folder for sockets", folder)?;
         // Mode and all in one call, so that it is private from its first moment.
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
@@ -117,14 +118,14 @@ fn open_folder(folder: &Path) -> Result<OwnedFd> {
         ))
         .hint(hint))
     };
-    let word = sys::shell_word(&folder.to_string_lossy());
+    let word = shell::quote_path(&folder.to_string_lossy());
     let user = rustix::process::geteuid().as_raw();
     let of_another = |owner: u32| {
         refused(
             format!(
                 "belongs to user {}, not to {}",
-                sys::user_name(owner),
-                sys::user_name(user)
+                os::user_name(owner),
+                os::user_name(user)
             ),
             format!(
                 "run as root: mv {word} {word}.old; or set XDG_RUNTIME_DIR to a directory of your own"
@@ -342,7 +343,7 @@ fn sweep_locked(folder: &Path, lock: &OwnedFd) {
             let of = of.split_once('-').and_then(|(pid, start)| {
                 Some((Pid::from_raw(pid.parse().ok()?)?, start.parse().ok()?))
             });
-            if is_half || of.is_some_and(|(pid, start)| !sys::is_alive(pid, start)) {
+            if is_half || of.is_some_and(|(pid, start)| !os::is_alive(pid, start)) {
                 // What cannot be removed is only a file too many.
                 let _ = rustix::fs::unlinkat(lock, &name, AtFlags::empty());
             }
@@ -375,7 +376,7 @@ pub(crate) fn program_copy(runtime_dir: Option<&Path>, profile: &Path) -> Result
     let lock = locked(&folder)?;
     sweep_once(&folder, &lock);
     let me = rustix::process::getpid();
-    let start = sys::start_of(me).unwrap_or_default();
+    let start = os::start_of(me).unwrap_or_default();
     let name = format!("{PROGRAM_START}{}-{start}", me.as_raw_nonzero());
     let path = folder.join(&name);
     if path.exists() {
@@ -627,7 +628,7 @@ mod tests {
             assert!(
                 error.message().contains(&format!(
                     "belongs to user {}, not to root (0)",
-                    sys::user_name(65534)
+                    os::user_name(65534)
                 )),
                 "{error}"
             );
@@ -655,7 +656,7 @@ mod tests {
                 open_folder(&path).unwrap_err().message(),
                 format!(
                     "the folder for sockets '{shown}' belongs to user {}, not to root (0); run as root: mv {shown} {shown}.old; or set XDG_RUNTIME_DIR to a directory of your own",
-                    sys::user_name(65534)
+                    os::user_name(65534)
                 )
             );
             let _ = std::fs::remove_dir(&path).or_else(|_| std::fs::remove_file(&path));

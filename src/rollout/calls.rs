@@ -7,9 +7,8 @@
 //! Events are written as JSON at once: what codex wrote is checked where it is read and then passed on as it
 //! stands, and most of a rollout's calls never become a value here.
 
-use super::json;
 use super::record::{Call, Content, Input, Nested, Output};
-use super::string;
+use crate::json;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::hash_map::Entry;
@@ -448,7 +447,7 @@ fn plain_texts(json: &[u8]) -> Option<Vec<&[u8]>> {
     loop {
         rest.strip_prefix(BLOCK)?;
         let string = &rest[BLOCK.len() - 1..];
-        let end = string::end(string, 1)?;
+        let end = json::string_end(string, 1)?;
         texts.push(&string[..end]);
         rest = string[end..].strip_prefix(b"}")?;
         match rest.split_first()? {

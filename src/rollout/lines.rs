@@ -12,7 +12,7 @@
 //! It reads in file order and only forward, every byte once, and tells where each line begins. A caller that
 //! copies while it scans can hand in a reader that writes down what passes through it.
 
-use super::string::plain_end;
+use crate::json::plain_end;
 use std::io::{self, Read};
 use std::mem;
 use std::ops::Range;

@@ -7,11 +7,7 @@
 //! in the old one's place. Nothing here knows JSON-RPC or starts a process.
 
 pub(crate) mod calls;
-pub(crate) mod json;
+pub(crate) mod consume;
 pub(crate) mod lines;
-pub(crate) mod mutate;
 pub(crate) mod packed;
 pub(crate) mod record;
-mod replace;
-pub(crate) mod splice;
-mod string;

@@ -4,9 +4,9 @@
 //! key stands twice the last one counts, as in any parsed JSON object. Unknown types and keys are passed over.
 //! What belongs to what is not known here, that is `calls`.
 
-use super::json::{self, Cursor, NotJson, decode};
 use super::lines::{Kind, Line, NESTED};
 use crate::canonical::{ContextUse, RateLimits, Usage};
+use crate::json::{self, Cursor, NotJson, decode};
 use std::borrow::Cow;
 
 /// What a line says, as far as anybody here cares.

@@ -5,7 +5,7 @@
 //! git finds it; nothing is created outside one, and no symbolic link is followed to write.
 
 use super::session;
-use crate::sys::open_regular_file;
+use crate::os::open_regular_file;
 use rustix::fs::{Mode, OFlags, mkdirat, open, openat};
 use rustix::io::Errno;
 use std::fs::File;

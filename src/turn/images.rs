@@ -10,7 +10,7 @@
 
 use crate::error::{Error, reason};
 use crate::mcp;
-use crate::sys::Flag;
+use crate::os::Flag;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};

@@ -6,7 +6,7 @@
 //! have one turn at a time.
 
 use crate::error::{Error, Kind, Result};
-use crate::sys::{self, FileLock, Flag, TryLock};
+use crate::os::{self, FileLock, Flag, TryLock};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -190,9 +190,9 @@ pub(crate) fn lock(workspace: &Path, cancel: &Flag, mut on_wait: impl FnMut()) -
     let file = workspace.join(LOCK_FILE);
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let (path, tried) = match sys::try_lock_directory(workspace) {
+        let (path, tried) = match os::try_lock_directory(workspace) {
             Ok(tried) => (workspace, Ok(tried)),
-            Err(_) => (file.as_path(), sys::try_lock(&file)),
+            Err(_) => (file.as_path(), os::try_lock(&file)),
         };
         match tried {
             Ok(TryLock::Held(lock)) => return Ok(Locked::Held(lock)),
@@ -225,13 +225,13 @@ pub(crate) fn lock(workspace: &Path, cancel: &Flag, mut on_wait: impl FnMut()) -
                 format!(
                     "another process runs a turn in the workspace '{}'{}",
                     workspace.display(),
-                    sys::shown_holder(path)
+                    os::shown_holder(path)
                 ),
             )
             .hint("try again when it has ended"));
         }
         on_wait();
-        sys::wait_for(cancel, PAUSE);
+        os::wait_for(cancel, PAUSE);
     }
 }
 

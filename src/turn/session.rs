@@ -5,7 +5,7 @@
 //! old id or the new one, whole.
 
 use crate::codex::home::is_thread_id;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, reason};
 use rustix::fs::{Mode, OFlags};
 use std::fs::{File, FileType};
 use std::io::{self, Read, Write};
@@ -141,11 +141,48 @@ pub(crate) fn set_aside(workspace: &Path) -> io::Result<String> {
     unreachable!("the last round returns")
 }
 
+/// Stores the id of the thread that codex works on, where `stored` is another; keeps the id of the one that it
+/// takes over from. Gives a warning for each that could not be written.
+pub(super) fn store(
+    workspace: &Path,
+    id: &str,
+    stored: Option<&str>,
+    replaced: Option<&str>,
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(replaced) = replaced
+        && let Err(error) = keep_replaced(workspace, replaced)
+    {
+        warnings.push(format!(
+            "cannot keep the id of the thread {replaced}, which {id} replaces: {}",
+            reason(&error)
+        ));
+    }
+    if stored != Some(id)
+        && let Err(error) = save(workspace, id)
+    {
+        warnings.push(unsaved(workspace, id, &error));
+    }
+    warnings
+}
+
+fn unsaved(workspace: &Path, id: &str, error: &io::Error) -> String {
+    let file = workspace.join(FILE);
+    let (file, why) = (file.display(), reason(error));
+    // Only the directory could not be synced where the new id is there.
+    if read(workspace).is_ok_and(|stored| stored == Stored::Thread(id.to_owned())) {
+        return format!("a power cut now could lose the thread id {id} in '{file}': {why}");
+    }
+    format!(
+        "cannot store the thread id {id} in '{file}': {why}; the next turn will not know this conversation"
+    )
+}
+
 /// Keeps the id of a thread that another one is about to replace, as `.plexum-codex-session.bad`.
 ///
 /// # Errors
 /// The operating system's.
-pub(crate) fn keep_replaced(workspace: &Path, thread: &str) -> io::Result<()> {
+fn keep_replaced(workspace: &Path, thread: &str) -> io::Result<()> {
     write(workspace, BAD, thread)
 }
 
@@ -153,7 +190,7 @@ pub(crate) fn keep_replaced(workspace: &Path, thread: &str) -> io::Result<()> {
 ///
 /// # Errors
 /// The operating system's; the old file is then as it was.
-pub(crate) fn save(workspace: &Path, thread: &str) -> io::Result<()> {
+fn save(workspace: &Path, thread: &str) -> io::Result<()> {
     write(workspace, FILE, thread)
 }
 

@@ -6,12 +6,12 @@
 //! inode, since a workspace can be renamed, mounted elsewhere or reached through a link.
 
 use crate::codex::ask::ask;
-use crate::codex::command;
+use crate::codex::find;
 use crate::codex::home;
 use crate::config::{Config, Places};
 use crate::error::{Error, Kind, Result};
+use crate::os::{Flag, open_regular_file};
 use crate::rollout::packed::Unpacked;
-use crate::sys::{Flag, open_regular_file};
 use memchr::memmem;
 use std::fs::File;
 use std::io::Read;
@@ -122,7 +122,7 @@ pub(super) fn unarchive(
     places: &Places,
     cancel: &Flag,
 ) -> Result<()> {
-    let mut command = command::in_environment(program, config, places);
+    let mut command = find::in_environment(program, config, places);
     command.args(["unarchive", "--", thread]);
     let answer = ask(command, UNARCHIVE_LIMIT, cancel)?;
     if answer.success {

@@ -3,12 +3,13 @@
 //! They can be changed at any time: while the turn still waits for its workspace, and while codex runs. Whoever
 //! changes them never waits for the turn.
 
-use super::{Context, Teller};
-use crate::codex::command;
+use super::Context;
+use crate::backend::emitter::Emitter;
+use crate::codex::find;
 use crate::config::McpRegistration;
 use crate::error::{Error, Kind, Result};
 use crate::mcp::{self, Bridge, Changer, Mode, Settings, Tool, ToolHost};
-use crate::sys::Flag;
+use crate::os::Flag;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -64,7 +65,7 @@ impl Tools {
         program: &Path,
         context: &Context,
         cancel: &Flag,
-        teller: &mut Teller<'_>,
+        teller: &mut Emitter<'_>,
     ) -> Result<Option<Bridge>> {
         let mode = match context.config.mcp_registration {
             McpRegistration::Turn => Mode::Turn,
@@ -87,7 +88,7 @@ impl Tools {
             executable: executable(mode, &context.places.profile)?,
             codex_home: context.places.codex_home(&context.config),
             codex: program.to_owned(),
-            codex_env: command::environment(&context.config, &context.places),
+            codex_env: find::environment(&context.config, &context.places),
             cancel: cancel.clone(),
         };
         let bridge = Bridge::start(agent_id, tools, Arc::clone(&self.host), &settings)?;
@@ -113,7 +114,7 @@ impl Tools {
 /// This program, as codex can start it.
 fn executable(mode: Mode, profile: &Path) -> Result<PathBuf> {
     let path = std::env::current_exe().map_err(|error| {
-        if !crate::sys::has_proc() {
+        if !crate::os::has_proc() {
             let message = "cannot tell this program's own path: '/proc' is not mounted";
             return Error::new(Kind::McpFailed, message).hint("mount it: mount -t proc proc /proc");
         }

@@ -107,7 +107,7 @@ fn the_protocol_page_names_every_code() {
 #[test]
 fn protocol_page_has_a_section_for_every_name() {
     let page = protocol_page();
-    let names = concat!(env!("CARGO_MANIFEST_DIR"), "/src/plugin/names.rs");
+    let names = concat!(env!("CARGO_MANIFEST_DIR"), "/src/daemon/names.rs");
     let names = std::fs::read_to_string(names).unwrap();
     let values = names.lines().filter_map(|line| line.split_once(" = "));
     let mut found = 0;

@@ -5,13 +5,16 @@
 
 use super::Report;
 use super::ownership::{self, ConfigModes, open_up};
+use crate::backend::exec::command::{self, Call};
 use crate::codex::ask::{Answer, ask};
-use crate::codex::command::{self, Call, OLDEST};
+use crate::codex::find::{self, OLDEST};
 use crate::codex::home;
+use crate::codex::writer_lock;
 use crate::config::{Config, LostThread, McpRegistration, Places};
 use crate::error::{Kind, reason};
-use crate::sys::open_regular_file;
-use crate::sys::{Flag, check_owner, shell_word};
+use crate::os::open_regular_file;
+use crate::os::{Flag, check_owner};
+use crate::shell;
 use crate::turn::session::{self, Stored};
 use crate::turn::thread::foreign_directory;
 use rustix::fs::{Access, access};
@@ -140,7 +143,7 @@ impl Doctor<'_> {
 
     /// The executable and its version. The result is the executable, where it can be asked more.
     fn codex(&mut self) -> Option<PathBuf> {
-        let program = match command::find(&self.config.binary, &self.config, self.places) {
+        let program = match find::find_codex(&self.config.binary, &self.config, self.places) {
             Ok(program) => program,
             Err(error) => {
                 // Its own hints give way to one that can be followed as it stands.
@@ -203,18 +206,21 @@ impl Doctor<'_> {
                 && fs::metadata(&named)
                     .is_ok_and(|found| found.uid() == rustix::process::geteuid().as_raw())
             {
-                return format!("run: chmod +x {}", shell_word(&named.to_string_lossy()));
+                return format!(
+                    "run: chmod +x {}",
+                    shell::quote_path(&named.to_string_lossy())
+                );
             }
         }
         let path = self.places.search_path(&self.config);
         let usual = self.usual_places();
-        let found = command::in_path("codex", &path)
+        let found = find::in_path("codex", &path)
             .into_iter()
             .chain(usual)
             .map(|found| native_beside(&found).unwrap_or(found))
             .find(|found| {
                 let found = found.to_string_lossy();
-                command::find(&found, &self.config, self.places).is_ok()
+                find::find_codex(&found, &self.config, self.places).is_ok()
             });
         match found {
             Some(found) => self.set(&[("binary", &found.to_string_lossy())], &[]),
@@ -247,7 +253,7 @@ impl Doctor<'_> {
             .entry("PATH".to_owned())
             .or_insert_with(|| SYSTEMD_PATH.to_owned());
         let path = path.clone();
-        let found = command::find(&config.binary, &config, self.places);
+        let found = find::find_codex(&config.binary, &config, self.places);
         let binary = config.binary.as_str();
         if binary.contains('/') && !binary.starts_with('/') && !binary.starts_with("~/") {
             self.report.warn(
@@ -292,9 +298,9 @@ impl Doctor<'_> {
         let mut keys = vec![("binary", binary.as_ref())];
         keys.retain(|(_, binary)| *binary != self.config.binary);
         // A script for an interpreter that only the login shell's PATH leads to.
-        if command::find(&binary, config, self.places).is_err()
+        if find::find_codex(&binary, config, self.places).is_err()
             && let Some(name) = interpreter(program)
-            && let Some(found) = command::in_path(&name, &self.places.search_path(&self.config))
+            && let Some(found) = find::in_path(&name, &self.places.search_path(&self.config))
             && let Some(folder) = found.parent()
         {
             let path = format!("{}:{SYSTEMD_PATH}", folder.display());
@@ -532,7 +538,7 @@ impl Doctor<'_> {
             .iter()
             .map(|(name, _)| {
                 let codex = self.codex_by_hand(program);
-                format!("{codex} mcp remove {}", shell_word(name))
+                format!("{codex} mcp remove {}", shell::quote_path(name))
             })
             .collect();
         let more = match lost.len() - 1 {
@@ -626,7 +632,7 @@ impl Doctor<'_> {
         let instead = match ownership::in_home(self.places, ".plexum") {
             Some(own) => format!(
                 "choose a directory of your own: set PLEXUM_PROFILE_ROOT to {}",
-                shell_word(&own.to_string_lossy())
+                shell::quote_path(&own.to_string_lossy())
             ),
             None => "choose a directory of your own: set PLEXUM_PROFILE_ROOT to one".to_owned(),
         };
@@ -640,7 +646,7 @@ impl Doctor<'_> {
                 .map_err(|error| match error.message().split_once("; run: chmod ") {
                     // Made anew, it has the right mode, and nothing of others is opened or closed.
                     Some((what, _)) if !ownership::is_own(self.places, &folder) => {
-                        let word = shell_word(&folder.to_string_lossy());
+                        let word = shell::quote_path(&folder.to_string_lossy());
                         format!("{what}; run: mv {word} {word}.old")
                     }
                     _ => error.message().to_owned(),
@@ -806,12 +812,12 @@ impl Doctor<'_> {
                 format!("{} ({} bytes)", rollout.display(), metadata.len()),
             );
         }
-        match home::check_unlocked(&home, thread) {
+        match writer_lock::check_unlocked(&home, thread) {
             Err(error) if error.kind() == Kind::Busy => {
                 self.report.warn("thread lock", error.message());
             }
             Ok(()) => {
-                match home::open_writer(&rollout, (metadata.dev(), metadata.ino())) {
+                match writer_lock::open_writer(&rollout, (metadata.dev(), metadata.ino())) {
                     // Before 0.147 an open file is the only trace.
                     Ok(Some(pid)) => self.report.warn(
                         "thread lock",
@@ -831,7 +837,7 @@ impl Doctor<'_> {
         let shown = rollout.display();
         let index = format!(
             "run, while no codex runs: rm {}/state_*.sqlite*, which codex makes anew from its threads",
-            shell_word(&home.to_string_lossy())
+            shell::quote_path(&home.to_string_lossy())
         );
         if other.exists() {
             // All of them write there, and nobody sees it here.
@@ -878,7 +884,7 @@ impl Doctor<'_> {
         program: &Path,
         arguments: &[impl AsRef<std::ffi::OsStr>],
     ) -> crate::error::Result<Answer> {
-        let mut command = command::in_environment(program, &self.config, self.places);
+        let mut command = find::in_environment(program, &self.config, self.places);
         command.args(arguments);
         ask(command, LIMIT, self.cancel)
     }
@@ -887,15 +893,15 @@ impl Doctor<'_> {
     fn codex_by_hand(&self, program: &Path) -> String {
         let real = |path: &Path| native_beside(path).or_else(|| fs::canonicalize(path).ok());
         let same = |found: &PathBuf| real(found).is_some() && real(found) == real(program);
-        let by_name = command::in_path("codex", &self.places.search_path(&self.config));
+        let by_name = find::in_path("codex", &self.places.search_path(&self.config));
         let program = match by_name.filter(same) {
             Some(_) => "codex".to_owned(),
-            None => shell_word(&program.to_string_lossy()),
+            None => shell::quote_path(&program.to_string_lossy()),
         };
         match self.places.named_codex_home(&self.config) {
             Some(home) => format!(
                 "CODEX_HOME={} {program}",
-                shell_word(&home.to_string_lossy())
+                shell::quote_path(&home.to_string_lossy())
             ),
             None => program,
         }
@@ -930,9 +936,9 @@ impl Doctor<'_> {
         }
         format!(
             "run: (umask 077 && mkdir -p {} && printf '%s\\n' {} > {})",
-            shell_word(&self.places.plugin_folder().to_string_lossy()),
-            shell_word(&format!("{{{text}}}")),
-            shell_word(&file.to_string_lossy())
+            shell::quote_path(&self.places.plugin_folder().to_string_lossy()),
+            shell::quote_path(&format!("{{{text}}}")),
+            shell::quote_path(&file.to_string_lossy())
         )
     }
 }
@@ -1118,7 +1124,10 @@ fn look_at_home(places: &Places, home: &Path, is_named: bool) -> Result<String, 
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!(
             "{shown} is not there, and codex makes none but ~/.codex; {}",
             match ownership::may_be_made(places, home) {
-                true => format!("run: mkdir -p {}", shell_word(&home.to_string_lossy())),
+                true => format!(
+                    "run: mkdir -p {}",
+                    shell::quote_path(&home.to_string_lossy())
+                ),
                 false => instead,
             }
         )),
@@ -1161,7 +1170,7 @@ fn other_workspace(places: &Places) -> String {
     match ownership::in_home(places, "workspace") {
         Some(own) => format!(
             "choose a directory of your own as the workspace, such as {}",
-            shell_word(&own.to_string_lossy())
+            shell::quote_path(&own.to_string_lossy())
         ),
         None => "choose a directory of your own as the workspace".to_owned(),
     }
@@ -1207,9 +1216,12 @@ fn update(program: &Path) -> String {
     match before.strip_suffix("/lib") {
         Some(prefix) => format!(
             "run: npm install -g --prefix {} {PACKAGE}",
-            shell_word(prefix)
+            shell::quote_path(prefix)
         ),
-        None => format!("run: npm install --prefix {} {PACKAGE}", shell_word(before)),
+        None => format!(
+            "run: npm install --prefix {} {PACKAGE}",
+            shell::quote_path(before)
+        ),
     }
 }
 

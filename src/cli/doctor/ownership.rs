@@ -4,7 +4,8 @@
 //! own home or profile. A directory of the system is never to be opened up; another directory is to be chosen.
 
 use crate::config::Places;
-use crate::sys::{self, shell_word};
+use crate::os;
+use crate::shell;
 use rustix::fs::{Access, access};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -86,7 +87,7 @@ pub(super) fn in_home(places: &Places, name: &str) -> Option<PathBuf> {
 /// How to come to read and write what this user may not; `instead` says which other one to choose where this one
 /// is not theirs to change.
 pub(super) fn open_up(places: &Places, path: &Path, instead: &str) -> String {
-    let word = shell_word(&path.to_string_lossy());
+    let word = shell::quote_path(&path.to_string_lossy());
     if !is_own(places, path) {
         return instead.to_owned();
     }
@@ -127,7 +128,7 @@ pub(super) fn config_modes(places: &Places, has_env: bool) -> ConfigModes {
         if owner != user() && owner != 0 {
             return ConfigModes::Writable(format!(
                 "{shown} is of user {}, who can name the program that a turn runs; set PLEXUM_PROFILE_ROOT to a directory of your own",
-                sys::user_name(owner)
+                os::user_name(owner)
             ));
         }
         let mode = found.mode() & 0o7777;
@@ -137,7 +138,10 @@ pub(super) fn config_modes(places: &Places, has_env: bool) -> ConfigModes {
                 _ => "every user",
             };
             let fix = match is_own(places, path) {
-                true => format!("run: chmod go-w {}", shell_word(&path.to_string_lossy())),
+                true => format!(
+                    "run: chmod go-w {}",
+                    shell::quote_path(&path.to_string_lossy())
+                ),
                 false => "set PLEXUM_PROFILE_ROOT to a directory of your own".to_owned(),
             };
             return ConfigModes::Writable(format!(
@@ -150,7 +154,10 @@ pub(super) fn config_modes(places: &Places, has_env: bool) -> ConfigModes {
         && found.mode() & 0o044 != 0
     {
         let fix = match is_own(places, &file) {
-            true => format!("run: chmod 600 {}", shell_word(&file.to_string_lossy())),
+            true => format!(
+                "run: chmod 600 {}",
+                shell::quote_path(&file.to_string_lossy())
+            ),
             false => "set PLEXUM_PROFILE_ROOT to a directory of your own".to_owned(),
         };
         return ConfigModes::Readable(format!(

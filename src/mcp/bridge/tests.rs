@@ -48,7 +48,7 @@ impl ToolHost for Daemon {
 
 fn output(text: &str) -> ToolOutput {
     ToolOutput {
-        content: RawValue::from_string(super::super::content::quoted(text)).ok(),
+        content: RawValue::from_string(crate::json::json_string(text)).ok(),
         ..ToolOutput::default()
     }
 }
@@ -159,7 +159,7 @@ fn settings(base: &std::path::Path, mode: Mode) -> Settings {
         codex_home: base.to_owned(),
         codex: PathBuf::from("true"),
         codex_env: Vec::new(),
-        cancel: crate::sys::Flag::new().unwrap(),
+        cancel: crate::os::Flag::new().unwrap(),
     }
 }
 

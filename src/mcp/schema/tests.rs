@@ -332,7 +332,12 @@ fn takes_any_object_where_a_schema_cannot_be_rewritten() {
         ),
     ] {
         let result = normalized(&given);
-        assert_eq!(result.json, r#"{"type":"object"}"#, "{}", head(&given, 60));
+        assert_eq!(
+            result.json,
+            r#"{"type":"object"}"#,
+            "{}",
+            truncate(&given, 60)
+        );
         let warning = result.warning.unwrap();
         assert!(
             warning.starts_with(why) && warning.ends_with("; any object is taken"),
@@ -342,7 +347,7 @@ fn takes_any_object_where_a_schema_cannot_be_rewritten() {
         assert!(
             note.starts_with(&format!(
                 "The arguments must match this JSON schema: {}",
-                head(&given, 100)
+                truncate(&given, 100)
             )),
             "{note}"
         );

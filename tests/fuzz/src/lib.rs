@@ -10,22 +10,28 @@
 )]
 #![expect(clippy::unwrap_used, reason = "a panic is how a finding is told")]
 
+#[path = "../../../src/backend/mod.rs"]
+mod backend;
 #[path = "../../../src/canonical.rs"]
 mod canonical;
 #[path = "../../../src/codex/mod.rs"]
 mod codex;
-#[path = "../../../src/config.rs"]
+#[path = "../../../src/config/mod.rs"]
 mod config;
+#[path = "../../../src/daemon/mod.rs"]
+mod daemon;
 #[path = "../../../src/error.rs"]
 mod error;
+#[path = "../../../src/json/mod.rs"]
+mod json;
 #[path = "../../../src/mcp/mod.rs"]
 mod mcp;
-#[path = "../../../src/plugin/mod.rs"]
-mod plugin;
+#[path = "../../../src/os/mod.rs"]
+mod os;
 #[path = "../../../src/rollout/mod.rs"]
 mod rollout;
-#[path = "../../../src/sys.rs"]
-mod sys;
+#[path = "../../../src/shell.rs"]
+mod shell;
 #[path = "../../../src/turn/mod.rs"]
 mod turn;
 
@@ -38,7 +44,7 @@ use std::time::{Duration, Instant};
 
 /// The daemon's lines.
 pub fn fuzz_wire(data: &[u8]) {
-    use plugin::message::{Frame, read_line};
+    use daemon::message::{Frame, read_line};
     let strip = |line: &[u8]| line.strip_suffix(b"\r").unwrap_or(line).to_vec();
     let mut expected = data
         .split(|byte| *byte == b'\n')
@@ -61,8 +67,8 @@ pub fn fuzz_wire(data: &[u8]) {
 }
 
 fn wire_line(line: &[u8]) {
-    use plugin::message::{Id, Message, error_line, parse, result_line};
-    use plugin::params;
+    use daemon::message::{Id, Message, error_line, parse, result_line};
+    use daemon::params;
     let json = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
     match parse(line) {
         Ok(Message::Request { params, .. } | Message::Notification { params, .. }) => {
@@ -118,7 +124,7 @@ fn wire_line(line: &[u8]) {
 
 /// What codex prints.
 pub fn fuzz_events(data: &[u8]) {
-    use codex::translate::{Said, Translator};
+    use backend::exec::translate::{Said, Translator};
     let mut translator = Translator::default();
     for line in data.split(|byte| *byte == b'\n') {
         let before = translator.verdict().cloned();
@@ -212,9 +218,9 @@ fn scan(data: &[u8], step: usize, wanted: impl Fn(rollout::lines::Kind) -> bool)
 }
 
 fn rollout_line(kind: rollout::lines::Kind, text: &str) {
+    use rollout::calls;
     use rollout::lines::Kind;
     use rollout::record::{Record, parse};
-    use rollout::{calls, json};
     let is_json = json::valid(text);
     // See there: what is taken for a value, and more depth and larger numbers.
     let has_form = serde_json::from_str::<IgnoredAny>(text).is_ok();
@@ -274,8 +280,8 @@ fn rollout_line(kind: rollout::lines::Kind, text: &str) {
 
 /// Consuming calls in a rollout: what is changed, what is not, and that a second time changes nothing.
 pub fn fuzz_rewrite(data: &[u8]) {
-    use rollout::mutate::Mutation;
-    use rollout::splice::Op;
+    use rollout::consume::Mutation;
+    use rollout::consume::splice::Op;
     let Some((ops, text)) = data.split_first() else {
         return;
     };
@@ -295,7 +301,7 @@ pub fn fuzz_rewrite(data: &[u8]) {
         .filter(|(at, _)| ops >> at & 1 == 0 || *at == 0)
         .map(|(at, block_id)| Mutation {
             block_id,
-            reach: rollout::mutate::Reach::All,
+            reach: rollout::consume::Reach::All,
             op: if (usize::from(*ops) + at) % 3 == 0 {
                 Op::Light
             } else {
@@ -337,15 +343,15 @@ pub fn fuzz_rewrite(data: &[u8]) {
     );
 }
 
-fn has_nested(mutations: &[rollout::mutate::Mutation]) -> bool {
+fn has_nested(mutations: &[rollout::consume::Mutation]) -> bool {
     let nested = rollout::lines::NESTED;
     mutations.iter().any(|it| it.block_id.starts_with(nested))
 }
 
-fn consume(text: &[u8], mutations: &[rollout::mutate::Mutation]) -> (Vec<u8>, usize, Vec<String>) {
-    use rollout::splice::Piece;
+fn consume(text: &[u8], mutations: &[rollout::consume::Mutation]) -> (Vec<u8>, usize, Vec<String>) {
+    use rollout::consume::splice::Piece;
     let mut sure = false;
-    let plan = rollout::mutate::Plan::read(|| text, mutations, &mut || sure = true).unwrap();
+    let plan = rollout::consume::Plan::read(|| text, mutations, &mut || sure = true).unwrap();
     assert!(
         !sure || !plan.patches.is_empty(),
         "what was certain came about"
@@ -416,7 +422,8 @@ pub fn fuzz_config(data: &[u8]) {
 
 /// What codex's side of the MCP connection says, and the daemon's answers to its calls.
 pub fn fuzz_mcp(data: &[u8]) {
-    use mcp::server::{Catalogue, Effect, Session};
+    use mcp::catalogue::Catalogue;
+    use mcp::session::{Effect, Session};
     let tool = |name: &str| mcp::Tool {
         name: name.to_owned(),
         description: Some("d".to_owned()),

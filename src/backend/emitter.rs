@@ -1,0 +1,219 @@
+//! What a turn emits: its events in the contract's order, whichever way codex is run.
+//!
+//! One `message_start` is first, one `message_end` last, and there is at most one `error`.
+
+use super::Account;
+use crate::canonical::{Status, StopReason, ThreadState, TurnError, TurnEvent, TurnResult};
+use crate::codex::home;
+use crate::error::Error;
+use std::borrow::Cow;
+
+/// Keeps the order of the events.
+pub(crate) struct Emitter<'a> {
+    pub(crate) sink: &'a mut dyn Sink,
+    pub(crate) started: bool,
+    /// The error that was told.
+    pub(crate) failed: Option<TurnError>,
+    /// It was told that the turn waits.
+    pub(crate) is_queued: bool,
+    /// Messages of the assistant so far.
+    pub(crate) texts: usize,
+    /// Events of tool calls so far, told or not wanted.
+    pub(crate) calls: usize,
+}
+
+impl<'a> Emitter<'a> {
+    pub(crate) fn new(sink: &'a mut dyn Sink) -> Emitter<'a> {
+        Emitter {
+            sink,
+            started: false,
+            failed: None,
+            is_queued: false,
+            texts: 0,
+            calls: 0,
+        }
+    }
+
+    /// Tells `message_start`, if it was not told.
+    pub(crate) fn start(&mut self) {
+        if !self.started {
+            self.started = true;
+            self.sink.event(&TurnEvent::MessageStart);
+        }
+    }
+
+    pub(crate) fn event(&mut self, event: &TurnEvent<'_>) {
+        self.start();
+        self.sink.event(event);
+    }
+
+    pub(crate) fn raw_event(&mut self, event: &[u8]) {
+        self.start();
+        self.sink.raw_event(event);
+    }
+
+    /// A message of the assistant; from the second on it is set off, so that joined deltas read well.
+    pub(crate) fn text(&mut self, text: &str) {
+        if text.is_empty() {
+            return;
+        }
+        let message = self.texts;
+        let text = match message {
+            0 => Cow::Borrowed(text),
+            _ => Cow::Owned(format!("\n\n{text}")),
+        };
+        self.texts += 1;
+        self.event(&TurnEvent::TextDelta { text, message });
+    }
+
+    pub(crate) fn status(&mut self, state: Status, detail: Option<&str>) {
+        let detail = detail.map(Cow::Borrowed);
+        self.event(&TurnEvent::Status { state, detail });
+    }
+
+    /// The turn waits for its workspace. Told at once, and once.
+    pub(crate) fn queued(&mut self, detail: &str) {
+        if !self.is_queued {
+            self.is_queued = true;
+            self.status(Status::Queued, Some(detail));
+            self.sink.flush();
+        }
+    }
+
+    /// Gives out what was kept back.
+    pub(crate) fn flush(&mut self) {
+        self.sink.flush();
+    }
+
+    pub(crate) fn warn(&mut self, message: &str) {
+        self.sink.log(Level::Warn, message);
+    }
+
+    pub(crate) fn debug(&mut self, message: &str) {
+        self.sink.log(Level::Debug, message);
+    }
+
+    /// Ends the turn with an error.
+    pub(crate) fn fail(
+        &mut self,
+        error: &Error,
+        thread: Option<String>,
+        state: ThreadState,
+        account: Account,
+    ) -> TurnResult {
+        if self.failed.is_none() {
+            let error = TurnError {
+                code: error.kind().code(),
+                message: error.message().to_owned(),
+                retryable: error.retryable(),
+                retry_at: error.retry_at(),
+            };
+            self.event(&TurnEvent::Error { error: &error });
+            self.failed = Some(error);
+        }
+        self.end(StopReason::Error, thread, state, account)
+    }
+
+    /// Ends the turn.
+    pub(crate) fn end(
+        &mut self,
+        stop_reason: StopReason,
+        thread_id: Option<String>,
+        thread_state: ThreadState,
+        account: Account,
+    ) -> TurnResult {
+        self.debug(&format!(
+            "the turn ends: {}, {} tokens in, {} out",
+            match stop_reason {
+                StopReason::EndTurn => "it is done",
+                StopReason::Error => "it failed",
+                StopReason::Cancelled => "it was cancelled",
+            },
+            account.tokens.turn.total.input_tokens,
+            account.tokens.turn.total.output_tokens,
+        ));
+        self.event(&TurnEvent::MessageEnd {
+            stop_reason,
+            usage: account.tokens.turn,
+        });
+        self.sink.finish();
+        TurnResult {
+            stop_reason,
+            thread_id: thread_id.filter(|id| home::is_thread_id(id)),
+            thread_state,
+            usage: account.tokens.turn,
+            thread_usage: account.tokens.thread,
+            telemetry: account.telemetry,
+            error: self.failed.clone(),
+        }
+    }
+}
+
+/// Where a turn tells what happens.
+pub(crate) trait Sink {
+    /// One event, in the order of the contract. It may be kept back until the next [`Sink::flush`].
+    fn event(&mut self, event: &TurnEvent<'_>);
+    /// One event that is JSON already.
+    fn raw_event(&mut self, event: &[u8]);
+    /// Something for the log that is no event.
+    fn log(&mut self, level: Level, message: &str);
+    /// What codex is doing, for people.
+    fn step(&mut self, _step: &Step) {}
+    /// Gives out what was kept back. Where the other side does not read, this waits until it does or the turn
+    /// is cancelled; what could not be given out stays.
+    fn flush(&mut self);
+    /// Gives out everything, the turn being over, and waits for that without regard to a cancel.
+    fn finish(&mut self) {
+        self.flush();
+    }
+}
+
+/// How serious something told to the daemon's log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    Debug,
+    Warn,
+}
+
+impl Level {
+    /// Its name on the wire, one of MCP's.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Level::Debug => "debug",
+            Level::Warn => "warning",
+        }
+    }
+}
+
+/// A step of codex's work, for people at a terminal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    /// The same for the start and the end of one piece of work; new in every process of codex's.
+    pub(crate) key: String,
+    pub(crate) state: StepState,
+    pub(crate) what: StepKind,
+    /// The last lines of what a command that failed has printed.
+    pub(crate) output: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StepState {
+    Running,
+    Done,
+    /// With the exit code, where it is a command's.
+    Failed(Option<i64>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StepKind {
+    /// A shell command.
+    Command(String),
+    /// An MCP tool: server and tool.
+    Tool(String, String),
+    /// The files that a patch changes.
+    Files(Vec<String>),
+    /// A web search, by its query.
+    Search(String),
+    /// An item of a kind that has no form of its own here.
+    Other(String),
+}

@@ -1,0 +1,722 @@
+//! One codex process: starting it, reading what it prints, ending it, and never leaving it behind.
+//!
+//! One thread does all of it with `poll`: it writes the prompt, reads stdout in lines, drains stderr beside it,
+//! notices the exit and the raised flag of a cancelled turn, and keeps the time. So nothing that codex does or
+//! does not do with its streams can block the turn, and there are no reader threads to join. Memory is bounded:
+//! a line over [`LONGEST_LINE`] is skipped to its end, and of stderr only the last part is kept.
+
+use super::command::Invocation;
+use super::guard;
+use crate::codex::failure::Exit;
+use crate::error::{Error, Kind, Result, reason};
+use crate::os::{self, Flag};
+use memchr::memchr;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The longest line of codex's that is held, in bytes; a longer one is skipped and counted.
+pub(crate) const LONGEST_LINE: usize = 16 << 20;
+/// How much of the end of stderr is kept, in bytes.
+const STDERR_KEPT: usize = 8 << 10;
+/// What is read at once. The pipe is asked to hold as much.
+const READ_AT_ONCE: usize = 256 << 10;
+/// What a pipe holds at most, in bytes, unless root has allowed more.
+const LARGEST_PIPE: usize = 1 << 20;
+/// How long codex may live on after it has closed its stdout.
+const AFTER_STDOUT: Duration = Duration::from_secs(1);
+/// How long a process that codex left may hold the pipe after codex's exit.
+const AFTER_EXIT: Duration = Duration::from_millis(500);
+
+/// What came of waiting.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// There is a line, or a skipped one, to be taken with [`Child::line`].
+    Line,
+    /// The deadline passed.
+    Deadline,
+    /// The flag was raised.
+    Raised,
+    /// codex has ended and everything it printed was taken.
+    Ended,
+}
+
+/// A line that codex printed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Line<'a> {
+    /// Its bytes, without the line end.
+    Whole(&'a [u8]),
+    /// It was too long to be held; so many bytes were skipped.
+    Skipped(u64),
+}
+
+/// A running codex. Dropping it ends it and waits for its end.
+#[derive(Debug)]
+pub(crate) struct Child {
+    guard: std::process::Child,
+    pid: Pid,
+    /// Readable once the guard has ended.
+    ended: Arc<OwnedFd>,
+    stdin: Option<(ChildStdin, Vec<u8>, usize)>,
+    stdout: Option<ChildStdout>,
+    stderr: Option<ChildStderr>,
+    lines: Lines,
+    tail: Vec<u8>,
+    spawn_error: Option<i32>,
+    /// Has codex printed anything? Then it was started, whatever it prints.
+    has_printed: bool,
+    /// Did the guard's end show already?
+    exited: bool,
+    /// When patience with the present state ends, and what follows.
+    patience: Option<(Instant, Then)>,
+    /// The flag was seen raised and that was not said yet.
+    raised: bool,
+    asked_to_end: bool,
+    buried: Option<ExitStatus>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// Ask the guard to end codex.
+    End,
+    /// Kill the whole group: the guard did not keep its promise.
+    Kill,
+    /// Kill what is left of the group after codex's exit, and read no more.
+    Abandon,
+}
+
+impl Child {
+    /// Starts codex. While it runs, and is ended, `lock` is kept locked ([`os::keep_locked`]).
+    ///
+    /// # Errors
+    /// A folder that cannot be entered ([`Kind::Params`]) or a machine that has no processes, descriptors or
+    /// memory left ([`Kind::CodexFailed`], retryable). That codex itself could not be executed only shows in
+    /// [`Exit::spawn_error`].
+    pub(crate) fn start(invocation: &Invocation, lock: Option<&Path>) -> Result<Child> {
+        // The guard is this executable, also after an update has replaced the file on disk.
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg0("plexum-openai")
+            .arg(guard::NAME)
+            .arg(std::process::id().to_string())
+            .arg(os::open_files_before().unwrap_or_default().to_string())
+            .arg(lock.unwrap_or(Path::new("")))
+            .arg(&invocation.program)
+            .args(&invocation.args)
+            .current_dir(&invocation.folder)
+            .envs(invocation.env.iter().map(|(name, value)| (name, value)))
+            .stdin(match invocation.stdin {
+                Some(_) => Stdio::piped(),
+                None => Stdio::null(),
+            })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        for name in &invocation.env_removed {
+            command.env_remove(name);
+        }
+        let mut guard = command
+            .spawn()
+            .map_err(|error| spawn_failed(invocation, error))?;
+        let pid = Pid::from_child(&guard);
+        let streams = (guard.stdin.take(), guard.stdout.take(), guard.stderr.take());
+        let prepared = (|| -> io::Result<OwnedFd> {
+            for stream in [
+                streams.0.as_ref().map(AsFd::as_fd),
+                streams.1.as_ref().map(AsFd::as_fd),
+                streams.2.as_ref().map(AsFd::as_fd),
+            ]
+            .into_iter()
+            .flatten()
+            {
+                let flags = rustix::fs::fcntl_getfl(stream)?;
+                rustix::fs::fcntl_setfl(stream, flags | rustix::fs::OFlags::NONBLOCK)?;
+            }
+            if let Some(stdout) = &streams.1 {
+                // A larger pipe means fewer wake-ups; a limit on pipe memory is no reason to fail.
+                let _ = rustix::pipe::fcntl_setpipe_size(stdout, READ_AT_ONCE);
+            }
+            Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+        })();
+        let ended = match prepared {
+            Ok(ended) => ended,
+            Err(error) => {
+                // Not SIGKILL: codex may run already, and it is the guard that ends it.
+                let _ = rustix::process::kill_process(pid, Signal::TERM);
+                let _ = guard.wait();
+                return Err(spawn_failed(invocation, error));
+            }
+        };
+        Ok(Child {
+            guard,
+            pid,
+            ended: Arc::new(ended),
+            stdin: streams
+                .0
+                .zip(invocation.stdin.clone())
+                .map(|(pipe, prompt)| (pipe, prompt.into_bytes(), 0)),
+            stdout: streams.1,
+            stderr: streams.2,
+            lines: Lines::default(),
+            tail: Vec::new(),
+            spawn_error: None,
+            has_printed: false,
+            exited: false,
+            patience: None,
+            raised: false,
+            asked_to_end: false,
+            buried: None,
+        })
+    }
+
+    /// The guard's pid: everything that this codex starts is below it.
+    pub(crate) fn guard_pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// The guard's pidfd: SIGTERM to it ends codex.
+    pub(crate) fn pidfd(&self) -> &Arc<OwnedFd> {
+        &self.ended
+    }
+
+    /// Waits until there is a line, codex has ended, `flag` is raised or `deadline` has passed.
+    ///
+    /// Once [`Child::end`] was called the flag is no longer looked at.
+    pub(crate) fn next(&mut self, flag: &Flag, deadline: Option<Instant>) -> Next {
+        loop {
+            if self.lines.ready() {
+                return Next::Line;
+            }
+            // Before anything more is read: a codex that never pauses must not outrun its own cancellation.
+            if std::mem::take(&mut self.raised) && !self.asked_to_end {
+                return Next::Raised;
+            }
+            if self.exited && self.stdout.is_none() && self.stderr.is_none() {
+                return Next::Ended;
+            }
+            let now = Instant::now();
+            if let Some((until, then)) = self.patience
+                && now >= until
+            {
+                self.lose_patience(then);
+                continue;
+            }
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return Next::Deadline;
+            }
+            let until = match (deadline, self.patience) {
+                (Some(deadline), Some((patience, _))) => Some(deadline.min(patience)),
+                (deadline, patience) => deadline.or(patience.map(|(until, _)| until)),
+            };
+            let ready = self.wait(
+                flag,
+                until.map(|until| until.saturating_duration_since(now)),
+            );
+            if ready.stdin {
+                self.write_prompt();
+            }
+            if ready.stderr {
+                self.read_stderr();
+            }
+            if ready.stdout {
+                self.read_stdout();
+            }
+            if ready.ended && !self.exited {
+                self.exited = true;
+                self.stdin = None;
+                self.patience = Some((Instant::now() + AFTER_EXIT, Then::Abandon));
+                // What codex wrote is all in the pipes by now: take it before anything is decided.
+                self.read_stderr();
+            }
+            self.raised = ready.raised;
+        }
+    }
+
+    /// The next complete line; [`Next::Line`] said that there is one.
+    pub(crate) fn line(&mut self) -> Option<Line<'_>> {
+        self.lines.take()
+    }
+
+    /// Asks for codex's end: SIGINT, SIGTERM, SIGKILL, with a grace between, then whatever it left behind.
+    /// Go on with [`Child::next`] until it has ended.
+    pub(crate) fn end(&mut self) {
+        if self.asked_to_end {
+            return;
+        }
+        self.asked_to_end = true;
+        self.stdin = None;
+        if !self.exited {
+            // It is not buried yet, so the pid is still its own.
+            let _ = rustix::process::kill_process(self.pid, Signal::TERM);
+            self.patience = Some((Instant::now() + guard::LONGEST_ENDING, Then::Kill));
+        }
+    }
+
+    /// Ends codex if it has not ended by itself within `patience`.
+    pub(crate) fn expect_end_within(&mut self, patience: Duration) {
+        if self.patience.is_none() {
+            self.patience = Some((Instant::now() + patience, Then::End));
+        }
+    }
+
+    /// How codex ended; waits for that.
+    pub(crate) fn exit(&mut self) -> Exit {
+        let status = self.bury();
+        Exit {
+            status,
+            stderr: readable_tail(&self.tail),
+            // The guard's own status for it. A codex that has printed the guard's line and nothing else is none.
+            spawn_error: self.spawn_error.filter(|_| status.code() == Some(127)),
+        }
+    }
+
+    fn bury(&mut self) -> ExitStatus {
+        *self.buried.get_or_insert_with(|| {
+            // It was seen to have ended, or was killed: this does not wait long, and it can only fail if
+            // somebody else had waited for it, which nobody does.
+            self.guard
+                .wait()
+                .unwrap_or_else(|_| ExitStatus::from_raw(9))
+        })
+    }
+
+    fn lose_patience(&mut self, then: Then) {
+        self.patience = None;
+        match then {
+            Then::End => self.end(),
+            Then::Kill => {
+                self.kill();
+                self.patience = Some((Instant::now() + AFTER_EXIT, Then::Abandon));
+            }
+            Then::Abandon => {
+                os::signal_group(self.pid, Signal::KILL);
+                self.exited = true;
+                self.read_what_is_left();
+                self.stderr = None;
+                self.lines.finish();
+            }
+        }
+    }
+
+    /// Kills all of it. The guard goes last: with its end nothing would lead any more to what codex has started
+    /// in sessions of their own.
+    fn kill(&self) {
+        os::kill_below(self.pid);
+        os::signal_group(self.pid, Signal::KILL);
+    }
+
+    fn wait(&self, flag: &Flag, timeout: Option<Duration>) -> Ready {
+        let mut ready = Ready::default();
+        let mut fds = Vec::with_capacity(5);
+        let mut which: Vec<fn(&mut Ready)> = Vec::with_capacity(5);
+        let mut add = |fd, flags, mark: fn(&mut Ready)| {
+            fds.push(PollFd::from_borrowed_fd(fd, flags));
+            which.push(mark);
+        };
+        if let Some(stdout) = &self.stdout {
+            add(stdout.as_fd(), PollFlags::IN, |ready| ready.stdout = true);
+        }
+        if let Some(stderr) = &self.stderr {
+            add(stderr.as_fd(), PollFlags::IN, |ready| ready.stderr = true);
+        }
+        if let Some((stdin, _, _)) = &self.stdin {
+            add(stdin.as_fd(), PollFlags::OUT, |ready| ready.stdin = true);
+        }
+        if !self.exited {
+            add(self.ended.as_fd(), PollFlags::IN, |ready| {
+                ready.ended = true
+            });
+        }
+        if !self.asked_to_end {
+            add(flag.as_fd(), PollFlags::IN, |ready| ready.raised = true);
+        }
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        // An error here is EINTR or a lack of memory: look again, the caller keeps the time.
+        if poll(&mut fds, timeout.as_ref()).is_ok() {
+            for (fd, mark) in fds.iter().zip(which) {
+                if !fd.revents().is_empty() {
+                    mark(&mut ready);
+                }
+            }
+        }
+        ready
+    }
+
+    fn write_prompt(&mut self) {
+        let Some((pipe, prompt, written)) = &mut self.stdin else {
+            return;
+        };
+        match pipe.write(&prompt[*written..]) {
+            Ok(more) => *written += more,
+            Err(error) if again(&error) => return,
+            // codex does not want it. What it says of that, or its exit, is what will be told.
+            Err(_) => *written = prompt.len(),
+        }
+        if *written >= prompt.len() {
+            self.stdin = None;
+        }
+    }
+
+    fn read_stdout(&mut self) {
+        let Some(stdout) = &mut self.stdout else {
+            return;
+        };
+        match self.lines.read_from(stdout) {
+            Ok(0) => {
+                self.stdout = None;
+                self.lines.finish();
+                if !self.exited && self.patience.is_none() {
+                    self.patience = Some((Instant::now() + AFTER_STDOUT, Then::End));
+                }
+            }
+            Ok(_) => self.notice_spawn_error(),
+            Err(error) if again(&error) => {}
+            Err(_) => {
+                self.stdout = None;
+                self.lines.finish();
+            }
+        }
+    }
+
+    /// The guard's own line is the first there is, and the only one. What codex's tools make it print is neither.
+    fn notice_spawn_error(&mut self) {
+        if std::mem::replace(&mut self.has_printed, true) {
+            self.spawn_error = None;
+            return;
+        }
+        if let Some(rest) = self
+            .lines
+            .unread()
+            .strip_prefix(guard::SPAWN_ERROR.as_bytes())
+        {
+            self.spawn_error = std::str::from_utf8(rest)
+                .ok()
+                .and_then(|rest| rest.trim().parse().ok());
+            if self.spawn_error.is_some() {
+                self.lines = Lines::default();
+            }
+        }
+    }
+
+    /// Reads what is in the pipe, and no more: whoever is asked to wait for the turn's words takes his time, and
+    /// what codex said before its exit counts all the same.
+    fn read_what_is_left(&mut self) {
+        let mut room = LARGEST_PIPE;
+        if let Some(mut stdout) = self.stdout.take() {
+            while let Ok(length @ 1..) = self.lines.read_from(&mut stdout)
+                && length < room
+            {
+                room -= length;
+            }
+        }
+    }
+
+    fn read_stderr(&mut self) {
+        let Some(stderr) = &mut self.stderr else {
+            return;
+        };
+        let mut chunk = [0; 16 << 10];
+        // At most so much at once: a flood must not keep stdout waiting.
+        for _ in 0..16 {
+            match stderr.read(&mut chunk) {
+                Ok(0) => {
+                    self.stderr = None;
+                    return;
+                }
+                Ok(length) => {
+                    self.tail.extend_from_slice(&chunk[..length]);
+                    if self.tail.len() > 4 * STDERR_KEPT {
+                        self.tail.drain(..self.tail.len() - STDERR_KEPT);
+                    }
+                }
+                Err(error) if again(&error) => return,
+                Err(_) => {
+                    self.stderr = None;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.buried.is_some() {
+            return;
+        }
+        if !self.exited {
+            self.end();
+            let deadline = Instant::now() + guard::LONGEST_ENDING;
+            while Instant::now() < deadline {
+                let timeout =
+                    Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
+                let mut fds = [PollFd::new(&self.ended, PollFlags::IN)];
+                // The streams are closed first: a codex that waits for a reader of its output gets none.
+                self.stdout = None;
+                self.stderr = None;
+                if matches!(poll(&mut fds, timeout.as_ref()), Ok(n) if n > 0) {
+                    break;
+                }
+            }
+            let ended = rustix::process::waitid(
+                WaitId::PidFd(self.ended.as_fd()),
+                WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT,
+            );
+            if !matches!(ended, Ok(Some(_))) {
+                self.kill();
+            }
+        }
+        self.bury();
+    }
+}
+
+#[derive(Default)]
+struct Ready {
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+    ended: bool,
+    raised: bool,
+}
+
+fn again(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+fn spawn_failed(invocation: &Invocation, error: io::Error) -> Error {
+    use rustix::io::Errno;
+    match Errno::from_io_error(&error) {
+        Some(Errno::NOENT | Errno::ACCESS) if !os::has_proc() => Error::new(
+            Kind::CodexFailed,
+            "cannot start codex: '/proc' is not mounted, and without it nobody can see and end what codex starts",
+        )
+        .hint("mount it: mount -t proc proc /proc"),
+        // The program is this very process's: what is missing or closed is the folder.
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::LOOP) => Error::os(
+            Kind::Params,
+            format!(
+                "cannot enter the workspace '{}'",
+                invocation.folder.display()
+            ),
+            error,
+        ),
+        Some(Errno::TOOBIG) => Error::new(
+            Kind::CodexFailed,
+            format!(
+                "cannot start codex: {}; shorten \"extra_args\" or \"env\" in the config",
+                reason(&error)
+            ),
+        ),
+        _ => Error::os(Kind::CodexFailed, "cannot start a process for codex", error)
+            .hint("the machine or this user is out of processes, descriptors or memory")
+            .with_retryable(true),
+    }
+}
+
+/// The end of stderr as text for a message: whole lines, no colours, at most a dozen.
+fn readable_tail(tail: &[u8]) -> String {
+    let start = tail.len().saturating_sub(STDERR_KEPT);
+    let text = String::from_utf8_lossy(&tail[start..]);
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(char) = chars.next() {
+        if char == '\u{1b}' && chars.peek() == Some(&'[') {
+            // A colour or a cursor movement: up to its final letter.
+            for char in chars.by_ref() {
+                if char.is_ascii_alphabetic() {
+                    break;
+                }
+            }
+        } else if char == '\n' || !char.is_control() {
+            plain.push(char);
+        }
+    }
+    let mut lines: Vec<&str> = plain
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty())
+        .collect();
+    if tail.len() > STDERR_KEPT && lines.len() > 1 {
+        // The first one is likely a piece.
+        lines.remove(0);
+    }
+    let kept = lines.len().saturating_sub(12);
+    lines.split_off(kept).join("\n")
+}
+
+/// Bytes in, lines out, in one buffer.
+#[derive(Debug, Default)]
+struct Lines {
+    buffer: Vec<u8>,
+    /// Where the first line that was not taken begins.
+    start: usize,
+    /// Up to where no line end was found.
+    searched: usize,
+    /// The end of the first line, where it is known.
+    end: Option<usize>,
+    /// Bytes of a line too long, while its end has not come; then what [`Line::Skipped`] tells.
+    skipping: Option<u64>,
+    skipped: Option<u64>,
+}
+
+impl Lines {
+    fn read_from(&mut self, stream: &mut impl Read) -> io::Result<usize> {
+        if self.start > 0 {
+            self.buffer.drain(..self.start);
+            self.searched -= self.start;
+            self.start = 0;
+        }
+        let length = self.buffer.len();
+        if length == 0 && self.buffer.capacity() > 4 * READ_AT_ONCE {
+            self.buffer = Vec::new();
+        }
+        self.buffer.resize(length + READ_AT_ONCE, 0);
+        let outcome = stream.read(&mut self.buffer[length..]);
+        self.buffer
+            .truncate(length + outcome.as_ref().copied().unwrap_or(0));
+        self.search();
+        outcome
+    }
+
+    /// Finds the end of the first line, and lets go of a line that is too long.
+    fn search(&mut self) {
+        if self.end.is_some() || self.skipped.is_some() {
+            return;
+        }
+        if let Some(skipped) = self.skipping {
+            match memchr(b'\n', &self.buffer[self.start..]) {
+                Some(at) => {
+                    self.skipped = Some(skipped + at as u64);
+                    self.skipping = None;
+                    self.start += at + 1;
+                    self.searched = self.start;
+                }
+                None => {
+                    self.skipping = Some(skipped + (self.buffer.len() - self.start) as u64);
+                    self.buffer.clear();
+                    self.start = 0;
+                    self.searched = 0;
+                }
+            }
+            return;
+        }
+        match memchr(b'\n', &self.buffer[self.searched..]) {
+            Some(at) => self.end = Some(self.searched + at),
+            None => {
+                self.searched = self.buffer.len();
+                if self.buffer.len() - self.start > LONGEST_LINE {
+                    self.skipping = Some((self.buffer.len() - self.start) as u64);
+                    self.buffer = Vec::new();
+                    self.start = 0;
+                    self.searched = 0;
+                }
+            }
+        }
+    }
+
+    fn ready(&self) -> bool {
+        self.end.is_some() || self.skipped.is_some()
+    }
+
+    fn unread(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+
+    fn take(&mut self) -> Option<Line<'_>> {
+        if let Some(skipped) = self.skipped.take() {
+            self.search();
+            return Some(Line::Skipped(skipped));
+        }
+        let end = self.end.take()?;
+        let start = self.start;
+        self.start = end + 1;
+        self.searched = self.start;
+        self.search();
+        Some(Line::Whole(&self.buffer[start..end]))
+    }
+
+    /// The stream has ended: a last line without its end is a fragment and dropped, as codex died in it.
+    fn finish(&mut self) {
+        if self.skipping.take().is_some() || (self.end.is_none() && self.start < self.buffer.len())
+        {
+            log::warn!("codex's output ended in the middle of a line; the fragment is dropped");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(pieces: &[&[u8]]) -> Vec<std::result::Result<String, u64>> {
+        let mut lines = Lines::default();
+        let mut found = Vec::new();
+        for piece in pieces {
+            let mut piece = *piece;
+            while !piece.is_empty() {
+                lines.read_from(&mut piece).unwrap();
+                while lines.ready() {
+                    match lines.take() {
+                        Some(Line::Whole(line)) => {
+                            found.push(Ok(String::from_utf8_lossy(line).into_owned()))
+                        }
+                        Some(Line::Skipped(length)) => found.push(Err(length)),
+                        None => {}
+                    }
+                }
+            }
+        }
+        lines.finish();
+        found
+    }
+
+    #[test]
+    fn lines_are_found_however_they_are_cut() {
+        let text = b"one\n\ntwo and more\nthree\nfragment";
+        let whole = [
+            Ok("one".to_owned()),
+            Ok(String::new()),
+            Ok("two and more".to_owned()),
+            Ok("three".to_owned()),
+        ];
+        for cut in 0..text.len() {
+            assert_eq!(split(&[&text[..cut], &text[cut..]]), whole, "cut at {cut}");
+        }
+    }
+
+    // fault: 13
+    #[test]
+    fn a_line_too_long_is_skipped_and_the_next_counts() {
+        let mut text = vec![b'x'; 40 << 20];
+        text.extend_from_slice(b"\nnext\n");
+        text.extend(vec![b'y'; LONGEST_LINE]);
+        text.extend_from_slice(b"\nlast\n");
+        let found = split(&[&text]);
+        assert_eq!(found[0], Err(40 << 20));
+        assert_eq!(found[1], Ok("next".to_owned()));
+        assert_eq!(found[2].as_ref().unwrap().len(), LONGEST_LINE);
+        assert_eq!(found[3], Ok("last".to_owned()));
+    }
+
+    #[test]
+    fn the_end_of_stderr_is_made_readable() {
+        assert_eq!(
+            readable_tail(b"\x1b[31merror\x1b[0m: bad\r\n\n  at\x07 x \n"),
+            "error: bad\n  at x"
+        );
+        let mut flood = "noise\n".repeat(100_000);
+        flood.push_str("the reason");
+        let tail = readable_tail(&flood.as_bytes()[flood.len() - 4 * STDERR_KEPT..]);
+        assert_eq!(tail.lines().count(), 12);
+        assert!(tail.ends_with("noise\nthe reason"));
+    }
+}

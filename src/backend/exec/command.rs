@@ -1,0 +1,482 @@
+//! The command line of a turn as data that a test can compare.
+//!
+//! Everything codex's argument parser could take for something else is kept from it: `--` stands before the
+//! positional arguments always (`resume` would be a subcommand, `--help` a flag), a thread id is a checked UUID,
+//! and the prompt goes through stdin unless the config asks for an argument and it can be one.
+
+use crate::codex::find::{environment, removed_from_environment};
+use crate::codex::toml;
+use crate::config::{Config, Places, PromptVia};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// Linux refuses a single argument of this many bytes (`MAX_ARG_STRLEN`, its final NUL counted).
+const LONGEST_ARGUMENT: usize = 131_072 - 1;
+
+/// What of a turn decides how codex is called.
+#[derive(Debug)]
+pub(crate) struct Call<'a> {
+    /// The thread to go on with; `None` starts a new one.
+    pub(crate) thread: Option<&'a str>,
+    /// The model as the daemon names it.
+    pub(crate) model: &'a str,
+    /// Instructions. codex takes them when a thread starts, and again whenever it compacts one.
+    pub(crate) system: Option<&'a str>,
+    /// A prompt of this thread had the instructions at its head, and the model still sees them whole.
+    pub(crate) system_in_thread: bool,
+    pub(crate) images: &'a [PathBuf],
+    /// The file of a JSON Schema for the last text.
+    pub(crate) schema: Option<&'a Path>,
+    /// codex's `model_reasoning_effort`, a plain word.
+    pub(crate) reasoning_effort: Option<&'a str>,
+    pub(crate) prompt: &'a str,
+    /// `-c` arguments that lend the daemon's tools.
+    pub(crate) tool_args: &'a [OsString],
+    pub(crate) workspace: &'a Path,
+}
+
+/// How codex is started: all of it, as data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Invocation {
+    pub(crate) program: PathBuf,
+    pub(crate) args: Vec<OsString>,
+    pub(crate) folder: PathBuf,
+    pub(crate) env: Vec<(OsString, OsString)>,
+    pub(crate) env_removed: Vec<&'static str>,
+    /// What is written to its stdin; `None` gives it the null device.
+    pub(crate) stdin: Option<String>,
+    /// What could not be done as asked, one sentence each.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Builds the command line of a turn.
+pub(crate) fn build(
+    program: &Path,
+    config: &Config,
+    places: &Places,
+    call: &Call<'_>,
+) -> Invocation {
+    let mut warnings = Vec::new();
+    let extra = ExtraArgs::of(&config.extra_args, &mut warnings);
+    // All flags stand before `resume`, which takes fewer of them than `exec`; what both take works there as well
+    // (0.135 and 0.169).
+    let mut args: Vec<OsString> = vec!["exec".into(), "--skip-git-repo-check".into()];
+    if !extra.has("--sandbox", "-s") {
+        args.push("--dangerously-bypass-approvals-and-sandbox".into());
+    }
+    match model_arg(config, call.model) {
+        Some(model) if extra.has("--model", "-m") => warnings.push(format!(
+            "\"extra_args\" in the config chooses the model, so '{model}' is not asked for; \"model_args\" is the place for models"
+        )),
+        Some(model) => args.extend(["--model".into(), model.into()]),
+        None => {}
+    }
+    for image in call.images {
+        args.push("-i".into());
+        args.push(image.into());
+    }
+    if let Some(schema) = call.schema {
+        if extra.has("--output-schema", "--output-schema") {
+            warnings.push(
+                "the output schema of the turn is not asked for: \"extra_args\" in the config has one"
+                    .to_owned(),
+            );
+        } else {
+            args.extend(["--output-schema".into(), schema.into()]);
+        }
+    }
+    if let Some(effort) = call.reasoning_effort {
+        if extra.sets("model_reasoning_effort") {
+            warnings.push(format!(
+                "\"extra_args\" in the config sets model_reasoning_effort, which replaces the turn's '{effort}'"
+            ));
+        }
+        let setting = format!("model_reasoning_effort={}", toml::string(effort));
+        args.extend(["-c".into(), setting.into()]);
+    }
+    // From 0.148 an unreachable provider is retried without end and without a word of failure.
+    args.push("-c".into());
+    args.push("features.unbounded_connection_retries=false".into());
+    let mut prompt = call.prompt.to_owned();
+    if let Some(system) = call.system {
+        if extra.sets("developer_instructions") {
+            warnings.push(
+                "\"extra_args\" in the config sets developer_instructions, which replaces the daemon's system text"
+                    .to_owned(),
+            );
+        }
+        match system_setting(system) {
+            Some(setting) => args.extend(["-c".into(), setting.into()]),
+            None if call.system_in_thread => {}
+            None => {
+                warnings.push(format!(
+                    "the system text has {} bytes, more than an argument can have; it stands at the head of the prompt instead, where a compaction shortens it until the next turn",
+                    system.len()
+                ));
+                prompt = format!("{}\n\n{prompt}", system_block(system));
+            }
+        }
+    }
+    args.extend(call.tool_args.iter().cloned());
+    // After ours, so that they have the last word.
+    args.extend(extra.args.iter().map(OsString::from));
+    // `-i` takes every argument up to the next flag: `resume` must not be the one behind the config's.
+    args.push("--json".into());
+    if call.thread.is_some() {
+        args.push("resume".into());
+    }
+    args.push("--".into());
+    if let Some(thread) = call.thread {
+        args.push(thread.into());
+    }
+    let stdin = if config.prompt_via == PromptVia::Arg && can_be_argument(&prompt) {
+        args.push(prompt.into());
+        None
+    } else {
+        args.push("-".into());
+        Some(prompt)
+    };
+
+    Invocation {
+        program: program.to_owned(),
+        args,
+        folder: call.workspace.to_owned(),
+        env: environment(config, places),
+        env_removed: removed_from_environment(config),
+        stdin,
+        warnings,
+    }
+}
+
+/// The config's `extra_args`, without what codex would refuse beside ours.
+struct ExtraArgs<'a> {
+    args: Vec<&'a str>,
+}
+
+impl<'a> ExtraArgs<'a> {
+    fn of(args: &'a [String], warnings: &mut Vec<String>) -> ExtraArgs<'a> {
+        let args = args
+            .iter()
+            .map(String::as_str)
+            .filter(|arg| match *arg {
+                // Ours already; codex refuses a flag that is there twice.
+                "--json"
+                | "--experimental-json"
+                | "--skip-git-repo-check"
+                | "--dangerously-bypass-approvals-and-sandbox"
+                | "--yolo" => false,
+                "--" => {
+                    warnings.push(
+                        "'--' in \"extra_args\" of the config is ignored: what followed it would be the prompt"
+                            .to_owned(),
+                    );
+                    false
+                }
+                _ => true,
+            })
+            .collect();
+        ExtraArgs { args }
+    }
+
+    /// Is this flag among them, in whatever spelling codex takes?
+    fn has(&self, long: &str, short: &str) -> bool {
+        self.args.iter().any(|arg| {
+            arg.strip_prefix(long)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+                || (arg.starts_with(short) && !arg.starts_with("--"))
+        })
+    }
+
+    /// Does a `-c` set this key of codex's config?
+    fn sets(&self, key: &str) -> bool {
+        self.args.iter().any(|arg| {
+            let setting = arg
+                .strip_prefix("--config=")
+                .or_else(|| arg.strip_prefix("-c"))
+                .unwrap_or(arg);
+            setting
+                .split_once('=')
+                .is_some_and(|(name, _)| name.trim() == key)
+        })
+    }
+}
+
+/// The setting by which codex is given the system text, where it can be an argument.
+fn system_setting(system: &str) -> Option<String> {
+    const KEY: &str = "developer_instructions=";
+    let room = LONGEST_ARGUMENT - KEY.len();
+    // Most texts fit in either form; the second has no escapes, which can double a text with many lines.
+    let basic = (system.len() <= room).then(|| toml::string(system))?;
+    let value = if basic.len() <= room {
+        basic
+    } else {
+        toml::literal(system).filter(|literal| literal.len() <= room)?
+    };
+    Some(format!("{KEY}{value}"))
+}
+
+/// Can codex be given this system text as an argument?
+pub(crate) fn system_can_be_argument(system: &str) -> bool {
+    system_setting(system).is_some()
+}
+
+/// The system text as it stands at the head of a prompt.
+pub(crate) fn system_block(system: &str) -> String {
+    format!("<instructions>\n{system}\n</instructions>")
+}
+
+/// The value of `--model` for an advertised model; none leaves the choice to codex.
+fn model_arg<'a>(config: &'a Config, model: &'a str) -> Option<&'a str> {
+    let mapped = config.model_args.get(model).map_or(model, String::as_str);
+    (!matches!(mapped, "" | "codex")).then_some(mapped)
+}
+
+/// Can this prompt be codex's last argument? `-` means stdin to codex even after `--`.
+fn can_be_argument(prompt: &str) -> bool {
+    prompt != "-" && prompt.len() <= LONGEST_ARGUMENT && !prompt.contains('\0')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(config: &Config, call: &Call<'_>) -> Vec<String> {
+        let built = build(Path::new("/codex"), config, &Places::from_env(), call);
+        built
+            .args
+            .iter()
+            .map(|arg| arg.to_str().unwrap().to_owned())
+            .collect()
+    }
+
+    fn call<'a>(prompt: &'a str) -> Call<'a> {
+        Call {
+            thread: None,
+            model: "",
+            system: None,
+            system_in_thread: false,
+            images: &[],
+            schema: None,
+            reasoning_effort: None,
+            prompt,
+            tool_args: &[],
+            workspace: Path::new("/w"),
+        }
+    }
+
+    const HEAD: [&str; 3] = [
+        "exec",
+        "--skip-git-repo-check",
+        "--dangerously-bypass-approvals-and-sandbox",
+    ];
+    const RETRIES: [&str; 2] = ["-c", "features.unbounded_connection_retries=false"];
+
+    #[test]
+    fn a_new_thread_reads_its_prompt_from_stdin() {
+        let config = Config::default();
+        for prompt in ["hi", "-", "--help", "resume"] {
+            let built = build(
+                Path::new("/codex"),
+                &config,
+                &Places::from_env(),
+                &call(prompt),
+            );
+            assert_eq!(built.stdin.as_deref(), Some(prompt));
+            assert_eq!(
+                args(&config, &call(prompt)),
+                [&HEAD[..], &RETRIES, &["--json", "--", "-"]].concat()
+            );
+        }
+    }
+
+    #[test]
+    fn everything_has_its_place() {
+        let config = Config {
+            extra_args: vec!["--x".into()],
+            model_args: [("big".to_owned(), "gpt-5".to_owned())].into(),
+            prompt_via: PromptVia::Arg,
+            ..Config::default()
+        };
+        let images = [PathBuf::from("/a.png"), PathBuf::from("/b.png")];
+        let tools = ["-c".into(), "mcp_servers.x={}".into()];
+        let full = Call {
+            thread: Some("T"),
+            model: "big",
+            system: Some("be brief"),
+            images: &images,
+            schema: Some(Path::new("/s.json")),
+            reasoning_effort: Some("high"),
+            tool_args: &tools,
+            ..call("hi")
+        };
+        assert_eq!(
+            args(&config, &full),
+            [
+                &HEAD[..],
+                &["--model", "gpt-5", "-i", "/a.png", "-i", "/b.png"],
+                &["--output-schema", "/s.json"],
+                &["-c", "model_reasoning_effort=\"high\""],
+                &RETRIES,
+                &["-c", "developer_instructions=\"be brief\""],
+                &["-c", "mcp_servers.x={}", "--x", "--json"],
+                &["resume", "--", "T", "hi"],
+            ]
+            .concat()
+        );
+        assert_eq!(
+            args(
+                &config,
+                &Call {
+                    thread: None,
+                    system: Some("a\"\\\n\u{7f}é"),
+                    ..call("hi")
+                }
+            ),
+            [
+                &HEAD[..],
+                &RETRIES,
+                &[
+                    "-c",
+                    "developer_instructions=\"a\\\"\\\\\\n\\u007Fé\"",
+                    "--x",
+                    "--json",
+                    "--",
+                    "hi"
+                ],
+            ]
+            .concat()
+        );
+    }
+
+    // fault: 77
+    #[test]
+    fn extra_args_stand_before_resume_and_not_twice() {
+        let resumed = Call {
+            thread: Some("T"),
+            model: "gpt-5",
+            system: Some("x"),
+            ..call("hi")
+        };
+        for (extra, expected, sandboxed, model, warnings) in [
+            (&["-p", "fast"][..], &["-p", "fast"][..], false, true, 0),
+            (&["-s", "read-only"], &["-s", "read-only"], true, true, 0),
+            (&["-sread-only"], &["-sread-only"], true, true, 0),
+            (&["--sandbox=x"], &["--sandbox=x"], true, true, 0),
+            (&["-m", "o9"], &["-m", "o9"], false, false, 1),
+            (&["--model=o9"], &["--model=o9"], false, false, 1),
+            (
+                &["--json", "--yolo", "--skip-git-repo-check"],
+                &[],
+                false,
+                true,
+                0,
+            ),
+            (&["--", "-i", "/a.png"], &["-i", "/a.png"], false, true, 1),
+            (
+                &["-c", "developer_instructions=\"y\""],
+                &["-c", "developer_instructions=\"y\""],
+                false,
+                true,
+                1,
+            ),
+        ] {
+            let config = Config {
+                extra_args: extra.iter().map(|arg| (*arg).to_owned()).collect(),
+                ..Config::default()
+            };
+            let places = Places::from_env();
+            let built = build(Path::new("/codex"), &config, &places, &resumed);
+            let args = args(&config, &resumed);
+            let end = [expected, &["--json", "resume", "--", "T", "-"]].concat();
+            assert_eq!(args[args.len() - end.len()..], end, "{extra:?}");
+            assert_eq!(args.contains(&HEAD[2].to_owned()), !sandboxed, "{args:?}");
+            assert_eq!(args.contains(&"--model".to_owned()), model, "{args:?}");
+            assert_eq!(built.warnings.len(), warnings, "{:?}", built.warnings);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_an_argument_goes_through_stdin() {
+        let config = Config {
+            prompt_via: PromptVia::Arg,
+            ..Config::default()
+        };
+        let long = "x".repeat(131_072);
+        for prompt in ["-", "a\0b", &long] {
+            let built = build(
+                Path::new("/codex"),
+                &config,
+                &Places::from_env(),
+                &call(prompt),
+            );
+            assert_eq!(built.stdin.as_deref(), Some(prompt));
+            assert_eq!(built.args.last().unwrap(), "-");
+        }
+        let long = "x".repeat(131_071);
+        assert_eq!(args(&config, &call(&long)).last(), Some(&long));
+    }
+
+    // fault: 70
+    #[test]
+    fn a_system_text_that_cannot_be_an_argument_heads_the_prompt() {
+        let config = Config::default();
+        let built = |system: &str, system_in_thread| {
+            let call = Call {
+                thread: Some("T"),
+                system: Some(system),
+                system_in_thread,
+                ..call("hi")
+            };
+            build(Path::new("/codex"), &config, &Places::from_env(), &call)
+        };
+        let long = "x".repeat(131_071);
+        let first = built(&long, false);
+        assert_eq!(first.warnings.len(), 1);
+        assert_eq!(
+            first.stdin.unwrap(),
+            format!("<instructions>\n{long}\n</instructions>\n\nhi")
+        );
+        let next = built(&long, true);
+        assert_eq!(next.warnings, Vec::<String>::new());
+        assert_eq!(next.stdin.as_deref(), Some("hi"));
+        // Escapes would double these; a literal string has none.
+        let lines = "\n".repeat(100_000);
+        let given = built(&lines, false);
+        let setting = format!("developer_instructions='''\n{lines}'''");
+        assert!(given.args.contains(&OsString::from(setting)));
+        assert_eq!(given.stdin.as_deref(), Some("hi"));
+        for text in [
+            "\r\n".repeat(50_000),
+            "'''\n".repeat(30_000),
+            "\\'".repeat(50_000),
+        ] {
+            assert!(built(&text, false).stdin.unwrap().contains(&text));
+        }
+    }
+
+    #[test]
+    fn the_model_is_mapped() {
+        let config = Config {
+            model_args: [("a", "gpt-5"), ("none", ""), ("same", "codex")]
+                .map(|(id, model)| (id.to_owned(), model.to_owned()))
+                .into(),
+            ..Config::default()
+        };
+        for (model, arg) in [
+            ("", None),
+            ("codex", None),
+            ("a", Some("gpt-5")),
+            ("none", None),
+            ("same", None),
+            ("o9", Some("o9")),
+        ] {
+            assert_eq!(model_arg(&config, model), arg, "{model:?}");
+        }
+        let config = Config {
+            model_args: [("codex".to_owned(), "gpt-5".to_owned())].into(),
+            ..Config::default()
+        };
+        assert_eq!(model_arg(&config, "codex"), Some("gpt-5"));
+        assert_eq!(model_arg(&config, ""), None);
+    }
+}

@@ -1,0 +1,284 @@
+//! The process between the plugin and codex.
+//!
+//! codex's shell tools lead sessions of their own, so a signal to codex's process group does not reach them,
+//! and when codex dies without cleaning (SIGTERM, SIGKILL, a crash) they live on and belong to nobody. So each
+//! codex gets a small parent that is nothing but that: this executable, started again as `codex-guard`. It is a
+//! child subreaper, so whatever codex started stays below it and can be found; it asks the kernel for a signal
+//! when the plugin dies, so that SIGKILL of the plugin ends codex too; and it ends what it guards in steps.
+//!
+//! It also keeps the workspace locked as long as it lives: a plugin that is started again at once waits for the
+//! codex of the one that was killed.
+//!
+//! What leaves the plugin with a normal turn is left alone: when codex ends by itself, the guard only passes its
+//! exit status on and what an agent started to stay lives on.
+//!
+//! The guard talks on no channel of its own. Its streams are codex's and it lets go of them once codex runs.
+//! SIGTERM tells it to end codex. That codex could not be started is told on stdout by a line that no codex
+//! prints ([`SPAWN_ERROR`]) and exit status 127.
+
+use crate::os;
+use rustix::process::{Pid, Signal, WaitOptions};
+use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+/// The first argument that makes this executable a guard.
+pub(crate) const NAME: &str = "codex-guard";
+/// How the line begins that tells why codex could not be started; an errno follows.
+pub(crate) const SPAWN_ERROR: &str = "plexum-openai codex-guard: cannot start codex: errno ";
+
+/// How long codex has after SIGINT. It needs 0.15 s to record the turn as aborted (0.135 and 0.169).
+const AFTER_INT: Duration = Duration::from_millis(1500);
+/// How long codex has after SIGTERM.
+const AFTER_TERM: Duration = Duration::from_millis(1000);
+/// How long what codex left behind has after SIGTERM.
+const LEFT_BEHIND: Duration = Duration::from_millis(300);
+/// How long the kernel has to bury what was killed; longer only in uninterruptible sleep.
+const AFTER_KILL: Duration = Duration::from_millis(1000);
+/// The longest that a guard takes from SIGTERM to its own end, with room for a busy machine.
+pub(crate) const LONGEST_ENDING: Duration = Duration::from_millis(4500);
+
+/// Runs codex as the arguments say (the plugin's pid, how many files codex may have open or 0 for what it is
+/// already, a file to keep locked or an empty path, the executable, its arguments), and ends as it ended.
+pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
+    let mut number = || arguments.next()?.to_str()?.parse::<u64>().ok();
+    let plugin = number().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+    let (Some(plugin), Some(files), Some(lock), Some(codex)) =
+        (plugin, number(), arguments.next(), arguments.next())
+    else {
+        let _ = writeln!(
+            std::io::stderr(),
+            "plexum-openai: {NAME} is started by the plugin itself, not by hand"
+        );
+        return 2;
+    };
+    // Whoever could trace the guard could start processes below it, and those may use the daemon's tools.
+    os::protect_from_other_processes();
+    // Neither can fail on Linux; without them an orphan is only found later, so there is nothing to tell.
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::TERM));
+    let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    let signals = Signals::register();
+    // Before the plugin is looked for: no codex runs that another plugin could take for ended.
+    let _lock = (!lock.is_empty()).then(|| os::keep_locked(Path::new(&lock)));
+    // The plugin may have died before the kernel was asked to tell.
+    if rustix::process::getppid() != Some(plugin) {
+        return 143;
+    }
+    if files > 0 {
+        os::limit_open_files(files);
+    }
+    let mut command = Command::new(&codex);
+    command.args(arguments).arg0(&codex);
+    let started = signals.and_then(|signals| Ok((signals, command.spawn()?)));
+    let (mut signals, child) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            let _ = writeln!(
+                std::io::stdout(),
+                "{SPAWN_ERROR}{}",
+                error.raw_os_error().unwrap_or_default()
+            );
+            return 127;
+        }
+    };
+    let codex = Pid::from_child(&child);
+    // codex is the only one that holds its streams: the plugin waits for their end.
+    os::let_go_of_streams();
+
+    let mut status = None;
+    while status.is_none() {
+        signals.wait(None);
+        status = reap(codex);
+        if status.is_none() && signals.told_to_end() {
+            return mirror(end(codex, &mut signals));
+        }
+    }
+    // A request to end that came with codex's own end is still one to leave nothing running.
+    if signals.told_to_end() {
+        sweep(&mut signals);
+    }
+    mirror(status)
+}
+
+/// Where this process is the first of a container: starts the program once more and does here what is a first
+/// process's to do, which is to reap the orphans that codex and its tools leave to it. Gives the exit status then.
+///
+/// The program itself cannot: to wait for any child takes the exit status of one that it waits for by its id.
+pub(crate) fn reap_as_init() -> Option<u8> {
+    if !rustix::process::getpid().is_init() {
+        return None;
+    }
+    // It has the environment of the program itself; that hides its own.
+    os::protect_from_other_processes();
+    let mut signals = Signals::register().ok()?;
+    // Without /proc or a process to be had it is as it was without this: the orphans stay.
+    let child = Command::new("/proc/self/exe")
+        .arg0("plexum-openai")
+        .args(std::env::args_os().skip(1))
+        .spawn()
+        .ok()?;
+    let child = Pid::from_child(&child);
+    os::let_go_of_streams();
+    loop {
+        signals.wait(None);
+        if let Some(status) = reap(child) {
+            // A first process cannot die by a signal that it sends to itself.
+            let by_signal = || status.signal().map_or(1, |number| 128 + number);
+            return Some(u8::try_from(status.code().unwrap_or_else(by_signal)).unwrap_or(1));
+        }
+        for (flag, signal) in [
+            (&signals.end, Signal::TERM),
+            (&signals.interrupt, Signal::INT),
+        ] {
+            if flag.swap(false, std::sync::atomic::Ordering::SeqCst) {
+                // It may have ended just now.
+                let _ = rustix::process::kill_process(child, signal);
+            }
+        }
+    }
+}
+
+/// Ends codex in steps, then whatever it left; gives its status where it could be had.
+fn end(codex: Pid, signals: &mut Signals) -> Option<ExitStatus> {
+    let group = rustix::process::getpgrp();
+    let mut status = None;
+    for (signal, grace) in [(Signal::INT, AFTER_INT), (Signal::TERM, AFTER_TERM)] {
+        // The guard is of this group too, and has handlers for both.
+        os::signal_group(group, signal);
+        let deadline = Instant::now() + grace;
+        while status.is_none() && Instant::now() < deadline {
+            signals.wait(Some(deadline));
+            status = reap(codex);
+        }
+        if status.is_some() {
+            break;
+        }
+    }
+    if status.is_none() {
+        let _ = rustix::process::kill_process(codex, Signal::KILL);
+        let deadline = Instant::now() + AFTER_KILL;
+        while status.is_none() && Instant::now() < deadline {
+            signals.wait(Some(deadline));
+            status = reap(codex);
+        }
+    }
+    sweep(signals);
+    status
+}
+
+/// Ends every process below this one: SIGTERM, a short grace, SIGKILL until none is left.
+fn sweep(signals: &mut Signals) {
+    let me = rustix::process::getpid();
+    for (signal, grace) in [(Signal::TERM, LEFT_BEHIND), (Signal::KILL, AFTER_KILL)] {
+        let deadline = Instant::now() + grace;
+        loop {
+            let left = os::descendants(me);
+            if left.is_empty() {
+                return;
+            }
+            for pid in left {
+                // It may have ended since it was found.
+                let _ = rustix::process::kill_process(pid, signal);
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+            // Look again soon even without a signal: only direct children tell of their end.
+            signals.wait(Some(
+                deadline.min(Instant::now() + Duration::from_millis(20)),
+            ));
+            reap_all();
+        }
+    }
+}
+
+/// Buries every child that has ended; gives codex's status when it was among them.
+fn reap(codex: Pid) -> Option<ExitStatus> {
+    let mut found = None;
+    while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+        if pid == codex {
+            found = Some(ExitStatus::from_raw(status.as_raw()));
+        }
+    }
+    found
+}
+
+fn reap_all() {
+    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+}
+
+/// Ends this process as codex ended: with its exit status, or by its signal.
+fn mirror(status: Option<ExitStatus>) -> u8 {
+    let Some(status) = status else { return 137 };
+    if let Some(code) = status.code() {
+        return u8::try_from(code).unwrap_or(1);
+    }
+    let number = status.signal().unwrap_or(Signal::KILL.as_raw());
+    // No core file for a process that did nothing wrong.
+    let none = rustix::process::Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
+    let _ = signal_hook::low_level::emulate_default_handler(number);
+    if let Some(signal) = Signal::from_named_raw(number) {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), signal);
+    }
+    u8::try_from(128 + number).unwrap_or(1)
+}
+
+/// SIGTERM, SIGINT and SIGCHLD as something that `poll` can wait for.
+struct Signals {
+    woken: UnixStream,
+    end: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    interrupt: std::sync::Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Signals {
+    fn register() -> std::io::Result<Signals> {
+        let (woken, waker) = UnixStream::pair()?;
+        woken.set_nonblocking(true)?;
+        let end = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        // The flag before the wake-up, so that whoever is woken sees it.
+        signal_hook::flag::register(SIGTERM, std::sync::Arc::clone(&end))?;
+        let interrupt = std::sync::Arc::default();
+        signal_hook::flag::register(SIGINT, std::sync::Arc::clone(&interrupt))?;
+        for signal in [SIGTERM, SIGINT, SIGCHLD] {
+            signal_hook::low_level::pipe::register(signal, waker.try_clone()?)?;
+        }
+        Ok(Signals {
+            woken,
+            end,
+            interrupt,
+        })
+    }
+
+    /// Was the guard told to end codex? SIGINT alone is not that: the group gets it while codex is ended.
+    fn told_to_end(&self) -> bool {
+        self.end.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    /// Waits for a signal, at most until `deadline`.
+    fn wait(&mut self, deadline: Option<Instant>) {
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            rustix::event::Timespec::try_from(left).unwrap_or(rustix::event::Timespec {
+                tv_sec: 1,
+                tv_nsec: 0,
+            })
+        });
+        let mut fds = [rustix::event::PollFd::new(
+            &self.woken,
+            rustix::event::PollFlags::IN,
+        )];
+        // An interrupted wait is a wait that ended: the caller looks at everything anyway.
+        let _ = rustix::event::poll(&mut fds, timeout.as_ref());
+        let mut sink = [0; 64];
+        while matches!(self.woken.read(&mut sink), Ok(n) if n > 0) {}
+    }
+}

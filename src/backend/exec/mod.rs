@@ -1,0 +1,28 @@
+//! Turns by `codex exec`: a process for each.
+
+mod child;
+pub(crate) mod command;
+mod events;
+pub(crate) mod guard;
+mod run;
+mod system;
+pub(crate) mod translate;
+
+use super::emitter::Emitter;
+use super::{Backend, Outcome, TurnSpec};
+use crate::error::Result;
+use crate::os::Flag;
+
+/// A `codex exec` for each turn.
+pub(crate) struct Exec;
+
+impl Backend for Exec {
+    fn run(
+        &self,
+        spec: &TurnSpec<'_>,
+        cancel: &Flag,
+        emitter: &mut Emitter<'_>,
+    ) -> Result<Outcome> {
+        run::Run { spec }.run(cancel, emitter)
+    }
+}

@@ -1,0 +1,268 @@
+//! From codex's lines to what they mean for a turn.
+//!
+//! A small state machine without I/O. It keeps apart what failed for good from what codex recovered from, and
+//! lets nothing through after the end: codex tells a failure twice (`error`, then `turn.failed`, with the same
+//! text) and can print on after `turn.completed`. Messages come out one by one, as codex gives them; who emits
+//! them joins them.
+
+use super::events::{self, Event, Item, Phase, Todo, Totals};
+use crate::backend::emitter::{Step, StepKind, StepState};
+use crate::canonical::PlanItem;
+use std::borrow::Cow;
+
+/// How codex said that the turn ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// With the thread's totals, where codex told them.
+    Completed(Option<Totals>),
+    Failed(String),
+}
+
+/// What a line means.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Said<'a> {
+    /// codex works on this thread.
+    Thread(Cow<'a, str>),
+    /// A whole message of the assistant, as codex gives it: without the `\n\n` that joins it to the one before.
+    Text(Cow<'a, str>),
+    /// A summary of what the model thought.
+    Thinking(Cow<'a, str>),
+    /// Something that people like to see while it happens.
+    Step(Step),
+    /// The to-do list, perhaps as it was.
+    Plan(Vec<PlanItem>),
+    /// codex is in trouble and goes on: a reconnect, a warning.
+    Trouble(String),
+    /// The end; nothing is said after it.
+    End,
+    /// Nothing that matters here; the reason is for the debug log.
+    Nothing(Cow<'static, str>),
+}
+
+/// The state of one turn's output.
+#[derive(Debug, Default)]
+pub(crate) struct Translator {
+    verdict: Option<Verdict>,
+    /// The last `error` that codex printed: the reason, if nothing else tells one.
+    last_error: Option<String>,
+}
+
+impl Translator {
+    /// Takes one line of codex's stdout, without its line end.
+    pub(crate) fn line<'a>(&mut self, line: &'a [u8]) -> Said<'a> {
+        if line.trim_ascii().is_empty() {
+            return Said::Nothing("a blank line".into());
+        }
+        if self.verdict.is_some() {
+            return Said::Nothing("a line after the end".into());
+        }
+        let event = match events::parse(line) {
+            Ok(event) => event,
+            // NUL bytes, invalid UTF-8, a stray print of some library: told, and the next line counts.
+            Err(why) => {
+                return Said::Trouble(format!(
+                    "codex printed a line of {} bytes that is no event: {why}",
+                    line.len()
+                ));
+            }
+        };
+        match event {
+            Event::ThreadStarted { thread_id } => Said::Thread(thread_id),
+            Event::TurnStarted => Said::Nothing("turn.started".into()),
+            Event::TurnCompleted { usage } => {
+                self.verdict = Some(Verdict::Completed(usage));
+                Said::End
+            }
+            Event::TurnFailed { message } => {
+                let message = match (message.is_empty(), self.last_error.take()) {
+                    (true, Some(before)) => before,
+                    _ => message.into_owned(),
+                };
+                self.verdict = Some(Verdict::Failed(message));
+                Said::End
+            }
+            Event::Error { message } => {
+                self.last_error = Some(message.clone().into_owned());
+                Said::Trouble(message.into_owned())
+            }
+            Event::Item(phase, item) => {
+                if item.kind.as_deref() != Some("error") {
+                    // codex has recovered from it, and goes on.
+                    self.last_error = None;
+                }
+                Translator::item(phase, item)
+            }
+            Event::Unknown(kind) => Said::Nothing(format!("an event of type '{kind}'").into()),
+        }
+    }
+
+    fn item<'a>(phase: Phase, item: Item<'a>) -> Said<'a> {
+        let kind = item.kind.as_deref().unwrap_or_default();
+        match (kind, phase) {
+            ("agent_message", Phase::Completed) => Said::Text(item.text.unwrap_or_default()),
+            ("reasoning", Phase::Completed) => Said::Thinking(item.text.unwrap_or_default()),
+            // A warning, whatever it is called; it can come before `turn.started`.
+            ("error", Phase::Completed) => {
+                Said::Trouble(item.message.or(item.text).unwrap_or_default().into_owned())
+            }
+            ("todo_list", _) => Said::Plan(item.todos.into_iter().map(plan_item).collect()),
+            ("agent_message" | "reasoning" | "error", _) | (_, Phase::Updated) => {
+                Said::Nothing("an item that is not complete".into())
+            }
+            ("", _) => Said::Nothing("an item that is no step".into()),
+            _ => Said::Step(step(phase, &item)),
+        }
+    }
+
+    /// How codex said that the turn ended, once it has.
+    pub(crate) fn verdict(&self) -> Option<&Verdict> {
+        self.verdict.as_ref()
+    }
+
+    /// The last `error` that codex printed without saying that the turn had failed.
+    pub(crate) fn last_error(&self) -> Option<&str> {
+        self.last_error.as_deref()
+    }
+}
+
+fn plan_item(todo: Todo) -> PlanItem {
+    PlanItem {
+        text: todo.text,
+        status: match todo.completed {
+            true => "completed",
+            false => "pending",
+        }
+        .to_owned(),
+    }
+}
+
+/// The last lines of a text, and of long ones no more than can be shown.
+fn last_lines(text: &str) -> &str {
+    const LINES: usize = 10;
+    const BYTES: usize = 8 << 10;
+    let text = text.trim_end();
+    let start = text.floor_char_boundary(text.len().saturating_sub(BYTES));
+    let lines = text[start..].rmatch_indices('\n').nth(LINES - 1);
+    &text[start..][lines.map_or(0, |(at, _)| at + 1)..]
+}
+
+fn step(phase: Phase, item: &Item<'_>) -> Step {
+    let text = |field: &Option<Cow<'_, str>>| field.as_deref().unwrap_or_default().to_owned();
+    let failed = matches!(item.status.as_deref(), Some("failed" | "declined"))
+        || item.exit_code.is_some_and(|code| code != 0);
+    let output = match (phase, failed) {
+        (Phase::Completed, true) => last_lines(item.output.as_deref().unwrap_or_default()),
+        _ => "",
+    };
+    Step {
+        output: output.to_owned(),
+        key: text(&item.id),
+        state: match phase {
+            Phase::Completed if failed => StepState::Failed(item.exit_code),
+            Phase::Completed => StepState::Done,
+            _ => StepState::Running,
+        },
+        what: match item.kind.as_deref().unwrap_or_default() {
+            "command_execution" => StepKind::Command(text(&item.command)),
+            "mcp_tool_call" => StepKind::Tool(text(&item.server), text(&item.tool)),
+            "file_change" => StepKind::Files(
+                item.changes
+                    .iter()
+                    .map(|path| path.clone().into_owned())
+                    .collect(),
+            ),
+            "web_search" => StepKind::Search(text(&item.query)),
+            other => StepKind::Other(other.to_owned()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_is_translated() {
+        let mut translator = Translator::default();
+        let mut said = |line: &'static str| translator.line(line.as_bytes());
+        assert_eq!(
+            said(r#"{"type":"thread.started","thread_id":"T"}"#),
+            Said::Thread("T".into())
+        );
+        assert_eq!(
+            said(
+                r#"{"type":"item.completed","item":{"id":"item_0","type":"error","message":"no metadata"}}"#
+            ),
+            Said::Trouble("no metadata".into())
+        );
+        assert_eq!(
+            said(r#"{"type":"turn.started"}"#),
+            Said::Nothing("turn.started".into())
+        );
+        assert_eq!(said(""), Said::Nothing("a blank line".into()));
+        assert_eq!(
+            said(r#"{"type":"error","message":"Reconnecting... 1/3"}"#),
+            Said::Trouble("Reconnecting... 1/3".into())
+        );
+        assert_eq!(
+            said(
+                r#"{"type":"item.started","item":{"id":"item_1","type":"command_execution","command":"ls","exit_code":null}}"#
+            ),
+            Said::Step(Step {
+                key: "item_1".into(),
+                state: StepState::Running,
+                what: StepKind::Command("ls".into()),
+                output: String::new(),
+            })
+        );
+        assert_eq!(
+            said(
+                r#"{"type":"item.completed","item":{"id":"item_1","type":"command_execution","command":"ls","aggregated_output":"1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n11\n","exit_code":2,"status":"failed"}}"#
+            ),
+            Said::Step(Step {
+                key: "item_1".into(),
+                state: StepState::Failed(Some(2)),
+                what: StepKind::Command("ls".into()),
+                output: "2\n3\n4\n5\n6\n7\n8\n9\n10\n11".into(),
+            })
+        );
+        assert_eq!(
+            said(
+                r#"{"type":"item.completed","item":{"id":"item_2","type":"agent_message","text":"done"}}"#
+            ),
+            Said::Text("done".into())
+        );
+        assert!(matches!(said("no json"), Said::Trouble(_)));
+        assert_eq!(said(r#"{"type":"turn.completed","usage":null}"#), Said::End);
+        assert_eq!(
+            said(r#"{"type":"turn.completed","usage":{"input_tokens":5}}"#),
+            Said::Nothing("a line after the end".into())
+        );
+        assert_eq!(translator.verdict(), Some(&Verdict::Completed(None)));
+    }
+
+    #[test]
+    fn a_failure_is_told_once() {
+        let mut translator = Translator::default();
+        assert_eq!(
+            translator.line(br#"{"type":"error","message":"no"}"#),
+            Said::Trouble("no".into())
+        );
+        assert_eq!(translator.last_error(), Some("no"));
+        assert_eq!(
+            translator.line(br#"{"type":"turn.failed","error":{"message":"no"}}"#),
+            Said::End
+        );
+        assert_eq!(translator.verdict(), Some(&Verdict::Failed("no".into())));
+        let mut translator = Translator::default();
+        translator.line(br#"{"type":"error","message":"Reconnecting... 1/5"}"#);
+        translator.line(
+            br#"{"type":"item.completed","item":{"id":"i","type":"agent_message","text":"on"}}"#,
+        );
+        assert_eq!(translator.last_error(), None, "that was overcome");
+        let mut translator = Translator::default();
+        translator.line(br#"{"type":"error","message":"why"}"#);
+        translator.line(br#"{"type":"turn.failed"}"#);
+        assert_eq!(translator.verdict(), Some(&Verdict::Failed("why".into())));
+    }
+}

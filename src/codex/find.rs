@@ -1,0 +1,268 @@
+//! Finding the codex executable, and the environment that it runs in.
+
+use crate::config::{Config, Places, path_entries};
+use crate::error::{Error, Kind, Result, reason};
+use rustix::fs::Access;
+use rustix::io::Errno;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The least codex that is supported.
+pub(crate) const OLDEST: (u32, u32, u32) = (0, 135, 0);
+
+/// codex without arguments, in the environment that a turn gives it: for what is asked of it besides.
+pub(crate) fn in_environment(program: &Path, config: &Config, places: &Places) -> Command {
+    let mut command = Command::new(program);
+    for name in removed_from_environment(config) {
+        command.env_remove(name);
+    }
+    command.envs(environment(config, places));
+    command
+}
+
+/// What of the plugin's own environment codex does not get, unless the config sets it: backtraces get into its
+/// messages, and our log filter into its stderr.
+pub(crate) fn removed_from_environment(config: &Config) -> Vec<&'static str> {
+    ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE", "RUST_LOG"]
+        .into_iter()
+        .filter(|name| !config.env.contains_key(*name))
+        .collect()
+}
+
+/// What every codex gets in its environment besides the plugin's own.
+pub(crate) fn environment(config: &Config, places: &Places) -> Vec<(OsString, OsString)> {
+    let mut env: Vec<(OsString, OsString)> = config
+        .env
+        .iter()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect();
+    if let Some(home) = places.named_codex_home(config) {
+        // Absolute: codex would read a relative one in the workspace.
+        env.retain(|(name, _)| name != "CODEX_HOME");
+        env.push(("CODEX_HOME".into(), home.into()));
+    }
+    env
+}
+
+/// Finds the codex executable that `binary` names and sees that it can be executed.
+///
+/// A name with a slash is a path; any other is looked for in the `PATH` that codex will have. The checks cover
+/// what the kernel would only call "No such file" or hand to a shell: a missing interpreter, an empty file,
+/// another machine's executable.
+///
+/// # Errors
+/// [`Kind::CodexMissing`], naming the path and what to do.
+pub(crate) fn find_codex(binary: &str, config: &Config, places: &Places) -> Result<PathBuf> {
+    let path = places.search_path(config);
+    let hint = || format!("set \"binary\" in {}", places.config_file().display());
+    let found = if binary.contains('/') {
+        places.expand(binary)
+    } else {
+        in_path(binary, &path).ok_or_else(|| {
+            missing(format!(
+                "cannot find codex '{binary}' in PATH ({})",
+                path.to_string_lossy()
+            ))
+            .hint(format!(
+                "install it, or {} to its absolute path; 'plexum-openai doctor' helps",
+                hint()
+            ))
+        })?
+    };
+    match check(&found, &path) {
+        Ok(()) => Ok(found),
+        Err(why) => {
+            Err(missing(format!("cannot start codex '{}': {why}", found.display())).hint(hint()))
+        }
+    }
+}
+
+fn missing(message: String) -> Error {
+    Error::new(Kind::CodexMissing, message)
+}
+
+/// The first executable file of this name in `PATH`.
+pub(crate) fn in_path(name: &str, path: &OsStr) -> Option<PathBuf> {
+    path_entries(path)
+        // A relative entry would be looked up in the plugin's folder, which means nothing to anybody.
+        .filter(|entry| entry.is_absolute())
+        .map(|entry| entry.join(name))
+        .find(|file| file.is_file() && rustix::fs::access(file, Access::EXEC_OK).is_ok())
+}
+
+/// Why the file cannot be executed, as far as looking at it tells.
+fn check(file: &Path, path: &OsStr) -> std::result::Result<(), String> {
+    let metadata = std::fs::metadata(file).map_err(|error| reason(&error))?;
+    if metadata.is_dir() {
+        return Err("it is a folder".to_owned());
+    }
+    if !metadata.is_file() {
+        return Err("it is not a regular file".to_owned());
+    }
+    if rustix::fs::access(file, Access::EXEC_OK).is_err() {
+        return Err(format!(
+            "it is not executable (chmod +x '{}' makes it so)",
+            file.display()
+        ));
+    }
+    let mut head = [0; 256];
+    let length = match File::open(file).and_then(|file| read_head(file, &mut head)) {
+        Ok(length) => length,
+        // What can be executed need not be readable; and a lack that may be over soon is the start's to meet.
+        Err(error)
+            if matches!(
+                Errno::from_io_error(&error),
+                Some(Errno::ACCESS | Errno::MFILE | Errno::NFILE | Errno::NOMEM)
+            ) =>
+        {
+            return Ok(());
+        }
+        Err(error) => return Err(reason(&error)),
+    };
+    let head = &head[..length];
+    if head.is_empty() {
+        return Err("it is an empty file".to_owned());
+    }
+    if let Some(line) = head.strip_prefix(b"#!") {
+        return check_interpreter(line, path);
+    }
+    match head.strip_prefix(b"\x7fELF") {
+        Some(_) if runs_here(head) => Ok(()),
+        Some(_) => Err("it is an executable for another kind of machine".to_owned()),
+        None => Err("it is neither a program nor a script with a `#!` line".to_owned()),
+    }
+}
+
+fn read_head(mut file: File, head: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < head.len() {
+        match file.read(&mut head[length..])? {
+            0 => break,
+            more => length += more,
+        }
+    }
+    Ok(length)
+}
+
+/// Sees that a script's interpreter is there: `#!/usr/bin/env node` needs `node` in codex's `PATH`.
+fn check_interpreter(line: &[u8], path: &OsStr) -> std::result::Result<(), String> {
+    let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let mut words = line
+        .split(|byte| matches!(byte, b' ' | b'\t' | b'\r'))
+        .filter(|word| !word.is_empty())
+        .map(|word| Path::new(OsStr::from_bytes(word)));
+    let Some(interpreter) = words.next() else {
+        return Err("its `#!` line names no interpreter".to_owned());
+    };
+    if !interpreter.exists() {
+        return Err(format!(
+            "it is a script, and its interpreter '{}' is missing",
+            interpreter.display()
+        ));
+    }
+    if interpreter.file_name() == Some(OsStr::new("env")) {
+        let wanted = words.find(|word| !word.as_os_str().as_bytes().starts_with(b"-"));
+        if let Some(wanted) = wanted.and_then(Path::to_str)
+            && !wanted.contains('/')
+            && !wanted.contains('=')
+            && in_path(wanted, path).is_none()
+        {
+            return Err(format!(
+                "it is a script for '{wanted}', which is not in PATH ({}); use the native codex executable, or put the folder of '{wanted}' into PATH with \"env\" in the config",
+                path.to_string_lossy()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Is this ELF header one of a program for this machine? What is not known here is left to the kernel.
+fn runs_here(head: &[u8]) -> bool {
+    let Some(machine) = head.get(18..20) else {
+        return false;
+    };
+    let machine = match head[5] {
+        1 => u16::from_le_bytes([machine[0], machine[1]]),
+        _ => u16::from_be_bytes([machine[0], machine[1]]),
+    };
+    // The numbers of the ELF specification: 62 x86-64, 3 i386, 183 AArch64, 40 ARM.
+    match std::env::consts::ARCH {
+        "x86_64" => matches!(machine, 62 | 3),
+        "aarch64" => matches!(machine, 183 | 40),
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn what_cannot_be_started_is_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config {
+            env: [(
+                "PATH".to_owned(),
+                folder.path().to_str().unwrap().to_owned(),
+            )]
+            .into(),
+            ..Config::default()
+        };
+        let places = Places::from_env();
+        let file = |name: &str, bytes: &[u8], mode: u32| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        };
+        let mut other = b"\x7fELF\x02\x01\x01".to_vec();
+        other.resize(64, 0);
+        other[18] = 0xf7; // eBPF: nobody's machine.
+        file("plain", b"#!/bin/sh\n", 0o644);
+        file("empty", b"", 0o755);
+        file("text", b"hello\n", 0o755);
+        file("node", b"#!/usr/bin/env nodejs-that-is-not-there\n", 0o755);
+        file("gone", b"#! /no/such/interpreter -x\n", 0o755);
+        file("other", &other, 0o755);
+        file("script", b"#!/bin/sh\n", 0o755);
+        std::fs::create_dir(folder.path().join("folder")).unwrap();
+        for (name, message) in [
+            ("nowhere", "No such file or directory"),
+            ("plain", "it is not executable"),
+            ("empty", "it is an empty file"),
+            ("text", "it is neither a program nor a script"),
+            (
+                "node",
+                "it is a script for 'nodejs-that-is-not-there', which is not in PATH",
+            ),
+            ("gone", "its interpreter '/no/such/interpreter' is missing"),
+            ("folder", "it is a folder"),
+            ("other", "another kind of machine"),
+        ] {
+            let path = folder.path().join(name);
+            let error = find_codex(path.to_str().unwrap(), &config, &places).unwrap_err();
+            assert_eq!(error.kind(), Kind::CodexMissing);
+            assert!(error.message().contains(message), "{name}: {error}");
+            assert!(
+                error.message().contains(path.to_str().unwrap()),
+                "{name}: {error}"
+            );
+            assert!(error.message().contains("config.json"), "{name}: {error}");
+        }
+        assert_eq!(
+            find_codex("script", &config, &places).unwrap(),
+            folder.path().join("script")
+        );
+        let error = find_codex("plain", &config, &places).unwrap_err();
+        assert!(
+            error
+                .message()
+                .starts_with("cannot find codex 'plain' in PATH ("),
+            "{error}"
+        );
+    }
+}

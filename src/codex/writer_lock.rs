@@ -1,0 +1,350 @@
+//! The lock by which codex keeps other writers from a thread (from 0.147 on): taken and looked at as codex does it.
+//!
+//! It is taken for each thread that codex may write to, in `thread-writer-locks/` of its home. Versions before take
+//! none; there the one trace of a codex at work is that it holds the file open for writing ([`open_writer`]).
+
+use super::home::is_thread_id;
+use crate::error::{Error, Kind, Result};
+use crate::os;
+use crate::shell;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long codex's coordination lock is waited for. codex holds it for microseconds, and gives up after 30 s
+/// itself.
+const COORDINATION_WAIT: Duration = Duration::from_secs(5);
+
+/// The pause between two tries: flock(2) has no timeout of its own.
+const COORDINATION_PAUSE: Duration = Duration::from_millis(5);
+
+/// codex's own lock on a thread, held until this is dropped. While we hold it codex says
+/// `thread … already has an active writer` and does not touch the thread.
+#[derive(Debug)]
+pub(crate) struct WriterLock {
+    folder: PathBuf,
+    path: PathBuf,
+    /// The lock is this open file's: closing it gives the lock back.
+    _file: File,
+}
+
+impl WriterLock {
+    /// Takes the lock of `thread`, the way codex does: under the coordination lock, so that nobody unlinks
+    /// the file between our opening it and locking it.
+    ///
+    /// The folder is made where it is missing: a codex from before 0.147 has none, but a newer one may start
+    /// at any moment.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] where a codex (or another plugin) has the thread; [`Kind::Io`].
+    pub(crate) fn take(home: &Path, thread: &str) -> Result<WriterLock> {
+        if !is_thread_id(thread) {
+            return Err(Error::new(
+                Kind::Params,
+                format!("'{thread}' is no thread id: a UUID was expected"),
+            ));
+        }
+        let thread = thread.to_ascii_lowercase();
+        let folder = home.join("thread-writer-locks");
+        match fs::create_dir(&folder) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                return Err(Error::os(
+                    Kind::Io,
+                    format!("cannot create '{}'", folder.display()),
+                    error,
+                ));
+            }
+        }
+        let _coordination = coordinate(&folder)?;
+        let path = folder.join(format!("{thread}.lock"));
+        let file = open_lock(&path)?;
+        if try_lock(&file, &path)? {
+            Ok(WriterLock {
+                folder,
+                path,
+                _file: file,
+            })
+        } else {
+            Err(busy(&thread, &path))
+        }
+    }
+}
+
+impl Drop for WriterLock {
+    fn drop(&mut self) {
+        // Without the coordination lock the file stays: a stale one does no harm, and unlinking it could take
+        // it from under somebody who has just opened it.
+        if let Ok(_coordination) = coordinate(&self.folder)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            log::debug!("cannot remove '{}': {error}", self.path.display());
+        }
+    }
+}
+
+/// Sees that nobody holds codex's lock on `thread`, and that codex's locks can be taken at all.
+///
+/// A lock file that is not there is not made, and a codex that starts meanwhile does not see that this tried:
+/// it waits for the coordination lock before it looks.
+///
+/// # Errors
+/// [`Kind::Io`]; [`Kind::Busy`] where codex keeps its coordination lock.
+/// [`Kind::Busy`] too where somebody holds it.
+pub(crate) fn check_unlocked(home: &Path, thread: &str) -> Result<()> {
+    let folder = home.join("thread-writer-locks");
+    let path = folder.join(format!("{}.lock", thread.to_ascii_lowercase()));
+    if fs::symlink_metadata(&path).is_err() {
+        return check_coordination_lock(home);
+    }
+    let _coordination = coordinate(&folder)?;
+    // Closed, and so given back, before the coordination lock is.
+    let file = open_lock(&path)?;
+    match try_lock(&file, &path)? {
+        true => Ok(()),
+        false => Err(busy(thread, &path)),
+    }
+}
+
+/// Sees that codex's coordination lock, if there is one, can be opened: one that cannot be is the end of every turn of
+/// codex from 0.147 on, whatever thread it is of.
+///
+/// # Errors
+/// [`Kind::Io`] with what to do about it.
+pub(crate) fn check_coordination_lock(home: &Path) -> Result<()> {
+    let path = home.join("thread-writer-locks/.coordination.lock");
+    match fs::symlink_metadata(&path) {
+        Ok(_) => open_lock(&path).map(drop),
+        Err(_) => Ok(()),
+    }
+}
+
+/// The process that holds this file open for writing, other than ourselves, as far as `/proc` tells: of our
+/// own user, in our own pid namespace. `None` where there is none or none can be seen.
+///
+/// # Errors
+/// [`Kind::Io`] where `/proc` is not there: then nobody can be seen at all.
+pub(crate) fn open_writer(path: &Path, inode: (u64, u64)) -> Result<Option<u32>> {
+    if !crate::os::has_proc() {
+        let path = path.display();
+        let message =
+            format!("cannot see who has '{path}' open for writing: '/proc' is not mounted");
+        return Err(Error::new(Kind::Io, message).hint("mount it: mount -t proc proc /proc"));
+    }
+    let Some(name) = path.file_name() else {
+        return Ok(None);
+    };
+    let ourselves = std::process::id();
+    let processes = fs::read_dir("/proc").map_err(|error| {
+        let path = path.display();
+        Error::os(
+            Kind::Io,
+            format!("cannot see who has '{path}' open for writing: '/proc'"),
+            error,
+        )
+    })?;
+    let found = processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| *pid != ourselves)
+        .find(|pid| {
+            // Another user's process, or one that is gone by now, cannot be looked into.
+            fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|files| {
+                files
+                    .flatten()
+                    .any(|file| is_written(*pid, &file.path(), name, inode))
+            })
+        });
+    Ok(found)
+}
+
+/// Is this open file of a process the one that is meant, and open for writing?
+fn is_written(pid: u32, link: &Path, name: &OsStr, inode: (u64, u64)) -> bool {
+    // The name first: it costs no look at the file itself, which may lie on a file system that hangs.
+    // Contained and not equal: while a rollout is exchanged for its copy, it has the copy's name.
+    let named = fs::read_link(link).is_ok_and(|target| {
+        let target = target.as_os_str().as_encoded_bytes();
+        memchr::memmem::find(target, name.as_encoded_bytes()).is_some()
+    });
+    if !named || !fs::metadata(link).is_ok_and(|meta| (meta.dev(), meta.ino()) == inode) {
+        return false;
+    }
+    let Some(number) = link.file_name().and_then(OsStr::to_str) else {
+        return false;
+    };
+    let Ok(info) = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")) else {
+        return false;
+    };
+    let flags = info
+        .lines()
+        .find_map(|line| line.strip_prefix("flags:"))
+        .and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    // O_ACCMODE, of which O_RDONLY is 0.
+    flags.is_some_and(|flags| flags & 0o3 != 0)
+}
+
+/// The error of a thread that somebody else may write to, who holds the lock at `path`.
+fn busy(thread: &str, path: &Path) -> Error {
+    Error::new(
+        Kind::Busy,
+        format!(
+            "thread {thread} is in use by another codex process{}",
+            os::shown_holder(path)
+        ),
+    )
+    .hint("try again when its turn is over")
+}
+
+/// Takes codex's coordination lock. Whoever holds it must let it go at once.
+fn coordinate(folder: &Path) -> Result<File> {
+    let path = folder.join(".coordination.lock");
+    let file = open_lock(&path)?;
+    let deadline = Instant::now() + COORDINATION_WAIT;
+    while !try_lock(&file, &path)? {
+        if Instant::now() >= deadline {
+            return Err(Error::new(
+                Kind::Busy,
+                format!(
+                    "'{}' is held by another process{}",
+                    path.display(),
+                    os::shown_holder(&path)
+                ),
+            ));
+        }
+        std::thread::sleep(COORDINATION_PAUSE);
+    }
+    Ok(file)
+}
+
+fn open_lock(path: &Path) -> Result<File> {
+    let opened = rustix::fs::open(
+        path,
+        OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK,
+        Mode::from_raw_mode(0o666),
+    );
+    let opened = opened.map(File::from).map_err(io::Error::from);
+    let error = match opened.and_then(|file| Ok((file.metadata()?, file))) {
+        Ok((found, file)) if found.is_file() => return Ok(file),
+        Ok(_) => rustix::io::Errno::INVAL.into(),
+        Err(error) => error,
+    };
+    let word = shell::quote_path(&path.to_string_lossy());
+    let what = format!("cannot open the lock '{}'", path.display());
+    let Ok(found) = fs::symlink_metadata(path) else {
+        return Err(Error::os(Kind::Io, what, error));
+    };
+    if found.is_dir() {
+        let what = format!("{what}: it is a directory");
+        return Err(Error::new(Kind::Io, what).hint(format!("run: rmdir {word}")));
+    }
+    if !found.is_file() {
+        let what = format!("{what}: it is not a regular file");
+        return Err(Error::new(Kind::Io, what).hint(format!("run: rm {word}")));
+    }
+    // codex makes a new one, as its own user.
+    let what = format!("{what} (of uid {})", found.uid());
+    Err(Error::os(Kind::Io, what, error).hint(format!("codex cannot either; run: sudo rm {word}")))
+}
+
+/// Takes the lock if nobody has it.
+fn try_lock(file: &File, path: &Path) -> Result<bool> {
+    loop {
+        return match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => Err(Error::os(
+                Kind::Io,
+                format!("cannot lock '{}'", path.display()),
+                error.into(),
+            )),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "01a1fe00-a027-7a81-b8a0-356e91ab6908";
+    const OLD: &str = "67e55044-10b1-426f-9247-bb680e5fe0c8";
+
+    #[test]
+    fn one_thread_has_one_writer() {
+        let home = tempfile::tempdir().unwrap();
+        let lock = home.path().join(format!("thread-writer-locks/{ID}.lock"));
+        let held = WriterLock::take(home.path(), ID).unwrap();
+        assert!(lock.exists());
+        // A second lock of the same process is another open file, and so another owner.
+        let error = WriterLock::take(home.path(), ID).unwrap_err();
+        assert_eq!(error.kind(), Kind::Busy);
+        assert_eq!(
+            error.message(),
+            format!(
+                "thread {ID} is in use by another codex process; try again when its turn is over"
+            )
+        );
+        let other = WriterLock::take(home.path(), OLD).unwrap();
+        drop(held);
+        assert!(!lock.exists());
+        drop(other);
+        fs::write(&lock, "").unwrap();
+        drop(WriterLock::take(home.path(), ID).expect("a stale file does no harm"));
+        let entries = fs::read_dir(home.path().join("thread-writer-locks")).unwrap();
+        let names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, [".coordination.lock"]);
+    }
+
+    #[test]
+    fn a_lock_that_is_a_link_is_not_followed() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("thread-writer-locks");
+        fs::create_dir(&folder).unwrap();
+        std::os::unix::fs::symlink("/dev/null", folder.join(format!("{ID}.lock"))).unwrap();
+        assert_eq!(
+            WriterLock::take(home.path(), ID).unwrap_err().kind(),
+            Kind::Io
+        );
+    }
+
+    #[test]
+    fn whoever_has_the_file_open_for_writing_is_seen() {
+        use std::process::{Command, Stdio};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rollout-x.jsonl");
+        fs::write(&path, "").unwrap();
+        let meta = fs::metadata(&path).unwrap();
+        let inode = (meta.dev(), meta.ino());
+        let opened = |write: bool| {
+            let file = fs::OpenOptions::new()
+                .read(true)
+                .write(write)
+                .open(&path)
+                .unwrap();
+            Command::new("sleep")
+                .arg("60")
+                .stdin(Stdio::null())
+                .stdout(file)
+                .spawn()
+                .unwrap()
+        };
+        for (write, seen) in [(true, true), (false, false)] {
+            let mut child = opened(write);
+            let found = open_writer(&path, inode).unwrap();
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert_eq!(found, seen.then(|| child.id()), "open for writing: {write}");
+        }
+        let _own = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        assert_eq!(
+            open_writer(&path, inode).unwrap(),
+            None,
+            "ourselves do not count"
+        );
+    }
+}

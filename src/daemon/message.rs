@@ -1,0 +1,405 @@
+//! What a line on the wire is: framing, the size cap, and telling requests, notifications and answers apart.
+//!
+//! Pure but for the reader that is passed in. Nothing here knows a method's name.
+
+use crate::error::{Error, Kind};
+use crate::json;
+use memchr::{memchr, memrchr};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::fmt;
+use std::io::{self, BufRead};
+
+/// The longest line that is taken, in bytes; a longer one is skipped to its end.
+pub(crate) const LONGEST_LINE: usize = 64 << 20;
+/// The longest id, in bytes as JSON. A turn has several copies of its request's.
+const LONGEST_ID: usize = 4096;
+/// A line longer than this gets the room for the longest at once. Untouched pages cost nothing, no copy grows beside
+/// the first, and a block of this size goes back to the system when it is freed: of one that is freed at a size of
+/// less than 32 MiB, glibc learns to keep blocks of that size for later.
+const LONG_LINE: usize = 64 << 10;
+/// How much of the beginning and of the end of a longer line is looked at.
+const REMAINS: usize = 1024;
+/// How long an error's message may be, in bytes. What it quotes is the daemon's, and that may be a whole line.
+const LONGEST_MESSAGE: usize = 16 << 10;
+
+/// A JSON-RPC id: a string or an integer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Id {
+    Integer(i128),
+    Text(String),
+}
+
+impl Id {
+    /// The id as JSON.
+    pub(crate) fn json(&self) -> String {
+        match self {
+            Id::Integer(number) => number.to_string(),
+            Id::Text(text) => serde_json::Value::from(text.as_str()).to_string(),
+        }
+    }
+
+    /// The id that this JSON is. Nothing else is read: it may be as long as the line.
+    pub(crate) fn from_json(json: &str) -> Option<Id> {
+        if json.len() > LONGEST_ID {
+            return None;
+        }
+        match json.as_bytes().first() {
+            Some(b'"') => serde_json::from_str(json).ok().map(Id::Text),
+            Some(b'-' | b'0'..=b'9') => {
+                let number: serde_json::Number = serde_json::from_str(json).ok()?;
+                number
+                    .as_i64()
+                    .map(i128::from)
+                    .or_else(|| number.as_u64().map(i128::from))
+                    .map(Id::Integer)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What reading the next line gave.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Frame {
+    /// A line, without its end, in the buffer that was passed.
+    Line,
+    /// A line over the cap; it was skipped. The id is there where it was the answer to a request.
+    TooLong(Option<Id>),
+    /// The end of the stream.
+    End,
+}
+
+/// Reads the next line that is not blank into `line`. The last one need not have an end.
+///
+/// # Errors
+/// The stream's.
+pub(crate) fn read_line(stream: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Result<Frame> {
+    loop {
+        line.clear();
+        let mut too_long = false;
+        let mut tail = Vec::new();
+        let mut anything = false;
+        loop {
+            let chunk = match stream.fill_buf() {
+                Ok(chunk) => chunk,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            if chunk.is_empty() {
+                if !anything {
+                    return Ok(Frame::End);
+                }
+                break;
+            }
+            anything = true;
+            let end = memchr(b'\n', chunk);
+            let part = &chunk[..end.unwrap_or(chunk.len())];
+            // A `\r` before the end does not count; one byte more or less is no matter either.
+            if !too_long && line.len() + part.len() > LONGEST_LINE + 1 {
+                too_long = true;
+                tail = line.split_off(line.len().saturating_sub(REMAINS));
+                line.truncate(REMAINS);
+                line.shrink_to(REMAINS);
+            }
+            if too_long {
+                tail.extend_from_slice(&part[part.len().saturating_sub(REMAINS)..]);
+                tail.drain(..tail.len().saturating_sub(REMAINS));
+            } else {
+                if line.len() + part.len() > LONG_LINE {
+                    line.reserve_exact(LONGEST_LINE + 1 - line.len());
+                }
+                line.extend_from_slice(part);
+            }
+            let used = end.map_or(chunk.len(), |end| end + 1);
+            stream.consume(used);
+            if end.is_some() {
+                break;
+            }
+        }
+        if too_long {
+            return Ok(Frame::TooLong(answered(line, &tail)));
+        }
+        if line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        if line.len() > LONGEST_LINE {
+            return Ok(Frame::TooLong(answered(line, &[])));
+        }
+        if !line.trim_ascii().is_empty() {
+            return Ok(Frame::Line);
+        }
+    }
+}
+
+/// A message from the daemon.
+#[derive(Debug)]
+pub(crate) enum Message<'a> {
+    Request {
+        id: Id,
+        method: String,
+        params: Option<&'a RawValue>,
+    },
+    Notification {
+        method: String,
+        params: Option<&'a RawValue>,
+    },
+    /// The answer to a request of ours.
+    Answer {
+        id: Id,
+        outcome: Result<&'a RawValue, &'a RawValue>,
+    },
+    /// An answer that cannot be used: to what, where it says that, and why. It is no request, however wrong it
+    /// is, and is not answered: two sides that answer each other's answers never come to an end.
+    BadAnswer { id: Option<Id>, why: String },
+}
+
+/// A line that is no message: the id to answer with, where there is one, and the error.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) id: Option<Id>,
+    pub(crate) error: Error,
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    jsonrpc: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    method: Option<&'a RawValue>,
+    #[serde(borrow)]
+    params: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    result: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    error: Option<&'a RawValue>,
+}
+
+/// Keeps `null` apart from absent.
+fn present<'de, D: serde::Deserializer<'de>>(json: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(json).map(Some)
+}
+
+/// Says what a line is.
+///
+/// # Errors
+/// -32700 where it is not JSON, -32600 where it is JSON but no message.
+pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Refused> {
+    let parse_error = |why: &dyn std::fmt::Display| Refused {
+        id: None,
+        error: Error::new(Kind::Parse, format!("not JSON: {why}")),
+    };
+    let text = std::str::from_utf8(line).map_err(|error| {
+        parse_error(&format_args!(
+            "invalid UTF-8 after {} bytes",
+            error.valid_up_to()
+        ))
+    })?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    // A derived struct would take a list for its fields in order.
+    let parsed = match text.trim_start().starts_with('[') {
+        false => serde_json::from_str::<Envelope<'_>>(text),
+        true => match serde_json::from_str::<IgnoredAny>(text) {
+            Ok(_) => return Err(refused(None, "batches are not part of this protocol")),
+            Err(error) => Err(error),
+        },
+    };
+    let envelope = match parsed {
+        Ok(envelope) => envelope,
+        Err(error) if error.is_data() => {
+            // It stopped at the first thing that is no envelope; is the rest JSON at all?
+            return match (
+                serde_json::from_str::<IgnoredAny>(text),
+                answered(line, &[]),
+            ) {
+                (Err(error), _) => Err(parse_error(&error)),
+                (Ok(_), None) => Err(refused(None, &format!("no request: {error}"))),
+                (Ok(_), id) => Ok(Message::BadAnswer {
+                    id,
+                    why: error.to_string(),
+                }),
+            };
+        }
+        Err(error) => return Err(parse_error(&error)),
+    };
+    let id = envelope.id.and_then(|id| Id::from_json(id.get()));
+    let is_answer =
+        envelope.method.is_none() && (envelope.result.is_some() || envelope.error.is_some());
+    let wrong = |id, why: &str| match is_answer {
+        true => Ok(Message::BadAnswer {
+            id,
+            why: why.to_owned(),
+        }),
+        false => Err(refused(id, why)),
+    };
+    let version = envelope.jsonrpc.map_or("", RawValue::get);
+    if !version.starts_with('"') || !json::is(version, "2.0") {
+        return wrong(id, "`jsonrpc` must be \"2.0\"");
+    }
+    if is_answer {
+        return Ok(answer(id, envelope.result, envelope.error));
+    }
+    if envelope.id.is_some() && id.is_none() {
+        let why = format!("`id` must be a string or an integer of at most {LONGEST_ID} bytes");
+        return Err(refused(None, &why));
+    }
+    // `null` is how some write a member that is not there.
+    let error = envelope.error.filter(|error| error.get() != "null");
+    let method = envelope
+        .method
+        .map(|method| serde_json::from_str::<String>(method.get()).map_err(|_| ()));
+    match (method, envelope.result, error) {
+        (Some(Ok(method)), None, None) => {
+            let params = envelope.params;
+            if params.is_some_and(|params| !params.get().starts_with(['{', '['])) {
+                return Err(refused(id, "`params` must be an object"));
+            }
+            Ok(match id {
+                Some(id) => Message::Request { id, method, params },
+                None => Message::Notification { method, params },
+            })
+        }
+        (Some(_), None, None) => Err(refused(id, "`method` must be a string")),
+        (None, ..) => Err(refused(id, "`method` is missing")),
+        _ => Err(refused(
+            id,
+            "a message has one of `method`, `result` and `error`",
+        )),
+    }
+}
+
+/// The answer with these members, of which there is one at least.
+fn answer<'a>(
+    id: Option<Id>,
+    result: Option<&'a RawValue>,
+    error: Option<&'a RawValue>,
+) -> Message<'a> {
+    let is_null = |json: &&RawValue| json.get() == "null";
+    // Some write both, and null for the one that it is not.
+    let outcome = match (result, error.filter(|error| !is_null(error))) {
+        (Some(result), None) => Ok(result),
+        (result, Some(error)) if result.is_none_or(|result| is_null(&result)) => Err(error),
+        _ => {
+            let why = "an answer has one of `result` and `error`".to_owned();
+            return Message::BadAnswer { id, why };
+        }
+    };
+    match (id, outcome) {
+        (Some(id), outcome) => Message::Answer { id, outcome },
+        (None, Ok(_)) => Message::BadAnswer {
+            id: None,
+            why: "it has no `id`".to_owned(),
+        },
+        // What a peer says of a line that it could not read.
+        (None, Err(error)) => {
+            let shown = error.get();
+            let shown = &shown[..shown.floor_char_boundary(REMAINS)];
+            Message::BadAnswer {
+                id: None,
+                why: format!("an error without an `id`: {shown}"),
+            }
+        }
+    }
+}
+
+/// The id of the request that a line answers which cannot be read as a whole: so much can be told from its
+/// beginning, or, as many write the id last, from its end.
+pub(crate) fn answered(beginning: &[u8], end: &[u8]) -> Option<Id> {
+    let mut members = Members::default();
+    // Up to where it cannot be read any more.
+    let _ = serde_json::Deserializer::from_slice(beginning).deserialize_map(&mut members);
+    if members.method || !members.outcome {
+        return None;
+    }
+    members.id.or_else(|| last_id(end))
+}
+
+/// What was seen of a message.
+#[derive(Default)]
+struct Members {
+    id: Option<Id>,
+    method: bool,
+    outcome: bool,
+}
+
+impl<'de> Visitor<'de> for &mut Members {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a message")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut message: A) -> Result<(), A::Error> {
+        while let Some(name) = message.next_key::<Cow<'_, str>>()? {
+            match &*name {
+                "id" => {
+                    self.id = Id::from_json(message.next_value::<&RawValue>()?.get());
+                    continue;
+                }
+                "method" => self.method = true,
+                "result" | "error" => self.outcome = true,
+                _ => {}
+            }
+            message.next_value::<IgnoredAny>()?;
+        }
+        Ok(())
+    }
+}
+
+/// The string that is the last member of a line, where that member is an id.
+fn last_id(end: &[u8]) -> Option<Id> {
+    let line = end.trim_ascii_end().strip_suffix(b"}")?;
+    let text = line.trim_ascii_end().strip_suffix(b"\"")?;
+    let start = memrchr(b'"', text)?;
+    let before = text[..start].trim_ascii_end().strip_suffix(b":")?;
+    let comma = before.trim_ascii_end().strip_suffix(b"\"id\"")?;
+    comma.trim_ascii_end().strip_suffix(b",")?;
+    let id = String::from_utf8(text[start + 1..].to_vec()).ok()?;
+    Some(Id::Text(id))
+}
+
+fn refused(id: Option<Id>, why: &str) -> Refused {
+    Refused {
+        id,
+        error: Error::new(Kind::Request, why),
+    }
+}
+
+/// The line that answers a request with a result, which is JSON.
+pub(crate) fn result_line(id: &Id, result: &str) -> String {
+    format!(
+        "{{\"jsonrpc\":\"2.0\",\"id\":{},\"result\":{result}}}\n",
+        id.json()
+    )
+}
+
+/// The line that answers with an error. Its `data` says what the message cannot say to code: the code of
+/// `error` events where the kind has one, which what was wrong with the request itself has not.
+pub(crate) fn error_line(id: Option<&Id>, error: &Error) -> String {
+    let kind = error.kind();
+    let mut data = serde_json::json!({"retryable": error.retryable()});
+    if let -32000 | -32010 | -32011 = kind.rpc_code() {
+        data["code"] = kind.code().into();
+    }
+    let message = error.message();
+    let shown = &message[..message.floor_char_boundary(LONGEST_MESSAGE)];
+    let cut = if shown.len() < message.len() {
+        "…"
+    } else {
+        ""
+    };
+    let body = serde_json::json!({
+        "code": kind.rpc_code(),
+        "message": format!("{shown}{cut}"),
+        "data": data,
+    });
+    let id = id.map_or_else(|| "null".to_owned(), Id::json);
+    format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{body}}}\n")
+}
+
+#[cfg(test)]
+mod tests;

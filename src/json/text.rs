@@ -1,0 +1,195 @@
+//! What of JSON codex's own reader takes.
+//!
+//! A tool's answer is passed on as the daemon wrote it, and the grammar of JSON allows more than that reader
+//! (serde_json into typed structs): half a surrogate pair as an escape, any depth, any number. A message with
+//! one of these is no message for it: the turn of 0.169 then waits for an answer for ever, and 0.135 closes the
+//! connection and with it all tools. So the first is mended here, and what has one of the others is found.
+
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use std::borrow::Cow;
+use std::fmt;
+
+/// How many lists and objects a value may have in each other. The reader takes 127, of which the message around
+/// a value takes a few, and so do the rollout and the events that codex puts it into afterwards.
+const NESTING_MAX: usize = 100;
+
+/// The same JSON with U+FFFD for every escape that is half a surrogate pair, as everything does that cannot
+/// have such a half: the length stays, and all other bytes.
+pub(crate) fn replace_lone_surrogates(json: &str) -> Cow<'_, str> {
+    let mut mended: Option<String> = None;
+    let mut at = 0;
+    // JSON has a backslash in strings alone, and everything up to the fourth digit of an escape is ASCII.
+    while let Some(found) = memchr::memchr(b'\\', &json.as_bytes()[at..]) {
+        let escape = at + found;
+        at = match (surrogate(json, escape), surrogate(json, escape + 6)) {
+            (Some(Half::First), Some(Half::Second)) => escape + 12,
+            (Some(_), _) => {
+                let text = mended.get_or_insert_with(|| json.to_owned());
+                text.replace_range(escape..escape + 6, "\\ufffd");
+                escape + 6
+            }
+            // The backslash and what it escapes.
+            (None, _) => escape + 2,
+        };
+    }
+    mended.map_or(Cow::Borrowed(json), Cow::Owned)
+}
+
+/// A string as JSON.
+pub(crate) fn json_string(text: &str) -> String {
+    serde_json::to_string(text).expect("a string is always JSON")
+}
+
+/// At most `max` bytes of `text`, whole characters.
+pub(crate) fn truncate(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
+}
+
+enum Half {
+    First,
+    Second,
+}
+
+/// The half of a surrogate pair that the escape at this place is.
+fn surrogate(json: &str, at: usize) -> Option<Half> {
+    let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
+    match u16::from_str_radix(digits, 16).ok()? {
+        0xd800..=0xdbff => Some(Half::First),
+        0xdc00..=0xdfff => Some(Half::Second),
+        _ => None,
+    }
+}
+
+/// Why codex's reader would refuse this JSON, where it would.
+pub(crate) fn why_unreadable(json: &str) -> Option<String> {
+    let mut reader = serde_json::Deserializer::from_str(json);
+    let read = Checked { left: NESTING_MAX }.deserialize(&mut reader);
+    read.and_then(|()| reader.end())
+        .err()
+        .map(|error| error.to_string())
+}
+
+/// Reads a value as the reader does, and keeps nothing of it: what is not looked at is not checked either.
+struct Checked {
+    /// How many lists and objects may still be opened.
+    left: usize,
+}
+
+impl Checked {
+    fn inner<E: Error>(&self) -> Result<usize, E> {
+        self.left
+            .checked_sub(1)
+            .ok_or_else(|| E::custom(format_args!("it nests deeper than {NESTING_MAX} levels")))
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Checked {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Checked {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        let left = self.inner()?;
+        while list.next_element_seed(Checked { left })?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<(), A::Error> {
+        let left = self.inner()?;
+        while object.next_key_seed(Checked { left })?.is_some() {
+            object.next_value_seed(Checked { left })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_of_surrogate_pairs_are_replaced_and_nothing_else() {
+        for (json, expected) in [
+            (r#""\ud83d\ude00 \u00e9 \\ud83d é""#, None),
+            (r#""\uD83D\uDE00\\\ud83d\ude00""#, None),
+            (r#""a\ud83d""#, Some(r#""a\ufffd""#)),
+            (r#""\ude00b""#, Some(r#""\ufffdb""#)),
+            (r#""\ud83dé\ude00""#, Some(r#""\ufffdé\ufffd""#)),
+            (r#""\ud83d\n\\\ude00""#, Some(r#""\ufffd\n\\\ufffd""#)),
+            (
+                r#""\ud83d\ud83d\ude00\ude00""#,
+                Some(r#""\ufffd\ud83d\ude00\ufffd""#),
+            ),
+            (
+                r#"{"k\uD800":["\uDFFF"]}"#,
+                Some(r#"{"k\ufffd":["\ufffd"]}"#),
+            ),
+        ] {
+            let mended = replace_lone_surrogates(json);
+            assert_eq!(mended, expected.unwrap_or(json));
+            assert_eq!(matches!(mended, Cow::Borrowed(_)), expected.is_none());
+            assert_eq!(why_unreadable(&mended), None, "{json}");
+            assert_eq!(why_unreadable(json).is_some(), expected.is_some(), "{json}");
+        }
+    }
+
+    #[test]
+    fn what_codex_cannot_read_is_found() {
+        let lists = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let objects = |depth: usize| format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth));
+        for (json, part) in [
+            (lists(100), None),
+            (objects(100), None),
+            (lists(101), Some("deeper than 100 levels")),
+            (objects(101), Some("deeper than 100 levels")),
+            (lists(100_000), Some("deeper than 100 levels")),
+            (
+                "[null,true,-1,1.5e300,\"\",18446744073709551616]".to_owned(),
+                None,
+            ),
+            ("[1e400]".to_owned(), Some("number out of range")),
+            ("{\"a\":1,\"a\":2}".to_owned(), None),
+        ] {
+            let refusal = why_unreadable(&json);
+            let shown = &json[..json.len().min(40)];
+            match part {
+                None => assert_eq!(refusal, None, "{shown}"),
+                Some(part) => assert!(refusal.unwrap().contains(part), "{shown}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Cancelling: a token that one thread cancels and others wait for, and readers that stop with it.
+
+use crate::error::{Error, Kind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::Signal;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// A flag that one thread raises and another notices, also while it waits in `poll`.
+#[derive(Clone, Debug)]
+pub(crate) struct Flag(Arc<FlagInner>);
+
+#[derive(Debug)]
+struct FlagInner {
+    raised: AtomicBool,
+    /// Becomes readable for ever once the flag is raised.
+    readable: OwnedFd,
+    writable: OwnedFd,
+    /// The pidfds of what runs for whoever looks at the flag.
+    children: Mutex<Vec<Weak<OwnedFd>>>,
+}
+
+impl Flag {
+    /// A flag that is not raised.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where the process has no descriptors left.
+    pub(crate) fn new() -> Result<Flag> {
+        use rustix::pipe::{PipeFlags, pipe_with};
+        let (readable, writable) =
+            pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(|error| {
+                Error::os(Kind::Io, "cannot make a pipe", error.into()).with_retryable(true)
+            })?;
+        Ok(Flag(Arc::new(FlagInner {
+            raised: AtomicBool::new(false),
+            readable,
+            writable,
+            children: Mutex::default(),
+        })))
+    }
+
+    /// Notes the pidfd of a child, for [`Flag::end_children`], as long as its owner keeps it.
+    pub(crate) fn attach(&self, pidfd: &Arc<OwnedFd>) {
+        let mut children = self.children();
+        children.retain(|child| child.strong_count() > 0);
+        children.push(Arc::downgrade(pidfd));
+    }
+
+    /// Sends SIGTERM to the children, for a thread that has seen the flag raised and does not come to it: it hangs
+    /// in the file system.
+    pub(crate) fn end_children(&self) {
+        for child in self.children().iter().filter_map(Weak::upgrade) {
+            // It may have ended already.
+            let _ = rustix::process::pidfd_send_signal(&*child, Signal::TERM);
+        }
+    }
+
+    fn children(&self) -> MutexGuard<'_, Vec<Weak<OwnedFd>>> {
+        self.0
+            .children
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Raises the flag; it stays up.
+    pub(crate) fn raise(&self) {
+        if !self.0.raised.swap(true, Ordering::SeqCst) {
+            // It cannot fail: the pipe is empty and its other end is held beside it.
+            let _ = rustix::io::write(&self.0.writable, &[1]);
+        }
+    }
+
+    pub(crate) fn is_raised(&self) -> bool {
+        self.0.raised.load(Ordering::SeqCst)
+    }
+}
+
+impl AsFd for Flag {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.readable.as_fd()
+    }
+}
+
+/// A reader that reads no more once a flag is raised, for what is too long to be read to its end then.
+#[derive(Debug)]
+pub(crate) struct Cancellable<R> {
+    input: R,
+    cancel: Flag,
+    /// How long it goes on reading after the flag, and since when it does.
+    patience: Duration,
+    since: Option<Instant>,
+}
+
+impl<R> Cancellable<R> {
+    pub(crate) fn new(input: R, cancel: &Flag) -> Cancellable<R> {
+        Cancellable::patient(input, cancel, Duration::ZERO)
+    }
+
+    /// One that reads on for so long where the flag is raised, counted anew after each end of the input.
+    pub(crate) fn patient(input: R, cancel: &Flag, patience: Duration) -> Cancellable<R> {
+        Cancellable {
+            input,
+            cancel: cancel.clone(),
+            patience,
+            since: None,
+        }
+    }
+}
+
+impl<R: Read> Read for Cancellable<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.cancel.is_raised() {
+            let since = *self.since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= self.patience {
+                return Err(io::Error::other("cancelled"));
+            }
+        }
+        let length = self.input.read(buffer)?;
+        if length == 0 {
+            self.since = None;
+        }
+        Ok(length)
+    }
+}
+
+/// Waits until `flag` is raised, at most for `time`.
+pub(crate) fn wait_for(flag: &Flag, time: Duration) {
+    let timeout = Timespec::try_from(time).ok();
+    let mut fds = [PollFd::new(flag, PollFlags::IN)];
+    // An interrupted wait is a short one; the caller keeps the time.
+    let _ = rustix::event::poll(&mut fds, timeout.as_ref());
+}

@@ -1,0 +1,26 @@
+//! The operating system: cancelling, locks, processes, signals, streams, limits.
+//!
+//! Linux is what the program is written for: `/proc`, pidfds, the child subreaper and the parent-death signal have
+//! no portable form. Nothing here knows what codex is.
+
+mod cancel;
+mod files;
+mod limits;
+mod lock;
+mod process;
+mod signals;
+mod streams;
+
+pub(crate) use cancel::{Cancellable, Flag, wait_for};
+pub(crate) use files::{check_owner, open_regular_file, user_name};
+pub(crate) use limits::{limit_open_files, open_files_before, raise_open_files};
+pub(crate) use lock::{FileLock, TryLock, keep_locked, shown_holder, try_lock, try_lock_directory};
+pub(crate) use process::{
+    descendants, has_proc, is_alive, is_at_or_below, is_hidden, kill_below, kill_everything_below,
+    protect_from_other_processes, signal_group, signal_name, start_of,
+};
+pub(crate) use signals::{
+    INTERRUPTED, end_by, end_by_interrupt, keep_exit_statuses, on_end_signal,
+    on_end_signal_or_hangup, unblock_signals,
+};
+pub(crate) use streams::{Blocking, PIPE_BUF, is_hung_up, let_go_of_streams, wait_for_room};

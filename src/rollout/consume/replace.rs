@@ -1,0 +1,460 @@
+//! Replacing a rollout by a patched copy of it: all or nothing.
+//!
+//! The copy is made next to the file, synced, and takes its place in one step; whoever looks finds the old
+//! file or the new one, whole, whatever happens at whatever moment. A run that was killed leaves a copy
+//! behind, under a name that the next run knows and removes.
+//!
+//! The file itself is only ever read, and never through a symbolic link. That it may be rewritten at all, which
+//! is codex's to say, the caller has settled before.
+
+use super::splice::{Patch, Piece};
+use crate::codex::writer_lock::open_writer;
+use crate::error::{Error, Kind, Result};
+use rustix::fs::{
+    Advice, AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid,
+};
+use std::fs::{File, Metadata};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::num::NonZeroU64;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// How much is written at once where the pieces are small, and how much of a kept piece is read at once.
+const BUFFER: usize = 64 * 1024;
+
+/// How much is copied before the disk is told to begin with it.
+const PART: u64 = 8 << 20;
+
+/// A file that nobody else of us rewrites as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Source {
+    path: PathBuf,
+    file: File,
+    before: Metadata,
+}
+
+/// How a replacement went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Replaced {
+    Done,
+    /// The file was changed by somebody else in the meantime; nothing was done.
+    Changed,
+}
+
+/// Whether the file is only looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Look,
+    /// Other runs are locked out, and what a killed one left behind is removed.
+    Rewrite,
+}
+
+/// Opens a file, and no link to one, and waits for nothing.
+fn open_file(path: &Path, mode: OFlags) -> rustix::io::Result<File> {
+    // NONBLOCK: opening a FIFO must not wait for somebody to write to it.
+    let flags = mode | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    rustix::fs::open(path, flags, Mode::empty()).map(File::from)
+}
+
+impl Source {
+    /// Opens a rollout.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where it cannot be opened or is something that cannot be replaced by a copy without half
+    /// of it being lost: a symbolic link, one of several hard links, no file at all. [`Kind::Busy`] where
+    /// another process rewrites it or has it open for writing.
+    pub(crate) fn open(path: &Path, access: Access) -> Result<Source> {
+        let refused = |why: &str| {
+            Error::new(
+                Kind::Io,
+                format!("cannot rewrite '{}': {why}", path.display()),
+            )
+        };
+        let open = |mode| match open_file(path, mode) {
+            Err(rustix::io::Errno::LOOP) => {
+                Err(refused("it is a symbolic link; name the file itself"))
+            }
+            opened => opened.map_err(|error| failed("open", path)(error.into())),
+        };
+        let mut file = open(OFlags::RDONLY)?;
+        let mut before = file.metadata().map_err(failed("look at", path))?;
+        if !before.is_file() {
+            return Err(refused("it is not a regular file"));
+        }
+        if access == Access::Rewrite {
+            if before.nlink() > 1 {
+                return Err(refused(
+                    "it has more than one hard link, and the others would keep the old text",
+                ));
+            }
+            let lock =
+                |file: &File| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
+            let mut locked = lock(&file);
+            if locked == Err(rustix::io::Errno::BADF) {
+                // NFS gives this lock only to who may write.
+                file = open(OFlags::RDWR)?;
+                before = file.metadata().map_err(failed("look at", path))?;
+                locked = lock(&file);
+            }
+            match locked {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(Error::new(
+                        Kind::Busy,
+                        format!("'{}' is being rewritten by another process", path.display()),
+                    ));
+                }
+                Err(error) => return Err(failed("lock", path)(error.into())),
+            }
+        }
+        let source = Source {
+            path: path.to_owned(),
+            file,
+            before,
+        };
+        if access == Access::Rewrite {
+            source.check_nobody_writes()?;
+            // Only under the lock, and only while the path is still this file: otherwise the copy may be one
+            // that is just being made.
+            if source.is_unchanged()? {
+                remove_leftover(&source.copy_path())?;
+            }
+        }
+        Ok(source)
+    }
+
+    /// The file's bytes from the beginning.
+    pub(crate) fn reader(&self) -> impl Read + '_ {
+        // What is appended from now on is none of our business: it shows as a change.
+        let from_start = Reader {
+            file: &self.file,
+            at: 0,
+        };
+        from_start.take(self.before.len())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Is it so large that it is worth a thread to copy it while it is still read?
+    pub(crate) fn is_large(&self) -> bool {
+        self.before.len() >= PART
+    }
+
+    /// Makes a copy of the text, for [`Source::replace`]. It is cut short once `stops` says so.
+    ///
+    /// The kernel copies by itself, and on some file systems only notes that the bytes are shared. After each
+    /// part the disk is told to begin with it, so that it works while the next part is copied, and the sync at
+    /// the end has little left to wait for.
+    ///
+    /// # Errors
+    /// [`Kind::Io`]; then there is no copy any more.
+    pub(crate) fn copy(&self, stops: &dyn Fn() -> bool) -> Result<Copy> {
+        let copy = Copy::create(self.copy_path())?;
+        // Nobody else moves in it: it is read without.
+        let mut from = &self.file;
+        from.seek(SeekFrom::Start(0))
+            .map_err(failed("read", &self.path))?;
+        let mut done = 0;
+        while done < self.before.len() && !stops() {
+            let part = PART.min(self.before.len() - done);
+            let copied = io::copy(&mut from.take(part), &mut &copy.file)
+                .and_then(|copied| match copied {
+                    0 => Err(io::ErrorKind::UnexpectedEof.into()),
+                    _ => Ok(copied),
+                })
+                .map_err(failed("write", &copy.path))?;
+            // The call that is made for this, sync_file_range, has no safe form here. This one has the same
+            // effect on pages that are not written yet; that it fails is no loss.
+            let _ =
+                rustix::fs::fadvise(&copy.file, done, NonZeroU64::new(copied), Advice::DontNeed);
+            done += copied;
+        }
+        Ok(copy)
+    }
+
+    /// Puts the copy, with these patches, in the file's place.
+    ///
+    /// # Errors
+    /// [`Kind::Io`], with the file as it was; only where the folder cannot be synced in the end the new file
+    /// is there already. [`Kind::Busy`] where another process has opened the file for writing.
+    pub(crate) fn replace(&self, copied: Result<Copy>, patches: &[Patch]) -> Result<Replaced> {
+        let finished = copied.and_then(|copy| {
+            self.finish(&copy, patches)?;
+            Ok(copy)
+        });
+        // First of all: where the file became shorter in the meantime, the copy has failed.
+        if !self.is_unchanged()? {
+            return Ok(Replaced::Changed);
+        }
+        let copy = finished?;
+        self.check_nobody_writes()?;
+        if !self.put_in_place(copy)? {
+            return Ok(Replaced::Changed);
+        }
+        let folder = folder_of(&self.path);
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed("sync", folder))?;
+        Ok(Replaced::Done)
+    }
+
+    /// Makes a copy of the text the new file.
+    fn finish(&self, copy: &Copy, patches: &[Patch]) -> Result<()> {
+        let wrong = failed("write", &copy.path);
+        for patch in patches {
+            self.write(copy, patch).map_err(&wrong)?;
+        }
+        let before = &self.before;
+        let now = copy.file.metadata().map_err(&wrong)?;
+        if (now.uid(), now.gid()) != (before.uid(), before.gid()) {
+            rustix::fs::fchown(
+                &copy.file,
+                Some(Uid::from_raw(before.uid())),
+                Some(Gid::from_raw(before.gid())),
+            )
+            .map_err(|error| failed("keep the owner of", &self.path)(error.into()))?;
+        }
+        // After the owner, whose change can take bits of the mode away.
+        rustix::fs::fchmod(&copy.file, Mode::from_raw_mode(before.mode()))
+            .map_err(|error| failed("keep the mode of", &self.path)(error.into()))?;
+        let time = |seconds, nanoseconds| Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanoseconds,
+        };
+        rustix::fs::futimens(
+            &copy.file,
+            &Timestamps {
+                last_access: time(before.atime(), before.atime_nsec()),
+                last_modification: time(before.mtime(), before.mtime_nsec()),
+            },
+        )
+        .map_err(|error| failed("keep the times of", &self.path)(error.into()))?;
+        copy.file.sync_all().map_err(wrong)
+    }
+
+    fn write(&self, copy: &Copy, patch: &Patch) -> io::Result<()> {
+        let mut out = Out {
+            file: &copy.file,
+            at: patch.at,
+            buffer: Vec::new(),
+        };
+        for piece in &patch.pieces {
+            match piece {
+                Piece::Text(text) => out.push(text.as_bytes())?,
+                Piece::Spaces(count) => {
+                    let mut left = *count;
+                    while left > 0 {
+                        let some = left.min(BUFFER as u64);
+                        // At most BUFFER, which is a usize.
+                        out.push(&[b' '; BUFFER][..some as usize])?;
+                        left -= some;
+                    }
+                }
+                Piece::Keep(span) => {
+                    let mut at = span.start;
+                    let mut buffer = [0; 4096];
+                    while at < span.end {
+                        let some = (span.end - at).min(buffer.len() as u64) as usize;
+                        self.file.read_exact_at(&mut buffer[..some], at)?;
+                        out.push(&buffer[..some])?;
+                        at += some as u64;
+                    }
+                }
+            }
+        }
+        out.flush()
+    }
+
+    /// Exchanges the two and then looks whether the old file was left alone to the end: whoever opened it for
+    /// appending a moment ago still writes to it, wherever it is named now. If so they are exchanged back and
+    /// nothing is lost. `false` then.
+    fn put_in_place(&self, mut copy: Copy) -> Result<bool> {
+        let path = &self.path;
+        let wrong = |error: rustix::io::Errno| failed("replace", path)(error.into());
+        let exchange =
+            || rustix::fs::renameat_with(CWD, &copy.path, CWD, path, RenameFlags::EXCHANGE);
+        match exchange() {
+            Ok(()) => {}
+            // Not every file system can. The moment between the last look and the rename is then not covered.
+            Err(
+                rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP,
+            ) => {
+                rustix::fs::renameat(CWD, &copy.path, CWD, path).map_err(wrong)?;
+                copy.stays = true;
+                return Ok(true);
+            }
+            Err(error) => return Err(wrong(error)),
+        }
+        let now = self.file.metadata().map_err(failed("look at", path))?;
+        if same_text(&now, &self.before)
+            && matches!(open_writer(path, (now.dev(), now.ino())), Ok(None))
+        {
+            // `copy` names the old file now, and removes it.
+            return Ok(true);
+        }
+        if let Err(error) = exchange() {
+            copy.stays = true;
+            return Err(wrong(error).hint(format!(
+                "what another process wrote just now is in '{}'",
+                copy.path.display()
+            )));
+        }
+        Ok(false)
+    }
+
+    /// Is the file at this path still the one that was opened, as it was then?
+    fn is_unchanged(&self) -> Result<bool> {
+        let wrong = failed("look at", &self.path);
+        let now = self.file.metadata().map_err(&wrong)?;
+        let there = match rustix::fs::statat(CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(there) => there,
+            Err(rustix::io::Errno::NOENT) => return Ok(false),
+            Err(error) => return Err(wrong(error.into())),
+        };
+        Ok(same_text(&now, &self.before)
+            && (now.ctime(), now.ctime_nsec()) == (self.before.ctime(), self.before.ctime_nsec())
+            && (there.st_dev, there.st_ino) == (now.dev(), now.ino()))
+    }
+
+    fn check_nobody_writes(&self) -> Result<()> {
+        match open_writer(&self.path, (self.before.dev(), self.before.ino()))? {
+            None => Ok(()),
+            Some(pid) => Err(Error::new(
+                Kind::Busy,
+                format!(
+                    "'{}' is open for writing in process {pid}",
+                    self.path.display()
+                ),
+            )
+            .hint("try again when it is closed")),
+        }
+    }
+
+    /// Where the copy is made. Always the same name, so that what a killed run left is found without a search;
+    /// codex passes over names that do not begin with `rollout-`.
+    fn copy_path(&self) -> PathBuf {
+        let mut name = std::ffi::OsString::from(".");
+        name.push(self.path.file_name().unwrap_or_default());
+        name.push(".plexum-tmp");
+        self.path.with_file_name(name)
+    }
+}
+
+/// Reads a file without moving in it.
+struct Reader<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+/// The copy, removed again unless it stays.
+#[derive(Debug)]
+pub(crate) struct Copy {
+    path: PathBuf,
+    file: File,
+    stays: bool,
+}
+
+impl Copy {
+    fn create(path: PathBuf) -> Result<Copy> {
+        let wrong = failed("create", &path);
+        // Nobody else may read it before it has the file's own mode.
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
+            .map(File::from)
+            .map_err(|error| wrong(error.into()))?;
+        let copy = Copy {
+            path: path.clone(),
+            file,
+            stays: false,
+        };
+        // It is the file itself in a moment: whoever comes then waits until we are through.
+        rustix::fs::flock(&copy.file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|error| failed("lock", &path)(error.into()))?;
+        Ok(copy)
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        unlock(&self.file);
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        unlock(&self.file);
+        if !self.stays
+            && let Err(error) = remove_leftover(&self.path)
+        {
+            // It does no harm, and the next run tries again.
+            log::warn!("{error}");
+        }
+    }
+}
+
+/// Gives the lock on a file back, if there is one. To close the file is not enough: a process that another
+/// thread is just starting has it open, too, until its program runs.
+fn unlock(file: &File) {
+    // It cannot fail on an open file; and if it did, closing does the same a moment later.
+    let _ = rustix::fs::flock(file, FlockOperation::Unlock);
+}
+
+/// Writes pieces one behind the other, many small ones at once.
+struct Out<'a> {
+    file: &'a File,
+    at: u64,
+    buffer: Vec<u8>,
+}
+
+impl Out<'_> {
+    fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.buffer.len() + bytes.len() > BUFFER {
+            self.flush()?;
+        }
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all_at(&self.buffer, self.at)?;
+        self.at += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+fn remove_leftover(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Do these say that the bytes are the same? Not the change time: a rename moves it on some file systems.
+fn same_text(a: &Metadata, b: &Metadata) -> bool {
+    let text = |meta: &Metadata| (meta.len(), meta.mtime(), meta.mtime_nsec());
+    text(a) == text(b)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn failed(what: &str, path: &Path) -> impl Fn(io::Error) -> Error {
+    let message = format!("cannot {what} '{}'", path.display());
+    move |error| Error::os(Kind::Io, &message, error)
+}

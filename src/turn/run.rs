@@ -1,0 +1,497 @@
+//! The steps of a turn, from the place in the workspace's queue to the response.
+
+use super::images::Images;
+use super::queue::{self, Locked, Place};
+use super::session::{self, Stored};
+use super::{Context, Request, ThreadChoice, Tools, exclude, prompt, thread};
+use crate::backend::emitter::{Emitter, Sink};
+use crate::backend::{self, Account, Backend, Outcome, TurnSpec, TurnStatus};
+use crate::canonical::{Status, StopReason, ThreadState, TurnResult};
+use crate::codex::failure::Refusal;
+use crate::codex::{find, home, writer_lock};
+use crate::config::LostThread;
+use crate::error::{Error, Kind, Result, reason};
+use crate::mcp::Bridge;
+use crate::os::{self, FileLock, Flag};
+use std::borrow::Cow;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The pause before a thread is tried again that codex could not open.
+const BEFORE_RETRY: Duration = Duration::from_millis(500);
+
+/// What codex 0.169 says where it cannot open a lock of a thread.
+const LOCK_FAILED: &str = "thread-store internal error";
+
+/// Runs a turn in the workspace of `place`, which is made if it is missing, with the daemon's tools where it lends some.
+///
+/// # Errors
+/// What is refused before codex starts; no event was emitted then.
+pub(crate) fn run(
+    request: &Request,
+    place: &Place,
+    context: &Context,
+    cancel: &Flag,
+    tools: Option<&Tools>,
+    sink: &mut dyn Sink,
+) -> Result<TurnResult> {
+    let turn = Turn {
+        request,
+        context,
+        cancel,
+        tools,
+        backend: backend::choose(&context.config),
+    };
+    let mut emitter = Emitter::new(sink);
+    // A panic is a bug of ours; it must cost this turn and no other. Dropping ends codex on the way.
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| turn.run(place, &mut emitter)));
+    let stop = match outcome {
+        Ok(Ok(result)) => return Ok(result),
+        Ok(Err(stop)) => stop,
+        Err(panic) => {
+            let what = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no reason given");
+            Stop::Refused(Error::new(
+                Kind::Io,
+                format!("plexum-openai has a bug: {what}"),
+            ))
+        }
+    };
+    match stop {
+        Stop::Refused(error) if !emitter.started => Err(error),
+        // A second codex could not be started after the first had said something: no refusal any more.
+        Stop::Refused(error) => {
+            Ok(emitter.fail(&error, None, ThreadState::New, Account::default()))
+        }
+        Stop::Failed(error) => {
+            let (thread, state) = untouched(place.workspace());
+            Ok(emitter.fail(&error, thread, state, Account::default()))
+        }
+        Stop::Cancelled => {
+            let (thread, state) = untouched(place.workspace());
+            Ok(emitter.end(StopReason::Cancelled, thread, state, Account::default()))
+        }
+    }
+}
+
+/// Why a turn ends before codex was started for it.
+enum Stop {
+    /// Nothing was emitted; the request is answered with an error.
+    Refused(Error),
+    /// The turn ends with an `error` event.
+    Failed(Error),
+    Cancelled,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop::Refused(error)
+    }
+}
+
+/// The thread of a workspace in which a turn ends before codex was started: it goes on with the next one.
+fn untouched(workspace: &Path) -> (Option<String>, ThreadState) {
+    match session::read(workspace) {
+        Ok(Stored::Thread(id)) => (Some(id), ThreadState::Resumed),
+        _ => (None, ThreadState::New),
+    }
+}
+
+struct Turn<'a> {
+    request: &'a Request,
+    context: &'a Context,
+    cancel: &'a Flag,
+    tools: Option<&'a Tools>,
+    backend: &'a dyn Backend,
+}
+
+impl Turn<'_> {
+    fn run(
+        &self,
+        place: &Place,
+        emitter: &mut Emitter<'_>,
+    ) -> std::result::Result<TurnResult, Stop> {
+        self.check_cancelled()?;
+        let workspace = prepare_workspace(place.workspace())?;
+        let place = place.join_directory(&workspace).map_err(|error| {
+            let what = format!("cannot use the workspace '{}'", workspace.display());
+            Error::os(Kind::Params, what, error)
+        })?;
+        let workspace = place.workspace();
+        if !place.wait(self.cancel, || {
+            emitter.queued("another turn of the workspace comes first");
+        }) {
+            return Err(Stop::Cancelled);
+        }
+        let program = self.find_codex(workspace)?;
+        let lock = self.lock(workspace, emitter)?;
+        let stored = self.stored_thread(workspace, emitter)?;
+        self.exclude_own_files(workspace, emitter);
+        for warning in &self.request.warnings {
+            emitter.warn(warning);
+        }
+        let mut images = Images::new(workspace, &self.context.places.profile, self.cancel);
+        let prompt = prompt::prompt_text(&self.request.prompt, &mut images, emitter)?;
+        self.check_cancelled()?;
+        let schema = self.write_schema(&mut images)?;
+        let bridge = self.expose_tools(&program, emitter)?;
+        emitter.debug(&format!(
+            "a turn of agent '{}' in '{}': model '{}', a prompt of {} bytes, {} images, {} the daemon's tools",
+            self.agent_id(),
+            workspace.display(),
+            self.request.model,
+            prompt.len(),
+            images.files.len(),
+            if bridge.is_some() { "with" } else { "without" },
+        ));
+        let stored = stored.as_deref();
+        let thread = match &self.request.thread {
+            ThreadChoice::Stored => stored,
+            ThreadChoice::New => None,
+            ThreadChoice::Adopted(thread) => Some(thread.as_str()),
+        };
+        let spec = TurnSpec {
+            config: &self.context.config,
+            places: &self.context.places,
+            workspace,
+            program: &program,
+            lock: lock.as_ref().map(FileLock::path),
+            thread,
+            model: &self.request.model,
+            system: self.request.system.as_deref(),
+            reasoning_effort: self.request.reasoning_effort.as_deref(),
+            output_schema: schema.as_deref(),
+            images: &images.files,
+            prompt: self.first_prompt(&prompt, thread, emitter),
+            tools: bridge.as_ref(),
+            on_thread: &|id| session::store(workspace, id, stored, None),
+        };
+        let result = self.run_or_replace(spec, &prompt, stored, emitter)?;
+        Ok(result)
+    }
+
+    fn check_cancelled(&self) -> std::result::Result<(), Stop> {
+        match self.cancel.is_raised() {
+            true => Err(Stop::Cancelled),
+            false => Ok(()),
+        }
+    }
+
+    fn agent_id(&self) -> &str {
+        self.request.agent_id.as_deref().unwrap_or_default()
+    }
+
+    fn codex_home(&self) -> PathBuf {
+        self.context.places.codex_home(&self.context.config)
+    }
+
+    /// Finds codex, once it is certain that what it writes belongs to this user.
+    fn find_codex(&self, workspace: &Path) -> Result<PathBuf> {
+        os::check_owner("the workspace", workspace)?;
+        os::check_owner("the codex home", &self.codex_home())?;
+        let (config, places) = (&self.context.config, &self.context.places);
+        let binary = self.request.binary.as_deref().unwrap_or(&config.binary);
+        find::find_codex(binary, config, places)
+    }
+
+    /// Keeps other processes out of the workspace, where that is possible.
+    fn lock(
+        &self,
+        workspace: &Path,
+        emitter: &mut Emitter<'_>,
+    ) -> std::result::Result<Option<FileLock>, Stop> {
+        let other = "another process runs a turn in the workspace";
+        let lock = match queue::lock(workspace, self.cancel, || emitter.queued(other)) {
+            Ok(Locked::Held(lock)) => Some(lock),
+            Ok(Locked::Without(why)) => {
+                emitter.warn(&why);
+                None
+            }
+            Ok(Locked::Cancelled) => return Err(Stop::Cancelled),
+            Err(error) => return Err(Stop::Failed(error)),
+        };
+        if emitter.is_queued {
+            emitter.status(Status::Running, None);
+            emitter.flush();
+        }
+        Ok(lock)
+    }
+
+    /// The thread that the session file names; a file that is unusable, and one that names the thread of another
+    /// directory, is set aside with a warning.
+    fn stored_thread(&self, workspace: &Path, emitter: &mut Emitter<'_>) -> Result<Option<String>> {
+        let why = match session::read(workspace)? {
+            Stored::Nothing => return Ok(None),
+            Stored::Thread(id) => {
+                let (config, places) = (&self.context.config, &self.context.places);
+                match thread::foreign_directory(workspace, &id, config, places) {
+                    None => return Ok(Some(id)),
+                    Some(other) => format!(
+                        "names thread {id}, which belongs to '{}': this workspace is a copy",
+                        other.display()
+                    ),
+                }
+            }
+            Stored::Unusable(why) => format!("is unusable ({why})"),
+        };
+        let aside = match session::set_aside(workspace) {
+            Ok(name) => format!("it is now '{name}'"),
+            Err(error) => format!("it could not be set aside: {}", reason(&error)),
+        };
+        emitter.warn(&format!(
+            "the session file '{}' {why}; {aside}, and a new thread is started",
+            workspace.join(session::FILE).display()
+        ));
+        Ok(None)
+    }
+
+    fn exclude_own_files(&self, workspace: &Path, emitter: &mut Emitter<'_>) {
+        if let Err(error) = exclude::exclude_own_files(workspace) {
+            emitter.debug(&format!(
+                "the session file is not excluded from the git repository: {}",
+                reason(&error)
+            ));
+        }
+    }
+
+    fn write_schema(&self, images: &mut Images<'_>) -> std::result::Result<Option<PathBuf>, Stop> {
+        let schema = self.request.output_schema.as_deref();
+        let written = schema.map(|schema| images.add_schema(schema)).transpose();
+        written.map_err(|why| {
+            Stop::Failed(Error::new(
+                Kind::Io,
+                format!("codex cannot be given the output schema: {why}"),
+            ))
+        })
+    }
+
+    fn expose_tools(
+        &self,
+        program: &Path,
+        emitter: &mut Emitter<'_>,
+    ) -> std::result::Result<Option<Bridge>, Stop> {
+        let Some(tools) = self.tools else {
+            return Ok(None);
+        };
+        let exposed = tools.lend(self.agent_id(), program, self.context, self.cancel, emitter);
+        exposed.map_err(|error| match error.kind() {
+            _ if self.cancel.is_raised() => Stop::Cancelled,
+            Kind::Params => Stop::Refused(error),
+            _ => Stop::Failed(error),
+        })
+    }
+
+    /// The prompt; in a thread that begins with the conversation that the daemon knows before it.
+    fn first_prompt<'p>(
+        &self,
+        prompt: &'p str,
+        thread: Option<&str>,
+        emitter: &mut Emitter<'_>,
+    ) -> Cow<'p, str> {
+        let history = &self.request.history;
+        if thread.is_some()
+            || self.request.thread == ThreadChoice::New
+            || history.is_empty()
+            || !self.context.config.replay_new
+        {
+            return Cow::Borrowed(prompt);
+        }
+        emitter.warn(
+            "the conversation has no thread of codex yet: a new one begins, with the conversation so far in its prompt",
+        );
+        Cow::Owned(history.before(prompt))
+    }
+
+    /// Runs the turn; in a new thread where codex does not go on with the one that was asked for.
+    fn run_or_replace(
+        &self,
+        mut spec: TurnSpec<'_>,
+        prompt: &str,
+        stored: Option<&str>,
+        emitter: &mut Emitter<'_>,
+    ) -> Result<TurnResult> {
+        let state = match spec.thread {
+            Some(_) => ThreadState::Resumed,
+            None => ThreadState::New,
+        };
+        let outcome = self.run_in_thread(&spec, emitter)?;
+        let (TurnStatus::Refused(refusal), Some(lost)) = (&outcome.status, spec.thread) else {
+            return Ok(self.conclude(outcome, spec.thread, state, emitter));
+        };
+        let told = why_refused(refusal, lost);
+        // Nobody asked for another conversation than the one that is to be adopted.
+        if let ThreadChoice::Adopted(_) = self.request.thread {
+            let error = Error::new(Kind::ThreadLost, told)
+                .hint("the workspace keeps the thread that it had; leave \"thread\" out to go on with that");
+            return Ok(emitter.fail(&error, stored.map(str::to_owned), state, outcome.account));
+        }
+        match self.context.config.lost_thread {
+            LostThread::Error => {
+                let error = Error::new(Kind::ThreadLost, told).hint(format!(
+                    "remove '{}' to start a new conversation, or set \"lost_thread\" to \"replay\" in the config",
+                    spec.workspace.join(session::FILE).display()
+                ));
+                return Ok(emitter.fail(&error, Some(lost.to_owned()), state, outcome.account));
+            }
+            LostThread::Replay if !self.request.history.is_empty() => {
+                emitter.warn(&format!(
+                    "{told}; a new one takes over, with the conversation so far in its prompt"
+                ));
+                spec.prompt = Cow::Owned(self.request.history.before(prompt));
+            }
+            LostThread::Replay | LostThread::Fresh => {
+                emitter.warn(&format!(
+                    "{told}; a new one takes over, without the conversation so far"
+                ));
+            }
+        }
+        let workspace = spec.workspace;
+        let store = |id: &str| session::store(workspace, id, stored, Some(lost));
+        let spec = TurnSpec {
+            thread: None,
+            on_thread: &store,
+            ..spec
+        };
+        let outcome = self.backend.run(&spec, self.cancel, emitter)?;
+        Ok(self.conclude(outcome, None, ThreadState::Replaced, emitter))
+    }
+
+    /// Runs the turn in the thread of `spec`; brings a thread back that is archived, and tries one again that codex
+    /// could not open: it may have been for a reason of the moment. [`Refusal::Unopened`] is then what codex said twice.
+    fn run_in_thread(&self, spec: &TurnSpec<'_>, emitter: &mut Emitter<'_>) -> Result<Outcome> {
+        if let Some(refusal) = self.rollout_is_not_a_file(spec.thread) {
+            return Ok(Outcome::not_started(TurnStatus::Refused(refusal)));
+        }
+        let mut outcome = self.backend.run(spec, self.cancel, emitter)?;
+        if let (TurnStatus::Refused(Refusal::Archived), Some(thread)) =
+            (&outcome.status, spec.thread)
+        {
+            match thread::unarchive(spec.program, thread, spec.config, spec.places, self.cancel) {
+                Ok(()) => emitter.warn(&format!("thread {thread} was archived; it is unarchived")),
+                Err(error) => {
+                    outcome.status = match self.cancel.is_raised() {
+                        true => TurnStatus::Cancelled,
+                        false => TurnStatus::Failed(error),
+                    };
+                    return Ok(outcome);
+                }
+            }
+            outcome = self.backend.run(spec, self.cancel, emitter)?;
+        }
+        let TurnStatus::Refused(Refusal::Unopened(first)) = &outcome.status else {
+            return Ok(outcome);
+        };
+        emitter.debug(&format!(
+            "codex did not open the thread, it is tried again: {first}"
+        ));
+        os::wait_for(self.cancel, BEFORE_RETRY);
+        let mut again = self.backend.run(spec, self.cancel, emitter)?;
+        if let TurnStatus::Refused(Refusal::Unopened(second)) = &again.status
+            && first != second
+        {
+            again.status = TurnStatus::Failed(Error::new(
+                Kind::CodexFailed,
+                format!("codex could not open the thread: {second}"),
+            ));
+        }
+        Ok(again)
+    }
+
+    /// The refusal of a thread whose rollout is a FIFO or a device: codex opens it, and waits for a writer until the
+    /// turn's limit (0.135 and 0.169).
+    fn rollout_is_not_a_file(&self, thread: Option<&str>) -> Option<Refusal> {
+        let rollout = home::find_rollout(&self.codex_home(), thread?).ok()??;
+        // Through links, as codex does.
+        let kind = std::fs::metadata(&rollout).ok()?.file_type();
+        (!kind.is_file() && !kind.is_dir()).then(|| {
+            Refusal::NotAFile(format!(
+                "'{}': it is a pipe or a device, not a regular file",
+                rollout.display()
+            ))
+        })
+    }
+
+    /// Ends the turn with what came of it in `asked`, or in a thread that began.
+    fn conclude(
+        &self,
+        outcome: Outcome,
+        asked: Option<&str>,
+        state: ThreadState,
+        emitter: &mut Emitter<'_>,
+    ) -> TurnResult {
+        let account = outcome.account;
+        let thread = outcome.thread.or_else(|| asked.map(str::to_owned));
+        let error = match outcome.status {
+            TurnStatus::Completed => {
+                return emitter.end(StopReason::EndTurn, thread, state, account);
+            }
+            TurnStatus::Cancelled => {
+                return emitter.end(StopReason::Cancelled, thread, state, account);
+            }
+            TurnStatus::Failed(error) => self.explain_lock(error),
+            // A thread that was not asked for cannot be refused.
+            TurnStatus::Refused(_) => Error::new(
+                Kind::CodexFailed,
+                "codex says that it lost a thread which was not asked for",
+            ),
+        };
+        emitter.fail(&error, thread, state, account)
+    }
+
+    /// Says which lock of codex's cannot be opened: codex only says that something is not permitted.
+    fn explain_lock(&self, error: Error) -> Error {
+        if !error.message().contains(LOCK_FAILED) {
+            return error;
+        }
+        match writer_lock::check_coordination_lock(&self.codex_home()) {
+            Err(lock) => Error::new(error.kind(), lock.message()),
+            Ok(()) => error,
+        }
+    }
+}
+
+/// Makes the workspace if it is missing, and gives its canonical path.
+///
+/// # Errors
+/// [`Kind::Params`], naming the directory.
+pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
+    let failed = |error| {
+        Error::os(
+            Kind::Params,
+            format!("cannot use the workspace '{}'", workspace.display()),
+            error,
+        )
+    };
+    os::check_owner("the workspace", workspace)?;
+    std::fs::create_dir_all(workspace).map_err(|error| {
+        failed(match error.kind() {
+            // A file has its name, or a link that leads nowhere.
+            std::io::ErrorKind::AlreadyExists => rustix::io::Errno::NOTDIR.into(),
+            _ => error,
+        })
+    })?;
+    let canonical = workspace.canonicalize().map_err(failed)?;
+    if !canonical.is_dir() {
+        return Err(failed(rustix::io::Errno::NOTDIR.into()));
+    }
+    Ok(canonical)
+}
+
+/// What a person is told of a thread that codex does not go on with.
+fn why_refused(refusal: &Refusal, thread: &str) -> String {
+    match refusal {
+        Refusal::Unopened(reason) => {
+            format!("codex cannot go on with the thread {thread}, tried twice: {reason}")
+        }
+        Refusal::NotAFile(reason) => {
+            format!("codex cannot go on with the thread {thread}: {reason}")
+        }
+        Refusal::Unknown | Refusal::Archived => {
+            format!("codex no longer knows the thread {thread}")
+        }
+    }
+}
