@@ -122,7 +122,7 @@ fuzz:
 	# No sanitizer: there is no unsafe code to be watched, and so the stable toolchain will do.
 	cargo fuzz build --fuzz-dir tests/fuzz -s none
 	for target in $(FUZZ); do
-	    # What is found goes into the first folder; the second one is part of the repository and stays small.
+	    # What is found goes into the first directory; the second one is part of the repository and stays small.
 	    mkdir -p "tests/fuzz/target/corpus/$$target"
 	    echo "fuzzing $$target"
 	    cargo fuzz run --fuzz-dir tests/fuzz -s none "$$target" \
@@ -134,7 +134,7 @@ fuzz:
 codex: $(CODEX_VERSIONS:%=target/codex/%)
 codex-newest: target/codex/$(CODEX_NEWEST)
 
-# Fetched beside its place and then moved there, so that what is there is whole. The empty package makes the folder
+# Fetched beside its place and then moved there, so that what is there is whole. The empty package makes the directory
 # npm's own place: with --prefix npm would pass over the machine's npmrc, and with it its proxy and certificates.
 target/codex/%:
 	@rm -rf "$@.part"

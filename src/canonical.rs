@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 /// The version of the wire contract that this plugin speaks.
 pub(crate) const CONTRACT: u64 = 2;
-/// The plugin's name, as the daemon's `.plugins.allow` and the profile's folder spell it.
+/// The plugin's name, as the daemon's `.plugins.allow` and the profile's directory spell it.
 pub(crate) const PLUGIN: &str = "plexum-openai-provider";
 
 /// What the plugin says of itself in the result of `initialize`.

@@ -20,7 +20,7 @@ pub(crate) enum Kind {
     Params,
     /// A line that is not JSON.
     Parse,
-    /// JSON that is no request, or one whose id is in use.
+    /// JSON that is not a request, or one whose id is in use.
     Request,
     /// A method that this plugin does not have.
     Method,
@@ -147,7 +147,7 @@ impl Error {
         }
     }
 
-    /// The same error with a hint on how to mend it behind its message.
+    /// The same error with a hint on how to fix it behind its message.
     pub(crate) fn hint(mut self, hint: impl fmt::Display) -> Error {
         self.message = format!("{}; {hint}", self.message);
         self

@@ -29,8 +29,8 @@ mod rollout;
 mod shell;
 mod turn;
 
-use cli::flags::{self, Request};
-use config::Places;
+use cli::flags::{self, Invocation};
+use config::Paths;
 use error::Result;
 use std::ffi::OsString;
 use std::io::Write;
@@ -61,12 +61,12 @@ fn main() -> ExitCode {
     }
     match os::keep_exit_statuses().and_then(|()| dispatch(arguments)) {
         // Whoever waits for it, a shell's loop above all, is to see that it was interrupted and end too.
-        Ok(os::INTERRUPTED) => os::end_by_interrupt(),
+        Ok(os::INTERRUPTED) => os::end_by_sigint(),
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             // Nobody reads stderr: the exit status is all that is left to say it.
             let message = error.to_string();
-            let message = cli::harmless(&message);
+            let message = cli::sanitize(&message);
             let _ = writeln!(std::io::stderr(), "plexum-openai: {message}");
             ExitCode::from(error.kind().exit_status())
         }
@@ -90,11 +90,11 @@ fn escape_controls(text: &str) -> String {
 
 fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
     let parsed = match flags::parse(arguments)? {
-        Request::Help(help, subcommand) => return print(&cli::help::text(help, subcommand)),
-        Request::Version => {
+        Invocation::Help(help, subcommand) => return print(&cli::help::text(help, subcommand)),
+        Invocation::Version => {
             return print(&format!("plexum-openai {}\n", env!("CARGO_PKG_VERSION")));
         }
-        Request::Run(parsed) => parsed,
+        Invocation::Run(parsed) => parsed,
     };
     if matches!(parsed.subcommand.name, "serve" | "turn" | "mcp-host") {
         os::protect_from_other_processes();
@@ -106,7 +106,7 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
         "serve" => {
             cli::serve_by_hand();
             daemon::serve_stdio(daemon::Setup {
-                places: Places::from_env(),
+                places: Paths::from_env(),
             })
         }
         "turn" => cli::turn::run(&parsed),
@@ -116,7 +116,7 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
             cli::parse_rollout::run(&parsed, &mut stdout, &mut stderr)
         }
         "mutate" => {
-            let places = Places::from_env();
+            let places = Paths::from_env();
             let surroundings = cli::mutate::Surroundings {
                 codex_home: &|| Ok(places.codex_home(&places.load_config()?.config)),
                 session: &|workspace| match session::read(workspace)? {
@@ -137,10 +137,10 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
         "doctor" => cli::doctor::run(&parsed, &mut stdout),
         "manifest" => {
             // As for the daemon, a broken config file is no reason to have no manifest.
-            let config = Places::from_env().load_config().map_or_else(
+            let config = Paths::from_env().load_config().map_or_else(
                 |error| {
                     let message = error.to_string();
-                    let message = cli::harmless(&message);
+                    let message = cli::sanitize(&message);
                     let _ = writeln!(stderr, "plexum-openai: warning: {message}");
                     config::Config::default()
                 },
@@ -156,7 +156,7 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
     }
 }
 
-/// Writes text to stdout. A reader that has gone is no error.
+/// Writes text to stdout. A reader that has gone is not an error.
 fn print(text: &str) -> Result<u8> {
     let mut out = std::io::stdout().lock();
     let result = out.write_all(text.as_bytes()).and_then(|()| out.flush());

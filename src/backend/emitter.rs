@@ -10,7 +10,7 @@ use std::borrow::Cow;
 
 /// Keeps the order of the events.
 pub(crate) struct Emitter<'a> {
-    pub(crate) sink: &'a mut dyn Sink,
+    pub(crate) sink: &'a mut dyn EventSink,
     pub(crate) started: bool,
     /// The error that was told.
     pub(crate) failed: Option<TurnError>,
@@ -23,7 +23,7 @@ pub(crate) struct Emitter<'a> {
 }
 
 impl<'a> Emitter<'a> {
-    pub(crate) fn new(sink: &'a mut dyn Sink) -> Emitter<'a> {
+    pub(crate) fn new(sink: &'a mut dyn EventSink) -> Emitter<'a> {
         Emitter {
             sink,
             started: false,
@@ -150,12 +150,12 @@ impl<'a> Emitter<'a> {
 }
 
 /// Where a turn tells what happens.
-pub(crate) trait Sink {
+pub(crate) trait EventSink {
     /// One event, in the order of the contract. It may be kept back until the next [`Sink::flush`].
     fn event(&mut self, event: &TurnEvent<'_>);
     /// One event that is JSON already.
     fn raw_event(&mut self, event: &[u8]);
-    /// Something for the log that is no event.
+    /// Something for the log that is not an event.
     fn log(&mut self, level: Level, message: &str);
     /// What codex is doing, for people.
     fn step(&mut self, _step: &Step) {}

@@ -11,9 +11,9 @@ use crate::canonical::{ContextUse, PlanItem, Telemetry, TurnUsage, Usage};
 use crate::codex::home;
 use crate::mcp::ToolNames;
 use crate::os::open_regular_file;
-use crate::os::{Cancellable, Flag};
+use crate::os::{CancelToken, Cancellable};
 use crate::rollout::calls::{Calls, write_result, write_use};
-use crate::rollout::lines::{Kind, Lines};
+use crate::rollout::lines::{LineKind, Lines};
 use crate::rollout::record::{self, Record, TurnEnd};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -31,7 +31,7 @@ const MAX_LATE: usize = 4 << 20;
 
 /// A rollout that grows.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct RolloutFollower {
     lines: Lines<Cancellable<File>>,
     /// Where the reading began.
     start: u64,
@@ -87,32 +87,32 @@ impl Recorded {
     }
 }
 
-fn wanted(kind: Kind) -> bool {
+fn wanted(kind: LineKind) -> bool {
     matches!(
         kind,
-        Kind::Call
-            | Kind::Output
-            | Kind::Item
-            | Kind::Turn
-            | Kind::TurnEnd
-            | Kind::Message
-            | Kind::Usage
-            | Kind::Context
-            | Kind::Compacted
+        LineKind::Call
+            | LineKind::Output
+            | LineKind::Item
+            | LineKind::Turn
+            | LineKind::TurnEnd
+            | LineKind::Message
+            | LineKind::Usage
+            | LineKind::Context
+            | LineKind::Compacted
     )
 }
 
-fn wanted_before(kind: Kind) -> bool {
-    matches!(kind, Kind::Turn | Kind::Usage)
+fn wanted_before(kind: LineKind) -> bool {
+    matches!(kind, LineKind::Turn | LineKind::Usage)
 }
 
-impl Watch {
+impl RolloutFollower {
     /// Follows the rollout of a thread that the turn has begun.
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn new_thread(path: &Path, cancel: &Flag) -> io::Result<Watch> {
-        Ok(Watch::of(
+    pub(super) fn new_thread(path: &Path, cancel: &CancelToken) -> io::Result<RolloutFollower> {
+        Ok(RolloutFollower::of(
             Lines::new(growing(open_regular_file(path)?, cancel)),
             None,
             Count::default(),
@@ -123,12 +123,12 @@ impl Watch {
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn known_thread(path: &Path, cancel: &Flag) -> io::Result<Watch> {
+    pub(super) fn known_thread(path: &Path, cancel: &CancelToken) -> io::Result<RolloutFollower> {
         let mut file = open_regular_file(path)?;
         let (length, count, context) = at_end(&mut file, cancel)?;
         file.seek(SeekFrom::Start(length))?;
         let lines = Lines::starting_at(growing(file, cancel), length);
-        let mut watch = Watch::of(lines, None, count);
+        let mut watch = RolloutFollower::of(lines, None, count);
         watch.is_counted = count.used() != Usage::default();
         watch.telemetry.context = context;
         Ok(watch)
@@ -139,9 +139,13 @@ impl Watch {
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn late(path: &Path, since: u64, cancel: &Flag) -> io::Result<Watch> {
+    pub(super) fn late(
+        path: &Path,
+        since: u64,
+        cancel: &CancelToken,
+    ) -> io::Result<RolloutFollower> {
         let lines = Lines::new(growing(open_regular_file(path)?, cancel));
-        Ok(Watch::of(lines, Some(since), Count::default()))
+        Ok(RolloutFollower::of(lines, Some(since), Count::default()))
     }
 
     /// Follows the rollout of a sub-agent that was started since this time. What a fork took over from its parent
@@ -153,16 +157,16 @@ impl Watch {
         path: &Path,
         thread: &str,
         since: u64,
-        cancel: &Flag,
-    ) -> io::Result<Watch> {
+        cancel: &CancelToken,
+    ) -> io::Result<RolloutFollower> {
         let since = home::time_of_id(thread).map_or(since, |made| made.max(since));
-        let mut watch = Watch::late(path, since, cancel)?;
+        let mut watch = RolloutFollower::late(path, since, cancel)?;
         watch.agent = Some(thread.to_owned());
         Ok(watch)
     }
 
-    fn of(lines: Lines<Cancellable<File>>, awaits: Option<u64>, count: Count) -> Watch {
-        Watch {
+    fn of(lines: Lines<Cancellable<File>>, awaits: Option<u64>, count: Count) -> RolloutFollower {
+        RolloutFollower {
             start: lines.offset(),
             lines,
             awaits,
@@ -185,7 +189,7 @@ impl Watch {
     }
 
     /// The same, telling the daemon's tools by these names.
-    pub(super) fn with_names(mut self, names: Option<Arc<ToolNames>>) -> Watch {
+    pub(super) fn with_names(mut self, names: Option<Arc<ToolNames>>) -> RolloutFollower {
         self.names = names;
         self
     }
@@ -201,11 +205,11 @@ impl Watch {
             };
             match self.lines.next(wanted) {
                 // It holds the whole new conversation, and may be longer than a line that is read.
-                Ok(Some(line)) if line.kind == Kind::Compacted => {
+                Ok(Some(line)) if line.kind == LineKind::Compacted => {
                     self.compacted();
                 }
                 Ok(Some(line)) => {
-                    // A line that cannot be read is codex's to mend; the turn's end does not hang on it.
+                    // A line that cannot be read is codex's to fix; the turn's end does not hang on it.
                     let Ok(record) = record::read(&line) else {
                         continue;
                     };
@@ -352,7 +356,7 @@ impl Watch {
         Some(first)
     }
 
-    /// The next of what is queued that no text stands before, never a text; a text that codex does not print is passed over in time, and
+    /// The next of what is queued that no text stands before, never a text; a text that codex does not print is ignored in time, and
     /// at once where nothing would be read any more.
     pub(super) fn next_before_text(&mut self) -> Option<Recorded> {
         loop {
@@ -425,7 +429,7 @@ impl Watch {
 
 /// A rollout that is read as it grows. What codex records while it is being ended is still told, as far as it can be
 /// read in a moment.
-fn growing(file: File, cancel: &Flag) -> Cancellable<File> {
+fn growing(file: File, cancel: &CancelToken) -> Cancellable<File> {
     Cancellable::patient(file, cancel, Duration::from_millis(500))
 }
 
@@ -445,21 +449,21 @@ fn no_output(id: &str) -> Vec<u8> {
 fn planned(call: &record::Call<'_>) -> Option<Vec<PlanItem>> {
     #[derive(serde::Deserialize)]
     struct Arguments {
-        plan: Vec<Step>,
+        plan: Vec<PlanStep>,
     }
     #[derive(serde::Deserialize)]
-    struct Step {
+    struct PlanStep {
         step: String,
         status: String,
     }
-    let record::Input::Encoded(raw) = call.input else {
+    let record::CallInput::Encoded(raw) = call.input else {
         return None;
     };
     let arguments: Arguments = serde_json::from_str(&crate::json::decode(raw)).ok()?;
     let steps = arguments.plan.into_iter();
     Some(
         steps
-            .map(|Step { step, status }| PlanItem { text: step, status })
+            .map(|PlanStep { step, status }| PlanItem { text: step, status })
             .collect(),
     )
 }
@@ -566,19 +570,19 @@ impl Taker<'_> {
 ///
 /// codex's last total says it, and stands near the end, unless something was lost from it: then it has a mark, or
 /// is not the sum that codex keeps with the single requests from 0.153 on. Only then the whole rollout is read.
-fn at_end(file: &mut File, cancel: &Flag) -> io::Result<(u64, Count, Option<ContextUse>)> {
+fn at_end(file: &mut File, cancel: &CancelToken) -> io::Result<(u64, Count, Option<ContextUse>)> {
     let length = file.metadata()?.len();
     let mut piece = 64 << 10;
     loop {
         let start = length.saturating_sub(piece);
         file.seek(SeekFrom::Start(start))?;
-        // The first line of a piece is likely cut; then it is no JSON and passed over.
+        // The first line of a piece is likely cut; then it is not JSON and skipped.
         let piece_of_it = io::Read::take(&mut *file, length - start);
         let mut lines = Lines::starting_at(Cancellable::new(piece_of_it, cancel), start);
         let mut count = Count::default();
         let (mut last, mut requests, mut has_grown) = (None, None, false);
         let mut holds = None;
-        while let Some(line) = lines.next(|kind| kind == Kind::Usage)? {
+        while let Some(line) = lines.next(|kind| kind == LineKind::Usage)? {
             match record::read(&line) {
                 Ok(Record::Total {
                     used,
@@ -752,7 +756,8 @@ mod tests {
         for (what, lines, thread, counted) in cases {
             let mut file = tempfile::NamedTempFile::new().unwrap();
             file.write_all(lines.concat().as_bytes()).unwrap();
-            let mut watch = Watch::known_thread(file.path(), &Flag::new().unwrap()).unwrap();
+            let mut watch =
+                RolloutFollower::known_thread(file.path(), &CancelToken::new().unwrap()).unwrap();
             let used = |turn: u64| Tokens {
                 turn: TurnUsage::from(input(turn)),
                 thread: (thread + turn > 0).then(|| input(thread + turn)),
@@ -796,7 +801,8 @@ mod tests {
         let turn = |second, said, used| [begins(second), text(said), total(used, used)].concat();
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let since = 1_795_262_402_000; // 12:00:02
-        let mut watch = Watch::late(file.path(), since, &Flag::new().unwrap()).unwrap();
+        let mut watch =
+            RolloutFollower::late(file.path(), since, &CancelToken::new().unwrap()).unwrap();
         file.write_all((turn(0, "first", 100) + &turn(1, "second", 200)).as_bytes())
             .unwrap();
         watch.poll();

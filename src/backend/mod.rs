@@ -10,10 +10,10 @@ mod usage;
 
 use crate::canonical::{Telemetry, TurnUsage, Usage};
 use crate::codex::failure::Refusal;
-use crate::config::{Config, Places};
+use crate::config::{Config, Paths};
 use crate::error::{Error, Result};
 use crate::mcp::Bridge;
-use crate::os::Flag;
+use crate::os::CancelToken;
 use emitter::Emitter;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -24,8 +24,12 @@ pub(crate) trait Backend: Send + Sync {
     ///
     /// # Errors
     /// codex could not be started; nothing was emitted then.
-    fn run(&self, spec: &TurnSpec<'_>, cancel: &Flag, emitter: &mut Emitter<'_>)
-    -> Result<Outcome>;
+    fn run(
+        &self,
+        spec: &TurnSpec<'_>,
+        cancel: &CancelToken,
+        emitter: &mut Emitter<'_>,
+    ) -> Result<Outcome>;
 }
 
 /// The backend that the config chooses.
@@ -36,7 +40,7 @@ pub(crate) fn choose(_config: &Config) -> &'static dyn Backend {
 /// What a turn asks of codex.
 pub(crate) struct TurnSpec<'a> {
     pub(crate) config: &'a Config,
-    pub(crate) places: &'a Places,
+    pub(crate) places: &'a Paths,
     /// The canonical path of a directory that is there.
     pub(crate) workspace: &'a Path,
     /// The codex executable.

@@ -40,7 +40,7 @@ pub(crate) const FILES: &[Topic] = &[
     ),
     (
         "$XDG_RUNTIME_DIR/plexum-openai/",
-        "Sockets through which codex reaches the daemon's tools, and images while codex runs; a folder below the profile where `XDG_RUNTIME_DIR` is not set.",
+        "Sockets through which codex reaches the daemon's tools, and images while codex runs; a directory below the profile where `XDG_RUNTIME_DIR` is not set.",
     ),
 ];
 
@@ -52,7 +52,7 @@ pub(crate) const ENVIRONMENT: &[Topic] = &[
     ),
     (
         "CODEX_HOME",
-        "codex's folder, instead of `~/.codex`; the config's `codex_home` wins.",
+        "codex's directory, instead of `~/.codex`; the config's `codex_home` wins.",
     ),
     (
         "CODEX_API_KEY",
@@ -69,7 +69,7 @@ pub(crate) const ENVIRONMENT: &[Topic] = &[
     ("TERM", "No colour and no live line where it is `dumb`."),
     (
         "XDG_RUNTIME_DIR",
-        "Where the sockets for codex are made, in a folder of their own.",
+        "Where the sockets for codex are made, in a directory of their own.",
     ),
     (
         "PLEXUM_MCP_SOCKET, PLEXUM_MCP_AGENT_ID",

@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 const USUAL: usize = 80;
 
 /// The width of this terminal in columns; where it tells none, what `COLUMNS` says.
-pub(super) fn of(stream: impl AsFd) -> usize {
+pub(super) fn terminal_width(stream: impl AsFd) -> usize {
     let told = || std::env::var("COLUMNS").ok()?.parse().ok();
     rustix::termios::tcgetwinsize(stream)
         .ok()
@@ -86,7 +86,7 @@ impl<W: Write> JsonTerminal<W> {
 impl<W: Write> Write for JsonTerminal<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.part.extend_from_slice(bytes);
-        // What is not UTF-8 and more than the beginning of a character is replaced: it is no JSON.
+        // What is not UTF-8 and more than the beginning of a character is replaced: it is not JSON.
         let whole = match str::from_utf8(&self.part) {
             Err(error) if error.error_len().is_none() => error.valid_up_to(),
             _ => self.part.len(),
@@ -103,7 +103,7 @@ impl<W: Write> Write for JsonTerminal<W> {
 }
 
 /// A text for people with its lines and tabs as they are, and nothing else in it that a terminal would obey.
-pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
+pub(crate) fn sanitize(text: &str) -> Cow<'_, str> {
     let keeps = |c: char| c == '\n' || c == '\t' || visible(c) == c;
     if text.chars().all(keeps) {
         return Cow::Borrowed(text);
@@ -309,7 +309,7 @@ mod tests {
                 "👨\u{200d}👩 \u{645}\u{200c}",
             ),
         ] {
-            assert_eq!(harmless(text), expected, "{text:?}");
+            assert_eq!(sanitize(text), expected, "{text:?}");
         }
     }
 

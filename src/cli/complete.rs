@@ -144,7 +144,7 @@ fn bash_value(completes: Completes) -> String {
     match completes {
         Completes::Nothing => ":".to_owned(),
         Completes::File => "compopt -o default".to_owned(),
-        Completes::Folder => "compopt -o dirnames".to_owned(),
+        Completes::Directory => "compopt -o dirnames".to_owned(),
         Completes::Words(list) => {
             format!("_plexum_openai_words '{}'", words(list.iter().copied()))
         }
@@ -156,7 +156,7 @@ fn zsh() -> String {
         "\
 #compdef {NAME}
 # zsh completion of {NAME}, printed by '{NAME} completions zsh'.
-# Put it into a folder of $fpath as _{NAME}, or source it after compinit.
+# Put it into a directory of $fpath as _{NAME}, or source it after compinit.
 _{NAME}() {{
     local context state state_descr line
     typeset -A opt_args
@@ -269,7 +269,7 @@ fn zsh_value(completes: Completes) -> String {
     match completes {
         Completes::Nothing => " ".to_owned(),
         Completes::File => "_files".to_owned(),
-        Completes::Folder => "_files -/".to_owned(),
+        Completes::Directory => "_files -/".to_owned(),
         Completes::Words(list) => format!("({})", words(list.iter().copied())),
     }
 }
@@ -357,7 +357,7 @@ fn fish_value(completes: Completes) -> String {
     match completes {
         Completes::Nothing => " -f".to_owned(),
         Completes::File => " -F".to_owned(),
-        Completes::Folder => " -f -a '(__fish_complete_directories)'".to_owned(),
+        Completes::Directory => " -f -a '(__fish_complete_directories)'".to_owned(),
         Completes::Words(list) => format!(" -f -a '{}'", words(list.iter().copied())),
     }
 }

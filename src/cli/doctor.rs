@@ -1,4 +1,4 @@
-//! `doctor`: whether a turn has what it needs, and how to mend what it lacks.
+//! `doctor`: whether a turn has what it needs, and how to fix what it lacks.
 //!
 //! This file is the report; what is looked at is in `checks`. A check is one line: what was found, and behind a
 //! semicolon what to do, as a command or a key of the config that can be taken as it stands. A check that
@@ -9,9 +9,9 @@ mod ownership;
 
 use super::flags::Parsed;
 use super::{color, columns, written};
-use crate::config::Places;
+use crate::config::Paths;
 use crate::error::Result;
-use crate::os::{self, Flag};
+use crate::os::{self, CancelToken};
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Status {
+enum CheckStatus {
     Ok,
     /// A turn can succeed, but not as one would wish, or not always.
     Warn,
@@ -32,8 +32,8 @@ enum Status {
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Check {
     check: &'static str,
-    status: Status,
-    /// What was found, and how to mend it.
+    status: CheckStatus,
+    /// What was found, and how to fix it.
     message: String,
 }
 
@@ -50,8 +50,8 @@ struct Report {
 pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
     let color = color::wanted(parsed, &io::stdout())?;
     let mut report = Report::default();
-    let workspace = parsed.folder("workspace")?;
-    let cancel = Flag::new()?;
+    let workspace = parsed.directory("workspace")?;
+    let cancel = CancelToken::new()?;
     let signal = Arc::new(AtomicI32::new(0));
     {
         let (cancel, signal) = (cancel.clone(), Arc::clone(&signal));
@@ -61,10 +61,10 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
                 os::kill_everything_below();
                 os::end_by(number);
             }
-            cancel.raise();
+            cancel.cancel();
         })?;
     }
-    let places = Places::from_env();
+    let places = Paths::from_env();
     checks::examine(&places, workspace.as_deref(), &cancel, &mut report);
     match signal.load(Ordering::SeqCst) {
         0 => {}
@@ -84,18 +84,18 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
 
 impl Report {
     fn ok(&mut self, check: &'static str, message: impl Into<String>) {
-        self.add(check, Status::Ok, message.into());
+        self.add(check, CheckStatus::Ok, message.into());
     }
 
     fn warn(&mut self, check: &'static str, message: impl Into<String>) {
-        self.add(check, Status::Warn, message.into());
+        self.add(check, CheckStatus::Warn, message.into());
     }
 
     fn fail(&mut self, check: &'static str, message: impl Into<String>) {
-        self.add(check, Status::Fail, message.into());
+        self.add(check, CheckStatus::Fail, message.into());
     }
 
-    fn add(&mut self, check: &'static str, status: Status, message: String) {
+    fn add(&mut self, check: &'static str, status: CheckStatus, message: String) {
         self.checks.push(Check {
             check,
             status,
@@ -104,7 +104,9 @@ impl Report {
     }
 
     fn failed(&self) -> bool {
-        self.checks.iter().any(|check| check.status == Status::Fail)
+        self.checks
+            .iter()
+            .any(|check| check.status == CheckStatus::Fail)
     }
 
     /// A line a check: status, name, message.
@@ -114,9 +116,9 @@ impl Report {
         let mut text = String::new();
         for check in &self.checks {
             let (word, paint) = match check.status {
-                Status::Ok => ("ok  ", "\x1b[32m"),
-                Status::Warn => ("warn", "\x1b[33m"),
-                Status::Fail => ("FAIL", "\x1b[1;31m"),
+                CheckStatus::Ok => ("ok  ", "\x1b[32m"),
+                CheckStatus::Warn => ("warn", "\x1b[33m"),
+                CheckStatus::Fail => ("FAIL", "\x1b[1;31m"),
             };
             let (paint, plain) = if color { (paint, "\x1b[0m") } else { ("", "") };
             let line = format!(

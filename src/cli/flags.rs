@@ -15,7 +15,7 @@ pub(crate) enum Completes {
     /// Nothing that a shell could know.
     Nothing,
     File,
-    Folder,
+    Directory,
     Words(&'static [&'static str]),
 }
 
@@ -87,7 +87,7 @@ const WORKSPACE: Flag = valued(
     "workspace",
     Some('w'),
     "DIR",
-    Completes::Folder,
+    Completes::Directory,
     "the agent's workspace",
 );
 const THREAD: Flag = valued(
@@ -147,7 +147,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         ],
         flags: &[
             Flag {
-                brief: "the agent's workspace (default: the current folder)",
+                brief: "the agent's workspace (default: the current directory)",
                 more: "It is made if it is missing.",
                 ..WORKSPACE
             },
@@ -345,9 +345,9 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         operands: "",
         most_operands: 0,
         operand_completes: Completes::Nothing,
-        brief: "check what a turn needs and say how to mend what is wrong",
+        brief: "check what a turn needs and say how to fix what is wrong",
         more: &[
-            "The config file, the codex executable, its login, its folder, the folder for sockets, and the workspace if one is given. One line a check: `ok`, `warn` or `FAIL`, what was found, and behind a semicolon how to mend it, as a command to run or a key to set. Exit status 1 if a check failed; nothing is changed.",
+            "The config file, the codex executable, its login, its directory, the directory for sockets, and the workspace if one is given. One line a check: `ok`, `warn` or `FAIL`, what was found, and behind a semicolon how to fix it, as a command to run or a key to set. Exit status 1 if a check failed; nothing is changed.",
         ],
         flags: &[
             Flag {
@@ -425,7 +425,7 @@ pub(crate) enum Help {
 
 /// What a command line asks for.
 #[derive(Debug)]
-pub(crate) enum Request {
+pub(crate) enum Invocation {
     /// Help on a subcommand, or on the whole program.
     Help(Help, Option<&'static Subcommand>),
     Version,
@@ -463,11 +463,13 @@ impl Parsed {
             .map(|(_, value)| value.as_os_str())
     }
 
-    /// The folder that this flag names. The empty name, what an unset variable leaves in a script, is an error.
-    pub(crate) fn folder(&self, long: &str) -> Result<Option<PathBuf>> {
+    /// The directory that this flag names. The empty name, what an unset variable leaves in a script, is an error.
+    pub(crate) fn directory(&self, long: &str) -> Result<Option<PathBuf>> {
         match self.value(long) {
-            Some(folder) if folder.is_empty() => Err(usage(format!("'--{long}' needs a folder"))),
-            folder => Ok(folder.map(at_home)),
+            Some(directory) if directory.is_empty() => {
+                Err(usage(format!("'--{long}' needs a directory")))
+            }
+            directory => Ok(directory.map(at_home)),
         }
     }
 
@@ -507,7 +509,7 @@ pub(crate) fn find(name: &str) -> Option<&'static Subcommand> {
 ///
 /// # Errors
 /// [`Kind::Usage`], naming what stands there and, where there is one, what was probably meant.
-pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request> {
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation> {
     use lexopt::Arg;
     let mut parser = lexopt::Parser::from_args(arguments);
     let mut subcommand: Option<&'static Subcommand> = None;
@@ -518,9 +520,9 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Req
             break;
         };
         let spelt = match argument {
-            Arg::Short('h') => return Ok(Request::Help(Help::Short, subcommand)),
-            Arg::Long("help") => return Ok(Request::Help(Help::Whole, subcommand)),
-            Arg::Short('V') | Arg::Long("version") => return Ok(Request::Version),
+            Arg::Short('h') => return Ok(Invocation::Help(Help::Short, subcommand)),
+            Arg::Long("help") => return Ok(Invocation::Help(Help::Whole, subcommand)),
+            Arg::Short('V') | Arg::Long("version") => return Ok(Invocation::Version),
             Arg::Value(value) => {
                 match subcommand {
                     None => subcommand = Some(named(&value)?),
@@ -571,7 +573,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Req
         Some(subcommand) => subcommand,
         None => find("serve").expect("the table has `serve`"),
     };
-    Ok(Request::Run(Parsed {
+    Ok(Invocation::Run(Parsed {
         subcommand,
         flags,
         operands,
@@ -655,7 +657,7 @@ mod tests {
 
     fn parsed(line: &[&str]) -> Parsed {
         match parse(line.iter().map(OsString::from)).unwrap() {
-            Request::Run(parsed) => parsed,
+            Invocation::Run(parsed) => parsed,
             other => panic!("{line:?} gave {other:?}"),
         }
     }

@@ -14,7 +14,7 @@ const WIDEST_NAME: usize = 26;
 
 /// The help text, ending in a newline.
 pub(crate) fn text(help: Help, subcommand: Option<&Subcommand>) -> String {
-    let mut page = Page::default();
+    let mut page = HelpPage::default();
     match subcommand {
         Some(command) => page.subcommand(help, command),
         None => page.program(help),
@@ -24,11 +24,11 @@ pub(crate) fn text(help: Help, subcommand: Option<&Subcommand>) -> String {
 
 /// The text so far.
 #[derive(Default)]
-struct Page {
+struct HelpPage {
     text: String,
 }
 
-impl Page {
+impl HelpPage {
     fn program(&mut self, help: Help) {
         let version = env!("CARGO_PKG_VERSION");
         self.line(&format!("{NAME} {version}: {}", about::BRIEF));
@@ -207,7 +207,7 @@ pub(crate) fn plain(text: &str) -> String {
 }
 
 /// A key's type and its default, as help and the man page write them.
-pub(crate) fn kind_and_default(key: &config::Key) -> String {
+pub(crate) fn kind_and_default(key: &config::ConfigKey) -> String {
     match key.default {
         "unset" => format!("{}, unset", key.kind),
         default => format!("{}, default {default}", key.kind),
@@ -336,7 +336,7 @@ mod tests {
                 format!("    {}\n    yy\n", "x".repeat(74)),
             ),
         ] {
-            let mut page = Page::default();
+            let mut page = HelpPage::default();
             page.wrapped(input, 4, 4);
             assert_eq!(page.text, expected);
         }

@@ -18,7 +18,7 @@ mod summary;
 mod target;
 pub(crate) mod turn;
 
-pub(crate) use columns::{harmless, is_harmful};
+pub(crate) use columns::{is_harmful, sanitize};
 
 use crate::error::{Error, Kind, Result};
 use std::fs::File;

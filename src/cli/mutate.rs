@@ -6,8 +6,10 @@ use super::flags::{Parsed, at_home, usage};
 use super::{columns, seems, written};
 use crate::codex::home::{find_rollout, is_thread_id};
 use crate::error::{Error, Kind, Result};
-use crate::os::{Flag, open_regular_file};
-use crate::rollout::consume::{Mode, Mutation, Op, Outcome, Reach, consume, consume_file, parse};
+use crate::os::{CancelToken, open_regular_file};
+use crate::rollout::consume::{
+    ConsumeReport, Mutation, Op, Reach, WriteMode, consume, consume_file, parse,
+};
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -36,9 +38,9 @@ pub(crate) fn run(
 ) -> Result<u8> {
     let mutations = mutations(parsed, stdin)?;
     let mode = if parsed.has("dry-run") {
-        Mode::DryRun
+        WriteMode::DryRun
     } else {
-        Mode::Write
+        WriteMode::Write
     };
     let outcome = match target(parsed)? {
         Target::File(file) => {
@@ -50,20 +52,20 @@ pub(crate) fn run(
         }
         Target::Thread(thread) => in_thread(thread, surroundings, &mutations, mode)?,
         Target::Workspace(workspace) => {
-            // To the daemon a folder that is not there is one without a session; to a person it is a slip.
+            // To the daemon a directory that is not there is one without a session; to a person it is a slip.
             if !workspace.is_dir() {
                 return Err(Error::new(
                     Kind::Io,
-                    format!("there is no folder '{}'", workspace.display()),
+                    format!("there is no directory '{}'", workspace.display()),
                 ));
             }
-            if mode == Mode::Write {
+            if mode == WriteMode::Write {
                 crate::os::check_owner("the workspace", &workspace)?;
             }
             match (surroundings.session)(&workspace)? {
                 Some(thread) => in_thread(&thread, surroundings, &mutations, mode)?,
                 // As for the daemon: what has no session has no calls.
-                None => Outcome::all_missing(&mutations),
+                None => ConsumeReport::all_missing(&mutations),
             }
         }
     };
@@ -96,8 +98,8 @@ fn in_thread(
     thread: &str,
     surroundings: &Surroundings<'_>,
     mutations: &[Mutation],
-    mode: Mode,
-) -> Result<Outcome> {
+    mode: WriteMode,
+) -> Result<ConsumeReport> {
     let home = (surroundings.codex_home)()?;
     if find_rollout(&home, thread)?.is_none() {
         return Err(Error::new(
@@ -106,7 +108,7 @@ fn in_thread(
         )
         .hint("is this the CODEX_HOME that codex used?"));
     }
-    consume(&home, thread, mutations, mode, &Flag::new()?)
+    consume(&home, thread, mutations, mode, &CancelToken::new()?)
 }
 
 /// The list of what to do: the operands, or what stands on stdin.
@@ -116,7 +118,7 @@ fn mutations(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Vec<Mutation>> {
         .map(|name| {
             Op::named(name).ok_or_else(|| {
                 usage(format!(
-                    "'{name}' is no operation; '--op' takes light or heavy"
+                    "'{name}' is not an operation; '--op' takes light or heavy"
                 ))
             })
         })
@@ -154,7 +156,7 @@ fn mutations(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Vec<Mutation>> {
             return Err(usage(format!("a call id is not valid UTF-8: {operand:?}")));
         };
         if mutations.iter().any(|it| it.block_id == id) {
-            return Err(usage(format!("the call id '{id}' is given twice")));
+            return Err(usage(format!("duplicate call id '{id}'")));
         }
         mutations.push(Mutation {
             block_id: id.to_owned(),
@@ -174,7 +176,7 @@ enum Target<'a> {
 
 fn target(parsed: &Parsed) -> Result<Target<'_>> {
     let given = (
-        parsed.folder("workspace")?,
+        parsed.directory("workspace")?,
         parsed.text("thread")?,
         parsed.value("rollout"),
     );
@@ -182,7 +184,7 @@ fn target(parsed: &Parsed) -> Result<Target<'_>> {
         (Some(workspace), None, None) => Ok(Target::Workspace(workspace)),
         (None, Some(thread), None) if is_thread_id(thread) => Ok(Target::Thread(thread)),
         (None, Some(thread), None) => Err(usage(format!(
-            "'{thread}' is no thread id: a UUID was expected"
+            "'{thread}' is not a thread id: a UUID was expected"
         ))),
         (None, None, Some(file)) => Ok(Target::File(at_home(file))),
         (None, None, None) => Err(usage(

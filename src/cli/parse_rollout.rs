@@ -4,7 +4,7 @@
 //! behind a slow pipe nobody waits for a call that is already here.
 
 use super::flags::{Parsed, usage};
-use super::relay::{self, Failure, Sink, Size, Skipped};
+use super::relay::{self, RecordSink, RelayError, Size, Skipped};
 use super::seems;
 use super::summary::{Screen, Summary};
 use super::{columns, target, written};
@@ -92,7 +92,7 @@ pub(crate) fn run(
                     let mut unanswered = events.calls.unanswered().into_iter();
                     unanswered
                         .try_for_each(|(_, event)| events.out.write_all(&event))
-                        .map_err(Failure::Sink)?;
+                        .map_err(RelayError::RecordSink)?;
                 }
                 Ok(end)
             });
@@ -101,8 +101,8 @@ pub(crate) fn run(
         };
         let end = match result {
             Ok(end) => end,
-            Err(Failure::Sink(error)) => return written(Err(error), status),
-            Err(Failure::Thread(error)) => {
+            Err(RelayError::RecordSink(error)) => return written(Err(error), status),
+            Err(RelayError::Thread(error)) => {
                 return Err(Error::os(Kind::Io, "cannot start a thread", error));
             }
         };
@@ -132,7 +132,7 @@ pub(crate) fn run(
 }
 
 /// A rollout that is to be read.
-enum Source {
+enum RolloutSource {
     Stdin,
     /// Named by whoever calls; a FIFO or `<(…)` is meant as such.
     Named(OsString),
@@ -140,25 +140,25 @@ enum Source {
     Found(PathBuf),
 }
 
-impl Source {
+impl RolloutSource {
     fn name(&self) -> String {
         match self {
-            Source::Stdin => "stdin".to_owned(),
-            Source::Named(file) => format!("'{}'", Path::new(file).display()),
-            Source::Found(path) => format!("'{}'", path.display()),
+            RolloutSource::Stdin => "stdin".to_owned(),
+            RolloutSource::Named(file) => format!("'{}'", Path::new(file).display()),
+            RolloutSource::Found(path) => format!("'{}'", path.display()),
         }
     }
 
     fn open(&self) -> Result<(Box<dyn Read + Send>, Size)> {
         let opened = match self {
-            Source::Stdin => io::stdin().as_fd().try_clone_to_owned().map(File::from),
-            Source::Named(file) => File::open(file),
-            Source::Found(path) => open_regular_file(path),
+            RolloutSource::Stdin => io::stdin().as_fd().try_clone_to_owned().map(File::from),
+            RolloutSource::Named(file) => File::open(file),
+            RolloutSource::Found(path) => open_regular_file(path),
         };
         let file = opened
             .map_err(|error| Error::os(Kind::Io, format!("cannot open {}", self.name()), error))?;
         match self {
-            Source::Found(path) if path.extension().is_some_and(|end| end == "zst") => {
+            RolloutSource::Found(path) if path.extension().is_some_and(|end| end == "zst") => {
                 let unpacked = Unpacked::new(file, path)?;
                 Ok((Box::new(unpacked), Size::SmallOrUnknown))
             }
@@ -171,21 +171,21 @@ impl Source {
 }
 
 /// The files to read.
-fn files(parsed: &Parsed) -> Result<Vec<Source>> {
+fn files(parsed: &Parsed) -> Result<Vec<RolloutSource>> {
     if let Some(rollout) = target::rollout(parsed)? {
         if !parsed.operands.is_empty() {
             return Err(usage(
                 "FILE and '--workspace' or '--thread' both name a rollout: give one of them",
             ));
         }
-        return Ok(vec![Source::Found(rollout)]);
+        return Ok(vec![RolloutSource::Found(rollout)]);
     }
     if parsed.operands.is_empty() {
-        return Ok(vec![Source::Stdin]);
+        return Ok(vec![RolloutSource::Stdin]);
     }
     let sources = parsed.operands.iter().map(|file| match file.to_str() {
-        Some("-") => Source::Stdin,
-        _ => Source::Named(file.clone()),
+        Some("-") => RolloutSource::Stdin,
+        _ => RolloutSource::Named(file.clone()),
     });
     Ok(sources.collect())
 }
@@ -195,7 +195,7 @@ fn complain(stderr: &mut dyn Write, message: fmt::Arguments<'_>) {
     let _ = writeln!(
         stderr,
         "plexum-openai: {}",
-        columns::harmless(&message.to_string())
+        columns::sanitize(&message.to_string())
     );
 }
 
@@ -247,12 +247,12 @@ struct Events<'a, W> {
 }
 
 /// A record, and the event if it is a call.
-struct Part<'a>(Record<'a>, Vec<u8>);
+struct RecordAndEvent<'a>(Record<'a>, Vec<u8>);
 
-impl<W: Write> Sink for Events<'_, W> {
-    type Part<'a> = Part<'a>;
+impl<W: Write> RecordSink for Events<'_, W> {
+    type Part<'a> = RecordAndEvent<'a>;
 
-    fn prepare(record: Record<'_>) -> Part<'_> {
+    fn prepare(record: Record<'_>) -> RecordAndEvent<'_> {
         let mut event = Vec::new();
         if let Record::Call(call) = &record {
             event.reserve(call.input.len() + 200);
@@ -260,10 +260,10 @@ impl<W: Write> Sink for Events<'_, W> {
             let _ = write_use(&mut event, call, None, None);
             event.push(b'\n');
         }
-        Part(record, event)
+        RecordAndEvent(record, event)
     }
 
-    fn take(&mut self, Part(record, event): Part<'_>) -> io::Result<()> {
+    fn take(&mut self, RecordAndEvent(record, event): RecordAndEvent<'_>) -> io::Result<()> {
         let (out, calls) = (&mut *self.out, &mut self.calls);
         match record {
             Record::Turn { id, .. } => calls.turn(&id),
@@ -308,7 +308,7 @@ struct Rows<'a> {
     given_up: u64,
 }
 
-impl Sink for Rows<'_> {
+impl RecordSink for Rows<'_> {
     type Part<'a> = Record<'a>;
 
     fn prepare(record: Record<'_>) -> Record<'_> {

@@ -36,21 +36,21 @@ const YELLOW: &str = "33";
 
 /// Shows a turn's progress. Dropping it takes the live line away.
 pub(super) struct Progress {
-    board: Board,
+    board: StatusLine,
     ticker: Option<JoinHandle<()>>,
 }
 
 /// A handle on what is shown.
 #[derive(Clone)]
-pub(super) struct Board(Arc<Shared>);
+pub(super) struct StatusLine(Arc<ProgressInner>);
 
-struct Shared {
-    state: Mutex<State>,
+struct ProgressInner {
+    state: Mutex<ProgressState>,
     /// The turn is over.
     over: Condvar,
 }
 
-struct State {
+struct ProgressState {
     begun: Instant,
     /// Is there a live line?
     live: bool,
@@ -84,8 +84,8 @@ impl Progress {
             && !is_pipe(std::io::stdout())
             && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
             && log::max_level() == log::LevelFilter::Off;
-        let board = Board(Arc::new(Shared {
-            state: Mutex::new(State {
+        let board = StatusLine(Arc::new(ProgressInner {
+            state: Mutex::new(ProgressState {
                 begun: Instant::now(),
                 live,
                 color,
@@ -112,7 +112,7 @@ impl Progress {
         }
     }
 
-    pub(super) fn board(&self) -> &Board {
+    pub(super) fn board(&self) -> &StatusLine {
         &self.board
     }
 }
@@ -138,7 +138,7 @@ impl Drop for Progress {
     }
 }
 
-impl Board {
+impl StatusLine {
     /// A step of codex's work began or ended.
     pub(super) fn step(&self, step: &Step) {
         let mut state = self.state();
@@ -185,7 +185,7 @@ impl Board {
     /// Something that people should know, in a line that stays.
     pub(super) fn note(&self, text: &str) {
         let mut state = self.state();
-        let line = state.paint(DIM, &columns::harmless(text));
+        let line = state.paint(DIM, &columns::sanitize(text));
         state.line(&line);
     }
 
@@ -212,7 +212,7 @@ impl Board {
         state.draw();
     }
 
-    /// Takes the live line away until [`Board::release`], so that others can write to the terminal.
+    /// Takes the live line away until [`StatusLine::release`], so that others can write to the terminal.
     pub(super) fn hold(&self) {
         let mut state = self.state();
         state.erase();
@@ -236,7 +236,7 @@ impl Board {
         let time = exact(state.begun.elapsed());
         let text = format!("{word} in {time}; {rest}");
         let text = if state.live {
-            columns::wrapped(&text, columns::of(std::io::stderr()))
+            columns::wrapped(&text, columns::terminal_width(std::io::stderr()))
         } else {
             text
         };
@@ -268,13 +268,13 @@ impl Board {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ProgressState> {
         // Nothing that holds it can panic half-way.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl ProgressState {
     fn describe(&self, what: &StepKind) -> String {
         match what {
             StepKind::Command(command) => format!("$ {}", unwrapped(command)),
@@ -308,7 +308,7 @@ impl State {
             notes => format!(" ({notes})"),
         };
         let columns = if self.live {
-            columns::of(std::io::stderr())
+            columns::terminal_width(std::io::stderr())
         } else {
             LONGEST
         };
@@ -322,7 +322,7 @@ impl State {
     fn output(&mut self, output: &str) {
         const INDENT: &str = "  | ";
         let columns = match self.live {
-            true => columns::of(std::io::stderr()),
+            true => columns::terminal_width(std::io::stderr()),
             false => LONGEST,
         };
         for line in output.lines() {
@@ -334,7 +334,7 @@ impl State {
 
     fn message(&mut self, kind: &str, color: &str, message: &str) {
         let kind = self.paint(color, kind);
-        let text = format!("plexum-openai: {kind}: {}\n", columns::harmless(message));
+        let text = format!("plexum-openai: {kind}: {}\n", columns::sanitize(message));
         self.write(&text);
     }
 
@@ -361,7 +361,7 @@ impl State {
             return;
         }
         // The last column stays free: some terminals begin a new line once it is filled.
-        let columns = columns::of(std::io::stderr()).saturating_sub(1);
+        let columns = columns::terminal_width(std::io::stderr()).saturating_sub(1);
         let now = match self.ending {
             Some(why) => why,
             None => self.running.last().map_or(self.mood, |last| &last.what),

@@ -3,11 +3,11 @@
 //! Half of the work is to get the bytes from the kernel and to find the lines that matter, the other half to
 //! read those. While one thread does the one for a block of the file, the other does the other for the block
 //! before. Two things go round between the threads: the input, which has to be held for reading the next block,
-//! and the pen, which has to be held for handing on what the block says. Both go round in the same order, and so
+//! and the output_turn, which has to be held for handing on what the block says. Both go round in the same order, and so
 //! the blocks come out as they came in. A block never leaves the thread that has read it, nor its processor's
 //! cache, and memory does not grow with the file.
 
-use crate::rollout::lines::{Block, Kind, Lines};
+use crate::rollout::lines::{LineBlock, LineKind, Lines};
 use crate::rollout::record::{self, Record, Unread};
 use std::fs::File;
 use std::io::{self, Read};
@@ -18,7 +18,7 @@ use std::thread;
 const SMALL: u64 = 4 << 20;
 
 /// What takes the records of a rollout.
-pub(super) trait Sink {
+pub(super) trait RecordSink {
     /// What is made of a record before its turn comes.
     type Part<'a>;
 
@@ -78,11 +78,11 @@ impl Skipped {
 
 /// Why there is no end to tell of.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum RelayError {
     /// There is no thread to be had.
     Thread(io::Error),
     /// What the sink said.
-    Sink(io::Error),
+    RecordSink(io::Error),
 }
 
 /// How much there is to be read.
@@ -107,12 +107,12 @@ impl Size {
 /// Gives every record of a tool call in the rollout to `sink`, in order.
 ///
 /// # Errors
-/// See [`Failure`]. The rest is not read then.
-pub(super) fn run<S: Sink + Send>(
+/// See [`RelayError`]. The rest is not read then.
+pub(super) fn run<S: RecordSink + Send>(
     input: impl Read + Send,
     size: Size,
     sink: &mut S,
-) -> Result<End, Failure> {
+) -> Result<End, RelayError> {
     let threads = match size {
         Size::Large => 2,
         Size::SmallOrUnknown => 1,
@@ -121,7 +121,7 @@ pub(super) fn run<S: Sink + Send>(
     let mut runners: Vec<_> = ring(threads, lines)
         .into_iter()
         .zip(ring(threads, sink))
-        .map(|(input, pen)| Runner { input, pen })
+        .map(|(input, output_turn)| Runner { input, output_turn })
         .collect();
     let mine = runners.pop().expect("at least one");
     thread::scope(|scope| {
@@ -131,7 +131,7 @@ pub(super) fn run<S: Sink + Send>(
                 thread::Builder::new()
                     .name("rollout".to_owned())
                     .spawn_scoped(scope, || runner.run())
-                    .map_err(Failure::Thread)
+                    .map_err(RelayError::Thread)
             })
             .collect::<Result<Vec<_>, _>>()?;
         let mut end = mine.run()?;
@@ -150,37 +150,40 @@ pub(super) fn run<S: Sink + Send>(
 }
 
 /// One thread's place in the ring in which something goes round.
-struct Place<P> {
+struct RingSlot<P> {
     from: Receiver<P>,
     to: SyncSender<P>,
 }
 
 /// A ring of so many places; `it` begins at the first of them.
-fn ring<P>(places: usize, it: P) -> Vec<Place<P>> {
+fn ring<P>(places: usize, it: P) -> Vec<RingSlot<P>> {
     let (mut to, from): (Vec<_>, Vec<_>) = (0..places).map(|_| sync_channel(1)).unzip();
     // There is room for it, and somebody will come for it.
     let _ = to[0].send(it);
     to.rotate_left(1);
     from.into_iter()
         .zip(to)
-        .map(|(from, to)| Place { from, to })
+        .map(|(from, to)| RingSlot { from, to })
         .collect()
 }
 
 /// One of the threads.
 struct Runner<'a, R, S> {
-    input: Place<Lines<R>>,
-    pen: Place<&'a mut S>,
+    input: RingSlot<Lines<R>>,
+    output_turn: RingSlot<&'a mut S>,
 }
 
-fn wanted(kind: Kind) -> bool {
-    matches!(kind, Kind::Call | Kind::Output | Kind::Item | Kind::Turn)
+fn wanted(kind: LineKind) -> bool {
+    matches!(
+        kind,
+        LineKind::Call | LineKind::Output | LineKind::Item | LineKind::Turn
+    )
 }
 
-impl<R: Read, S: Sink> Runner<'_, R, S> {
+impl<R: Read, S: RecordSink> Runner<'_, R, S> {
     /// Runs until the input or another thread has come to its end.
-    fn run(self) -> Result<End, Failure> {
-        let mut block = Block::default();
+    fn run(self) -> Result<End, RelayError> {
+        let mut block = LineBlock::default();
         let mut end = End {
             bad: Skipped::default(),
             long: Skipped::default(),
@@ -194,11 +197,11 @@ impl<R: Read, S: Sink> Runner<'_, R, S> {
                 false
             });
             if more {
-                // Refused where the other thread was stopped. Then it has the pen, too.
+                // Refused where the other thread was stopped. Then it has the output_turn, too.
                 let _ = self.input.to.send(lines);
             } else {
                 end.bad.add(Skipped {
-                    count: lines.torn(),
+                    count: lines.truncated(),
                     first: lines.first_torn(),
                 });
             }
@@ -213,16 +216,16 @@ impl<R: Read, S: Sink> Runner<'_, R, S> {
                     Err(Unread::TooLong) => end.long.add(Skipped::one(line.number)),
                 }
             }
-            let Ok(pen) = self.pen.from.recv() else {
+            let Ok(output_turn) = self.output_turn.from.recv() else {
                 break;
             };
             parts
                 .into_iter()
-                .try_for_each(|part| pen.take(part))
-                .and_then(|()| pen.pause())
-                .map_err(Failure::Sink)?;
+                .try_for_each(|part| output_turn.take(part))
+                .and_then(|()| output_turn.pause())
+                .map_err(RelayError::RecordSink)?;
             // As above; nobody wants it any more.
-            let _ = self.pen.to.send(pen);
+            let _ = self.output_turn.to.send(output_turn);
         }
         Ok(end)
     }

@@ -62,7 +62,7 @@ enum Seen {
 
 fn kind_of_line(line: &[u8]) -> Seen {
     #[derive(Deserialize)]
-    struct Head {
+    struct LineHead {
         #[serde(rename = "type")]
         kind: Option<Value>,
         payload: Option<serde::de::IgnoredAny>,
@@ -83,7 +83,7 @@ fn kind_of_line(line: &[u8]) -> Seen {
     if begins_as_one {
         return Seen::Rollout;
     }
-    let Ok(head) = serde_json::from_slice::<Head>(line) else {
+    let Ok(head) = serde_json::from_slice::<LineHead>(line) else {
         return Seen::Other(match line[0] {
             b'[' | b'{' if line.len() < 3 || !line.ends_with(b"}") => {
                 "it seems to be JSON that is not one object a line"
@@ -180,7 +180,7 @@ mod tests {
             ),
             ("{\"type\":\"x\",\"payload\":{}}\n", None),
             (
-                "torn\n{\"timestamp\":\"t\",\"type\":\"event_msg\",\"payload\":{\"ty",
+                "truncated\n{\"timestamp\":\"t\",\"type\":\"event_msg\",\"payload\":{\"ty",
                 None,
             ),
             (

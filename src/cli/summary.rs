@@ -53,7 +53,7 @@ enum Consumed {
 pub(super) struct Screen {
     /// In columns.
     pub(super) width: usize,
-    /// In lines; without a limit where it is no terminal.
+    /// In lines; without a limit where it is not a terminal.
     pub(super) height: Option<usize>,
     pub(super) color: bool,
 }
@@ -70,7 +70,7 @@ impl Screen {
             .then(|| rustix::termios::tcgetwinsize(io::stdout()).ok())
             .flatten();
         Ok(Screen {
-            width: columns::of(io::stdout()),
+            width: columns::terminal_width(io::stdout()),
             height: size
                 .map(|size| usize::from(size.ws_row))
                 .filter(|height| *height > 0),
@@ -153,7 +153,7 @@ impl Summary {
     /// Writes one JSON object.
     pub(super) fn write_json(&self, out: &mut impl Write) -> io::Result<()> {
         #[derive(Serialize)]
-        struct Entry<'a> {
+        struct JsonRow<'a> {
             #[serde(flatten)]
             row: &'a Row,
             /// Of all bytes, from 0 to 1.
@@ -168,11 +168,11 @@ impl Summary {
         }
         #[derive(Serialize)]
         struct Whole<'a> {
-            calls: Vec<Entry<'a>>,
+            calls: Vec<JsonRow<'a>>,
             total: Total,
         }
         let all = self.sum(Row::bytes).max(1) as f64;
-        let entry = |row| Entry {
+        let entry = |row| JsonRow {
             row,
             share: Row::bytes(row) as f64 / all,
         };

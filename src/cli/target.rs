@@ -2,7 +2,7 @@
 
 use super::flags::{Parsed, usage};
 use crate::codex::home::{find_rollout_or_packed, is_thread_id};
-use crate::config::Places;
+use crate::config::Paths;
 use crate::error::{Error, Kind, Result};
 use crate::turn::session::{self, Stored};
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 /// The rollout that the flags name, which can be a packed one; `None` where neither was given.
 ///
 /// # Errors
-/// [`Kind::Usage`] where both were given, or the thread is no UUID; [`Kind::Config`]; [`Kind::Io`] where there is
+/// [`Kind::Usage`] where both were given, or the thread is not a UUID; [`Kind::Config`]; [`Kind::Io`] where there is
 /// no such rollout.
 pub(super) fn rollout(parsed: &Parsed) -> Result<Option<PathBuf>> {
-    let thread = match (parsed.folder("workspace")?, parsed.text("thread")?) {
+    let thread = match (parsed.directory("workspace")?, parsed.text("thread")?) {
         (None, None) => return Ok(None),
         (Some(_), Some(_)) => {
             return Err(usage(
@@ -24,11 +24,11 @@ pub(super) fn rollout(parsed: &Parsed) -> Result<Option<PathBuf>> {
         (None, Some(thread)) if is_thread_id(thread) => thread.to_owned(),
         (None, Some(thread)) => {
             return Err(usage(format!(
-                "'--thread {thread}' is no thread id: a UUID was expected"
+                "'--thread {thread}' is not a thread id: a UUID was expected"
             )));
         }
     };
-    let places = Places::from_env();
+    let places = Paths::from_env();
     let home = places.codex_home(&places.load_config()?.config);
     match find_rollout_or_packed(&home, &thread)? {
         Some(rollout) => Ok(Some(rollout)),

@@ -4,18 +4,18 @@
 //! what codex does meanwhile on stderr.
 
 use super::flags::{Parsed, at_home, usage};
-use super::progress::{Board, Progress};
+use super::progress::{Progress, StatusLine};
 use super::{color, columns};
 use crate::backend::emitter::Step;
-use crate::backend::emitter::{Level, Sink};
+use crate::backend::emitter::{EventSink, Level};
 use crate::canonical::{Status, StopReason, TurnEvent, TurnResult};
 use crate::codex::failure::is_retry;
-use crate::config::Places;
+use crate::config::Paths;
 use crate::error::{Error, Kind, Result, reason};
-use crate::os::{self, Flag};
-use crate::turn::images::{Image, Source};
+use crate::os::{self, CancelToken};
+use crate::turn::images::{Image, ImageSource};
 use crate::turn::queue::Queue;
-use crate::turn::{self, Block, Context, History, Request, ThreadChoice};
+use crate::turn::{self, Context, History, PromptBlock, ThreadChoice, TurnRequest};
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
@@ -33,20 +33,20 @@ const AFTER_KILL: Duration = Duration::from_millis(500);
 /// # Errors
 /// A wrong command line or config, a prompt that cannot be read, a turn that is refused.
 pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
-    let places = Places::from_env();
+    let places = Paths::from_env();
     let loaded = places.load_config()?;
     for warning in &loaded.warnings {
         say(&format!("warning: {warning}"));
     }
     let color = color::wanted(parsed, &io::stderr())?;
-    let workspace = match parsed.folder("workspace")? {
-        Some(folder) => folder,
+    let workspace = match parsed.directory("workspace")? {
+        Some(directory) => directory,
         None => std::env::current_dir()
-            .map_err(|error| Error::os(Kind::Io, "cannot tell the current folder", error))?,
+            .map_err(|error| Error::os(Kind::Io, "cannot tell the current directory", error))?,
     };
     let request = request(parsed)?;
     let workspace = turn::prepare_workspace(&workspace)?;
-    let cancel = Flag::new()?;
+    let cancel = CancelToken::new()?;
     let queue = Queue::default();
     let progress = Progress::start(color, &workspace);
     let signal = Arc::new(AtomicI32::new(0));
@@ -57,7 +57,7 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
             if signal.swap(number, Ordering::SeqCst) != 0 {
                 end_at_once(number, &board);
             }
-            cancel.raise();
+            cancel.cancel();
             queue.wake();
             board.ending("the turn is being ended; Ctrl-C ends it at once");
         })?;
@@ -84,7 +84,7 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
 }
 
 /// Ends everything that the turn has started, and then this process, as a second signal asks for.
-fn end_at_once(signal: i32, board: &Board) -> ! {
+fn end_at_once(signal: i32, board: &StatusLine) -> ! {
     os::kill_everything_below();
     // With codex gone the turn ends by itself, and puts things away, unless it waits for a reader of stdout.
     std::thread::park_timeout(AFTER_KILL);
@@ -93,14 +93,14 @@ fn end_at_once(signal: i32, board: &Board) -> ! {
 }
 
 /// The turn that the command line asks for.
-fn request(parsed: &Parsed) -> Result<Request> {
+fn request(parsed: &Parsed) -> Result<TurnRequest> {
     let text = prompt_text(parsed)?;
     if text.trim().is_empty() {
         return Err(usage(
             "the prompt is empty: give it as an argument or on stdin",
         ));
     }
-    let mut prompt = vec![Block::Text(text)];
+    let mut prompt = vec![PromptBlock::Text(text)];
     for path in parsed.all("image") {
         let path = std::path::absolute(at_home(path))
             .map_err(|error| Error::os(Kind::Usage, format!("the image {path:?}"), error))?;
@@ -117,16 +117,16 @@ fn request(parsed: &Parsed) -> Result<Request> {
             rustix::fs::open(&path, flags, Mode::empty())
                 .map_err(|error| unreadable(error.into()))?;
         }
-        prompt.push(Block::Image(Image {
+        prompt.push(PromptBlock::Image(Image {
             name: path
                 .file_name()
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned(),
-            source: Source::Path(path),
+            source: ImageSource::Path(path),
         }));
     }
-    Ok(Request {
+    Ok(TurnRequest {
         model: parsed.text("model")?.unwrap_or_default().to_owned(),
         agent_id: parsed.text("agent-id")?.map(str::to_owned),
         system: parsed
@@ -173,7 +173,7 @@ fn prompt_text(parsed: &Parsed) -> Result<String> {
 /// A message for the person at the terminal.
 fn say(message: &str) {
     // A key of the config file may have anything in it.
-    let message = columns::harmless(message);
+    let message = columns::sanitize(message);
     // Nobody reads stderr: nothing to be done about it.
     let _ = writeln!(std::io::stderr(), "plexum-openai: {message}");
 }
@@ -201,7 +201,7 @@ struct Printer {
     /// The reader of stdout has closed it: the turn is cancelled, quietly.
     closed: bool,
     failed: bool,
-    cancel: Flag,
+    cancel: CancelToken,
     /// A message of the assistant was ended with a line end of ours, which the next one brings along.
     line_ended: bool,
     progress: Progress,
@@ -211,7 +211,7 @@ struct Printer {
 }
 
 impl Printer {
-    fn new(json: bool, cancel: Flag, progress: Progress) -> Printer {
+    fn new(json: bool, cancel: CancelToken, progress: Progress) -> Printer {
         let stdout = Stdout {
             cancel: cancel.clone(),
         };
@@ -261,7 +261,7 @@ impl Printer {
             let message = format!("cannot write to stdout: {}", reason(error));
             self.progress.board().error("io", &message);
         }
-        self.cancel.raise();
+        self.cancel.cancel();
     }
 
     /// A message of the assistant, with a line end behind it at once: what else the terminal shows then begins on
@@ -269,7 +269,7 @@ impl Printer {
     /// bytes in the end.
     fn text(&mut self, text: &str) {
         let shown = match self.to_terminal {
-            true => columns::harmless(text),
+            true => columns::sanitize(text),
             false => text.into(),
         };
         let shown = match self.line_ended {
@@ -324,7 +324,7 @@ impl Printer {
     }
 }
 
-impl Sink for Printer {
+impl EventSink for Printer {
     fn event(&mut self, event: &TurnEvent<'_>) {
         if let TurnEvent::Error { error } = event
             && let Some(held) = &self.held
@@ -410,7 +410,7 @@ impl Sink for Printer {
 /// stdout, as long as somebody reads it or the turn goes on: a reader that does not read must not keep a
 /// cancelled turn from its end.
 struct Stdout {
-    cancel: Flag,
+    cancel: CancelToken,
 }
 
 impl Write for Stdout {

@@ -4,7 +4,7 @@
 //! nothing to lose and is killed with its whole process group.
 
 use crate::error::{Error, Kind, Result};
-use crate::os::Flag;
+use crate::os::CancelToken;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_millis(500);
 
 /// What codex said.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct CommandOutput {
     pub(crate) success: bool,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
@@ -33,7 +33,11 @@ pub(crate) struct Answer {
 ///
 /// # Errors
 /// [`Kind::CodexFailed`] where it cannot be run or does not end.
-pub(crate) fn ask(mut command: Command, limit: Duration, cancel: &Flag) -> Result<Answer> {
+pub(crate) fn ask(
+    mut command: Command,
+    limit: Duration,
+    cancel: &CancelToken,
+) -> Result<CommandOutput> {
     let mut shown = command.get_program().to_string_lossy().into_owned();
     for argument in command.get_args() {
         shown = format!("{shown} {}", argument.to_string_lossy());
@@ -41,7 +45,7 @@ pub(crate) fn ask(mut command: Command, limit: Duration, cancel: &Flag) -> Resul
     let cannot =
         |error: io::Error| Error::os(Kind::CodexFailed, format!("cannot run '{shown}'"), error);
     let unwanted = || Error::new(Kind::CodexFailed, format!("'{shown}' was cancelled"));
-    if cancel.is_raised() {
+    if cancel.is_cancelled() {
         return Err(unwanted());
     }
     let mut stdout = file().map_err(cannot)?;
@@ -61,7 +65,7 @@ pub(crate) fn ask(mut command: Command, limit: Duration, cancel: &Flag) -> Resul
         let _ = rustix::process::kill_process_group(pid, Signal::KILL);
     }
     let status = child.wait().map_err(cannot)?;
-    if ended == Ok(false) && cancel.is_raised() {
+    if ended == Ok(false) && cancel.is_cancelled() {
         return Err(unwanted());
     }
     if ended == Ok(false) {
@@ -76,7 +80,7 @@ pub(crate) fn ask(mut command: Command, limit: Duration, cancel: &Flag) -> Resul
         file.take(LONGEST).read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
-    Ok(Answer {
+    Ok(CommandOutput {
         success: status.success(),
         stdout: read(&mut stdout).map_err(cannot)?,
         stderr: read(&mut stderr).map_err(cannot)?,
@@ -84,7 +88,7 @@ pub(crate) fn ask(mut command: Command, limit: Duration, cancel: &Flag) -> Resul
 }
 
 /// A file for what codex says. Not a pipe: nobody has to read along, and there is no end to wait for if codex
-/// leaves a child. In memory, since a folder for temporary files that is not there has nothing to do with codex.
+/// leaves a child. In memory, since a directory for temporary files that is not there has nothing to do with codex.
 pub(super) fn file() -> io::Result<File> {
     match rustix::fs::memfd_create("codex", MemfdFlags::CLOEXEC) {
         Ok(file) => Ok(File::from(file)),
@@ -94,7 +98,11 @@ pub(super) fn file() -> io::Result<File> {
 }
 
 /// Waits until the process ends; false where it does not before the deadline, which a raised flag brings near.
-fn wait(process: &OwnedFd, mut deadline: Instant, cancel: &Flag) -> rustix::io::Result<bool> {
+fn wait(
+    process: &OwnedFd,
+    mut deadline: Instant,
+    cancel: &CancelToken,
+) -> rustix::io::Result<bool> {
     let mut cancelled = false;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -129,7 +137,7 @@ mod tests {
     #[test]
     fn what_it_says_and_how_it_ends_is_told() {
         let limit = Duration::from_secs(20);
-        let never = Flag::new().unwrap();
+        let never = CancelToken::new().unwrap();
         let answer = ask(shell("echo out; echo err >&2; exit 3"), limit, &never).unwrap();
         assert_eq!(
             (answer.stdout.as_str(), answer.stderr.as_str()),
@@ -145,7 +153,7 @@ mod tests {
 
     #[test]
     fn what_hangs_is_ended() {
-        let never = Flag::new().unwrap();
+        let never = CancelToken::new().unwrap();
         let error = ask(shell("sleep 600"), Duration::from_millis(50), &never).unwrap_err();
         assert_eq!(
             error.message(),
@@ -165,10 +173,10 @@ mod tests {
     #[test]
     fn what_nobody_wants_any_more_is_ended() {
         let limit = Duration::from_secs(60);
-        let cancel = Flag::new().unwrap();
+        let cancel = CancelToken::new().unwrap();
         let raiser = {
             let cancel = cancel.clone();
-            std::thread::spawn(move || cancel.raise())
+            std::thread::spawn(move || cancel.cancel())
         };
         let begun = Instant::now();
         let error = ask(shell("sleep 600"), limit, &cancel).unwrap_err();

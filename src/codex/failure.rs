@@ -37,7 +37,7 @@ impl Exit {
 
 /// The error that a `turn.failed` message, or an `error` that was the last word, stands for.
 pub(crate) fn from_message(message: &str) -> Error {
-    let said = Failure::parse(message);
+    let said = ParsedFailure::parse(message);
     let kind = said.kind().unwrap_or(Kind::TurnFailed);
     let error = if message.trim().is_empty() {
         Error::new(kind, "codex said that the turn failed, and nothing more")
@@ -71,15 +71,15 @@ pub(crate) fn from_exit(exit: &Exit, last_error: Option<&str>) -> Error {
             ),
         );
     }
-    // What some part of codex has logged, with the time before it, is no verdict on the turn.
+    // What some part of codex has logged, with the time before it, is not a verdict on the turn.
     let is_log = |line: &&str| {
         let time = line.as_bytes().get(..11);
         time.is_some_and(|time| time[4] == b'-' && time[7] == b'-' && time[10] == b'T')
     };
     let said: Vec<&str> = stderr.lines().filter(|line| !is_log(line)).collect();
-    let said = Failure::parse(&said.join("\n"));
+    let said = ParsedFailure::parse(&said.join("\n"));
     let kind = match said.kind() {
-        // A model's word in a message of another kind is no verdict on the model.
+        // A model's word in a message of another kind is not a verdict on the model.
         Some(kind @ (Kind::Auth | Kind::McpFailed | Kind::Busy)) if !killed => kind,
         _ => Kind::CodexFailed,
     };
@@ -215,7 +215,7 @@ pub(crate) fn refusal_of_exit(exit: &Exit) -> Option<Refusal> {
     // A path has any word in it.
     let words = said.split(' ').filter(|word| !word.contains('/'));
     let words = words.collect::<Vec<_>>().join(" ");
-    let passes = Failure::parse(&words).kind().is_some()
+    let passes = ParsedFailure::parse(&words).kind().is_some()
         || PASSING.iter().any(|reason| plain(&words).contains(reason));
     (!passes).then(|| Refusal::Unopened(said.to_owned()))
 }
@@ -261,7 +261,7 @@ fn is_lost_thread(exit: &Exit) -> bool {
 }
 
 /// Adds what can be done about it, and whether trying again can help.
-fn finish(error: Error, said: &Failure) -> Error {
+fn finish(error: Error, said: &ParsedFailure) -> Error {
     let text = said.text.as_str();
     match error.kind() {
         // A rate limit passes in seconds, a usage limit when the account's window ends.
@@ -396,7 +396,7 @@ const OVERLOADED_CODES: [&str; 8] = [
 
 /// What codex said, taken apart. Everything is in lower case.
 #[derive(Debug, Default)]
-struct Failure {
+struct ParsedFailure {
     /// The HTTP status, where codex tells it.
     status: Option<u16>,
     /// `code` and `type` of the body, of the innermost first.
@@ -409,8 +409,8 @@ struct Failure {
     is_broken_stream: bool,
 }
 
-impl Failure {
-    fn parse(said: &str) -> Failure {
+impl ParsedFailure {
+    fn parse(said: &str) -> ParsedFailure {
         let said = plain(said);
         let mut text = said.trim();
         // "Reconnecting... 1/3 (unexpected status 503 …)": the last that was heard of a codex that was ended.
@@ -420,7 +420,7 @@ impl Failure {
         {
             text = inner.strip_suffix(')').unwrap_or(inner);
         }
-        let mut failure = Failure::default();
+        let mut failure = ParsedFailure::default();
         // Addresses and ids come last. They have any word and any number in them.
         let tails = [", url: ", ", cf-ray: ", ", request id: ", "(request id"];
         // Within a body they are the provider's, and the body has to stay whole.
@@ -833,7 +833,7 @@ fn is_model_refused(text: &str) -> bool {
 }
 
 /// Did the provider refuse what was asked of it? The same would be refused again.
-fn is_about_the_request(said: &Failure) -> bool {
+fn is_about_the_request(said: &ParsedFailure) -> bool {
     has(
         &said.text,
         &[

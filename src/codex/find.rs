@@ -1,6 +1,6 @@
 //! Finding the codex executable, and the environment that it runs in.
 
-use crate::config::{Config, Places, path_entries};
+use crate::config::{Config, Paths, path_entries};
 use crate::error::{Error, Kind, Result, reason};
 use rustix::fs::Access;
 use rustix::io::Errno;
@@ -15,7 +15,7 @@ use std::process::Command;
 pub(crate) const OLDEST: (u32, u32, u32) = (0, 135, 0);
 
 /// codex without arguments, in the environment that a turn gives it: for what is asked of it besides.
-pub(crate) fn in_environment(program: &Path, config: &Config, places: &Places) -> Command {
+pub(crate) fn in_environment(program: &Path, config: &Config, places: &Paths) -> Command {
     let mut command = Command::new(program);
     for name in removed_from_environment(config) {
         command.env_remove(name);
@@ -34,7 +34,7 @@ pub(crate) fn removed_from_environment(config: &Config) -> Vec<&'static str> {
 }
 
 /// What every codex gets in its environment besides the plugin's own.
-pub(crate) fn environment(config: &Config, places: &Places) -> Vec<(OsString, OsString)> {
+pub(crate) fn environment(config: &Config, places: &Paths) -> Vec<(OsString, OsString)> {
     let mut env: Vec<(OsString, OsString)> = config
         .env
         .iter()
@@ -56,7 +56,7 @@ pub(crate) fn environment(config: &Config, places: &Places) -> Vec<(OsString, Os
 ///
 /// # Errors
 /// [`Kind::CodexMissing`], naming the path and what to do.
-pub(crate) fn find_codex(binary: &str, config: &Config, places: &Places) -> Result<PathBuf> {
+pub(crate) fn find_codex(binary: &str, config: &Config, places: &Paths) -> Result<PathBuf> {
     let path = places.search_path(config);
     let hint = || format!("set \"binary\" in {}", places.config_file().display());
     let found = if binary.contains('/') {
@@ -88,7 +88,7 @@ fn missing(message: String) -> Error {
 /// The first executable file of this name in `PATH`.
 pub(crate) fn in_path(name: &str, path: &OsStr) -> Option<PathBuf> {
     path_entries(path)
-        // A relative entry would be looked up in the plugin's folder, which means nothing to anybody.
+        // A relative entry would be looked up in the plugin's directory, which means nothing to anybody.
         .filter(|entry| entry.is_absolute())
         .map(|entry| entry.join(name))
         .find(|file| file.is_file() && rustix::fs::access(file, Access::EXEC_OK).is_ok())
@@ -98,7 +98,7 @@ pub(crate) fn in_path(name: &str, path: &OsStr) -> Option<PathBuf> {
 fn check(file: &Path, path: &OsStr) -> std::result::Result<(), String> {
     let metadata = std::fs::metadata(file).map_err(|error| reason(&error))?;
     if metadata.is_dir() {
-        return Err("it is a folder".to_owned());
+        return Err("it is a directory".to_owned());
     }
     if !metadata.is_file() {
         return Err("it is not a regular file".to_owned());
@@ -172,7 +172,7 @@ fn check_interpreter(line: &[u8], path: &OsStr) -> std::result::Result<(), Strin
             && in_path(wanted, path).is_none()
         {
             return Err(format!(
-                "it is a script for '{wanted}', which is not in PATH ({}); use the native codex executable, or put the folder of '{wanted}' into PATH with \"env\" in the config",
+                "it is a script for '{wanted}', which is not in PATH ({}); use the native codex executable, or put the directory of '{wanted}' into PATH with \"env\" in the config",
                 path.to_string_lossy()
             ));
         }
@@ -204,18 +204,18 @@ mod tests {
 
     #[test]
     fn what_cannot_be_started_is_told_apart() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let config = Config {
             env: [(
                 "PATH".to_owned(),
-                folder.path().to_str().unwrap().to_owned(),
+                directory.path().to_str().unwrap().to_owned(),
             )]
             .into(),
             ..Config::default()
         };
-        let places = Places::from_env();
+        let places = Paths::from_env();
         let file = |name: &str, bytes: &[u8], mode: u32| {
-            let path = folder.path().join(name);
+            let path = directory.path().join(name);
             std::fs::write(&path, bytes).unwrap();
             std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
         };
@@ -229,7 +229,7 @@ mod tests {
         file("gone", b"#! /no/such/interpreter -x\n", 0o755);
         file("other", &other, 0o755);
         file("script", b"#!/bin/sh\n", 0o755);
-        std::fs::create_dir(folder.path().join("folder")).unwrap();
+        std::fs::create_dir(directory.path().join("directory")).unwrap();
         for (name, message) in [
             ("nowhere", "No such file or directory"),
             ("plain", "it is not executable"),
@@ -240,10 +240,10 @@ mod tests {
                 "it is a script for 'nodejs-that-is-not-there', which is not in PATH",
             ),
             ("gone", "its interpreter '/no/such/interpreter' is missing"),
-            ("folder", "it is a folder"),
+            ("directory", "it is a directory"),
             ("other", "another kind of machine"),
         ] {
-            let path = folder.path().join(name);
+            let path = directory.path().join(name);
             let error = find_codex(path.to_str().unwrap(), &config, &places).unwrap_err();
             assert_eq!(error.kind(), Kind::CodexMissing);
             assert!(error.message().contains(message), "{name}: {error}");
@@ -255,7 +255,7 @@ mod tests {
         }
         assert_eq!(
             find_codex("script", &config, &places).unwrap(),
-            folder.path().join("script")
+            directory.path().join("script")
         );
         let error = find_codex("plain", &config, &places).unwrap_err();
         assert!(

@@ -2,8 +2,8 @@
 //!
 //! A rollout is `sessions/YYYY/MM/DD/rollout-<local time>-<id>.jsonl`, or lies flat in `archived_sessions/`.
 //! Thread ids are UUIDs of version 7, whose first 48 bits are the milliseconds at which codex made them, so the
-//! folder follows from the id: three folders are listed, however many sessions there are. Only a thread that
-//! is in none of them (an older codex's id, a folder that somebody moved) costs a walk.
+//! directory follows from the id: three directories are listed, however many sessions there are. Only a thread that
+//! is in none of them (an older codex's id, a directory that somebody moved) costs a walk.
 
 use crate::error::{Error, Kind, Result};
 use crate::rollout::record::millis;
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// Is this a thread id: a UUID in its usual form (8-4-4-4-12 hexadecimal digits)?
 ///
 /// Nothing else may reach codex's command line or a path: `exec resume` takes `-c…` for a flag that runs a
-/// program, and an id that is no UUID for a new thread.
+/// program, and an id that is not a UUID for a new thread.
 pub(crate) fn is_thread_id(id: &str) -> bool {
     id.len() == 36
         && id.bytes().enumerate().all(|(at, byte)| match at {
@@ -29,7 +29,7 @@ pub(crate) fn is_thread_id(id: &str) -> bool {
 /// The file is only named, not opened; it may be gone the next moment.
 ///
 /// # Errors
-/// [`Kind::Params`] where `thread` is no thread id; [`Kind::Io`] where a folder cannot be listed, and where there are
+/// [`Kind::Params`] where `thread` is not a thread id; [`Kind::Io`] where a directory cannot be listed, and where there are
 /// several; [`Kind::Busy`] where codex has packed the rollout away as `.jsonl.zst`, which it unpacks when the thread
 /// is resumed.
 pub(crate) fn find_rollout(home: &Path, thread: &str) -> Result<Option<PathBuf>> {
@@ -55,10 +55,10 @@ pub(crate) fn find_rollouts(home: &Path, thread: &str) -> Result<Vec<PathBuf>> {
     if !is_thread_id(thread) {
         return Err(Error::new(
             Kind::Params,
-            format!("'{thread}' is no thread id: a UUID was expected"),
+            format!("'{thread}' is not a thread id: a UUID was expected"),
         ));
     }
-    let wanted = Wanted::new(thread);
+    let wanted = RolloutSearch::new(thread);
     let sessions = home.join("sessions");
     let mut found = Vec::new();
     // All of them, though the first mostly has it: whichever is taken, a second one would be ignored in silence.
@@ -114,8 +114,8 @@ fn packed(path: &Path) -> Error {
 
 /// Is this rollout one that codex has archived?
 pub(crate) fn is_archived(rollout: &Path) -> bool {
-    let folder = rollout.parent().and_then(Path::file_name);
-    folder == Some(OsStr::new("archived_sessions"))
+    let directory = rollout.parent().and_then(Path::file_name);
+    directory == Some(OsStr::new("archived_sessions"))
 }
 
 /// When codex made this id, in milliseconds since 1970: it is a UUID of version 7, or `None`.
@@ -141,7 +141,7 @@ pub(crate) fn local_offset(rollout: &Path) -> Option<i64> {
 }
 
 /// The rollouts of threads that codex made since this time, in milliseconds since 1970, and their threads; of the
-/// days around the one of `thread`. A folder that cannot be listed has none.
+/// days around the one of `thread`. A directory that cannot be listed has none.
 pub(crate) fn rollouts_since(home: &Path, thread: &str, since: u64) -> Vec<(String, PathBuf)> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let today = now.map_or(0, |now| now.as_secs() / 86_400);
@@ -152,9 +152,9 @@ pub(crate) fn rollouts_since(home: &Path, thread: &str, since: u64) -> Vec<(Stri
     days.dedup();
     let mut found = Vec::new();
     for (year, month, day) in days {
-        let folder = home.join(format!("sessions/{year:04}/{month:02}/{day:02}"));
-        for (name, _) in entries(&folder).unwrap_or_default() {
-            let path = folder.join(name);
+        let directory = home.join(format!("sessions/{year:04}/{month:02}/{day:02}"));
+        for (name, _) in entries(&directory).unwrap_or_default() {
+            let path = directory.join(name);
             if let Some(thread) = thread_of(&path)
                 && time_of_id(&thread).is_some_and(|made| made >= since)
             {
@@ -174,15 +174,15 @@ pub(crate) fn thread_of(path: &Path) -> Option<String> {
     (stem.starts_with("rollout-") && is_thread_id(id)).then(|| id.to_ascii_lowercase())
 }
 
-/// The codex home that a rollout lies in: the folder above `sessions` or `archived_sessions`.
+/// The codex home that a rollout lies in: the directory above `sessions` or `archived_sessions`.
 pub(crate) fn home_of(rollout: &Path) -> Option<&Path> {
     rollout
         .ancestors()
         .skip(1)
         .take(5)
-        .find(|folder| {
+        .find(|directory| {
             matches!(
-                folder.file_name().and_then(OsStr::to_str),
+                directory.file_name().and_then(OsStr::to_str),
                 Some("sessions" | "archived_sessions")
             )
         })
@@ -190,15 +190,15 @@ pub(crate) fn home_of(rollout: &Path) -> Option<&Path> {
 }
 
 /// The names that a thread's rollout can have.
-struct Wanted {
+struct RolloutSearch {
     plain: String,
     packed: String,
 }
 
-impl Wanted {
-    fn new(thread: &str) -> Wanted {
+impl RolloutSearch {
+    fn new(thread: &str) -> RolloutSearch {
         let id = thread.to_ascii_lowercase();
-        Wanted {
+        RolloutSearch {
             plain: format!("-{id}.jsonl"),
             packed: format!("-{id}.jsonl.zst"),
         }
@@ -224,48 +224,53 @@ impl Wanted {
         })
     }
 
-    /// Adds the rollouts in this folder.
-    fn listed(&self, folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
-        self.among(folder, &entries(folder)?, found);
+    /// Adds the rollouts in this directory.
+    fn listed(&self, directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+        self.among(directory, &entries(directory)?, found);
         Ok(())
     }
 
-    fn among(&self, folder: &Path, entries: &[(OsString, fs::FileType)], found: &mut Vec<PathBuf>) {
+    fn among(
+        &self,
+        directory: &Path,
+        entries: &[(OsString, fs::FileType)],
+        found: &mut Vec<PathBuf>,
+    ) {
         let names = entries.iter().map(|(name, _)| name);
         found.extend(
             names
                 .filter(|name| self.is(name))
-                .map(|name| folder.join(name)),
+                .map(|name| directory.join(name)),
         );
     }
 
-    /// The same in all folders below, `depth` levels down: codex nests them by year, month and day and no deeper,
+    /// The same in all directories below, `depth` levels down: codex nests them by year, month and day and no deeper,
     /// so that a loop of symbolic links cannot hold us.
-    fn walked(&self, folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<()> {
-        let entries = entries(folder)?;
-        self.among(folder, &entries, found);
+    fn walked(&self, directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<()> {
+        let entries = entries(directory)?;
+        self.among(directory, &entries, found);
         if depth == 0 {
             return Ok(());
         }
         for (name, kind) in entries {
             if kind.is_dir() || kind.is_symlink() {
-                self.walked(&folder.join(name), depth - 1, found)?;
+                self.walked(&directory.join(name), depth - 1, found)?;
             }
         }
         Ok(())
     }
 }
 
-/// The names in a folder and what they are; none where there is no such folder.
-fn entries(folder: &Path) -> Result<Vec<(OsString, fs::FileType)>> {
+/// The names in a directory and what they are; none where there is no such directory.
+fn entries(directory: &Path) -> Result<Vec<(OsString, fs::FileType)>> {
     let failed = |error| {
         Error::os(
             Kind::Io,
-            format!("cannot list '{}'", folder.display()),
+            format!("cannot list '{}'", directory.display()),
             error,
         )
     };
-    let listing = match fs::read_dir(folder) {
+    let listing = match fs::read_dir(directory) {
         Ok(listing) => listing,
         Err(error)
             if matches!(
@@ -288,7 +293,7 @@ fn entries(folder: &Path) -> Result<Vec<(OsString, fs::FileType)>> {
     Ok(found)
 }
 
-/// The days (year, month, day) whose folder a thread's rollout can be in: its UUID's own in UTC, and a day to
+/// The days (year, month, day) whose directory a thread's rollout can be in: its UUID's own in UTC, and a day to
 /// both sides, because codex writes the local date and no zone is a day or more away. Empty for a UUID that
 /// is not of version 7: it has no date.
 fn days_of(thread: &str) -> impl Iterator<Item = (i64, u32, u32)> {
@@ -414,7 +419,7 @@ mod tests {
                 Some(1),
             ),
             (
-                "a folder of another day",
+                "a directory of another day",
                 &[format!("sessions/2020/01/01/{own}")],
                 ID,
                 Some(0),
@@ -530,9 +535,9 @@ mod tests {
     #[test]
     fn a_packed_rollout_is_told() {
         let home = tempfile::tempdir().unwrap();
-        let folder = home.path().join("sessions/2026/11/21");
-        fs::create_dir_all(&folder).unwrap();
-        let path = folder.join(format!("rollout-2026-11-21T12-06-56-{ID}.jsonl.zst"));
+        let directory = home.path().join("sessions/2026/11/21");
+        fs::create_dir_all(&directory).unwrap();
+        let path = directory.join(format!("rollout-2026-11-21T12-06-56-{ID}.jsonl.zst"));
         fs::write(&path, "").unwrap();
         let error = find_rollout(home.path(), ID).unwrap_err();
         assert_eq!((error.kind(), error.retryable()), (Kind::Busy, true));

@@ -5,7 +5,7 @@
 
 use super::ask;
 use crate::error::{Error, Kind, Result};
-use crate::os::Flag;
+use crate::os::CancelToken;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ pub(crate) struct Model {
 ///
 /// # Errors
 /// [`Kind::CodexFailed`] where codex cannot say.
-pub(crate) fn list(mut command: Command, cancel: &Flag) -> Result<Vec<Model>> {
+pub(crate) fn list(mut command: Command, cancel: &CancelToken) -> Result<Vec<Model>> {
     command.arg("app-server");
     let mut server = AppServer::start(command, cancel)?;
     let client = json!({"name": "plexum-openai", "version": env!("CARGO_PKG_VERSION")});
@@ -53,7 +53,7 @@ pub(crate) fn list(mut command: Command, cancel: &Flag) -> Result<Vec<Model>> {
     let mut params = json!({});
     loop {
         let result = server.request("model/list", &params)?;
-        let page = Page::deserialize(&result)
+        let page = ModelPage::deserialize(&result)
             .map_err(|error| failed(format!("codex's list of models cannot be read: {error}")))?;
         models.extend(page.data.into_iter().filter_map(Listed::model));
         match page.next_cursor {
@@ -66,7 +66,7 @@ pub(crate) fn list(mut command: Command, cancel: &Flag) -> Result<Vec<Model>> {
 /// A part of the list, of which there was one only so far.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Page {
+struct ModelPage {
     data: Vec<Listed>,
     next_cursor: Option<String>,
 }
@@ -109,7 +109,7 @@ impl Listed {
 
 /// A message of codex's.
 #[derive(Deserialize)]
-struct Message {
+struct ServerMessage {
     id: Option<u64>,
     method: Option<String>,
     result: Option<Value>,
@@ -134,12 +134,12 @@ struct AppServer<'a> {
     /// How much was read in all.
     read: usize,
     last_id: u64,
-    cancel: &'a Flag,
+    cancel: &'a CancelToken,
     deadline: Instant,
 }
 
 impl<'a> AppServer<'a> {
-    fn start(mut command: Command, cancel: &'a Flag) -> Result<AppServer<'a>> {
+    fn start(mut command: Command, cancel: &'a CancelToken) -> Result<AppServer<'a>> {
         let shown = command.get_program().to_string_lossy().into_owned();
         let cannot = |error: io::Error| {
             let what = format!("cannot run '{shown} app-server'");
@@ -186,7 +186,7 @@ impl<'a> AppServer<'a> {
         loop {
             let line = self.line()?;
             // What is not JSON-RPC is not for us.
-            let Ok(message) = serde_json::from_slice::<Message>(&line) else {
+            let Ok(message) = serde_json::from_slice::<ServerMessage>(&line) else {
                 continue;
             };
             if message.method.is_some() || message.id != Some(self.last_id) {
@@ -248,7 +248,7 @@ impl<'a> AppServer<'a> {
 
     fn wait_readable(&self) -> Result<()> {
         loop {
-            if self.cancel.is_raised() {
+            if self.cancel.is_cancelled() {
                 return Err(failed("asking codex for its models was cancelled"));
             }
             let left = self.deadline.saturating_duration_since(Instant::now());

@@ -26,7 +26,7 @@ const COORDINATION_PAUSE: Duration = Duration::from_millis(5);
 /// `thread … already has an active writer` and does not touch the thread.
 #[derive(Debug)]
 pub(crate) struct WriterLock {
-    folder: PathBuf,
+    directory: PathBuf,
     path: PathBuf,
     /// The lock is this open file's: closing it gives the lock back.
     _file: File,
@@ -36,7 +36,7 @@ impl WriterLock {
     /// Takes the lock of `thread`, the way codex does: under the coordination lock, so that nobody unlinks
     /// the file between our opening it and locking it.
     ///
-    /// The folder is made where it is missing: a codex from before 0.147 has none, but a newer one may start
+    /// The directory is made where it is missing: a codex from before 0.147 has none, but a newer one may start
     /// at any moment.
     ///
     /// # Errors
@@ -45,28 +45,28 @@ impl WriterLock {
         if !is_thread_id(thread) {
             return Err(Error::new(
                 Kind::Params,
-                format!("'{thread}' is no thread id: a UUID was expected"),
+                format!("'{thread}' is not a thread id: a UUID was expected"),
             ));
         }
         let thread = thread.to_ascii_lowercase();
-        let folder = home.join("thread-writer-locks");
-        match fs::create_dir(&folder) {
+        let directory = home.join("thread-writer-locks");
+        match fs::create_dir(&directory) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => {
                 return Err(Error::os(
                     Kind::Io,
-                    format!("cannot create '{}'", folder.display()),
+                    format!("cannot create '{}'", directory.display()),
                     error,
                 ));
             }
         }
-        let _coordination = coordinate(&folder)?;
-        let path = folder.join(format!("{thread}.lock"));
+        let _coordination = coordinate(&directory)?;
+        let path = directory.join(format!("{thread}.lock"));
         let file = open_lock(&path)?;
         if try_lock(&file, &path)? {
             Ok(WriterLock {
-                folder,
+                directory,
                 path,
                 _file: file,
             })
@@ -80,7 +80,7 @@ impl Drop for WriterLock {
     fn drop(&mut self) {
         // Without the coordination lock the file stays: a stale one does no harm, and unlinking it could take
         // it from under somebody who has just opened it.
-        if let Ok(_coordination) = coordinate(&self.folder)
+        if let Ok(_coordination) = coordinate(&self.directory)
             && let Err(error) = fs::remove_file(&self.path)
         {
             log::debug!("cannot remove '{}': {error}", self.path.display());
@@ -97,12 +97,12 @@ impl Drop for WriterLock {
 /// [`Kind::Io`]; [`Kind::Busy`] where codex keeps its coordination lock.
 /// [`Kind::Busy`] too where somebody holds it.
 pub(crate) fn check_unlocked(home: &Path, thread: &str) -> Result<()> {
-    let folder = home.join("thread-writer-locks");
-    let path = folder.join(format!("{}.lock", thread.to_ascii_lowercase()));
+    let directory = home.join("thread-writer-locks");
+    let path = directory.join(format!("{}.lock", thread.to_ascii_lowercase()));
     if fs::symlink_metadata(&path).is_err() {
         return check_coordination_lock(home);
     }
-    let _coordination = coordinate(&folder)?;
+    let _coordination = coordinate(&directory)?;
     // Closed, and so given back, before the coordination lock is.
     let file = open_lock(&path)?;
     match try_lock(&file, &path)? {
@@ -201,8 +201,8 @@ fn busy(thread: &str, path: &Path) -> Error {
 }
 
 /// Takes codex's coordination lock. Whoever holds it must let it go at once.
-fn coordinate(folder: &Path) -> Result<File> {
-    let path = folder.join(".coordination.lock");
+fn coordinate(directory: &Path) -> Result<File> {
+    let path = directory.join(".coordination.lock");
     let file = open_lock(&path)?;
     let deadline = Instant::now() + COORDINATION_WAIT;
     while !try_lock(&file, &path)? {
@@ -303,9 +303,9 @@ mod tests {
     #[test]
     fn a_lock_that_is_a_link_is_not_followed() {
         let home = tempfile::tempdir().unwrap();
-        let folder = home.path().join("thread-writer-locks");
-        fs::create_dir(&folder).unwrap();
-        std::os::unix::fs::symlink("/dev/null", folder.join(format!("{ID}.lock"))).unwrap();
+        let directory = home.path().join("thread-writer-locks");
+        fs::create_dir(&directory).unwrap();
+        std::os::unix::fs::symlink("/dev/null", directory.join(format!("{ID}.lock"))).unwrap();
         assert_eq!(
             WriterLock::take(home.path(), ID).unwrap_err().kind(),
             Kind::Io
@@ -315,8 +315,8 @@ mod tests {
     #[test]
     fn whoever_has_the_file_open_for_writing_is_seen() {
         use std::process::{Command, Stdio};
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("rollout-x.jsonl");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("rollout-x.jsonl");
         fs::write(&path, "").unwrap();
         let meta = fs::metadata(&path).unwrap();
         let inode = (meta.dev(), meta.ino());

@@ -19,7 +19,7 @@ const LARGEST: u64 = 1 << 20;
 
 /// A key of the config file, for the pages that list them.
 #[derive(Debug)]
-pub(crate) struct Key {
+pub(crate) struct ConfigKey {
     pub(crate) name: &'static str,
     pub(crate) kind: &'static str,
     pub(crate) default: &'static str,
@@ -28,86 +28,86 @@ pub(crate) struct Key {
 }
 
 /// Every key that the config file can have.
-pub(crate) const KEYS: &[Key] = &[
-    Key {
+pub(crate) const KEYS: &[ConfigKey] = &[
+    ConfigKey {
         name: "binary",
         kind: "string",
         default: "\"codex\"",
-        meaning: "The codex executable. Make it absolute under systemd, whose `PATH` has no nvm or local folders. A leading `~/` is expanded.",
+        meaning: "The codex executable. Make it absolute under systemd, whose `PATH` has no nvm or local directories. A leading `~/` is expanded.",
     },
-    Key {
+    ConfigKey {
         name: "extra_args",
         kind: "list of strings",
         default: "[]",
         meaning: "Passed to codex on every turn, before `resume` where a thread goes on, so that what only `codex exec` takes (`-p`, `-C`, `--add-dir`, `--color`) works in every turn. With `-s` codex's own sandbox is used.",
     },
-    Key {
+    ConfigKey {
         name: "supported_models",
         kind: "list of strings",
         default: "[\"codex\"]",
         meaning: "The advertised models.",
     },
-    Key {
+    ConfigKey {
         name: "model_args",
         kind: "map of strings",
         default: "{}",
         meaning: "Advertised id to codex's `--model` value. `\"\"` and `\"codex\"` pass no `--model`; an id that is not in the map is passed as it is.",
     },
-    Key {
+    ConfigKey {
         name: "mcp_registration",
         kind: "string",
         default: "\"turn\"",
         meaning: "`\"turn\"`: the agent's tools are given to codex with that turn alone and no file of codex is changed. `\"persistent\"`: `codex mcp add` once per agent. `\"off\"`: host tools are not offered.",
     },
-    Key {
+    ConfigKey {
         name: "prompt_via",
         kind: "string",
         default: "\"stdin\"",
         meaning: "`\"stdin\"`: never seen in `ps`, no size limit but codex's own. `\"arg\"`: the last argument; what cannot be an argument goes through stdin all the same.",
     },
-    Key {
+    ConfigKey {
         name: "lost_thread",
         kind: "string",
         default: "\"replay\"",
         meaning: "When codex no longer knows the stored thread: `\"replay\"` starts a new one with the conversation so far in its prompt, `\"fresh\"` one without, `\"error\"` fails the turn.",
     },
-    Key {
+    ConfigKey {
         name: "replay_new",
         kind: "boolean",
         default: "true",
         meaning: "When a thread begins although the daemon has a conversation already (another provider had it, the session file is gone), put the conversation so far into its prompt.",
     },
-    Key {
+    ConfigKey {
         name: "reasoning_events",
         kind: "boolean",
         default: "false",
         meaning: "Emit `thinking_delta`.",
     },
-    Key {
+    ConfigKey {
         name: "tool_events",
         kind: "boolean",
         default: "true",
         meaning: "Emit `tool_use` and `tool_result`.",
     },
-    Key {
+    ConfigKey {
         name: "idle_timeout_secs",
         kind: "whole number",
         default: "3600",
         meaning: "End a turn when codex has neither printed nor recorded anything for so many seconds; 0 is never.",
     },
-    Key {
+    ConfigKey {
         name: "turn_timeout_secs",
         kind: "whole number",
         default: "0",
         meaning: "End a turn after so many seconds; 0 is never.",
     },
-    Key {
+    ConfigKey {
         name: "codex_home",
         kind: "string",
         default: "unset",
         meaning: "`CODEX_HOME` for codex and for finding rollouts; else the environment's, else `~/.codex`. A leading `~/` is expanded.",
     },
-    Key {
+    ConfigKey {
         name: "env",
         kind: "map of strings",
         default: "{}",
@@ -192,10 +192,10 @@ pub(crate) struct Loaded {
 
 /// Where this process's things are: taken from the environment once, at the start.
 #[derive(Clone, Debug)]
-pub(crate) struct Places {
+pub(crate) struct Paths {
     /// The daemon's profile: `$PLEXUM_PROFILE_ROOT`, else `~/.plexum`.
     pub(crate) profile: PathBuf,
-    /// The user's home folder, where there is one.
+    /// The user's home directory, where there is one.
     pub(crate) home: Option<PathBuf>,
     /// `$CODEX_HOME`, where it is set and not empty.
     codex_home: Option<PathBuf>,
@@ -203,9 +203,9 @@ pub(crate) struct Places {
     path: Option<OsString>,
 }
 
-impl Places {
+impl Paths {
     /// Reads the environment.
-    pub(crate) fn from_env() -> Places {
+    pub(crate) fn from_env() -> Paths {
         let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let home = std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
         let profile = match set("PLEXUM_PROFILE_ROOT") {
@@ -215,7 +215,7 @@ impl Places {
                 .unwrap_or_else(|| PathBuf::from("/"))
                 .join(".plexum"),
         };
-        Places {
+        Paths {
             profile,
             home,
             codex_home: set("CODEX_HOME").map(|path| absolute(Path::new(&path))),
@@ -223,14 +223,14 @@ impl Places {
         }
     }
 
-    /// The folder of this plugin's own files in the profile.
-    pub(crate) fn plugin_folder(&self) -> PathBuf {
+    /// The directory of this plugin's own files in the profile.
+    pub(crate) fn plugin_directory(&self) -> PathBuf {
         self.profile.join("plugins").join(crate::canonical::PLUGIN)
     }
 
     /// The config file's path.
     pub(crate) fn config_file(&self) -> PathBuf {
-        self.plugin_folder().join("config.json")
+        self.plugin_directory().join("config.json")
     }
 
     /// The `CODEX_HOME` that the config or the environment names; `None` leaves the choice to codex.
@@ -245,7 +245,7 @@ impl Places {
         }
     }
 
-    /// The folder that codex keeps its threads in, as codex itself chooses it.
+    /// The directory that codex keeps its threads in, as codex itself chooses it.
     pub(crate) fn codex_home(&self, config: &Config) -> PathBuf {
         self.named_codex_home(config).unwrap_or_else(|| {
             self.home
@@ -266,7 +266,7 @@ impl Places {
         }
     }
 
-    /// A path from the config: a leading `~/` is the home folder, and the rest becomes absolute.
+    /// A path from the config: a leading `~/` is the home directory, and the rest becomes absolute.
     pub(crate) fn expand(&self, path: &str) -> PathBuf {
         match (path.strip_prefix("~/"), &self.home) {
             (Some(rest), Some(home)) => home.join(rest),
@@ -284,14 +284,14 @@ impl Places {
 }
 
 fn absolute(path: &Path) -> PathBuf {
-    // It fails for the empty path and where there is no current folder; the path as it stands is then the best.
+    // It fails for the empty path and where there is no current directory; the path as it stands is then the best.
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Reads and parses the config file at `path`.
 ///
 /// # Errors
-/// [`Kind::Config`]: a file that is there and cannot be read, is no regular file or too large, is not UTF-8, or
+/// [`Kind::Config`]: a file that is there and cannot be read, is not a regular file or too large, is not UTF-8, or
 /// says something that no key can mean.
 pub(crate) fn load(path: &Path) -> Result<Loaded> {
     let Some(bytes) = read(path)? else {
@@ -350,7 +350,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     let metadata = file.metadata().map_err(|error| wrong(&reason(&error)))?;
     if !metadata.is_file() {
         let what = if metadata.is_dir() {
-            "it is a folder"
+            "it is a directory"
         } else {
             "it is not a regular file"
         };
@@ -384,7 +384,7 @@ pub(crate) fn parse(text: &str) -> std::result::Result<(Config, Vec<String>), St
         })
         .and_then(|config| json.end().map(|()| config))
         .map_err(|error| {
-            // Of a value that is no object serde_json tells the place before it, column 0.
+            // Of a value that is not an object serde_json tells the place before it, column 0.
             let place = format!("{}:{}: ", error.line(), error.column().max(1));
             let said = error.to_string();
             let said = match said.rfind(" at line ") {
@@ -399,7 +399,7 @@ pub(crate) fn parse(text: &str) -> std::result::Result<(Config, Vec<String>), St
     let warnings = unknown
         .into_iter()
         .map(|name| {
-            let said = format!("unknown key '{name}' is passed over");
+            let said = format!("unknown key '{name}' is ignored");
             match nearest(&name, KEYS.iter().map(|key| key.name)) {
                 Some(near) => format!("{said}; did you mean '{near}'?"),
                 None => said,
@@ -427,9 +427,7 @@ impl<'de> Visitor<'de> for ConfigVisitor<'_> {
         let mut seen: Vec<String> = Vec::new();
         while let Some(name) = map.next_key::<String>()? {
             if seen.contains(&name) {
-                return Err(de::Error::custom(format!(
-                    "the key '{name}' stands here twice"
-                )));
+                return Err(de::Error::custom(format!("duplicate key '{name}'")));
             }
             self.key.set(Some(name.clone()));
             match name.as_str() {
@@ -487,8 +485,8 @@ impl<'de> Visitor<'de> for ConfigVisitor<'_> {
     }
 }
 
-/// Text that can be an argument or an environment variable: no NUL in it.
-struct Text(String);
+/// NoNulText that can be an argument or an environment variable: no NUL in it.
+struct NoNulText(String);
 /// The same, and not empty.
 struct Filled(String);
 struct Strings(Vec<String>);
@@ -501,32 +499,32 @@ macro_rules! deserialize_with {
     ($type:ident, $method:ident, $expecting:literal, $($visit:item)*) => {
         impl<'de> de::Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
-                struct V;
-                impl<'de> Visitor<'de> for V {
+                struct ArgumentVisitor;
+                impl<'de> Visitor<'de> for ArgumentVisitor {
                     type Value = $type;
                     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                         f.write_str($expecting)
                     }
                     $($visit)*
                 }
-                json.$method(V)
+                json.$method(ArgumentVisitor)
             }
         }
     };
 }
 
 deserialize_with!(
-    Text,
+    NoNulText,
     deserialize_str,
     "a string",
-    fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<Text, E> {
+    fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<NoNulText, E> {
         if text.contains('\0') {
             return Err(E::invalid_value(
                 de::Unexpected::Str(text),
                 &"a string without NUL",
             ));
         }
-        Ok(Text(text.to_owned()))
+        Ok(NoNulText(text.to_owned()))
     }
 );
 deserialize_with!(
@@ -549,7 +547,7 @@ deserialize_with!(
         mut list: A,
     ) -> std::result::Result<Strings, A::Error> {
         let mut strings = Vec::new();
-        while let Some(Text(text)) = list.next_element()? {
+        while let Some(NoNulText(text)) = list.next_element()? {
             strings.push(text);
         }
         Ok(Strings(strings))
@@ -561,11 +559,9 @@ deserialize_with!(
     "an object whose values are strings",
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Map, A::Error> {
         let mut entries = BTreeMap::new();
-        while let Some((Text(name), Text(value))) = map.next_entry()? {
+        while let Some((NoNulText(name), NoNulText(value))) = map.next_entry()? {
             if entries.insert(name.clone(), value).is_some() {
-                return Err(de::Error::custom(format!(
-                    "the key '{name}' stands here twice"
-                )));
+                return Err(de::Error::custom(format!("duplicate key '{name}'")));
             }
         }
         Ok(Map(entries))
@@ -748,7 +744,7 @@ mod tests {
         );
         wrong(
             "{\"binary\":\"a\",\n\"binary\":\"b\"}",
-            "2:8: the key 'binary' stands here twice",
+            "2:8: duplicate key 'binary'",
         );
         wrong(
             "[]",
@@ -772,16 +768,16 @@ mod tests {
         assert_eq!(
             warnings,
             [
-                "unknown key 'binry' is passed over; did you mean 'binary'?",
-                "unknown key 'zzz' is passed over",
+                "unknown key 'binry' is ignored; did you mean 'binary'?",
+                "unknown key 'zzz' is ignored",
             ]
         );
     }
 
     #[test]
     fn only_a_regular_file_is_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("config.json");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.json");
         assert!(!load(&path).unwrap().found);
         std::fs::write(&path, b"\xef\xbb\xbf{}").unwrap();
         assert!(load(&path).unwrap().found);
@@ -801,7 +797,7 @@ mod tests {
             load(&path)
                 .unwrap_err()
                 .message()
-                .ends_with("it is a folder")
+                .ends_with("it is a directory")
         );
         std::fs::remove_dir(&path).unwrap();
         rustix::fs::mknodat(

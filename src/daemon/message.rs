@@ -21,7 +21,7 @@ const LONGEST_ID: usize = 4096;
 /// less than 32 MiB, glibc learns to keep blocks of that size for later.
 const LONG_LINE: usize = 64 << 10;
 /// How much of the beginning and of the end of a longer line is looked at.
-const REMAINS: usize = 1024;
+const OVERLONG_PEEK_BYTES: usize = 1024;
 /// How long an error's message may be, in bytes. What it quotes is the daemon's, and that may be a whole line.
 const LONGEST_MESSAGE: usize = 16 << 10;
 
@@ -97,16 +97,16 @@ pub(crate) fn read_line(stream: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Res
             anything = true;
             let end = memchr(b'\n', chunk);
             let part = &chunk[..end.unwrap_or(chunk.len())];
-            // A `\r` before the end does not count; one byte more or less is no matter either.
+            // A `\r` before the end does not count; one byte more or less does not matter either.
             if !too_long && line.len() + part.len() > LONGEST_LINE + 1 {
                 too_long = true;
-                tail = line.split_off(line.len().saturating_sub(REMAINS));
-                line.truncate(REMAINS);
-                line.shrink_to(REMAINS);
+                tail = line.split_off(line.len().saturating_sub(OVERLONG_PEEK_BYTES));
+                line.truncate(OVERLONG_PEEK_BYTES);
+                line.shrink_to(OVERLONG_PEEK_BYTES);
             }
             if too_long {
-                tail.extend_from_slice(&part[part.len().saturating_sub(REMAINS)..]);
-                tail.drain(..tail.len().saturating_sub(REMAINS));
+                tail.extend_from_slice(&part[part.len().saturating_sub(OVERLONG_PEEK_BYTES)..]);
+                tail.drain(..tail.len().saturating_sub(OVERLONG_PEEK_BYTES));
             } else {
                 if line.len() + part.len() > LONG_LINE {
                     line.reserve_exact(LONGEST_LINE + 1 - line.len());
@@ -120,13 +120,13 @@ pub(crate) fn read_line(stream: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Res
             }
         }
         if too_long {
-            return Ok(Frame::TooLong(answered(line, &tail)));
+            return Ok(Frame::TooLong(id_of_broken_response(line, &tail)));
         }
         if line.last() == Some(&b'\r') {
             line.pop();
         }
         if line.len() > LONGEST_LINE {
-            return Ok(Frame::TooLong(answered(line, &[])));
+            return Ok(Frame::TooLong(id_of_broken_response(line, &[])));
         }
         if !line.trim_ascii().is_empty() {
             return Ok(Frame::Line);
@@ -147,18 +147,18 @@ pub(crate) enum Message<'a> {
         params: Option<&'a RawValue>,
     },
     /// The answer to a request of ours.
-    Answer {
+    Response {
         id: Id,
         outcome: Result<&'a RawValue, &'a RawValue>,
     },
-    /// An answer that cannot be used: to what, where it says that, and why. It is no request, however wrong it
+    /// An answer that cannot be used: to what, where it says that, and why. It is not a request, however wrong it
     /// is, and is not answered: two sides that answer each other's answers never come to an end.
-    BadAnswer { id: Option<Id>, why: String },
+    InvalidResponse { id: Option<Id>, why: String },
 }
 
-/// A line that is no message: the id to answer with, where there is one, and the error.
+/// A line that is not a message: the id to answer with, where there is one, and the error.
 #[derive(Debug)]
-pub(crate) struct Refused {
+pub(crate) struct InvalidMessage {
     pub(crate) id: Option<Id>,
     pub(crate) error: Error,
 }
@@ -188,8 +188,8 @@ fn present<'de, D: serde::Deserializer<'de>>(json: D) -> Result<Option<&'de RawV
 ///
 /// # Errors
 /// -32700 where it is not JSON, -32600 where it is JSON but no message.
-pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Refused> {
-    let parse_error = |why: &dyn std::fmt::Display| Refused {
+pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, InvalidMessage> {
+    let parse_error = |why: &dyn std::fmt::Display| InvalidMessage {
         id: None,
         error: Error::new(Kind::Parse, format!("not JSON: {why}")),
     };
@@ -211,14 +211,14 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Refused> {
     let envelope = match parsed {
         Ok(envelope) => envelope,
         Err(error) if error.is_data() => {
-            // It stopped at the first thing that is no envelope; is the rest JSON at all?
+            // It stopped at the first thing that is not an envelope; is the rest JSON at all?
             return match (
                 serde_json::from_str::<IgnoredAny>(text),
-                answered(line, &[]),
+                id_of_broken_response(line, &[]),
             ) {
                 (Err(error), _) => Err(parse_error(&error)),
                 (Ok(_), None) => Err(refused(None, &format!("no request: {error}"))),
-                (Ok(_), id) => Ok(Message::BadAnswer {
+                (Ok(_), id) => Ok(Message::InvalidResponse {
                     id,
                     why: error.to_string(),
                 }),
@@ -230,7 +230,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Refused> {
     let is_answer =
         envelope.method.is_none() && (envelope.result.is_some() || envelope.error.is_some());
     let wrong = |id, why: &str| match is_answer {
-        true => Ok(Message::BadAnswer {
+        true => Ok(Message::InvalidResponse {
             id,
             why: why.to_owned(),
         }),
@@ -285,20 +285,20 @@ fn answer<'a>(
         (result, Some(error)) if result.is_none_or(|result| is_null(&result)) => Err(error),
         _ => {
             let why = "an answer has one of `result` and `error`".to_owned();
-            return Message::BadAnswer { id, why };
+            return Message::InvalidResponse { id, why };
         }
     };
     match (id, outcome) {
-        (Some(id), outcome) => Message::Answer { id, outcome },
-        (None, Ok(_)) => Message::BadAnswer {
+        (Some(id), outcome) => Message::Response { id, outcome },
+        (None, Ok(_)) => Message::InvalidResponse {
             id: None,
             why: "it has no `id`".to_owned(),
         },
         // What a peer says of a line that it could not read.
         (None, Err(error)) => {
             let shown = error.get();
-            let shown = &shown[..shown.floor_char_boundary(REMAINS)];
-            Message::BadAnswer {
+            let shown = &shown[..shown.floor_char_boundary(OVERLONG_PEEK_BYTES)];
+            Message::InvalidResponse {
                 id: None,
                 why: format!("an error without an `id`: {shown}"),
             }
@@ -308,8 +308,8 @@ fn answer<'a>(
 
 /// The id of the request that a line answers which cannot be read as a whole: so much can be told from its
 /// beginning, or, as many write the id last, from its end.
-pub(crate) fn answered(beginning: &[u8], end: &[u8]) -> Option<Id> {
-    let mut members = Members::default();
+pub(crate) fn id_of_broken_response(beginning: &[u8], end: &[u8]) -> Option<Id> {
+    let mut members = MessageMembers::default();
     // Up to where it cannot be read any more.
     let _ = serde_json::Deserializer::from_slice(beginning).deserialize_map(&mut members);
     if members.method || !members.outcome {
@@ -320,13 +320,13 @@ pub(crate) fn answered(beginning: &[u8], end: &[u8]) -> Option<Id> {
 
 /// What was seen of a message.
 #[derive(Default)]
-struct Members {
+struct MessageMembers {
     id: Option<Id>,
     method: bool,
     outcome: bool,
 }
 
-impl<'de> Visitor<'de> for &mut Members {
+impl<'de> Visitor<'de> for &mut MessageMembers {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -362,8 +362,8 @@ fn last_id(end: &[u8]) -> Option<Id> {
     Some(Id::Text(id))
 }
 
-fn refused(id: Option<Id>, why: &str) -> Refused {
-    Refused {
+fn refused(id: Option<Id>, why: &str) -> InvalidMessage {
+    InvalidMessage {
         id,
         error: Error::new(Kind::Request, why),
     }

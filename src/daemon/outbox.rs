@@ -5,7 +5,7 @@
 //! short responses without waiting, so a cancel still works. Too many of those stop the reading of stdin instead
 //! ([`Outbox::is_flooded`]).
 
-use crate::os::Flag;
+use crate::os::CancelToken;
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,11 +21,11 @@ const LINE_OVERHEAD: usize = 64;
 
 /// A handle on the queue of lines for the daemon.
 #[derive(Clone, Debug)]
-pub(crate) struct Outbox(Arc<Inner>);
+pub(crate) struct Outbox(Arc<OutboxInner>);
 
 #[derive(Debug)]
-struct Inner {
-    state: Mutex<State>,
+struct OutboxInner {
+    state: Mutex<OutboxState>,
     /// Something is there to be written, or the end has come.
     work: Condvar,
     /// There is room again, or no more waiting.
@@ -33,8 +33,8 @@ struct Inner {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    lines: VecDeque<Part>,
+struct OutboxState {
+    lines: VecDeque<OutboxPart>,
     bytes: usize,
     /// How many of them are the loop's own responses, with what they cost beside their bytes.
     responses: usize,
@@ -48,13 +48,13 @@ struct State {
 }
 
 #[derive(Debug)]
-struct Part {
+struct OutboxPart {
     lines: Vec<u8>,
     /// Is it a response of the loop's own?
     is_response: bool,
 }
 
-impl Part {
+impl OutboxPart {
     fn response_cost(&self) -> usize {
         match self.is_response {
             true => self.lines.len() + LINE_OVERHEAD,
@@ -72,7 +72,7 @@ impl Outbox {
         mut stream: impl Write + Send + 'static,
         gone: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<(Outbox, JoinHandle<()>)> {
-        let outbox = Outbox(Arc::new(Inner {
+        let outbox = Outbox(Arc::new(OutboxInner {
             state: Mutex::default(),
             work: Condvar::new(),
             room: Condvar::new(),
@@ -120,10 +120,10 @@ impl Outbox {
     }
 
     /// Waits until there is room; `false` where the turn is cancelled before.
-    pub(crate) fn wait_for_room(&self, cancel: Option<&Flag>) -> bool {
+    pub(crate) fn wait_for_room(&self, cancel: Option<&CancelToken>) -> bool {
         let mut state = self.state();
         while state.bytes > LIMIT && !state.abandoned {
-            if cancel.is_some_and(Flag::is_raised) {
+            if cancel.is_some_and(CancelToken::is_cancelled) {
                 return false;
             }
             state = self
@@ -135,12 +135,12 @@ impl Outbox {
         true
     }
 
-    fn queue(&self, mut state: MutexGuard<'_, State>, lines: Vec<u8>, is_response: bool) {
+    fn queue(&self, mut state: MutexGuard<'_, OutboxState>, lines: Vec<u8>, is_response: bool) {
         if state.abandoned && state.bytes > LIMIT {
             return;
         }
         state.bytes += lines.len();
-        let part = Part { lines, is_response };
+        let part = OutboxPart { lines, is_response };
         state.responses += part.response_cost();
         state.lines.push_back(part);
         drop(state);
@@ -214,7 +214,7 @@ impl Outbox {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, OutboxState> {
         // Nothing that holds it can panic half-way.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -8,9 +8,9 @@ use crate::json::replace_lone_surrogates;
 use crate::json::{self, Cursor};
 use crate::mcp::Tool;
 use crate::rollout::consume::{Mutation, Op, Reach};
-use crate::turn::images::{Image, Source};
+use crate::turn::images::{Image, ImageSource};
 use crate::turn::prompt::{HistoryBuilder, label};
-use crate::turn::{Block, Request, ThreadChoice};
+use crate::turn::{PromptBlock, ThreadChoice, TurnRequest};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -110,7 +110,7 @@ impl<'a> Field<'a> {
         }
         let (json, path) = (self.json, self.path.clone());
         let mut cursor = Cursor::new(json);
-        let mut has_more = cursor.open(json::Kind::Array).is_ok();
+        let mut has_more = cursor.open(json::JsonKind::Array).is_ok();
         let mut at = 0;
         Ok(std::iter::from_fn(move || {
             has_more = has_more && cursor.element().unwrap_or(false);
@@ -166,7 +166,7 @@ impl<'a> Field<'a> {
     /// Shows each key, with its quotes, and its value, while `goes_on` says so.
     fn walk(&self, mut goes_on: impl FnMut(&'a str, &'a str) -> bool) {
         let mut cursor = Cursor::new(self.json);
-        if cursor.open(json::Kind::Object).is_err() {
+        if cursor.open(json::JsonKind::Object).is_err() {
             return;
         }
         let mut step = || -> std::result::Result<bool, json::NotJson> {
@@ -307,7 +307,7 @@ pub(crate) fn models(params: &Field<'_>) -> Result<()> {
 }
 
 /// What a stream asks for: the workspace and the turn.
-pub(crate) fn stream(params: &Field<'_>) -> Result<(PathBuf, Request)> {
+pub(crate) fn stream(params: &Field<'_>) -> Result<(PathBuf, TurnRequest)> {
     let agent = params.needed("agent")?;
     let workspace = workspace(&agent.needed("workspace")?)?;
     let request = params.needed("request")?;
@@ -467,7 +467,7 @@ pub(crate) fn mutate(params: &Field<'_>) -> Result<(PathBuf, Vec<Mutation>)> {
                 bad(
                     &op.path,
                     format!(
-                        "'{name}' is no operation, expected 'consume-light' or 'consume-heavy'"
+                        "'{name}' is not an operation, expected 'consume-light' or 'consume-heavy'"
                     ),
                 )
             })?,
@@ -526,7 +526,7 @@ fn tools(field: Option<Field<'_>>) -> Result<Vec<Tool>> {
 }
 
 /// Prompt and history of the messages: what came after the last one of the assistant is new.
-fn conversation(request: &Field<'_>) -> Result<Request> {
+fn conversation(request: &Field<'_>) -> Result<TurnRequest> {
     let field = request.needed("messages")?;
     // First everything is looked at and nothing is kept: only the end says what is new.
     let mut first_new = 0;
@@ -591,15 +591,15 @@ fn conversation(request: &Field<'_>) -> Result<Request> {
     }
     // Here already, so that nothing is copied that can never be sent.
     if let [messages] = &prompt[..]
-        && let [Block::Text(text)] = &messages[..]
+        && let [PromptBlock::Text(text)] = &messages[..]
     {
         check_prompt_length(text)?;
     }
-    Ok(Request {
+    Ok(TurnRequest {
         prompt,
         history: history.finish(),
         warnings,
-        ..Request::default()
+        ..TurnRequest::default()
     })
 }
 
@@ -607,8 +607,8 @@ fn conversation(request: &Field<'_>) -> Result<Request> {
 /// be anyway: a block each takes many times the bytes of a short one.
 #[derive(Default)]
 struct Prompt {
-    messages: Vec<Vec<Block>>,
-    current: Vec<Block>,
+    messages: Vec<Vec<PromptBlock>>,
+    current: Vec<PromptBlock>,
     attachments: usize,
 }
 
@@ -617,13 +617,13 @@ impl Prompt {
         self.current = Vec::new();
     }
 
-    fn add(&mut self, field: &Field<'_>, block: Block) -> Result<()> {
+    fn add(&mut self, field: &Field<'_>, block: PromptBlock) -> Result<()> {
         match (self.current.last_mut(), block) {
-            (Some(Block::Text(before)), Block::Text(text)) => {
+            (Some(PromptBlock::Text(before)), PromptBlock::Text(text)) => {
                 before.push('\n');
                 before.push_str(&text);
             }
-            (_, block @ Block::Text(_)) => self.current.push(block),
+            (_, block @ PromptBlock::Text(_)) => self.current.push(block),
             (_, block) => {
                 self.attachments += 1;
                 if self.attachments > MAX_ATTACHMENTS {
@@ -644,8 +644,8 @@ impl Prompt {
             return;
         }
         if let Some(before) = self.messages.last_mut()
-            && let [Block::Text(before)] = &mut before[..]
-            && let [Block::Text(text)] = &current[..]
+            && let [PromptBlock::Text(before)] = &mut before[..]
+            && let [PromptBlock::Text(text)] = &current[..]
         {
             before.push_str("\n\n");
             before.push_str(text);
@@ -656,26 +656,28 @@ impl Prompt {
 }
 
 /// Is there nothing in this block that codex would have to be told?
-fn says_nothing(block: &Block) -> bool {
+fn says_nothing(block: &PromptBlock) -> bool {
     match block {
-        Block::Text(text) => text.trim().is_empty(),
-        Block::Image(_) | Block::Unsupported { .. } => false,
+        PromptBlock::Text(text) => text.trim().is_empty(),
+        PromptBlock::Image(_) | PromptBlock::Unsupported { .. } => false,
     }
 }
 
 /// A block as the record of the conversation has it.
-fn recorded(block: &Block) -> Option<String> {
+fn recorded(block: &PromptBlock) -> Option<String> {
     match block {
-        Block::Text(text) => Some(text.clone()),
-        Block::Image(image) => Some(format!("[image \"{}\"]", label(&image.name))),
-        Block::Unsupported { kind, name } => Some(format!("[{} \"{}\"]", label(kind), label(name))),
+        PromptBlock::Text(text) => Some(text.clone()),
+        PromptBlock::Image(image) => Some(format!("[image \"{}\"]", label(&image.name))),
+        PromptBlock::Unsupported { kind, name } => {
+            Some(format!("[{} \"{}\"]", label(kind), label(name)))
+        }
     }
 }
 
 /// Shows each block of a message's content, and where it stands.
 fn blocks(
     message: &Field<'_>,
-    mut show: impl FnMut(&Field<'_>, Block) -> Result<()>,
+    mut show: impl FnMut(&Field<'_>, PromptBlock) -> Result<()>,
 ) -> Result<()> {
     // A message that only calls tools has null where others have text.
     if message.get("content") == Some("null") {
@@ -683,7 +685,7 @@ fn blocks(
     }
     let content = message.needed("content")?;
     if content.is_string() {
-        return show(&content, Block::Text(content.text()?.into_owned()));
+        return show(&content, PromptBlock::Text(content.text()?.into_owned()));
     }
     if !content.is_list() {
         return Err(content.wrong("a string or a list of blocks"));
@@ -693,13 +695,13 @@ fn blocks(
         let read = match &*kind {
             // The other names are those of OpenAI's own interfaces.
             "text" | "input_text" | "output_text" => {
-                Block::Text(block.needed("text")?.text()?.into_owned())
+                PromptBlock::Text(block.needed("text")?.text()?.into_owned())
             }
-            "image" | "input_image" | "image_url" => Block::Image(image(&block)?),
+            "image" | "input_image" | "image_url" => PromptBlock::Image(image(&block)?),
             "thinking" | "redacted_thinking" | "reasoning" => continue,
             // codex knows what its tools were asked and what they gave.
             kind if is_of_a_tool(kind) => continue,
-            kind => Block::Unsupported {
+            kind => PromptBlock::Unsupported {
                 kind: kind.to_owned(),
                 name: block_name(&block, kind),
             },
@@ -767,11 +769,14 @@ fn image(block: &Field<'_>) -> Result<Image> {
     let given = block.optional_text("name")?;
     let given = given.map(|name| without_secrets(&name));
     let (name, source) = if let Some(path) = path {
-        (file_name(&path), Source::Path(path.into_owned().into()))
+        (
+            file_name(&path),
+            ImageSource::Path(path.into_owned().into()),
+        )
     } else if let Some(data) = data {
         (
             media_type.clone().into_owned(),
-            Source::Data {
+            ImageSource::Data {
                 base64: data.into_owned(),
                 media_type: media_type.into_owned(),
             },
@@ -782,9 +787,9 @@ fn image(block: &Field<'_>) -> Result<Image> {
         } else {
             file_name(&url)
         };
-        (name, Source::Url(url.into_owned()))
+        (name, ImageSource::Url(url.into_owned()))
     } else {
-        ("image".to_owned(), Source::Nothing)
+        ("image".to_owned(), ImageSource::Nothing)
     };
     let name = given.unwrap_or(name);
     Ok(Image {
@@ -838,17 +843,17 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn asked(messages: Value) -> Result<Request> {
+    fn asked(messages: Value) -> Result<TurnRequest> {
         let params = json!({"agent": {"workspace": "/w"}, "request": {"messages": messages}});
         stream(&root(&params.to_string())).map(|(_, request)| request)
     }
 
-    fn text(text: &str) -> Block {
-        Block::Text(text.to_owned())
+    fn text(text: &str) -> PromptBlock {
+        PromptBlock::Text(text.to_owned())
     }
 
-    fn image(name: &str, source: Source) -> Block {
-        Block::Image(Image {
+    fn image(name: &str, source: ImageSource) -> PromptBlock {
+        PromptBlock::Image(Image {
             name: name.into(),
             source,
         })
@@ -870,7 +875,7 @@ mod tests {
             {"role": "user", "content": "b"},
         ]))
         .unwrap();
-        let spoken: Vec<Vec<Block>> = request
+        let spoken: Vec<Vec<PromptBlock>> = request
             .prompt
             .into_iter()
             .map(|blocks| {
@@ -884,7 +889,7 @@ mod tests {
             spoken,
             [
                 vec![text("a")],
-                vec![image("y.png", Source::Path("/x/y.png".into()))],
+                vec![image("y.png", ImageSource::Path("/x/y.png".into()))],
                 vec![text("b")],
             ]
         );
@@ -1017,7 +1022,7 @@ mod tests {
             (json!({"type": "audio", "data": "aGk="}), "audio"),
         ] {
             let request = asked(json!([{"role": "user", "content": [block]}])).unwrap();
-            let expected = Block::Unsupported {
+            let expected = PromptBlock::Unsupported {
                 kind: "audio".to_owned(),
                 name: name.to_owned(),
             };
@@ -1047,7 +1052,7 @@ mod tests {
                 json!({"type": "image_url", "image_url": {"url": url}}),
             ] {
                 let request = asked(json!([{"role": "user", "content": [block]}])).unwrap();
-                let [Block::Image(image)] = &request.prompt[0][..] else {
+                let [PromptBlock::Image(image)] = &request.prompt[0][..] else {
                     panic!("{block} is not an image");
                 };
                 assert_eq!(image.name, name, "{block}");
@@ -1081,11 +1086,11 @@ mod tests {
             {"type": "image", "source": {"type": "base64", "media_type": "image/gif", "data": "aGk="}},
         ]}]))
         .unwrap();
-        let data = Source::Data {
+        let data = ImageSource::Data {
             base64: "aGk=".into(),
             media_type: "image/gif".into(),
         };
-        let url = Source::Url("data:image/png;base64,aGk=".into());
+        let url = ImageSource::Url("data:image/png;base64,aGk=".into());
         assert_eq!(
             request.prompt[0][1..],
             [
@@ -1093,10 +1098,10 @@ mod tests {
                 image("image/gif", data.clone()),
                 image(
                     "cat.png",
-                    Source::Url("https://example.org/a/cat.png?x=1".into())
+                    ImageSource::Url("https://example.org/a/cat.png?x=1".into())
                 ),
                 image("dog", url.clone()),
-                image("image", Source::Nothing),
+                image("image", ImageSource::Nothing),
                 image("image/png", url),
                 image("image/gif", data),
             ]

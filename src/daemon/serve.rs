@@ -9,20 +9,20 @@
 //! ([`Server::abandon`]). Such threads are not joined, and neither is the reader: blocked in stdin it cannot be
 //! woken, and it holds nothing.
 
-use super::message::{self, Frame, Id, Message, Refused};
+use super::message::{self, Frame, Id, InvalidMessage, Message};
 use super::names;
 use super::outbox::Outbox;
 use super::params;
-use super::tools::{Calls, DaemonSink, DaemonTools, LogFilter, StreamHandle};
-use crate::backend::emitter::{Level, Sink};
+use super::tools::{DaemonSink, DaemonTools, LogFilter, PendingCalls, StreamHandle};
+use crate::backend::emitter::{EventSink, Level};
 use crate::canonical::Introduction;
 use crate::codex::{find, models};
-use crate::config::Places;
+use crate::config::Paths;
 use crate::error::{Error, Kind, Result};
 use crate::mcp::Version;
-use crate::os::{self, Blocking, Flag};
-use crate::rollout::consume::{self, Mode, Mutation, Outcome};
-use crate::turn::queue::{Place, Queue};
+use crate::os::{self, Blocking, CancelToken};
+use crate::rollout::consume::{self, ConsumeReport, Mutation, WriteMode};
+use crate::turn::queue::{Queue, Ticket};
 use crate::turn::session::{self, Stored};
 use crate::turn::{self, Context, Tools};
 use serde_json::json;
@@ -60,11 +60,11 @@ const READ_AHEAD: usize = 1 << 20;
 /// What the loop is given besides its streams.
 #[derive(Debug)]
 pub(crate) struct Setup {
-    pub(crate) places: Places,
+    pub(crate) places: Paths,
 }
 
 /// Something for the loop.
-enum Input {
+enum LoopInput {
     /// A line. Where it is a long one, the reader waits until the sender is dropped, so that there is one of its kind.
     Line(Vec<u8>, Option<SyncSender<()>>),
     /// A line that was skipped, and whom it answers, where it does.
@@ -85,21 +85,21 @@ enum Input {
 ///
 /// # Errors
 /// [`Kind::Io`] where no thread or pipe can be made at the start, and where stdin or stdout fails; that the
-/// daemon is gone is no failure.
+/// daemon is gone is not a failure.
 pub(crate) fn serve_stdio(setup: Setup) -> Result<u8> {
     crate::os::raise_open_files();
     let (sender, receiver) = sync_channel(LINES_AHEAD);
     let signals = sender.clone();
     crate::os::on_end_signal(move |number| {
         // The loop has ended: so does the process, at once.
-        let _ = signals.send(Input::Signal(number));
+        let _ = signals.send(LoopInput::Signal(number));
     })?;
     let stdin = BufReader::with_capacity(256 << 10, Blocking(std::io::stdin()));
     let stdout = Blocking(std::io::stdout());
     let is_hung_up = |time| crate::os::is_hung_up(std::io::stdin(), time);
     let status = run(setup, stdin, is_hung_up, stdout, sender, receiver)?;
     // A thread that hangs would keep the daemon waiting for the end of these.
-    crate::os::let_go_of_streams();
+    crate::os::close_standard_streams();
     Ok(status)
 }
 
@@ -123,14 +123,14 @@ fn run(
     stdin: impl BufRead + Send + 'static,
     is_hung_up: impl Fn(Duration) -> bool + Send + 'static,
     stdout: impl Write + Send + 'static,
-    sender: SyncSender<Input>,
-    receiver: Receiver<Input>,
+    sender: SyncSender<LoopInput>,
+    receiver: Receiver<LoopInput>,
 ) -> Result<u8> {
     let no_thread = |error| Error::os(Kind::Io, "cannot start a thread", error);
     let gone = sender.clone();
     let (outbox, _writer) = Outbox::start(stdout, move || {
         // The loop may be over already.
-        let _ = gone.send(Input::Gone);
+        let _ = gone.send(LoopInput::Gone);
     })
     .map_err(no_thread)?;
     let (lines, responses) = (sender.clone(), outbox.clone());
@@ -151,7 +151,7 @@ fn run(
         context: None,
         live: HashMap::new(),
         last: 0,
-        calls: Calls::default(),
+        calls: PendingCalls::default(),
         log_filter: LogFilter::default(),
         ending: None,
         unread: Ok(()),
@@ -181,26 +181,26 @@ fn is_gone(error: &std::io::Error) -> bool {
 }
 
 /// Reads lines, each after `wait`.
-fn read(mut stdin: impl BufRead, lines: &SyncSender<Input>, wait: impl Fn()) {
+fn read(mut stdin: impl BufRead, lines: &SyncSender<LoopInput>, wait: impl Fn()) {
     loop {
         wait();
         let mut line = Vec::new();
         let input = match message::read_line(&mut stdin, &mut line) {
             Ok(Frame::Line) if line.len() > READ_AHEAD => {
                 let (handled, wait) = sync_channel(0);
-                if lines.send(Input::Line(line, Some(handled))).is_err() {
+                if lines.send(LoopInput::Line(line, Some(handled))).is_err() {
                     return;
                 }
                 // Nothing is sent: it ends when the other side is dropped.
                 let _ = wait.recv();
                 continue;
             }
-            Ok(Frame::Line) => Input::Line(line, None),
-            Ok(Frame::TooLong(answered)) => Input::TooLong(answered),
-            Ok(Frame::End) => Input::End(Ok(())),
-            Err(error) => Input::End(Err(error)),
+            Ok(Frame::Line) => LoopInput::Line(line, None),
+            Ok(Frame::TooLong(answered)) => LoopInput::TooLong(answered),
+            Ok(Frame::End) => LoopInput::End(Ok(())),
+            Err(error) => LoopInput::End(Err(error)),
         };
-        let last = matches!(input, Input::End(_));
+        let last = matches!(input, LoopInput::End(_));
         if lines.send(input).is_err() || last {
             return;
         }
@@ -210,27 +210,27 @@ fn read(mut stdin: impl BufRead, lines: &SyncSender<Input>, wait: impl Fn()) {
 struct Server {
     setup: Setup,
     outbox: Outbox,
-    sender: SyncSender<Input>,
+    sender: SyncSender<LoopInput>,
     queue: Queue,
     /// There after an `initialize` that may succeed.
     context: Option<Arc<Initialization>>,
-    live: HashMap<Id, Live>,
+    live: HashMap<Id, RunningRequest>,
     /// The number of the newest of them.
     last: u64,
     /// What the turns have asked the daemon for.
-    calls: Calls,
+    calls: PendingCalls,
     log_filter: LogFilter,
-    ending: Option<Ending>,
+    ending: Option<Shutdown>,
     /// How reading stdin came to its end.
     unread: std::io::Result<()>,
 }
 
 /// A request whose thread runs.
-struct Live {
+struct RunningRequest {
     /// A response of the thread's counts for this one, and not for a later request with the same id.
     number: u64,
     task: Task,
-    cancel: Flag,
+    cancel: CancelToken,
     thread: JoinHandle<()>,
     /// When something is to be done about a cancelled one that does not end.
     due: Option<Instant>,
@@ -240,13 +240,13 @@ struct Live {
 /// What a request's thread does.
 enum Task {
     Initialize,
-    Turn(LiveTurn),
+    Turn(RunningTurn),
     ListModels,
     Mutate,
 }
 
 impl Task {
-    fn turn(&self) -> Option<&LiveTurn> {
+    fn turn(&self) -> Option<&RunningTurn> {
         match self {
             Task::Turn(turn) => Some(turn),
             _ => None,
@@ -271,15 +271,15 @@ impl Task {
 }
 
 /// What a turn has, and nothing else that runs: it can be cancelled and has tools.
-struct LiveTurn {
+struct RunningTurn {
     agent_id: Option<String>,
     tools: Arc<Tools>,
     handle: StreamHandle,
 }
 
-impl Live {
+impl RunningRequest {
     fn cancel(&mut self) {
-        self.cancel.raise();
+        self.cancel.cancel();
         self.due.get_or_insert_with(|| Instant::now() + NUDGE_AFTER);
     }
 }
@@ -312,9 +312,9 @@ impl Initialization {
     }
 
     /// How it went, once that is known; [`Initialized::NotYet`] where `cancel` is raised before.
-    fn wait(&self, cancel: &Flag) -> Initialized {
+    fn wait(&self, cancel: &CancelToken) -> Initialized {
         let mut state = self.state();
-        while matches!(*state, Initialized::NotYet) && !cancel.is_raised() {
+        while matches!(*state, Initialized::NotYet) && !cancel.is_cancelled() {
             state = self
                 .changed
                 .wait(state)
@@ -334,7 +334,7 @@ fn not_initialized() -> Error {
 }
 
 /// The plugin ends: why, and until when it is patient.
-struct Ending {
+struct Shutdown {
     status: u8,
     deadline: Instant,
     abandoned: bool,
@@ -342,7 +342,7 @@ struct Ending {
 
 impl Server {
     /// Works until the end; gives the exit status.
-    fn work(&mut self, receiver: &Receiver<Input>) -> u8 {
+    fn work(&mut self, receiver: &Receiver<LoopInput>) -> u8 {
         loop {
             if let Some(ending) = &self.ending
                 && self.live.is_empty()
@@ -418,10 +418,10 @@ impl Server {
         self.answer(id, outcome);
     }
 
-    fn take(&mut self, input: Input) {
+    fn take(&mut self, input: LoopInput) {
         match input {
-            Input::Line(line, _handled) => self.line(&line),
-            Input::TooLong(answered) => {
+            LoopInput::Line(line, _handled) => self.line(&line),
+            LoopInput::TooLong(answered) => {
                 let error = Error::new(
                     Kind::Request,
                     format!(
@@ -429,20 +429,20 @@ impl Server {
                         message::LONGEST_LINE >> 20
                     ),
                 );
-                self.spoilt(answered.as_ref(), &error);
+                self.reject_unparsable(answered.as_ref(), &error);
             }
-            Input::End(outcome) => {
+            LoopInput::End(outcome) => {
                 self.unread = outcome;
                 self.end(0);
             }
-            Input::Signal(number) => {
+            LoopInput::Signal(number) => {
                 self.end(u8::try_from(128 + number).unwrap_or(1));
             }
-            Input::Gone => {
+            LoopInput::Gone => {
                 log::info!("the daemon is gone");
                 self.end(0);
             }
-            Input::Done(number, id, outcome) => self.done(number, &id, outcome),
+            LoopInput::Done(number, id, outcome) => self.done(number, &id, outcome),
         }
     }
 
@@ -450,27 +450,27 @@ impl Server {
         match message::parse(line) {
             Ok(Message::Request { id, method, params }) => self.request(id, &method, params),
             Ok(Message::Notification { method, params }) => self.notification(&method, params),
-            Ok(Message::Answer { id, outcome }) => {
+            Ok(Message::Response { id, outcome }) => {
                 if !self.calls.answer(&id, outcome) {
                     log::debug!("an answer that nobody waits for: {}", id.json());
                 }
             }
-            Ok(Message::BadAnswer { id, why }) => {
+            Ok(Message::InvalidResponse { id, why }) => {
                 if let Some(id) = &id {
                     self.calls.fail(id, &why);
                 }
                 let message = format!("an answer of the daemon's cannot be used: {why}");
                 self.log(Level::Warn, &message);
             }
-            Err(Refused { id: None, error }) => {
-                self.spoilt(message::answered(line, &[]).as_ref(), &error);
+            Err(InvalidMessage { id: None, error }) => {
+                self.reject_unparsable(message::id_of_broken_response(line, &[]).as_ref(), &error);
             }
-            Err(Refused { id, error }) => self.refuse(id.as_ref(), &error),
+            Err(InvalidMessage { id, error }) => self.refuse(id.as_ref(), &error),
         }
     }
 
     /// A line that could not be read is refused; a call that it answered does not wait for another.
-    fn spoilt(&self, answered: Option<&Id>, error: &Error) {
+    fn reject_unparsable(&self, answered: Option<&Id>, error: &Error) {
         if let Some(id) = answered {
             self.calls.fail(id, error.message());
         }
@@ -538,7 +538,7 @@ impl Server {
         &mut self,
         id: &Id,
         task: Task,
-        cancel: Flag,
+        cancel: CancelToken,
         work: impl FnOnce() -> Result<String> + Send + 'static,
     ) -> Result<()> {
         self.last += 1;
@@ -552,7 +552,7 @@ impl Server {
                     let outcome = std::panic::catch_unwind(AssertUnwindSafe(work))
                         .unwrap_or_else(|_| Err(Error::new(Kind::Io, "plexum-openai has a bug")));
                     // Only where the request was abandoned nobody may listen any more.
-                    let _ = done.send(Input::Done(number, id, outcome));
+                    let _ = done.send(LoopInput::Done(number, id, outcome));
                 })
         };
         let thread = thread.map_err(|error| {
@@ -563,7 +563,7 @@ impl Server {
             let what = format!("cannot start a thread for the {}", task.name());
             Error::os(kind, what, error).with_retryable(true)
         })?;
-        let live = Live {
+        let live = RunningRequest {
             number,
             task,
             cancel,
@@ -579,7 +579,7 @@ impl Server {
     fn initialize(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
         let value = params::value(params)?;
         let version = Version::negotiated(&params::protocol_version(&params::root(&value))?);
-        let cancel = Flag::new()?;
+        let cancel = CancelToken::new()?;
         let next = Arc::new(Initialization::default());
         // One that fails leaves what an earlier one has loaded.
         let before = self.context.replace(Arc::clone(&next));
@@ -632,9 +632,9 @@ impl Server {
             let (workspace, request) = params::stream(&params)?;
             (workspace, request, params::stream_tools(&params)?)
         };
-        let cancel = Flag::new()?;
+        let cancel = CancelToken::new()?;
         // Here and not in the thread, so that the turns of a workspace keep the order in which they came.
-        let place = self.queue.join(&workspace);
+        let ticket = self.queue.join(&workspace);
         let mut sink = DaemonSink::new(
             self.outbox.clone(),
             id.json(),
@@ -650,7 +650,7 @@ impl Server {
             id.json(),
         );
         let tools = Arc::new(Tools::new(tools, Arc::new(host)));
-        let turn = LiveTurn {
+        let turn = RunningTurn {
             agent_id,
             tools: Arc::clone(&tools),
             handle: sink.handle(),
@@ -659,7 +659,7 @@ impl Server {
         self.spawn(id, Task::Turn(turn), cancel, move || {
             let outcome = match context.wait(&flag) {
                 Initialized::Done(context) => {
-                    turn::run(&request, &place, &context, &flag, Some(&tools), &mut sink)
+                    turn::run(&request, &ticket, &context, &flag, Some(&tools), &mut sink)
                 }
                 Initialized::Failed => Err(not_initialized()),
                 // It was cancelled before there was a config.
@@ -667,7 +667,7 @@ impl Server {
             };
             sink.finish();
             // The next turn of the workspace may go on before this one's response is out.
-            drop(place);
+            drop(ticket);
             outcome.map(|result| as_json(&result))
         })
     }
@@ -676,7 +676,7 @@ impl Server {
     fn models(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
         let context = self.initialization()?;
         params::models(&params::root(&params::value(params)?))?;
-        let cancel = Flag::new()?;
+        let cancel = CancelToken::new()?;
         let flag = cancel.clone();
         self.spawn(id, Task::ListModels, cancel, move || {
             let context = match context.wait(&flag) {
@@ -701,10 +701,10 @@ impl Server {
             params::mutate(&params::root(&value))?
         };
         if mutations.is_empty() {
-            return Ok(Some(as_json(&Outcome::default())));
+            return Ok(Some(as_json(&ConsumeReport::default())));
         }
-        let cancel = Flag::new()?;
-        let place = self.queue.join(&workspace);
+        let cancel = CancelToken::new()?;
+        let ticket = self.queue.join(&workspace);
         let flag = cancel.clone();
         self.spawn(id, Task::Mutate, cancel, move || {
             let context = match context.wait(&flag) {
@@ -712,7 +712,7 @@ impl Server {
                 Initialized::Failed => return Err(not_initialized()),
                 Initialized::NotYet => return Err(shutting_down()),
             };
-            consume(&place, &context, &mutations, &flag).map(|outcome| as_json(&outcome))
+            consume(&ticket, &context, &mutations, &flag).map(|outcome| as_json(&outcome))
         })?;
         Ok(None)
     }
@@ -746,7 +746,7 @@ impl Server {
     fn cancel_if(&mut self, id: &Id, is_meant: impl Fn(&Task) -> bool) -> bool {
         let live = self.live.get_mut(id);
         let live = live.filter(|live| is_meant(&live.task));
-        let is_cancelled = live.map(Live::cancel).is_some();
+        let is_cancelled = live.map(RunningRequest::cancel).is_some();
         if is_cancelled {
             self.wake();
         }
@@ -819,7 +819,7 @@ impl Server {
         }
         self.wake();
         self.calls.end(&self.outbox);
-        self.ending = Some(Ending {
+        self.ending = Some(Shutdown {
             status,
             deadline: Instant::now() + ENDING,
             abandoned: false,
@@ -847,31 +847,31 @@ fn as_json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("plain structs whose keys are strings")
 }
 
-/// Consumes calls of the session of the workspace of `place`, when its turn has come.
+/// Consumes calls of the session of the workspace of `ticket`, when its turn has come.
 fn consume(
-    place: &Place,
+    ticket: &Ticket,
     context: &Context,
     mutations: &[Mutation],
-    cancel: &Flag,
-) -> Result<Outcome> {
-    if cancel.is_raised() {
+    cancel: &CancelToken,
+) -> Result<ConsumeReport> {
+    if cancel.is_cancelled() {
         return Err(shutting_down());
     }
     // As a stream names it; but nothing is created for a rewrite of what is not there.
-    let workspace = match place.workspace().canonicalize() {
+    let workspace = match ticket.workspace().canonicalize() {
         Ok(workspace) => workspace,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Ok(Outcome::all_missing(mutations));
+            return Ok(ConsumeReport::all_missing(mutations));
         }
-        Err(error) => return Err(unusable(place.workspace(), error)),
+        Err(error) => return Err(unusable(ticket.workspace(), error)),
     };
-    let place = place
+    let ticket = ticket
         .join_directory(&workspace)
         .map_err(|error| unusable(&workspace, error))?;
-    if !place.wait(cancel, || ()) {
+    if !ticket.wait(cancel, || ()) {
         return Err(shutting_down());
     }
-    let workspace = place.workspace();
+    let workspace = ticket.workspace();
     os::check_owner("the workspace", workspace)?;
     match session::read(workspace)? {
         Stored::Thread(thread) => {
@@ -881,10 +881,10 @@ fn consume(
                 return Err(turn::thread::foreign(workspace, &thread, &other));
             }
             let home = context.places.codex_home(&context.config);
-            consume::consume(&home, &thread, mutations, Mode::Write, cancel)
+            consume::consume(&home, &thread, mutations, WriteMode::Write, cancel)
         }
         // The next turn starts a new thread; there is nothing of the old one that the model would see.
-        Stored::Nothing | Stored::Unusable(_) => Ok(Outcome::all_missing(mutations)),
+        Stored::Nothing | Stored::Unusable(_) => Ok(ConsumeReport::all_missing(mutations)),
     }
 }
 
@@ -915,7 +915,7 @@ mod tests {
     fn talk(lines: &[&str]) -> Vec<serde_json::Value> {
         let wire = Wire::default();
         let setup = Setup {
-            places: Places::from_env(),
+            places: Paths::from_env(),
         };
         let stdin = std::io::Cursor::new(lines.join("\n").into_bytes());
         assert_eq!(serve(setup, stdin, wire.clone()).unwrap(), 0);

@@ -4,13 +4,13 @@
 use super::message::Id;
 use super::names;
 use super::outbox::Outbox;
-use crate::backend::emitter::{Level, Sink};
+use crate::backend::emitter::{EventSink, Level};
 use crate::canonical::{
     StopReason, Telemetry, ThreadState, TurnError, TurnEvent, TurnResult, TurnUsage,
 };
 use crate::error::{Error, Kind};
 use crate::mcp::{CallId, ToolAnswer, ToolCall, ToolHost, ToolOutput};
-use crate::os::Flag;
+use crate::os::CancelToken;
 use serde_json::json;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
@@ -92,7 +92,7 @@ pub(super) struct DaemonSink {
     stream: String,
     fields: serde_json::Value,
     filter: LogFilter,
-    cancel: Flag,
+    cancel: CancelToken,
     pending: Arc<Mutex<Pending>>,
 }
 
@@ -188,7 +188,7 @@ impl DaemonSink {
         stream: String,
         agent: Option<&str>,
         filter: LogFilter,
-        cancel: Flag,
+        cancel: CancelToken,
     ) -> DaemonSink {
         let mut fields = json!({});
         // It was made from an id, so it is JSON.
@@ -231,7 +231,7 @@ impl DaemonSink {
 
     /// Queues what is gathered. The lock is held while it is queued, so that an abandoned stream's end is its last
     /// word, and not while there is a wait for room.
-    fn queue(&self, cancel: Option<&Flag>) {
+    fn queue(&self, cancel: Option<&CancelToken>) {
         loop {
             {
                 let mut pending = pending(&self.pending);
@@ -249,7 +249,7 @@ impl DaemonSink {
     }
 }
 
-impl Sink for DaemonSink {
+impl EventSink for DaemonSink {
     fn event(&mut self, event: &TurnEvent<'_>) {
         match event {
             TurnEvent::MessageStart => pending(&self.pending).started = true,
@@ -313,21 +313,21 @@ impl Sink for DaemonSink {
 }
 
 /// What is done with a call's answer.
-type Answer = Box<dyn FnOnce(ToolAnswer) + Send>;
+type OnResponse = Box<dyn FnOnce(ToolAnswer) + Send>;
 
 /// The tool calls that the daemon has not answered, of all turns.
 #[derive(Clone, Default)]
-pub(super) struct Calls(Arc<Mutex<Open>>);
+pub(super) struct PendingCalls(Arc<Mutex<PendingCall>>);
 
 #[derive(Default)]
-struct Open {
+struct PendingCall {
     next: u64,
-    waiting: HashMap<u64, Answer>,
+    waiting: HashMap<u64, OnResponse>,
     /// Nothing is answered any more.
     gone: bool,
 }
 
-impl Calls {
+impl PendingCalls {
     /// Takes the daemon's answer; false where it is to no call that waits.
     pub(super) fn answer(&self, id: &Id, outcome: Result<&RawValue, &RawValue>) -> bool {
         let Some(answer) = self.take(id) else {
@@ -347,7 +347,7 @@ impl Calls {
         }
     }
 
-    fn take(&self, id: &Id) -> Option<Answer> {
+    fn take(&self, id: &Id) -> Option<OnResponse> {
         let number = call_number(id)?;
         self.open().waiting.remove(&number)
     }
@@ -366,7 +366,7 @@ impl Calls {
         }
     }
 
-    fn open(&self) -> MutexGuard<'_, Open> {
+    fn open(&self) -> MutexGuard<'_, PendingCall> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -421,7 +421,7 @@ fn message_of(error: &RawValue) -> String {
 /// The daemon, as a turn's tools see it.
 pub(super) struct DaemonTools {
     outbox: Outbox,
-    calls: Calls,
+    calls: PendingCalls,
     agent_id: Option<String>,
     /// The id of the stream request, as JSON.
     stream: String,
@@ -430,7 +430,7 @@ pub(super) struct DaemonTools {
 impl DaemonTools {
     pub(super) fn new(
         outbox: Outbox,
-        calls: Calls,
+        calls: PendingCalls,
         agent_id: Option<String>,
         stream: String,
     ) -> DaemonTools {
@@ -444,7 +444,7 @@ impl DaemonTools {
 }
 
 impl ToolHost for DaemonTools {
-    fn call(&self, call: ToolCall, answer: Answer) -> CallId {
+    fn call(&self, call: ToolCall, answer: OnResponse) -> CallId {
         let mut open = self.calls.open();
         open.next += 1;
         let number = open.next;

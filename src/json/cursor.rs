@@ -1,4 +1,4 @@
-//! Walking over one JSON text without building it: what is passed over is checked and never copied, and
+//! Walking over one JSON text without building it: what is ignored is checked and never copied, and
 //! what is looked for comes out as the place where it stands.
 //!
 //! Two users need the places and not the values: `calls` writes strings and arguments out as codex wrote
@@ -17,11 +17,11 @@ pub(crate) type Span = Range<usize>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotJson;
 
-type Result<T> = std::result::Result<T, NotJson>;
+type JsonResult<T> = std::result::Result<T, NotJson>;
 
 /// What kind of value comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum JsonKind {
     Object,
     Array,
     String,
@@ -33,7 +33,7 @@ pub(crate) enum Kind {
 ///
 /// An object is walked so; whoever got a key must consume its value before asking for the next key:
 /// ```text
-/// cursor.open(Kind::Object)?;
+/// cursor.open(JsonKind::Object)?;
 /// while let Some(key) = cursor.key()? {
 ///     if is(&text[key], "id") { id = Some(cursor.value()?) } else { cursor.value()?; }
 /// }
@@ -44,47 +44,47 @@ pub(crate) struct Cursor<'a> {
     text: &'a [u8],
     at: usize,
     /// Nothing stands yet in the object or list that was opened last.
-    fresh: bool,
+    at_container_start: bool,
 }
 
 impl<'a> Cursor<'a> {
-    /// A cursor before the first byte. What it passes over is valid UTF-8, too.
+    /// A cursor before the first byte. What it skips is valid UTF-8, too.
     pub(crate) fn new(text: &'a (impl AsRef<[u8]> + ?Sized)) -> Cursor<'a> {
         Cursor {
             text: text.as_ref(),
             at: 0,
-            fresh: false,
+            at_container_start: false,
         }
     }
 
     /// What kind of value comes next, judged by its first byte.
-    pub(crate) fn kind(&mut self) -> Result<Kind> {
+    pub(crate) fn kind(&mut self) -> JsonResult<JsonKind> {
         self.blank();
         match self.peek() {
-            Some(b'{') => Ok(Kind::Object),
-            Some(b'[') => Ok(Kind::Array),
-            Some(b'"') => Ok(Kind::String),
-            Some(b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => Ok(Kind::Scalar),
+            Some(b'{') => Ok(JsonKind::Object),
+            Some(b'[') => Ok(JsonKind::Array),
+            Some(b'"') => Ok(JsonKind::String),
+            Some(b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => Ok(JsonKind::Scalar),
             _ => Err(NotJson),
         }
     }
 
     /// Goes into the object or list that comes next.
-    pub(crate) fn open(&mut self, kind: Kind) -> Result<()> {
-        if self.kind()? != kind || !matches!(kind, Kind::Object | Kind::Array) {
+    pub(crate) fn open(&mut self, kind: JsonKind) -> JsonResult<()> {
+        if self.kind()? != kind || !matches!(kind, JsonKind::Object | JsonKind::Array) {
             return Err(NotJson);
         }
         self.at += 1;
-        self.fresh = true;
+        self.at_container_start = true;
         Ok(())
     }
 
     /// The next key of the object that the cursor is in, its value next; `None` leaves the object.
-    pub(crate) fn key(&mut self) -> Result<Option<Span>> {
+    pub(crate) fn key(&mut self) -> JsonResult<Option<Span>> {
         match self.text.get(self.at..self.at + 2) {
             // As most keys stand: right behind the comma, or right at the beginning.
-            Some(b",\"") if !self.fresh => self.at += 1,
-            Some([b'"', _]) if self.fresh => self.fresh = false,
+            Some(b",\"") if !self.at_container_start => self.at += 1,
+            Some([b'"', _]) if self.at_container_start => self.at_container_start = false,
             _ => {
                 if !self.step(b'}')? {
                     return Ok(None);
@@ -101,12 +101,12 @@ impl<'a> Cursor<'a> {
     }
 
     /// Is there another element in the list that the cursor is in? `false` leaves the list.
-    pub(crate) fn element(&mut self) -> Result<bool> {
+    pub(crate) fn element(&mut self) -> JsonResult<bool> {
         self.step(b']')
     }
 
     /// Passes over the value that comes next and tells where it stands.
-    pub(crate) fn value(&mut self) -> Result<Span> {
+    pub(crate) fn value(&mut self) -> JsonResult<Span> {
         self.blank();
         let start = self.at;
         // One bit a level, set for an object: memory is an eighth of a byte for each level of nesting. Up to 64
@@ -122,7 +122,7 @@ impl<'a> Cursor<'a> {
                 }
                 Some(open @ (b'{' | b'[')) => {
                     self.at += 1;
-                    self.fresh = true;
+                    self.at_container_start = true;
                     if depth > 0 && depth.is_multiple_of(64) {
                         outer.push(levels);
                     }
@@ -164,7 +164,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Nothing but white space may follow.
-    pub(crate) fn end(&mut self) -> Result<()> {
+    pub(crate) fn end(&mut self) -> JsonResult<()> {
         self.blank();
         if self.at == self.text.len() {
             Ok(())
@@ -174,25 +174,25 @@ impl<'a> Cursor<'a> {
     }
 
     /// Goes on to the next key or element, over the comma before it, or over the closing byte.
-    fn step(&mut self, close: u8) -> Result<bool> {
+    fn step(&mut self, close: u8) -> JsonResult<bool> {
         self.blank();
-        let fresh = std::mem::take(&mut self.fresh);
+        let at_container_start = std::mem::take(&mut self.at_container_start);
         match self.peek() {
             Some(byte) if byte == close => {
                 self.at += 1;
                 Ok(false)
             }
-            Some(b',') if !fresh => {
+            Some(b',') if !at_container_start => {
                 self.at += 1;
                 self.blank();
-                // A comma before the end is no JSON.
+                // A comma before the end is not JSON.
                 if self.peek() == Some(close) {
                     Err(NotJson)
                 } else {
                     Ok(true)
                 }
             }
-            Some(_) if fresh => Ok(true),
+            Some(_) if at_container_start => Ok(true),
             _ => Err(NotJson),
         }
     }
@@ -207,7 +207,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn byte(&mut self, byte: u8) -> Result<()> {
+    fn byte(&mut self, byte: u8) -> JsonResult<()> {
         if self.peek() != Some(byte) {
             return Err(NotJson);
         }
@@ -215,7 +215,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    fn word(&mut self, word: &[u8]) -> Result<()> {
+    fn word(&mut self, word: &[u8]) -> JsonResult<()> {
         if !self.text[self.at..].starts_with(word) {
             return Err(NotJson);
         }
@@ -223,7 +223,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    fn number(&mut self) -> Result<()> {
+    fn number(&mut self) -> JsonResult<()> {
         if self.peek() == Some(b'-') {
             self.at += 1;
         }
@@ -245,7 +245,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    fn digits(&mut self) -> Result<()> {
+    fn digits(&mut self) -> JsonResult<()> {
         let start = self.at;
         while let Some(b'0'..=b'9') = self.peek() {
             self.at += 1;
@@ -258,7 +258,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// A string from its opening quote on.
-    fn string(&mut self) -> Result<Span> {
+    fn string(&mut self) -> JsonResult<Span> {
         let start = self.at;
         self.byte(b'"')?;
         self.at = scan::end(self.text, self.at).ok_or(NotJson)?;
@@ -266,7 +266,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// What a raw JSON string says. `raw` is a string that a [`Cursor`] has passed over, with its quotes.
+/// What a raw JSON string says. `raw` is a string that a [`Cursor`] has skipped, with its quotes.
 pub(crate) fn decode<'a>(raw: &'a (impl AsRef<[u8]> + ?Sized)) -> Cow<'a, str> {
     let raw = raw.as_ref();
     let inner = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
@@ -522,11 +522,11 @@ mod tests {
         let text = r#" { "a" : [ 1 , "x\"y" ] , "b\u0063" : { } , "d" : -1.5e3 } "#;
         let mut cursor = Cursor::new(text);
         let mut found = Vec::new();
-        cursor.open(Kind::Object).unwrap();
+        cursor.open(JsonKind::Object).unwrap();
         while let Some(key) = cursor.key().unwrap() {
             let kind = cursor.kind().unwrap();
-            if kind == Kind::Array {
-                cursor.open(Kind::Array).unwrap();
+            if kind == JsonKind::Array {
+                cursor.open(JsonKind::Array).unwrap();
                 while cursor.element().unwrap() {
                     found.push((
                         text[key.clone()].to_owned(),

@@ -3,7 +3,7 @@
 //! Every escape is checked, every control character found, every character known to be UTF-8: the verdict is
 //! serde_json's. What makes it fast is that nothing is looked at in order. A block of 64 bytes is compared as a
 //! whole, in loops over arrays that any build turns into vector instructions, without unsafe. Most blocks show
-//! so that nothing in them is odd, though one byte in sixteen is a backslash; the few others are looked at
+//! so that nothing in them is needs_slow_path, though one byte in sixteen is a backslash; the few others are looked at
 //! through masks of one bit a byte.
 
 use std::ops::Range;
@@ -45,8 +45,8 @@ pub(crate) fn end(text: &[u8], start: usize) -> Option<usize> {
             }
         };
         let glance = glance(window);
-        if glance.odd || before.run {
-            if let Some(end) = look(text, at, window, &mut before)? {
+        if glance.needs_slow_path || before.run {
+            if let Some(end) = check_block_slow(text, at, window, &mut before)? {
                 // Up to three bytes back a character can have begun that is not over.
                 let right = !glance.high
                     || std::str::from_utf8(&text[first_of_character(text, at)..end - 1]).is_ok();
@@ -110,7 +110,7 @@ struct Before {
 /// What can be told of a block without going through it.
 struct Glance {
     /// There may be more in it than plain characters and the usual, short escapes.
-    odd: bool,
+    needs_slow_path: bool,
     /// It or the bytes before it are not all ASCII.
     high: bool,
 }
@@ -121,28 +121,28 @@ fn ones_if(is: bool) -> u8 {
     if is { 0xFF } else { 0 }
 }
 
-/// What a byte means depends on the backslashes right before it: after one it is escaped. Two are odd.
+/// What a byte means depends on the backslashes right before it: after one it is escaped. Two are needs_slow_path.
 #[inline(always)]
 fn glance(window: &Window) -> Glance {
     const LANES: usize = 16;
-    let (mut odd, mut high, mut low) = ([0u8; LANES], [0u8; LANES], [0xFFu8; LANES]);
+    let (mut needs_slow_path, mut high, mut low) = ([0u8; LANES], [0u8; LANES], [0xFFu8; LANES]);
     for row in (BACK..window.len()).step_by(LANES) {
         for lane in 0..LANES {
             let (byte, first) = (window[row + lane], window[row + lane - 1]);
             // A quote is right where it is escaped, these are right anywhere, all others where they are not.
             let usual = ones_if(byte == b'n') | ones_if(byte == b't');
-            odd[lane] |= (ones_if(first == b'\\') ^ ones_if(byte == b'"')) & !usual;
+            needs_slow_path[lane] |= (ones_if(first == b'\\') ^ ones_if(byte == b'"')) & !usual;
             high[lane] |= byte;
             low[lane] = low[lane].min(byte);
         }
     }
     for lane in 0..LANES {
-        odd[lane] |= ones_if(low[lane] < 0x20);
+        needs_slow_path[lane] |= ones_if(low[lane] < 0x20);
         high[lane] = ones_if(high[lane] >= 0x80);
     }
     let back = window[..BACK].iter().fold(0, |all, byte| all | byte);
     Glance {
-        odd: odd != [0; LANES],
+        needs_slow_path: needs_slow_path != [0; LANES],
         high: high != [0; LANES] || back >= 0x80,
     }
 }
@@ -151,13 +151,18 @@ fn glance(window: &Window) -> Glance {
 /// the outer one where something is wrong.
 #[cold]
 #[inline(never)]
-fn look(text: &[u8], at: usize, window: &Window, before: &mut Before) -> Option<Option<usize>> {
+fn check_block_slow(
+    text: &[u8],
+    at: usize,
+    window: &Window,
+    before: &mut Before,
+) -> Option<Option<usize>> {
     const EVEN: u64 = u64::MAX / 3;
     let block = &window[BACK..];
     let slashes = mask(block, |byte| byte == b'\\');
     let stops = mask(block, |byte| byte == b'"' || byte < 0x20);
-    // Which bytes are escaped: in every run of backslashes each second one, and what follows a run of an odd
-    // length. A run that begins at an odd place, added to, carries into the place behind it.
+    // Which bytes are escaped: in every run of backslashes each second one, and what follows a run of an needs_slow_path
+    // length. A run that begins at an needs_slow_path place, added to, carries into the place behind it.
     let escape = u64::from(before.escape.unwrap_or(window[BACK - 1] == b'\\'));
     let slashes = slashes & !escape;
     let follow = slashes << 1 | escape;

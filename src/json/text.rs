@@ -2,8 +2,8 @@
 //!
 //! A tool's answer is passed on as the daemon wrote it, and the grammar of JSON allows more than that reader
 //! (serde_json into typed structs): half a surrogate pair as an escape, any depth, any number. A message with
-//! one of these is no message for it: the turn of 0.169 then waits for an answer for ever, and 0.135 closes the
-//! connection and with it all tools. So the first is mended here, and what has one of the others is found.
+//! one of these is not a message for it: the turn of 0.169 then waits for an answer for ever, and 0.135 closes the
+//! connection and with it all tools. So the first is fixed here, and what has one of the others is found.
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
@@ -16,7 +16,7 @@ const NESTING_MAX: usize = 100;
 /// The same JSON with U+FFFD for every escape that is half a surrogate pair, as everything does that cannot
 /// have such a half: the length stays, and all other bytes.
 pub(crate) fn replace_lone_surrogates(json: &str) -> Cow<'_, str> {
-    let mut mended: Option<String> = None;
+    let mut fixed: Option<String> = None;
     let mut at = 0;
     // JSON has a backslash in strings alone, and everything up to the fourth digit of an escape is ASCII.
     while let Some(found) = memchr::memchr(b'\\', &json.as_bytes()[at..]) {
@@ -24,7 +24,7 @@ pub(crate) fn replace_lone_surrogates(json: &str) -> Cow<'_, str> {
         at = match (surrogate(json, escape), surrogate(json, escape + 6)) {
             (Some(Half::First), Some(Half::Second)) => escape + 12,
             (Some(_), _) => {
-                let text = mended.get_or_insert_with(|| json.to_owned());
+                let text = fixed.get_or_insert_with(|| json.to_owned());
                 text.replace_range(escape..escape + 6, "\\ufffd");
                 escape + 6
             }
@@ -32,7 +32,7 @@ pub(crate) fn replace_lone_surrogates(json: &str) -> Cow<'_, str> {
             (None, _) => escape + 2,
         };
     }
-    mended.map_or(Cow::Borrowed(json), Cow::Owned)
+    fixed.map_or(Cow::Borrowed(json), Cow::Owned)
 }
 
 /// A string as JSON.
@@ -159,10 +159,10 @@ mod tests {
                 Some(r#"{"k\ufffd":["\ufffd"]}"#),
             ),
         ] {
-            let mended = replace_lone_surrogates(json);
-            assert_eq!(mended, expected.unwrap_or(json));
-            assert_eq!(matches!(mended, Cow::Borrowed(_)), expected.is_none());
-            assert_eq!(why_unreadable(&mended), None, "{json}");
+            let fixed = replace_lone_surrogates(json);
+            assert_eq!(fixed, expected.unwrap_or(json));
+            assert_eq!(matches!(fixed, Cow::Borrowed(_)), expected.is_none());
+            assert_eq!(why_unreadable(&fixed), None, "{json}");
             assert_eq!(why_unreadable(json).is_some(), expected.is_some(), "{json}");
         }
     }

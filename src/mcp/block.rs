@@ -16,7 +16,7 @@ use std::fmt::Write;
 /// A content block, as far as its form is checked. Field by field raw, so that a wrong type is a wrong member
 /// and not an error.
 #[derive(Deserialize)]
-struct Block<'a> {
+struct ContentBlock<'a> {
     #[serde(borrow, rename = "type")]
     kind: Option<Cow<'a, str>>,
     #[serde(borrow)]
@@ -99,12 +99,12 @@ enum Theme {
 }
 
 /// The block as MCP has it, whatever the daemon wrote.
-pub(super) fn taken(raw: &str, version: Version) -> String {
+pub(super) fn normalize(raw: &str, version: Version) -> String {
     if raw.starts_with('"') {
         return format!("{{\"type\":\"text\",\"text\":{raw}}}");
     }
     let parsed = match raw.starts_with('{') {
-        true => serde_json::from_str::<Block<'_>>(raw).ok(),
+        true => serde_json::from_str::<ContentBlock<'_>>(raw).ok(),
         false => None,
     };
     match parsed.and_then(|parsed| parsed.members(version)) {
@@ -116,13 +116,13 @@ pub(super) fn taken(raw: &str, version: Version) -> String {
 
 /// The members of a block or a resource that MCP has and that are as MCP has them.
 #[derive(Default)]
-struct Members {
+struct BlockMembers {
     json: String,
     /// There are others, or others are needed.
     wrong: bool,
 }
 
-impl Members {
+impl BlockMembers {
     fn add(&mut self, name: &str, json: &str) {
         if !self.json.is_empty() {
             self.json.push(',');
@@ -146,11 +146,11 @@ impl Members {
     }
 }
 
-impl Block<'_> {
+impl ContentBlock<'_> {
     /// What of the block can be passed on; `None` where something is missing that its type needs.
-    fn members(&self, version: Version) -> Option<Members> {
+    fn members(&self, version: Version) -> Option<BlockMembers> {
         let kind = self.kind.as_deref()?;
-        let mut members = Members::default();
+        let mut members = BlockMembers::default();
         members.add("type", &json_string(kind));
         match kind {
             "text" => members.add("text", string(self.text)?),
@@ -191,8 +191,8 @@ impl Block<'_> {
 }
 
 impl Resource<'_> {
-    fn members(&self) -> Option<Members> {
-        let mut members = Members::default();
+    fn members(&self) -> Option<BlockMembers> {
+        let mut members = BlockMembers::default();
         members.add("uri", string(self.uri)?);
         match string(self.text) {
             Some(text) => members.add("text", text),

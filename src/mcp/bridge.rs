@@ -10,10 +10,10 @@
 
 use super::catalogue::Catalogue;
 use super::names::ToolNames;
-use super::register::{self, Server};
-use super::session::{self, Effect, Key, Session};
+use super::register::{self, ServerEntry};
+use super::session::{self, Effect, RequestKey, Session};
 use super::socket::{self, Listening};
-use super::{CallId, Mode, Settings, Tool, ToolAnswer, ToolHost};
+use super::{CallId, RegistrationMode, Settings, Tool, ToolAnswer, ToolHost};
 use crate::error::{Error, Kind, Result};
 use crate::os;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 /// The most connections of `mcp-host` that one turn serves. codex makes one.
 const SESSIONS_MAX: usize = 8;
 /// The most connections that have not said yet who they are; the oldest of more is closed.
-const STRANGERS_MAX: usize = 64;
+const MAX_UNAUTHENTICATED: usize = 64;
 /// How long a connection may take to say who it is, and one that ends to take its last lines.
 const HELLO_WAIT: Duration = Duration::from_secs(2);
 /// How long the first line may be: an agent's id and a token.
@@ -74,7 +74,7 @@ pub(super) struct Welcome<'a> {
 /// connections closed, the files removed, the thread joined.
 #[derive(Debug)]
 pub(crate) struct Bridge {
-    shared: Arc<Shared>,
+    shared: Arc<BridgeState>,
     thread: Option<JoinHandle<()>>,
     arguments: Vec<OsString>,
     warnings: Vec<String>,
@@ -83,7 +83,7 @@ pub(crate) struct Bridge {
 
 /// What other threads reach of a bridge.
 #[derive(Debug)]
-struct Shared {
+struct BridgeState {
     inbox: Mutex<Inbox>,
     /// An eventfd that wakes the bridge's thread.
     wake: OwnedFd,
@@ -110,7 +110,7 @@ enum Admission {
 }
 
 /// Who waits for an answer: a call of a connection.
-type Waiting = (u64, Key);
+type Waiting = (u64, RequestKey);
 
 impl Bridge {
     /// Lends these tools to the codex that is started with [`Bridge::codex_args`].
@@ -137,19 +137,19 @@ impl Bridge {
         } else {
             agent_id
         };
-        let folder = socket::folder(settings.runtime_dir.as_deref(), &settings.profile)?;
+        let directory = socket::directory(settings.runtime_dir.as_deref(), &settings.profile)?;
         let name = match settings.mode {
             // Of this turn's own, so that two turns of an agent never meet.
-            Mode::Turn => socket::fresh_name()?,
-            Mode::Persistent => format!("p-{}", register::short_id(agent_id)),
+            RegistrationMode::Turn => socket::fresh_name()?,
+            RegistrationMode::Persistent => format!("p-{}", register::short_id(agent_id)),
         };
-        let listening = Listening::start(&folder, &name)?;
-        let server = Server::new(agent_id, &settings.executable, &listening.path)?;
+        let listening = Listening::start(&directory, &name)?;
+        let server = ServerEntry::new(agent_id, &settings.executable, &listening.path)?;
         let turn = match settings.mode {
             // The socket is the turn's own.
-            Mode::Turn => None,
+            RegistrationMode::Turn => None,
             // The socket's path is in everybody's config: the mark tells this turn's codex from the others.
-            Mode::Persistent => Some(socket::fresh_name()?),
+            RegistrationMode::Persistent => Some(socket::fresh_name()?),
         };
         let config = register::prepare(&server, settings)?;
         let arguments = server.arguments(turn.as_deref(), &config);
@@ -166,7 +166,7 @@ impl Bridge {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = rustix::event::eventfd(0, flags)
             .map_err(|error| cannot("make an eventfd", error.into()))?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(BridgeState {
             inbox: Mutex::new(Inbox::default()),
             wake,
         });
@@ -232,17 +232,17 @@ impl Bridge {
     }
 
     /// For whoever may have to change the tools while the turn runs.
-    pub(crate) fn changer(&self) -> Changer {
-        Changer(Arc::clone(&self.shared))
+    pub(crate) fn updater(&self) -> ToolUpdater {
+        ToolUpdater(Arc::clone(&self.shared))
     }
 }
 
 /// Changes the tools of a running bridge, from any thread and without waiting. After the bridge's end it has no
 /// effect.
 #[derive(Clone, Debug)]
-pub(crate) struct Changer(Arc<Shared>);
+pub(crate) struct ToolUpdater(Arc<BridgeState>);
 
-impl Changer {
+impl ToolUpdater {
     /// Replaces the tools, tells codex's side, and gives what was wrong with the new ones.
     pub(crate) fn change(&self, tools: Vec<Tool>) -> Vec<String> {
         let generation = {
@@ -277,7 +277,7 @@ impl Drop for Bridge {
     }
 }
 
-impl Shared {
+impl BridgeState {
     fn lock(&self) -> std::sync::MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -290,7 +290,7 @@ impl Shared {
 
 /// The answer that a call gets, whoever has it: dropped without one it is an error, so that no call hangs.
 struct Reply {
-    shared: Arc<Shared>,
+    shared: Arc<BridgeState>,
     waiting: Waiting,
     sent: bool,
 }
@@ -328,7 +328,7 @@ struct Serving {
     catalogue: Catalogue,
     host: Arc<dyn ToolHost>,
     admission: Admission,
-    shared: Arc<Shared>,
+    shared: Arc<BridgeState>,
     connections: BTreeMap<u64, Connection>,
     /// The next connection's number.
     next: u64,
@@ -347,11 +347,11 @@ struct Connection {
     early: bool,
     session: Option<Session>,
     /// What the daemon was asked, by the session's name for it.
-    calls: HashMap<Key, CallId>,
+    calls: HashMap<RequestKey, CallId>,
     input: Vec<u8>,
     /// How much of `input` has no newline in it.
     searched: usize,
-    /// A line that is too long is passed over to its end.
+    /// A line that is too long is ignored to its end.
     skipping: bool,
     output: VecDeque<Vec<u8>>,
     /// The bytes in `output` that are not written.
@@ -484,7 +484,7 @@ impl Serving {
         // What goes wrong here (a signal) is a wait that ended early: everything below looks for itself.
         let _ = rustix::event::poll(&mut fds, timeout.as_ref());
         let woken = fds[0].revents();
-        let knocked = fds[1].revents();
+        let listener_ready = fds[1].revents();
         let ready: Vec<(u64, PollFlags)> = ids
             .into_iter()
             .zip(fds[2..].iter().map(PollFd::revents))
@@ -500,7 +500,7 @@ impl Serving {
                 self.read(id);
             }
         }
-        if !knocked.is_empty() {
+        if !listener_ready.is_empty() {
             self.accept();
         }
         let now = Instant::now();
@@ -558,7 +558,7 @@ impl Serving {
             .collect();
         // The oldest gives way, since one of ours says who it is at once; but none of ours gives way to others.
         let outside = strangers.iter().find(|(_, outside)| *outside);
-        if strangers.len() >= STRANGERS_MAX
+        if strangers.len() >= MAX_UNAUTHENTICATED
             && let Some((oldest, _)) = outside.or(strangers.first())
         {
             self.close(*oldest);
@@ -683,7 +683,7 @@ impl Serving {
         let sessions = self.connections.values().filter(|c| c.session.is_some());
         let ours = self.admission != Admission::Nobody && !self.is_outside(connection);
         let refused = match serde_json::from_slice::<Hello<'_>>(line) {
-            Err(_) => Some("this is no mcp-host of this version"),
+            Err(_) => Some("this is not an mcp-host of this version"),
             Ok(hello) if hello.agent_id != self.agent_id => Some("this socket is another agent's"),
             Ok(hello) if hello.token != self.listening.token => Some("the token is another turn's"),
             Ok(hello) if self.turn.is_some() && hello.turn.as_deref() != self.turn.as_deref() => {

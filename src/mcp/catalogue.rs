@@ -37,7 +37,7 @@ impl Catalogue {
             }
             if names.contains(&tool.name) {
                 warnings.push(format!(
-                    "the tool '{shown}' is given twice; the first one is offered"
+                    "duplicate tool '{shown}'; the first one is offered"
                 ));
                 continue;
             }
@@ -86,7 +86,7 @@ impl Catalogue {
                     .strip_prefix(&format!("{}-", self.generation))?
                     .parse()
                     .ok()?;
-                // Written as this writes them, so that `1-007` is no cursor.
+                // Written as this writes them, so that `1-007` is not a cursor.
                 (self.cursor(at) == cursor && (1..self.tools.len()).contains(&at)).then_some(at)?
             }
         };

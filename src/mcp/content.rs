@@ -44,10 +44,10 @@ pub(super) fn result(tool: &str, answer: ToolAnswer, version: Version, max: usiz
                     // What follows is cut anyway.
                     break;
                 }
-                blocks.add(block::taken(raw, version));
+                blocks.add(block::normalize(raw, version));
             }
         }
-        Some(other) => blocks.add(block::taken(other, version)),
+        Some(other) => blocks.add(block::normalize(other, version)),
     }
     let structured = output.structured_content.as_deref().map(RawValue::get);
     let structured = structured.map(replace_lone_surrogates);
@@ -84,7 +84,7 @@ pub(super) fn result(tool: &str, answer: ToolAnswer, version: Version, max: usiz
 /// The elements of a list, which is JSON. No list of them is made: a pointer has more bytes than a short element.
 fn elements(list: &str) -> impl Iterator<Item = &str> {
     let mut cursor = Cursor::new(list);
-    let mut has_more = cursor.open(json::Kind::Array).is_ok();
+    let mut has_more = cursor.open(json::JsonKind::Array).is_ok();
     std::iter::from_fn(move || {
         has_more = has_more && cursor.element().unwrap_or(false);
         let element = has_more.then(|| cursor.value().ok()).flatten()?;
@@ -166,7 +166,7 @@ impl Blocks {
     fn cut(mut self, tool: &str, length: usize) -> String {
         // Of an image or a resource a part is of no use; of a text it is.
         #[derive(Deserialize)]
-        struct Text<'a> {
+        struct TextBlock<'a> {
             #[serde(borrow)]
             r#type: Cow<'a, str>,
             #[serde(borrow)]
@@ -181,7 +181,7 @@ impl Blocks {
         };
         let room = self.room.saturating_sub(whole + 1);
         let part = part
-            .and_then(|part| serde_json::from_str::<Text<'_>>(part).ok())
+            .and_then(|part| serde_json::from_str::<TextBlock<'_>>(part).ok())
             .filter(|part| part.r#type == "text")
             .map(|part| text(escaped_head(&part.text, room)));
         self.json.truncate(whole);

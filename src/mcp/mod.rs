@@ -21,16 +21,16 @@ pub(crate) mod session;
 mod socket;
 mod version;
 
-pub(crate) use bridge::{Bridge, Changer};
+pub(crate) use bridge::{Bridge, ToolUpdater};
 pub(crate) use names::ToolNames;
 pub(crate) use socket::{
-    check as check_runtime_folder, locked as lock_runtime_directory, place as runtime_place,
+    check as check_runtime_directory, locked as lock_runtime_directory, place as runtime_place,
     program_copy, short_place as short_runtime_place,
 };
 pub(crate) use version::Version;
 
 use crate::error::Error;
-use crate::os::Flag;
+use crate::os::CancelToken;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::ffi::OsString;
@@ -84,13 +84,13 @@ pub(crate) trait ToolHost: Send + Sync {
     /// Starts a call. `answer` is called once, on any thread, before or after this returns; dropping it
     /// uncalled is a tool error too, so that no call hangs.
     fn call(&self, call: ToolCall, answer: Box<dyn FnOnce(ToolAnswer) + Send>) -> CallId;
-    /// The caller no longer waits for this call. An answer that comes all the same is passed over.
+    /// The caller no longer waits for this call. An answer that comes all the same is ignored.
     fn cancel(&self, call: CallId);
 }
 
 /// How codex is told of an agent's tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub(crate) enum RegistrationMode {
     /// With that turn's command line alone. Nothing of codex's is written.
     Turn,
     /// With `codex mcp add`, once for every agent.
@@ -100,8 +100,8 @@ pub(crate) enum Mode {
 /// What a bridge has to know of its surroundings.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    pub(crate) mode: Mode,
-    /// The daemon's profile folder; sockets lie below it where there is no better place.
+    pub(crate) mode: RegistrationMode,
+    /// The daemon's profile directory; sockets lie below it where there is no better place.
     pub(crate) profile: PathBuf,
     /// `$XDG_RUNTIME_DIR`, where it is set.
     pub(crate) runtime_dir: Option<PathBuf>,
@@ -109,17 +109,17 @@ pub(crate) struct Settings {
     pub(crate) executable: PathBuf,
     /// codex's home, whose `config.toml` may name other agents' servers.
     pub(crate) codex_home: PathBuf,
-    /// codex itself, and its environment besides our own; only `Mode::Persistent` runs it.
+    /// codex itself, and its environment besides our own; only `RegistrationMode::Persistent` runs it.
     pub(crate) codex: PathBuf,
     pub(crate) codex_env: Vec<(OsString, OsString)>,
     /// Raised when the turn is cancelled: then nothing of codex's is waited for.
-    pub(crate) cancel: Flag,
+    pub(crate) cancel: CancelToken,
 }
 
 /// `$XDG_RUNTIME_DIR`, where it is set.
 pub(crate) fn runtime_dir() -> Option<PathBuf> {
     std::env::var_os("XDG_RUNTIME_DIR")
-        .filter(|folder| !folder.is_empty())
+        .filter(|directory| !directory.is_empty())
         .map(PathBuf::from)
 }
 

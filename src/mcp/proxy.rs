@@ -42,7 +42,7 @@ enum Copied {
 /// Serves until one side ends. `turn` is the mark that codex gave, where it gave one.
 ///
 /// # Errors
-/// [`Kind::Usage`] for a path that is no socket's; [`Kind::McpFailed`] where no plugin listens there, where it
+/// [`Kind::Usage`] for a path that is not a socket's; [`Kind::McpFailed`] where no plugin listens there, where it
 /// refuses, and where it ends before codex does.
 pub(crate) fn run(path: &Path, agent_id: &str, turn: Option<&str>) -> Result<()> {
     let mut stream = socket::connect(path)?;

@@ -6,12 +6,12 @@
 //! and the bridge refuses an `mcp-host` without it. And because a server that is refused still costs a start,
 //! the entries of other agents are switched off for the turn, those too that an earlier mode left behind.
 
-use super::{Mode, Settings, failed};
-use crate::codex::ask::{Answer, ask};
+use super::{RegistrationMode, Settings, failed};
+use crate::codex::ask::{CommandOutput, ask};
 use crate::codex::toml;
 use crate::error::{Error, Kind, Result};
 use crate::json::truncate;
-use crate::os::{self, Flag};
+use crate::os::{self, CancelToken};
 use rustix::fs::{FlockOperation, Mode as FileMode, OFlags};
 use serde::Deserialize;
 use std::ffi::OsString;
@@ -76,15 +76,15 @@ pub(super) fn server_name(agent_id: &str) -> String {
 
 /// A command line that codex starts as a server.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Server {
+pub(super) struct ServerEntry {
     name: String,
     command: String,
     args: Vec<String>,
 }
 
-impl Server {
+impl ServerEntry {
     /// The server of this agent: `executable` as `mcp-host` for this socket.
-    pub(super) fn new(agent_id: &str, executable: &Path, socket: &Path) -> Result<Server> {
+    pub(super) fn new(agent_id: &str, executable: &Path, socket: &Path) -> Result<ServerEntry> {
         let text = |path: &Path| {
             path.to_str().map(str::to_owned).ok_or_else(|| {
                 failed(format!(
@@ -94,7 +94,7 @@ impl Server {
                 .hint("it is not valid UTF-8")
             })
         };
-        Ok(Server {
+        Ok(ServerEntry {
             name: server_name(agent_id),
             command: text(executable)?,
             args: vec![
@@ -167,21 +167,21 @@ impl Server {
     /// Is codex's entry for this name this server?
     fn is_registered(&self, settings: &Settings) -> bool {
         #[derive(Deserialize)]
-        struct Entry {
-            transport: Transport,
+        struct ListedServer {
+            transport: ListedTransport,
         }
         #[derive(Deserialize)]
-        struct Transport {
+        struct ListedTransport {
             command: String,
             args: Vec<String>,
         }
         let mut command = codex(settings);
         command.args(["mcp", "get", "--json"]).arg(&self.name);
-        // Whatever else `get` says, `add` is what mends it.
+        // Whatever else `get` says, `add` is what fixes it.
         run(command, settings)
             .ok()
             .filter(|ended| ended.success)
-            .and_then(|ended| serde_json::from_str::<Entry>(&ended.stdout).ok())
+            .and_then(|ended| serde_json::from_str::<ListedServer>(&ended.stdout).ok())
             .is_some_and(|entry| {
                 entry.transport.command == self.command && entry.transport.args == self.args
             })
@@ -196,43 +196,46 @@ fn codex(settings: &Settings) -> Command {
 }
 
 /// Registers the server where the mode asks for it, and gives the config as it is then.
-pub(super) fn prepare(server: &Server, settings: &Settings) -> Result<String> {
+pub(super) fn prepare(server: &ServerEntry, settings: &Settings) -> Result<String> {
     let path = settings.codex_home.join("config.toml");
-    if settings.mode == Mode::Turn {
+    if settings.mode == RegistrationMode::Turn {
         return read(&path);
     }
-    // codex has no lock for its config: of eight adds at once it keeps four to six. Ours is on its folder, so
+    // codex has no lock for its config: of eight adds at once it keeps four to six. Ours is on its directory, so
     // that nothing is written there.
     let _lock = lock(&settings.codex_home, &settings.cancel)?;
     server.register(settings, &read(&path)?)?;
     read(&path)
 }
 
-fn lock(folder: &Path, cancel: &Flag) -> Result<OwnedFd> {
+fn lock(directory: &Path, cancel: &CancelToken) -> Result<OwnedFd> {
     let cannot = |error: std::io::Error| {
         Error::os(
             Kind::McpFailed,
-            format!("cannot lock codex's folder '{}'", folder.display()),
+            format!("cannot lock codex's directory '{}'", directory.display()),
             error,
         )
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let opened =
-        rustix::fs::open(folder, flags, FileMode::empty()).map_err(|error| cannot(error.into()))?;
+    let opened = rustix::fs::open(directory, flags, FileMode::empty())
+        .map_err(|error| cannot(error.into()))?;
     let deadline = Instant::now() + CODEX_WAIT;
     loop {
         match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(opened),
             // flock has no wait with a limit.
             Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR)
-                if Instant::now() < deadline && !cancel.is_raised() =>
+                if Instant::now() < deadline && !cancel.is_cancelled() =>
             {
                 os::wait_for(cancel, Duration::from_millis(5));
             }
             Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {
                 return Err(Error::new(
                     Kind::Busy,
-                    format!("another process holds the lock on '{}'", folder.display()),
+                    format!(
+                        "another process holds the lock on '{}'",
+                        directory.display()
+                    ),
                 ));
             }
             Err(error) => return Err(cannot(error.into())),
@@ -276,12 +279,12 @@ fn others<'a>(config: &'a str, own: &str) -> Vec<&'a str> {
 }
 
 /// Runs a `codex mcp …` to its end, with a limit.
-fn run(command: Command, settings: &Settings) -> Result<Answer> {
+fn run(command: Command, settings: &Settings) -> Result<CommandOutput> {
     ask(command, CODEX_WAIT, &settings.cancel).map_err(|error| failed(error.message()))
 }
 
 /// The last thing that codex said.
-fn told(ended: &Answer) -> &str {
+fn told(ended: &CommandOutput) -> &str {
     ended
         .stderr
         .lines()
@@ -349,7 +352,7 @@ mod tests {
 
     #[test]
     fn arguments_survive_every_character() {
-        let server = Server::new(
+        let server = ServerEntry::new(
             "a\"b\\c\n\u{7f}é",
             Path::new("/opt/my \"tools\"/plexum-openai"),
             Path::new("/run/x.sock"),

@@ -71,7 +71,7 @@ fn note(schema: &str) -> String {
 /// The error says what the schema is that cannot be rewritten.
 fn normalize(given: &str) -> Result<InputSchema, String> {
     if !given.starts_with('{') {
-        return Err("is no object".to_owned());
+        return Err("is not an object".to_owned());
     }
     if let Some(why) = why_unreadable(given) {
         return Err(format!("cannot be read by codex ({why})"));
@@ -97,7 +97,7 @@ fn normalize(given: &str) -> Result<InputSchema, String> {
         r#type: Option<&'a RawValue>,
     }
     if serde_json::from_str::<Top<'_>>(given).is_err() {
-        return Err("gives its type twice".to_owned());
+        return Err("has a duplicate type".to_owned());
     }
     let mut schema: Value =
         serde_json::from_str(given).map_err(|error| format!("cannot be read ({error})"))?;
@@ -168,7 +168,7 @@ fn normalize(given: &str) -> Result<InputSchema, String> {
 /// may be as many as a line has room for.
 fn look_at_top(schema: &str) -> Result<(Option<&str>, bool), json::NotJson> {
     let mut cursor = Cursor::new(schema);
-    cursor.open(json::Kind::Object)?;
+    cursor.open(json::JsonKind::Object)?;
     let (mut kind, mut has_combiner) = (None, false);
     while let Some(key) = cursor.key()? {
         let (key, value) = (&schema[key], &schema[cursor.value()?]);

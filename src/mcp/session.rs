@@ -55,7 +55,7 @@ fn present<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Option<&'a RawV
 }
 
 #[derive(Deserialize)]
-struct Message<'a> {
+struct ClientMessage<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
     jsonrpc: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
@@ -96,7 +96,7 @@ struct Meta<'a> {
 }
 
 /// Names an open call of a session.
-pub(crate) type Key = u64;
+pub(crate) type RequestKey = u64;
 
 /// What is to be done because of a line.
 #[derive(Debug)]
@@ -104,21 +104,21 @@ pub(crate) enum Effect {
     /// A line for the client, without its newline.
     Send(String),
     /// A call for the daemon; its answer goes to [`Session::answer`].
-    Call(Key, ToolCall),
+    Call(RequestKey, ToolCall),
     /// Nobody waits for this call any more.
-    Cancel(Key),
+    Cancel(RequestKey),
 }
 
 /// A call that has no answer yet.
 #[derive(Debug)]
-struct Open {
+struct ServedCall {
     id: Id,
     tool: String,
-    progress: Option<Progress>,
+    progress: Option<CallProgress>,
 }
 
 #[derive(Debug)]
-struct Progress {
+struct CallProgress {
     /// The caller's token, as it wrote it.
     token: Box<RawValue>,
     since: Instant,
@@ -130,9 +130,9 @@ struct Progress {
 pub(crate) struct Session {
     /// Set by `initialize`.
     version: Option<Version>,
-    open: HashMap<Key, Open>,
+    open: HashMap<RequestKey, ServedCall>,
     /// The open calls by the client's id.
-    by_id: HashMap<Id, Key>,
+    by_id: HashMap<Id, RequestKey>,
     /// The next name of a call.
     next: u64,
 }
@@ -166,7 +166,7 @@ impl Session {
     }
 
     /// The daemon answered a call. `None` where nobody waits for it any more.
-    pub(crate) fn answer(&mut self, key: Key, answer: ToolAnswer) -> Option<String> {
+    pub(crate) fn answer(&mut self, key: RequestKey, answer: ToolAnswer) -> Option<String> {
         let call = self.open.remove(&key)?;
         self.by_id.remove(&call.id);
         let version = self.version?;
@@ -175,9 +175,9 @@ impl Session {
     }
 
     /// The client is gone: the calls that nobody waits for any more.
-    pub(crate) fn end(&mut self) -> Vec<Key> {
+    pub(crate) fn end(&mut self) -> Vec<RequestKey> {
         self.by_id.clear();
-        let mut keys: Vec<Key> = self.open.drain().map(|(key, _)| key).collect();
+        let mut keys: Vec<RequestKey> = self.open.drain().map(|(key, _)| key).collect();
         keys.sort_unstable();
         keys
     }
@@ -218,7 +218,7 @@ impl Session {
         effects: &mut Vec<Effect>,
     ) -> Option<String> {
         let parsed = match json.starts_with('{') {
-            true => serde_json::from_str::<Message<'_>>(json),
+            true => serde_json::from_str::<ClientMessage<'_>>(json),
             false => {
                 return Some(match serde_json::from_str::<&RawValue>(json) {
                     // MCP had batches in 2025-03-26 alone; codex speaks a later version.
@@ -362,7 +362,7 @@ impl Session {
         }
         let key = self.next;
         self.next += 1;
-        let progress = token.map(|token| Progress {
+        let progress = token.map(|token| CallProgress {
             token: token.to_owned(),
             since: now,
             next: now + PROGRESS_EVERY,
@@ -382,7 +382,7 @@ impl Session {
         self.by_id.insert(id.clone(), key);
         self.open.insert(
             key,
-            Open {
+            ServedCall {
                 id: id.clone(),
                 tool: name,
                 progress,
@@ -412,7 +412,7 @@ impl Session {
     }
 }
 
-impl Progress {
+impl CallProgress {
     fn line(&self, tool: &str, version: Option<Version>, now: Instant) -> String {
         let seconds = now.saturating_duration_since(self.since).as_secs();
         let message = match version {

@@ -1,11 +1,11 @@
 //! Where a turn's socket lies, and how the plugin and `mcp-host` make sure of each other.
 //!
-//! The folder is private (0700, ours, no symlink), so nobody else reaches what is in it; the socket in it has
+//! The directory is private (0700, ours, no symlink), so nobody else reaches what is in it; the socket in it has
 //! mode 0600 from the moment it exists; the kernel says who connects; and a token in a file beside the socket
 //! tells this turn's `mcp-host` from any other of the same user. Nothing secret is ever in an argument or in
 //! the environment, which codex's command line shows to everybody.
 //!
-//! Everything that makes or removes a file here holds the folder's lock, so that no half-made socket is taken
+//! Everything that makes or removes a file here holds the directory's lock, so that no half-made socket is taken
 //! for one that a killed plugin left behind.
 
 use super::failed;
@@ -32,7 +32,7 @@ pub(super) const PATH_MAX: usize = 107;
 const NAME_MAX: usize = 31;
 /// As many as a queue of the kernel's holds while the bridge is busy.
 pub(super) const BACKLOG: i32 = 128;
-/// How long another plugin may hold the folder's lock; it needs well under a millisecond.
+/// How long another plugin may hold the directory's lock; it needs well under a millisecond.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 const SOCKET_END: &str = ".sock";
 const TOKEN_END: &str = ".token";
@@ -41,42 +41,42 @@ const PROGRAM_START: &str = "program-";
 /// How the name of one ends that is not whole yet.
 const HALF_END: &str = ".tmp";
 
-/// The private folder for sockets, made if it is missing.
+/// The private directory for sockets, made if it is missing.
 ///
 /// # Errors
 /// [`Kind::McpFailed`] where it is there already and is not private: a symlink, another's, or open to others.
-pub(super) fn folder(runtime_dir: Option<&Path>, profile: &Path) -> Result<PathBuf> {
-    let folder = place(runtime_dir, profile);
-    open_folder(&folder)?;
-    Ok(folder)
+pub(super) fn directory(runtime_dir: Option<&Path>, profile: &Path) -> Result<PathBuf> {
+    let directory = place(runtime_dir, profile);
+    open_directory(&directory)?;
+    Ok(directory)
 }
 
-/// Sees that the folder for sockets, which is there, is private.
+/// Sees that the directory for sockets, which is there, is private.
 ///
 /// # Errors
-/// As [`folder`].
-pub(crate) fn check(folder: &Path) -> Result<()> {
-    open_folder(folder).map(drop)
+/// As [`directory`].
+pub(crate) fn check(directory: &Path) -> Result<()> {
+    open_directory(directory).map(drop)
 }
 
-/// Where the folder for sockets is: `$XDG_RUNTIME_DIR/plexum-openai`, else `run` in the profile, else, where a
+/// Where the directory for sockets is: `$XDG_RUNTIME_DIR/plexum-openai`, else `run` in the profile, else, where a
 /// path in there would be too long for a socket, one under `/tmp`.
 pub(crate) fn place(runtime_dir: Option<&Path>, profile: &Path) -> PathBuf {
     let user = rustix::process::geteuid().as_raw();
-    // A runtime folder that does not belong to this user was inherited through `su`; the one for this user is
+    // A runtime directory that does not belong to this user was inherited through `su`; the one for this user is
     // not known.
-    let runtime_dir = runtime_dir.filter(|folder| {
-        folder.is_absolute()
-            && std::fs::metadata(folder).is_ok_and(|found| found.is_dir() && found.uid() == user)
+    let runtime_dir = runtime_dir.filter(|directory| {
+        directory.is_absolute()
+            && std::fs::metadata(directory).is_ok_and(|found| found.is_dir() && found.uid() == user)
     });
     let profile = std::path::absolute(profile).unwrap_or_else(|_| profile.to_owned());
     runtime_dir
-        .map(|folder| folder.join("plexum-openai"))
+        .map(|directory| directory.join("plexum-openai"))
         .into_iter()
         .chain([profile.join("run")])
         // codex's arguments are text.
-        .find(|folder| {
-            folder.to_str().is_some() && folder.as_os_str().len() + 1 + NAME_MAX <= PATH_MAX
+        .find(|directory| {
+            directory.to_str().is_some() && directory.as_os_str().len() + 1 + NAME_MAX <= PATH_MAX
         })
         .unwrap_or_else(short_place)
 }
@@ -87,38 +87,38 @@ pub(crate) fn short_place() -> PathBuf {
     PathBuf::from(format!("/tmp/plexum-openai-{user}"))
 }
 
-/// Opens the folder, making it if it is missing.
-fn open_folder(folder: &Path) -> Result<OwnedFd> {
+/// Opens the directory, making it if it is missing.
+fn open_directory(directory: &Path) -> Result<OwnedFd> {
     let cannot = |what: &str, error: std::io::Error| {
         Error::os(
             Kind::McpFailed,
             format!(
-                "cannot {what} the folder for sockets '{}'",
-                folder.display()
+                "cannot {what} the directory for sockets '{}'",
+                directory.display()
             ),
             error,
         )
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut opened = rustix::fs::open(folder, flags, Mode::empty());
+    let mut opened = rustix::fs::open(directory, flags, Mode::empty());
     if let Err(Errno::NOENT) = opened {
-        os::check_owner("the folder for sockets", folder)?;
+        os::check_owner("the directory for sockets", directory)?;
         // Mode and all in one call, so that it is private from its first moment.
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder
-            .create(folder)
+            .create(directory)
             .map_err(|error| cannot("make", error))?;
-        opened = rustix::fs::open(folder, flags, Mode::empty());
+        opened = rustix::fs::open(directory, flags, Mode::empty());
     }
     let refused = |why: String, hint: String| {
         Err(failed(format!(
-            "the folder for sockets '{}' {why}",
-            folder.display()
+            "the directory for sockets '{}' {why}",
+            directory.display()
         ))
         .hint(hint))
     };
-    let word = shell::quote_path(&folder.to_string_lossy());
+    let word = shell::quote_path(&directory.to_string_lossy());
     let user = rustix::process::geteuid().as_raw();
     let of_another = |owner: u32| {
         refused(
@@ -136,11 +136,11 @@ fn open_folder(folder: &Path) -> Result<OwnedFd> {
         Ok(opened) => opened,
         Err(error) => {
             // Whatever it is and however it is closed: who made it is what has to be known.
-            let owner = std::fs::symlink_metadata(folder).map(|found| found.uid());
+            let owner = std::fs::symlink_metadata(directory).map(|found| found.uid());
             return match (owner, error) {
                 (Ok(owner), _) if owner != user => of_another(owner),
                 (_, Errno::LOOP | Errno::NOTDIR) => refused(
-                    "is a symbolic link or no folder".to_owned(),
+                    "is a symbolic link or no directory".to_owned(),
                     format!("run: mv {word} {word}.old"),
                 ),
                 (_, error) => Err(cannot("open", error.into())),
@@ -161,10 +161,10 @@ fn open_folder(folder: &Path) -> Result<OwnedFd> {
     Ok(opened)
 }
 
-/// Opens the folder and waits for its lock, which ends with the descriptor. The lock is on the folder itself,
+/// Opens the directory and waits for its lock, which ends with the descriptor. The lock is on the directory itself,
 /// so that no lock file is left in it.
-pub(crate) fn locked(folder: &Path) -> Result<OwnedFd> {
-    let opened = open_folder(folder)?;
+pub(crate) fn locked(directory: &Path) -> Result<OwnedFd> {
+    let opened = open_directory(directory)?;
     let deadline = Instant::now() + LOCK_WAIT;
     loop {
         match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {
@@ -176,13 +176,13 @@ pub(crate) fn locked(folder: &Path) -> Result<OwnedFd> {
             Err(Errno::WOULDBLOCK | Errno::INTR) => {
                 let message = format!(
                     "another process holds the lock on '{}' for more than {} seconds",
-                    folder.display(),
+                    directory.display(),
                     LOCK_WAIT.as_secs()
                 );
                 return Err(Error::new(Kind::Busy, message));
             }
             Err(error) => {
-                let message = format!("cannot lock '{}'", folder.display());
+                let message = format!("cannot lock '{}'", directory.display());
                 return Err(Error::os(Kind::McpFailed, message, error.into()));
             }
         }
@@ -195,27 +195,27 @@ pub(super) struct Listening {
     pub(super) listener: UnixListener,
     pub(super) path: PathBuf,
     pub(super) token: String,
-    folder: PathBuf,
+    directory: PathBuf,
     name: String,
 }
 
 impl Listening {
-    /// Listens at `<name>.sock` in the folder. What a killed plugin left there is replaced.
+    /// Listens at `<name>.sock` in the directory. What a killed plugin left there is replaced.
     ///
     /// # Errors
     /// [`Kind::Busy`] where somebody listens there; [`Kind::McpFailed`] for everything else.
-    pub(super) fn start(folder: &Path, name: &str) -> Result<Listening> {
-        let lock = locked(folder)?;
-        sweep_once(folder, &lock);
-        let path = folder.join(format!("{name}{SOCKET_END}"));
+    pub(super) fn start(directory: &Path, name: &str) -> Result<Listening> {
+        let lock = locked(directory)?;
+        sweep_once(directory, &lock);
+        let path = directory.join(format!("{name}{SOCKET_END}"));
         match at(&path) {
-            Found::Nothing => {}
-            Found::Dead => remove(&lock, name),
-            Found::Alive => {
+            SocketState::Nothing => {}
+            SocketState::Stale => remove(&lock, name),
+            SocketState::Live => {
                 let message = format!("another turn of this agent listens at '{}'", path.display());
                 return Err(Error::new(Kind::Busy, message));
             }
-            Found::Strange(what) => {
+            SocketState::NotASocket(what) => {
                 return Err(failed(format!("there is {what} at '{}'", path.display()))
                     .hint("remove it, or see whose it is"));
             }
@@ -238,7 +238,7 @@ impl Listening {
             listener,
             path,
             token,
-            folder: folder.to_owned(),
+            directory: directory.to_owned(),
             name: name.to_owned(),
         })
     }
@@ -248,7 +248,7 @@ impl Drop for Listening {
     fn drop(&mut self) {
         // Under the lock: between the two files the agent's next turn could have made its own. What cannot be
         // removed leads nowhere, and the next start sweeps it.
-        if let Ok(lock) = locked(&self.folder) {
+        if let Ok(lock) = locked(&self.directory) {
             remove(&lock, &self.name);
         }
     }
@@ -267,7 +267,7 @@ fn listen(path: &Path) -> std::io::Result<UnixListener> {
     )?;
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    // For a kernel that has another rule; the folder keeps everybody else out meanwhile.
+    // For a kernel that has another rule; the directory keeps everybody else out meanwhile.
     let mode = std::fs::symlink_metadata(path)?.permissions().mode() & 0o777;
     if mode != 0o600 {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
@@ -277,23 +277,23 @@ fn listen(path: &Path) -> std::io::Result<UnixListener> {
 }
 
 /// What there is where a socket should be.
-enum Found {
+enum SocketState {
     Nothing,
     /// A socket of ours at which nobody listens.
-    Dead,
-    Alive,
-    Strange(&'static str),
+    Stale,
+    Live,
+    NotASocket(&'static str),
 }
 
-fn at(path: &Path) -> Found {
+fn at(path: &Path) -> SocketState {
     let found = match std::fs::symlink_metadata(path) {
         Ok(found) => found,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Found::Nothing,
-        Err(_) => return Found::Strange("something that cannot be looked at"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return SocketState::Nothing,
+        Err(_) => return SocketState::NotASocket("something that cannot be looked at"),
     };
     // Connecting to a plain file is refused too, so the kind has to be known first.
     if FileType::from_raw_mode(found.mode()) != FileType::Socket {
-        return Found::Strange("something else than a socket");
+        return SocketState::NotASocket("something else than a socket");
     }
     let connected = || -> std::result::Result<(), Errno> {
         // Not to wait where a stopped process's queue is full.
@@ -303,14 +303,14 @@ fn at(path: &Path) -> Found {
         rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)
     };
     match connected() {
-        Err(Errno::CONNREFUSED) => Found::Dead,
-        Err(Errno::NOENT) => Found::Nothing,
+        Err(Errno::CONNREFUSED) => SocketState::Stale,
+        Err(Errno::NOENT) => SocketState::Nothing,
         // A full queue, no descriptors left: what cannot be told to be dead is not touched.
-        _ => Found::Alive,
+        _ => SocketState::Live,
     }
 }
 
-/// Removes a socket and its token, in the folder whose lock this is.
+/// Removes a socket and its token, in the directory whose lock this is.
 fn remove(lock: &OwnedFd, name: &str) {
     for end in [SOCKET_END, TOKEN_END] {
         // It may not be there; what cannot be removed is told by what is made in its place.
@@ -318,18 +318,18 @@ fn remove(lock: &OwnedFd, name: &str) {
     }
 }
 
-/// Removes what killed plugins left in the folder, the first time that this process uses it.
-fn sweep_once(folder: &Path, lock: &OwnedFd) {
+/// Removes what killed plugins left in the directory, the first time that this process uses it.
+fn sweep_once(directory: &Path, lock: &OwnedFd) {
     static SWEPT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
     let mut swept = SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
-    if !swept.iter().any(|known| known == folder) {
-        swept.push(folder.to_owned());
-        sweep_locked(folder, lock);
+    if !swept.iter().any(|known| known == directory) {
+        swept.push(directory.to_owned());
+        sweep_locked(directory, lock);
     }
 }
 
-fn sweep_locked(folder: &Path, lock: &OwnedFd) {
-    let Ok(entries) = std::fs::read_dir(folder) else {
+fn sweep_locked(directory: &Path, lock: &OwnedFd) {
+    let Ok(entries) = std::fs::read_dir(directory) else {
         return;
     };
     for entry in entries.flatten() {
@@ -356,10 +356,12 @@ fn sweep_locked(folder: &Path, lock: &OwnedFd) {
             continue;
         };
         // Under the lock a token without a socket is as dead as a socket without a listener.
-        if let Found::Dead | Found::Nothing = at(&folder.join(format!("{name}{SOCKET_END}"))) {
+        if let SocketState::Stale | SocketState::Nothing =
+            at(&directory.join(format!("{name}{SOCKET_END}")))
+        {
             log::debug!(
                 "removing what a killed plugin left: '{name}' in '{}'",
-                folder.display()
+                directory.display()
             );
             remove(lock, name);
         }
@@ -370,15 +372,15 @@ fn sweep_locked(folder: &Path, lock: &OwnedFd) {
 /// gone, and `/proc/PID/exe` of a process that others cannot look into cannot be opened by them.
 ///
 /// # Errors
-/// [`Kind::McpFailed`] where the private folder is not to be had or is full.
+/// [`Kind::McpFailed`] where the private directory is not to be had or is full.
 pub(crate) fn program_copy(runtime_dir: Option<&Path>, profile: &Path) -> Result<PathBuf> {
-    let folder = folder(runtime_dir, profile)?;
-    let lock = locked(&folder)?;
-    sweep_once(&folder, &lock);
+    let directory = directory(runtime_dir, profile)?;
+    let lock = locked(&directory)?;
+    sweep_once(&directory, &lock);
     let me = rustix::process::getpid();
     let start = os::start_of(me).unwrap_or_default();
     let name = format!("{PROGRAM_START}{}-{start}", me.as_raw_nonzero());
-    let path = folder.join(&name);
+    let path = directory.join(&name);
     if path.exists() {
         return Ok(path);
     }
@@ -391,7 +393,7 @@ pub(crate) fn program_copy(runtime_dir: Option<&Path>, profile: &Path) -> Result
         .f_flag
         .contains(rustix::fs::StatVfsMountFlags::NOEXEC)
     {
-        let message = format!("nothing can be run from '{}'", folder.display());
+        let message = format!("nothing can be run from '{}'", directory.display());
         return Err(failed(message));
     }
     // Whole before it has its name: another turn may take it at once.
@@ -406,11 +408,11 @@ pub(crate) fn program_copy(runtime_dir: Option<&Path>, profile: &Path) -> Result
     Ok(path)
 }
 
-/// Copies the running program to this name in the folder.
-fn copy_program(folder: &OwnedFd, name: &str) -> std::io::Result<()> {
+/// Copies the running program to this name in the directory.
+fn copy_program(directory: &OwnedFd, name: &str) -> std::io::Result<()> {
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut copy = File::from(rustix::fs::openat(folder, name, flags, Mode::RWXU)?);
+    let mut copy = File::from(rustix::fs::openat(directory, name, flags, Mode::RWXU)?);
     // The umask may have taken what codex needs.
     rustix::fs::fchmod(&copy, Mode::RWXU)?;
     std::io::copy(&mut File::open("/proc/self/exe")?, &mut copy)?;
@@ -496,13 +498,13 @@ pub(super) fn peer_of_this_user(stream: impl AsFd) -> Option<Pid> {
 /// Connects to the socket at this path, whose listener must be this user's.
 ///
 /// # Errors
-/// [`Kind::Usage`] for a path that is no socket's, [`Kind::McpFailed`] where nobody listens.
+/// [`Kind::Usage`] for a path that is not a socket's, [`Kind::McpFailed`] where nobody listens.
 pub(super) fn connect(path: &Path) -> Result<UnixStream> {
     if path.as_os_str().len() > PATH_MAX || path.as_os_str().as_bytes().contains(&0) {
         return Err(Error::new(
             Kind::Usage,
             format!(
-                "'{}' is no path for a socket: it has {} bytes, at most {PATH_MAX} are possible",
+                "'{}' is not a path for a socket: it has {} bytes, at most {PATH_MAX} are possible",
                 path.display(),
                 path.as_os_str().len()
             ),
@@ -524,17 +526,17 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    fn private(folder: &Path) -> PathBuf {
-        let folder = folder.join("run");
+    fn private(directory: &Path) -> PathBuf {
+        let directory = directory.join("run");
         std::fs::DirBuilder::new()
             .mode(0o700)
-            .create(&folder)
+            .create(&directory)
             .unwrap();
-        folder
+        directory
     }
 
-    fn names(folder: &Path) -> Vec<String> {
-        let mut names: Vec<String> = std::fs::read_dir(folder)
+    fn names(directory: &Path) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(directory)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
@@ -544,7 +546,7 @@ mod tests {
 
     // fault: 44
     #[test]
-    fn the_folder_is_the_first_that_is_ours_and_short_enough() {
+    fn the_directory_is_the_first_that_is_ours_and_short_enough() {
         let base = tempfile::tempdir().unwrap();
         let (runtime, profile) = (base.path().join("r"), base.path().join("p"));
         std::fs::create_dir(&runtime).unwrap();
@@ -569,7 +571,7 @@ mod tests {
             (Some(&long), &long, short.clone()),
             (None, &long, short),
         ] {
-            let found = folder(runtime_dir.map(PathBuf::as_path), profile).unwrap();
+            let found = directory(runtime_dir.map(PathBuf::as_path), profile).unwrap();
             assert_eq!(found, expected, "{runtime_dir:?} {profile:?}");
             let mode = std::fs::symlink_metadata(&found)
                 .unwrap()
@@ -581,7 +583,7 @@ mod tests {
 
     // fault: 45
     #[test]
-    fn a_folder_that_is_not_private_is_refused() {
+    fn a_directory_that_is_not_private_is_refused() {
         let base = tempfile::tempdir().unwrap();
         let real = base.path().join("real");
         std::fs::DirBuilder::new()
@@ -592,12 +594,12 @@ mod tests {
             (
                 "link",
                 Box::new(|path: &Path| symlink("real", path).unwrap()) as Box<dyn Fn(&Path)>,
-                "is a symbolic link or no folder; run: mv <path> <path>.old",
+                "is a symbolic link or no directory; run: mv <path> <path>.old",
             ),
             (
                 "file",
                 Box::new(|path: &Path| std::fs::write(path, "").unwrap()),
-                "is a symbolic link or no folder; run: mv <path> <path>.old",
+                "is a symbolic link or no directory; run: mv <path> <path>.old",
             ),
             (
                 "open",
@@ -610,11 +612,11 @@ mod tests {
         ] {
             let path = base.path().join(name);
             make(&path);
-            let error = open_folder(&path).unwrap_err();
+            let error = open_directory(&path).unwrap_err();
             let shown = path.to_str().unwrap();
             assert_eq!(
                 error.message().replace(shown, "<path>"),
-                format!("the folder for sockets '<path>' {message}")
+                format!("the directory for sockets '<path>' {message}")
             );
         }
         if rustix::process::geteuid().is_root() {
@@ -624,7 +626,7 @@ mod tests {
                 .create(&path)
                 .unwrap();
             std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
-            let error = open_folder(&path).unwrap_err();
+            let error = open_directory(&path).unwrap_err();
             assert!(
                 error.message().contains(&format!(
                     "belongs to user {}, not to root (0)",
@@ -653,9 +655,9 @@ mod tests {
             std::os::unix::fs::lchown(&path, Some(65534), None).unwrap();
             let shown = path.display();
             assert_eq!(
-                open_folder(&path).unwrap_err().message(),
+                open_directory(&path).unwrap_err().message(),
                 format!(
-                    "the folder for sockets '{shown}' belongs to user {}, not to root (0); run as root: mv {shown} {shown}.old; or set XDG_RUNTIME_DIR to a directory of your own",
+                    "the directory for sockets '{shown}' belongs to user {}, not to root (0); run as root: mv {shown} {shown}.old; or set XDG_RUNTIME_DIR to a directory of your own",
                     os::user_name(65534)
                 )
             );
@@ -667,11 +669,11 @@ mod tests {
     #[test]
     fn a_socket_is_private_and_leaves_nothing() {
         let base = tempfile::tempdir().unwrap();
-        let folder = private(base.path());
-        let listening = Listening::start(&folder, "a").unwrap();
-        assert_eq!(names(&folder), ["a.sock", "a.token"]);
+        let directory = private(base.path());
+        let listening = Listening::start(&directory, "a").unwrap();
+        assert_eq!(names(&directory), ["a.sock", "a.token"]);
         for name in ["a.sock", "a.token"] {
-            let mode = std::fs::metadata(folder.join(name))
+            let mode = std::fs::metadata(directory.join(name))
                 .unwrap()
                 .permissions()
                 .mode();
@@ -682,21 +684,21 @@ mod tests {
         assert_eq!(read_token(&listening.path).unwrap(), listening.token);
         assert_eq!(listening.token.len(), 64);
         drop(listening);
-        assert_eq!(names(&folder), [""; 0]);
+        assert_eq!(names(&directory), [""; 0]);
     }
 
     // fault: 43
     #[test]
     fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
         let base = tempfile::tempdir().unwrap();
-        let folder = private(base.path());
-        let path = folder.join("a.sock");
+        let directory = private(base.path());
+        let path = directory.join("a.sock");
         drop(UnixListener::bind(&path).unwrap());
-        std::fs::write(folder.join("a.token"), "old").unwrap();
-        let first = Listening::start(&folder, "a").unwrap();
+        std::fs::write(directory.join("a.token"), "old").unwrap();
+        let first = Listening::start(&directory, "a").unwrap();
         assert_ne!(first.token, "old");
 
-        let error = Listening::start(&folder, "a").unwrap_err();
+        let error = Listening::start(&directory, "a").unwrap_err();
         assert_eq!(error.kind(), Kind::Busy);
         assert_eq!(
             error.message(),
@@ -716,7 +718,7 @@ mod tests {
             &|| symlink("elsewhere", &path).unwrap(),
         ] {
             make();
-            let error = Listening::start(&folder, "a").unwrap_err();
+            let error = Listening::start(&directory, "a").unwrap_err();
             assert!(
                 error.message().contains("something else than a socket"),
                 "{error}"
@@ -728,16 +730,16 @@ mod tests {
     #[test]
     fn what_a_killed_plugin_left_is_removed() {
         let base = tempfile::tempdir().unwrap();
-        let folder = private(base.path());
-        drop(UnixListener::bind(folder.join("dead.sock")).unwrap());
+        let directory = private(base.path());
+        drop(UnixListener::bind(directory.join("dead.sock")).unwrap());
         for name in ["dead.token", "orphan.token", "else"] {
-            std::fs::write(folder.join(name), "").unwrap();
+            std::fs::write(directory.join(name), "").unwrap();
         }
-        let alive = UnixListener::bind(folder.join("alive.sock")).unwrap();
-        std::fs::write(folder.join("alive.token"), "").unwrap();
-        let listening = Listening::start(&folder, "a").unwrap();
+        let alive = UnixListener::bind(directory.join("alive.sock")).unwrap();
+        std::fs::write(directory.join("alive.token"), "").unwrap();
+        let listening = Listening::start(&directory, "a").unwrap();
         assert_eq!(
-            names(&folder),
+            names(&directory),
             ["a.sock", "a.token", "alive.sock", "alive.token", "else"]
         );
         drop((alive, listening));

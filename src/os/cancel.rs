@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 /// A flag that one thread raises and another notices, also while it waits in `poll`.
 #[derive(Clone, Debug)]
-pub(crate) struct Flag(Arc<FlagInner>);
+pub(crate) struct CancelToken(Arc<CancelState>);
 
 #[derive(Debug)]
-struct FlagInner {
+struct CancelState {
     raised: AtomicBool,
     /// Becomes readable for ever once the flag is raised.
     readable: OwnedFd,
@@ -23,18 +23,18 @@ struct FlagInner {
     children: Mutex<Vec<Weak<OwnedFd>>>,
 }
 
-impl Flag {
+impl CancelToken {
     /// A flag that is not raised.
     ///
     /// # Errors
     /// [`Kind::Io`] where the process has no descriptors left.
-    pub(crate) fn new() -> Result<Flag> {
+    pub(crate) fn new() -> Result<CancelToken> {
         use rustix::pipe::{PipeFlags, pipe_with};
         let (readable, writable) =
             pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(|error| {
                 Error::os(Kind::Io, "cannot make a pipe", error.into()).with_retryable(true)
             })?;
-        Ok(Flag(Arc::new(FlagInner {
+        Ok(CancelToken(Arc::new(CancelState {
             raised: AtomicBool::new(false),
             readable,
             writable,
@@ -42,7 +42,7 @@ impl Flag {
         })))
     }
 
-    /// Notes the pidfd of a child, for [`Flag::end_children`], as long as its owner keeps it.
+    /// Notes the pidfd of a child, for [`CancelToken::end_children`], as long as its owner keeps it.
     pub(crate) fn attach(&self, pidfd: &Arc<OwnedFd>) {
         let mut children = self.children();
         children.retain(|child| child.strong_count() > 0);
@@ -66,19 +66,19 @@ impl Flag {
     }
 
     /// Raises the flag; it stays up.
-    pub(crate) fn raise(&self) {
+    pub(crate) fn cancel(&self) {
         if !self.0.raised.swap(true, Ordering::SeqCst) {
             // It cannot fail: the pipe is empty and its other end is held beside it.
             let _ = rustix::io::write(&self.0.writable, &[1]);
         }
     }
 
-    pub(crate) fn is_raised(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.0.raised.load(Ordering::SeqCst)
     }
 }
 
-impl AsFd for Flag {
+impl AsFd for CancelToken {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.readable.as_fd()
     }
@@ -88,19 +88,19 @@ impl AsFd for Flag {
 #[derive(Debug)]
 pub(crate) struct Cancellable<R> {
     input: R,
-    cancel: Flag,
+    cancel: CancelToken,
     /// How long it goes on reading after the flag, and since when it does.
     patience: Duration,
     since: Option<Instant>,
 }
 
 impl<R> Cancellable<R> {
-    pub(crate) fn new(input: R, cancel: &Flag) -> Cancellable<R> {
+    pub(crate) fn new(input: R, cancel: &CancelToken) -> Cancellable<R> {
         Cancellable::patient(input, cancel, Duration::ZERO)
     }
 
     /// One that reads on for so long where the flag is raised, counted anew after each end of the input.
-    pub(crate) fn patient(input: R, cancel: &Flag, patience: Duration) -> Cancellable<R> {
+    pub(crate) fn patient(input: R, cancel: &CancelToken, patience: Duration) -> Cancellable<R> {
         Cancellable {
             input,
             cancel: cancel.clone(),
@@ -112,7 +112,7 @@ impl<R> Cancellable<R> {
 
 impl<R: Read> Read for Cancellable<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.cancel.is_raised() {
+        if self.cancel.is_cancelled() {
             let since = *self.since.get_or_insert_with(Instant::now);
             if since.elapsed() >= self.patience {
                 return Err(io::Error::other("cancelled"));
@@ -127,7 +127,7 @@ impl<R: Read> Read for Cancellable<R> {
 }
 
 /// Waits until `flag` is raised, at most for `time`.
-pub(crate) fn wait_for(flag: &Flag, time: Duration) {
+pub(crate) fn wait_for(flag: &CancelToken, time: Duration) {
     let timeout = Timespec::try_from(time).ok();
     let mut fds = [PollFd::new(flag, PollFlags::IN)];
     // An interrupted wait is a short one; the caller keeps the time.

@@ -11,7 +11,7 @@ mod process;
 mod signals;
 mod streams;
 
-pub(crate) use cancel::{Cancellable, Flag, wait_for};
+pub(crate) use cancel::{CancelToken, Cancellable, wait_for};
 pub(crate) use files::{check_owner, open_regular_file, user_name};
 pub(crate) use limits::{limit_open_files, open_files_before, raise_open_files};
 pub(crate) use lock::{FileLock, TryLock, keep_locked, shown_holder, try_lock, try_lock_directory};
@@ -20,7 +20,7 @@ pub(crate) use process::{
     protect_from_other_processes, signal_group, signal_name, start_of,
 };
 pub(crate) use signals::{
-    INTERRUPTED, end_by, end_by_interrupt, keep_exit_statuses, on_end_signal,
-    on_end_signal_or_hangup, unblock_signals,
+    INTERRUPTED, end_by, end_by_sigint, keep_exit_statuses, on_end_signal, on_end_signal_or_hangup,
+    unblock_signals,
 };
-pub(crate) use streams::{Blocking, PIPE_BUF, is_hung_up, let_go_of_streams, wait_for_room};
+pub(crate) use streams::{Blocking, PIPE_BUF, close_standard_streams, is_hung_up, wait_for_room};

@@ -50,7 +50,7 @@ pub(crate) fn on_end_signal_or_hangup(told: impl FnMut(i32) + Send + 'static) ->
 pub(crate) const INTERRUPTED: u8 = 130;
 
 /// Ends this process as SIGINT does where nobody listens for it.
-pub(crate) fn end_by_interrupt() -> ! {
+pub(crate) fn end_by_sigint() -> ! {
     // It does not come back unless there is no such signal.
     let _ = signal_hook::low_level::emulate_default_handler(SIGINT);
     std::process::exit(INTERRUPTED.into())
@@ -59,7 +59,7 @@ pub(crate) fn end_by_interrupt() -> ! {
 /// Ends this process by SIGINT where that is the signal, else with the status that a shell gives it.
 pub(crate) fn end_by(signal: i32) -> ! {
     match signal {
-        SIGINT => end_by_interrupt(),
+        SIGINT => end_by_sigint(),
         other => std::process::exit(128 + other),
     }
 }

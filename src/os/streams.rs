@@ -1,6 +1,6 @@
 //! Streams: standard ones in whatever mode they were inherited, and waiting for the other end.
 
-use super::Flag;
+use super::CancelToken;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -66,7 +66,7 @@ fn wait_until_ready(stream: &impl AsFd, what: PollFlags) -> io::Result<()> {
 /// The operating system's.
 pub(crate) fn wait_for_room(
     stream: impl AsFd,
-    flag: &Flag,
+    flag: &CancelToken,
     patience: Duration,
 ) -> io::Result<bool> {
     let mut deadline = None;
@@ -90,7 +90,7 @@ pub(crate) fn wait_for_room(
 
 /// Lets go of stdin, stdout and stderr: whoever reads the other end sees its end now, and not only when the last
 /// thread of this process is gone, which one that hangs in the file system can put off for ever.
-pub(crate) fn let_go_of_streams() {
+pub(crate) fn close_standard_streams() {
     let null = std::fs::OpenOptions::new()
         .read(true)
         .write(true)

@@ -7,7 +7,7 @@
 //! Events are written as JSON at once: what codex wrote is checked where it is read and then passed on as it
 //! stands, and most of a rollout's calls never become a value here.
 
-use super::record::{Call, Content, Input, Nested, Output};
+use super::record::{Call, CallInput, Content, Nested, Output};
 use crate::json;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -25,7 +25,7 @@ const MAX_SCRIPTS: usize = 4_096;
 /// The calls of one rollout.
 #[derive(Debug)]
 pub(crate) struct Calls<T> {
-    open: HashMap<String, Queue<T>>,
+    open: HashMap<String, OpenCalls<T>>,
     open_count: usize,
     open_bytes: usize,
     count: u64,
@@ -34,13 +34,13 @@ pub(crate) struct Calls<T> {
 
 /// The open calls of one id, in the order in which they came: an id can come twice, and its outputs then too.
 #[derive(Debug)]
-struct Queue<T> {
-    first: Open<T>,
-    more: VecDeque<Open<T>>,
+struct OpenCalls<T> {
+    first: OpenCall<T>,
+    more: VecDeque<OpenCall<T>>,
 }
 
 #[derive(Debug)]
-struct Open<T> {
+struct OpenCall<T> {
     /// Its place among all calls.
     place: u64,
     /// Is it over, and did it fail? Known of MCP calls before their outputs come.
@@ -92,7 +92,7 @@ impl<T> Calls<T> {
         };
         self.open_count += 1;
         self.open_bytes += bytes;
-        let open = Open {
+        let open = OpenCall {
             bytes,
             place: self.count,
             ended: false,
@@ -102,7 +102,7 @@ impl<T> Calls<T> {
         self.count += 1;
         match self.open.entry(call.id.clone().into_owned()) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Queue {
+                vacant.insert(OpenCalls {
                     first: open,
                     more: VecDeque::new(),
                 });
@@ -120,7 +120,7 @@ impl<T> Calls<T> {
             self.open_bytes += open.bytes;
             match self.open.entry(id) {
                 Entry::Vacant(vacant) => {
-                    vacant.insert(Queue {
+                    vacant.insert(OpenCalls {
                         first: open,
                         more: VecDeque::new(),
                     });
@@ -187,9 +187,9 @@ impl<T> Calls<T> {
         open.into_iter().map(|(id, open)| (id, open.kept)).collect()
     }
 
-    fn drain(&mut self) -> Vec<(String, Open<T>)> {
+    fn drain(&mut self) -> Vec<(String, OpenCall<T>)> {
         (self.open_count, self.open_bytes) = (0, 0);
-        let mut open: Vec<(String, Open<T>)> = self
+        let mut open: Vec<(String, OpenCall<T>)> = self
             .open
             .drain()
             .flat_map(|(id, queue)| {
@@ -250,7 +250,7 @@ impl Scripts {
             return;
         }
         match (call.name.as_ref(), &call.input) {
-            ("exec", Input::Json(_)) => {
+            ("exec", CallInput::Json(_)) => {
                 // codex runs one at a time, and answers it: of so many the older ones are damage.
                 if self.open.len() == MAX_SCRIPTS {
                     self.open.pop_front();
@@ -262,7 +262,7 @@ impl Scripts {
                     to: None,
                 });
             }
-            ("wait", Input::Encoded(arguments)) => {
+            ("wait", CallInput::Encoded(arguments)) => {
                 let arguments =
                     serde_json::from_str::<serde_json::Value>(&json::decode(*arguments));
                 if let Some(cell) = arguments
@@ -394,10 +394,10 @@ pub(crate) fn write_result(
 }
 
 /// Writes the arguments of a call: as JSON, or as a string where they are none.
-pub(crate) fn write_input(out: &mut impl Write, input: &Input<'_>) -> io::Result<()> {
+pub(crate) fn write_input(out: &mut impl Write, input: &CallInput<'_>) -> io::Result<()> {
     match input {
-        Input::Json(raw) => out.write_all(&json::limit_depth(raw)),
-        Input::Encoded(raw) => {
+        CallInput::Json(raw) => out.write_all(&json::limit_depth(raw)),
+        CallInput::Encoded(raw) => {
             let text = json::decode(*raw);
             if json::valid(text.as_ref()) {
                 out.write_all(&json::limit_depth(one_line(text.trim()).as_bytes()))
@@ -405,7 +405,7 @@ pub(crate) fn write_input(out: &mut impl Write, input: &Input<'_>) -> io::Result
                 out.write_all(raw)
             }
         }
-        Input::Object(members) => {
+        CallInput::Object(members) => {
             let mut object = b"{".to_vec();
             for (name, value) in members {
                 if object.len() > 1 {

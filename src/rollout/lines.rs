@@ -2,12 +2,12 @@
 //!
 //! Most bytes of a rollout lie in lines that nobody here asks for. So line ends are found at memory speed, the
 //! head of a line (as codex writes it: timestamp, ordinal, type, the payload's type) says what the line is, and
-//! a line that is not wanted is passed over unread, however long it is, and never held. A line with a head in
-//! any other form (other key order, spaces, escapes) is [`Kind::Unknown`]: it is given to the caller whole, who
+//! a line that is not wanted is ignored unread, however long it is, and never held. A line with a head in
+//! any other form (other key order, spaces, escapes) is [`LineKind::Unknown`]: it is given to the caller whole, who
 //! finds out by walking over it what it is.
 //!
-//! The price of not reading is known: of a line that is passed over, only the head and the last byte are looked
-//! at. A line whose end is missing is counted as torn; one that is broken in the middle is not noticed.
+//! The price of not reading is known: of a line that is ignored, only the head and the last byte are looked
+//! at. A line whose end is missing is counted as truncated; one that is broken in the middle is not noticed.
 //!
 //! It reads in file order and only forward, every byte once, and tells where each line begins. A caller that
 //! copies while it scans can hand in a reader that writes down what passes through it.
@@ -34,7 +34,7 @@ pub(crate) const NESTED: &str = "exec-";
 
 /// What a line of a rollout is, as far as anybody here cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum LineKind {
     /// `response_item`: a call of a tool.
     Call,
     /// `response_item`: the output of a call.
@@ -59,44 +59,46 @@ pub(crate) enum Kind {
     Unknown,
 }
 
-impl Kind {
+impl LineKind {
     /// The kind of a line, by its `type`, its payload's `type`, in an `item_completed` the item's type, and the id
     /// of the item or the call. Where a part is missing, or no string, it is the empty string.
-    pub(crate) fn of(record: &[u8], payload: &[u8], item: &[u8], id: &[u8]) -> Kind {
+    pub(crate) fn of(record: &[u8], payload: &[u8], item: &[u8], id: &[u8]) -> LineKind {
         match (record, payload) {
             (
                 b"response_item",
                 b"function_call" | b"custom_tool_call" | b"local_shell_call" | b"tool_search_call",
-            ) => Kind::Call,
+            ) => LineKind::Call,
             (
                 b"response_item",
                 b"function_call_output" | b"custom_tool_call_output" | b"tool_search_output",
-            ) => Kind::Output,
-            (b"response_item", b"message") => Kind::Message,
+            ) => LineKind::Output,
+            (b"response_item", b"message") => LineKind::Message,
             // Of a command, everything is in the call's own output; only inside code mode it has none.
             (b"event_msg", b"item_completed")
                 if item == b"McpToolCall" || id.starts_with(NESTED.as_bytes()) =>
             {
-                Kind::Item
+                LineKind::Item
             }
             // What 0.135 writes instead, for MCP calls and patches alone.
-            (b"event_msg", b"mcp_tool_call_end") => Kind::Item,
-            (b"event_msg", b"patch_apply_end") if id.starts_with(NESTED.as_bytes()) => Kind::Item,
-            (b"event_msg", b"token_count") | (b"token_usage_record", _) => Kind::Usage,
-            (b"event_msg", b"task_started") => Kind::Turn,
-            (b"event_msg", b"task_complete" | b"turn_aborted") => Kind::TurnEnd,
-            (b"turn_context", _) => Kind::Context,
-            (b"compacted", _) => Kind::Compacted,
-            _ => Kind::Other,
+            (b"event_msg", b"mcp_tool_call_end") => LineKind::Item,
+            (b"event_msg", b"patch_apply_end") if id.starts_with(NESTED.as_bytes()) => {
+                LineKind::Item
+            }
+            (b"event_msg", b"token_count") | (b"token_usage_record", _) => LineKind::Usage,
+            (b"event_msg", b"task_started") => LineKind::Turn,
+            (b"event_msg", b"task_complete" | b"turn_aborted") => LineKind::TurnEnd,
+            (b"turn_context", _) => LineKind::Context,
+            (b"compacted", _) => LineKind::Compacted,
+            _ => LineKind::Other,
         }
     }
 
     /// The kind of a line by its first bytes.
-    fn of_head(line: &[u8]) -> Kind {
-        Kind::of_usual_head(&line[..line.len().min(HEAD)]).unwrap_or(Kind::Unknown)
+    fn of_head(line: &[u8]) -> LineKind {
+        LineKind::of_usual_head(&line[..line.len().min(HEAD)]).unwrap_or(LineKind::Unknown)
     }
 
-    fn of_usual_head(head: &[u8]) -> Option<Kind> {
+    fn of_usual_head(head: &[u8]) -> Option<LineKind> {
         let (_, rest) = word(head.strip_prefix(br#"{"timestamp":"#)?)?;
         let rest = match rest.strip_prefix(br#","ordinal":"#) {
             Some(rest) => {
@@ -108,21 +110,21 @@ impl Kind {
         let (record, rest) = word(rest.strip_prefix(br#","type":"#)?)?;
         let rest = rest.strip_prefix(br#","payload":{"#)?;
         if !matches!(record, b"response_item" | b"event_msg") {
-            return Some(Kind::of(record, b"", b"", b""));
+            return Some(LineKind::of(record, b"", b"", b""));
         }
         let (payload, rest) = word(rest.strip_prefix(br#""type":"#)?)?;
         if payload == b"patch_apply_end" {
             let (id, _) = word(rest.strip_prefix(br#","call_id":"#)?)?;
-            return Some(Kind::of(record, payload, b"", id));
+            return Some(LineKind::of(record, payload, b"", id));
         }
         if payload != b"item_completed" {
-            return Some(Kind::of(record, payload, b"", b""));
+            return Some(LineKind::of(record, payload, b"", b""));
         }
         let (_, rest) = word(rest.strip_prefix(br#","thread_id":"#)?)?;
         let (_, rest) = word(rest.strip_prefix(br#","turn_id":"#)?)?;
         let (item, rest) = word(rest.strip_prefix(br#","item":{"type":"#)?)?;
         let (id, _) = word(rest.strip_prefix(br#","id":"#)?)?;
-        Some(Kind::of(record, payload, item, id))
+        Some(LineKind::of(record, payload, item, id))
     }
 }
 
@@ -144,7 +146,7 @@ pub(crate) struct Line<'a> {
     pub(crate) length: u64,
     /// The line without its newline; where it is longer than [`LONGEST`], only its first bytes.
     pub(crate) bytes: &'a [u8],
-    pub(crate) kind: Kind,
+    pub(crate) kind: LineKind,
     /// Did a newline end it?
     #[cfg_attr(
         not(test),
@@ -167,7 +169,7 @@ pub(crate) struct Lines<R> {
     /// How much is read at a time, in bytes.
     size: usize,
     buffer: Vec<u8>,
-    /// Where the line begins that is being read, or what came last of it if it is being passed over.
+    /// Where the line begins that is being read, or what came last of it if it is being skipped.
     start: usize,
     /// No newline stands in `start..scanned`.
     scanned: usize,
@@ -176,8 +178,8 @@ pub(crate) struct Lines<R> {
     /// Where the line begins in the input.
     offset: u64,
     /// The line is longer than what is held of it.
-    passing: Option<Passing>,
-    torn: u64,
+    passing: Option<SkippedLine>,
+    truncated: u64,
     /// The number of the first of them.
     first_torn: Option<u64>,
     /// How many lines were looked at.
@@ -186,8 +188,8 @@ pub(crate) struct Lines<R> {
 
 /// A line whose bytes are not held any more.
 #[derive(Debug)]
-struct Passing {
-    kind: Kind,
+struct SkippedLine {
+    kind: LineKind,
     /// How many of its first bytes stand at the beginning of the buffer; none if the line is not wanted.
     kept: usize,
     /// How long the line is as far as it was let go.
@@ -198,12 +200,12 @@ struct Passing {
 
 /// Some lines of a reader, with the memory that they stand in.
 #[derive(Debug, Default)]
-pub(crate) struct Block {
+pub(crate) struct LineBlock {
     buffer: Vec<u8>,
-    lines: Vec<Found>,
+    lines: Vec<FoundLine>,
 }
 
-impl Block {
+impl LineBlock {
     /// The lines, in order.
     pub(crate) fn lines(&self) -> impl Iterator<Item = Line<'_>> {
         self.lines.iter().map(|found| found.lend(&self.buffer))
@@ -212,16 +214,16 @@ impl Block {
 
 /// A line that was found, before its bytes are lent out.
 #[derive(Debug)]
-struct Found {
+struct FoundLine {
     offset: u64,
     number: u64,
     length: u64,
     place: Range<usize>,
-    kind: Kind,
+    kind: LineKind,
     ended: bool,
 }
 
-impl Found {
+impl FoundLine {
     fn lend<'a>(&self, buffer: &'a [u8]) -> Line<'a> {
         Line {
             offset: self.offset,
@@ -260,7 +262,7 @@ impl<R: Read> Lines<R> {
             offset,
             passing: None,
             number: 0,
-            torn: 0,
+            truncated: 0,
             first_torn: None,
         }
     }
@@ -268,7 +270,10 @@ impl<R: Read> Lines<R> {
     /// The next line that is ended by a newline and wanted; lines of an unknown kind always are, blank ones
     /// never. `None` at the end of the input: what came behind the last newline is kept, so that more of it
     /// may come, and [`Lines::rest`] gives it.
-    pub(crate) fn next(&mut self, wanted: impl Fn(Kind) -> bool) -> io::Result<Option<Line<'_>>> {
+    pub(crate) fn next(
+        &mut self,
+        wanted: impl Fn(LineKind) -> bool,
+    ) -> io::Result<Option<Line<'_>>> {
         loop {
             match memchr::memchr(b'\n', &self.buffer[self.scanned..self.end]) {
                 Some(at) => {
@@ -288,7 +293,7 @@ impl<R: Read> Lines<R> {
     }
 
     /// At the end of the input: the last line, if it has no newline and is wanted.
-    pub(crate) fn rest(&mut self, wanted: impl Fn(Kind) -> bool) -> Option<Line<'_>> {
+    pub(crate) fn rest(&mut self, wanted: impl Fn(LineKind) -> bool) -> Option<Line<'_>> {
         let found = self.finish(self.end, false, &wanted)?;
         Some(found.lend(&self.buffer))
     }
@@ -300,8 +305,8 @@ impl<R: Read> Lines<R> {
     /// memory of the block, which stays near to the processor that works on it.
     pub(crate) fn block(
         &mut self,
-        block: &mut Block,
-        wanted: impl Fn(Kind) -> bool,
+        block: &mut LineBlock,
+        wanted: impl Fn(LineKind) -> bool,
     ) -> io::Result<bool> {
         block.lines.clear();
         self.change_buffer(&mut block.buffer);
@@ -343,18 +348,23 @@ impl<R: Read> Lines<R> {
         self.offset
     }
 
-    /// The number of the first line that was passed over and whose end was missing.
+    /// The number of the first line that was skipped and whose end was missing.
     pub(crate) fn first_torn(&self) -> Option<u64> {
         self.first_torn
     }
 
-    /// How many lines were passed over whose end was missing.
-    pub(crate) fn torn(&self) -> u64 {
-        self.torn
+    /// How many lines were skipped whose end was missing.
+    pub(crate) fn truncated(&self) -> u64 {
+        self.truncated
     }
 
     /// The line that is being read ends at `end`: tells what it was, if it is wanted, and goes on behind it.
-    fn finish(&mut self, end: usize, ended: bool, wanted: &impl Fn(Kind) -> bool) -> Option<Found> {
+    fn finish(
+        &mut self,
+        end: usize,
+        ended: bool,
+        wanted: &impl Fn(LineKind) -> bool,
+    ) -> Option<FoundLine> {
         let offset = self.offset;
         let bytes = &self.buffer[self.start..end];
         let (length, kind, last, place) = match self.passing.take() {
@@ -365,9 +375,9 @@ impl<R: Read> Lines<R> {
                 0..passing.kept,
             ),
             None => {
-                let kind = Kind::of_head(bytes);
+                let kind = LineKind::of_head(bytes);
                 let held = match bytes.len() {
-                    _ if kind != Kind::Unknown && !wanted(kind) => 0,
+                    _ if kind != LineKind::Unknown && !wanted(kind) => 0,
                     // The block that was read last can reach further than what is held.
                     length if length > LONGEST => HEAD,
                     length => length,
@@ -382,13 +392,13 @@ impl<R: Read> Lines<R> {
         self.scanned = self.start;
         self.offset = offset + length + newline as u64;
         if place.is_empty() {
-            let torn = last.is_some_and(|last| last != b'}');
-            self.torn += u64::from(torn);
-            if torn {
+            let truncated = last.is_some_and(|last| last != b'}');
+            self.truncated += u64::from(truncated);
+            if truncated {
                 self.first_torn.get_or_insert(self.number);
             }
         }
-        (last.is_some() && !place.is_empty()).then_some(Found {
+        (last.is_some() && !place.is_empty()).then_some(FoundLine {
             offset,
             number: self.number,
             length,
@@ -399,8 +409,8 @@ impl<R: Read> Lines<R> {
     }
 
     /// Reads on; no newline stands in the buffer. `false` at the end of the input.
-    fn fill(&mut self, wanted: &impl Fn(Kind) -> bool) -> io::Result<bool> {
-        self.let_go(wanted);
+    fn fill(&mut self, wanted: &impl Fn(LineKind) -> bool) -> io::Result<bool> {
+        self.compact_buffer(wanted);
         if self.end == self.buffer.len() {
             let more = self.buffer.len().clamp(self.size, ROOMY);
             self.buffer.resize(self.buffer.len() + more, 0);
@@ -419,20 +429,20 @@ impl<R: Read> Lines<R> {
     }
 
     /// Makes room: keeps of the line what has to be kept and moves it to the front.
-    fn let_go(&mut self, wanted: &impl Fn(Kind) -> bool) {
+    fn compact_buffer(&mut self, wanted: &impl Fn(LineKind) -> bool) {
         let bytes = &self.buffer[self.start..self.end];
         if let Some(passing) = &mut self.passing {
             passing.length += bytes.len() as u64;
             passing.last = last_byte(bytes).unwrap_or(passing.last);
             (self.start, self.end) = (passing.kept, passing.kept);
         } else {
-            let kind = Kind::of_head(bytes);
+            let kind = LineKind::of_head(bytes);
             let kept = match bytes.len() {
                 ..HEAD => None,
-                _ if kind != Kind::Unknown && !wanted(kind) => Some(0),
+                _ if kind != LineKind::Unknown && !wanted(kind) => Some(0),
                 length => (length > LONGEST).then_some(HEAD),
             };
-            self.passing = kept.map(|kept| Passing {
+            self.passing = kept.map(|kept| SkippedLine {
                 kind,
                 kept,
                 length: bytes.len() as u64,
@@ -442,7 +452,7 @@ impl<R: Read> Lines<R> {
             if self.start > 0 {
                 self.buffer.copy_within(self.start..self.start + held, 0);
             }
-            // Of a line that is passed over, what comes next is read behind the head that is kept of it.
+            // Of a line that is ignored, what comes next is read behind the head that is kept of it.
             (self.start, self.end) = (kept.unwrap_or(0), held);
         }
         self.scanned = self.end;
@@ -490,9 +500,9 @@ mod tests {
     const OTHER: &str =
         r#"{"timestamp":"t","type":"event_msg","payload":{"type":"agent_message","message":""}}"#;
 
-    /// Every way of reading gives these lines (offset, length, what is held, ended), and so many torn ones.
-    fn check(text: &str, expected: &[(u64, u64, &str, bool)], torn: u64) {
-        let wanted = |kind| kind == Kind::Call;
+    /// Every way of reading gives these lines (offset, length, what is held, ended), and so many truncated ones.
+    fn check(text: &str, expected: &[(u64, u64, &str, bool)], truncated: u64) {
+        let wanted = |kind| kind == LineKind::Call;
         for most in [1, 3, 64, 4096, usize::MAX] {
             if text.len() / most > 100_000 {
                 continue;
@@ -515,7 +525,7 @@ mod tests {
             found.extend(one_by_one.rest(wanted).map(told));
             let count = found.len();
             // As two threads do it.
-            let mut blocks = [Block::default(), Block::default()];
+            let mut blocks = [LineBlock::default(), LineBlock::default()];
             let mut in_blocks = Lines::in_blocks(input());
             let mut more = true;
             while more {
@@ -537,7 +547,7 @@ mod tests {
                 );
             }
             for lines in [one_by_one, in_blocks] {
-                assert_eq!(lines.torn(), torn, "{most} bytes at a time");
+                assert_eq!(lines.truncated(), truncated, "{most} bytes at a time");
                 assert_eq!(lines.offset(), text.len() as u64);
             }
         }
@@ -560,9 +570,9 @@ mod tests {
             0,
         );
         // Torn in the middle of what is not wanted, and of what is.
-        let torn = &OTHER[..OTHER.len() - 2];
+        let truncated = &OTHER[..OTHER.len() - 2];
         check(
-            &format!("{torn}\n{CALL}\n{torn}"),
+            &format!("{truncated}\n{CALL}\n{truncated}"),
             &[(other - 1, call, CALL, true)],
             2,
         );
@@ -581,10 +591,10 @@ mod tests {
             &OTHER[..OTHER.len() - 3],
             "x".repeat(3 * READ)
         );
-        let torn = &long[..long.len() - 5];
+        let truncated = &long[..long.len() - 5];
         let wanted = CALL.replace("\"x\"", &format!("\"{}\"", "é".repeat(READ)));
         check(
-            &format!("{long}\n{CALL}\n{wanted}\n{torn}\n{long}"),
+            &format!("{long}\n{CALL}\n{wanted}\n{truncated}\n{long}"),
             &[
                 (long.len() as u64 + 1, CALL.len() as u64, CALL, true),
                 (
@@ -663,76 +673,82 @@ mod tests {
         };
         let thread = r#""thread_id":"a","#;
         for (head, kind) in [
-            (CALL.to_owned(), Kind::Call),
-            (OTHER.to_owned(), Kind::Other),
+            (CALL.to_owned(), LineKind::Call),
+            (OTHER.to_owned(), LineKind::Other),
             (
                 line("response_item", r#""type":"custom_tool_call_output""#),
-                Kind::Output,
+                LineKind::Output,
             ),
             (
                 line("response_item", r#""type":"message","role":"#),
-                Kind::Message,
+                LineKind::Message,
             ),
-            (line("token_usage_record", r#""thread_id":"#), Kind::Usage),
+            (
+                line("token_usage_record", r#""thread_id":"#),
+                LineKind::Usage,
+            ),
             (
                 line("event_msg", r#""type":"task_started","turn_id":"x"}}"#),
-                Kind::Turn,
+                LineKind::Turn,
             ),
             (
                 line("event_msg", r#""type":"task_complete","turn_id":"x"}}"#),
-                Kind::TurnEnd,
+                LineKind::TurnEnd,
             ),
             (
                 line("event_msg", r#""type":"mcp_tool_call_end","#),
-                Kind::Item,
+                LineKind::Item,
             ),
             (
                 line(
                     "event_msg",
                     r#""type":"patch_apply_end","call_id":"exec-1","#,
                 ),
-                Kind::Item,
+                LineKind::Item,
             ),
             (
                 line(
                     "event_msg",
                     r#""type":"patch_apply_end","call_id":"call_1","#,
                 ),
-                Kind::Other,
+                LineKind::Other,
             ),
-            (line("compacted", "\"message\":\"\u{e9}"), Kind::Compacted),
+            (
+                line("compacted", "\"message\":\"\u{e9}"),
+                LineKind::Compacted,
+            ),
             (
                 item(thread, r#""type":"CommandExecution","id":"call_1""#),
-                Kind::Other,
+                LineKind::Other,
             ),
             (
                 item(thread, r#""type":"CommandExecution","id":"exec-1""#),
-                Kind::Item,
+                LineKind::Item,
             ),
             (
                 item(thread, r#""type":"McpToolCall","id":"call_1""#),
-                Kind::Item,
+                LineKind::Item,
             ),
             // Everything that codex does not write so.
             (
                 item("", r#""type":"McpToolCall","id":"call_1""#),
-                Kind::Unknown,
+                LineKind::Unknown,
             ),
-            (CALL.replace("\"t\",", "\"t\", "), Kind::Unknown),
-            (CALL.replace(":\"t\"", ": \"t\""), Kind::Unknown),
+            (CALL.replace("\"t\",", "\"t\", "), LineKind::Unknown),
+            (CALL.replace(":\"t\"", ": \"t\""), LineKind::Unknown),
             (
                 CALL.replace("function_call", "function\\u005fcall"),
-                Kind::Unknown,
+                LineKind::Unknown,
             ),
-            (CALL.replace("type\"", "typ\\u0065\""), Kind::Unknown),
-            (CALL.replace("\"timestamp\":\"t\",", ""), Kind::Unknown),
+            (CALL.replace("type\"", "typ\\u0065\""), LineKind::Unknown),
+            (CALL.replace("\"timestamp\":\"t\",", ""), LineKind::Unknown),
             (
                 line("response_item", r#""name":"x","type":"function_call""#),
-                Kind::Unknown,
+                LineKind::Unknown,
             ),
-            (CALL[..60].to_owned(), Kind::Unknown),
+            (CALL[..60].to_owned(), LineKind::Unknown),
         ] {
-            assert_eq!(Kind::of_head(head.as_bytes()), kind, "{head}");
+            assert_eq!(LineKind::of_head(head.as_bytes()), kind, "{head}");
         }
     }
 }

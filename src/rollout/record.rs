@@ -1,10 +1,10 @@
 //! What one line of a rollout says about tool calls: a record, its parts still as they stand in the line.
 //!
 //! Both eras are read here: 0.135 and its `…_end` events, and the `item_completed` of 0.148 and later. Where a
-//! key stands twice the last one counts, as in any parsed JSON object. Unknown types and keys are passed over.
+//! key stands twice the last one counts, as in any parsed JSON object. Unknown types and keys are ignored.
 //! What belongs to what is not known here, that is `calls`.
 
-use super::lines::{Kind, Line, NESTED};
+use super::lines::{Line, LineKind, NESTED};
 use crate::canonical::{ContextUse, RateLimits, Usage};
 use crate::json::{self, Cursor, NotJson, decode};
 use std::borrow::Cow;
@@ -71,14 +71,14 @@ pub(crate) struct Call<'a> {
     pub(crate) id: Cow<'a, str>,
     pub(crate) name: Cow<'a, str>,
     pub(crate) namespace: Option<Cow<'a, str>>,
-    pub(crate) input: Input<'a>,
+    pub(crate) input: CallInput<'a>,
     /// When it was recorded, in milliseconds since 1970.
     pub(crate) at: Option<u64>,
 }
 
 /// The arguments of a call.
 #[derive(Debug)]
-pub(crate) enum Input<'a> {
+pub(crate) enum CallInput<'a> {
     /// A JSON value, as it stands.
     Json(&'a [u8]),
     /// A JSON string that has JSON in it, or should have.
@@ -123,12 +123,12 @@ pub(crate) struct Nested<'a> {
 }
 
 /// The members of an object that are asked for, raw; the last one where a name stands twice.
-struct Members<'a, const N: usize> {
+struct ObjectMembers<'a, const N: usize> {
     names: &'static [&'static str; N],
     values: [Option<&'a [u8]>; N],
 }
 
-impl<'a, const N: usize> Members<'a, N> {
+impl<'a, const N: usize> ObjectMembers<'a, N> {
     /// Walks over the object that the cursor stands before.
     fn walk(
         text: &'a [u8],
@@ -136,7 +136,7 @@ impl<'a, const N: usize> Members<'a, N> {
         names: &'static [&'static str; N],
     ) -> Result<Self, NotJson> {
         let mut values = [None; N];
-        cursor.open(json::Kind::Object)?;
+        cursor.open(json::JsonKind::Object)?;
         while let Some(key) = cursor.key()? {
             let value = cursor.value()?;
             let key = json::word(&text[key]);
@@ -144,14 +144,15 @@ impl<'a, const N: usize> Members<'a, N> {
                 values[at] = Some(&text[value]);
             }
         }
-        Ok(Members { names, values })
+        Ok(ObjectMembers { names, values })
     }
 
     /// The members of what may be an object, in a text that was walked over before.
     fn of(text: Option<&'a [u8]>, names: &'static [&'static str; N]) -> Self {
         let values = [None; N];
         let text = text.unwrap_or_default();
-        Members::walk(text, &mut Cursor::new(text), names).unwrap_or(Members { names, values })
+        ObjectMembers::walk(text, &mut Cursor::new(text), names)
+            .unwrap_or(ObjectMembers { names, values })
     }
 
     /// The member of this name, as it stands, if it is there and not `null`.
@@ -183,22 +184,22 @@ pub(crate) struct Origin {
 
 /// Reads the first line of a rollout; `None` where it is not codex's `session_meta`.
 pub(crate) fn origin(line: &[u8]) -> Option<Origin> {
-    let record = Members::of(Some(line), &["type", "payload"]);
+    let record = ObjectMembers::of(Some(line), &["type", "payload"]);
     if record.text("type")? != "session_meta" {
         return None;
     }
-    let meta = Members::of(
+    let meta = ObjectMembers::of(
         record.raw("payload"),
         &["session_id", "parent_thread_id", "source"],
     );
-    let source = Members::of(meta.raw("source"), &["subagent"]);
-    let subagent = Members::of(source.raw("subagent"), &["thread_spawn"]);
-    let spawned = Members::of(subagent.raw("thread_spawn"), &["parent_thread_id"]);
+    let source = ObjectMembers::of(meta.raw("source"), &["subagent"]);
+    let subagent = ObjectMembers::of(source.raw("subagent"), &["thread_spawn"]);
+    let spawned = ObjectMembers::of(subagent.raw("thread_spawn"), &["parent_thread_id"]);
     let parent = meta
         .text("parent_thread_id")
         .or_else(|| spawned.text("parent_thread_id"));
     Some(Origin {
-        // A fork of a thread by a person has a parent in some versions, and is no sub-agent.
+        // A fork of a thread by a person has a parent in some versions, and is not a sub-agent.
         parent: parent
             .filter(|_| source.raw("subagent").is_some())
             .map(Cow::into_owned),
@@ -289,18 +290,18 @@ pub(crate) fn read<'a>(line: &Line<'a>) -> Result<Record<'a>, Unread> {
 pub(crate) fn parse(line: &(impl AsRef<[u8]> + ?Sized)) -> Result<Record<'_>, NotJson> {
     let line = line.as_ref();
     let mut cursor = Cursor::new(line);
-    if cursor.kind()? != json::Kind::Object {
+    if cursor.kind()? != json::JsonKind::Object {
         cursor.value()?;
         cursor.end()?;
         return Ok(Record::Other);
     }
     let (mut record, mut timestamp, mut payload) = (None, None, None);
-    cursor.open(json::Kind::Object)?;
+    cursor.open(json::JsonKind::Object)?;
     while let Some(key) = cursor.key()? {
         match json::word(&line[key]).as_ref() {
-            // Walked into at once and not passed over first: most bytes of the line are in it.
-            b"payload" if cursor.kind()? == json::Kind::Object => {
-                payload = Some(Members::walk(line, &mut cursor, PAYLOAD)?);
+            // Walked into at once and not skipped first: most bytes of the line are in it.
+            b"payload" if cursor.kind()? == json::JsonKind::Object => {
+                payload = Some(ObjectMembers::walk(line, &mut cursor, PAYLOAD)?);
             }
             b"payload" => {
                 cursor.value()?;
@@ -324,28 +325,28 @@ pub(crate) fn parse(line: &(impl AsRef<[u8]> + ?Sized)) -> Result<Record<'_>, No
 /// The record that these parts make, if anybody cares.
 fn understand<'a>(
     record: &str,
-    payload: &Members<'a, PAYLOAD_MEMBERS>,
+    payload: &ObjectMembers<'a, PAYLOAD_MEMBERS>,
     at: Option<u64>,
 ) -> Option<Record<'a>> {
     let form = payload.text("type").unwrap_or_default();
-    let item = Members::of(payload.raw("item"), ITEM);
+    let item = ObjectMembers::of(payload.raw("item"), ITEM);
     let id = match form.as_ref() {
         "item_completed" => item.text("id"),
         _ => payload.text("call_id"),
     };
     let kind = item.text("type").unwrap_or_default();
-    match Kind::of(
+    match LineKind::of(
         record.as_bytes(),
         form.as_bytes(),
         kind.as_bytes(),
         id.as_deref().unwrap_or_default().as_bytes(),
     ) {
-        Kind::Call => {
-            let json = |name| Input::Json(payload.raw(name).unwrap_or(b"null"));
+        LineKind::Call => {
+            let json = |name| CallInput::Json(payload.raw(name).unwrap_or(b"null"));
             let (name, input) = match form.as_ref() {
                 "function_call" => (
                     payload.text("name"),
-                    Input::arguments(payload.raw("arguments")),
+                    CallInput::arguments(payload.raw("arguments")),
                 ),
                 "custom_tool_call" => (payload.text("name"), json("input")),
                 "local_shell_call" => (Some("local_shell".into()), json("action")),
@@ -360,7 +361,7 @@ fn understand<'a>(
                 at,
             }))
         }
-        Kind::Output => {
+        LineKind::Output => {
             let content = match form.as_ref() {
                 "tool_search_output" => Content::text(payload.raw("tools").unwrap_or(b"[]")),
                 _ => Content::of(payload.raw("output")),
@@ -374,10 +375,10 @@ fn understand<'a>(
                 at,
             }))
         }
-        Kind::Message if payload.text("role")? == "assistant" => {
+        LineKind::Message if payload.text("role")? == "assistant" => {
             Some(Record::Text(message_text(payload.raw("content")?)))
         }
-        Kind::Item => {
+        LineKind::Item => {
             let id = id?;
             let nested = id.starts_with(NESTED);
             let mut over = match form.as_ref() {
@@ -397,8 +398,8 @@ fn understand<'a>(
             over.turn = payload.text("turn_id");
             Some(Record::Nested(over))
         }
-        Kind::Turn => payload.text("turn_id").map(|id| Record::Turn { id, at }),
-        Kind::TurnEnd => Some(Record::TurnEnd {
+        LineKind::Turn => payload.text("turn_id").map(|id| Record::Turn { id, at }),
+        LineKind::TurnEnd => Some(Record::TurnEnd {
             id: payload.text("turn_id"),
             end: match form.as_ref() {
                 "task_complete" => TurnEnd::Completed(
@@ -410,13 +411,13 @@ fn understand<'a>(
                 _ => TurnEnd::Aborted(payload.text("reason").unwrap_or_default().into_owned()),
             },
         }),
-        Kind::Usage if record == "token_usage_record" => Some(Record::Request {
+        LineKind::Usage if record == "token_usage_record" => Some(Record::Request {
             used: usage(payload.raw("usage")?)?,
             thread: usage(payload.raw("thread_token_usage")?)?,
         }),
-        Kind::Usage => {
+        LineKind::Usage => {
             let rate_limits = payload.raw("rate_limits").and_then(rate_limits);
-            let info = Members::of(
+            let info = ObjectMembers::of(
                 payload.raw("info"),
                 &[
                     "total_token_usage",
@@ -427,13 +428,13 @@ fn understand<'a>(
             let Some(raw) = info.raw("total_token_usage") else {
                 return rate_limits.map(Record::Limits);
             };
-            let last = Members::of(info.raw("last_token_usage"), &["total_tokens"]);
+            let last = ObjectMembers::of(info.raw("last_token_usage"), &["total_tokens"]);
             let context = last.number("total_tokens").map(|tokens| ContextUse {
                 tokens,
                 window: info.number("model_context_window"),
             });
             let used = usage(raw)?;
-            let sum = Members::of(Some(raw), &["total_tokens"]).number("total_tokens");
+            let sum = ObjectMembers::of(Some(raw), &["total_tokens"]).number("total_tokens");
             let parts = used.input_tokens.checked_add(used.output_tokens);
             let is_whole = sum.is_none() || sum == parts;
             Some(Record::Total {
@@ -443,21 +444,25 @@ fn understand<'a>(
                 rate_limits,
             })
         }
-        Kind::Context => payload
+        LineKind::Context => payload
             .text("model")
             .map(|model| Record::Model(model.into_owned())),
-        Kind::Compacted => Some(Record::Compacted),
+        LineKind::Compacted => Some(Record::Compacted),
         _ => None,
     }
 }
 
 /// An `item_completed` of a kind that is a call, all but its id and its times.
-fn completed<'a>(kind: &Cow<'a, str>, members: &Members<'a, 15>, item: &'a [u8]) -> Nested<'a> {
+fn completed<'a>(
+    kind: &Cow<'a, str>,
+    members: &ObjectMembers<'a, 15>,
+    item: &'a [u8],
+) -> Nested<'a> {
     let object = |names: &[&'static str]| {
         let present = names
             .iter()
             .filter_map(|name| Some((*name, members.raw(name)?)));
-        Input::Object(present.collect())
+        CallInput::Object(present.collect())
     };
     let status = members.text("status");
     let completed = status.as_deref().unwrap_or("completed") == "completed";
@@ -472,7 +477,7 @@ fn completed<'a>(kind: &Cow<'a, str>, members: &Members<'a, 15>, item: &'a [u8])
             let mut nested = mcp(
                 members,
                 members.raw("result"),
-                Members::of(members.raw("error"), &["message"]).raw("message"),
+                ObjectMembers::of(members.raw("error"), &["message"]).raw("message"),
             );
             nested.failed |= !completed;
             nested
@@ -487,7 +492,7 @@ fn completed<'a>(kind: &Cow<'a, str>, members: &Members<'a, 15>, item: &'a [u8])
         // One that is not known here: all that is recorded of it.
         _ => Nested::new(
             kind.clone(),
-            Input::Json(item),
+            CallInput::Json(item),
             Content::of(None),
             !completed,
         ),
@@ -495,32 +500,32 @@ fn completed<'a>(kind: &Cow<'a, str>, members: &Members<'a, 15>, item: &'a [u8])
 }
 
 /// What 0.135 writes when an MCP call is over.
-fn mcp_ended<'a>(payload: &Members<'a, PAYLOAD_MEMBERS>) -> Nested<'a> {
-    let invocation = Members::of(payload.raw("invocation"), &["server", "tool", "arguments"]);
-    let result = Members::of(payload.raw("result"), &["Ok", "Err"]);
+fn mcp_ended<'a>(payload: &ObjectMembers<'a, PAYLOAD_MEMBERS>) -> Nested<'a> {
+    let invocation = ObjectMembers::of(payload.raw("invocation"), &["server", "tool", "arguments"]);
+    let result = ObjectMembers::of(payload.raw("result"), &["Ok", "Err"]);
     mcp(&invocation, result.raw("Ok"), result.raw("Err"))
 }
 
 /// A patch, as both eras write it.
-fn patched<'a, const N: usize>(members: &Members<'a, N>, applied: bool) -> Nested<'a> {
+fn patched<'a, const N: usize>(members: &ObjectMembers<'a, N>, applied: bool) -> Nested<'a> {
     let changes = members.raw("changes").map(|changes| ("changes", changes));
     Nested::new(
         "apply_patch".into(),
-        Input::Object(changes.into_iter().collect()),
+        CallInput::Object(changes.into_iter().collect()),
         Content::of(members.raw("stdout")),
         !applied,
     )
 }
 
 fn mcp<'a, const N: usize>(
-    call: &Members<'a, N>,
+    call: &ObjectMembers<'a, N>,
     result: Option<&'a [u8]>,
     error: Option<&'a [u8]>,
 ) -> Nested<'a> {
-    let result = Members::of(result, &["content", "isError"]);
+    let result = ObjectMembers::of(result, &["content", "isError"]);
     let mut nested = Nested::new(
         call.text("tool").unwrap_or_default(),
-        Input::Json(call.raw("arguments").unwrap_or(b"null")),
+        CallInput::Json(call.raw("arguments").unwrap_or(b"null")),
         Content::of(error.or_else(|| result.raw("content"))),
         error.is_some() || result.raw("isError") == Some(b"true"),
     );
@@ -531,7 +536,12 @@ fn mcp<'a, const N: usize>(
 }
 
 impl<'a> Nested<'a> {
-    fn new(name: Cow<'a, str>, input: Input<'a>, content: Content<'a>, failed: bool) -> Nested<'a> {
+    fn new(
+        name: Cow<'a, str>,
+        input: CallInput<'a>,
+        content: Content<'a>,
+        failed: bool,
+    ) -> Nested<'a> {
         Nested {
             call: Call {
                 id: "".into(),
@@ -548,22 +558,22 @@ impl<'a> Nested<'a> {
     }
 }
 
-impl<'a> Input<'a> {
+impl<'a> CallInput<'a> {
     /// How many bytes it takes at most, about.
     pub(crate) fn len(&self) -> usize {
         match self {
-            Input::Json(raw) | Input::Encoded(raw) => raw.len(),
-            Input::Object(members) => members
+            CallInput::Json(raw) | CallInput::Encoded(raw) => raw.len(),
+            CallInput::Object(members) => members
                 .iter()
                 .map(|(name, raw)| name.len() + raw.len() + 4)
                 .sum(),
         }
     }
 
-    fn arguments(raw: Option<&'a [u8]>) -> Input<'a> {
+    fn arguments(raw: Option<&'a [u8]>) -> CallInput<'a> {
         match raw {
-            Some(raw) if raw.starts_with(b"\"") => Input::Encoded(raw),
-            raw => Input::Json(raw.unwrap_or(b"null")),
+            Some(raw) if raw.starts_with(b"\"") => CallInput::Encoded(raw),
+            raw => CallInput::Json(raw.unwrap_or(b"null")),
         }
     }
 }
@@ -607,11 +617,11 @@ impl<'a> Content<'a> {
         }
         let mut cursor = Cursor::new(raw);
         let first = cursor
-            .open(json::Kind::Array)
+            .open(json::JsonKind::Array)
             .and_then(|()| cursor.element())
             .and_then(|any| if any { cursor.value() } else { Err(NotJson) });
         match first {
-            Ok(first) => Members::of(Some(&raw[first]), &["text"])
+            Ok(first) => ObjectMembers::of(Some(&raw[first]), &["text"])
                 .raw("text")
                 .filter(|text| text.starts_with(b"\""))
                 .map(beginning)
@@ -705,13 +715,13 @@ fn running_cell(beginning: &str) -> Option<String> {
 fn message_text(content: &[u8]) -> String {
     let mut text = String::new();
     let mut cursor = Cursor::new(content);
-    if cursor.open(json::Kind::Array).is_err() {
+    if cursor.open(json::JsonKind::Array).is_err() {
         return text_of(content).unwrap_or_default().into_owned();
     }
     while let Ok(true) = cursor.element() {
         let Ok(block) = cursor.value() else { break };
         text.push_str(
-            &Members::of(Some(&content[block]), &["text"])
+            &ObjectMembers::of(Some(&content[block]), &["text"])
                 .text("text")
                 .unwrap_or_default(),
         );
@@ -721,7 +731,7 @@ fn message_text(content: &[u8]) -> String {
 
 /// What can be told of an output whose line is too long to be held, by its first bytes.
 fn parse_cut<'a>(line: &Line<'a>) -> Option<Record<'a>> {
-    if line.kind != Kind::Output {
+    if line.kind != LineKind::Output {
         return None;
     }
     // In a line that codex wrote, nothing but plain words and ids stands before the output.
@@ -743,7 +753,7 @@ fn parse_cut<'a>(line: &Line<'a>) -> Option<Record<'a>> {
 
 /// codex's counters. `cache_write_input_tokens` is there from 0.145 on.
 fn usage(raw: &[u8]) -> Option<Usage> {
-    let counters = Members::of(
+    let counters = ObjectMembers::of(
         Some(raw),
         &[
             "input_tokens",
@@ -765,7 +775,7 @@ fn usage(raw: &[u8]) -> Option<Usage> {
 
 /// The limits of an account; `None` where there is neither of the two windows.
 fn rate_limits(raw: &[u8]) -> Option<RateLimits> {
-    let windows = Members::of(Some(raw), &["primary", "secondary"]);
+    let windows = ObjectMembers::of(Some(raw), &["primary", "secondary"]);
     let window = |name| serde_json::from_slice(windows.raw(name)?).ok();
     let limits = RateLimits {
         primary: window("primary"),

@@ -10,7 +10,7 @@
 
 use crate::error::{Error, reason};
 use crate::mcp;
-use crate::os::Flag;
+use crate::os::CancelToken;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
@@ -33,11 +33,11 @@ const PREFIX: &str = "images-";
 pub(crate) struct Image {
     /// What people call it: its file's name, or what it was given as.
     pub(crate) name: String,
-    pub(crate) source: Source,
+    pub(crate) source: ImageSource,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum ImageSource {
     /// A file; a relative path is one in the workspace.
     Path(PathBuf),
     /// Base64, and the media type.
@@ -54,7 +54,7 @@ pub(crate) struct Images<'a> {
     pub(crate) files: Vec<PathBuf>,
     workspace: &'a Path,
     runtime: PathBuf,
-    cancel: &'a Flag,
+    cancel: &'a CancelToken,
     directory: Option<Directory>,
     total: u64,
 }
@@ -69,7 +69,7 @@ struct Directory {
 
 impl<'a> Images<'a> {
     /// No images yet. What a killed plugin left is removed.
-    pub(crate) fn new(workspace: &'a Path, profile: &Path, cancel: &'a Flag) -> Images<'a> {
+    pub(crate) fn new(workspace: &'a Path, profile: &Path, cancel: &'a CancelToken) -> Images<'a> {
         let runtime = runtime_directory(profile);
         sweep(&runtime);
         Images {
@@ -88,20 +88,20 @@ impl<'a> Images<'a> {
     /// Why it cannot be had, in words.
     pub(crate) fn add(&mut self, image: &Image) -> Result<(), String> {
         match &image.source {
-            Source::Path(path) => {
+            ImageSource::Path(path) => {
                 let path = self.workspace.join(path);
                 let file = open(&path)?;
                 let extension = path.extension().and_then(|extension| extension.to_str());
                 self.write(file, &image.name, extension.unwrap_or("img"))
             }
-            Source::Data { base64, media_type } => {
+            ImageSource::Data { base64, media_type } => {
                 self.write(&decode(base64)?[..], &image.name, extension(media_type))
             }
-            Source::Url(url) => {
+            ImageSource::Url(url) => {
                 let (bytes, media_type) = data_url(url)?;
                 self.write(&bytes[..], &image.name, extension(&media_type))
             }
-            Source::Nothing => {
+            ImageSource::Nothing => {
                 Err("it has none of `path`, `data`, `data_base64` and `url`".to_owned())
             }
         }
@@ -145,7 +145,7 @@ impl<'a> Images<'a> {
         let mut part = vec![0; 64 << 10];
         let mut length = 0;
         loop {
-            if self.cancel.is_raised() {
+            if self.cancel.is_cancelled() {
                 return Err("the turn is cancelled".to_owned());
             }
             let read = match from.read(&mut part) {
@@ -362,7 +362,7 @@ fn percent_decoded(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// Base64, the usual alphabet or the one for URLs, padded or not, white space in it passed over.
+/// Base64, the usual alphabet or the one for URLs, padded or not, white space in it skipped.
 fn decode(text: &str) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 3);
     let mut group = 0u32;
@@ -452,14 +452,14 @@ mod tests {
 
     struct Place {
         root: TempDir,
-        cancel: Flag,
+        cancel: CancelToken,
     }
 
     impl Place {
         fn new() -> Place {
             Place {
                 root: tempfile::tempdir().unwrap(),
-                cancel: Flag::new().unwrap(),
+                cancel: CancelToken::new().unwrap(),
             }
         }
 
@@ -485,14 +485,14 @@ mod tests {
     fn at(path: &str) -> Image {
         Image {
             name: path.to_owned(),
-            source: Source::Path(path.into()),
+            source: ImageSource::Path(path.into()),
         }
     }
 
     fn data() -> Image {
         Image {
             name: "image/jpeg".to_owned(),
-            source: Source::Data {
+            source: ImageSource::Data {
                 base64: "aGk=".into(),
                 media_type: "image/jpeg".into(),
             },
@@ -513,7 +513,7 @@ mod tests {
             (
                 Image {
                     name: "x".to_owned(),
-                    source: Source::Url("http://x/".into()),
+                    source: ImageSource::Url("http://x/".into()),
                 },
                 "only data: URLs are taken, nothing is fetched",
             ),
@@ -606,7 +606,7 @@ mod tests {
     #[test]
     fn images_are_not_copied_for_a_cancelled_turn() {
         let place = Place::new();
-        place.cancel.raise();
+        place.cancel.cancel();
         let mut images = place.images();
         assert_eq!(images.add(&data()), Err("the turn is cancelled".to_owned()));
         assert!(images.files.is_empty());

@@ -1,6 +1,6 @@
 //! A turn from request to answer.
 //!
-//! Whoever asks for a turn passes a [`Sink`](crate::backend::emitter::Sink) for its events: the daemon's outbox or a
+//! Whoever asks for a turn passes a [`Sink`](crate::backend::emitter::EventSink) for its events: the daemon's outbox or a
 //! printer for a terminal, so that what a person debugs is what the daemon gets. Nothing here knows JSON-RPC, or in
 //! which way codex is run.
 //!
@@ -16,21 +16,21 @@ pub(crate) mod session;
 pub(crate) mod thread;
 mod tools;
 
-pub(crate) use prompt::{Block, History};
+pub(crate) use prompt::{History, PromptBlock};
 pub(crate) use run::{prepare_workspace, run};
 pub(crate) use tools::Tools;
 
-use crate::config::{Config, Places};
+use crate::config::{Config, Paths};
 
 /// What a turn is asked to do.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Request {
+pub(crate) struct TurnRequest {
     /// The model as the daemon names it; empty leaves the choice to codex.
     pub(crate) model: String,
     pub(crate) agent_id: Option<String>,
     pub(crate) system: Option<String>,
     /// The blocks of each message that is new.
-    pub(crate) prompt: Vec<Vec<Block>>,
+    pub(crate) prompt: Vec<Vec<PromptBlock>>,
     /// The conversation before them.
     pub(crate) history: History,
     /// What of the request could not be taken as it stands, one sentence each.
@@ -61,5 +61,5 @@ pub(crate) enum ThreadChoice {
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     pub(crate) config: Config,
-    pub(crate) places: Places,
+    pub(crate) places: Paths,
 }

@@ -25,7 +25,7 @@ const AFTER_REPLAY: &str = "\n</conversation_so_far>\n\n";
 
 /// A block of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Block {
+pub(crate) enum PromptBlock {
     Text(String),
     Image(Image),
     /// A block of a type that codex cannot be given.
@@ -140,13 +140,13 @@ impl HistoryBuilder {
 /// # Errors
 /// [`Kind::Params`] where there is no text at all: codex takes no empty prompt.
 pub(super) fn prompt_text(
-    messages: &[Vec<Block>],
+    messages: &[Vec<PromptBlock>],
     images: &mut Images<'_>,
-    teller: &mut Emitter<'_>,
+    emitter: &mut Emitter<'_>,
 ) -> Result<String> {
     let mut texts = Vec::new();
     for blocks in messages {
-        let text = message_text(blocks, images, teller);
+        let text = message_text(blocks, images, emitter);
         if !text.trim().is_empty() {
             texts.push(text);
         }
@@ -157,27 +157,31 @@ pub(super) fn prompt_text(
     Ok(texts.join("\n\n"))
 }
 
-fn message_text(blocks: &[Block], images: &mut Images<'_>, teller: &mut Emitter<'_>) -> String {
+fn message_text(
+    blocks: &[PromptBlock],
+    images: &mut Images<'_>,
+    emitter: &mut Emitter<'_>,
+) -> String {
     let mut parts: Vec<Cow<'_, str>> = Vec::new();
     let mut attached = false;
     let mut has_text = false;
     for block in blocks {
         match block {
-            Block::Text(text) => {
+            PromptBlock::Text(text) => {
                 has_text |= !text.trim().is_empty();
                 parts.push(text.into());
             }
-            Block::Image(image) => match images.add(image) {
+            PromptBlock::Image(image) => match images.add(image) {
                 Ok(()) => attached = true,
                 Err(why) => {
                     let name = label(&image.name);
-                    teller.warn(&format!("the image \"{name}\" is left out: {why}"));
+                    emitter.warn(&format!("the image \"{name}\" is left out: {why}"));
                     parts.push(format!("[image \"{name}\" unavailable]").into());
                 }
             },
-            Block::Unsupported { kind, name } => {
+            PromptBlock::Unsupported { kind, name } => {
                 let (kind, name) = (label(kind), label(name));
-                teller.warn(&format!(
+                emitter.warn(&format!(
                     "the {kind} \"{name}\" is left out: codex can be given text and images only"
                 ));
                 parts.push(format!("[{kind} \"{name}\" unavailable]").into());
@@ -185,7 +189,7 @@ fn message_text(blocks: &[Block], images: &mut Images<'_>, teller: &mut Emitter<
         }
     }
     if attached && !has_text {
-        teller.warn(&format!(
+        emitter.warn(&format!(
             "a message of the user has attachments alone; its text is '{SEE_ATTACHMENT}'"
         ));
         parts.retain(|part| !part.trim().is_empty());

@@ -6,7 +6,7 @@
 //! have one turn at a time.
 
 use crate::error::{Error, Kind, Result};
-use crate::os::{self, FileLock, Flag, TryLock};
+use crate::os::{self, CancelToken, FileLock, TryLock};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -23,17 +23,17 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// The turns of this process by workspace, each in the order in which they came.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Queue(Arc<Inner>);
+pub(crate) struct Queue(Arc<QueueInner>);
 
 #[derive(Debug, Default)]
-struct Inner {
-    state: Mutex<State>,
+struct QueueInner {
+    state: Mutex<QueueState>,
     moved: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    waiting: HashMap<Key, VecDeque<u64>>,
+struct QueueState {
+    waiting: HashMap<WorkspaceKey, VecDeque<u64>>,
     /// Those that have waited to the end.
     running: HashSet<u64>,
     last: u64,
@@ -41,7 +41,7 @@ struct State {
 
 /// What is queued for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Key {
+enum WorkspaceKey {
     Path(PathBuf),
     /// By device and inode.
     Directory(u64, u64),
@@ -49,19 +49,19 @@ enum Key {
 
 /// A place in the queue of a workspace; dropping it lets the next one in.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct Ticket {
     queue: Queue,
     workspace: PathBuf,
-    key: Key,
+    key: WorkspaceKey,
     /// A second queue in which it must be the first.
-    behind: Option<Key>,
+    behind: Option<WorkspaceKey>,
     number: u64,
 }
 
 impl Queue {
     /// Takes the next place in the queue of this path, whatever it leads to. Does no I/O.
-    pub(crate) fn join(&self, workspace: &Path) -> Place {
-        let key = Key::Path(workspace.to_owned());
+    pub(crate) fn join(&self, workspace: &Path) -> Ticket {
+        let key = WorkspaceKey::Path(workspace.to_owned());
         let mut state = self.state();
         state.last += 1;
         let number = state.last;
@@ -70,7 +70,7 @@ impl Queue {
             .entry(key.clone())
             .or_default()
             .push_back(number);
-        Place {
+        Ticket {
             queue: self.clone(),
             workspace: workspace.to_owned(),
             key,
@@ -85,20 +85,20 @@ impl Queue {
         self.0.moved.notify_all();
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, QueueState> {
         // Nothing that holds it can panic half-way.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Place {
+impl Ticket {
     /// Waits until this place is the first; `false` where `cancel` was raised before. Where it has to wait at all,
     /// `on_wait` is called, at least once.
-    pub(crate) fn wait(&self, cancel: &Flag, mut on_wait: impl FnMut()) -> bool {
+    pub(crate) fn wait(&self, cancel: &CancelToken, mut on_wait: impl FnMut()) -> bool {
         let mut state = self.queue.state();
         let mut has_waited = false;
         loop {
-            if cancel.is_raised() {
+            if cancel.is_cancelled() {
                 return false;
             }
             let is_first = |key| {
@@ -129,11 +129,11 @@ impl Place {
     ///
     /// # Errors
     /// The operating system's.
-    pub(crate) fn join_directory(&self, canonical: &Path) -> io::Result<Place> {
+    pub(crate) fn join_directory(&self, canonical: &Path) -> io::Result<Ticket> {
         let metadata = canonical.metadata()?;
-        let key = Key::Directory(metadata.dev(), metadata.ino());
+        let key = WorkspaceKey::Directory(metadata.dev(), metadata.ino());
         let mut state = self.queue.state();
-        let State {
+        let QueueState {
             waiting, running, ..
         } = &mut *state;
         let waiting = waiting.entry(key.clone()).or_default();
@@ -143,7 +143,7 @@ impl Place {
         let at = usize::from(first) + later.take_while(|number| **number < self.number).count();
         waiting.insert(at, self.number);
         drop(state);
-        Ok(Place {
+        Ok(Ticket {
             queue: self.queue.clone(),
             workspace: canonical.to_owned(),
             key,
@@ -158,7 +158,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Ticket {
     fn drop(&mut self) {
         let mut state = self.queue.state();
         state.running.remove(&self.number);
@@ -186,7 +186,11 @@ pub(crate) enum Locked {
 ///
 /// # Errors
 /// [`Kind::Busy`] where another process keeps it.
-pub(crate) fn lock(workspace: &Path, cancel: &Flag, mut on_wait: impl FnMut()) -> Result<Locked> {
+pub(crate) fn lock(
+    workspace: &Path,
+    cancel: &CancelToken,
+    mut on_wait: impl FnMut(),
+) -> Result<Locked> {
     let file = workspace.join(LOCK_FILE);
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -216,7 +220,7 @@ pub(crate) fn lock(workspace: &Path, cancel: &Flag, mut on_wait: impl FnMut()) -
                 )));
             }
         }
-        if cancel.is_raised() {
+        if cancel.is_cancelled() {
             return Ok(Locked::Cancelled);
         }
         if Instant::now() >= deadline {
@@ -242,7 +246,7 @@ mod tests {
     #[test]
     fn a_workspace_is_served_in_order_and_others_are_not_held_up() {
         let queue = Queue::default();
-        let never = Flag::new().unwrap();
+        let never = CancelToken::new().unwrap();
         let (a, b) = (Path::new("/a"), Path::new("/b"));
         let first = queue.join(a);
         let second = queue.join(a);
@@ -250,8 +254,8 @@ mod tests {
         let other = queue.join(b);
         assert!(first.wait(&never, || ()));
         assert!(other.wait(&never, || ()));
-        let cancelled = Flag::new().unwrap();
-        cancelled.raise();
+        let cancelled = CancelToken::new().unwrap();
+        cancelled.cancel();
         assert!(!second.wait(&cancelled, || ()));
         drop(second);
         let waiter = std::thread::spawn(move || third.wait(&never, || ()));
@@ -262,7 +266,7 @@ mod tests {
                 .state()
                 .waiting
                 .keys()
-                .all(|key| *key == Key::Path(b.to_owned()))
+                .all(|key| *key == WorkspaceKey::Path(b.to_owned()))
         );
     }
 
@@ -272,16 +276,16 @@ mod tests {
         let link = directory.path().join("link");
         std::os::unix::fs::symlink(directory.path(), &link).unwrap();
         let queue = Queue::default();
-        let cancel = Flag::new().unwrap();
+        let cancel = CancelToken::new().unwrap();
         let (a, b) = (queue.join(directory.path()), queue.join(&link));
         assert!(a.wait(&cancel, || ()) && b.wait(&cancel, || ()));
         let first = a.join_directory(directory.path()).unwrap();
         let second = b.join_directory(&link).unwrap();
         assert!(first.wait(&cancel, || ()));
-        cancel.raise();
+        cancel.cancel();
         assert!(!second.wait(&cancel, || ()));
         drop(first);
-        assert!(second.wait(&Flag::new().unwrap(), || ()));
+        assert!(second.wait(&CancelToken::new().unwrap(), || ()));
     }
 
     #[test]
@@ -289,32 +293,32 @@ mod tests {
         let queue = Queue::default();
         let _first = queue.join(Path::new("/a"));
         let second = queue.join(Path::new("/a"));
-        let cancel = Flag::new().unwrap();
+        let cancel = CancelToken::new().unwrap();
         let waiter = {
             let cancel = cancel.clone();
             std::thread::spawn(move || second.wait(&cancel, || ()))
         };
-        cancel.raise();
+        cancel.cancel();
         queue.wake();
         assert!(!waiter.join().unwrap());
     }
 
     #[test]
     fn another_process_keeps_the_lock() {
-        let folder = tempfile::tempdir().unwrap();
-        let never = Flag::new().unwrap();
-        let Ok(Locked::Held(held)) = lock(folder.path(), &never, || ()) else {
+        let directory = tempfile::tempdir().unwrap();
+        let never = CancelToken::new().unwrap();
+        let Ok(Locked::Held(held)) = lock(directory.path(), &never, || ()) else {
             panic!("nobody else has it");
         };
-        let cancelled = Flag::new().unwrap();
-        cancelled.raise();
+        let cancelled = CancelToken::new().unwrap();
+        cancelled.cancel();
         assert!(matches!(
-            lock(folder.path(), &cancelled, || ()),
+            lock(directory.path(), &cancelled, || ()),
             Ok(Locked::Cancelled)
         ));
         drop(held);
         assert!(matches!(
-            lock(folder.path(), &never, || ()),
+            lock(directory.path(), &never, || ()),
             Ok(Locked::Held(_))
         ));
         let nowhere = lock(Path::new("/proc/self"), &never, || ()).unwrap();

@@ -1,10 +1,10 @@
 //! The steps of a turn, from the place in the workspace's queue to the response.
 
 use super::images::Images;
-use super::queue::{self, Locked, Place};
+use super::queue::{self, Locked, Ticket};
 use super::session::{self, Stored};
-use super::{Context, Request, ThreadChoice, Tools, exclude, prompt, thread};
-use crate::backend::emitter::{Emitter, Sink};
+use super::{Context, ThreadChoice, Tools, TurnRequest, exclude, prompt, thread};
+use crate::backend::emitter::{Emitter, EventSink};
 use crate::backend::{self, Account, Backend, Outcome, TurnSpec, TurnStatus};
 use crate::canonical::{Status, StopReason, ThreadState, TurnResult};
 use crate::codex::failure::Refusal;
@@ -12,7 +12,7 @@ use crate::codex::{find, home, writer_lock};
 use crate::config::LostThread;
 use crate::error::{Error, Kind, Result, reason};
 use crate::mcp::Bridge;
-use crate::os::{self, FileLock, Flag};
+use crate::os::{self, CancelToken, FileLock};
 use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
@@ -24,17 +24,17 @@ const BEFORE_RETRY: Duration = Duration::from_millis(500);
 /// What codex 0.169 says where it cannot open a lock of a thread.
 const LOCK_FAILED: &str = "thread-store internal error";
 
-/// Runs a turn in the workspace of `place`, which is made if it is missing, with the daemon's tools where it lends some.
+/// Runs a turn in the workspace of `ticket`, which is made if it is missing, with the daemon's tools where it lends some.
 ///
 /// # Errors
 /// What is refused before codex starts; no event was emitted then.
 pub(crate) fn run(
-    request: &Request,
-    place: &Place,
+    request: &TurnRequest,
+    ticket: &Ticket,
     context: &Context,
-    cancel: &Flag,
+    cancel: &CancelToken,
     tools: Option<&Tools>,
-    sink: &mut dyn Sink,
+    sink: &mut dyn EventSink,
 ) -> Result<TurnResult> {
     let turn = Turn {
         request,
@@ -45,7 +45,7 @@ pub(crate) fn run(
     };
     let mut emitter = Emitter::new(sink);
     // A panic is a bug of ours; it must cost this turn and no other. Dropping ends codex on the way.
-    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| turn.run(place, &mut emitter)));
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| turn.run(ticket, &mut emitter)));
     let stop = match outcome {
         Ok(Ok(result)) => return Ok(result),
         Ok(Err(stop)) => stop,
@@ -68,11 +68,11 @@ pub(crate) fn run(
             Ok(emitter.fail(&error, None, ThreadState::New, Account::default()))
         }
         Stop::Failed(error) => {
-            let (thread, state) = untouched(place.workspace());
+            let (thread, state) = untouched(ticket.workspace());
             Ok(emitter.fail(&error, thread, state, Account::default()))
         }
         Stop::Cancelled => {
-            let (thread, state) = untouched(place.workspace());
+            let (thread, state) = untouched(ticket.workspace());
             Ok(emitter.end(StopReason::Cancelled, thread, state, Account::default()))
         }
     }
@@ -102,9 +102,9 @@ fn untouched(workspace: &Path) -> (Option<String>, ThreadState) {
 }
 
 struct Turn<'a> {
-    request: &'a Request,
+    request: &'a TurnRequest,
     context: &'a Context,
-    cancel: &'a Flag,
+    cancel: &'a CancelToken,
     tools: Option<&'a Tools>,
     backend: &'a dyn Backend,
 }
@@ -112,17 +112,17 @@ struct Turn<'a> {
 impl Turn<'_> {
     fn run(
         &self,
-        place: &Place,
+        ticket: &Ticket,
         emitter: &mut Emitter<'_>,
     ) -> std::result::Result<TurnResult, Stop> {
         self.check_cancelled()?;
-        let workspace = prepare_workspace(place.workspace())?;
-        let place = place.join_directory(&workspace).map_err(|error| {
+        let workspace = prepare_workspace(ticket.workspace())?;
+        let ticket = ticket.join_directory(&workspace).map_err(|error| {
             let what = format!("cannot use the workspace '{}'", workspace.display());
             Error::os(Kind::Params, what, error)
         })?;
-        let workspace = place.workspace();
-        if !place.wait(self.cancel, || {
+        let workspace = ticket.workspace();
+        if !ticket.wait(self.cancel, || {
             emitter.queued("another turn of the workspace comes first");
         }) {
             return Err(Stop::Cancelled);
@@ -175,7 +175,7 @@ impl Turn<'_> {
     }
 
     fn check_cancelled(&self) -> std::result::Result<(), Stop> {
-        match self.cancel.is_raised() {
+        match self.cancel.is_cancelled() {
             true => Err(Stop::Cancelled),
             false => Ok(()),
         }
@@ -277,9 +277,9 @@ impl Turn<'_> {
         let Some(tools) = self.tools else {
             return Ok(None);
         };
-        let exposed = tools.lend(self.agent_id(), program, self.context, self.cancel, emitter);
+        let exposed = tools.expose(self.agent_id(), program, self.context, self.cancel, emitter);
         exposed.map_err(|error| match error.kind() {
-            _ if self.cancel.is_raised() => Stop::Cancelled,
+            _ if self.cancel.is_cancelled() => Stop::Cancelled,
             Kind::Params => Stop::Refused(error),
             _ => Stop::Failed(error),
         })
@@ -373,7 +373,7 @@ impl Turn<'_> {
             match thread::unarchive(spec.program, thread, spec.config, spec.places, self.cancel) {
                 Ok(()) => emitter.warn(&format!("thread {thread} was archived; it is unarchived")),
                 Err(error) => {
-                    outcome.status = match self.cancel.is_raised() {
+                    outcome.status = match self.cancel.is_cancelled() {
                         true => TurnStatus::Cancelled,
                         false => TurnStatus::Failed(error),
                     };

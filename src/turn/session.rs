@@ -83,7 +83,7 @@ pub(crate) fn read(workspace: &Path) -> Result<Stored> {
             if text.len() > shown.len() {
                 shown.push('…');
             }
-            Ok(Stored::Unusable(format!("{shown:?} is no thread id")))
+            Ok(Stored::Unusable(format!("{shown:?} is not a thread id")))
         }
     }
 }
@@ -221,7 +221,7 @@ fn write(workspace: &Path, name: &str, thread: &str) -> io::Result<()> {
         return saved;
     }
     // The new name is there for everybody; the sync only makes it last through a power cut.
-    File::open(workspace).and_then(|folder| folder.sync_all())
+    File::open(workspace).and_then(|directory| directory.sync_all())
 }
 
 #[cfg(test)]
@@ -233,12 +233,12 @@ mod tests {
 
     #[test]
     fn only_a_thread_id_is_taken() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let stored = |bytes: &[u8]| {
-            std::fs::write(folder.path().join(FILE), bytes).unwrap();
-            read(folder.path()).unwrap()
+            std::fs::write(directory.path().join(FILE), bytes).unwrap();
+            read(directory.path()).unwrap()
         };
-        assert_eq!(read(folder.path()).unwrap(), Stored::Nothing);
+        assert_eq!(read(directory.path()).unwrap(), Stored::Nothing);
         assert_eq!(stored(b""), Stored::Nothing);
         assert_eq!(stored(b" \n"), Stored::Nothing);
         assert_eq!(stored(ID.as_bytes()), Stored::Thread(ID.to_owned()));
@@ -256,20 +256,20 @@ mod tests {
         ] {
             assert!(matches!(stored(bad), Stored::Unusable(_)), "{bad:?}");
         }
-        set_aside(folder.path()).unwrap();
-        assert_eq!(read(folder.path()).unwrap(), Stored::Nothing);
-        assert!(folder.path().join(BAD).exists());
+        set_aside(directory.path()).unwrap();
+        assert_eq!(read(directory.path()).unwrap(), Stored::Nothing);
+        assert!(directory.path().join(BAD).exists());
     }
 
     #[test]
     fn sets_aside_what_is_not_a_regular_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(FILE);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE);
         let check = |what: &str, name: &str| {
             let expected = Stored::Unusable(format!("it is a {what}"));
-            assert_eq!(read(folder.path()).unwrap(), expected);
-            assert_eq!(set_aside(folder.path()).unwrap(), name, "{what}");
-            assert_eq!(read(folder.path()).unwrap(), Stored::Nothing);
+            assert_eq!(read(directory.path()).unwrap(), expected);
+            assert_eq!(set_aside(directory.path()).unwrap(), name, "{what}");
+            assert_eq!(read(directory.path()).unwrap(), Stored::Nothing);
         };
         std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
         check("symbolic link", BAD);
@@ -288,21 +288,21 @@ mod tests {
 
     #[test]
     fn saving_replaces_whatever_lies_in_the_way() {
-        let folder = tempfile::tempdir().unwrap();
-        let elsewhere = folder.path().join("elsewhere");
+        let directory = tempfile::tempdir().unwrap();
+        let elsewhere = directory.path().join("elsewhere");
         std::fs::write(&elsewhere, "precious").unwrap();
-        std::os::unix::fs::symlink(&elsewhere, folder.path().join(TEMPORARY)).unwrap();
-        save(folder.path(), ID).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, directory.path().join(TEMPORARY)).unwrap();
+        save(directory.path(), ID).unwrap();
         assert_eq!(std::fs::read_to_string(&elsewhere).unwrap(), "precious");
-        let path = folder.path().join(FILE);
+        let path = directory.path().join(FILE);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), ID);
         assert_eq!(
             std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             0o600
         );
-        assert!(!folder.path().join(TEMPORARY).exists());
-        std::fs::write(folder.path().join(TEMPORARY), "stale").unwrap();
-        save(folder.path(), &ID.replace('0', "1")).unwrap();
+        assert!(!directory.path().join(TEMPORARY).exists());
+        std::fs::write(directory.path().join(TEMPORARY), "stale").unwrap();
+        save(directory.path(), &ID.replace('0', "1")).unwrap();
         assert_eq!(
             std::fs::read_to_string(&path).unwrap(),
             ID.replace('0', "1")

@@ -8,9 +8,9 @@
 use crate::codex::ask::ask;
 use crate::codex::find;
 use crate::codex::home;
-use crate::config::{Config, Places};
+use crate::config::{Config, Paths};
 use crate::error::{Error, Kind, Result};
-use crate::os::{Flag, open_regular_file};
+use crate::os::{CancelToken, open_regular_file};
 use crate::rollout::packed::Unpacked;
 use memchr::memmem;
 use std::fs::File;
@@ -42,7 +42,7 @@ pub(crate) fn foreign_directory(
     workspace: &Path,
     thread: &str,
     config: &Config,
-    places: &Places,
+    places: &Paths,
 ) -> Option<PathBuf> {
     let rollouts = home::find_rollouts(&places.codex_home(config), thread).ok()?;
     let own = [
@@ -119,8 +119,8 @@ pub(super) fn unarchive(
     program: &Path,
     thread: &str,
     config: &Config,
-    places: &Places,
-    cancel: &Flag,
+    places: &Paths,
+    cancel: &CancelToken,
 ) -> Result<()> {
     let mut command = find::in_environment(program, config, places);
     command.args(["unarchive", "--", thread]);

@@ -8,25 +8,25 @@ use crate::backend::emitter::Emitter;
 use crate::codex::find;
 use crate::config::McpRegistration;
 use crate::error::{Error, Kind, Result};
-use crate::mcp::{self, Bridge, Changer, Mode, Settings, Tool, ToolHost};
-use crate::os::Flag;
+use crate::mcp::{self, Bridge, RegistrationMode, Settings, Tool, ToolHost, ToolUpdater};
+use crate::os::CancelToken;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A turn's tools and who answers their calls.
 pub(crate) struct Tools {
     host: Arc<dyn ToolHost>,
-    state: Mutex<State>,
+    state: Mutex<ToolsState>,
 }
 
-struct State {
+struct ToolsState {
     /// What is to be lent; the newest list until it is.
     tools: Vec<Tool>,
     changed: bool,
     /// codex was started, and there were none to lend.
-    without: bool,
+    started_without_tools: bool,
     /// There once they are lent.
-    changer: Option<Changer>,
+    updater: Option<ToolUpdater>,
 }
 
 impl Tools {
@@ -34,11 +34,11 @@ impl Tools {
     pub(crate) fn new(tools: Vec<Tool>, host: Arc<dyn ToolHost>) -> Tools {
         Tools {
             host,
-            state: Mutex::new(State {
+            state: Mutex::new(ToolsState {
                 tools,
                 changed: false,
-                without: false,
-                changer: None,
+                started_without_tools: false,
+                updater: None,
             }),
         }
     }
@@ -46,11 +46,11 @@ impl Tools {
     /// Replaces the tools; gives what was wrong with the new ones, where that is known yet.
     pub(crate) fn change(&self, tools: Vec<Tool>) -> Vec<String> {
         let mut state = self.state();
-        if let Some(changer) = state.changer.clone() {
+        if let Some(updater) = state.updater.clone() {
             drop(state);
-            return changer.change(tools);
+            return updater.change(tools);
         }
-        let too_late = state.without && !tools.is_empty();
+        let too_late = state.started_without_tools && !tools.is_empty();
         state.tools = tools;
         state.changed = true;
         let warning =
@@ -59,23 +59,23 @@ impl Tools {
     }
 
     /// Lends the tools to the codex that is to be started. No tools: no bridge, and no cost.
-    pub(super) fn lend(
+    pub(super) fn expose(
         &self,
         agent_id: &str,
         program: &Path,
         context: &Context,
-        cancel: &Flag,
-        teller: &mut Emitter<'_>,
+        cancel: &CancelToken,
+        emitter: &mut Emitter<'_>,
     ) -> Result<Option<Bridge>> {
         let mode = match context.config.mcp_registration {
-            McpRegistration::Turn => Mode::Turn,
-            McpRegistration::Persistent => Mode::Persistent,
+            McpRegistration::Turn => RegistrationMode::Turn,
+            McpRegistration::Persistent => RegistrationMode::Persistent,
             McpRegistration::Off => return Ok(None),
         };
         let tools = {
             let mut state = self.state();
             state.changed = false;
-            state.without = state.tools.is_empty();
+            state.started_without_tools = state.tools.is_empty();
             state.tools.clone()
         };
         if tools.is_empty() {
@@ -93,26 +93,26 @@ impl Tools {
         };
         let bridge = Bridge::start(agent_id, tools, Arc::clone(&self.host), &settings)?;
         for warning in bridge.warnings() {
-            teller.warn(warning);
+            emitter.warn(warning);
         }
-        let changer = bridge.changer();
+        let updater = bridge.updater();
         let mut state = self.state();
         let newer = state.changed.then(|| std::mem::take(&mut state.tools));
-        state.changer = Some(changer.clone());
+        state.updater = Some(updater.clone());
         drop(state);
-        for warning in newer.map(|tools| changer.change(tools)).unwrap_or_default() {
-            teller.warn(&warning);
+        for warning in newer.map(|tools| updater.change(tools)).unwrap_or_default() {
+            emitter.warn(&warning);
         }
         Ok(Some(bridge))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ToolsState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// This program, as codex can start it.
-fn executable(mode: Mode, profile: &Path) -> Result<PathBuf> {
+fn executable(mode: RegistrationMode, profile: &Path) -> Result<PathBuf> {
     let path = std::env::current_exe().map_err(|error| {
         if !crate::os::has_proc() {
             let message = "cannot tell this program's own path: '/proc' is not mounted";
@@ -131,7 +131,7 @@ fn executable(mode: Mode, profile: &Path) -> Result<PathBuf> {
     // say to each other; a copy of the running one stays as long as it runs, which is long enough for a turn.
     let name = path.to_string_lossy();
     let replaced = PathBuf::from(name.strip_suffix(" (deleted)").unwrap_or(&name));
-    if mode == Mode::Persistent {
+    if mode == RegistrationMode::Persistent {
         return Ok(replaced);
     }
     match mcp::program_copy(mcp::runtime_dir().as_deref(), profile) {

@@ -7,7 +7,7 @@
 //! are otherwise idle is what the goals are for.
 //!
 //! `PLEXUM_BENCH_BYTES` is the size of the rollout (300 MB), `PLEXUM_BENCH_LARGE` of the large one (1 GB; 0 is
-//! none). Files are made below the build's folder and removed at the end.
+//! none). Files are made below the build's directory and removed at the end.
 
 use rollout::{Sum, Truth};
 use serde_json::{Value, json};
@@ -97,24 +97,27 @@ struct Run {
 }
 
 struct Bench {
-    folder: PathBuf,
+    directory: PathBuf,
     kept: bool,
 }
 
 impl Drop for Bench {
     fn drop(&mut self) {
         // What is left over is below target, which `cargo clean` empties.
-        let _ = fs::remove_dir_all(&self.folder);
+        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
 impl Bench {
     /// Runs everything; `false` where a goal was missed.
     fn run() -> Result<bool> {
-        let folder =
+        let directory =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{}", std::process::id()));
-        fs::create_dir_all(&folder)?;
-        let mut bench = Bench { folder, kept: true };
+        fs::create_dir_all(&directory)?;
+        let mut bench = Bench {
+            directory,
+            kept: true,
+        };
         bench.start()?;
         let size = |name: &str, default: u64| {
             let given = std::env::var(name)
@@ -122,7 +125,7 @@ impl Bench {
                 .and_then(|bytes| bytes.parse().ok());
             given.unwrap_or(default)
         };
-        let rollout = bench.folder.join("rollout.jsonl");
+        let rollout = bench.directory.join("rollout.jsonl");
         let truth = rollout::make(&rollout, size("PLEXUM_BENCH_BYTES", 300_000_000))?;
         bench.parse_rollout(&rollout, &truth)?;
         bench.mutate(&rollout, &truth)?;
@@ -285,7 +288,7 @@ impl Bench {
 
     fn mutate(&mut self, file: &Path, truth: &Truth) -> Result<()> {
         self.head("mutate, 20 calls in the same file")?;
-        let copy = self.folder.join("copy.jsonl");
+        let copy = self.directory.join("copy.jsonl");
         let step = truth.ids.len() / 20;
         let (mut ours, mut plain) = (Vec::new(), Vec::new());
         for _ in 0..3 {
@@ -309,15 +312,15 @@ impl Bench {
 
     /// A place for turns: the command that runs one in it.
     fn place(&self, name: &str, codex: &Path) -> Result<Place> {
-        let root = self.folder.join(name);
-        for folder in [
+        let root = self.directory.join(name);
+        for directory in [
             "home",
             "codex",
             "tmp",
             "workspace",
             "profile/plugins/plexum-openai-provider",
         ] {
-            fs::create_dir_all(root.join(folder))?;
+            fs::create_dir_all(root.join(directory))?;
         }
         let config = root.join("profile/plugins/plexum-openai-provider/config.json");
         fs::write(config, json!({"binary": codex}).to_string())?;

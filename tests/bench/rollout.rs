@@ -1,7 +1,7 @@
 //! Makes large rollouts: the records that codex 0.169 writes, in the mix and of the sizes that long sessions
 //! have, the same bytes in every run.
 //!
-//! What matters for speed is kept: two thirds of the bytes are in records that are no tool call (reasoning,
+//! What matters for speed is kept: two thirds of the bytes are in records that are not tool calls (reasoning,
 //! copies of outputs in `item_completed`, counters), outputs have a median of 1 KiB and a long tail, one byte
 //! in sixteen of them is a backslash, and some are not ASCII.
 

@@ -86,13 +86,13 @@ fn an_empty_workspace_is_a_slip() {
         assert_eq!((output.status, output.stdout.as_str()), (2, ""), "{args:?}");
         assert_eq!(
             output.stderr,
-            "plexum-openai: '--workspace' needs a folder\n"
+            "plexum-openai: '--workspace' needs a directory\n"
         );
     }
 }
 
 #[test]
-fn a_tilde_that_the_shell_has_left_is_the_home_folder() {
+fn a_tilde_that_the_shell_has_left_is_the_home_directory() {
     let lab = Lab::fake(Value::Null);
     let output = Cli::new(&lab, ["turn", "--workspace=~/agents/alice", "hi"]).run();
     assert_eq!(output.status, 0, "{output:?}");

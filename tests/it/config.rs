@@ -72,12 +72,12 @@ fn what_is_wrong_is_told_with_its_place() {
 // fault: 65
 #[test]
 fn what_is_no_file_is_refused_and_never_waited_for() {
-    for kind in ["folder", "fifo", "large", "dangling"] {
+    for kind in ["directory", "fifo", "large", "dangling"] {
         let lab = Lab::fake(Value::Null);
         let path = lab.config_file();
         fs::remove_file(&path).unwrap();
         match kind {
-            "folder" => fs::create_dir(&path).unwrap(),
+            "directory" => fs::create_dir(&path).unwrap(),
             "fifo" => assert!(
                 Command::new("mkfifo")
                     .arg(&path)

@@ -1,4 +1,4 @@
-//! `doctor` against broken set-ups: each is named, and the mend that it tells is followed to the letter, after
+//! `doctor` against broken set-ups: each is named, and the fix that it tells is followed to the letter, after
 //! which the check is content.
 
 use crate::support::codex;
@@ -50,17 +50,17 @@ fn check(lab: &Lab, name: &str, status: &str, message: &str) {
     follow(lab, name, status, message, "ok");
 }
 
-/// The same, where the mend leads to another status.
+/// The same, where the fix leads to another status.
 #[track_caller]
 fn follow(lab: &Lab, name: &str, status: &str, message: &str, after: &str) {
     let (got, told) = check_named(lab, name);
     let root = lab.root().to_string_lossy().into_owned();
     let shown = told.replace(&root, "<lab>");
     assert_eq!((got.as_str(), shown.as_str()), (status, message));
-    let Some(mend) = told.rsplit("; ").next() else {
+    let Some(fix) = told.rsplit("; ").next() else {
         return;
     };
-    if let Some(command) = mend.strip_prefix("run: ") {
+    if let Some(command) = fix.strip_prefix("run: ") {
         let done = Command::new("sh")
             .args(["-c", command])
             .env_clear()
@@ -68,10 +68,7 @@ fn follow(lab: &Lab, name: &str, status: &str, message: &str, after: &str) {
             .output()
             .unwrap();
         assert!(done.status.success(), "{command}: {done:?}");
-    } else if let Some(setting) = mend
-        .strip_prefix("set ")
-        .filter(|mend| mend.contains("\": "))
-    {
+    } else if let Some(setting) = fix.strip_prefix("set ").filter(|fix| fix.contains("\": ")) {
         let (pairs, file) = setting.rsplit_once(" in ").unwrap();
         let config = fs::read(file).unwrap();
         let mut config: Value = serde_json::from_slice(&config).unwrap();
@@ -88,7 +85,7 @@ fn follow(lab: &Lab, name: &str, status: &str, message: &str, after: &str) {
         return;
     }
     let (got, told) = check_named(lab, name);
-    assert_eq!(got, after, "{told}, after: {mend}");
+    assert_eq!(got, after, "{told}, after: {fix}");
 }
 
 #[test]
@@ -151,7 +148,7 @@ fn the_config_file_is_checked_as_a_turn_reads_it() {
         &lab,
         "config",
         "warn",
-        "<lab>/profile/plugins/plexum-openai-provider/config.json: unknown key 'binery' is passed over; did you mean 'binary'?",
+        "<lab>/profile/plugins/plexum-openai-provider/config.json: unknown key 'binery' is ignored; did you mean 'binary'?",
     );
 }
 
@@ -172,8 +169,8 @@ fn a_codex_that_is_not_there_is_told() {
         "fail",
         &format!("cannot find codex 'codex' in PATH (<lab>/bin:/usr/bin:/bin); run: npm {install}"),
     );
-    // It is there, and the config leads elsewhere: to nowhere, to a folder, to what cannot be executed.
-    fs::create_dir(lab.path("folder")).unwrap();
+    // It is there, and the config leads elsewhere: to nowhere, to a directory, to what cannot be executed.
+    fs::create_dir(lab.path("directory")).unwrap();
     fs::write(lab.path("text"), "").unwrap();
     for (binary, status) in [
         (
@@ -185,14 +182,14 @@ fn a_codex_that_is_not_there_is_told() {
             "cannot start codex '/no/such/codex': No such file or directory",
         ),
         (
-            "<lab>/folder",
-            "cannot start codex '<lab>/folder': it is a folder",
+            "<lab>/directory",
+            "cannot start codex '<lab>/directory': it is a directory",
         ),
     ] {
         let binary = binary.replace("<lab>", &lab.root().to_string_lossy());
         lab.config(json!({"binary": binary}));
-        let mend = "set \"binary\": \"<lab>/bin/codex\" in <lab>/profile/plugins/plexum-openai-provider/config.json";
-        check(&lab, "codex", "fail", &format!("{status}; {mend}"));
+        let fix = "set \"binary\": \"<lab>/bin/codex\" in <lab>/profile/plugins/plexum-openai-provider/config.json";
+        check(&lab, "codex", "fail", &format!("{status}; {fix}"));
     }
     // It is not in PATH, but where its installers put it.
     let own = lab.path("home/.nvm/versions/node/v22.1.0/bin");
@@ -257,7 +254,7 @@ fn what_is_no_codex_is_told() {
 fn an_old_codex_is_told() {
     let old = json!({"version": [{"out": "codex-cli 0.98.0"}]});
     // Where npm has put it, npm is told to put the new one.
-    for (folder, arguments) in [
+    for (directory, arguments) in [
         ("bin", install().as_str()),
         (
             "lib/node_modules/@openai/codex/bin",
@@ -273,7 +270,7 @@ fn an_old_codex_is_told() {
         let new = format!("echo '{}' > {root}/fake.json", healthy());
         let real = arguments.replace("<lab>", &root);
         with_npm(&mut lab, &real.replace('~', &format!("{root}/home")), &new);
-        let program = lab.path(folder).join("codex");
+        let program = lab.path(directory).join("codex");
         fs::create_dir_all(program.parent().unwrap()).unwrap();
         // A copy: it is where a program really is that counts.
         fs::copy(lab.codex(), &program).unwrap();
@@ -283,7 +280,7 @@ fn an_old_codex_is_told() {
             "codex",
             "fail",
             &format!(
-                "<lab>/{folder}/codex is version 0.98.0, and 0.135.0 is the least that is supported; run: npm {arguments}"
+                "<lab>/{directory}/codex is version 0.98.0, and 0.135.0 is the least that is supported; run: npm {arguments}"
             ),
         );
     }
@@ -299,7 +296,7 @@ fn a_relative_path_to_codex_is_told() {
         &lab,
         "systemd",
         "warn",
-        "'./codex' is looked for in the folder that the daemon is started in; set \"binary\": \"<lab>/workspace/codex\" in <lab>/profile/plugins/plexum-openai-provider/config.json",
+        "'./codex' is looked for in the directory that the daemon is started in; set \"binary\": \"<lab>/workspace/codex\" in <lab>/profile/plugins/plexum-openai-provider/config.json",
     );
 }
 
@@ -322,7 +319,7 @@ fn a_codex_that_systemd_does_not_find_is_told() {
     let config = fs::read_to_string(lab.config_file()).unwrap();
     assert_eq!(config, json!({"binary": binary}).to_string());
 
-    // Without a config file the mend is a command that makes one.
+    // Without a config file the fix is a command that makes one.
     lab.config(json!({"binary": "codex-of-mine"}));
     fs::rename(lab.path("bin/codex-of-mine"), lab.path("bin/codex")).unwrap();
     fs::remove_dir_all(lab.path("profile")).unwrap();
@@ -334,7 +331,7 @@ fn a_codex_that_systemd_does_not_find_is_told() {
     );
 }
 
-/// npm's codex is a script for node, and node is often in a folder that systemd does not look into.
+/// npm's codex is a script for node, and node is often in a directory that systemd does not look into.
 #[test]
 fn a_codex_that_needs_a_node_is_told() {
     let mut lab = Lab::fake(healthy());
@@ -373,7 +370,7 @@ fn a_codex_that_needs_a_node_is_told() {
         ),
     );
     fs::rename(lab.path("node"), lab.path("bin/node-of-mine")).unwrap();
-    // Without it, the folder of the interpreter has to be in codex's PATH.
+    // Without it, the directory of the interpreter has to be in codex's PATH.
     fs::remove_dir_all(vendor).unwrap();
     lab.config(json!({"binary": lab.path("bin/codex"), "env": {"A": "b"}}));
     check(
@@ -382,7 +379,7 @@ fn a_codex_that_needs_a_node_is_told() {
         "warn",
         "a daemon under systemd cannot start codex '<lab>/bin/codex': it is a script for 'node-of-mine', which is not in PATH (/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin); set \"PATH\": \"<lab>/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\" in \"env\" in <lab>/profile/plugins/plexum-openai-provider/config.json",
     );
-    // The mend keeps what was there.
+    // The fix keeps what was there.
     let config: Value = serde_json::from_slice(&fs::read(lab.config_file()).unwrap()).unwrap();
     assert_eq!(config["env"]["A"], "b");
 }
@@ -423,7 +420,7 @@ fn a_missing_login_is_told() {
     );
 }
 
-/// With the real codex, since its mend is codex's own command.
+/// With the real codex, since its fix is codex's own command.
 #[test]
 fn a_key_that_codex_does_not_read_is_told() {
     for version in [codex::OLDEST, codex::NEWEST] {
@@ -532,7 +529,7 @@ real_codex! {
     fn tells_of_extra_args_that_codex_refuses(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         for (arguments, expected) in [
-            (&["--nonsense"][..], "codex refuses \"extra_args\": unexpected argument '--nonsense' found; mend \"extra_args\" in "),
+            (&["--nonsense"][..], "codex refuses \"extra_args\": unexpected argument '--nonsense' found; fix \"extra_args\" in "),
             (&["-p"], "a value is required for '--profile"),
             (&["-s", "bad"], "invalid value 'bad' for '--sandbox"),
             (&["hello"], "a word in it is neither a flag nor a flag's value"),
@@ -578,34 +575,34 @@ fn a_codex_home_that_is_not_there_is_told() {
 }
 
 #[test]
-fn a_folder_for_sockets_that_is_not_private_is_told() {
+fn a_directory_for_sockets_that_is_not_private_is_told() {
     let mut lab = Lab::fake(healthy());
     // Not in the lab: a socket's path has to be short.
     let short = tempfile::tempdir_in("/tmp").unwrap();
-    let folder = short.path().join("plexum-openai");
+    let directory = short.path().join("plexum-openai");
     lab.set_env("XDG_RUNTIME_DIR", short.path());
     let ready = |what: &dyn Fn()| {
-        let _ = fs::remove_dir(&folder);
-        let _ = fs::remove_dir(folder.with_file_name("plexum-openai.old"));
-        let _ = fs::remove_file(&folder);
+        let _ = fs::remove_dir(&directory);
+        let _ = fs::remove_dir(directory.with_file_name("plexum-openai.old"));
+        let _ = fs::remove_file(&directory);
         what();
     };
     let expect = |message: &str| {
         let (status, told) = check_named(&lab, "sockets");
-        let told = told.replace(&folder.to_string_lossy().into_owned(), "<folder>");
+        let told = told.replace(&directory.to_string_lossy().into_owned(), "<directory>");
         assert_eq!((status.as_str(), told.as_str()), ("fail", message));
         check(&lab, "sockets", "fail", &check_named(&lab, "sockets").1);
     };
     ready(&|| {
-        fs::create_dir(&folder).unwrap();
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(&directory).unwrap();
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
     });
     expect(
-        "the folder for sockets '<folder>' has mode 0755, not 0700; run: mv <folder> <folder>.old",
+        "the directory for sockets '<directory>' has mode 0755, not 0700; run: mv <directory> <directory>.old",
     );
-    ready(&|| symlink("/tmp", &folder).unwrap());
+    ready(&|| symlink("/tmp", &directory).unwrap());
     expect(
-        "the folder for sockets '<folder>' is a symbolic link or no folder; run: mv <folder> <folder>.old",
+        "the directory for sockets '<directory>' is a symbolic link or no directory; run: mv <directory> <directory>.old",
     );
     ready(&|| fs::set_permissions(short.path(), fs::Permissions::from_mode(0o555)).unwrap());
     let (_, told) = check_named(&lab, "sockets");
@@ -617,10 +614,10 @@ fn a_folder_for_sockets_that_is_not_private_is_told() {
             lab.path("home/.plexum").display()
         )
     );
-    assert!(!folder.exists(), "nothing is made by looking");
+    assert!(!directory.exists(), "nothing is made by looking");
 }
 
-/// The profile, where there is no runtime folder.
+/// The profile, where there is no runtime directory.
 #[test]
 fn a_profile_that_cannot_be_written_is_told() {
     let mut lab = Lab::fake(healthy());
@@ -644,9 +641,9 @@ fn a_profile_that_cannot_be_written_is_told() {
 fn a_workspace_that_is_none_is_told() {
     let lab = Lab::fake(healthy());
     fs::remove_dir(lab.workspace()).unwrap();
-    let folder = lab.path("home");
+    let directory = lab.path("home");
     let missing = Cli::new(&lab, ["doctor", "-w", "x/y"])
-        .folder(&folder)
+        .directory(&directory)
         .run();
     assert_eq!(missing.status, 0);
     assert!(
@@ -678,7 +675,7 @@ fn a_workspace_that_is_none_is_told() {
     }
     std::os::unix::fs::symlink("nowhere", lab.path("home/dangling")).unwrap();
     let dangling = Cli::new(&lab, ["doctor", "-w", "dangling"])
-        .folder(&folder)
+        .directory(&directory)
         .run();
     assert!(
         dangling
@@ -687,7 +684,9 @@ fn a_workspace_that_is_none_is_told() {
         "{dangling:?}"
     );
     fs::write(lab.path("home/x"), "").unwrap();
-    let file = Cli::new(&lab, ["doctor", "-w", "x"]).folder(&folder).run();
+    let file = Cli::new(&lab, ["doctor", "-w", "x"])
+        .directory(&directory)
+        .run();
     assert!(
         file.told(&file.stdout)
             .contains("FAIL  workspace     <lab>/home/x is not a directory; give another one\n"),
@@ -705,7 +704,7 @@ fn a_session_file_that_is_none_is_told() {
         &lab,
         "session",
         "warn",
-        "<lab>/workspace/.plexum-codex-session: \"-cmcp_servers.x.command=y\" is no thread id; the next turn sets it aside and starts a new thread",
+        "<lab>/workspace/.plexum-codex-session: \"-cmcp_servers.x.command=y\" is not a thread id; the next turn sets it aside and starts a new thread",
     );
     fs::remove_file(lab.session_file()).unwrap();
     symlink("/etc/passwd", lab.session_file()).unwrap();
@@ -745,9 +744,9 @@ fn a_lost_thread_is_told() {
 fn a_thread_that_a_full_disk_has_left_is_told() {
     let lab = Lab::fake(healthy());
     fs::write(lab.session_file(), THREAD).unwrap();
-    let folder = lab.codex_home().join("archived_sessions");
-    fs::create_dir(&folder).unwrap();
-    let rollout = folder.join(format!("rollout-2026-11-21T12-06-56-{THREAD}.jsonl"));
+    let directory = lab.codex_home().join("archived_sessions");
+    fs::create_dir(&directory).unwrap();
+    let rollout = directory.join(format!("rollout-2026-11-21T12-06-56-{THREAD}.jsonl"));
     fs::write(rollout, "").unwrap();
     let (status, message) = check_named(&lab, "rollout");
     assert_eq!(status, "warn");
@@ -763,9 +762,9 @@ fn a_thread_that_a_full_disk_has_left_is_told() {
 fn a_thread_that_another_codex_holds_is_told() {
     let lab = Lab::fake(healthy());
     fs::write(lab.session_file(), THREAD).unwrap();
-    let folder = lab.codex_home().join("sessions/2026/11/21");
-    fs::create_dir_all(&folder).unwrap();
-    let rollout = folder.join(format!("rollout-2026-11-21T10-00-00-{THREAD}.jsonl"));
+    let directory = lab.codex_home().join("sessions/2026/11/21");
+    fs::create_dir_all(&directory).unwrap();
+    let rollout = directory.join(format!("rollout-2026-11-21T10-00-00-{THREAD}.jsonl"));
     let meta = json!({"type": "session_meta", "payload": {"id": THREAD}});
     fs::write(&rollout, format!("{meta}\n")).unwrap();
     check(&lab, "thread lock", "ok", "free");
@@ -866,10 +865,7 @@ fn a_config_that_codex_cannot_use_is_told() {
         "{message}"
     );
     assert!(
-        message.ends_with(&format!(
-            "; mend {}/config.toml",
-            lab.codex_home().display()
-        )),
+        message.ends_with(&format!("; fix {}/config.toml", lab.codex_home().display())),
         "{message}"
     );
     assert!(message.contains(":1:"), "the place is told: {message}");
@@ -914,7 +910,7 @@ fn an_interruption_ends_the_codex_that_is_asked() {
 }
 
 #[test]
-fn a_folder_for_temporary_files_is_no_matter_of_codexs() {
+fn a_directory_for_temporary_files_is_no_matter_of_codexs() {
     let mut lab = Lab::fake(healthy());
     lab.set_env("TMPDIR", "/nonexistent");
     assert_eq!(check_named(&lab, "codex").0, "ok");
@@ -962,12 +958,12 @@ fn tells_whose_a_directory_of_another_user_is() {
         return;
     }
     let lab = Lab::fake(healthy());
-    for (name, what, folder) in [
+    for (name, what, directory) in [
         ("workspace", "the workspace", lab.workspace()),
         ("codex home", "the codex home", lab.codex_home()),
     ] {
-        std::os::unix::fs::chown(&folder, Some(4242), None).unwrap();
-        let shown = folder.strip_prefix(lab.root()).unwrap().display();
+        std::os::unix::fs::chown(&directory, Some(4242), None).unwrap();
+        let shown = directory.strip_prefix(lab.root()).unwrap().display();
         let (status, told) = check_named(&lab, name);
         let told = told.replace(&lab.root().to_string_lossy().into_owned(), "<lab>");
         assert_eq!(
@@ -980,7 +976,7 @@ fn tells_whose_a_directory_of_another_user_is() {
                 )
             )
         );
-        std::os::unix::fs::chown(&folder, Some(0), None).unwrap();
+        std::os::unix::fs::chown(&directory, Some(0), None).unwrap();
     }
 }
 

@@ -36,7 +36,7 @@ const FAULTS: &[&str] = &[
     // 25: The session file.
     "absent, empty",
     "garbage, arguments in it",
-    "a symlink, a folder, a FIFO",
+    "a symlink, a directory, a FIFO",
     "read-only, full, failing disk",
     "a crash while it is saved",
     "two turns in one workspace",
@@ -56,7 +56,7 @@ const FAULTS: &[&str] = &[
     // 43: The MCP socket.
     "a stale socket, a live one",
     "a path over 107 bytes",
-    "a folder of others",
+    "a directory of others",
     "another user, agent, turn",
     "names that become equal",
     "a connection dropped in a call",
@@ -78,7 +78,7 @@ const FAULTS: &[&str] = &[
     // 63: The config file.
     "absent, empty, unreadable",
     "bad JSON, wrong types, unknown keys",
-    "a folder, a FIFO, 100 MB",
+    "a directory, a FIFO, 100 MB",
     // 66: The conversation.
     "several user messages since the last response",
     "a message of attachments alone",

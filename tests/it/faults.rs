@@ -61,10 +61,10 @@ fn use_shell(lab: &Lab, script: &str) {
     lab.config(json!({"binary": lab.path("codex.sh")}));
 }
 
-/// A turn by hand, from the lab's folder.
+/// A turn by hand, from the lab's directory.
 const TURN: [&str; 4] = ["turn", "--workspace", "workspace", "hi"];
 
-/// Runs `plexum-openai` with these arguments under strace with these options, in the lab's folder.
+/// Runs `plexum-openai` with these arguments under strace with these options, in the lab's directory.
 #[track_caller]
 fn traced(lab: &Lab, strace: &Path, options: &[&str], arguments: &[&str]) -> Output {
     let mut child = Command::new(strace)
@@ -646,7 +646,7 @@ fn a_save_is_the_old_id_or_the_new_one() {
     let lab = Lab::fake(Value::Null);
     let fresh = ["turn", "--workspace", "workspace", "--fresh", "hi"];
     // So that each of the runs to come finds as many directories of codex's, and opens as many.
-    let first = Cli::new(&lab, fresh).folder(lab.root()).run();
+    let first = Cli::new(&lab, fresh).directory(lab.root()).run();
     assert_eq!(first.status, 0, "{first:?}");
     // The system calls of a save: the name, and which of its calls with that name it is.
     let (output, new) = save_over(&lab, || traced(&lab, &strace, &["-y", "-s", "300"], &fresh));
@@ -659,10 +659,10 @@ fn a_save_is_the_old_id_or_the_new_one() {
         };
         let count = counts.entry(name.to_owned()).or_insert(0);
         *count += 1;
-        let folder = format!("{}>", lab.workspace().display());
+        let directory = format!("{}>", lab.workspace().display());
         let begun = line.contains(".plexum-codex-session.tmp");
-        // After the rename, the folder is synced.
-        if begun || !calls.is_empty() && line.contains(&folder) {
+        // After the rename, the directory is synced.
+        if begun || !calls.is_empty() && line.contains(&directory) {
             calls.push((name.to_owned(), *count));
         }
     }
@@ -702,7 +702,7 @@ fn a_save_is_the_old_id_or_the_new_one() {
             lab.assert_quiet();
             // The next save does all, whatever the last one left.
             let (output, stored) = save_over(&lab, || {
-                let mut child = Cli::new(&lab, fresh).folder(lab.root()).spawn();
+                let mut child = Cli::new(&lab, fresh).directory(lab.root()).spawn();
                 cli::wait(&mut child, LIMIT);
                 child.wait_with_output().unwrap()
             });

@@ -1,4 +1,4 @@
-//! `make install` and `make install-plugin`, and their ways back, into folders of the test's own.
+//! `make install` and `make install-plugin`, and their ways back, into directories of the test's own.
 
 use crate::programs;
 use crate::support::user::User;
@@ -73,12 +73,12 @@ impl Home {
     /// Every file in it.
     fn files(&self) -> Vec<String> {
         let mut files = Vec::new();
-        let mut folders = vec![self.0.path().to_owned()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).unwrap() {
+        let mut directories = vec![self.0.path().to_owned()];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).unwrap() {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
-                    folders.push(path);
+                    directories.push(path);
                 } else {
                     let below = path.strip_prefix(self.0.path()).unwrap();
                     files.push(below.to_string_lossy().into_owned());
@@ -141,18 +141,18 @@ fn the_program_is_installed_and_taken_away() {
 #[test]
 fn the_plugin_is_installed_and_its_config_is_the_operators() {
     let Some(home) = Home::new() else { return };
-    let folder = ".plexum/plugins/plexum-openai-provider";
-    let config = || fs::read_to_string(home.path(folder).join("config.json")).unwrap();
+    let directory = ".plexum/plugins/plexum-openai-provider";
+    let config = || fs::read_to_string(home.path(directory).join("config.json")).unwrap();
     let said = home.make(&["install-plugin", "PROFILE=~/.plexum"]);
     assert_eq!(
         said,
         format!(
-            "Installed the plugin into ~/{folder}.
+            "Installed the plugin into ~/{directory}.
 codex is not in your PATH: the doctor below says what to do about that.
 
 What remains to do:
   1. See whether a turn has what it needs:
-       ~/{folder}/plexum-openai-provider-plugin doctor
+       ~/{directory}/plexum-openai-provider-plugin doctor
   2. Allow the plugin: add \"plexum-openai-provider\" to .plugins.allow in the config of the daemon.
   3. Make an agent that uses it: plexum agent-add --model codex my-agent
   4. Restart the daemon.
@@ -160,10 +160,10 @@ What remains to do:
         )
     );
     assert_eq!(serde_json::from_str::<Value>(&config()).unwrap(), json!({}));
-    let manifest = fs::read_to_string(home.path(folder).join("manifest.json")).unwrap();
+    let manifest = fs::read_to_string(home.path(directory).join("manifest.json")).unwrap();
     let manifest_read: Value = serde_json::from_str(&manifest).unwrap();
     let executable = manifest_read["executable"].as_str().unwrap();
-    let program = home.path(folder).join(executable);
+    let program = home.path(directory).join(executable);
     assert_eq!(printed(&program, &["manifest"]), manifest);
     let introduced = home.introduction(&program);
     assert_eq!(
@@ -172,7 +172,7 @@ What remains to do:
     );
 
     // With npm's codex, a script, the program beside it is the one.
-    fs::remove_file(home.path(folder).join("config.json")).unwrap();
+    fs::remove_file(home.path(directory).join("config.json")).unwrap();
     let package = home.path("lib/node_modules/@openai/codex");
     let native = package.join("node_modules/@openai/codex-linux-x64/vendor/x/bin/codex");
     for program in [&package.join("bin/codex.js"), &native] {
@@ -192,7 +192,7 @@ What remains to do:
 
     // What the operator wrote stays, through an update and the end.
     let own = "{\"binary\": \"mine\"}\n";
-    fs::write(home.path(folder).join("config.json"), own).unwrap();
+    fs::write(home.path(directory).join("config.json"), own).unwrap();
     let said = home.make(&["install-plugin"]);
     assert!(
         said.contains("Its config.json was there already and is as it was."),
@@ -205,7 +205,7 @@ What remains to do:
         "{said}"
     );
     assert_eq!(config(), own);
-    assert_eq!(fs::read_dir(home.path(folder)).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(home.path(directory)).unwrap().count(), 1);
 
     // Another profile is one that doctor has to be told of.
     let said = home.make(&["install-plugin", "PROFILE=~/other"]);
@@ -227,9 +227,9 @@ fn writes_config_for_its_owner_alone() {
             let found = fs::metadata(home.path(path)).unwrap();
             found.permissions().mode() & 0o777
         };
-        let folder = ".plexum/plugins/plexum-openai-provider";
-        assert_eq!(mode(&format!("{folder}/config.json")), 0o600, "{umask}");
-        for path in [".plexum", ".plexum/plugins", folder] {
+        let directory = ".plexum/plugins/plexum-openai-provider";
+        assert_eq!(mode(&format!("{directory}/config.json")), 0o600, "{umask}");
+        for path in [".plexum", ".plexum/plugins", directory] {
             assert_eq!(mode(path) & 0o022, 0, "{path} under {umask}");
         }
     }

@@ -65,7 +65,7 @@ fn a_turn_can_be_followed_and_its_secrets_are_its_own() {
         "read_stdin",
         {"event": {"type": "thread.started", "thread_id": thread}},
         {"event": {"type": "turn.started"}},
-        // What is no event, and what nobody knows.
+        // What is not an event, and what nobody knows.
         {"out": format!("\"{SECRET}\"")},
         {"out": format!("[\"{SECRET}\"]")},
         {"out": format!("{{\"{SECRET}\": \"{SECRET}\"}}")},

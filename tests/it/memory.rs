@@ -152,7 +152,7 @@ fn lines(lab: &Lab) -> Vec<(&'static str, String)> {
             ),
         ),
         (
-            "a stream that is no id",
+            "a stream that is not an id",
             request("1000", CANCEL, &format!(r#"{{"stream":[{tiny}]}}"#)),
         ),
         (

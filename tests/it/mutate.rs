@@ -72,17 +72,17 @@ impl Thread {
         json!({"agent_id": "alice", "workspace": self.lab.workspace(), "mutations": mutations})
     }
 
-    /// Nothing but the rollout is left in its folder, and of the locks what codex leaves.
+    /// Nothing but the rollout is left in its directory, and of the locks what codex leaves.
     #[track_caller]
     fn check_tidy(&self) {
-        let names = |folder: &Path| -> Vec<_> {
-            fs::read_dir(folder)
+        let names = |directory: &Path| -> Vec<_> {
+            fs::read_dir(directory)
                 .unwrap()
                 .map(|entry| entry.unwrap().file_name())
                 .collect()
         };
-        let folder = self.rollout.parent().unwrap();
-        assert_eq!(names(folder), [self.rollout.file_name().unwrap()]);
+        let directory = self.rollout.parent().unwrap();
+        assert_eq!(names(directory), [self.rollout.file_name().unwrap()]);
         assert_eq!(names(&self.locks()), [".coordination.lock"]);
     }
 }
@@ -862,20 +862,15 @@ fn a_wrong_command_line_is_told_and_writes_nothing() {
             &["-t", "-x", "a"],
             "",
             2,
-            "'-x' is no thread id: a UUID was expected",
+            "'-x' is not a thread id: a UUID was expected",
         ),
         (
             &["-w", ".", "--op", "eat", "a"],
             "",
             2,
-            "'eat' is no operation; '--op' takes light or heavy",
+            "'eat' is not an operation; '--op' takes light or heavy",
         ),
-        (
-            &["-w", ".", "a", "a"],
-            "",
-            2,
-            "the call id 'a' is given twice",
-        ),
+        (&["-w", ".", "a", "a"], "", 2, "duplicate call id 'a'"),
         (
             &["-w", ".", "--stdin", "a"],
             "",
@@ -905,7 +900,7 @@ fn a_wrong_command_line_is_told_and_writes_nothing() {
             by_workspace,
             r#"[{"block_id":"a","op":"light"},{"block_id":"b","op":"consume"}]"#,
             2,
-            "mutations[1].op: 'consume' is no operation; 'consume-light' or 'consume-heavy' was expected",
+            "mutations[1].op: 'consume' is not an operation; 'consume-light' or 'consume-heavy' was expected",
         ),
         (
             by_workspace,
@@ -925,7 +920,7 @@ fn a_wrong_command_line_is_told_and_writes_nothing() {
             1,
             "cannot open '<lab>/workspace/none.jsonl': No such file or directory",
         ),
-        (&["-w", "none", "a"], "", 1, "there is no folder 'none'"),
+        (&["-w", "none", "a"], "", 1, "there is no directory 'none'"),
     ] {
         assert_eq!(
             thread.mutate(args, stdin),

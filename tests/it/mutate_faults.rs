@@ -44,7 +44,7 @@ impl Place {
     fn new() -> Place {
         let lab = Lab::fake(Value::Null);
         let day = lab.codex_home().join("sessions/2026/11/21");
-        fs::create_dir_all(&day).expect("a folder");
+        fs::create_dir_all(&day).expect("a directory");
         let rollout = day.join(format!("rollout-2026-11-21T12-06-56-{THREAD}.jsonl"));
         let old = old();
         fs::write(&rollout, &old).expect("a file");
@@ -67,11 +67,11 @@ impl Place {
 
     /// Everything as it was before the first run.
     fn reset(&self) {
-        let folder = self.rollout.parent().expect("a folder");
-        for entry in fs::read_dir(folder).expect("a folder").flatten() {
+        let directory = self.rollout.parent().expect("a directory");
+        for entry in fs::read_dir(directory).expect("a directory").flatten() {
             fs::remove_file(entry.path()).expect("a file");
         }
-        // A folder that is not there yet is one more call that can fail.
+        // A directory that is not there yet is one more call that can fail.
         let _ = fs::remove_dir_all(self.lab.codex_home().join("thread-writer-locks"));
         fs::write(&self.rollout, &self.old).expect("a file");
     }
@@ -93,13 +93,13 @@ impl Place {
     /// strace's flags that let it see only what is done with these files: what a run looks at in `/proc` is
     /// never the same twice, and would shift the numbers of all calls behind it.
     fn only_files(&self) -> Vec<String> {
-        let folder = self.rollout.parent().expect("a folder");
+        let directory = self.rollout.parent().expect("a directory");
         let name = self.rollout.file_name().expect("a name").to_string_lossy();
         let locks = self.lab.codex_home().join("thread-writer-locks");
         let files = [
             self.rollout.clone(),
-            folder.join(format!(".{name}.plexum-tmp")),
-            folder.to_owned(),
+            directory.join(format!(".{name}.plexum-tmp")),
+            directory.to_owned(),
             locks.join(".coordination.lock"),
             locks.join(format!("{THREAD}.lock")),
             locks,
@@ -137,12 +137,12 @@ impl Place {
         self.check_tidy(after);
     }
 
-    /// Nothing but the rollout is left in its folder, and of the locks what codex leaves.
+    /// Nothing but the rollout is left in its directory, and of the locks what codex leaves.
     #[track_caller]
     fn check_tidy(&self, after: &str) {
-        let folder = self.rollout.parent().expect("a folder");
-        let names: Vec<_> = fs::read_dir(folder)
-            .expect("a folder")
+        let directory = self.rollout.parent().expect("a directory");
+        let names: Vec<_> = fs::read_dir(directory)
+            .expect("a directory")
             .flatten()
             .map(|entry| entry.file_name())
             .collect();
@@ -153,7 +153,7 @@ impl Place {
         );
         let locks = self.lab.codex_home().join("thread-writer-locks");
         let locks: Vec<_> = fs::read_dir(locks)
-            .expect("a folder")
+            .expect("a directory")
             .flatten()
             .map(|entry| entry.file_name())
             .collect();
@@ -216,7 +216,7 @@ fn calls(place: &Place, strace: &Path) -> Vec<(String, usize)> {
 }
 
 /// Can a disk make this system call fail? What there is to say about a file that is closed, fsync has said
-/// before; and std takes a close of a folder that fails for a bug, and panics. With poll std looks at the three
+/// before; and std takes a close of a directory that fails for a bug, and panics. With poll std looks at the three
 /// streams before `main`.
 fn can_fail(name: &str) -> bool {
     !matches!(name, "close" | "poll")

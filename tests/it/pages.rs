@@ -11,9 +11,9 @@ fn mandoc_has_nothing_to_say() {
     let Some(mandoc) = programs::find("mandoc") else {
         return;
     };
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("man");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("man");
     let mut pages = 0;
-    for page in std::fs::read_dir(folder).unwrap() {
+    for page in std::fs::read_dir(directory).unwrap() {
         let page = page.unwrap().path();
         let output = Command::new(&mandoc)
             .args(["-T", "lint", "-W", "warning"])

@@ -343,15 +343,15 @@ fn several_files_are_read_one_after_another() {
 fn a_thread_and_a_workspace_are_found() {
     let lab = Lab::fake(Value::Null);
     let thread = "01a1fd57-0000-7000-a000-000000000001";
-    let folder = lab.codex_home().join("archived_sessions");
-    fs::create_dir_all(&folder).unwrap();
+    let directory = lab.codex_home().join("archived_sessions");
+    fs::create_dir_all(&directory).unwrap();
     let text = rollout(&[
         ("session_meta", json!({"id": thread})),
         call("a", "{}"),
         output("a", "1"),
     ]);
     fs::write(
-        folder.join(format!("rollout-2026-11-21T12-00-00-{thread}.jsonl")),
+        directory.join(format!("rollout-2026-11-21T12-00-00-{thread}.jsonl")),
         text,
     )
     .unwrap();
@@ -877,9 +877,9 @@ const PACKED: &str = "01990000-0000-7000-8000-000000000001";
 /// A lab with this in place of a thread's packed rollout.
 fn with_packed(place: impl FnOnce(&std::path::Path)) -> Lab {
     let lab = Lab::fake(Value::Null);
-    let folder = lab.codex_home().join("sessions/2025/08/31");
-    fs::create_dir_all(&folder).unwrap();
-    place(&folder.join(format!("rollout-2025-08-31T10-00-00-{PACKED}.jsonl.zst")));
+    let directory = lab.codex_home().join("sessions/2025/08/31");
+    fs::create_dir_all(&directory).unwrap();
+    place(&directory.join(format!("rollout-2025-08-31T10-00-00-{PACKED}.jsonl.zst")));
     fs::write(lab.session_file(), PACKED).unwrap();
     lab
 }

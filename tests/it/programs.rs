@@ -8,7 +8,7 @@ use std::path::PathBuf;
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)
-        .map(|folder| folder.join(name))
+        .map(|directory| directory.join(name))
         .find(|file| file.is_file());
     if found.is_none() {
         let test = std::thread::current().name().unwrap_or("?").to_owned();

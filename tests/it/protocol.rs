@@ -160,7 +160,7 @@ fn json_of_any_depth_is_an_error() {
                 format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"{method}\",\"{member}\":{deep}}}\n").as_bytes(),
             );
         }
-        // What is no part of the protocol is passed over however deep it is.
+        // What is not a part of the protocol is ignored however deep it is.
         let extra = daemon.answer(901);
         assert!(
             extra["result"].is_object() || extra["error"].is_object(),
@@ -558,7 +558,7 @@ fn a_plain_turn_is_whole() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start(&lab);
     // `content` may be a plain string, `model` and the agent's `id` may be left out, and what else stands
-    // there is passed over.
+    // there is ignored.
     let turn = daemon.turn(json!({
         "agent": {"workspace": lab.workspace(), "more": 1},
         "request": {"messages": [
@@ -962,7 +962,7 @@ fn a_daemon_that_is_gone_is_a_quiet_end() {
 }
 
 // fault: 38
-/// Whoever has the other descriptors of a stream can make it non-blocking: nothing to read, or no room, is no end.
+/// Whoever has the other descriptors of a stream can make it non-blocking: nothing to read, or no room, is not an end.
 #[test]
 fn streams_in_non_blocking_mode_are_waited_for() {
     let lab = Lab::fake(Value::Null);
@@ -1082,7 +1082,7 @@ fn turns_of_one_workspace_run_in_order() {
     let mut ids = vec![daemon.request(method::STREAM, Daemon::prompt(&lab, "one"))];
     wait_until("the first to start", || lab.path("started").exists());
     for name in &names[1..] {
-        // The same folder under other names is the same workspace.
+        // The same directory under other names is the same workspace.
         let mut params = Daemon::prompt(&lab, name);
         if *name == "three" {
             std::os::unix::fs::symlink(lab.workspace(), lab.path("link")).unwrap();

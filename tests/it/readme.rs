@@ -14,7 +14,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// What a home folder is called in the pages.
+/// What a home directory is called in the pages.
 const HOME: &str = "/home/op";
 
 fn page(name: &str) -> PathBuf {
@@ -39,13 +39,13 @@ fn home() -> Option<Lab> {
     let script = fs::read(page("tests/demo/script.json")).unwrap();
     let mut lab = Lab::real(&codex, serde_json::from_slice::<Value>(&script).unwrap());
     let home = lab.path("home");
-    for folder in [
+    for directory in [
         ".local/bin",
         ".config/fish/completions",
         "agents/alice",
         "bin",
     ] {
-        fs::create_dir_all(home.join(folder)).unwrap();
+        fs::create_dir_all(home.join(directory)).unwrap();
     }
     symlink(&codex, home.join(".local/bin/codex")).unwrap();
     symlink(
@@ -59,7 +59,7 @@ fn home() -> Option<Lab> {
     let config = lab.codex_home().join("config.toml");
     let text = fs::read_to_string(&config).unwrap();
     fs::write(config, text.replacen("gpt-5", "gpt-5.5", 1)).unwrap();
-    // The lab's folder of codex, where the home has it.
+    // The lab's directory of codex, where the home has it.
     symlink(lab.codex_home(), home.join(".codex")).unwrap();
     let path = format!(
         "{0}/bin:{0}/.local/bin:/usr/local/bin:/usr/bin:/bin",

@@ -91,7 +91,7 @@ fn told(turn: &Turn) -> Vec<String> {
 #[track_caller]
 fn check_calls(codex: &Path) {
     let mut lab = Lab::real(codex, script());
-    // In a CODEX_HOME below the folder for temporary files codex has no apply_patch, wherever this is built.
+    // In a CODEX_HOME below the directory for temporary files codex has no apply_patch, wherever this is built.
     let temporary = lab.path("tmp");
     lab.set_env("TMPDIR", temporary);
     // The model of which codex knows, in all these versions, that it patches files.

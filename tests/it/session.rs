@@ -113,14 +113,14 @@ fn what_is_no_uuid_is_set_aside() {
 // fault: 27, 116
 #[test]
 fn sets_aside_what_is_not_a_regular_file() {
-    for kind in ["symlink", "dangling", "folder", "fifo"] {
+    for kind in ["symlink", "dangling", "directory", "fifo"] {
         let lab = Lab::fake(Value::Null);
         let path = lab.session_file();
         fs::write(lab.path("elsewhere"), KNOWN).unwrap();
         match kind {
             "symlink" => symlink(lab.path("elsewhere"), &path).unwrap(),
             "dangling" => symlink(lab.path("nowhere"), &path).unwrap(),
-            "folder" => fs::create_dir(&path).unwrap(),
+            "directory" => fs::create_dir(&path).unwrap(),
             _ => {
                 let made = Command::new("mkfifo").arg(&path).status().unwrap();
                 assert!(made.success());
@@ -160,7 +160,7 @@ fn a_stale_temporary_file_does_no_harm() {
 #[test]
 fn a_workspace_that_cannot_be_written_keeps_the_old_thread() {
     // root may write everywhere, but not into what is mounted read-only or immutable: neither is to be had in
-    // a test, so the folder's mode has to do, and root's run shows nothing.
+    // a test, so the directory's mode has to do, and root's run shows nothing.
     if rustix::process::geteuid().is_root() {
         return;
     }

@@ -7,11 +7,11 @@ use std::process::Command;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_plexum-openai");
 
-/// A folder with something to complete, and the completion scripts under the names that the shells want.
-fn folder() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::create_dir(folder.path().join("a folder")).unwrap();
-    std::fs::write(folder.path().join("an image.png"), "").unwrap();
+/// A directory with something to complete, and the completion scripts under the names that the shells want.
+fn directory() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("a directory")).unwrap();
+    std::fs::write(directory.path().join("an image.png"), "").unwrap();
     for shell in ["bash", "zsh", "fish"] {
         let output = Command::new(PROGRAM)
             .args(["completions", shell])
@@ -23,11 +23,11 @@ fn folder() -> tempfile::TempDir {
         } else {
             shell
         };
-        let scripts = folder.path().join("scripts");
+        let scripts = directory.path().join("scripts");
         std::fs::create_dir_all(&scripts).unwrap();
         std::fs::write(scripts.join(name), output.stdout).unwrap();
     }
-    folder
+    directory
 }
 
 /// What is typed after the program's name (`\t` is the tab key), and the arguments that the program then gets.
@@ -36,13 +36,13 @@ const TYPED: &[(&str, &str)] = &[
     ("--ver\t", "<--version>"),
     ("turn --js\t", "<turn><--json>"),
     ("turn --fr\t--js\tx", "<turn><--fresh><--json><x>"),
-    ("turn -w a\\ f\t", "<turn><-w><a folder/>"),
+    ("turn -w a\\ f\t", "<turn><-w><a directory/>"),
     ("turn -i an\t", "<turn><-i><an image.png>"),
     ("turn --color=al\t", "<turn><--color=always>"),
     ("mutate --op heav\t", "<mutate><--op><heavy>"),
     ("parse-rollout an\t", "<parse-rollout><an image.png>"),
     ("completions zs\t", "<completions><zsh>"),
-    // No flag follows `--`, and a flag's value is no subcommand.
+    // No flag follows `--`, and a flag's value is not a subcommand.
     ("turn -- --js\t", "<turn><--><--js>"),
     ("turn -m mutate --fr\t", "<turn><-m><mutate><--fresh>"),
 ];
@@ -52,9 +52,9 @@ fn check(shell: &str, command: &str, load: &str) {
     let (Some(script), Some(_)) = (programs::find("script"), programs::find(shell)) else {
         return;
     };
-    let folder = folder();
+    let directory = directory();
     let environment = [("PS1", "$ "), ("INPUTRC", "/dev/null")];
-    let mut terminal = Terminal::start(&script, command, folder.path(), &environment);
+    let mut terminal = Terminal::start(&script, command, directory.path(), &environment);
     // The marks are typed in two halves, so that the echo of what is typed is not taken for them.
     let stand_in = r#"plexum-openai() { printf 'ST''ART'; printf '<%s>' "$@"; echo E''ND; }"#;
     terminal.keys(&format!("{load}\n{stand_in}\necho READ''Y\n"));
@@ -63,8 +63,8 @@ fn check(shell: &str, command: &str, load: &str) {
         terminal.keys(&format!("plexum-openai {typed}\n"));
         terminal.wait("START");
         let got = terminal.wait("END");
-        // zsh takes the slash off a folder that ends the word.
-        let got = got.replace("folder>", "folder/>");
+        // zsh takes the slash off a directory that ends the word.
+        let got = got.replace("directory>", "directory/>");
         assert_eq!(got, *expected, "{shell}: {typed:?}");
     }
 }
@@ -92,7 +92,7 @@ fn fish_completes() {
     let Some(fish) = programs::find("fish") else {
         return;
     };
-    let folder = folder();
+    let directory = directory();
     for (typed, expected) in [
         (
             "tur",
@@ -103,7 +103,7 @@ fn fish_completes() {
             "turn --js",
             "--json\tprint the canonical events as JSON lines\n",
         ),
-        ("turn -w a", "a folder/\tDirectory\n"),
+        ("turn -w a", "a directory/\tDirectory\n"),
         ("turn --image an", "an image.png\n"),
         ("turn ", ""),
         (
@@ -117,19 +117,19 @@ fn fish_completes() {
         ("turn -m mutate --fr", "--fresh\tstart a new thread\n"),
     ] {
         assert_eq!(
-            candidates(&fish, folder.path(), typed),
+            candidates(&fish, directory.path(), typed),
             expected,
             "{typed:?}"
         );
     }
 }
 
-fn candidates(fish: &Path, folder: &Path, typed: &str) -> String {
+fn candidates(fish: &Path, directory: &Path, typed: &str) -> String {
     let line = format!("source scripts/fish; complete -C 'plexum-openai {typed}'");
     let output = Command::new(fish)
         .args(["--no-config", "-c", &line])
-        .current_dir(folder)
-        .env("HOME", folder)
+        .current_dir(directory)
+        .env("HOME", directory)
         .env_remove("XDG_CONFIG_HOME")
         .env_remove("XDG_DATA_HOME")
         .output()

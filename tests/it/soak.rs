@@ -85,8 +85,8 @@ impl Held {
     fn by(daemon: &Daemon, lab: &Lab) -> Held {
         let pid = daemon.pid();
         let mut files = BTreeSet::new();
-        for folder in ["tmp", "runtime"] {
-            list(&lab.path(folder), &mut files);
+        for directory in ["tmp", "runtime"] {
+            list(&lab.path(directory), &mut files);
         }
         Held {
             processes: ps::of(lab.root()).len(),
@@ -98,8 +98,8 @@ impl Held {
     }
 }
 
-fn list(folder: &Path, files: &mut BTreeSet<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap().flatten() {
+fn list(directory: &Path, files: &mut BTreeSet<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap().flatten() {
         if entry.path().is_dir() {
             list(&entry.path(), files);
         }
@@ -223,8 +223,8 @@ fn a_long_run_leaves_nothing() {
             Some(before) => assert_eq!(*before, now),
         }
     }
-    for folder in fs::read_dir(lab.path("w")).unwrap().flatten() {
-        let left = folder.path().join(".plexum-codex-session.tmp");
+    for directory in fs::read_dir(lab.path("w")).unwrap().flatten() {
+        let left = directory.path().join(".plexum-codex-session.tmp");
         assert!(!left.exists(), "{}", left.display());
     }
     let seconds = start.elapsed().as_secs_f32();

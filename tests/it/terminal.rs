@@ -24,20 +24,20 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    /// Runs `command` through the shell, in `folder`, with these variables and no others but PATH.
+    /// Runs `command` through the shell, in `directory`, with these variables and no others but PATH.
     pub(crate) fn start(
         script: &Path,
         command: &str,
-        folder: &Path,
+        directory: &Path,
         environment: &[(&str, &str)],
     ) -> Terminal {
         let mut child = Command::new(script)
             .args(["-qefc", command, "/dev/null"])
-            .current_dir(folder)
+            .current_dir(directory)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap())
             .env("SHELL", "/bin/sh")
-            .env("HOME", folder)
+            .env("HOME", directory)
             .env("TERM", "dumb")
             .envs(environment.iter().copied())
             .stdin(Stdio::piped())

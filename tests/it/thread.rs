@@ -89,7 +89,7 @@ real_codex! {
         assert_eq!(turn_in(&mut daemon, &lab, &there, "again").thread(), first.thread());
         fs::rename(&there, &beyond).unwrap();
         assert_eq!(turn_in(&mut daemon, &lab, &beyond, "beyond").thread(), first.thread());
-        // A copy of what was moved: the first directory is no help to tell.
+        // A copy of what was moved: the first directory does not help to tell.
         fs::remove_dir_all(&alice).unwrap();
         let carol = lab.path("carol");
         shell("cp", &["-r", &beyond.display().to_string(), &carol.display().to_string()], lab.root());

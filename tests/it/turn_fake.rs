@@ -105,7 +105,7 @@ fn a_codex_that_cannot_be_started_is_told_apart() {
     };
     for (binary, parts) in [
         (lab.path("gone"), &["gone", "No such file"][..]),
-        (lab.path("workspace"), &["workspace", "folder"]),
+        (lab.path("workspace"), &["workspace", "directory"]),
         (
             file("plain", b"#!/bin/sh\n", 0o644),
             &["plain", "not executable"],
@@ -229,7 +229,7 @@ fn a_codex_that_hangs_is_ended() {
         "{:?}",
         start.elapsed()
     );
-    // Talking is no idleness, and the whole turn has a limit of its own.
+    // Talking is not idleness, and the whole turn has a limit of its own.
     let lab = Lab::fake(Value::Null);
     let talk = json!({"repeat": {"times": 1000, "steps": [message("x"), {"sleep_ms": 300}]}});
     let start = Instant::now();
@@ -287,7 +287,7 @@ fn what_a_turn_has_open_is_not_idle() {
 }
 
 // fault: 8
-/// A daemon that does not read holds codex up: that is no idleness of codex's.
+/// A daemon that does not read holds codex up: that is not idleness of codex's.
 #[test]
 fn a_daemon_that_does_not_read_does_not_make_codex_idle() {
     let lab = Lab::fake(Value::Null);
@@ -472,7 +472,7 @@ fn a_flood_of_lines_that_are_no_events_is_counted() {
         .collect();
     assert_eq!(warnings.len(), 21, "{turn:?}");
     assert!(
-        warnings[20].contains("980 more warnings and lines that are no events"),
+        warnings[20].contains("980 more warnings and lines that are not events"),
         "{turn:?}"
     );
 }

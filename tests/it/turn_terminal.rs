@@ -106,8 +106,8 @@ fn start(
         "stty cols {columns} rows 24; trap : INT; {} turn {arguments}; echo E''ND $?",
         env!("CARGO_BIN_EXE_plexum-openai")
     );
-    let folder = lab.workspace();
-    Some(Terminal::start(&script, &line, &folder, &variables))
+    let directory = lab.workspace();
+    Some(Terminal::start(&script, &line, &directory, &variables))
 }
 
 /// Without what a run takes: `(2.4 s)` and `12 s:` are `(T)` and `T:`.
@@ -201,7 +201,7 @@ fn only_the_answer_is_on_stdout() {
     };
     terminal.wait("END 0");
     let out = fs::read_to_string(lab.path("out")).unwrap();
-    // As it was said: a file is no terminal that could be harmed.
+    // As it was said: a file is not a terminal that could be harmed.
     assert_eq!(out, "I will look.\n\nIt is\u{1b}[31m red.\n");
 }
 

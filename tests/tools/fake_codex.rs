@@ -8,10 +8,10 @@
 //! list of such lists, one for each `exec` in turn, the last one from then on), `new` and `resume` (for
 //! threads that start and go on), `version`, `login`, `mcp` (for those subcommands). What a script does not
 //! say goes as without one. In its strings `{thread}` is the thread's id, `{prompt}` the prompt (after
-//! `read_stdin`, where it comes that way), `{cwd}` the folder, `{uuid}` a fresh UUID, `{now}` the time
+//! `read_stdin`, where it comes that way), `{cwd}` the directory, `{uuid}` a fresh UUID, `{now}` the time
 //! and `{round}` how often the steps of a `repeat` were done before.
 //!
-//! `FAKE_CODEX_LOG` names a file that gets one JSON line for each start (arguments, folder, environment,
+//! `FAKE_CODEX_LOG` names a file that gets one JSON line for each start (arguments, directory, environment,
 //! process ids) and one for each `read_stdin`.
 //!
 //! A script that is wrong ends it with status 98 and the reason on stderr, a wait over its limit with 99.
@@ -228,11 +228,11 @@ fn ask_below(socket: &str, program: &[String]) -> Result<u8, Failure> {
     let byte = [io::IoSlice::new(b"x")];
     rustix::net::sendmsg(&stream, &byte, &mut control, SendFlags::empty())?;
     let env: Vec<(String, String)> = std::env::vars().collect();
-    let folder = std::env::current_dir()?;
+    let directory = std::env::current_dir()?;
     writeln!(
         stream,
         "{}",
-        json!({"program": program, "env": env, "folder": folder})
+        json!({"program": program, "env": env, "directory": directory})
     )?;
     let mut status = String::new();
     io::BufReader::new(stream).read_line(&mut status)?;
@@ -256,7 +256,7 @@ fn start_below(stream: &UnixStream) -> io::Result<()> {
     struct Asked {
         program: Vec<String>,
         env: Vec<(String, String)>,
-        folder: PathBuf,
+        directory: PathBuf,
     }
     let mut line = String::new();
     io::BufReader::new(stream).read_line(&mut line)?;
@@ -267,7 +267,7 @@ fn start_below(stream: &UnixStream) -> io::Result<()> {
         .args(&asked.program[1..])
         .env_clear()
         .envs(asked.env)
-        .current_dir(asked.folder)
+        .current_dir(asked.directory)
         .stdin(next())
         .stdout(next())
         .stderr(next())
@@ -419,7 +419,7 @@ impl Codex {
         match steps {
             None => Ok(None),
             Some(Value::Array(steps)) => Ok(Some(steps.clone())),
-            Some(other) => Err(wrong(format!("{other} is no list of steps"))),
+            Some(other) => Err(wrong(format!("{other} is not a list of steps"))),
         }
     }
 
@@ -626,7 +626,7 @@ impl Codex {
                 while text.contains("{uuid}") {
                     text = text.replacen("{uuid}", &fresh_uuid()?, 1);
                 }
-                // Last: what stands in a prompt is no placeholder.
+                // Last: what stands in a prompt is not a placeholder.
                 Value::String(text.replace("{prompt}", &self.prompt))
             }
             Value::Array(values) => Value::Array(
@@ -652,19 +652,19 @@ impl Codex {
 
     /// The thread's rollout, where it has one.
     fn rollout(&self) -> Result<Option<PathBuf>, Failure> {
-        let mut folders = vec![
+        let mut directories = vec![
             self.home()?.join("archived_sessions"),
             self.home()?.join("sessions"),
         ];
-        while let Some(folder) = folders.pop() {
-            let Ok(entries) = fs::read_dir(&folder) else {
+        while let Some(directory) = directories.pop() {
+            let Ok(entries) = fs::read_dir(&directory) else {
                 continue;
             };
             for entry in entries {
                 let path = entry?.path();
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 if path.is_dir() {
-                    folders.push(path);
+                    directories.push(path);
                 } else if name.ends_with(&format!("-{}.jsonl", self.thread)) {
                     return Ok(Some(path));
                 }
@@ -679,13 +679,13 @@ impl Codex {
             None => {
                 let now = timestamp();
                 let (date, time) = (&now[..10], now[11..19].replace(':', "-"));
-                let folder = self.home()?.join("sessions").join(date.replace('-', "/"));
-                fs::create_dir_all(&folder)?;
+                let directory = self.home()?.join("sessions").join(date.replace('-', "/"));
+                fs::create_dir_all(&directory)?;
                 let meta = json!({"timestamp": now, "type": "session_meta", "payload": {
                     "id": self.thread, "timestamp": now, "cwd": std::env::current_dir()?.to_string_lossy(),
                     "originator": "codex_exec", "cli_version": "0.169.0", "source": "exec"}});
                 (
-                    folder.join(format!("rollout-{date}T{time}-{}.jsonl", self.thread)),
+                    directory.join(format!("rollout-{date}T{time}-{}.jsonl", self.thread)),
                     format!("{}\n", as_codex(&meta)),
                 )
             }
@@ -769,10 +769,10 @@ impl Codex {
         if self.lock.is_some() {
             return Ok(());
         }
-        let folder = self.home()?.join("thread-writer-locks");
-        fs::create_dir_all(&folder)?;
-        let coordination = coordinate(&folder)?;
-        let path = folder.join(format!("{}.lock", self.thread));
+        let directory = self.home()?.join("thread-writer-locks");
+        fs::create_dir_all(&directory)?;
+        let coordination = coordinate(&directory)?;
+        let path = directory.join(format!("{}.lock", self.thread));
         let lock = open_lock(&path)?;
         if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             write_stderr(
@@ -791,8 +791,8 @@ impl Codex {
 
     fn release_lock(&mut self) -> Result<(), Failure> {
         if let Some((lock, path)) = self.lock.take() {
-            let folder = self.home()?.join("thread-writer-locks");
-            let coordination = coordinate(&folder)?;
+            let directory = self.home()?.join("thread-writer-locks");
+            let coordination = coordinate(&directory)?;
             fs::remove_file(path)?;
             drop(lock);
             drop(coordination);
@@ -801,8 +801,8 @@ impl Codex {
     }
 }
 
-fn coordinate(folder: &Path) -> Result<File, Failure> {
-    let file = open_lock(&folder.join(".coordination.lock"))?;
+fn coordinate(directory: &Path) -> Result<File, Failure> {
+    let file = open_lock(&directory.join(".coordination.lock"))?;
     rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
     Ok(file)
 }

@@ -252,11 +252,11 @@ impl Model {
         format!("http://{}/v1", self.address)
     }
 
-    /// Writes the `config.toml` that leads codex here; the folder is made where it is missing. codex tries a
+    /// Writes the `config.toml` that leads codex here; the directory is made where it is missing. codex tries a
     /// failed request and a broken stream `retries` times again.
     ///
     /// # Errors
-    /// The file or the folder cannot be written.
+    /// The file or the directory cannot be written.
     pub(crate) fn write_codex_home(&self, home: &Path, retries: u32) -> io::Result<()> {
         fs::create_dir_all(home)?;
         fs::write(

@@ -1,15 +1,15 @@
 //! One codex process: starting it, reading what it prints, ending it, and never leaving it behind.
 //!
 //! One thread does all of it with `poll`: it writes the prompt, reads stdout in lines, drains stderr beside it,
-//! notices the exit and the raised flag of a cancelled turn, and keeps the time. So nothing that codex does or
+//! notices the exit and the cancelled flag of a cancelled turn, and keeps the time. So nothing that codex does or
 //! does not do with its streams can block the turn, and there are no reader threads to join. Memory is bounded:
 //! a line over [`LONGEST_LINE`] is skipped to its end, and of stderr only the last part is kept.
 
-use super::command::Invocation;
+use super::command::CodexCommand;
 use super::guard;
 use crate::codex::failure::Exit;
 use crate::error::{Error, Kind, Result, reason};
-use crate::os::{self, Flag};
+use crate::os::{self, CancelToken};
 use memchr::memchr;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
@@ -41,15 +41,15 @@ pub(crate) enum Next {
     Line,
     /// The deadline passed.
     Deadline,
-    /// The flag was raised.
-    Raised,
+    /// The flag was cancelled.
+    Cancelled,
     /// codex has ended and everything it printed was taken.
     Ended,
 }
 
 /// A line that codex printed.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Line<'a> {
+pub(crate) enum OutputLine<'a> {
     /// Its bytes, without the line end.
     Whole(&'a [u8]),
     /// It was too long to be held; so many bytes were skipped.
@@ -66,23 +66,23 @@ pub(crate) struct Child {
     stdin: Option<(ChildStdin, Vec<u8>, usize)>,
     stdout: Option<ChildStdout>,
     stderr: Option<ChildStderr>,
-    lines: Lines,
+    lines: LineBuffer,
     tail: Vec<u8>,
     spawn_error: Option<i32>,
-    /// Has codex printed anything? Then it was started, whatever it prints.
+    /// Has codex printed anything? OnTimeout it was started, whatever it prints.
     has_printed: bool,
     /// Did the guard's end show already?
     exited: bool,
-    /// When patience with the present state ends, and what follows.
-    patience: Option<(Instant, Then)>,
-    /// The flag was seen raised and that was not said yet.
-    raised: bool,
+    /// When timeout with the present state ends, and what follows.
+    timeout: Option<(Instant, OnTimeout)>,
+    /// The flag was seen cancelled and that was not said yet.
+    cancelled: bool,
     asked_to_end: bool,
-    buried: Option<ExitStatus>,
+    exit_status: Option<ExitStatus>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
+enum OnTimeout {
     /// Ask the guard to end codex.
     End,
     /// Kill the whole group: the guard did not keep its promise.
@@ -95,10 +95,10 @@ impl Child {
     /// Starts codex. While it runs, and is ended, `lock` is kept locked ([`os::keep_locked`]).
     ///
     /// # Errors
-    /// A folder that cannot be entered ([`Kind::Params`]) or a machine that has no processes, descriptors or
+    /// A directory that cannot be entered ([`Kind::Params`]) or a machine that has no processes, descriptors or
     /// memory left ([`Kind::CodexFailed`], retryable). That codex itself could not be executed only shows in
     /// [`Exit::spawn_error`].
-    pub(crate) fn start(invocation: &Invocation, lock: Option<&Path>) -> Result<Child> {
+    pub(crate) fn start(invocation: &CodexCommand, lock: Option<&Path>) -> Result<Child> {
         // The guard is this executable, also after an update has replaced the file on disk.
         let mut command = Command::new("/proc/self/exe");
         command
@@ -109,7 +109,7 @@ impl Child {
             .arg(lock.unwrap_or(Path::new("")))
             .arg(&invocation.program)
             .args(&invocation.args)
-            .current_dir(&invocation.folder)
+            .current_dir(&invocation.directory)
             .envs(invocation.env.iter().map(|(name, value)| (name, value)))
             .stdin(match invocation.stdin {
                 Some(_) => Stdio::piped(),
@@ -163,15 +163,15 @@ impl Child {
                 .map(|(pipe, prompt)| (pipe, prompt.into_bytes(), 0)),
             stdout: streams.1,
             stderr: streams.2,
-            lines: Lines::default(),
+            lines: LineBuffer::default(),
             tail: Vec::new(),
             spawn_error: None,
             has_printed: false,
             exited: false,
-            patience: None,
-            raised: false,
+            timeout: None,
+            cancelled: false,
             asked_to_end: false,
-            buried: None,
+            exit_status: None,
         })
     }
 
@@ -185,34 +185,34 @@ impl Child {
         &self.ended
     }
 
-    /// Waits until there is a line, codex has ended, `flag` is raised or `deadline` has passed.
+    /// Waits until there is a line, codex has ended, `flag` is cancelled or `deadline` has passed.
     ///
     /// Once [`Child::end`] was called the flag is no longer looked at.
-    pub(crate) fn next(&mut self, flag: &Flag, deadline: Option<Instant>) -> Next {
+    pub(crate) fn next(&mut self, flag: &CancelToken, deadline: Option<Instant>) -> Next {
         loop {
             if self.lines.ready() {
                 return Next::Line;
             }
             // Before anything more is read: a codex that never pauses must not outrun its own cancellation.
-            if std::mem::take(&mut self.raised) && !self.asked_to_end {
-                return Next::Raised;
+            if std::mem::take(&mut self.cancelled) && !self.asked_to_end {
+                return Next::Cancelled;
             }
             if self.exited && self.stdout.is_none() && self.stderr.is_none() {
                 return Next::Ended;
             }
             let now = Instant::now();
-            if let Some((until, then)) = self.patience
+            if let Some((until, then)) = self.timeout
                 && now >= until
             {
-                self.lose_patience(then);
+                self.on_timeout(then);
                 continue;
             }
             if deadline.is_some_and(|deadline| now >= deadline) {
                 return Next::Deadline;
             }
-            let until = match (deadline, self.patience) {
-                (Some(deadline), Some((patience, _))) => Some(deadline.min(patience)),
-                (deadline, patience) => deadline.or(patience.map(|(until, _)| until)),
+            let until = match (deadline, self.timeout) {
+                (Some(deadline), Some((timeout, _))) => Some(deadline.min(timeout)),
+                (deadline, timeout) => deadline.or(timeout.map(|(until, _)| until)),
             };
             let ready = self.wait(
                 flag,
@@ -230,16 +230,16 @@ impl Child {
             if ready.ended && !self.exited {
                 self.exited = true;
                 self.stdin = None;
-                self.patience = Some((Instant::now() + AFTER_EXIT, Then::Abandon));
+                self.timeout = Some((Instant::now() + AFTER_EXIT, OnTimeout::Abandon));
                 // What codex wrote is all in the pipes by now: take it before anything is decided.
                 self.read_stderr();
             }
-            self.raised = ready.raised;
+            self.cancelled = ready.cancelled;
         }
     }
 
     /// The next complete line; [`Next::Line`] said that there is one.
-    pub(crate) fn line(&mut self) -> Option<Line<'_>> {
+    pub(crate) fn line(&mut self) -> Option<OutputLine<'_>> {
         self.lines.take()
     }
 
@@ -252,22 +252,22 @@ impl Child {
         self.asked_to_end = true;
         self.stdin = None;
         if !self.exited {
-            // It is not buried yet, so the pid is still its own.
+            // It is not exit_status yet, so the pid is still its own.
             let _ = rustix::process::kill_process(self.pid, Signal::TERM);
-            self.patience = Some((Instant::now() + guard::LONGEST_ENDING, Then::Kill));
+            self.timeout = Some((Instant::now() + guard::LONGEST_ENDING, OnTimeout::Kill));
         }
     }
 
-    /// Ends codex if it has not ended by itself within `patience`.
-    pub(crate) fn expect_end_within(&mut self, patience: Duration) {
-        if self.patience.is_none() {
-            self.patience = Some((Instant::now() + patience, Then::End));
+    /// Ends codex if it has not ended by itself within `timeout`.
+    pub(crate) fn expect_end_within(&mut self, timeout: Duration) {
+        if self.timeout.is_none() {
+            self.timeout = Some((Instant::now() + timeout, OnTimeout::End));
         }
     }
 
     /// How codex ended; waits for that.
     pub(crate) fn exit(&mut self) -> Exit {
-        let status = self.bury();
+        let status = self.reap();
         Exit {
             status,
             stderr: readable_tail(&self.tail),
@@ -276,8 +276,8 @@ impl Child {
         }
     }
 
-    fn bury(&mut self) -> ExitStatus {
-        *self.buried.get_or_insert_with(|| {
+    fn reap(&mut self) -> ExitStatus {
+        *self.exit_status.get_or_insert_with(|| {
             // It was seen to have ended, or was killed: this does not wait long, and it can only fail if
             // somebody else had waited for it, which nobody does.
             self.guard
@@ -286,15 +286,15 @@ impl Child {
         })
     }
 
-    fn lose_patience(&mut self, then: Then) {
-        self.patience = None;
+    fn on_timeout(&mut self, then: OnTimeout) {
+        self.timeout = None;
         match then {
-            Then::End => self.end(),
-            Then::Kill => {
+            OnTimeout::End => self.end(),
+            OnTimeout::Kill => {
                 self.kill();
-                self.patience = Some((Instant::now() + AFTER_EXIT, Then::Abandon));
+                self.timeout = Some((Instant::now() + AFTER_EXIT, OnTimeout::Abandon));
             }
-            Then::Abandon => {
+            OnTimeout::Abandon => {
                 os::signal_group(self.pid, Signal::KILL);
                 self.exited = true;
                 self.read_what_is_left();
@@ -311,7 +311,7 @@ impl Child {
         os::signal_group(self.pid, Signal::KILL);
     }
 
-    fn wait(&self, flag: &Flag, timeout: Option<Duration>) -> Ready {
+    fn wait(&self, flag: &CancelToken, timeout: Option<Duration>) -> Ready {
         let mut ready = Ready::default();
         let mut fds = Vec::with_capacity(5);
         let mut which: Vec<fn(&mut Ready)> = Vec::with_capacity(5);
@@ -334,7 +334,7 @@ impl Child {
             });
         }
         if !self.asked_to_end {
-            add(flag.as_fd(), PollFlags::IN, |ready| ready.raised = true);
+            add(flag.as_fd(), PollFlags::IN, |ready| ready.cancelled = true);
         }
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         // An error here is EINTR or a lack of memory: look again, the caller keeps the time.
@@ -371,8 +371,8 @@ impl Child {
             Ok(0) => {
                 self.stdout = None;
                 self.lines.finish();
-                if !self.exited && self.patience.is_none() {
-                    self.patience = Some((Instant::now() + AFTER_STDOUT, Then::End));
+                if !self.exited && self.timeout.is_none() {
+                    self.timeout = Some((Instant::now() + AFTER_STDOUT, OnTimeout::End));
                 }
             }
             Ok(_) => self.notice_spawn_error(),
@@ -399,7 +399,7 @@ impl Child {
                 .ok()
                 .and_then(|rest| rest.trim().parse().ok());
             if self.spawn_error.is_some() {
-                self.lines = Lines::default();
+                self.lines = LineBuffer::default();
             }
         }
     }
@@ -447,7 +447,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if self.buried.is_some() {
+        if self.exit_status.is_some() {
             return;
         }
         if !self.exited {
@@ -472,7 +472,7 @@ impl Drop for Child {
                 self.kill();
             }
         }
-        self.bury();
+        self.reap();
     }
 }
 
@@ -482,7 +482,7 @@ struct Ready {
     stdout: bool,
     stderr: bool,
     ended: bool,
-    raised: bool,
+    cancelled: bool,
 }
 
 fn again(error: &io::Error) -> bool {
@@ -492,7 +492,7 @@ fn again(error: &io::Error) -> bool {
     )
 }
 
-fn spawn_failed(invocation: &Invocation, error: io::Error) -> Error {
+fn spawn_failed(invocation: &CodexCommand, error: io::Error) -> Error {
     use rustix::io::Errno;
     match Errno::from_io_error(&error) {
         Some(Errno::NOENT | Errno::ACCESS) if !os::has_proc() => Error::new(
@@ -500,12 +500,12 @@ fn spawn_failed(invocation: &Invocation, error: io::Error) -> Error {
             "cannot start codex: '/proc' is not mounted, and without it nobody can see and end what codex starts",
         )
         .hint("mount it: mount -t proc proc /proc"),
-        // The program is this very process's: what is missing or closed is the folder.
+        // The program is this very process's: what is missing or closed is the directory.
         Some(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::LOOP) => Error::os(
             Kind::Params,
             format!(
                 "cannot enter the workspace '{}'",
-                invocation.folder.display()
+                invocation.directory.display()
             ),
             error,
         ),
@@ -555,7 +555,7 @@ fn readable_tail(tail: &[u8]) -> String {
 
 /// Bytes in, lines out, in one buffer.
 #[derive(Debug, Default)]
-struct Lines {
+struct LineBuffer {
     buffer: Vec<u8>,
     /// Where the first line that was not taken begins.
     start: usize,
@@ -563,12 +563,12 @@ struct Lines {
     searched: usize,
     /// The end of the first line, where it is known.
     end: Option<usize>,
-    /// Bytes of a line too long, while its end has not come; then what [`Line::Skipped`] tells.
+    /// Bytes of a line too long, while its end has not come; then what [`OutputLine::Skipped`] tells.
     skipping: Option<u64>,
     skipped: Option<u64>,
 }
 
-impl Lines {
+impl LineBuffer {
     fn read_from(&mut self, stream: &mut impl Read) -> io::Result<usize> {
         if self.start > 0 {
             self.buffer.drain(..self.start);
@@ -631,17 +631,17 @@ impl Lines {
         &self.buffer[self.start..]
     }
 
-    fn take(&mut self) -> Option<Line<'_>> {
+    fn take(&mut self) -> Option<OutputLine<'_>> {
         if let Some(skipped) = self.skipped.take() {
             self.search();
-            return Some(Line::Skipped(skipped));
+            return Some(OutputLine::Skipped(skipped));
         }
         let end = self.end.take()?;
         let start = self.start;
         self.start = end + 1;
         self.searched = self.start;
         self.search();
-        Some(Line::Whole(&self.buffer[start..end]))
+        Some(OutputLine::Whole(&self.buffer[start..end]))
     }
 
     /// The stream has ended: a last line without its end is a fragment and dropped, as codex died in it.
@@ -658,7 +658,7 @@ mod tests {
     use super::*;
 
     fn split(pieces: &[&[u8]]) -> Vec<std::result::Result<String, u64>> {
-        let mut lines = Lines::default();
+        let mut lines = LineBuffer::default();
         let mut found = Vec::new();
         for piece in pieces {
             let mut piece = *piece;
@@ -666,10 +666,10 @@ mod tests {
                 lines.read_from(&mut piece).unwrap();
                 while lines.ready() {
                     match lines.take() {
-                        Some(Line::Whole(line)) => {
+                        Some(OutputLine::Whole(line)) => {
                             found.push(Ok(String::from_utf8_lossy(line).into_owned()))
                         }
-                        Some(Line::Skipped(length)) => found.push(Err(length)),
+                        Some(OutputLine::Skipped(length)) => found.push(Err(length)),
                         None => {}
                     }
                 }

@@ -6,7 +6,7 @@
 
 use crate::codex::find::{environment, removed_from_environment};
 use crate::codex::toml;
-use crate::config::{Config, Places, PromptVia};
+use crate::config::{Config, Paths, PromptVia};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ const LONGEST_ARGUMENT: usize = 131_072 - 1;
 
 /// What of a turn decides how codex is called.
 #[derive(Debug)]
-pub(crate) struct Call<'a> {
+pub(crate) struct TurnArgs<'a> {
     /// The thread to go on with; `None` starts a new one.
     pub(crate) thread: Option<&'a str>,
     /// The model as the daemon names it.
@@ -37,10 +37,10 @@ pub(crate) struct Call<'a> {
 
 /// How codex is started: all of it, as data.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Invocation {
+pub(crate) struct CodexCommand {
     pub(crate) program: PathBuf,
     pub(crate) args: Vec<OsString>,
-    pub(crate) folder: PathBuf,
+    pub(crate) directory: PathBuf,
     pub(crate) env: Vec<(OsString, OsString)>,
     pub(crate) env_removed: Vec<&'static str>,
     /// What is written to its stdin; `None` gives it the null device.
@@ -53,9 +53,9 @@ pub(crate) struct Invocation {
 pub(crate) fn build(
     program: &Path,
     config: &Config,
-    places: &Places,
-    call: &Call<'_>,
-) -> Invocation {
+    places: &Paths,
+    call: &TurnArgs<'_>,
+) -> CodexCommand {
     let mut warnings = Vec::new();
     let extra = ExtraArgs::of(&config.extra_args, &mut warnings);
     // All flags stand before `resume`, which takes fewer of them than `exec`; what both take works there as well
@@ -137,10 +137,10 @@ pub(crate) fn build(
         Some(prompt)
     };
 
-    Invocation {
+    CodexCommand {
         program: program.to_owned(),
         args,
-        folder: call.workspace.to_owned(),
+        directory: call.workspace.to_owned(),
         env: environment(config, places),
         env_removed: removed_from_environment(config),
         stdin,
@@ -240,8 +240,8 @@ fn can_be_argument(prompt: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn args(config: &Config, call: &Call<'_>) -> Vec<String> {
-        let built = build(Path::new("/codex"), config, &Places::from_env(), call);
+    fn args(config: &Config, call: &TurnArgs<'_>) -> Vec<String> {
+        let built = build(Path::new("/codex"), config, &Paths::from_env(), call);
         built
             .args
             .iter()
@@ -249,8 +249,8 @@ mod tests {
             .collect()
     }
 
-    fn call<'a>(prompt: &'a str) -> Call<'a> {
-        Call {
+    fn call<'a>(prompt: &'a str) -> TurnArgs<'a> {
+        TurnArgs {
             thread: None,
             model: "",
             system: None,
@@ -278,7 +278,7 @@ mod tests {
             let built = build(
                 Path::new("/codex"),
                 &config,
-                &Places::from_env(),
+                &Paths::from_env(),
                 &call(prompt),
             );
             assert_eq!(built.stdin.as_deref(), Some(prompt));
@@ -299,7 +299,7 @@ mod tests {
         };
         let images = [PathBuf::from("/a.png"), PathBuf::from("/b.png")];
         let tools = ["-c".into(), "mcp_servers.x={}".into()];
-        let full = Call {
+        let full = TurnArgs {
             thread: Some("T"),
             model: "big",
             system: Some("be brief"),
@@ -326,7 +326,7 @@ mod tests {
         assert_eq!(
             args(
                 &config,
-                &Call {
+                &TurnArgs {
                     thread: None,
                     system: Some("a\"\\\n\u{7f}é"),
                     ..call("hi")
@@ -351,7 +351,7 @@ mod tests {
     // fault: 77
     #[test]
     fn extra_args_stand_before_resume_and_not_twice() {
-        let resumed = Call {
+        let resumed = TurnArgs {
             thread: Some("T"),
             model: "gpt-5",
             system: Some("x"),
@@ -384,7 +384,7 @@ mod tests {
                 extra_args: extra.iter().map(|arg| (*arg).to_owned()).collect(),
                 ..Config::default()
             };
-            let places = Places::from_env();
+            let places = Paths::from_env();
             let built = build(Path::new("/codex"), &config, &places, &resumed);
             let args = args(&config, &resumed);
             let end = [expected, &["--json", "resume", "--", "T", "-"]].concat();
@@ -406,7 +406,7 @@ mod tests {
             let built = build(
                 Path::new("/codex"),
                 &config,
-                &Places::from_env(),
+                &Paths::from_env(),
                 &call(prompt),
             );
             assert_eq!(built.stdin.as_deref(), Some(prompt));
@@ -421,13 +421,13 @@ mod tests {
     fn a_system_text_that_cannot_be_an_argument_heads_the_prompt() {
         let config = Config::default();
         let built = |system: &str, system_in_thread| {
-            let call = Call {
+            let call = TurnArgs {
                 thread: Some("T"),
                 system: Some(system),
                 system_in_thread,
                 ..call("hi")
             };
-            build(Path::new("/codex"), &config, &Places::from_env(), &call)
+            build(Path::new("/codex"), &config, &Paths::from_env(), &call)
         };
         let long = "x".repeat(131_071);
         let first = built(&long, false);

@@ -1,8 +1,8 @@
 //! The lines that `codex exec --json` prints.
 //!
 //! Measured on 0.135.0 to 0.169.0. Each line is one JSON object; it is read in one pass, leniently: a field of
-//! another type than it had counts as absent, unknown fields and types are passed over, and a key that stands
-//! twice is no error (`web_search` items have two `id`s, which a derived struct would refuse). Text that needs
+//! another type than it had counts as absent, unknown fields and types are ignored, and a key that stands
+//! twice is not an error (`web_search` items have two `id`s, which a derived struct would refuse). Text that needs
 //! no unescaping is borrowed from the line.
 
 use crate::canonical;
@@ -148,8 +148,8 @@ struct Raw<'a> {
 
 impl<'de> Deserialize<'de> for Raw<'de> {
     fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
+        struct RawVisitor;
+        impl<'de> Visitor<'de> for RawVisitor {
             type Value = Raw<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
@@ -158,11 +158,11 @@ impl<'de> Deserialize<'de> for Raw<'de> {
                 let mut raw = Raw::default();
                 while let Some(Name(key)) = map.next_key()? {
                     match &*key {
-                        "type" => raw.kind = map.next_value::<Text<'_>>()?.0,
-                        "thread_id" => raw.thread_id = map.next_value::<Text<'_>>()?.0,
-                        "message" => raw.message = map.next_value::<Text<'_>>()?.0,
-                        "error" => raw.error = map.next_value::<Text<'_>>()?.0,
-                        "usage" => raw.usage = map.next_value::<Usage>()?.0,
+                        "type" => raw.kind = map.next_value::<TextMember<'_>>()?.0,
+                        "thread_id" => raw.thread_id = map.next_value::<TextMember<'_>>()?.0,
+                        "message" => raw.message = map.next_value::<TextMember<'_>>()?.0,
+                        "error" => raw.error = map.next_value::<TextMember<'_>>()?.0,
+                        "usage" => raw.usage = map.next_value::<UsageMember>()?.0,
                         "item" => raw.item = map.next_value::<LenientItem<'_>>()?.0,
                         _ => drop(map.next_value::<IgnoredAny>()?),
                     }
@@ -170,7 +170,7 @@ impl<'de> Deserialize<'de> for Raw<'de> {
                 Ok(raw)
             }
         }
-        json.deserialize_map(V)
+        json.deserialize_map(RawVisitor)
     }
 }
 
@@ -179,8 +179,8 @@ struct Name<'a>(Cow<'a, str>);
 
 impl<'de> Deserialize<'de> for Name<'de> {
     fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
+        struct NameVisitor;
+        impl<'de> Visitor<'de> for NameVisitor {
             type Value = Name<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a key")
@@ -192,7 +192,7 @@ impl<'de> Deserialize<'de> for Name<'de> {
                 Ok(Name(Cow::Owned(text.to_owned())))
             }
         }
-        json.deserialize_str(V)
+        json.deserialize_str(NameVisitor)
     }
 }
 
@@ -220,38 +220,38 @@ macro_rules! absent {
 }
 
 /// A string; or the `message` of an object, as errors have it in one place and plain in another.
-struct Text<'a>(Option<Cow<'a, str>>);
+struct TextMember<'a>(Option<Cow<'a, str>>);
 
-impl<'de> Deserialize<'de> for Text<'de> {
+impl<'de> Deserialize<'de> for TextMember<'de> {
     fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
-            type Value = Text<'de>;
+        struct TextMemberVisitor;
+        impl<'de> Visitor<'de> for TextMemberVisitor {
+            type Value = TextMember<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("anything")
             }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
-                Ok(Text(Some(Cow::Borrowed(text))))
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<TextMember<'de>, E> {
+                Ok(TextMember(Some(Cow::Borrowed(text))))
             }
-            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
-                Ok(Text(Some(Cow::Owned(text.to_owned()))))
+            fn visit_str<E>(self, text: &str) -> Result<TextMember<'de>, E> {
+                Ok(TextMember(Some(Cow::Owned(text.to_owned()))))
             }
-            absent!(Text(None); visit_bool(bool), visit_i64(i64), visit_u64(u64), visit_f64(f64));
-            absent!(Text(None); unit);
-            absent!(Text(None); seq);
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Text<'de>, A::Error> {
+            absent!(TextMember(None); visit_bool(bool), visit_i64(i64), visit_u64(u64), visit_f64(f64));
+            absent!(TextMember(None); unit);
+            absent!(TextMember(None); seq);
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TextMember<'de>, A::Error> {
                 let mut message = None;
                 while let Some(Name(key)) = map.next_key()? {
                     if key == "message" {
-                        message = map.next_value::<Text<'_>>()?.0;
+                        message = map.next_value::<TextMember<'_>>()?.0;
                     } else {
                         map.next_value::<IgnoredAny>()?;
                     }
                 }
-                Ok(Text(message))
+                Ok(TextMember(message))
             }
         }
-        json.deserialize_any(V)
+        json.deserialize_any(TextMemberVisitor)
     }
 }
 
@@ -260,8 +260,8 @@ struct Number(Option<i64>);
 
 impl<'de> Deserialize<'de> for Number {
     fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
+        struct NumberVisitor;
+        impl<'de> Visitor<'de> for NumberVisitor {
             type Value = Number;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("anything")
@@ -277,25 +277,25 @@ impl<'de> Deserialize<'de> for Number {
             absent!(Number(None); seq);
             absent!(Number(None); map);
         }
-        json.deserialize_any(V)
+        json.deserialize_any(NumberVisitor)
     }
 }
 
 /// The counters of a `usage` object.
-pub(crate) struct Usage(pub(crate) Option<Totals>);
+pub(crate) struct UsageMember(pub(crate) Option<Totals>);
 
-impl<'de> Deserialize<'de> for Usage {
+impl<'de> Deserialize<'de> for UsageMember {
     fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
-            type Value = Usage;
+        struct UsageMemberVisitor;
+        impl<'de> Visitor<'de> for UsageMemberVisitor {
+            type Value = UsageMember;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("anything")
             }
-            absent!(Usage(None); visit_bool(bool), visit_i64(i64), visit_u64(u64), visit_f64(f64), visit_str(&str));
-            absent!(Usage(None); unit);
-            absent!(Usage(None); seq);
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Usage, A::Error> {
+            absent!(UsageMember(None); visit_bool(bool), visit_i64(i64), visit_u64(u64), visit_f64(f64), visit_str(&str));
+            absent!(UsageMember(None); unit);
+            absent!(UsageMember(None); seq);
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UsageMember, A::Error> {
                 let mut totals = Totals::default();
                 while let Some(Name(key)) = map.next_key()? {
                     let counter = match &*key {
@@ -314,10 +314,10 @@ impl<'de> Deserialize<'de> for Usage {
                         .and_then(|number| u64::try_from(number).ok())
                         .unwrap_or(0);
                 }
-                Ok(Usage(Some(totals)))
+                Ok(UsageMember(Some(totals)))
             }
         }
-        json.deserialize_any(V)
+        json.deserialize_any(UsageMemberVisitor)
     }
 }
 
@@ -325,8 +325,8 @@ struct LenientItem<'a>(Item<'a>);
 
 impl<'de> Deserialize<'de> for LenientItem<'de> {
     fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
+        struct LenientItemVisitor;
+        impl<'de> Visitor<'de> for LenientItemVisitor {
             type Value = LenientItem<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("anything")
@@ -361,7 +361,7 @@ impl<'de> Deserialize<'de> for LenientItem<'de> {
                             continue;
                         }
                         "changes" => {
-                            item.changes = map.next_value::<Paths<'_>>()?.0;
+                            item.changes = map.next_value::<ChangedPaths<'_>>()?.0;
                             continue;
                         }
                         _ => {
@@ -369,7 +369,7 @@ impl<'de> Deserialize<'de> for LenientItem<'de> {
                             continue;
                         }
                     };
-                    let value = map.next_value::<Text<'_>>()?.0;
+                    let value = map.next_value::<TextMember<'_>>()?.0;
                     if value.is_some() {
                         *text = value;
                     }
@@ -377,33 +377,36 @@ impl<'de> Deserialize<'de> for LenientItem<'de> {
                 Ok(LenientItem(item))
             }
         }
-        json.deserialize_any(V)
+        json.deserialize_any(LenientItemVisitor)
     }
 }
 
 /// The `path`s of a list of changes.
-struct Paths<'a>(Vec<Cow<'a, str>>);
+struct ChangedPaths<'a>(Vec<Cow<'a, str>>);
 
-impl<'de> Deserialize<'de> for Paths<'de> {
+impl<'de> Deserialize<'de> for ChangedPaths<'de> {
     fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
-            type Value = Paths<'de>;
+        struct ChangedPathsVisitor;
+        impl<'de> Visitor<'de> for ChangedPathsVisitor {
+            type Value = ChangedPaths<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("anything")
             }
-            absent!(Paths(Vec::new()); visit_bool(bool), visit_i64(i64), visit_u64(u64), visit_f64(f64), visit_str(&str));
-            absent!(Paths(Vec::new()); unit);
-            absent!(Paths(Vec::new()); map);
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Paths<'de>, A::Error> {
+            absent!(ChangedPaths(Vec::new()); visit_bool(bool), visit_i64(i64), visit_u64(u64), visit_f64(f64), visit_str(&str));
+            absent!(ChangedPaths(Vec::new()); unit);
+            absent!(ChangedPaths(Vec::new()); map);
+            fn visit_seq<A: SeqAccess<'de>>(
+                self,
+                mut list: A,
+            ) -> Result<ChangedPaths<'de>, A::Error> {
                 let mut paths = Vec::new();
                 while let Some(Change(path)) = list.next_element()? {
                     paths.extend(path);
                 }
-                Ok(Paths(paths))
+                Ok(ChangedPaths(paths))
             }
         }
-        json.deserialize_any(V)
+        json.deserialize_any(ChangedPathsVisitor)
     }
 }
 
@@ -411,8 +414,8 @@ struct Change<'a>(Option<Cow<'a, str>>);
 
 impl<'de> Deserialize<'de> for Change<'de> {
     fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
+        struct ChangeVisitor;
+        impl<'de> Visitor<'de> for ChangeVisitor {
             type Value = Change<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("anything")
@@ -424,7 +427,7 @@ impl<'de> Deserialize<'de> for Change<'de> {
                 let mut path = None;
                 while let Some(Name(key)) = map.next_key()? {
                     if key == "path" {
-                        path = map.next_value::<Text<'_>>()?.0;
+                        path = map.next_value::<TextMember<'_>>()?.0;
                     } else {
                         map.next_value::<IgnoredAny>()?;
                     }
@@ -432,7 +435,7 @@ impl<'de> Deserialize<'de> for Change<'de> {
                 Ok(Change(path))
             }
         }
-        json.deserialize_any(V)
+        json.deserialize_any(ChangeVisitor)
     }
 }
 

@@ -88,7 +88,7 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
     };
     let codex = Pid::from_child(&child);
     // codex is the only one that holds its streams: the plugin waits for their end.
-    os::let_go_of_streams();
+    os::close_standard_streams();
 
     let mut status = None;
     while status.is_none() {
@@ -123,7 +123,7 @@ pub(crate) fn reap_as_init() -> Option<u8> {
         .spawn()
         .ok()?;
     let child = Pid::from_child(&child);
-    os::let_go_of_streams();
+    os::close_standard_streams();
     loop {
         signals.wait(None);
         if let Some(status) = reap(child) {

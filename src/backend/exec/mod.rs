@@ -11,7 +11,7 @@ pub(crate) mod translate;
 use super::emitter::Emitter;
 use super::{Backend, Outcome, TurnSpec};
 use crate::error::Result;
-use crate::os::Flag;
+use crate::os::CancelToken;
 
 /// A `codex exec` for each turn.
 pub(crate) struct Exec;
@@ -20,7 +20,7 @@ impl Backend for Exec {
     fn run(
         &self,
         spec: &TurnSpec<'_>,
-        cancel: &Flag,
+        cancel: &CancelToken,
         emitter: &mut Emitter<'_>,
     ) -> Result<Outcome> {
         run::Run { spec }.run(cancel, emitter)

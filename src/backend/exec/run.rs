@@ -2,19 +2,19 @@
 //!
 //! A turn has one attempt, or two when codex no longer knows the stored thread and a new one takes over.
 
-use super::child::{Child, Line, Next};
-use super::command::{self, Call};
+use super::child::{Child, Next, OutputLine};
+use super::command::{self, TurnArgs};
 use super::system;
-use super::translate::{Said, Translator, Verdict};
+use super::translate::{Translator, TurnOutcome, Update};
 use crate::backend::emitter::{Emitter, Step, StepKind, StepState};
-use crate::backend::follow::{Recorded, Watch};
+use crate::backend::follow::{Recorded, RolloutFollower};
 use crate::backend::{Account, Outcome, Tokens, TurnSpec, TurnStatus};
 use crate::canonical::{PlanItem, Status, Telemetry, TurnEvent, TurnUsage};
 use crate::codex::failure;
 use crate::codex::home;
 use crate::error::{Error, Kind, Result, is_exhausted};
 use crate::mcp::Bridge;
-use crate::os::Flag;
+use crate::os::CancelToken;
 use crate::os::open_regular_file;
 use crate::rollout::lines::Lines;
 use crate::rollout::record::{self, TurnEnd};
@@ -31,11 +31,11 @@ const AFTER_VERDICT: Duration = Duration::from_secs(10);
 /// How often a rollout is looked at that grows.
 const TICK: Duration = Duration::from_millis(40);
 /// How long a printed text waits for its record, so that the calls before it are told before it.
-const UNRECORDED: Duration = Duration::from_millis(300);
+const RECORD_WAIT: Duration = Duration::from_millis(300);
 /// How long a printed to-do list waits for its record.
 const PLAN_WAIT: Duration = Duration::from_millis(150);
 /// After so many texts in a row without a record, none is waited for any more.
-const GIVEN_UP: u32 = 3;
+const MAX_UNMATCHED_TEXTS: u32 = 3;
 /// How many sub-agents' rollouts are followed in a turn.
 const MAX_AGENTS: usize = 64;
 /// How long after a call that may have started a sub-agent its rollout is looked for.
@@ -44,7 +44,7 @@ const AGENT_WAIT: Duration = Duration::from_secs(3);
 const AGENT_PAUSE: Duration = Duration::from_millis(150);
 /// The longest first line of a rollout that is read: it holds codex's whole instructions.
 const MAX_META: u64 = 4 << 20;
-/// So many warnings of codex, and lines that are no events, are told as warnings in a turn; the rest at `debug`.
+/// So many warnings of codex, and lines that are not events, are told as warnings in a turn; the rest at `debug`.
 const MAX_TROUBLES: u64 = 20;
 /// How much is still told of tool calls after a cancel, in bytes: a daemon that does not read has it pile up.
 const MAX_AFTER_CANCEL: usize = 8 << 20;
@@ -55,7 +55,7 @@ pub(super) struct Run<'a> {
 }
 
 /// Why codex is being ended before it is done.
-enum Cut {
+enum StopCause {
     Cancelled,
     Limit(Error),
 }
@@ -65,8 +65,8 @@ impl Run<'_> {
     ///
     /// # Errors
     /// codex could not be started; nothing was told then.
-    pub(super) fn run(&self, cancel: &Flag, teller: &mut Emitter<'_>) -> Result<Outcome> {
-        if cancel.is_raised() {
+    pub(super) fn run(&self, cancel: &CancelToken, emitter: &mut Emitter<'_>) -> Result<Outcome> {
+        if cancel.is_cancelled() {
             return Ok(Outcome::not_started(TurnStatus::Cancelled));
         }
         let (watch, trouble) = match self.watch_known(cancel) {
@@ -74,7 +74,7 @@ impl Run<'_> {
             Err(error) => (None, Some(error)),
         };
         // Reading back may have taken a while.
-        if cancel.is_raised() {
+        if cancel.is_cancelled() {
             return Ok(Outcome::not_started(TurnStatus::Cancelled));
         }
         let config = self.spec.config;
@@ -82,7 +82,7 @@ impl Run<'_> {
             self.spec.program,
             config,
             self.spec.places,
-            &Call {
+            &TurnArgs {
                 thread: self.spec.thread,
                 model: self.spec.model,
                 system: self.spec.system,
@@ -97,9 +97,9 @@ impl Run<'_> {
         );
         crate::codex::check_prompt_length(invocation.stdin.as_deref().unwrap_or_default())?;
         for warning in &invocation.warnings {
-            teller.warn(warning);
+            emitter.warn(warning);
         }
-        teller.debug(&format!(
+        emitter.debug(&format!(
             "starting '{}' {}",
             self.spec.program.display(),
             if self.spec.thread.is_some() {
@@ -114,13 +114,13 @@ impl Run<'_> {
             bridge.admit_below(child.guard_pid());
         }
         cancel.attach(child.pidfd());
-        let mut heard = Heard {
+        let mut state = RunState {
             translator: Translator::default(),
             thread: None,
             worked: false,
             has_steps: false,
             troubles: 0,
-            record: Record {
+            record: RolloutState {
                 next_search: Instant::now(),
                 pause: TICK,
                 watch,
@@ -137,19 +137,19 @@ impl Run<'_> {
             agents: Agents::default(),
             cancel: cancel.clone(),
         };
-        let cut = self.listen(&mut child, &mut heard, cancel, teller);
+        let cut = self.listen(&mut child, &mut state, cancel, emitter);
         let exit = child.exit();
         if let Some(bridge) = self.spec.tools {
             bridge.admit_nobody();
         }
-        heard.record.next_search = Instant::now();
-        self.find_record(&mut heard);
+        state.record.next_search = Instant::now();
+        self.find_record(&mut state);
         if let Some(errno) = exit.spawn_error {
             return Err(self.not_started(errno));
         }
-        teller.debug(&format!("codex has ended: {}", exit.describe()));
-        self.tell_left(&mut heard, cancel, teller);
-        let Heard {
+        emitter.debug(&format!("codex has ended: {}", exit.describe()));
+        self.emit_remaining(&mut state, cancel, emitter);
+        let RunState {
             translator,
             thread,
             worked,
@@ -159,25 +159,25 @@ impl Run<'_> {
             skipped,
             agents,
             ..
-        } = heard;
+        } = state;
         let end = record.watch.as_ref().and_then(|watch| watch.end().cloned());
         let totals = match translator.verdict() {
-            Some(Verdict::Completed(Some(totals))) => Some(totals.usage()),
+            Some(TurnOutcome::Completed(Some(totals))) => Some(totals.usage()),
             _ => None,
         };
         let said = match translator.verdict() {
-            Some(Verdict::Failed(message)) => Some(message.as_str()),
+            Some(TurnOutcome::Failed(message)) => Some(message.as_str()),
             _ => translator.last_error(),
         };
         let telemetry = record.watch.as_ref().map(|watch| watch.telemetry().clone());
         if let Some(more @ 1..) = troubles.checked_sub(MAX_TROUBLES) {
-            teller.warn(&format!(
-                "codex: {more} more warnings and lines that are no events; they are told at 'debug'"
+            emitter.warn(&format!(
+                "codex: {more} more warnings and lines that are not events; they are told at 'debug'"
             ));
         }
         // A codex home that is a copy: its index leads codex to the rollout of the original (0.135 to 0.169).
         if has_steps && record.watch.as_ref().is_some_and(|it| !it.has_grown()) {
-            teller.warn(&format!(
+            emitter.warn(&format!(
                 "codex has recorded nothing of the turn where the thread's rollout is, and its tool calls cannot be told: the codex home may be a copy of another; 'plexum-openai doctor -w {}' helps",
                 shell::quote_path(&self.spec.workspace.to_string_lossy())
             ));
@@ -195,30 +195,30 @@ impl Run<'_> {
             tokens.turn = tokens.turn.with_subagent(agent.used());
         }
         if let (None, Some(error), Some(_)) = (recorded, trouble, &thread) {
-            teller.warn(&format!(
+            emitter.warn(&format!(
                 "the turn's tokens and tool calls cannot be told: {error}"
             ));
         }
         let refusal = match (self.spec.thread, translator.verdict()) {
             (Some(_), None) if thread.is_none() => failure::refusal_of_exit(&exit),
-            (Some(_), Some(Verdict::Failed(message))) if !worked => {
+            (Some(_), Some(TurnOutcome::Failed(message))) if !worked => {
                 failure::refusal_of_message(message)
             }
             _ => None,
         };
         let ended = match (translator.verdict(), cut) {
             // What came first counts: a turn that was complete is complete.
-            (_, Some(Cut::Cancelled)) => TurnStatus::Cancelled,
-            (_, Some(Cut::Limit(error))) => TurnStatus::Failed(error),
-            (Some(Verdict::Completed(_)), None) => {
+            (_, Some(StopCause::Cancelled)) => TurnStatus::Cancelled,
+            (_, Some(StopCause::Limit(error))) => TurnStatus::Failed(error),
+            (Some(TurnOutcome::Completed(_)), None) => {
                 if !exit.status.success() {
-                    teller.warn(&format!(
+                    emitter.warn(&format!(
                         "codex completed the turn, and then ended with {}",
                         exit.describe()
                     ));
                 }
-                if teller.texts == 0 && teller.calls == 0 {
-                    teller.warn(&match skipped {
+                if emitter.texts == 0 && emitter.calls == 0 {
+                    emitter.warn(&match skipped {
                         0 => "codex completed the turn without any text and any tool call".to_owned(),
                         _ => format!("the turn has no text: it was in one of the lines that are skipped ({skipped}), and codex has not recorded it"),
                     });
@@ -228,13 +228,13 @@ impl Run<'_> {
             (_, None) if refusal.is_some() => {
                 TurnStatus::Refused(refusal.expect("the guard has seen it"))
             }
-            (Some(Verdict::Failed(message)), None) => {
+            (Some(TurnOutcome::Failed(message)), None) => {
                 TurnStatus::Failed(failure::from_message(message))
             }
             (None, None) => match end {
                 // A turn that failed is recorded as complete, too, but without a last message.
-                Some(TurnEnd::Completed(last)) if last.is_some() || teller.texts > 0 => {
-                    teller.warn("codex recorded the end of the turn and did not print it; what it recorded is told");
+                Some(TurnEnd::Completed(last)) if last.is_some() || emitter.texts > 0 => {
+                    emitter.warn("codex recorded the end of the turn and did not print it; what it recorded is told");
                     TurnStatus::Completed
                 }
                 Some(end) => {
@@ -281,10 +281,10 @@ impl Run<'_> {
     fn listen(
         &self,
         child: &mut Child,
-        heard: &mut Heard,
-        cancel: &Flag,
-        teller: &mut Emitter<'_>,
-    ) -> Option<Cut> {
+        state: &mut RunState,
+        cancel: &CancelToken,
+        emitter: &mut Emitter<'_>,
+    ) -> Option<StopCause> {
         let config = self.spec.config;
         let begun = Instant::now();
         let turn_limit = config
@@ -297,11 +297,11 @@ impl Run<'_> {
                 .idle_timeout
                 .and_then(|limit| quiet_since.checked_add(limit));
             // While codex waits for a call that it has recorded, the only limit is the turn's own.
-            let is_reported_open = !heard.open.is_empty();
-            let running = (heard.record.watch.iter())
-                .chain(&heard.agents.followed)
+            let is_reported_open = !state.open.is_empty();
+            let running = (state.record.watch.iter())
+                .chain(&state.agents.followed)
                 .any(|watch| watch.is_running(is_reported_open));
-            let is_over = heard
+            let is_over = state
                 .record
                 .watch
                 .as_ref()
@@ -310,14 +310,14 @@ impl Run<'_> {
                 // It may still print the end, and may as well never do it.
                 child.expect_end_within(AFTER_VERDICT);
             }
-            let limit = match (&cut, heard.translator.verdict()) {
+            let limit = match (&cut, state.translator.verdict()) {
                 (None, None) if !is_over => turn_limit
                     .into_iter()
                     .chain(idle_limit.filter(|_| !running))
                     .min(),
                 _ => None,
             };
-            let tick = (heard.thread.is_some() && cut.is_none()).then(|| Instant::now() + TICK);
+            let tick = (state.thread.is_some() && cut.is_none()).then(|| Instant::now() + TICK);
             let deadline = limit.into_iter().chain(tick).min();
             match child.next(cancel, deadline) {
                 Next::Line => {
@@ -325,24 +325,24 @@ impl Run<'_> {
                     // not read would have it pile up here.
                     let wanted = cut.is_none();
                     while let Some(line) = child.line() {
-                        self.hear(line, wanted, heard, cancel, teller);
+                        self.handle_line(line, wanted, state, cancel, emitter);
                     }
-                    teller.flush();
+                    emitter.flush();
                     // Not before: a daemon that does not read holds this up, and codex with it.
                     quiet_since = Instant::now();
-                    if heard.translator.verdict().is_some() {
+                    if state.translator.verdict().is_some() {
                         child.expect_end_within(AFTER_VERDICT);
                     }
                 }
-                Next::Raised => {
-                    if heard.translator.verdict().is_none() {
-                        teller.debug("the turn is cancelled: codex is being ended");
-                        cut = cut.or(Some(Cut::Cancelled));
+                Next::Cancelled => {
+                    if state.translator.verdict().is_none() {
+                        emitter.debug("the turn is cancelled: codex is being ended");
+                        cut = cut.or(Some(StopCause::Cancelled));
                     }
                     child.end();
                 }
                 Next::Deadline if limit.is_none_or(|limit| Instant::now() < limit) => {
-                    if self.follow(heard, teller) {
+                    if self.follow(state, emitter) {
                         quiet_since = Instant::now();
                     }
                 }
@@ -352,8 +352,8 @@ impl Run<'_> {
                     } else {
                         self.too_quiet(config.idle_timeout)
                     };
-                    teller.debug("a limit is reached: codex is being ended");
-                    cut = Some(Cut::Limit(error));
+                    emitter.debug("a limit is reached: codex is being ended");
+                    cut = Some(StopCause::Limit(error));
                     child.end();
                 }
                 Next::Ended => return cut,
@@ -362,80 +362,80 @@ impl Run<'_> {
     }
 
     /// Takes in what a line says, and tells it where it is `wanted`.
-    fn hear(
+    fn handle_line(
         &self,
-        line: Line<'_>,
+        line: OutputLine<'_>,
         wanted: bool,
-        heard: &mut Heard,
-        cancel: &Flag,
-        teller: &mut Emitter<'_>,
+        state: &mut RunState,
+        cancel: &CancelToken,
+        emitter: &mut Emitter<'_>,
     ) {
         let line = match line {
-            Line::Whole(line) => line,
-            Line::Skipped(length) => {
-                heard.skipped += 1;
-                teller.start();
-                teller.warn(&format!(
+            OutputLine::Whole(line) => line,
+            OutputLine::Skipped(length) => {
+                state.skipped += 1;
+                emitter.start();
+                emitter.warn(&format!(
                     "codex printed a line of {length} bytes, more than can be held; it is skipped"
                 ));
                 return;
             }
         };
-        let said = heard.translator.line(line);
-        teller.start();
-        heard.has_steps |= matches!(said, Said::Step(_));
-        heard.worked |= matches!(
+        let said = state.translator.line(line);
+        emitter.start();
+        state.has_steps |= matches!(said, Update::Step(_));
+        state.worked |= matches!(
             said,
-            Said::Text(_) | Said::Thinking(_) | Said::Step(_) | Said::Plan(_)
+            Update::Text(_) | Update::Thinking(_) | Update::Step(_) | Update::Plan(_)
         );
         match said {
-            Said::Thread(id) => self.hear_thread(&id, heard, teller),
+            Update::Thread(id) => self.handle_thread(&id, state, emitter),
             _ if !wanted => {}
-            Said::Text(text) => {
-                self.tell_before(&text, heard, cancel, teller);
-                teller.text(&text);
-                heard.last_text = Some(text.trim().to_owned());
+            Update::Text(text) => {
+                self.emit_calls_recorded_before(&text, state, cancel, emitter);
+                emitter.text(&text);
+                state.last_text = Some(text.trim().to_owned());
             }
-            Said::Thinking(text) => {
+            Update::Thinking(text) => {
                 if self.spec.config.reasoning_events && !text.is_empty() {
-                    self.follow(heard, teller);
-                    teller.event(&TurnEvent::ThinkingDelta { text });
+                    self.follow(state, emitter);
+                    emitter.event(&TurnEvent::ThinkingDelta { text });
                 }
             }
-            Said::Step(step) => {
-                teller.debug(&outline(&step));
-                teller.sink.step(&step);
-                self.hear_step(&step, heard, teller);
+            Update::Step(step) => {
+                emitter.debug(&outline(&step));
+                emitter.sink.step(&step);
+                self.handle_step(&step, state, emitter);
             }
-            Said::Plan(items) => self.hear_plan(items, heard, teller),
-            Said::Trouble(message) => {
+            Update::Plan(items) => self.handle_plan(items, state, emitter),
+            Update::Trouble(message) => {
                 if failure::is_retry(&message) {
-                    teller.status(Status::Retrying, Some(&message));
+                    emitter.status(Status::Retrying, Some(&message));
                 }
-                heard.troubles += 1;
+                state.troubles += 1;
                 let message = format!("codex: {message}");
-                match heard.troubles <= MAX_TROUBLES {
-                    true => teller.warn(&message),
-                    false => teller.debug(&message),
+                match state.troubles <= MAX_TROUBLES {
+                    true => emitter.warn(&message),
+                    false => emitter.debug(&message),
                 }
             }
-            Said::Nothing(what) => log::debug!("passed over: {what}"),
-            Said::End => {}
+            Update::Nothing(what) => log::debug!("skipped: {what}"),
+            Update::End => {}
         }
     }
 
     /// codex says which thread it works on: checks that it is the one asked for, and stores a new one.
-    fn hear_thread(&self, id: &str, heard: &mut Heard, teller: &mut Emitter<'_>) {
+    fn handle_thread(&self, id: &str, state: &mut RunState, emitter: &mut Emitter<'_>) {
         if !home::is_thread_id(id) {
-            teller.warn(&format!(
-                "codex named a thread {id:?}, which is no thread id; it is not stored"
+            emitter.warn(&format!(
+                "codex named a thread {id:?}, which is not a thread id; it is not stored"
             ));
             return;
         }
         let id = id.to_ascii_lowercase();
-        if let Some(first) = &heard.thread {
+        if let Some(first) = &state.thread {
             if *first != id {
-                teller.warn(&format!(
+                emitter.warn(&format!(
                     "codex named a second thread, {id}, after {first}; it is not stored"
                 ));
             }
@@ -443,22 +443,22 @@ impl Run<'_> {
         }
         match self.spec.thread {
             Some(asked) if asked != id => {
-                teller.warn(&format!(
+                emitter.warn(&format!(
                     "codex works on the thread {id}, though {asked} was asked for; the stored id is kept"
                 ));
             }
             _ => {
                 for warning in (self.spec.on_thread)(&id) {
-                    teller.warn(&warning);
+                    emitter.warn(&warning);
                 }
             }
         }
-        teller.debug(&format!("codex works on thread {id}"));
-        heard.thread = Some(id);
+        emitter.debug(&format!("codex works on thread {id}"));
+        state.thread = Some(id);
     }
 
     /// Does the model still see the whole of a system text that had to stand in a prompt?
-    fn system_in_thread(&self, cancel: &Flag) -> bool {
+    fn system_in_thread(&self, cancel: &CancelToken) -> bool {
         let (Some(thread), Some(text)) = (self.spec.thread, self.spec.system) else {
             return false;
         };
@@ -478,7 +478,7 @@ impl Run<'_> {
     ///
     /// # Errors
     /// [`Kind::Io`] where it cannot be read; it may be later, when codex has unpacked it.
-    fn watch_known(&self, cancel: &Flag) -> Result<Option<Watch>> {
+    fn watch_known(&self, cancel: &CancelToken) -> Result<Option<RolloutFollower>> {
         let Some(thread) = self.spec.thread else {
             return Ok(None);
         };
@@ -487,43 +487,47 @@ impl Run<'_> {
             // codex will say what it makes of that.
             return Ok(None);
         };
-        let watch = Watch::known_thread(&path, cancel).map_err(|error| {
+        let watch = RolloutFollower::known_thread(&path, cancel).map_err(|error| {
             Error::os(Kind::Io, format!("cannot read '{}'", path.display()), error)
         })?;
         Ok(Some(watch.with_names(self.spec.tools.map(Bridge::names))))
     }
 
     /// Finds the rollout of a thread that codex has just begun or unpacked.
-    fn find_record(&self, heard: &mut Heard) {
-        let (Some(thread), None) = (&heard.thread, &heard.record.watch) else {
+    fn find_record(&self, state: &mut RunState) {
+        let (Some(thread), None) = (&state.thread, &state.record.watch) else {
             return;
         };
-        if Instant::now() < heard.record.next_search {
+        if Instant::now() < state.record.next_search {
             return;
         }
         let home = self.spec.places.codex_home(self.spec.config);
         // codex makes it when there is something to record; an error now may be none the next time.
         if let Ok(Some(path)) = home::find_rollout(&home, thread) {
             let watch = match self.spec.thread {
-                None => Watch::new_thread(&path, &heard.record.cancel),
-                Some(_) => Watch::late(&path, heard.record.begun, &heard.record.cancel),
+                None => RolloutFollower::new_thread(&path, &state.record.cancel),
+                Some(_) => RolloutFollower::late(&path, state.record.begun, &state.record.cancel),
             };
             let names = self.spec.tools.map(Bridge::names);
-            heard.record.watch = watch.ok().map(|watch| watch.with_names(names));
+            state.record.watch = watch.ok().map(|watch| watch.with_names(names));
             // Late, but there: texts are worth a wait again.
-            heard.record.unmatched = 0;
+            state.record.unmatched = 0;
         }
-        heard.record.next_search = Instant::now() + heard.record.pause;
-        heard.record.pause = (heard.record.pause * 2).min(Duration::from_secs(2));
+        state.record.next_search = Instant::now() + state.record.pause;
+        state.record.pause = (state.record.pause * 2).min(Duration::from_secs(2));
     }
 
     /// codex prints its to-do list, which it does again when the turn ends. What is in progress it only records.
-    fn hear_plan(&self, items: Vec<PlanItem>, heard: &mut Heard, teller: &mut Emitter<'_>) {
+    fn handle_plan(&self, items: Vec<PlanItem>, state: &mut RunState, emitter: &mut Emitter<'_>) {
         let is_done = |item: &PlanItem| item.status == "completed";
         let deadline = Instant::now() + PLAN_WAIT;
         let items = loop {
-            self.follow(heard, teller);
-            let recorded = heard.record.watch.as_ref().map_or(&[][..], Watch::plan);
+            self.follow(state, emitter);
+            let recorded = state
+                .record
+                .watch
+                .as_ref()
+                .map_or(&[][..], RolloutFollower::plan);
             let is_same = recorded.len() == items.len()
                 && recorded.iter().zip(&items).all(|(recorded, item)| {
                     recorded.text == item.text && is_done(recorded) == is_done(item)
@@ -532,51 +536,57 @@ impl Run<'_> {
                 break recorded.to_vec();
             }
             // Within code mode it is not recorded at all.
-            if Instant::now() >= deadline || heard.cancel.is_raised() {
+            if Instant::now() >= deadline || state.cancel.is_cancelled() {
                 break items;
             }
-            crate::os::wait_for(&heard.cancel, Duration::from_millis(3));
+            crate::os::wait_for(&state.cancel, Duration::from_millis(3));
         };
-        if heard.plan.as_ref() != Some(&items) {
-            teller.event(&TurnEvent::Plan { items: &items });
-            heard.plan = Some(items);
+        if state.plan.as_ref() != Some(&items) {
+            emitter.event(&TurnEvent::Plan { items: &items });
+            state.plan = Some(items);
         }
     }
 
     /// Keeps track of what codex has reported as begun and not as over.
-    fn hear_step(&self, step: &Step, heard: &mut Heard, teller: &mut Emitter<'_>) {
+    fn handle_step(&self, step: &Step, state: &mut RunState, emitter: &mut Emitter<'_>) {
         if step.what == StepKind::Other("collab_tool_call".to_owned()) {
-            heard.agents.look_until = Some(Instant::now() + AGENT_WAIT);
+            state.agents.look_until = Some(Instant::now() + AGENT_WAIT);
         }
         if step.state == StepState::Running {
-            heard.open.insert(step.key.clone());
+            state.open.insert(step.key.clone());
             return;
         }
-        heard.open.remove(&step.key);
+        state.open.remove(&step.key);
         if let StepKind::Search(query) = &step.what {
-            self.tell_search(step, query, heard, teller);
+            self.emit_search(step, query, state, emitter);
         }
-        if heard.open.is_empty() {
+        if state.open.is_empty() {
             // What is recorded by now was begun before.
-            self.follow(heard, teller);
-            for watch in heard
+            self.follow(state, emitter);
+            for watch in state
                 .record
                 .watch
                 .iter_mut()
-                .chain(&mut heard.agents.followed)
+                .chain(&mut state.agents.followed)
             {
                 watch.all_reported_over();
             }
         }
     }
 
-    /// Tells a web search, which is no call that codex records with its output: the provider makes it.
-    fn tell_search(&self, step: &Step, query: &str, heard: &mut Heard, teller: &mut Emitter<'_>) {
+    /// Tells a web search, which is not a call that codex records with its output: the provider makes it.
+    fn emit_search(
+        &self,
+        step: &Step,
+        query: &str,
+        state: &mut RunState,
+        emitter: &mut Emitter<'_>,
+    ) {
         // codex's own id of it stands behind that of the item, under the same key.
-        if step.key.is_empty() || !heard.searches.insert(step.key.clone()) {
+        if step.key.is_empty() || !state.searches.insert(step.key.clone()) {
             return;
         }
-        self.follow(heard, teller);
+        self.follow(state, emitter);
         let input = json!({"query": query});
         let used =
             json!({"type": "tool_use", "id": step.key, "name": "web_search", "input": input});
@@ -584,37 +594,42 @@ impl Run<'_> {
         let result =
             json!({"type": "tool_result", "id": step.key, "content": "", "is_error": is_error});
         for event in [used, result] {
-            self.tell(event.to_string().as_bytes(), teller);
+            self.tell(event.to_string().as_bytes(), emitter);
         }
     }
 
     /// Tells what codex has recorded; says whether it had recorded anything.
-    fn follow(&self, heard: &mut Heard, teller: &mut Emitter<'_>) -> bool {
-        self.find_record(heard);
-        let Some(watch) = &mut heard.record.watch else {
+    fn follow(&self, state: &mut RunState, emitter: &mut Emitter<'_>) -> bool {
+        self.find_record(state);
+        let Some(watch) = &mut state.record.watch else {
             return false;
         };
-        let mut grown = self.take_from(watch, &heard.cancel, teller);
+        let mut grown = self.take_from(watch, &state.cancel, emitter);
         if watch.has_spawned() {
-            heard.agents.look_until = Some(Instant::now() + AGENT_WAIT);
+            state.agents.look_until = Some(Instant::now() + AGENT_WAIT);
         }
         let now = Instant::now();
-        if heard.agents.look_until.is_some_and(|until| now < until) && now >= heard.agents.next_look
+        if state.agents.look_until.is_some_and(|until| now < until) && now >= state.agents.next_look
         {
-            heard.agents.next_look = now + AGENT_PAUSE;
-            self.find_agents(heard, teller);
+            state.agents.next_look = now + AGENT_PAUSE;
+            self.find_agents(state, emitter);
         }
-        for agent in &mut heard.agents.followed {
-            grown |= self.take_from(agent, &heard.cancel, teller);
+        for agent in &mut state.agents.followed {
+            grown |= self.take_from(agent, &state.cancel, emitter);
             if agent.has_spawned() {
-                heard.agents.look_until = Some(Instant::now() + AGENT_WAIT);
+                state.agents.look_until = Some(Instant::now() + AGENT_WAIT);
             }
         }
         grown
     }
 
     /// Tells what a rollout has, as far as no text stands before it that codex will print.
-    fn take_from(&self, watch: &mut Watch, cancel: &Flag, teller: &mut Emitter<'_>) -> bool {
+    fn take_from(
+        &self,
+        watch: &mut RolloutFollower,
+        cancel: &CancelToken,
+        emitter: &mut Emitter<'_>,
+    ) -> bool {
         let mut grown = false;
         loop {
             let has_more = watch.poll();
@@ -623,29 +638,29 @@ impl Run<'_> {
             let mut told = false;
             while let Some(recorded) = watch.next_before_text() {
                 match recorded {
-                    Recorded::Event(event) => self.tell(&event, teller),
-                    Recorded::Compacted => teller.status(Status::Compacted, None),
+                    Recorded::Event(event) => self.tell(&event, emitter),
+                    Recorded::Compacted => emitter.status(Status::Compacted, None),
                     Recorded::Text(..) => {}
                 }
                 told = true;
             }
             if told {
-                teller.flush();
+                emitter.flush();
             }
             // After a cancel nothing holds this up any more, and what the daemon does not take would pile up.
-            if !was_full || watch.is_full() || cancel.is_raised() {
+            if !was_full || watch.is_full() || cancel.is_cancelled() {
                 return grown;
             }
         }
     }
 
     /// Finds the rollouts of sub-agents that this turn has started: each names the thread that started it.
-    fn find_agents(&self, heard: &mut Heard, teller: &mut Emitter<'_>) {
-        let Some(main) = &heard.thread else { return };
+    fn find_agents(&self, state: &mut RunState, emitter: &mut Emitter<'_>) {
+        let Some(main) = &state.thread else { return };
         let home = self.spec.places.codex_home(self.spec.config);
-        let agents = &mut heard.agents;
+        let agents = &mut state.agents;
         // A sub-agent's sub-agent is only known once its parent is.
-        let mut candidates = home::rollouts_since(&home, main, heard.record.begun);
+        let mut candidates = home::rollouts_since(&home, main, state.record.begun);
         candidates.sort_unstable();
         for (thread, path) in candidates {
             if thread == *main || agents.seen.contains(&thread) {
@@ -667,19 +682,19 @@ impl Run<'_> {
             }
             if agents.followed.len() == MAX_AGENTS {
                 if !std::mem::replace(&mut agents.is_over_limit, true) {
-                    teller.warn(&format!(
+                    emitter.warn(&format!(
                         "the turn has more than {MAX_AGENTS} sub-agents; the calls and tokens of the others are not told"
                     ));
                 }
                 return;
             }
             agents.seen.insert(thread.clone());
-            match Watch::sub_agent(&path, &thread, heard.record.begun, &heard.cancel) {
+            match RolloutFollower::sub_agent(&path, &thread, state.record.begun, &state.cancel) {
                 Ok(watch) => {
                     let names = self.spec.tools.map(Bridge::names);
                     agents.followed.push(watch.with_names(names));
                 }
-                Err(error) => teller.warn(&format!(
+                Err(error) => emitter.warn(&format!(
                     "the calls and tokens of the sub-agent {thread} cannot be told: cannot read '{}': {}",
                     path.display(),
                     crate::error::reason(&error)
@@ -691,19 +706,24 @@ impl Run<'_> {
 
     /// Tells everything that is recorded and was not told, the turn being over; texts only where codex has not
     /// printed them.
-    fn tell_left(&self, heard: &mut Heard, cancel: &Flag, teller: &mut Emitter<'_>) {
-        self.find_agents(heard, teller);
-        let has_verdict = heard.translator.verdict().is_some();
+    fn emit_remaining(
+        &self,
+        state: &mut RunState,
+        cancel: &CancelToken,
+        emitter: &mut Emitter<'_>,
+    ) {
+        self.find_agents(state, emitter);
+        let has_verdict = state.translator.verdict().is_some();
         let mut left_out = 0u64;
         let mut told = 0;
-        let (watch, agents) = (&mut heard.record.watch, &mut heard.agents.followed);
+        let (watch, agents) = (&mut state.record.watch, &mut state.agents.followed);
         for (at, watch) in watch.iter_mut().chain(agents).enumerate() {
-            let mut tell = |event: &[u8], teller: &mut Emitter<'_>| {
+            let mut tell = |event: &[u8], emitter: &mut Emitter<'_>| {
                 told += event.len();
-                if cancel.is_raised() && told > MAX_AFTER_CANCEL {
+                if cancel.is_cancelled() && told > MAX_AFTER_CANCEL {
                     left_out += 1;
                 } else {
-                    self.tell(event, teller);
+                    self.tell(event, emitter);
                 }
             };
             loop {
@@ -711,89 +731,99 @@ impl Run<'_> {
                 let was_full = watch.is_full();
                 while let Some(next) = watch.next_left() {
                     match next {
-                        Recorded::Event(event) => tell(&event, teller),
-                        Recorded::Compacted => teller.status(Status::Compacted, None),
+                        Recorded::Event(event) => tell(&event, emitter),
+                        Recorded::Compacted => emitter.status(Status::Compacted, None),
                         // What was printed in other words has its record here.
-                        Recorded::Text(..) if heard.misprinted > 0 => heard.misprinted -= 1,
+                        Recorded::Text(..) if state.misprinted > 0 => state.misprinted -= 1,
                         Recorded::Text(text, _)
                             if at == 0
-                                && (heard.skipped > 0 || !has_verdict && watch.end().is_some()) =>
+                                && (state.skipped > 0 || !has_verdict && watch.end().is_some()) =>
                         {
-                            teller.text(&text);
-                            heard.last_text = Some(text.trim().to_owned());
+                            emitter.text(&text);
+                            state.last_text = Some(text.trim().to_owned());
                         }
                         Recorded::Text(..) => {}
                     }
                 }
-                teller.flush();
+                emitter.flush();
                 if !was_full {
                     break;
                 }
             }
             for event in watch.unanswered() {
-                tell(&event, teller);
+                tell(&event, emitter);
             }
             if at == 0
                 && !has_verdict
                 && let Some(TurnEnd::Completed(Some(last))) = watch.end()
-                && heard.last_text.as_deref() != Some(last.trim())
+                && state.last_text.as_deref() != Some(last.trim())
             {
-                teller.text(last);
+                emitter.text(last);
             }
         }
         if left_out > 0 {
-            teller.warn(&format!(
+            emitter.warn(&format!(
                 "{left_out} events of tool calls are left out: the turn was cancelled, and nobody took them"
             ));
         }
     }
 
     /// Tells the calls that codex recorded before it recorded this text, which it has printed.
-    fn tell_before(&self, text: &str, heard: &mut Heard, cancel: &Flag, teller: &mut Emitter<'_>) {
+    fn emit_calls_recorded_before(
+        &self,
+        text: &str,
+        state: &mut RunState,
+        cancel: &CancelToken,
+        emitter: &mut Emitter<'_>,
+    ) {
         if !self.spec.config.tool_events {
-            heard.misprinted += 1;
+            state.misprinted += 1;
             return;
         }
         let mut deadline = None;
         loop {
-            self.find_record(heard);
-            let record = &mut heard.record;
+            self.find_record(state);
+            let record = &mut state.record;
             if let Some(watch) = &mut record.watch {
                 watch.poll();
                 if let Some(before) = watch.before(text) {
                     for recorded in before {
                         match recorded {
-                            Recorded::Event(event) => self.tell(&event, teller),
-                            Recorded::Compacted => teller.status(Status::Compacted, None),
+                            Recorded::Event(event) => self.tell(&event, emitter),
+                            Recorded::Compacted => emitter.status(Status::Compacted, None),
                             // What was printed in other words has its record here.
-                            Recorded::Text(..) if heard.misprinted > 0 => heard.misprinted -= 1,
-                            Recorded::Text(text, _) => teller.text(&text),
+                            Recorded::Text(..) if state.misprinted > 0 => state.misprinted -= 1,
+                            Recorded::Text(text, _) => emitter.text(&text),
                         }
                     }
                     record.unmatched = 0;
                     return;
                 }
             }
-            if record.watch.as_ref().is_some_and(Watch::is_full) && !cancel.is_raised() {
+            if record.watch.as_ref().is_some_and(RolloutFollower::is_full) && !cancel.is_cancelled()
+            {
                 // It stands behind what has to be taken first.
-                self.follow(heard, teller);
+                self.follow(state, emitter);
                 continue;
             }
             // A codex whose texts are not found is not waited for again and again.
-            if heard.thread.is_none() || record.unmatched >= GIVEN_UP || cancel.is_raised() {
-                heard.misprinted += 1;
+            if state.thread.is_none()
+                || record.unmatched >= MAX_UNMATCHED_TEXTS
+                || cancel.is_cancelled()
+            {
+                state.misprinted += 1;
                 return;
             }
             let now = Instant::now();
-            if now >= *deadline.get_or_insert(now + UNRECORDED) {
+            if now >= *deadline.get_or_insert(now + RECORD_WAIT) {
                 record.unmatched = match record.watch {
                     Some(_) => record.unmatched + 1,
                     // It keeps no record at all.
-                    None => GIVEN_UP,
+                    None => MAX_UNMATCHED_TEXTS,
                 };
-                heard.misprinted += 1;
+                state.misprinted += 1;
                 // It is not recorded; what was recorded by now came before it.
-                self.follow(heard, teller);
+                self.follow(state, emitter);
                 return;
             }
             crate::os::wait_for(cancel, Duration::from_millis(3));
@@ -804,10 +834,10 @@ impl Run<'_> {
         }
     }
 
-    fn tell(&self, event: &[u8], teller: &mut Emitter<'_>) {
-        teller.calls += 1;
+    fn tell(&self, event: &[u8], emitter: &mut Emitter<'_>) {
+        emitter.calls += 1;
         if self.spec.config.tool_events {
-            teller.raw_event(event);
+            emitter.raw_event(event);
         }
     }
 
@@ -885,17 +915,17 @@ impl Run<'_> {
     }
 }
 
-/// What was heard so far.
-struct Heard {
+/// What was state so far.
+struct RunState {
     translator: Translator,
     thread: Option<String>,
     /// Did the model do anything?
     worked: bool,
     /// It said that it does something.
     has_steps: bool,
-    /// How many warnings it gave, lines that are no events among them.
+    /// How many warnings it gave, lines that are not events among them.
     troubles: u64,
-    record: Record,
+    record: RolloutState,
     /// The items that codex has reported as begun and not as over.
     open: HashSet<String>,
     /// The web searches that were told.
@@ -909,12 +939,12 @@ struct Heard {
     /// How many printed texts have no record of the same words.
     misprinted: u32,
     agents: Agents,
-    cancel: Flag,
+    cancel: CancelToken,
 }
 
 /// The sub-agents of the turn.
 struct Agents {
-    followed: Vec<Watch>,
+    followed: Vec<RolloutFollower>,
     /// Their threads.
     threads: HashSet<String>,
     /// Threads whose rollouts were looked at.
@@ -947,9 +977,9 @@ fn first_line(path: &Path) -> Option<Vec<u8>> {
 }
 
 /// What is known of the rollout.
-struct Record {
-    watch: Option<Watch>,
-    cancel: Flag,
+struct RolloutState {
+    watch: Option<RolloutFollower>,
+    cancel: CancelToken,
     /// When codex was started, in milliseconds since 1970.
     begun: u64,
     /// When to look for it again, and how long to wait after that.

@@ -5,7 +5,7 @@
 //! thread's rollout says which of the two came last.
 
 use super::command;
-use crate::os::{Flag, open_regular_file};
+use crate::os::{CancelToken, open_regular_file};
 use memchr::memmem::rfind;
 use std::io::{self, Read};
 use std::path::Path;
@@ -17,12 +17,12 @@ const PART: usize = 1 << 20;
 ///
 /// # Errors
 /// The file cannot be read or is not a regular one, or the turn is cancelled.
-pub(super) fn is_in_view(rollout: &Path, text: &str, cancel: &Flag) -> io::Result<bool> {
+pub(super) fn is_in_view(rollout: &Path, text: &str, cancel: &CancelToken) -> io::Result<bool> {
     let file = open_regular_file(rollout)?;
     search(file, text, cancel)
 }
 
-fn search(mut rollout: impl Read, text: &str, cancel: &Flag) -> io::Result<bool> {
+fn search(mut rollout: impl Read, text: &str, cancel: &CancelToken) -> io::Result<bool> {
     // codex writes JSON as serde_json does, without spaces; inside a string the quotes would have backslashes.
     let wanted = serde_json::to_string(&command::system_block(text))?;
     let wanted = wanted.trim_matches('"').as_bytes();
@@ -31,7 +31,7 @@ fn search(mut rollout: impl Read, text: &str, cancel: &Flag) -> io::Result<bool>
     let mut buffer = Vec::with_capacity(keep + PART);
     let mut in_view = false;
     loop {
-        if cancel.is_raised() {
+        if cancel.is_cancelled() {
             return Err(io::ErrorKind::Interrupted.into());
         }
         let kept = buffer.len();
@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn what_came_last_counts() {
         let text = "say \"hi\"\n".repeat(20_000);
-        let cancel = Flag::new().unwrap();
+        let cancel = CancelToken::new().unwrap();
         let said = serde_json::json!({"type": "response_item", "payload": {"role": "user",
             "content": [{"text": format!("{}\n\nhi", command::system_block(&text))}]}})
         .to_string();
@@ -80,7 +80,7 @@ mod tests {
                 expected
             );
         }
-        cancel.raise();
+        cancel.cancel();
         assert!(search(&b"x"[..], &text, &cancel).is_err());
     }
 }

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 /// How codex said that the turn ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum TurnOutcome {
     /// With the thread's totals, where codex told them.
     Completed(Option<Totals>),
     Failed(String),
@@ -20,7 +20,7 @@ pub(crate) enum Verdict {
 
 /// What a line means.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Said<'a> {
+pub(crate) enum Update<'a> {
     /// codex works on this thread.
     Thread(Cow<'a, str>),
     /// A whole message of the assistant, as codex gives it: without the `\n\n` that joins it to the one before.
@@ -42,48 +42,48 @@ pub(crate) enum Said<'a> {
 /// The state of one turn's output.
 #[derive(Debug, Default)]
 pub(crate) struct Translator {
-    verdict: Option<Verdict>,
+    verdict: Option<TurnOutcome>,
     /// The last `error` that codex printed: the reason, if nothing else tells one.
     last_error: Option<String>,
 }
 
 impl Translator {
     /// Takes one line of codex's stdout, without its line end.
-    pub(crate) fn line<'a>(&mut self, line: &'a [u8]) -> Said<'a> {
+    pub(crate) fn line<'a>(&mut self, line: &'a [u8]) -> Update<'a> {
         if line.trim_ascii().is_empty() {
-            return Said::Nothing("a blank line".into());
+            return Update::Nothing("a blank line".into());
         }
         if self.verdict.is_some() {
-            return Said::Nothing("a line after the end".into());
+            return Update::Nothing("a line after the end".into());
         }
         let event = match events::parse(line) {
             Ok(event) => event,
             // NUL bytes, invalid UTF-8, a stray print of some library: told, and the next line counts.
             Err(why) => {
-                return Said::Trouble(format!(
-                    "codex printed a line of {} bytes that is no event: {why}",
+                return Update::Trouble(format!(
+                    "codex printed a line of {} bytes that is not an event: {why}",
                     line.len()
                 ));
             }
         };
         match event {
-            Event::ThreadStarted { thread_id } => Said::Thread(thread_id),
-            Event::TurnStarted => Said::Nothing("turn.started".into()),
+            Event::ThreadStarted { thread_id } => Update::Thread(thread_id),
+            Event::TurnStarted => Update::Nothing("turn.started".into()),
             Event::TurnCompleted { usage } => {
-                self.verdict = Some(Verdict::Completed(usage));
-                Said::End
+                self.verdict = Some(TurnOutcome::Completed(usage));
+                Update::End
             }
             Event::TurnFailed { message } => {
                 let message = match (message.is_empty(), self.last_error.take()) {
                     (true, Some(before)) => before,
                     _ => message.into_owned(),
                 };
-                self.verdict = Some(Verdict::Failed(message));
-                Said::End
+                self.verdict = Some(TurnOutcome::Failed(message));
+                Update::End
             }
             Event::Error { message } => {
                 self.last_error = Some(message.clone().into_owned());
-                Said::Trouble(message.into_owned())
+                Update::Trouble(message.into_owned())
             }
             Event::Item(phase, item) => {
                 if item.kind.as_deref() != Some("error") {
@@ -92,30 +92,30 @@ impl Translator {
                 }
                 Translator::item(phase, item)
             }
-            Event::Unknown(kind) => Said::Nothing(format!("an event of type '{kind}'").into()),
+            Event::Unknown(kind) => Update::Nothing(format!("an event of type '{kind}'").into()),
         }
     }
 
-    fn item<'a>(phase: Phase, item: Item<'a>) -> Said<'a> {
+    fn item<'a>(phase: Phase, item: Item<'a>) -> Update<'a> {
         let kind = item.kind.as_deref().unwrap_or_default();
         match (kind, phase) {
-            ("agent_message", Phase::Completed) => Said::Text(item.text.unwrap_or_default()),
-            ("reasoning", Phase::Completed) => Said::Thinking(item.text.unwrap_or_default()),
+            ("agent_message", Phase::Completed) => Update::Text(item.text.unwrap_or_default()),
+            ("reasoning", Phase::Completed) => Update::Thinking(item.text.unwrap_or_default()),
             // A warning, whatever it is called; it can come before `turn.started`.
             ("error", Phase::Completed) => {
-                Said::Trouble(item.message.or(item.text).unwrap_or_default().into_owned())
+                Update::Trouble(item.message.or(item.text).unwrap_or_default().into_owned())
             }
-            ("todo_list", _) => Said::Plan(item.todos.into_iter().map(plan_item).collect()),
+            ("todo_list", _) => Update::Plan(item.todos.into_iter().map(plan_item).collect()),
             ("agent_message" | "reasoning" | "error", _) | (_, Phase::Updated) => {
-                Said::Nothing("an item that is not complete".into())
+                Update::Nothing("an item that is not complete".into())
             }
-            ("", _) => Said::Nothing("an item that is no step".into()),
-            _ => Said::Step(step(phase, &item)),
+            ("", _) => Update::Nothing("an item that is not a step".into()),
+            _ => Update::Step(step(phase, &item)),
         }
     }
 
     /// How codex said that the turn ended, once it has.
-    pub(crate) fn verdict(&self) -> Option<&Verdict> {
+    pub(crate) fn verdict(&self) -> Option<&TurnOutcome> {
         self.verdict.as_ref()
     }
 
@@ -187,28 +187,28 @@ mod tests {
         let mut said = |line: &'static str| translator.line(line.as_bytes());
         assert_eq!(
             said(r#"{"type":"thread.started","thread_id":"T"}"#),
-            Said::Thread("T".into())
+            Update::Thread("T".into())
         );
         assert_eq!(
             said(
                 r#"{"type":"item.completed","item":{"id":"item_0","type":"error","message":"no metadata"}}"#
             ),
-            Said::Trouble("no metadata".into())
+            Update::Trouble("no metadata".into())
         );
         assert_eq!(
             said(r#"{"type":"turn.started"}"#),
-            Said::Nothing("turn.started".into())
+            Update::Nothing("turn.started".into())
         );
-        assert_eq!(said(""), Said::Nothing("a blank line".into()));
+        assert_eq!(said(""), Update::Nothing("a blank line".into()));
         assert_eq!(
             said(r#"{"type":"error","message":"Reconnecting... 1/3"}"#),
-            Said::Trouble("Reconnecting... 1/3".into())
+            Update::Trouble("Reconnecting... 1/3".into())
         );
         assert_eq!(
             said(
                 r#"{"type":"item.started","item":{"id":"item_1","type":"command_execution","command":"ls","exit_code":null}}"#
             ),
-            Said::Step(Step {
+            Update::Step(Step {
                 key: "item_1".into(),
                 state: StepState::Running,
                 what: StepKind::Command("ls".into()),
@@ -219,7 +219,7 @@ mod tests {
             said(
                 r#"{"type":"item.completed","item":{"id":"item_1","type":"command_execution","command":"ls","aggregated_output":"1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n11\n","exit_code":2,"status":"failed"}}"#
             ),
-            Said::Step(Step {
+            Update::Step(Step {
                 key: "item_1".into(),
                 state: StepState::Failed(Some(2)),
                 what: StepKind::Command("ls".into()),
@@ -230,15 +230,18 @@ mod tests {
             said(
                 r#"{"type":"item.completed","item":{"id":"item_2","type":"agent_message","text":"done"}}"#
             ),
-            Said::Text("done".into())
+            Update::Text("done".into())
         );
-        assert!(matches!(said("no json"), Said::Trouble(_)));
-        assert_eq!(said(r#"{"type":"turn.completed","usage":null}"#), Said::End);
+        assert!(matches!(said("no json"), Update::Trouble(_)));
+        assert_eq!(
+            said(r#"{"type":"turn.completed","usage":null}"#),
+            Update::End
+        );
         assert_eq!(
             said(r#"{"type":"turn.completed","usage":{"input_tokens":5}}"#),
-            Said::Nothing("a line after the end".into())
+            Update::Nothing("a line after the end".into())
         );
-        assert_eq!(translator.verdict(), Some(&Verdict::Completed(None)));
+        assert_eq!(translator.verdict(), Some(&TurnOutcome::Completed(None)));
     }
 
     #[test]
@@ -246,14 +249,17 @@ mod tests {
         let mut translator = Translator::default();
         assert_eq!(
             translator.line(br#"{"type":"error","message":"no"}"#),
-            Said::Trouble("no".into())
+            Update::Trouble("no".into())
         );
         assert_eq!(translator.last_error(), Some("no"));
         assert_eq!(
             translator.line(br#"{"type":"turn.failed","error":{"message":"no"}}"#),
-            Said::End
+            Update::End
         );
-        assert_eq!(translator.verdict(), Some(&Verdict::Failed("no".into())));
+        assert_eq!(
+            translator.verdict(),
+            Some(&TurnOutcome::Failed("no".into()))
+        );
         let mut translator = Translator::default();
         translator.line(br#"{"type":"error","message":"Reconnecting... 1/5"}"#);
         translator.line(
@@ -263,6 +269,9 @@ mod tests {
         let mut translator = Translator::default();
         translator.line(br#"{"type":"error","message":"why"}"#);
         translator.line(br#"{"type":"turn.failed"}"#);
-        assert_eq!(translator.verdict(), Some(&Verdict::Failed("why".into())));
+        assert_eq!(
+            translator.verdict(),
+            Some(&TurnOutcome::Failed("why".into()))
+        );
     }
 }

@@ -5,15 +5,15 @@
 
 use super::Report;
 use super::ownership::{self, ConfigModes, open_up};
-use crate::backend::exec::command::{self, Call};
-use crate::codex::ask::{Answer, ask};
+use crate::backend::exec::command::{self, TurnArgs};
+use crate::codex::ask::{CommandOutput, ask};
 use crate::codex::find::{self, OLDEST};
 use crate::codex::home;
 use crate::codex::writer_lock;
-use crate::config::{Config, LostThread, McpRegistration, Places};
+use crate::config::{Config, LostThread, McpRegistration, Paths};
 use crate::error::{Kind, reason};
 use crate::os::open_regular_file;
-use crate::os::{Flag, check_owner};
+use crate::os::{CancelToken, check_owner};
 use crate::shell;
 use crate::turn::session::{self, Stored};
 use crate::turn::thread::foreign_directory;
@@ -46,9 +46,9 @@ const SERVER_PREFIX: &str = "plexum-host-";
 ///
 /// Once `cancel` is raised codex is not waited for, and the report is worth nothing.
 pub(super) fn examine(
-    places: &Places,
+    places: &Paths,
     workspace: Option<&Path>,
-    cancel: &Flag,
+    cancel: &CancelToken,
     report: &mut Report,
 ) {
     let mut doctor = Doctor {
@@ -77,13 +77,13 @@ pub(super) fn examine(
 }
 
 struct Doctor<'a> {
-    places: &'a Places,
+    places: &'a Paths,
     /// The defaults, until the file was read.
     config: Config,
     config_is_there: bool,
     /// codex's, once it has told it.
     version: Option<(u32, u32, u32)>,
-    cancel: &'a Flag,
+    cancel: &'a CancelToken,
     report: &'a mut Report,
 }
 
@@ -121,7 +121,7 @@ impl Doctor<'_> {
         }
     }
 
-    /// codex's folder. The result says whether codex can use it.
+    /// codex's directory. The result says whether codex can use it.
     fn codex_home(&mut self) -> bool {
         let home = self.places.codex_home(&self.config);
         let is_named = self.places.named_codex_home(&self.config).is_some();
@@ -149,8 +149,8 @@ impl Doctor<'_> {
                 // Its own hints give way to one that can be followed as it stands.
                 let what = error.message().split("; ").next().unwrap_or_default();
                 let what = what.split(" (chmod ").next().unwrap_or_default();
-                let mend = self.mend_for_missing();
-                self.report.fail("codex", format!("{what}; {mend}"));
+                let fix = self.fix_for_missing();
+                self.report.fail("codex", format!("{what}; {fix}"));
                 return None;
             }
         };
@@ -158,8 +158,8 @@ impl Doctor<'_> {
         let answer = match self.ask(&program, &["--version"]) {
             Ok(answer) => answer,
             Err(error) => {
-                let mend = format!("{}; {}", error.message(), self.other_binary());
-                self.report.fail("codex", mend);
+                let fix = format!("{}; {}", error.message(), self.other_binary());
+                self.report.fail("codex", fix);
                 return None;
             }
         };
@@ -194,7 +194,7 @@ impl Doctor<'_> {
     }
 
     /// How to come to a codex that can be started.
-    fn mend_for_missing(&self) -> String {
+    fn fix_for_missing(&self) -> String {
         let named = self.places.expand(&self.config.binary);
         if self.config.binary.contains('/') {
             if let Some(native) = native_beside(&named) {
@@ -229,19 +229,22 @@ impl Doctor<'_> {
         }
     }
 
-    /// Where installers put codex besides the folders of a plain PATH.
+    /// Where installers put codex besides the directories of a plain PATH.
     fn usual_places(&self) -> Vec<PathBuf> {
         let Some(home) = &self.places.home else {
             return Vec::new();
         };
-        let mut folders: Vec<PathBuf> = [".local/bin", ".npm-global/bin", ".volta/bin", ".bun/bin"]
-            .map(|folder| home.join(folder))
-            .into();
+        let mut directories: Vec<PathBuf> =
+            [".local/bin", ".npm-global/bin", ".volta/bin", ".bun/bin"]
+                .map(|directory| home.join(directory))
+                .into();
         let versions = fs::read_dir(home.join(".nvm/versions/node"));
         let versions = versions.into_iter().flatten().flatten();
-        folders.extend(versions.map(|version| version.path().join("bin")));
-        folders.push(PathBuf::from("/usr/local/bin"));
-        let programs = folders.into_iter().map(|folder| folder.join("codex"));
+        directories.extend(versions.map(|version| version.path().join("bin")));
+        directories.push(PathBuf::from("/usr/local/bin"));
+        let programs = directories
+            .into_iter()
+            .map(|directory| directory.join("codex"));
         programs.filter(|program| program.is_file()).collect()
     }
 
@@ -259,7 +262,7 @@ impl Doctor<'_> {
             self.report.warn(
                 "systemd",
                 format!(
-                    "'{binary}' is looked for in the folder that the daemon is started in; {}",
+                    "'{binary}' is looked for in the directory that the daemon is started in; {}",
                     self.set(&[("binary", &program.to_string_lossy())], &[])
                 ),
             );
@@ -284,15 +287,15 @@ impl Doctor<'_> {
             ),
             Err(error) => {
                 let what = error.message().split("; ").next().unwrap_or_default();
-                let mend = self.mend_for_systemd(program, &config);
+                let fix = self.fix_for_systemd(program, &config);
                 self.report
-                    .warn("systemd", format!("a daemon under systemd {what}; {mend}"));
+                    .warn("systemd", format!("a daemon under systemd {what}; {fix}"));
             }
         }
     }
 
     /// The keys with which codex starts whatever PATH there is.
-    fn mend_for_systemd(&self, program: &Path, config: &Config) -> String {
+    fn fix_for_systemd(&self, program: &Path, config: &Config) -> String {
         let native = native_beside(program);
         let binary = native.as_deref().unwrap_or(program).to_string_lossy();
         let mut keys = vec![("binary", binary.as_ref())];
@@ -301,9 +304,9 @@ impl Doctor<'_> {
         if find::find_codex(&binary, config, self.places).is_err()
             && let Some(name) = interpreter(program)
             && let Some(found) = find::in_path(&name, &self.places.search_path(&self.config))
-            && let Some(folder) = found.parent()
+            && let Some(directory) = found.parent()
         {
-            let path = format!("{}:{SYSTEMD_PATH}", folder.display());
+            let path = format!("{}:{SYSTEMD_PATH}", directory.display());
             return self.set(&keys, &[("PATH", &path)]);
         }
         self.set(&keys, &[])
@@ -376,7 +379,7 @@ impl Doctor<'_> {
             self.report.fail(
                 "codex config",
                 format!(
-                    "codex cannot use its config: {wrong}; mend {}",
+                    "codex cannot use its config: {wrong}; fix {}",
                     config_file.display()
                 ),
             );
@@ -408,8 +411,8 @@ impl Doctor<'_> {
         if self.config.extra_args.is_empty() {
             return;
         }
-        let mend = format!(
-            "mend \"extra_args\" in {}",
+        let fix = format!(
+            "fix \"extra_args\" in {}",
             self.places.config_file().display()
         );
         let is = |flags: &[&str]| {
@@ -418,13 +421,13 @@ impl Doctor<'_> {
         };
         if let Some(flag) = is(&["-h", "--help", "-V", "--version"]) {
             let message =
-                format!("\"extra_args\" has {flag}, with which codex ends before its work; {mend}");
+                format!("\"extra_args\" has {flag}, with which codex ends before its work; {fix}");
             self.report.fail("arguments", message);
             return;
         }
         if let Some(flag) = is(&["--ephemeral"]) {
             let message = format!(
-                "\"extra_args\" has {flag}: codex keeps no thread, so that every turn begins a new one; {mend}"
+                "\"extra_args\" has {flag}: codex keeps no thread, so that every turn begins a new one; {fix}"
             );
             self.report.warn("arguments", message);
         }
@@ -461,7 +464,7 @@ impl Doctor<'_> {
                 }
                 said => said,
             };
-            let message = format!("codex refuses \"extra_args\": {said}; {mend}");
+            let message = format!("codex refuses \"extra_args\": {said}; {fix}");
             self.report.fail("arguments", message);
             return;
         }
@@ -488,18 +491,18 @@ impl Doctor<'_> {
     }
 
     /// Entries of ours in codex's config that no longer lead anywhere.
-    fn servers(&mut self, program: &Path, listed: &Answer) {
+    fn servers(&mut self, program: &Path, listed: &CommandOutput) {
         #[derive(Deserialize)]
-        struct Entry {
+        struct ListedServer {
             name: String,
-            transport: Transport,
+            transport: ListedTransport,
         }
         #[derive(Deserialize)]
-        struct Transport {
+        struct ListedTransport {
             #[serde(default)]
             command: String,
         }
-        let entries: Vec<Entry> = match serde_json::from_str(&listed.stdout) {
+        let entries: Vec<ListedServer> = match serde_json::from_str(&listed.stdout) {
             Ok(entries) => entries,
             Err(error) => {
                 self.report.warn(
@@ -557,7 +560,7 @@ impl Doctor<'_> {
     /// A provider of the operator's own, which needs no login but perhaps a key.
     fn provider(&mut self, provider: &str, text: &str) {
         let table = format!("model_providers.{provider}");
-        // codex has a few of its own (ollama, lmstudio, ...), more with each version, so this is no failure.
+        // codex has a few of its own (ollama, lmstudio, ...), more with each version, so this is not a failure.
         if !text.contains(&table) && self.setting(&format!("{table}.base_url")).is_none() {
             let message = format!(
                 "codex uses the provider '{provider}', which is none in its config.toml: one of codex's own?"
@@ -585,7 +588,7 @@ impl Doctor<'_> {
         }
     }
 
-    fn login(&mut self, program: &Path, answer: &Answer) {
+    fn login(&mut self, program: &Path, answer: &CommandOutput) {
         if answer.success {
             let said = first_line(&answer.stderr).or(first_line(&answer.stdout));
             self.report
@@ -622,12 +625,12 @@ impl Doctor<'_> {
         }
     }
 
-    /// The folder for the sockets through which codex reaches the daemon's tools.
+    /// The directory for the sockets through which codex reaches the daemon's tools.
     fn sockets(&mut self) {
         if self.config.mcp_registration == McpRegistration::Off {
             return;
         }
-        let folder =
+        let directory =
             crate::mcp::runtime_place(crate::mcp::runtime_dir().as_deref(), &self.places.profile);
         let instead = match ownership::in_home(self.places, ".plexum") {
             Some(own) => format!(
@@ -637,16 +640,16 @@ impl Doctor<'_> {
             None => "choose a directory of your own: set PLEXUM_PROFILE_ROOT to one".to_owned(),
         };
         // Looked at and not made: a turn makes it when it needs it.
-        let sound = match fs::symlink_metadata(&folder) {
+        let sound = match fs::symlink_metadata(&directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                could_be_made(self.places, &folder, &instead)
+                could_be_made(self.places, &directory, &instead)
             }
-            _ => crate::mcp::check_runtime_folder(&folder)
-                .map(|()| folder.display().to_string())
+            _ => crate::mcp::check_runtime_directory(&directory)
+                .map(|()| directory.display().to_string())
                 .map_err(|error| match error.message().split_once("; run: chmod ") {
                     // Made anew, it has the right mode, and nothing of others is opened or closed.
-                    Some((what, _)) if !ownership::is_own(self.places, &folder) => {
-                        let word = shell::quote_path(&folder.to_string_lossy());
+                    Some((what, _)) if !ownership::is_own(self.places, &directory) => {
+                        let word = shell::quote_path(&directory.to_string_lossy());
                         format!("{what}; run: mv {word} {word}.old")
                     }
                     _ => error.message().to_owned(),
@@ -883,7 +886,7 @@ impl Doctor<'_> {
         &self,
         program: &Path,
         arguments: &[impl AsRef<std::ffi::OsStr>],
-    ) -> crate::error::Result<Answer> {
+    ) -> crate::error::Result<CommandOutput> {
         let mut command = find::in_environment(program, &self.config, self.places);
         command.args(arguments);
         ask(command, LIMIT, self.cancel)
@@ -936,7 +939,7 @@ impl Doctor<'_> {
         }
         format!(
             "run: (umask 077 && mkdir -p {} && printf '%s\\n' {} > {})",
-            shell::quote_path(&self.places.plugin_folder().to_string_lossy()),
+            shell::quote_path(&self.places.plugin_directory().to_string_lossy()),
             shell::quote_path(&format!("{{{text}}}")),
             shell::quote_path(&file.to_string_lossy())
         )
@@ -944,8 +947,8 @@ impl Doctor<'_> {
 }
 
 /// A call of codex that asks nothing of a model.
-fn no_call() -> Call<'static> {
-    Call {
+fn no_call() -> TurnArgs<'static> {
+    TurnArgs {
         thread: None,
         model: "",
         system: None,
@@ -1068,8 +1071,8 @@ fn unopened(rollout: &Path) -> Option<&'static str> {
     (!record.contains_key("ordinal")).then_some("its last record has no ordinal")
 }
 
-/// What is good about codex's folder, or what is wrong with it.
-fn look_at_home(places: &Places, home: &Path, is_named: bool) -> Result<String, String> {
+/// What is good about codex's directory, or what is wrong with it.
+fn look_at_home(places: &Paths, home: &Path, is_named: bool) -> Result<String, String> {
     let shown = home.display();
     let own = ownership::in_home(places, ".codex").filter(|own| own != home);
     let instead = match own {
@@ -1136,7 +1139,7 @@ fn look_at_home(places: &Places, home: &Path, is_named: bool) -> Result<String, 
 }
 
 /// What is good about a workspace, or what is wrong with it.
-fn look_at_workspace(places: &Places, workspace: &Path) -> Result<String, String> {
+fn look_at_workspace(places: &Paths, workspace: &Path) -> Result<String, String> {
     let shown = workspace.display();
     match fs::metadata(workspace) {
         Ok(found) if !found.is_dir() => {
@@ -1166,7 +1169,7 @@ fn look_at_workspace(places: &Places, workspace: &Path) -> Result<String, String
 }
 
 /// What to do about a workspace that is not this user's to change.
-fn other_workspace(places: &Places) -> String {
+fn other_workspace(places: &Paths) -> String {
     match ownership::in_home(places, "workspace") {
         Some(own) => format!(
             "choose a directory of your own as the workspace, such as {}",
@@ -1177,9 +1180,12 @@ fn other_workspace(places: &Places) -> String {
 }
 
 /// Whether a directory that is not there could be made.
-fn could_be_made(places: &Places, folder: &Path, instead: &str) -> Result<String, String> {
-    let shown = folder.display();
-    let parent = folder.ancestors().skip(1).find(|folder| folder.exists());
+fn could_be_made(places: &Paths, directory: &Path, instead: &str) -> Result<String, String> {
+    let shown = directory.display();
+    let parent = directory
+        .ancestors()
+        .skip(1)
+        .find(|directory| directory.exists());
     let parent = parent.unwrap_or(Path::new("/"));
     if !parent.is_dir() {
         Err(format!(
@@ -1236,8 +1242,8 @@ fn native_beside(script: &Path) -> Option<PathBuf> {
     if !script.ends_with("node_modules/@openai/codex/bin/codex.js") {
         return None;
     }
-    let children = |folder: &Path| -> Vec<PathBuf> {
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let children = |directory: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
         let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
         paths.sort();
         paths
@@ -1252,7 +1258,7 @@ fn native_beside(script: &Path) -> Option<PathBuf> {
     ];
     platforms
         .iter()
-        .flat_map(|folder| children(folder).into_iter().filter(is_platform))
+        .flat_map(|directory| children(directory).into_iter().filter(is_platform))
         .chain([package.to_owned()])
         .flat_map(|package| children(&package.join("vendor")))
         .map(|vendor| vendor.join("bin/codex"))

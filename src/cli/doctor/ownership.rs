@@ -3,7 +3,7 @@
 //! Advice is followed to the letter, by root too: so `chown` and `chmod` are named only for what lies in the user's
 //! own home or profile. A directory of the system is never to be opened up; another directory is to be chosen.
 
-use crate::config::Places;
+use crate::config::Paths;
 use crate::os;
 use crate::shell;
 use rustix::fs::{Access, access};
@@ -38,7 +38,7 @@ const SHARED: &[&str] = &[
 ];
 
 /// Is this in the user's own home or profile, links resolved?
-pub(super) fn is_own(places: &Places, path: &Path) -> bool {
+pub(super) fn is_own(places: &Paths, path: &Path) -> bool {
     let Ok(path) = fs::canonicalize(path) else {
         return false;
     };
@@ -64,7 +64,7 @@ fn is_system(path: &Path) -> bool {
 
 /// Could this be made by hand without harm: is it in the user's own home or profile, or in another directory of
 /// theirs?
-pub(super) fn may_be_made(places: &Places, path: &Path) -> bool {
+pub(super) fn may_be_made(places: &Paths, path: &Path) -> bool {
     let Some(parent) = path.ancestors().skip(1).find(|parent| parent.exists()) else {
         return false;
     };
@@ -78,7 +78,7 @@ pub(super) fn may_be_made(places: &Places, path: &Path) -> bool {
 
 /// A path in the user's home where something could be made, if there could: no advice leads back to a home that is
 /// not there or cannot be written.
-pub(super) fn in_home(places: &Places, name: &str) -> Option<PathBuf> {
+pub(super) fn in_home(places: &Paths, name: &str) -> Option<PathBuf> {
     let home = places.home.as_ref()?;
     let is_writable = access(home, Access::WRITE_OK | Access::EXEC_OK).is_ok();
     (is_writable && home.is_dir() && is_own(places, home)).then(|| home.join(name))
@@ -86,7 +86,7 @@ pub(super) fn in_home(places: &Places, name: &str) -> Option<PathBuf> {
 
 /// How to come to read and write what this user may not; `instead` says which other one to choose where this one
 /// is not theirs to change.
-pub(super) fn open_up(places: &Places, path: &Path, instead: &str) -> String {
+pub(super) fn open_up(places: &Paths, path: &Path, instead: &str) -> String {
     let word = shell::quote_path(&path.to_string_lossy());
     if !is_own(places, path) {
         return instead.to_owned();
@@ -115,9 +115,9 @@ pub(super) enum ConfigModes {
 }
 
 /// Looks at the modes and owners of the config file and of the directories that it lies in, up to the profile.
-pub(super) fn config_modes(places: &Places, has_env: bool) -> ConfigModes {
+pub(super) fn config_modes(places: &Paths, has_env: bool) -> ConfigModes {
     let file = places.config_file();
-    let plugin = places.plugin_folder();
+    let plugin = places.plugin_directory();
     let plugins = places.profile.join("plugins");
     for path in [&places.profile, &plugins, &plugin, &file] {
         let Ok(found) = fs::metadata(path) else {

@@ -72,11 +72,11 @@ fn messages_are_told_apart() {
     ));
     assert!(matches!(
         parse(br#"{"jsonrpc":"2.0","id":3,"result":null}"#),
-        Ok(Message::Answer { outcome: Ok(_), .. })
+        Ok(Message::Response { outcome: Ok(_), .. })
     ));
     assert!(matches!(
         parse(br#"{"jsonrpc":"2.0","id":3,"error":{"code":1,"message":"x"}}"#),
-        Ok(Message::Answer {
+        Ok(Message::Response {
             outcome: Err(_),
             ..
         })
@@ -186,7 +186,7 @@ fn answers_that_are_wrong_are_told_apart_from_requests() {
         ),
     ] {
         match parse(line.as_bytes()) {
-            Ok(Message::BadAnswer { id: found, why }) => {
+            Ok(Message::InvalidResponse { id: found, why }) => {
                 assert_eq!(found, id, "{line}");
                 assert!(why.contains(part), "{line}: {why}");
             }
@@ -200,7 +200,7 @@ fn answers_that_are_wrong_are_told_apart_from_requests() {
         assert!(
             matches!(
                 parse(line.as_bytes()),
-                Ok(Message::Answer {
+                Ok(Message::Response {
                     outcome: Err(_),
                     ..
                 })
@@ -210,7 +210,7 @@ fn answers_that_are_wrong_are_told_apart_from_requests() {
     }
     assert!(matches!(
         parse(br#"{"jsonrpc":"2.0","id":1,"result":1,"error":null}"#),
-        Ok(Message::Answer { outcome: Ok(_), .. })
+        Ok(Message::Response { outcome: Ok(_), .. })
     ));
 }
 
@@ -277,7 +277,7 @@ fn whom_a_spoilt_line_answers() {
         ("", "", None),
     ] {
         assert_eq!(
-            answered(beginning.as_bytes(), end.as_bytes()),
+            id_of_broken_response(beginning.as_bytes(), end.as_bytes()),
             id,
             "{beginning} {end}"
         );

@@ -81,7 +81,7 @@ impl Turn {
             "alice",
             tools(&["echo", "slow"]),
             Arc::new(host),
-            &settings(base.path(), Mode::Turn),
+            &settings(base.path(), RegistrationMode::Turn),
         )
         .unwrap();
         // The tests' own process is the client.
@@ -116,8 +116,8 @@ impl Turn {
     }
 
     fn files(&self) -> Vec<PathBuf> {
-        let folder = self.base.path().join("run");
-        let entries = std::fs::read_dir(folder).unwrap();
+        let directory = self.base.path().join("run");
+        let entries = std::fs::read_dir(directory).unwrap();
         entries.map(|entry| entry.unwrap().path()).collect()
     }
 
@@ -150,7 +150,7 @@ impl Turn {
     }
 }
 
-fn settings(base: &std::path::Path, mode: Mode) -> Settings {
+fn settings(base: &std::path::Path, mode: RegistrationMode) -> Settings {
     Settings {
         mode,
         profile: base.to_owned(),
@@ -159,7 +159,7 @@ fn settings(base: &std::path::Path, mode: Mode) -> Settings {
         codex_home: base.to_owned(),
         codex: PathBuf::from("true"),
         codex_env: Vec::new(),
-        cancel: crate::os::Flag::new().unwrap(),
+        cancel: crate::os::CancelToken::new().unwrap(),
     }
 }
 
@@ -222,13 +222,13 @@ fn only_this_turns_own_host_gets_in() {
         ),
         (
             json!({"agent_id": "alice"}),
-            "this is no mcp-host of this version",
+            "this is not an mcp-host of this version",
         ),
         (
             json!({"jsonrpc": "2.0", "id": 1, "method": "ping"}),
-            "this is no mcp-host of this version",
+            "this is not an mcp-host of this version",
         ),
-        (json!(7), "this is no mcp-host of this version"),
+        (json!(7), "this is not an mcp-host of this version"),
     ] {
         let mut client = turn.connect();
         client.send(&hello);
@@ -247,7 +247,7 @@ fn without_the_turns_mark_a_registered_host_is_refused() {
         next: Mutex::new(0),
     };
     let host: Arc<dyn ToolHost> = Arc::new(host);
-    let settings = settings(base.path(), Mode::Persistent);
+    let settings = settings(base.path(), RegistrationMode::Persistent);
     let start = || Bridge::start("alice", tools(&["echo"]), Arc::clone(&host), &settings);
     let bridge = start().unwrap();
     bridge.admit_below(rustix::process::getpid());
@@ -398,12 +398,9 @@ fn codex_is_told_that_the_tools_are_others() {
     let mut client = turn.client();
     let warnings = turn
         .bridge()
-        .changer()
+        .updater()
         .change(tools(&["echo", "new", "new"]));
-    assert_eq!(
-        warnings,
-        ["the tool 'new' is given twice; the first one is offered"]
-    );
+    assert_eq!(warnings, ["duplicate tool 'new'; the first one is offered"]);
     assert_eq!(
         client.line(),
         Some(json!({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}))
@@ -419,7 +416,7 @@ fn codex_is_told_that_the_tools_are_others() {
     assert_eq!(names, ["echo", "new"]);
     client.call(2, "slow", &json!({}));
     assert_eq!(client.line().unwrap()["result"]["isError"], true);
-    turn.bridge().changer().change(Vec::new());
+    turn.bridge().updater().change(Vec::new());
     client.line();
     client.send(&json!({"jsonrpc": "2.0", "id": 3, "method": "tools/list"}));
     assert_eq!(client.line().unwrap()["result"], json!({"tools": []}));
@@ -574,7 +571,7 @@ fn ids_that_no_program_can_be_given_are_refused() {
         asked: mpsc::channel().0,
         next: Mutex::new(0),
     });
-    let settings = settings(base.path(), Mode::Turn);
+    let settings = settings(base.path(), RegistrationMode::Turn);
     for id in ["a\0b", &"a".repeat(AGENT_ID_BYTES + 1)] {
         let error = Bridge::start(id, tools(&["echo"]), Arc::clone(&host), &settings);
         assert_eq!(error.unwrap_err().kind(), Kind::Params);

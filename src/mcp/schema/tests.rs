@@ -306,9 +306,9 @@ fn takes_any_object_where_a_schema_cannot_be_rewritten() {
         ),
         (
             r#"{"type":"object","type":"object"}"#.to_owned(),
-            "gives its type twice",
+            "has a duplicate type",
         ),
-        (r#"["x"]"#.to_owned(), "is no object"),
+        (r#"["x"]"#.to_owned(), "is not an object"),
         (
             r#"{"properties":{"a":{"maximum":1e999}}}"#.to_owned(),
             "cannot be read by codex (number out of range",
@@ -360,7 +360,10 @@ fn takes_any_object_where_a_schema_cannot_be_rewritten() {
             (result.json.as_str(), result.note),
             (r#"{"type":"object"}"#, None)
         );
-        assert_eq!(result.warning.unwrap(), "is no object; any object is taken");
+        assert_eq!(
+            result.warning.unwrap(),
+            "is not an object; any object is taken"
+        );
     }
     // A large one that needs no rewriting is not taken apart.
     let plain = format!(

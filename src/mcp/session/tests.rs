@@ -20,7 +20,7 @@ struct Client {
     session: Session,
     tools: Catalogue,
     now: Instant,
-    keys: Vec<Key>,
+    keys: Vec<RequestKey>,
 }
 
 impl Client {
@@ -279,7 +279,7 @@ fn each_message_has_its_answer_or_none() {
                 "this server has no method 'notifications/cancelled'",
             ),
         ),
-        // What is no request.
+        // What is not a request.
         (
             r#"{"jsonrpc":"2.0","method":"notifications/unknown"}"#,
             String::new(),
@@ -308,7 +308,7 @@ fn each_message_has_its_answer_or_none() {
         ),
         ("", String::new()),
         (" \t\r", String::new()),
-        // What is no message.
+        // What is not a message.
         (
             "{",
             no(
@@ -575,15 +575,15 @@ fn a_tool_that_cannot_be_offered_as_it_is_is_warned_of() {
     assert_eq!(
         warnings,
         [
-            "the input_schema of the tool 'null' is no object; any object is taken",
+            "the input_schema of the tool 'null' is not an object; any object is taken",
             "the input_schema of the tool 'text' is not the schema of an object; any object is taken",
-            "the tool 'whole' is given twice; the first one is offered",
+            "duplicate tool 'whole'; the first one is offered",
             "a tool without a name is not offered",
             &format!(
                 "the tool 'long' has {} bytes of description and schema and is not offered",
                 TOOL_BYTES_MAX + 64
             ),
-            "the input_schema of the tool 'twice' gives its type twice; any object is taken",
+            "the input_schema of the tool 'twice' has a duplicate type; any object is taken",
         ]
     );
 }

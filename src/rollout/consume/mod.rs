@@ -18,14 +18,14 @@ pub(crate) mod splice;
 use crate::codex::home;
 use crate::codex::writer_lock::WriterLock;
 use crate::error::{Error, Kind, Result};
-use crate::os::{Cancellable, Flag};
+use crate::os::{CancelToken, Cancellable};
 use crate::rollout::calls::Calls;
 use crate::rollout::lines::{self, Lines, NESTED};
 use crate::rollout::record::{self, Record};
-use replace::{Access, Copy, Replaced, Source};
+use replace::{Access, Copy, Replaced, RolloutFile};
 use serde::Serialize;
 pub(crate) use splice::Op;
-use splice::{Line, Patch, Role};
+use splice::{LineRole, Patch, PatchLine};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read};
 use std::path::Path;
@@ -55,7 +55,7 @@ pub(crate) enum Reach {
 
 /// What was done. An id that is neither touched nor missing was consumed before.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Outcome {
+pub(crate) struct ConsumeReport {
     /// How many ids the request names.
     pub(crate) requested: usize,
     /// Of how many of them something was changed.
@@ -67,10 +67,10 @@ pub(crate) struct Outcome {
     pub(crate) freed_bytes: u64,
 }
 
-impl Outcome {
+impl ConsumeReport {
     /// What is told of a workspace without a session, and of a thread without a rollout.
-    pub(crate) fn all_missing(mutations: &[Mutation]) -> Outcome {
-        Outcome {
+    pub(crate) fn all_missing(mutations: &[Mutation]) -> ConsumeReport {
+        ConsumeReport {
             requested: mutations.len(),
             touched: 0,
             missing: mutations.iter().map(|it| it.block_id.clone()).collect(),
@@ -81,7 +81,7 @@ impl Outcome {
 
 /// Whether anything is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub(crate) enum WriteMode {
     Write,
     /// Only tell what would be done. Takes no lock either.
     DryRun,
@@ -93,20 +93,20 @@ pub(crate) enum Mode {
 /// # Errors
 /// [`Kind::Params`] where an id is named twice; [`Kind::Busy`] where codex has the thread open, or the file
 /// changes all the time; [`Kind::Io`]. In each case nothing was changed, unless the message says that only the
-/// folder could not be synced.
+/// directory could not be synced.
 pub(crate) fn consume(
     home: &Path,
     thread: &str,
     mutations: &[Mutation],
-    mode: Mode,
-    cancel: &Flag,
-) -> Result<Outcome> {
+    mode: WriteMode,
+    cancel: &CancelToken,
+) -> Result<ConsumeReport> {
     check(mutations)?;
     if mutations.is_empty() {
-        return Ok(Outcome::default());
+        return Ok(ConsumeReport::default());
     }
     let Some(rollout) = home::find_rollout(home, thread)? else {
-        return Ok(Outcome::all_missing(mutations));
+        return Ok(ConsumeReport::all_missing(mutations));
     };
     consume_locked(&rollout, Some((home, thread)), mutations, mode, cancel)
 }
@@ -115,17 +115,21 @@ pub(crate) fn consume(
 ///
 /// # Errors
 /// Those of [`consume`].
-pub(crate) fn consume_file(path: &Path, mutations: &[Mutation], mode: Mode) -> Result<Outcome> {
+pub(crate) fn consume_file(
+    path: &Path,
+    mutations: &[Mutation],
+    mode: WriteMode,
+) -> Result<ConsumeReport> {
     check(mutations)?;
     if mutations.is_empty() {
-        return Ok(Outcome::default());
+        return Ok(ConsumeReport::default());
     }
     let path = std::path::absolute(path)
         .map_err(|error| Error::os(Kind::Io, format!("cannot find '{}'", path.display()), error))?;
     let thread = home::thread_of(&path);
-    // A folder that only looks like a codex home has no locks, and is not given any.
+    // A directory that only looks like a codex home has no locks, and is not given any.
     let home = home::home_of(&path).filter(|home| home.join("thread-writer-locks").is_dir());
-    let never = Flag::new()?;
+    let never = CancelToken::new()?;
     consume_locked(&path, home.zip(thread.as_deref()), mutations, mode, &never)
 }
 
@@ -149,11 +153,11 @@ fn consume_locked(
     path: &Path,
     thread: Option<(&Path, &str)>,
     mutations: &[Mutation],
-    mode: Mode,
-    cancel: &Flag,
-) -> Result<Outcome> {
-    if mode == Mode::DryRun {
-        let source = Source::open(path, Access::Look)?;
+    mode: WriteMode,
+    cancel: &CancelToken,
+) -> Result<ConsumeReport> {
+    if mode == WriteMode::DryRun {
+        let source = RolloutFile::open(path, Access::Look)?;
         return Ok(Plan::make(&source, mutations, cancel, &mut || ())?.outcome);
     }
     if let Some((home, _)) = thread {
@@ -164,14 +168,14 @@ fn consume_locked(
         None => None,
     };
     for _ in 0..TRIES {
-        let source = Source::open(path, Access::Rewrite)?;
+        let source = RolloutFile::open(path, Access::Rewrite)?;
         let (plan, copied) = read_and_copy(&source, mutations, cancel)?;
         if plan.patches.is_empty() {
             return Ok(plan.outcome);
         }
-        let copied = copied.unwrap_or_else(|| source.copy(&|| cancel.is_raised()));
-        // A copy that was cut short is no copy.
-        if cancel.is_raised() {
+        let copied = copied.unwrap_or_else(|| source.copy(&|| cancel.is_cancelled()));
+        // A copy that was cut short is not a copy.
+        if cancel.is_cancelled() {
             return Err(cancelled(path));
         }
         if source.replace(copied, &plan.patches)? == Replaced::Done {
@@ -188,12 +192,12 @@ fn consume_locked(
 /// Finds out what is to be written, and, where that is certain before the end of a large file, copies the file
 /// meanwhile.
 fn read_and_copy(
-    source: &Source,
+    source: &RolloutFile,
     mutations: &[Mutation],
-    cancel: &Flag,
+    cancel: &CancelToken,
 ) -> Result<(Plan, Option<Result<Copy>>)> {
     let given_up = AtomicBool::new(false);
-    let stops = || given_up.load(Ordering::Relaxed) || cancel.is_raised();
+    let stops = || given_up.load(Ordering::Relaxed) || cancel.is_cancelled();
     thread::scope(|scope| {
         let mut copier = None;
         let plan = Plan::make(source, mutations, cancel, &mut || {
@@ -223,19 +227,19 @@ fn cancelled(path: &Path) -> Error {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) patches: Vec<Patch>,
-    pub(crate) outcome: Outcome,
+    pub(crate) outcome: ConsumeReport,
 }
 
 impl Plan {
     fn make(
-        source: &Source,
+        source: &RolloutFile,
         mutations: &[Mutation],
-        cancel: &Flag,
+        cancel: &CancelToken,
         sure: &mut dyn FnMut(),
     ) -> Result<Plan> {
         let open = || Cancellable::new(source.reader(), cancel);
         Plan::read(open, mutations, sure).map_err(|error| {
-            if cancel.is_raised() {
+            if cancel.is_cancelled() {
                 return cancelled(source.path());
             }
             let path = source.path().display();
@@ -255,7 +259,7 @@ impl Plan {
         } else {
             HashMap::new()
         };
-        let wanted = Wanted::new(mutations, &outer);
+        let wanted = Selection::new(mutations, &outer);
         let lines = wanted.lines(open(), sure)?;
         Ok(wanted.plan(&lines))
     }
@@ -266,7 +270,7 @@ impl Plan {
 /// What a script wrote after it yielded is in the output of the `wait` call that fetched it. That call has an
 /// id of its own, by which the daemon consumes it; it is not meant by the ids of what the script called.
 fn outer_calls(input: impl Read) -> io::Result<HashMap<String, String>> {
-    use lines::Kind::{Call, Item, Output, Turn};
+    use lines::LineKind::{Call, Item, Output, Turn};
     let mut outer = HashMap::new();
     let mut calls = Calls::default();
     let mut note = |line: &lines::Line<'_>| match record::parse(line.bytes) {
@@ -293,7 +297,7 @@ fn outer_calls(input: impl Read) -> io::Result<HashMap<String, String>> {
 }
 
 /// The calls that are to be consumed.
-struct Wanted<'a> {
+struct Selection<'a> {
     mutations: &'a [Mutation],
     /// For each mutation the call that its id stands for, if it stands for one.
     calls: Vec<Option<usize>>,
@@ -305,11 +309,11 @@ struct Wanted<'a> {
     newest: Vec<bool>,
 }
 
-impl<'a> Wanted<'a> {
+impl<'a> Selection<'a> {
     /// An id of a nested call stands for its outer call if all the outer call's nested ones are named. Then
     /// the weakest of their operations counts, and a stronger one that names the outer call itself wins.
-    fn new(mutations: &'a [Mutation], outer: &'a HashMap<String, String>) -> Wanted<'a> {
-        let mut wanted = Wanted {
+    fn new(mutations: &'a [Mutation], outer: &'a HashMap<String, String>) -> Selection<'a> {
+        let mut wanted = Selection {
             mutations,
             calls: Vec::new(),
             numbers: HashMap::new(),
@@ -352,7 +356,7 @@ impl<'a> Wanted<'a> {
 
     /// The lines of a rollout that have something of these calls. `sure` is called once, at the first of which it
     /// is certain that it will be changed, if there is one.
-    fn lines(&self, input: impl Read, sure: &mut dyn FnMut()) -> io::Result<Vec<Line>> {
+    fn lines(&self, input: impl Read, sure: &mut dyn FnMut()) -> io::Result<Vec<PatchLine>> {
         let number = |id: &str| self.numbers.get(id).copied();
         let of_interest = |line: &lines::Line<'_>| {
             if line.cut() {
@@ -364,7 +368,7 @@ impl<'a> Wanted<'a> {
                 return None;
             }
             let text = std::str::from_utf8(line.bytes).ok()?;
-            let certain = matches!(line.kind, lines::Kind::Call | lines::Kind::Output);
+            let certain = matches!(line.kind, lines::LineKind::Call | lines::LineKind::Output);
             if certain && splice::is_of_another(text, &number) {
                 return None;
             }
@@ -373,7 +377,7 @@ impl<'a> Wanted<'a> {
         let kinds = |kind| {
             matches!(
                 kind,
-                lines::Kind::Call | lines::Kind::Output | lines::Kind::Compacted
+                lines::LineKind::Call | lines::LineKind::Output | lines::LineKind::Compacted
             )
         };
         let mut found = Vec::new();
@@ -397,19 +401,19 @@ impl<'a> Wanted<'a> {
 
     /// Is this line certain to be changed, whatever comes after it? It is if it is an output of a call before it;
     /// `called` notes those.
-    fn is_changed(&self, line: &Line, called: &mut [bool]) -> bool {
-        for site in line.sites.iter().filter(|site| site.role == Role::Call) {
+    fn is_changed(&self, line: &PatchLine, called: &mut [bool]) -> bool {
+        for site in line.sites.iter().filter(|site| site.role == LineRole::Call) {
             called[site.id] = true;
         }
         let op = |site: &splice::Site| {
-            let is_due = site.role == Role::Output && !site.copied && called[site.id];
+            let is_due = site.role == LineRole::Output && !site.copied && called[site.id];
             is_due.then(|| self.ops[site.id])
         };
         line.patch(op).is_some()
     }
 
     /// What is to be done in these lines, all the lines of a rollout that matter, in order.
-    fn plan(&self, lines: &[Line]) -> Plan {
+    fn plan(&self, lines: &[PatchLine]) -> Plan {
         let pairs = Pairs::find(&self.newest, lines);
         let mut touched = vec![false; self.ops.len()];
         let mut patches = Vec::new();
@@ -430,7 +434,7 @@ impl<'a> Wanted<'a> {
             }
         }
         let of = |call: &Option<usize>, what: &[bool]| call.is_some_and(|call| what[call]);
-        let outcome = Outcome {
+        let outcome = ConsumeReport {
             requested: self.mutations.len(),
             touched: self.calls.iter().filter(|call| of(call, &touched)).count(),
             missing: self
@@ -467,7 +471,7 @@ impl Pairs {
     /// as complete if the id has a pair anywhere.
     ///
     /// Of an id of which only the newest call is meant, the others have no other half.
-    fn find(newest: &[bool], lines: &[Line]) -> Pairs {
+    fn find(newest: &[bool], lines: &[PatchLine]) -> Pairs {
         let ids = newest.len();
         let mut pairs = Pairs {
             complete: vec![false; ids],
@@ -479,13 +483,13 @@ impl Pairs {
         for (at, line) in lines.iter().enumerate() {
             for site in &line.sites {
                 match site.role {
-                    Role::Call => {
+                    LineRole::Call => {
                         called[site.id] = true;
                         if !site.copied {
                             open[site.id].push_back(at);
                         }
                     }
-                    Role::Output if called[site.id] => {
+                    LineRole::Output if called[site.id] => {
                         pairs.complete[site.id] = true;
                         if !site.copied {
                             let halves = &mut halves[site.id];
@@ -498,7 +502,7 @@ impl Pairs {
                             halves.push(at);
                         }
                     }
-                    Role::Output => {}
+                    LineRole::Output => {}
                 }
             }
         }
@@ -510,7 +514,7 @@ impl Pairs {
 }
 
 /// Reads the list of mutations that the daemon sends: `[{"block_id":"…","op":"…"}]`. Fields that are not known
-/// are passed over.
+/// are ignored.
 ///
 /// # Errors
 /// [`Kind::Params`], naming the field.
@@ -532,7 +536,7 @@ pub(crate) fn parse(json: &str) -> Result<Vec<Mutation>> {
             let name = text("op")?;
             let op = Op::named(name).ok_or_else(|| {
                 wrong(format!(
-                    "mutations[{at}].op: '{name}' is no operation; 'consume-light' or 'consume-heavy' was expected"
+                    "mutations[{at}].op: '{name}' is not an operation; 'consume-light' or 'consume-heavy' was expected"
                 ))
             })?;
             Ok(Mutation {

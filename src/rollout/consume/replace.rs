@@ -27,7 +27,7 @@ const PART: u64 = 8 << 20;
 
 /// A file that nobody else of us rewrites as long as this lives.
 #[derive(Debug)]
-pub(crate) struct Source {
+pub(crate) struct RolloutFile {
     path: PathBuf,
     file: File,
     before: Metadata,
@@ -56,14 +56,14 @@ fn open_file(path: &Path, mode: OFlags) -> rustix::io::Result<File> {
     rustix::fs::open(path, flags, Mode::empty()).map(File::from)
 }
 
-impl Source {
+impl RolloutFile {
     /// Opens a rollout.
     ///
     /// # Errors
     /// [`Kind::Io`] where it cannot be opened or is something that cannot be replaced by a copy without half
     /// of it being lost: a symbolic link, one of several hard links, no file at all. [`Kind::Busy`] where
     /// another process rewrites it or has it open for writing.
-    pub(crate) fn open(path: &Path, access: Access) -> Result<Source> {
+    pub(crate) fn open(path: &Path, access: Access) -> Result<RolloutFile> {
         let refused = |why: &str| {
             Error::new(
                 Kind::Io,
@@ -107,7 +107,7 @@ impl Source {
                 Err(error) => return Err(failed("lock", path)(error.into())),
             }
         }
-        let source = Source {
+        let source = RolloutFile {
             path: path.to_owned(),
             file,
             before,
@@ -142,7 +142,7 @@ impl Source {
         self.before.len() >= PART
     }
 
-    /// Makes a copy of the text, for [`Source::replace`]. It is cut short once `stops` says so.
+    /// Makes a copy of the text, for [`RolloutFile::replace`]. It is cut short once `stops` says so.
     ///
     /// The kernel copies by itself, and on some file systems only notes that the bytes are shared. After each
     /// part the disk is told to begin with it, so that it works while the next part is copied, and the sync at
@@ -177,7 +177,7 @@ impl Source {
     /// Puts the copy, with these patches, in the file's place.
     ///
     /// # Errors
-    /// [`Kind::Io`], with the file as it was; only where the folder cannot be synced in the end the new file
+    /// [`Kind::Io`], with the file as it was; only where the directory cannot be synced in the end the new file
     /// is there already. [`Kind::Busy`] where another process has opened the file for writing.
     pub(crate) fn replace(&self, copied: Result<Copy>, patches: &[Patch]) -> Result<Replaced> {
         let finished = copied.and_then(|copy| {
@@ -193,10 +193,10 @@ impl Source {
         if !self.put_in_place(copy)? {
             return Ok(Replaced::Changed);
         }
-        let folder = folder_of(&self.path);
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(failed("sync", folder))?;
+        let directory = directory_of(&self.path);
+        File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(failed("sync", directory))?;
         Ok(Replaced::Done)
     }
 
@@ -235,7 +235,7 @@ impl Source {
     }
 
     fn write(&self, copy: &Copy, patch: &Patch) -> io::Result<()> {
-        let mut out = Out {
+        let mut out = PieceWriter {
             file: &copy.file,
             at: patch.at,
             buffer: Vec::new(),
@@ -333,7 +333,7 @@ impl Source {
     }
 
     /// Where the copy is made. Always the same name, so that what a killed run left is found without a search;
-    /// codex passes over names that do not begin with `rollout-`.
+    /// codex skips names that do not begin with `rollout-`.
     fn copy_path(&self) -> PathBuf {
         let mut name = std::ffi::OsString::from(".");
         name.push(self.path.file_name().unwrap_or_default());
@@ -385,7 +385,7 @@ impl Copy {
     }
 }
 
-impl Drop for Source {
+impl Drop for RolloutFile {
     fn drop(&mut self) {
         unlock(&self.file);
     }
@@ -411,13 +411,13 @@ fn unlock(file: &File) {
 }
 
 /// Writes pieces one behind the other, many small ones at once.
-struct Out<'a> {
+struct PieceWriter<'a> {
     file: &'a File,
     at: u64,
     buffer: Vec<u8>,
 }
 
-impl Out<'_> {
+impl PieceWriter<'_> {
     fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.buffer.len() + bytes.len() > BUFFER {
             self.flush()?;
@@ -447,9 +447,9 @@ fn same_text(a: &Metadata, b: &Metadata) -> bool {
     text(a) == text(b)
 }
 
-fn folder_of(path: &Path) -> &Path {
+fn directory_of(path: &Path) -> &Path {
     match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
         _ => Path::new("."),
     }
 }

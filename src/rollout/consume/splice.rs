@@ -7,7 +7,7 @@
 //!
 //! The text is never printed anew: key order, number formats and escapes of what stays are codex's own.
 
-use crate::json::{Cursor, Kind, NotJson, Span, decode, is};
+use crate::json::{Cursor, JsonKind, NotJson, Span, decode, is};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -40,7 +40,7 @@ impl Op {
 
 /// Which half of a call stands somewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
+pub(crate) enum LineRole {
     Call,
     Output,
 }
@@ -64,7 +64,7 @@ enum Slot {
 
 /// What comes into a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum New {
+enum Replacement {
     /// A string that may be cut to what fits.
     Marker(&'static str),
     /// All of it, or nothing.
@@ -73,33 +73,35 @@ enum New {
 
 impl Slot {
     /// What `op` puts here; nothing where `op` leaves it alone.
-    fn filled(self, op: Op) -> Option<New> {
+    fn filled(self, op: Op) -> Option<Replacement> {
         match (self, op) {
-            (Slot::Output, op) => Some(New::Marker(op.marker())),
-            (Slot::Tools, _) => Some(New::Whole("[]")),
+            (Slot::Output, op) => Some(Replacement::Marker(op.marker())),
+            (Slot::Tools, _) => Some(Replacement::Whole("[]")),
             (_, Op::Light) => None,
-            (Slot::Text, Op::Heavy) => Some(New::Whole(r#""{}""#)),
-            (Slot::Object, Op::Heavy) => Some(New::Whole("{}")),
-            (Slot::Input, Op::Heavy) => Some(New::Whole(r#""""#)),
-            (Slot::Action, Op::Heavy) => Some(New::Whole(r#"{"type":"exec","command":[]}"#)),
+            (Slot::Text, Op::Heavy) => Some(Replacement::Whole(r#""{}""#)),
+            (Slot::Object, Op::Heavy) => Some(Replacement::Whole("{}")),
+            (Slot::Input, Op::Heavy) => Some(Replacement::Whole(r#""""#)),
+            (Slot::Action, Op::Heavy) => {
+                Some(Replacement::Whole(r#"{"type":"exec","command":[]}"#))
+            }
         }
     }
 }
 
-impl New {
+impl Replacement {
     /// Its length in bytes where there is room for all of it.
     fn length(self) -> u64 {
         match self {
-            New::Marker(text) => text.len() as u64 + 2,
-            New::Whole(text) => text.len() as u64,
+            Replacement::Marker(text) => text.len() as u64 + 2,
+            Replacement::Whole(text) => text.len() as u64,
         }
     }
 
     /// The JSON of it that is no longer than `most` bytes, if that is worth anything.
     fn within(self, most: u64) -> Option<Cow<'static, str>> {
         match self {
-            New::Whole(text) => (text.len() as u64 <= most).then_some(Cow::Borrowed(text)),
-            New::Marker(text) => {
+            Replacement::Whole(text) => (text.len() as u64 <= most).then_some(Cow::Borrowed(text)),
+            Replacement::Marker(text) => {
                 let room = usize::try_from(most.saturating_sub(2)).unwrap_or(usize::MAX);
                 // The markers are ASCII without anything that JSON escapes.
                 let cut = &text[..text.len().min(room)];
@@ -114,7 +116,7 @@ impl New {
 pub(crate) struct Site {
     /// Which of the wanted ids it has.
     pub(crate) id: usize,
-    pub(crate) role: Role,
+    pub(crate) role: LineRole,
     /// It stands in the history that a `compacted` line holds.
     pub(crate) copied: bool,
     slot: Slot,
@@ -129,7 +131,7 @@ const LONGEST_NEW: usize = 32;
 
 /// A line that has something of interest, without its bytes.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct PatchLine {
     /// Where it begins in the file.
     pub(crate) offset: u64,
     pub(crate) sites: Vec<Site>,
@@ -162,13 +164,13 @@ pub(crate) struct Patch {
 pub(crate) fn is_of_another(text: &str, wanted: &dyn Fn(&str) -> Option<usize>) -> bool {
     let id = || -> Result<Option<Span>, NotJson> {
         let mut cursor = Cursor::new(text);
-        cursor.open(Kind::Object)?;
+        cursor.open(JsonKind::Object)?;
         while let Some(key) = cursor.key()? {
             if !is(&text[key], "payload") {
                 cursor.value()?;
                 continue;
             }
-            cursor.open(Kind::Object)?;
+            cursor.open(JsonKind::Object)?;
             while let Some(key) = cursor.key()? {
                 let value = cursor.value()?;
                 if is(&text[key], "call_id") {
@@ -191,14 +193,14 @@ pub(crate) fn read(
     offset: u64,
     text: &str,
     wanted: &dyn Fn(&str) -> Option<usize>,
-) -> Option<Line> {
+) -> Option<PatchLine> {
     let sites = sites(text, wanted).ok().filter(|sites| !sites.is_empty())?;
     let json = text.trim_end_matches([' ', '\t', '\r', '\n']).len();
     let spaces = text[json..]
         .bytes()
         .take_while(|byte| *byte == b' ')
         .count();
-    Some(Line {
+    Some(PatchLine {
         offset,
         sites,
         json: json as u64,
@@ -223,10 +225,10 @@ fn sites(text: &str, wanted: &dyn Fn(&str) -> Option<usize>) -> Result<Vec<Site>
             return Ok(found);
         };
         let mut cursor = Cursor::new(&text[history.clone()]);
-        if cursor.kind()? != Kind::Array {
+        if cursor.kind()? != JsonKind::Array {
             return Ok(found);
         }
-        cursor.open(Kind::Array)?;
+        cursor.open(JsonKind::Array)?;
         while cursor.element()? {
             let element = within(&history, cursor.value()?);
             found.extend(item(text, element, true, wanted)?);
@@ -244,7 +246,7 @@ fn item(
 ) -> Result<Option<Site>, NotJson> {
     let inner = &text[place.clone()];
     let mut cursor = Cursor::new(inner);
-    if cursor.kind()? != Kind::Object {
+    if cursor.kind()? != JsonKind::Object {
         return Ok(None);
     }
     let [kind, call_id, id, output, tools, arguments, input, action] = keys(
@@ -264,18 +266,18 @@ fn item(
     let Some(kind) = kind else { return Ok(None) };
     let kind = decode_string(&inner[kind]);
     let (role, value) = match kind.as_deref() {
-        Some("function_call" | "tool_search_call") => (Role::Call, arguments),
-        Some("custom_tool_call") => (Role::Call, input),
-        Some("local_shell_call") => (Role::Call, action),
-        Some("function_call_output" | "custom_tool_call_output") => (Role::Output, output),
-        Some("tool_search_output") => (Role::Output, tools),
+        Some("function_call" | "tool_search_call") => (LineRole::Call, arguments),
+        Some("custom_tool_call") => (LineRole::Call, input),
+        Some("local_shell_call") => (LineRole::Call, action),
+        Some("function_call_output" | "custom_tool_call_output") => (LineRole::Output, output),
+        Some("tool_search_output") => (LineRole::Output, tools),
         _ => return Ok(None),
     };
     let text_of = |span: Option<Span>| span.and_then(|span| decode_string(&inner[span]));
     let id = match role {
         // The older form of a shell call has only an `id`.
-        Role::Call => text_of(call_id).or_else(|| text_of(id)),
-        Role::Output => text_of(call_id),
+        LineRole::Call => text_of(call_id).or_else(|| text_of(id)),
+        LineRole::Output => text_of(call_id),
     };
     let (Some(id), Some(value)) = (id.and_then(|id| wanted(&id)), value) else {
         return Ok(None);
@@ -304,14 +306,14 @@ fn item(
 /// The values of these keys of the object that comes next.
 ///
 /// # Errors
-/// Where it is no object, and where one of the keys stands there twice.
+/// Where it is not an object, and where one of the keys stands there twice.
 fn keys<const N: usize>(
     cursor: &mut Cursor<'_>,
     text: &str,
     names: [&str; N],
 ) -> Result<[Option<Span>; N], NotJson> {
     let mut found = [const { None }; N];
-    cursor.open(Kind::Object)?;
+    cursor.open(JsonKind::Object)?;
     while let Some(key) = cursor.key()? {
         let value = cursor.value()?;
         if let Some(at) = names.iter().position(|name| is(&text[key.clone()], name))
@@ -338,7 +340,7 @@ fn as_u64(span: Span) -> Range<u64> {
 
 impl Site {
     /// What `op` puts here. Nothing where it leaves the place alone: `Light` does not undo `Heavy`.
-    fn new_text(&self, op: Op) -> Option<New> {
+    fn new_text(&self, op: Op) -> Option<Replacement> {
         let undone = op == Op::Light && self.slot == Slot::Output && self.is_heavy();
         self.slot.filled(op).filter(|_| !undone)
     }
@@ -358,11 +360,11 @@ impl Site {
     }
 }
 
-impl Line {
+impl PatchLine {
     /// The patch that does with each place what `op_of` says, and the ids that it changes something of.
     /// `None` where nothing changes.
     pub(crate) fn patch(&self, op_of: impl Fn(&Site) -> Option<Op>) -> Option<(Patch, Vec<usize>)> {
-        let chosen: Vec<(&Site, New)> = self
+        let chosen: Vec<(&Site, Replacement)> = self
             .sites
             .iter()
             .filter_map(|site| Some((site, site.new_text(op_of(site)?)?)))

@@ -28,7 +28,7 @@ fn json_bytes(text: &str) -> u64 {
     text.lines().map(|line| line.trim_end().len() as u64).sum()
 }
 
-fn consumed(text: &[u8], mutations: &[Mutation]) -> (Vec<u8>, Outcome) {
+fn consumed(text: &[u8], mutations: &[Mutation]) -> (Vec<u8>, ConsumeReport) {
     let mut sure = false;
     let plan = Plan::read(|| text, mutations, &mut || sure = true).unwrap();
     assert!(!sure || !plan.patches.is_empty(), "it was certain");
@@ -69,7 +69,7 @@ fn check(
         .map(|line| line.trim_end_matches(' '))
         .collect();
     assert_eq!(shown, after, "{what}");
-    let expected = Outcome {
+    let expected = ConsumeReport {
         requested: mutations.len(),
         touched,
         missing: missing.iter().map(|id| (*id).to_owned()).collect(),
@@ -655,16 +655,16 @@ impl Random {
 }
 
 /// What is consumed of an item of this type, and whether that is the call or its output.
-fn place(item: &Value) -> Option<(&'static str, Role)> {
+fn place(item: &Value) -> Option<(&'static str, LineRole)> {
     let (field, role) = match item["type"].as_str()? {
-        "function_call" | "tool_search_call" => ("arguments", Role::Call),
-        "custom_tool_call" => ("input", Role::Call),
-        "local_shell_call" => ("action", Role::Call),
-        "tool_search_output" => ("tools", Role::Output),
-        "function_call_output" | "custom_tool_call_output" => ("output", Role::Output),
+        "function_call" | "tool_search_call" => ("arguments", LineRole::Call),
+        "custom_tool_call" => ("input", LineRole::Call),
+        "local_shell_call" => ("action", LineRole::Call),
+        "tool_search_output" => ("tools", LineRole::Output),
+        "function_call_output" | "custom_tool_call_output" => ("output", LineRole::Output),
         _ => return None,
     };
-    // A number is no output.
+    // A number is not an output.
     (!item[field].is_number()).then_some((field, role))
 }
 
@@ -692,7 +692,7 @@ struct Half {
     pointer: String,
     copied: bool,
     id: String,
-    role: Role,
+    role: LineRole,
 }
 
 /// All items of calls in a rollout.
@@ -739,19 +739,19 @@ fn due(halves: &[Half]) -> Vec<bool> {
         };
         let last = halves[..end]
             .iter()
-            .rposition(|it| it.id == id && it.role == Role::Output);
-        before(Role::Call) < last && before(Role::Call).is_some()
+            .rposition(|it| it.id == id && it.role == LineRole::Output);
+        before(LineRole::Call) < last && before(LineRole::Call).is_some()
     };
     for (at, half) in halves.iter().enumerate() {
         if half.copied {
             due[at] = complete(&half.id, halves.len());
-        } else if half.role == Role::Output && complete(&half.id, at + 1) {
+        } else if half.role == LineRole::Output && complete(&half.id, at + 1) {
             due[at] = true;
             let call = (0..at).find(|call| {
                 let call_half = &halves[*call];
                 !due[*call]
                     && !call_half.copied
-                    && (call_half.role, &call_half.id) == (Role::Call, &half.id)
+                    && (call_half.role, &call_half.id) == (LineRole::Call, &half.id)
             });
             if let Some(call) = call {
                 due[call] = true;
@@ -791,7 +791,7 @@ fn random_rollouts_are_consumed_right() {
         let new = String::from_utf8(new).unwrap();
         let why = || format!("round {round}: {mutations:?}\n{text}\n{new}");
 
-        // Every line has its old length, and what is no JSON its old text.
+        // Every line has its old length, and what is not JSON its old text.
         let parsed = |text: &str| -> Vec<Option<Value>> {
             text.split('\n')
                 .map(|line| serde_json::from_str(line).ok())
@@ -816,7 +816,7 @@ fn random_rollouts_are_consumed_right() {
         let mut changed: Vec<&str> = Vec::new();
         let mut complete: Vec<&str> = Vec::new();
         for (half, due) in halves.iter().zip(due) {
-            if due && half.role == Role::Output {
+            if due && half.role == LineRole::Output {
                 complete.push(&half.id);
             }
             let asked = mutations.iter().find(|it| it.block_id == half.id);
@@ -859,7 +859,7 @@ fn random_rollouts_are_consumed_right() {
         assert!(old_lines == new_lines, "{}", why());
         changed.sort();
         changed.dedup();
-        let expected = Outcome {
+        let expected = ConsumeReport {
             requested: mutations.len(),
             touched: changed.len(),
             missing: mutations
@@ -891,7 +891,7 @@ fn random_rollouts_are_consumed_right() {
 
 /// A rollout in a codex home.
 struct Home {
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
     rollout: std::path::PathBuf,
 }
 
@@ -899,21 +899,21 @@ const THREAD: &str = "01a1fe00-a027-7a81-b8a0-356e91ab6908";
 
 impl Home {
     fn new(text: &str) -> Home {
-        let folder = tempfile::tempdir().unwrap();
-        let day = folder.path().join("sessions/2026/11/21");
+        let directory = tempfile::tempdir().unwrap();
+        let day = directory.path().join("sessions/2026/11/21");
         fs::create_dir_all(&day).unwrap();
         let rollout = day.join(format!("rollout-2026-11-21T12-06-56-{THREAD}.jsonl"));
         fs::write(&rollout, text).unwrap();
-        Home { folder, rollout }
+        Home { directory, rollout }
     }
 
-    fn consume(&self, mutations: &[Mutation], mode: Mode) -> Result<Outcome> {
+    fn consume(&self, mutations: &[Mutation], mode: WriteMode) -> Result<ConsumeReport> {
         consume(
-            self.folder.path(),
+            self.directory.path(),
             THREAD,
             mutations,
             mode,
-            &Flag::new().unwrap(),
+            &CancelToken::new().unwrap(),
         )
     }
 
@@ -921,7 +921,7 @@ impl Home {
         fs::read_to_string(&self.rollout).unwrap()
     }
 
-    /// Nothing but the rollout may be left in its folder, and no lock.
+    /// Nothing but the rollout may be left in its directory, and no lock.
     fn check_tidy(&self) {
         assert_eq!(
             fs::read_dir(self.rollout.parent().unwrap())
@@ -931,7 +931,7 @@ impl Home {
         );
         assert!(
             !self
-                .folder
+                .directory
                 .path()
                 .join(format!("thread-writer-locks/{THREAD}.lock"))
                 .exists()
@@ -957,11 +957,11 @@ fn a_file_is_rewritten_in_place() {
     drop(file);
 
     let outcome = home
-        .consume(&[light("a"), light("x")], Mode::DryRun)
+        .consume(&[light("a"), light("x")], WriteMode::DryRun)
         .unwrap();
     assert_eq!(
         outcome,
-        Outcome {
+        ConsumeReport {
             requested: 2,
             touched: 1,
             missing: vec!["x".to_owned()],
@@ -970,13 +970,13 @@ fn a_file_is_rewritten_in_place() {
     );
     assert_eq!(home.text(), pair());
     assert!(
-        !home.folder.path().join("thread-writer-locks").exists(),
+        !home.directory.path().join("thread-writer-locks").exists(),
         "a dry run writes nothing"
     );
 
     let before = fs::metadata(&home.rollout).unwrap();
     let outcome = home
-        .consume(&[light("a"), light("x")], Mode::Write)
+        .consume(&[light("a"), light("x")], WriteMode::Write)
         .unwrap();
     let after = fs::metadata(&home.rollout).unwrap();
     assert_eq!(
@@ -1002,7 +1002,7 @@ fn a_file_is_rewritten_in_place() {
     );
     home.check_tidy();
 
-    let outcome = home.consume(&[light("a")], Mode::Write).unwrap();
+    let outcome = home.consume(&[light("a")], WriteMode::Write).unwrap();
     assert_eq!((outcome.touched, outcome.missing.len()), (0, 0));
     assert_eq!(
         fs::metadata(&home.rollout).unwrap().ino(),
@@ -1017,7 +1017,7 @@ fn what_cannot_be_replaced_whole_is_refused() {
     let home = Home::new(&pair());
     let link = home.rollout.with_file_name("rollout-link.jsonl");
     let check = |path: &Path, message: &str| {
-        let error = consume_file(path, &[light("a")], Mode::Write).unwrap_err();
+        let error = consume_file(path, &[light("a")], WriteMode::Write).unwrap_err();
         assert_eq!(error.kind(), Kind::Io);
         assert_eq!(
             error.message(),
@@ -1040,11 +1040,15 @@ fn what_cannot_be_replaced_whole_is_refused() {
     fs::remove_file(&link).unwrap();
     check(home.rollout.parent().unwrap(), "it is not a regular file");
     // Would wait for ever if it were opened as a file is.
-    let fifo = home.folder.path().join("fifo");
+    let fifo = home.directory.path().join("fifo");
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
     check(&fifo, "it is not a regular file");
-    let error =
-        consume_file(&home.folder.path().join("none"), &[light("a")], Mode::Write).unwrap_err();
+    let error = consume_file(
+        &home.directory.path().join("none"),
+        &[light("a")],
+        WriteMode::Write,
+    )
+    .unwrap_err();
     assert!(
         error
             .message()
@@ -1057,11 +1061,11 @@ fn what_cannot_be_replaced_whole_is_refused() {
 #[test]
 fn a_thread_in_use_is_busy() {
     let home = Home::new(&pair());
-    let held = WriterLock::take(home.folder.path(), THREAD).unwrap();
-    let error = home.consume(&[light("a")], Mode::Write).unwrap_err();
+    let held = WriterLock::take(home.directory.path(), THREAD).unwrap();
+    let error = home.consume(&[light("a")], WriteMode::Write).unwrap_err();
     assert_eq!(error.kind().rpc_code(), -32011);
     assert!(error.retryable());
-    let error = consume_file(&home.rollout, &[light("a")], Mode::Write).unwrap_err();
+    let error = consume_file(&home.rollout, &[light("a")], WriteMode::Write).unwrap_err();
     assert_eq!(error.kind(), Kind::Busy);
     assert_eq!(home.text(), pair());
     drop(held);
@@ -1076,7 +1080,7 @@ fn a_thread_in_use_is_busy() {
         .stdout(file)
         .spawn()
         .unwrap();
-    let result = home.consume(&[light("a")], Mode::Write);
+    let result = home.consume(&[light("a")], WriteMode::Write);
     child.kill().unwrap();
     child.wait().unwrap();
     let error = result.unwrap_err();
@@ -1091,7 +1095,12 @@ fn a_thread_in_use_is_busy() {
     );
     assert_eq!(home.text(), pair());
     home.check_tidy();
-    assert_eq!(home.consume(&[light("a")], Mode::Write).unwrap().touched, 1);
+    assert_eq!(
+        home.consume(&[light("a")], WriteMode::Write)
+            .unwrap()
+            .touched,
+        1
+    );
 }
 
 #[test]
@@ -1103,12 +1112,12 @@ fn a_leftover_of_a_killed_run_is_removed() {
     );
     fs::write(home.rollout.with_file_name(&name), "half of").unwrap();
     // Even by a run that has nothing to change.
-    home.consume(&[light("x")], Mode::Write).unwrap();
+    home.consume(&[light("x")], WriteMode::Write).unwrap();
     home.check_tidy();
     assert_eq!(home.text(), pair());
 }
 
-fn replaced(source: &Source, patches: &[Patch]) -> Replaced {
+fn replaced(source: &RolloutFile, patches: &[Patch]) -> Replaced {
     let copied = source.copy(&|| false);
     source.replace(copied, patches).unwrap()
 }
@@ -1117,12 +1126,17 @@ fn replaced(source: &Source, patches: &[Patch]) -> Replaced {
 #[test]
 fn a_change_in_between_is_noticed() {
     let home = Home::new(&pair());
-    let made = |source: &Source| {
-        Plan::make(source, &[light("a")], &Flag::new().unwrap(), &mut || ())
-            .unwrap()
-            .patches
+    let made = |source: &RolloutFile| {
+        Plan::make(
+            source,
+            &[light("a")],
+            &CancelToken::new().unwrap(),
+            &mut || (),
+        )
+        .unwrap()
+        .patches
     };
-    let open = || Source::open(&home.rollout, Access::Rewrite).unwrap();
+    let open = || RolloutFile::open(&home.rollout, Access::Rewrite).unwrap();
     let text = || home.text();
 
     let source = open();
@@ -1134,7 +1148,7 @@ fn a_change_in_between_is_noticed() {
 
     let source = open();
     let patches = made(&source);
-    let other = home.folder.path().join("other");
+    let other = home.directory.path().join("other");
     fs::write(&other, "another file").unwrap();
     fs::rename(&other, &home.rollout).unwrap();
     assert_eq!(replaced(&source, &patches), Replaced::Changed);
@@ -1164,9 +1178,9 @@ fn a_large_file_is_copied_while_it_is_read() {
     let (new, _) = consumed(large.as_bytes(), &both);
 
     // The copy is made, or just being made, when the reading is through: nobody has to wait for it.
-    let source = Source::open(&home.rollout, Access::Rewrite).unwrap();
+    let source = RolloutFile::open(&home.rollout, Access::Rewrite).unwrap();
     assert!(source.is_large());
-    let (plan, copied) = read_and_copy(&source, &both, &Flag::new().unwrap()).unwrap();
+    let (plan, copied) = read_and_copy(&source, &both, &CancelToken::new().unwrap()).unwrap();
     assert_eq!(
         source.replace(copied.unwrap(), &plan.patches).unwrap(),
         Replaced::Done
@@ -1176,8 +1190,8 @@ fn a_large_file_is_copied_while_it_is_read() {
     home.check_tidy();
 
     // What changes nothing copies nothing.
-    let source = Source::open(&home.rollout, Access::Rewrite).unwrap();
-    let (plan, copied) = read_and_copy(&source, &both, &Flag::new().unwrap()).unwrap();
+    let source = RolloutFile::open(&home.rollout, Access::Rewrite).unwrap();
+    let (plan, copied) = read_and_copy(&source, &both, &CancelToken::new().unwrap()).unwrap();
     assert!(plan.patches.is_empty() && copied.is_none());
     // What is given up leaves nothing.
     let copy = source.copy(&|| true).unwrap();
@@ -1189,7 +1203,7 @@ fn a_large_file_is_copied_while_it_is_read() {
     // A change meanwhile is noticed as ever, also one that breaks off the copying.
     for length in [large.len() as u64 + 1, 1 << 20] {
         fs::write(&home.rollout, &large).unwrap();
-        let source = Source::open(&home.rollout, Access::Rewrite).unwrap();
+        let source = RolloutFile::open(&home.rollout, Access::Rewrite).unwrap();
         let file = fs::File::options().write(true).open(&home.rollout).unwrap();
         file.set_len(length).unwrap();
         drop(file);
@@ -1208,14 +1222,21 @@ fn copy_of(home: &Home) -> std::path::PathBuf {
 #[test]
 fn a_request_is_checked_before_anything_is_opened() {
     let none = Path::new("/nonexistent");
-    let nothing = consume(none, "no uuid", &[], Mode::Write, &Flag::new().unwrap()).unwrap();
-    assert_eq!(nothing, Outcome::default());
+    let nothing = consume(
+        none,
+        "no uuid",
+        &[],
+        WriteMode::Write,
+        &CancelToken::new().unwrap(),
+    )
+    .unwrap();
+    assert_eq!(nothing, ConsumeReport::default());
     let error = consume(
         none,
         THREAD,
         &[light("a"), light("b"), heavy("a")],
-        Mode::Write,
-        &Flag::new().unwrap(),
+        WriteMode::Write,
+        &CancelToken::new().unwrap(),
     )
     .unwrap_err();
     assert_eq!(error.kind(), Kind::Params);
@@ -1227,13 +1248,13 @@ fn a_request_is_checked_before_anything_is_opened() {
         none,
         THREAD,
         &[light("a"), light("b")],
-        Mode::Write,
-        &Flag::new().unwrap(),
+        WriteMode::Write,
+        &CancelToken::new().unwrap(),
     )
     .unwrap();
     assert_eq!(
         outcome,
-        Outcome {
+        ConsumeReport {
             requested: 2,
             touched: 0,
             missing: vec!["a".to_owned(), "b".to_owned()],
@@ -1258,7 +1279,7 @@ fn a_list_of_mutations_is_read_or_its_fault_named() {
         ),
         (
             r#"[{"block_id":"a","op":"light"},{"block_id":"b","op":"eat"}]"#,
-            "mutations[1].op: 'eat' is no operation; 'consume-light' or 'consume-heavy' was expected",
+            "mutations[1].op: 'eat' is not an operation; 'consume-light' or 'consume-heavy' was expected",
         ),
         (
             "[",

@@ -99,11 +99,11 @@ fn wire_line(line: &[u8]) {
                 assert!(request.history.text.len() <= turn::prompt::LONGEST_REPLAY);
             }
         }
-        Ok(Message::Answer { outcome, .. }) => {
+        Ok(Message::Response { outcome, .. }) => {
             let (Ok(json) | Err(json)) = outcome;
             let _ = serde_json::from_str::<mcp::ToolOutput>(json.get());
         }
-        Ok(Message::BadAnswer { .. }) => {
+        Ok(Message::InvalidResponse { .. }) => {
             let _: IgnoredAny = serde_json::from_slice(json).unwrap();
         }
         Err(refused) => {
@@ -124,25 +124,25 @@ fn wire_line(line: &[u8]) {
 
 /// What codex prints.
 pub fn fuzz_events(data: &[u8]) {
-    use backend::exec::translate::{Said, Translator};
+    use backend::exec::translate::{Translator, Update};
     let mut translator = Translator::default();
     for line in data.split(|byte| *byte == b'\n') {
         let before = translator.verdict().cloned();
         let said = translator.line(line);
-        if let (Said::Text(said), Some(Unique(json))) = (&said, unique(line))
+        if let (Update::Text(said), Some(Unique(json))) = (&said, unique(line))
             && let Some(text) = json["item"]["text"].as_str()
         {
             assert_eq!(text, said);
         }
-        if let (Said::Thread(said), Some(Unique(json))) = (&said, unique(line))
+        if let (Update::Thread(said), Some(Unique(json))) = (&said, unique(line))
             && let Some(id) = json["thread_id"].as_str()
         {
             assert_eq!(id, said);
         }
-        let is_end = said == Said::End;
+        let is_end = said == Update::End;
         match before {
             Some(_) => {
-                assert!(matches!(said, Said::Nothing(_)), "{said:?} after the end");
+                assert!(matches!(said, Update::Nothing(_)), "{said:?} after the end");
                 assert_eq!(translator.verdict(), before.as_ref());
             }
             None => assert_eq!(translator.verdict().is_some(), is_end),
@@ -153,13 +153,13 @@ pub fn fuzz_events(data: &[u8]) {
 
 /// A rollout as it is scanned, against serde_json.
 pub fn fuzz_rollout(data: &[u8]) {
-    use rollout::lines::Kind;
+    use rollout::lines::LineKind;
     let all = scan(data, usize::MAX, |_| true);
     let mut offset = 0;
     let mut expected = Vec::new();
     for line in data.split_inclusive(|byte| *byte == b'\n') {
         let text = line.strip_suffix(b"\n").unwrap_or(line);
-        // As JSON has it, a form feed is no space.
+        // As JSON has it, a form feed is not white space.
         if !text.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\r')) {
             expected.push((offset, text.to_vec()));
         }
@@ -170,12 +170,12 @@ pub fn fuzz_rollout(data: &[u8]) {
         .map(|(at, _, text)| (*at, text.clone()))
         .collect();
     assert_eq!(found, expected);
-    // However it is read, and whatever is passed over.
+    // However it is read, and whatever is ignored.
     let step = usize::from(data.first().copied().unwrap_or(0)) % 37 + 1;
-    let wanted = |kind| matches!(kind, Kind::Call | Kind::Output);
+    let wanted = |kind| matches!(kind, LineKind::Call | LineKind::Output);
     let some: Vec<_> = all
         .iter()
-        .filter(|(_, kind, _)| wanted(*kind) || *kind == Kind::Unknown)
+        .filter(|(_, kind, _)| wanted(*kind) || *kind == LineKind::Unknown)
         .cloned()
         .collect();
     assert_eq!(scan(data, step, wanted), some);
@@ -186,9 +186,13 @@ pub fn fuzz_rollout(data: &[u8]) {
     }
 }
 
-type Scanned = (u64, rollout::lines::Kind, Vec<u8>);
+type Scanned = (u64, rollout::lines::LineKind, Vec<u8>);
 
-fn scan(data: &[u8], step: usize, wanted: impl Fn(rollout::lines::Kind) -> bool) -> Vec<Scanned> {
+fn scan(
+    data: &[u8],
+    step: usize,
+    wanted: impl Fn(rollout::lines::LineKind) -> bool,
+) -> Vec<Scanned> {
     /// Gives so many bytes at a time.
     struct Slow<'a>(&'a [u8], usize);
     impl Read for Slow<'_> {
@@ -197,7 +201,7 @@ fn scan(data: &[u8], step: usize, wanted: impl Fn(rollout::lines::Kind) -> bool)
             self.0.read(&mut buffer[..length])
         }
     }
-    use rollout::lines::{Block, Line, Lines};
+    use rollout::lines::{Line, LineBlock, Lines};
     let told = |line: Line<'_>| (line.offset, line.kind, line.bytes.to_vec());
     let mut lines = Lines::new(Slow(data, step));
     let mut found = Vec::new();
@@ -206,7 +210,7 @@ fn scan(data: &[u8], step: usize, wanted: impl Fn(rollout::lines::Kind) -> bool)
     }
     found.extend(lines.rest(&wanted).map(told));
     let mut lines = Lines::in_blocks(Slow(data, step));
-    let (mut blocks, mut in_blocks) = ([Block::default(), Block::default()], Vec::new());
+    let (mut blocks, mut in_blocks) = ([LineBlock::default(), LineBlock::default()], Vec::new());
     let mut more = true;
     while more {
         blocks.rotate_left(1);
@@ -217,9 +221,9 @@ fn scan(data: &[u8], step: usize, wanted: impl Fn(rollout::lines::Kind) -> bool)
     found
 }
 
-fn rollout_line(kind: rollout::lines::Kind, text: &str) {
+fn rollout_line(kind: rollout::lines::LineKind, text: &str) {
     use rollout::calls;
-    use rollout::lines::Kind;
+    use rollout::lines::LineKind;
     use rollout::record::{Record, parse};
     let is_json = json::valid(text);
     // See there: what is taken for a value, and more depth and larger numbers.
@@ -258,8 +262,8 @@ fn rollout_line(kind: rollout::lines::Kind, text: &str) {
         Some("item_completed") => &item["id"],
         _ => &payload["call_id"],
     };
-    if kind != Kind::Unknown {
-        let real = Kind::of(
+    if kind != LineKind::Unknown {
+        let real = LineKind::of(
             &word(&value["type"]),
             &word(&payload["type"]),
             &word(&item["type"]),

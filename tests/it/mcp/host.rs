@@ -81,7 +81,9 @@ fn a_host_by_hand_says_what_is_wrong() {
             vec!["--socket", &long, "--agent-id", "a"],
             vec![],
             2,
-            format!("'{long}' is no path for a socket: it has 205 bytes, at most 107 are possible"),
+            format!(
+                "'{long}' is not a path for a socket: it has 205 bytes, at most 107 are possible"
+            ),
         ),
         (
             vec!["--socket", &path("gone"), "--agent-id", "a"],

@@ -52,7 +52,7 @@ fn sockets(lab: &Lab) -> Vec<PathBuf> {
         .collect()
 }
 
-/// A lab whose sockets have a folder of their own, however deep the checkout lies.
+/// A lab whose sockets have a directory of their own, however deep the checkout lies.
 struct Runtime {
     lab: Lab,
     short: tempfile::TempDir,

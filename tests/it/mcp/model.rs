@@ -327,7 +327,7 @@ real_codex! {
 
 // fault: 41
 real_codex! {
-    /// A call that is never answered ends with the turn; an answer after that is passed over.
+    /// A call that is never answered ends with the turn; an answer after that is ignored.
     fn a_call_without_an_answer_ends_with_the_turn(codex: &Path) {
         let lab = Runtime::new(Lab::real(codex, calls("alice", &["never"])));
         let mut daemon = Daemon::start(&lab);

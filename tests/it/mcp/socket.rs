@@ -43,7 +43,7 @@ fn a_host_of_another_turn_is_refused() {
 }
 
 // fault: 46
-/// The kernel says who connects; neither the folder nor the mode of the socket is all that keeps others out.
+/// The kernel says who connects; neither the directory nor the mode of the socket is all that keeps others out.
 #[test]
 fn another_user_is_refused() {
     use std::os::unix::fs::PermissionsExt;
@@ -99,16 +99,19 @@ fn another_user_is_refused() {
 fn a_live_listener_is_not_stolen() {
     let lab = Runtime::new(Lab::fake(Value::Null));
     lab.config(json!({"mcp_registration": "persistent"}));
-    let folder = lab.short.path().join("plexum-openai");
+    let directory = lab.short.path().join("plexum-openai");
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().mode(0o700).create(&folder).unwrap();
-    let listener = UnixListener::bind(folder.join("p-alice.sock")).unwrap();
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&directory)
+        .unwrap();
+    let listener = UnixListener::bind(directory.join("p-alice.sock")).unwrap();
     let mut daemon = Daemon::start(&lab);
     let turn = daemon.turn(prompt(&lab, "alice", &["x"]));
     assert_eq!(turn.error_code(), Some("session_busy"), "{turn:?}");
     assert_eq!(turn.of("error").next().unwrap()["error"]["retryable"], true);
     assert_eq!(lab.fake_runs(), [] as [Value; 0]);
-    UnixStream::connect(folder.join("p-alice.sock")).unwrap();
+    UnixStream::connect(directory.join("p-alice.sock")).unwrap();
     drop(listener);
     // Nobody listens any more: it is replaced.
     let turn = daemon.turn(prompt(&lab, "alice", &["x"]));
@@ -117,13 +120,13 @@ fn a_live_listener_is_not_stolen() {
 }
 
 // fault: 45
-/// A folder for sockets that is not private is refused, and what to do is said.
+/// A directory for sockets that is not private is refused, and what to do is said.
 #[test]
-fn a_folder_of_others_is_refused() {
+fn a_directory_of_others_is_refused() {
     let lab = Runtime::new(Lab::fake(Value::Null));
-    let folder = lab.short.path().join("plexum-openai");
+    let directory = lab.short.path().join("plexum-openai");
     fs::create_dir(lab.path("elsewhere")).unwrap();
-    std::os::unix::fs::symlink(lab.path("elsewhere"), &folder).unwrap();
+    std::os::unix::fs::symlink(lab.path("elsewhere"), &directory).unwrap();
     let mut daemon = Daemon::start(&lab);
     let turn = daemon.turn(prompt(&lab, "alice", &["x"]));
     assert_eq!(turn.error_code(), Some("mcp_failed"));
@@ -133,16 +136,16 @@ fn a_folder_of_others_is_refused() {
     assert_eq!(
         message,
         format!(
-            "the folder for sockets '{0}' is a symbolic link or no folder; run: mv {0} {0}.old",
-            folder.display()
+            "the directory for sockets '{0}' is a symbolic link or no directory; run: mv {0} {0}.old",
+            directory.display()
         )
     );
     assert_eq!(fs::read_dir(lab.path("elsewhere")).unwrap().count(), 0);
-    // Without tools the folder does not matter.
+    // Without tools the directory does not matter.
     assert_eq!(
         daemon.turn(prompt(&lab, "alice", &[])).stop_reason(),
         "end_turn"
     );
     drop(daemon);
-    fs::remove_file(folder).unwrap();
+    fs::remove_file(directory).unwrap();
 }

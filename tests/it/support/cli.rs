@@ -15,7 +15,7 @@ pub(crate) struct Cli<'a> {
     lab: &'a Lab,
     args: Vec<OsString>,
     env: Vec<(OsString, Option<OsString>)>,
-    folder: PathBuf,
+    directory: PathBuf,
     stdin: Vec<u8>,
     /// Where root may not write, it shall not.
     plain: bool,
@@ -41,7 +41,7 @@ impl<'a> Cli<'a> {
             lab,
             args: args.into_iter().map(Into::into).collect(),
             env: Vec::new(),
-            folder: lab.workspace(),
+            directory: lab.workspace(),
             stdin: Vec::new(),
             plain: false,
         }
@@ -77,8 +77,8 @@ impl<'a> Cli<'a> {
         self
     }
 
-    pub(crate) fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.folder = folder.into();
+    pub(crate) fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = directory.into();
         self
     }
 
@@ -117,7 +117,7 @@ impl<'a> Cli<'a> {
             .args(&self.args)
             .env_clear()
             .envs(self.lab.env())
-            .current_dir(&self.folder)
+            .current_dir(&self.directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -136,7 +136,7 @@ impl<'a> Cli<'a> {
         let mut child = self.spawn();
         let mut stdin = child.stdin.take().expect("piped");
         let text = self.stdin.clone();
-        // A program that does not read its stdin is no failure of this thread.
+        // A program that does not read its stdin is not a failure of this thread.
         let writer = thread::spawn(move || drop(stdin.write_all(&text)));
         let stdout = collect(child.stdout.take().expect("piped"));
         let stderr = collect(child.stderr.take().expect("piped"));

@@ -48,12 +48,12 @@ pub(crate) use real_codex;
 /// # Panics
 /// It is missing and the environment has `CI=true`.
 pub(crate) fn real(version: &str) -> Option<PathBuf> {
-    let folder = target().join("codex").join(version);
-    let found = find(&folder.join("node_modules/@openai"));
+    let directory = target().join("codex").join(version);
+    let found = find(&directory.join("node_modules/@openai"));
     if found.is_none() {
         let told = format!(
             "no codex {version} in '{}'; `make codex` fetches it",
-            folder.display()
+            directory.display()
         );
         assert!(
             std::env::var_os("CI").is_none_or(|ci| ci != "true"),
@@ -94,10 +94,10 @@ fn target() -> PathBuf {
         .to_owned()
 }
 
-/// The native executable below `folder`. Its place in the package changes (`vendor/<triple>/codex/codex`,
+/// The native executable below `directory`. Its place in the package changes (`vendor/<triple>/codex/codex`,
 /// `vendor/<triple>/bin/codex`); the launcher in `bin/codex.js` is a script and not it.
-fn find(folder: &Path) -> Option<PathBuf> {
-    let mut entries: Vec<PathBuf> = fs::read_dir(folder)
+fn find(directory: &Path) -> Option<PathBuf> {
+    let mut entries: Vec<PathBuf> = fs::read_dir(directory)
         .ok()?
         .flatten()
         .map(|entry| entry.path())

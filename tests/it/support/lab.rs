@@ -1,6 +1,6 @@
-//! A place for one test: home, profile, `CODEX_HOME`, workspaces, a model, all in one temporary folder.
+//! A place for one test: home, profile, `CODEX_HOME`, workspaces, a model, all in one temporary directory.
 //!
-//! The folder's path is in the environment of everything that is started in it, which is how [`super::ps`]
+//! The directory's path is in the environment of everything that is started in it, which is how [`super::ps`]
 //! finds what was left running.
 
 use super::model::Model;
@@ -42,7 +42,7 @@ impl Lab {
     /// A place where codex is the fake with this script; null is the fake's own good behaviour.
     pub(crate) fn fake(script: Value) -> Lab {
         let lab = Lab::with(codex::fake());
-        fs::create_dir_all(lab.codex_home()).expect("a folder");
+        fs::create_dir_all(lab.codex_home()).expect("a directory");
         lab.script(script);
         lab
     }
@@ -63,7 +63,7 @@ impl Lab {
     /// The same with the fake codex.
     pub(crate) fn fake_of(user: User, script: Value) -> Lab {
         let mut lab = Lab::with_in(codex::fake(), Path::new("/tmp"));
-        fs::create_dir_all(lab.codex_home()).expect("a folder");
+        fs::create_dir_all(lab.codex_home()).expect("a directory");
         lab.script(script);
         lab.give_to(user);
         lab
@@ -95,15 +95,15 @@ impl Lab {
         let root = tempfile::Builder::new()
             .prefix("lab-")
             .tempdir_in(base)
-            .expect("the folder for tests can be written");
+            .expect("the directory for tests can be written");
         let mut lab = Lab {
             root,
             codex,
             model: None,
             env: Vec::new(),
         };
-        for folder in ["home", "workspace", "tmp"] {
-            fs::create_dir(lab.path(folder)).expect("a folder");
+        for directory in ["home", "workspace", "tmp"] {
+            fs::create_dir(lab.path(directory)).expect("a directory");
         }
         let log = lab.path("fake.log");
         for (name, value) in [
@@ -147,12 +147,13 @@ impl Lab {
     /// Writes these bytes as the plugin's config.
     pub(crate) fn raw_config(&self, bytes: &[u8]) {
         let path = self.config_file();
-        let folder = path.parent().expect("a file in a folder");
-        if !folder.is_dir() {
-            fs::create_dir_all(folder).expect("a folder");
+        let directory = path.parent().expect("a file in a directory");
+        if !directory.is_dir() {
+            fs::create_dir_all(directory).expect("a directory");
             // doctor minds what others can write, as some umasks have it.
-            for folder in folder.ancestors().take(3) {
-                fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("a folder");
+            for directory in directory.ancestors().take(3) {
+                fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
+                    .expect("a directory");
             }
         }
         fs::write(&path, bytes).expect("a file");
@@ -237,12 +238,12 @@ impl Lab {
     /// The rollout files of a thread.
     pub(crate) fn rollouts(&self, thread: &str) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        let mut folders = vec![self.codex_home().join("sessions")];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let mut directories = vec![self.codex_home().join("sessions")];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
                 let path = entry.path();
                 if path.is_dir() {
-                    folders.push(path);
+                    directories.push(path);
                 } else if path.to_string_lossy().contains(thread) {
                     found.push(path);
                 }

@@ -16,7 +16,7 @@ pub(crate) struct Process {
 }
 
 /// The processes that belong to the lab in `root`: its path is in their environment, in their command line, or
-/// holds their folder. codex gives an MCP server little of the environment, hence the other two.
+/// holds their directory. codex gives an MCP server little of the environment, hence the other two.
 pub(crate) fn of(root: &Path) -> Vec<Process> {
     let root = root.as_os_str().as_bytes();
     let has = |text: &[u8]| memchr::memmem::find(text, root).is_some();
@@ -27,8 +27,8 @@ pub(crate) fn of(root: &Path) -> Vec<Process> {
         };
         let read = |name: &str| fs::read(entry.path().join(name)).unwrap_or_default();
         let command = read("cmdline");
-        let folder = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
-        if has(&read("environ")) || has(&command) || has(folder.as_os_str().as_bytes()) {
+        let directory = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+        if has(&read("environ")) || has(&command) || has(directory.as_os_str().as_bytes()) {
             found.push(Process {
                 pid,
                 parent: stat(pid).map_or(0, |stat| stat.parent),
