@@ -97,7 +97,7 @@ fn a_workspace_that_vanishes_or_is_closed_is_told() {
     ];
     let (mut daemon, first) = in_a_turn(&lab, begun(held));
     let second = daemon.request(method::STREAM, Daemon::prompt(&lab, "hi"));
-    daemon.ping();
+    daemon.event(second, "that it waits", |event| event["state"] == "queued");
     fs::remove_dir_all(lab.workspace()).unwrap();
     fs::write(lab.path("go"), "").unwrap();
     daemon.finish(first);
