@@ -92,7 +92,7 @@ pub(crate) fn run(
                     let mut unanswered = events.calls.unanswered().into_iter();
                     unanswered
                         .try_for_each(|(_, event)| events.out.write_all(&event))
-                        .map_err(RelayError::RecordSink)?;
+                        .map_err(RelayError::Sink)?;
                 }
                 Ok(end)
             });
@@ -101,7 +101,7 @@ pub(crate) fn run(
         };
         let end = match result {
             Ok(end) => end,
-            Err(RelayError::RecordSink(error)) => return written(Err(error), status),
+            Err(RelayError::Sink(error)) => return written(Err(error), status),
             Err(RelayError::Thread(error)) => {
                 return Err(Error::os(Kind::Io, "cannot start a thread", error));
             }

@@ -3,7 +3,7 @@
 //! Half of the work is to get the bytes from the kernel and to find the lines that matter, the other half to
 //! read those. While one thread does the one for a block of the file, the other does the other for the block
 //! before. Two things go round between the threads: the input, which has to be held for reading the next block,
-//! and the output_turn, which has to be held for handing on what the block says. Both go round in the same order, and so
+//! and the turn to write, which has to be held for handing on what the block says. Both go round in the same order, and so
 //! the blocks come out as they came in. A block never leaves the thread that has read it, nor its processor's
 //! cache, and memory does not grow with the file.
 
@@ -82,7 +82,7 @@ pub(super) enum RelayError {
     /// There is no thread to be had.
     Thread(io::Error),
     /// What the sink said.
-    RecordSink(io::Error),
+    Sink(io::Error),
 }
 
 /// How much there is to be read.
@@ -197,7 +197,7 @@ impl<R: Read, S: RecordSink> Runner<'_, R, S> {
                 false
             });
             if more {
-                // Refused where the other thread was stopped. Then it has the output_turn, too.
+                // Refused where the other thread was stopped. Then it has the turn to write, too.
                 let _ = self.input.to.send(lines);
             } else {
                 end.bad.add(Skipped {
@@ -223,7 +223,7 @@ impl<R: Read, S: RecordSink> Runner<'_, R, S> {
                 .into_iter()
                 .try_for_each(|part| output_turn.take(part))
                 .and_then(|()| output_turn.pause())
-                .map_err(RelayError::RecordSink)?;
+                .map_err(RelayError::Sink)?;
             // As above; nobody wants it any more.
             let _ = self.output_turn.to.send(output_turn);
         }

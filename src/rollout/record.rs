@@ -6,7 +6,7 @@
 
 use super::lines::{Line, LineKind, NESTED};
 use crate::canonical::{ContextUse, RateLimits, Usage};
-use crate::json::{self, Cursor, NotJson, decode};
+use crate::json::{self, Cursor, Members, NotJson, decode, text_of};
 use std::borrow::Cow;
 
 /// What a line says, as far as anybody here cares.
@@ -122,57 +122,6 @@ pub(crate) struct Nested<'a> {
     pub(crate) turn: Option<Cow<'a, str>>,
 }
 
-/// The members of an object that are asked for, raw; the last one where a name stands twice.
-struct ObjectMembers<'a, const N: usize> {
-    names: &'static [&'static str; N],
-    values: [Option<&'a [u8]>; N],
-}
-
-impl<'a, const N: usize> ObjectMembers<'a, N> {
-    /// Walks over the object that the cursor stands before.
-    fn walk(
-        text: &'a [u8],
-        cursor: &mut Cursor<'a>,
-        names: &'static [&'static str; N],
-    ) -> Result<Self, NotJson> {
-        let mut values = [None; N];
-        cursor.open(json::JsonKind::Object)?;
-        while let Some(key) = cursor.key()? {
-            let value = cursor.value()?;
-            let key = json::word(&text[key]);
-            if let Some(at) = names.iter().position(|name| name.as_bytes() == &*key) {
-                values[at] = Some(&text[value]);
-            }
-        }
-        Ok(ObjectMembers { names, values })
-    }
-
-    /// The members of what may be an object, in a text that was walked over before.
-    fn of(text: Option<&'a [u8]>, names: &'static [&'static str; N]) -> Self {
-        let values = [None; N];
-        let text = text.unwrap_or_default();
-        ObjectMembers::walk(text, &mut Cursor::new(text), names)
-            .unwrap_or(ObjectMembers { names, values })
-    }
-
-    /// The member of this name, as it stands, if it is there and not `null`.
-    fn raw(&self, name: &str) -> Option<&'a [u8]> {
-        let at = self.names.iter().position(|known| *known == name);
-        debug_assert!(at.is_some(), "'{name}' was not asked for");
-        self.values[at?].filter(|raw| *raw != b"null")
-    }
-
-    /// What the member of this name says, if it is a string.
-    fn text(&self, name: &str) -> Option<Cow<'a, str>> {
-        text_of(self.raw(name)?)
-    }
-
-    /// The number that the member of this name is, if it is one without sign and point.
-    fn number(&self, name: &str) -> Option<u64> {
-        std::str::from_utf8(self.raw(name)?).ok()?.parse().ok()
-    }
-}
-
 /// Whose thread a rollout is, by its first line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Origin {
@@ -184,17 +133,17 @@ pub(crate) struct Origin {
 
 /// Reads the first line of a rollout; `None` where it is not codex's `session_meta`.
 pub(crate) fn origin(line: &[u8]) -> Option<Origin> {
-    let record = ObjectMembers::of(Some(line), &["type", "payload"]);
+    let record = Members::of(Some(line), &["type", "payload"]);
     if record.text("type")? != "session_meta" {
         return None;
     }
-    let meta = ObjectMembers::of(
+    let meta = Members::of(
         record.raw("payload"),
         &["session_id", "parent_thread_id", "source"],
     );
-    let source = ObjectMembers::of(meta.raw("source"), &["subagent"]);
-    let subagent = ObjectMembers::of(source.raw("subagent"), &["thread_spawn"]);
-    let spawned = ObjectMembers::of(subagent.raw("thread_spawn"), &["parent_thread_id"]);
+    let source = Members::of(meta.raw("source"), &["subagent"]);
+    let subagent = Members::of(source.raw("subagent"), &["thread_spawn"]);
+    let spawned = Members::of(subagent.raw("thread_spawn"), &["parent_thread_id"]);
     let parent = meta
         .text("parent_thread_id")
         .or_else(|| spawned.text("parent_thread_id"));
@@ -207,13 +156,8 @@ pub(crate) fn origin(line: &[u8]) -> Option<Origin> {
     })
 }
 
-/// What a value says, if it is a string.
-fn text_of(raw: &[u8]) -> Option<Cow<'_, str>> {
-    raw.starts_with(b"\"").then(|| decode(raw))
-}
-
 /// What is asked for of a payload. Of the parts of a record, some are there in one kind and some in another.
-const PAYLOAD: &[&str; PAYLOAD_MEMBERS] = &[
+const PAYLOAD: &[&str] = &[
     "type",
     "call_id",
     "id",
@@ -242,10 +186,9 @@ const PAYLOAD: &[&str; PAYLOAD_MEMBERS] = &[
     "rate_limits",
     "model",
 ];
-const PAYLOAD_MEMBERS: usize = 27;
 
 /// What is asked for of an item, likewise.
-const ITEM: &[&str; 15] = &[
+const ITEM: &[&str] = &[
     "type",
     "id",
     "status",
@@ -301,7 +244,7 @@ pub(crate) fn parse(line: &(impl AsRef<[u8]> + ?Sized)) -> Result<Record<'_>, No
         match json::word(&line[key]).as_ref() {
             // Walked into at once and not skipped first: most bytes of the line are in it.
             b"payload" if cursor.kind()? == json::JsonKind::Object => {
-                payload = Some(ObjectMembers::walk(line, &mut cursor, PAYLOAD)?);
+                payload = Some(Members::walk(line, &mut cursor, PAYLOAD)?);
             }
             b"payload" => {
                 cursor.value()?;
@@ -323,13 +266,9 @@ pub(crate) fn parse(line: &(impl AsRef<[u8]> + ?Sized)) -> Result<Record<'_>, No
 }
 
 /// The record that these parts make, if anybody cares.
-fn understand<'a>(
-    record: &str,
-    payload: &ObjectMembers<'a, PAYLOAD_MEMBERS>,
-    at: Option<u64>,
-) -> Option<Record<'a>> {
+fn understand<'a>(record: &str, payload: &Members<'a>, at: Option<u64>) -> Option<Record<'a>> {
     let form = payload.text("type").unwrap_or_default();
-    let item = ObjectMembers::of(payload.raw("item"), ITEM);
+    let item = Members::of(payload.raw("item"), ITEM);
     let id = match form.as_ref() {
         "item_completed" => item.text("id"),
         _ => payload.text("call_id"),
@@ -417,7 +356,7 @@ fn understand<'a>(
         }),
         LineKind::Usage => {
             let rate_limits = payload.raw("rate_limits").and_then(rate_limits);
-            let info = ObjectMembers::of(
+            let info = Members::of(
                 payload.raw("info"),
                 &[
                     "total_token_usage",
@@ -428,13 +367,13 @@ fn understand<'a>(
             let Some(raw) = info.raw("total_token_usage") else {
                 return rate_limits.map(Record::Limits);
             };
-            let last = ObjectMembers::of(info.raw("last_token_usage"), &["total_tokens"]);
+            let last = Members::of(info.raw("last_token_usage"), &["total_tokens"]);
             let context = last.number("total_tokens").map(|tokens| ContextUse {
                 tokens,
                 window: info.number("model_context_window"),
             });
             let used = usage(raw)?;
-            let sum = ObjectMembers::of(Some(raw), &["total_tokens"]).number("total_tokens");
+            let sum = Members::of(Some(raw), &["total_tokens"]).number("total_tokens");
             let parts = used.input_tokens.checked_add(used.output_tokens);
             let is_whole = sum.is_none() || sum == parts;
             Some(Record::Total {
@@ -453,11 +392,7 @@ fn understand<'a>(
 }
 
 /// An `item_completed` of a kind that is a call, all but its id and its times.
-fn completed<'a>(
-    kind: &Cow<'a, str>,
-    members: &ObjectMembers<'a, 15>,
-    item: &'a [u8],
-) -> Nested<'a> {
+fn completed<'a>(kind: &Cow<'a, str>, members: &Members<'a>, item: &'a [u8]) -> Nested<'a> {
     let object = |names: &[&'static str]| {
         let present = names
             .iter()
@@ -477,7 +412,7 @@ fn completed<'a>(
             let mut nested = mcp(
                 members,
                 members.raw("result"),
-                ObjectMembers::of(members.raw("error"), &["message"]).raw("message"),
+                Members::of(members.raw("error"), &["message"]).raw("message"),
             );
             nested.failed |= !completed;
             nested
@@ -500,14 +435,14 @@ fn completed<'a>(
 }
 
 /// What 0.135 writes when an MCP call is over.
-fn mcp_ended<'a>(payload: &ObjectMembers<'a, PAYLOAD_MEMBERS>) -> Nested<'a> {
-    let invocation = ObjectMembers::of(payload.raw("invocation"), &["server", "tool", "arguments"]);
-    let result = ObjectMembers::of(payload.raw("result"), &["Ok", "Err"]);
+fn mcp_ended<'a>(payload: &Members<'a>) -> Nested<'a> {
+    let invocation = Members::of(payload.raw("invocation"), &["server", "tool", "arguments"]);
+    let result = Members::of(payload.raw("result"), &["Ok", "Err"]);
     mcp(&invocation, result.raw("Ok"), result.raw("Err"))
 }
 
 /// A patch, as both eras write it.
-fn patched<'a, const N: usize>(members: &ObjectMembers<'a, N>, applied: bool) -> Nested<'a> {
+fn patched<'a>(members: &Members<'a>, applied: bool) -> Nested<'a> {
     let changes = members.raw("changes").map(|changes| ("changes", changes));
     Nested::new(
         "apply_patch".into(),
@@ -517,12 +452,8 @@ fn patched<'a, const N: usize>(members: &ObjectMembers<'a, N>, applied: bool) ->
     )
 }
 
-fn mcp<'a, const N: usize>(
-    call: &ObjectMembers<'a, N>,
-    result: Option<&'a [u8]>,
-    error: Option<&'a [u8]>,
-) -> Nested<'a> {
-    let result = ObjectMembers::of(result, &["content", "isError"]);
+fn mcp<'a>(call: &Members<'a>, result: Option<&'a [u8]>, error: Option<&'a [u8]>) -> Nested<'a> {
+    let result = Members::of(result, &["content", "isError"]);
     let mut nested = Nested::new(
         call.text("tool").unwrap_or_default(),
         CallInput::Json(call.raw("arguments").unwrap_or(b"null")),
@@ -621,7 +552,7 @@ impl<'a> Content<'a> {
             .and_then(|()| cursor.element())
             .and_then(|any| if any { cursor.value() } else { Err(NotJson) });
         match first {
-            Ok(first) => ObjectMembers::of(Some(&raw[first]), &["text"])
+            Ok(first) => Members::of(Some(&raw[first]), &["text"])
                 .raw("text")
                 .filter(|text| text.starts_with(b"\""))
                 .map(beginning)
@@ -721,7 +652,7 @@ fn message_text(content: &[u8]) -> String {
     while let Ok(true) = cursor.element() {
         let Ok(block) = cursor.value() else { break };
         text.push_str(
-            &ObjectMembers::of(Some(&content[block]), &["text"])
+            &Members::of(Some(&content[block]), &["text"])
                 .text("text")
                 .unwrap_or_default(),
         );
@@ -753,7 +684,7 @@ fn parse_cut<'a>(line: &Line<'a>) -> Option<Record<'a>> {
 
 /// codex's counters. `cache_write_input_tokens` is there from 0.145 on.
 fn usage(raw: &[u8]) -> Option<Usage> {
-    let counters = ObjectMembers::of(
+    let counters = Members::of(
         Some(raw),
         &[
             "input_tokens",
@@ -775,7 +706,7 @@ fn usage(raw: &[u8]) -> Option<Usage> {
 
 /// The limits of an account; `None` where there is neither of the two windows.
 fn rate_limits(raw: &[u8]) -> Option<RateLimits> {
-    let windows = ObjectMembers::of(Some(raw), &["primary", "secondary"]);
+    let windows = Members::of(Some(raw), &["primary", "secondary"]);
     let window = |name| serde_json::from_slice(windows.raw(name)?).ok();
     let limits = RateLimits {
         primary: window("primary"),

@@ -6,10 +6,9 @@
 //! no unescaping is borrowed from the line.
 
 use crate::canonical;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
+use crate::json::{self, Cursor, JsonKind, Members, NotJson, text_of};
+use serde::de::IgnoredAny;
 use std::borrow::Cow;
-use std::fmt;
 
 /// What codex counted over the whole thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,10 +67,9 @@ pub(crate) struct Item<'a> {
 }
 
 /// A line of codex's to-do list. That somebody is at work on it is only in the rollout.
-#[derive(Debug, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Todo {
     pub(crate) text: String,
-    #[serde(default)]
     pub(crate) completed: bool,
 }
 
@@ -102,341 +100,169 @@ pub(crate) enum Event<'a> {
     Unknown(Cow<'a, str>),
 }
 
+/// What is asked for of an item.
+const ITEM: &[&str] = &[
+    "id",
+    "type",
+    "text",
+    "message",
+    "error",
+    "command",
+    "aggregated_output",
+    "status",
+    "server",
+    "tool",
+    "query",
+    "exit_code",
+    "items",
+    "changes",
+];
+
 /// Reads one line.
 ///
 /// # Errors
 /// What is wrong with it, where it is not a JSON object with a `type`.
 pub(crate) fn parse(line: &[u8]) -> Result<Event<'_>, String> {
-    // Checked as a whole first: serde_json would check each string, and borrowing wants a str.
-    let text = std::str::from_utf8(line).map_err(|_| "not valid UTF-8".to_owned())?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let raw: Raw<'_> = serde_json::from_str(text).map_err(|error| match error.classify() {
-        // What serde says of these shows a value, and what is wrong here goes to the log.
-        serde_json::error::Category::Data => format!("no object at column {}", error.column()),
-        _ => error.to_string(),
-    })?;
-    let kind = raw.kind.ok_or("no `type`")?;
+    let text = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
+    let (event, item) = members(text).map_err(|NotJson| why_not_an_object(text))?;
+    let message_of = |name| event.raw(name).and_then(message);
+    let kind = event.text("type").ok_or("no `type`")?;
+    let item = |phase| Event::Item(phase, Item::of(&item));
     Ok(match &*kind {
         "thread.started" => Event::ThreadStarted {
-            thread_id: raw.thread_id.unwrap_or_default(),
+            thread_id: event.text("thread_id").unwrap_or_default(),
         },
         "turn.started" => Event::TurnStarted,
-        "turn.completed" => Event::TurnCompleted { usage: raw.usage },
+        "turn.completed" => Event::TurnCompleted {
+            usage: event.raw("usage").and_then(Totals::of),
+        },
         "turn.failed" => Event::TurnFailed {
-            message: raw.error.or(raw.message).unwrap_or_default(),
+            message: message_of("error")
+                .or_else(|| message_of("message"))
+                .unwrap_or_default(),
         },
         "error" => Event::Error {
-            message: raw.message.or(raw.error).unwrap_or_default(),
+            message: message_of("message")
+                .or_else(|| message_of("error"))
+                .unwrap_or_default(),
         },
-        "item.started" => Event::Item(Phase::Started, raw.item),
-        "item.updated" => Event::Item(Phase::Updated, raw.item),
-        "item.completed" => Event::Item(Phase::Completed, raw.item),
+        "item.started" => item(Phase::Started),
+        "item.updated" => item(Phase::Updated),
+        "item.completed" => item(Phase::Completed),
         _ => Event::Unknown(kind),
     })
 }
 
-/// Every field that any known event has.
-#[derive(Default)]
-struct Raw<'a> {
-    kind: Option<Cow<'a, str>>,
-    thread_id: Option<Cow<'a, str>>,
-    message: Option<Cow<'a, str>>,
-    error: Option<Cow<'a, str>>,
-    usage: Option<Totals>,
-    item: Item<'a>,
-}
-
-impl<'de> Deserialize<'de> for Raw<'de> {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct RawVisitor;
-        impl<'de> Visitor<'de> for RawVisitor {
-            type Value = Raw<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Raw<'de>, A::Error> {
-                let mut raw = Raw::default();
-                while let Some(Name(key)) = map.next_key()? {
-                    match &*key {
-                        "type" => raw.kind = map.next_value::<TextMember<'_>>()?.0,
-                        "thread_id" => raw.thread_id = map.next_value::<TextMember<'_>>()?.0,
-                        "message" => raw.message = map.next_value::<TextMember<'_>>()?.0,
-                        "error" => raw.error = map.next_value::<TextMember<'_>>()?.0,
-                        "usage" => raw.usage = map.next_value::<UsageMember>()?.0,
-                        "item" => raw.item = map.next_value::<LenientItem<'_>>()?.0,
-                        _ => drop(map.next_value::<IgnoredAny>()?),
-                    }
-                }
-                Ok(raw)
-            }
+/// The members of an event, and of the item in it, in one walk over the line.
+fn members(text: &[u8]) -> Result<(Members<'_>, Members<'_>), NotJson> {
+    let mut cursor = Cursor::new(text);
+    let mut event = Members::none(&["type", "thread_id", "message", "error", "usage"]);
+    let mut item = Members::none(ITEM);
+    cursor.open(JsonKind::Object)?;
+    while let Some(key) = cursor.key()? {
+        let key = &text[key];
+        if json::is(key, "item") && cursor.kind()? == JsonKind::Object {
+            item = Members::walk(text, &mut cursor, ITEM)?;
+        } else {
+            event.set(key, &text[cursor.value()?]);
         }
-        json.deserialize_map(RawVisitor)
     }
+    cursor.end()?;
+    Ok((event, item))
 }
 
-/// A key, borrowed where it has no escapes.
-struct Name<'a>(Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for Name<'de> {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct NameVisitor;
-        impl<'de> Visitor<'de> for NameVisitor {
-            type Value = Name<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a key")
-            }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Name<'de>, E> {
-                Ok(Name(Cow::Borrowed(text)))
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Name<'de>, E> {
-                Ok(Name(Cow::Owned(text.to_owned())))
-            }
-        }
-        json.deserialize_str(NameVisitor)
+/// What is wrong with a line that has no event. It goes to the log, so no value is shown.
+fn why_not_an_object(text: &[u8]) -> String {
+    if std::str::from_utf8(text).is_err() {
+        return "not valid UTF-8".to_owned();
     }
-}
-
-/// Implements the visits of a visitor for which everything but what it wants counts as absent.
-macro_rules! absent {
-    ($value:expr; $($method:ident($type:ty)),*) => {
-        $(fn $method<E>(self, _: $type) -> Result<Self::Value, E> { Ok($value) })*
-    };
-    ($value:expr; unit) => {
-        fn visit_unit<E>(self) -> Result<Self::Value, E> { Ok($value) }
-        fn visit_none<E>(self) -> Result<Self::Value, E> { Ok($value) }
-    };
-    ($value:expr; seq) => {
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-            while list.next_element::<IgnoredAny>()?.is_some() {}
-            Ok($value)
-        }
-    };
-    ($value:expr; map) => {
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-            Ok($value)
-        }
-    };
+    match serde_json::from_slice::<IgnoredAny>(text) {
+        Ok(_) => "not an object".to_owned(),
+        Err(error) => error.to_string(),
+    }
 }
 
 /// A string; or the `message` of an object, as errors have it in one place and plain in another.
-struct TextMember<'a>(Option<Cow<'a, str>>);
+fn message(raw: &[u8]) -> Option<Cow<'_, str>> {
+    text_of(raw).or_else(|| Members::of(Some(raw), &["message"]).text("message"))
+}
 
-impl<'de> Deserialize<'de> for TextMember<'de> {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct TextMemberVisitor;
-        impl<'de> Visitor<'de> for TextMemberVisitor {
-            type Value = TextMember<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("anything")
-            }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<TextMember<'de>, E> {
-                Ok(TextMember(Some(Cow::Borrowed(text))))
-            }
-            fn visit_str<E>(self, text: &str) -> Result<TextMember<'de>, E> {
-                Ok(TextMember(Some(Cow::Owned(text.to_owned()))))
-            }
-            absent!(TextMember(None); visit_bool(bool), visit_i64(i64), visit_u64(u64), visit_f64(f64));
-            absent!(TextMember(None); unit);
-            absent!(TextMember(None); seq);
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TextMember<'de>, A::Error> {
-                let mut message = None;
-                while let Some(Name(key)) = map.next_key()? {
-                    if key == "message" {
-                        message = map.next_value::<TextMember<'_>>()?.0;
-                    } else {
-                        map.next_value::<IgnoredAny>()?;
-                    }
-                }
-                Ok(TextMember(message))
-            }
+impl<'a> Item<'a> {
+    fn of(members: &Members<'a>) -> Item<'a> {
+        let list = |name| members.raw(name).map(elements).unwrap_or_default();
+        Item {
+            id: members.text("id"),
+            kind: members.text("type"),
+            text: members.text("text"),
+            message: ["message", "error"]
+                .into_iter()
+                .find_map(|name| members.raw(name).and_then(message)),
+            command: members.text("command"),
+            exit_code: members
+                .raw("exit_code")
+                .and_then(|raw| std::str::from_utf8(raw).ok()?.parse().ok()),
+            output: members.text("aggregated_output"),
+            status: members.text("status"),
+            server: members.text("server"),
+            tool: members.text("tool"),
+            query: members.text("query"),
+            changes: list("changes")
+                .into_iter()
+                .filter_map(|change| Members::of(Some(change), &["path"]).text("path"))
+                .collect(),
+            todos: list("items").into_iter().filter_map(Todo::of).collect(),
         }
-        json.deserialize_any(TextMemberVisitor)
     }
 }
 
-/// A whole number.
-struct Number(Option<i64>);
-
-impl<'de> Deserialize<'de> for Number {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct NumberVisitor;
-        impl<'de> Visitor<'de> for NumberVisitor {
-            type Value = Number;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("anything")
-            }
-            fn visit_i64<E>(self, number: i64) -> Result<Number, E> {
-                Ok(Number(Some(number)))
-            }
-            fn visit_u64<E>(self, number: u64) -> Result<Number, E> {
-                Ok(Number(i64::try_from(number).ok()))
-            }
-            absent!(Number(None); visit_bool(bool), visit_f64(f64), visit_str(&str));
-            absent!(Number(None); unit);
-            absent!(Number(None); seq);
-            absent!(Number(None); map);
-        }
-        json.deserialize_any(NumberVisitor)
+impl Todo {
+    fn of(raw: &[u8]) -> Option<Todo> {
+        let members = Members::of(Some(raw), &["text", "completed"]);
+        Some(Todo {
+            text: members.text("text")?.into_owned(),
+            completed: members.raw("completed") == Some(b"true"),
+        })
     }
 }
 
-/// The counters of a `usage` object.
-pub(crate) struct UsageMember(pub(crate) Option<Totals>);
-
-impl<'de> Deserialize<'de> for UsageMember {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct UsageMemberVisitor;
-        impl<'de> Visitor<'de> for UsageMemberVisitor {
-            type Value = UsageMember;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("anything")
-            }
-            absent!(UsageMember(None); visit_bool(bool), visit_i64(i64), visit_u64(u64), visit_f64(f64), visit_str(&str));
-            absent!(UsageMember(None); unit);
-            absent!(UsageMember(None); seq);
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UsageMember, A::Error> {
-                let mut totals = Totals::default();
-                while let Some(Name(key)) = map.next_key()? {
-                    let counter = match &*key {
-                        "input_tokens" => &mut totals.input_tokens,
-                        "cached_input_tokens" => &mut totals.cached_input_tokens,
-                        "cache_write_input_tokens" => &mut totals.cache_write_input_tokens,
-                        "output_tokens" => &mut totals.output_tokens,
-                        "reasoning_output_tokens" => &mut totals.reasoning_output_tokens,
-                        _ => {
-                            map.next_value::<IgnoredAny>()?;
-                            continue;
-                        }
-                    };
-                    let number = map.next_value::<Number>()?.0;
-                    *counter = number
-                        .and_then(|number| u64::try_from(number).ok())
-                        .unwrap_or(0);
-                }
-                Ok(UsageMember(Some(totals)))
-            }
+impl Totals {
+    fn of(raw: &[u8]) -> Option<Totals> {
+        if !raw.starts_with(b"{") {
+            return None;
         }
-        json.deserialize_any(UsageMemberVisitor)
+        let usage = Members::of(
+            Some(raw),
+            &[
+                "input_tokens",
+                "cached_input_tokens",
+                "cache_write_input_tokens",
+                "output_tokens",
+                "reasoning_output_tokens",
+            ],
+        );
+        let count = |name| usage.number(name).unwrap_or(0);
+        Some(Totals {
+            input_tokens: count("input_tokens"),
+            cached_input_tokens: count("cached_input_tokens"),
+            cache_write_input_tokens: count("cache_write_input_tokens"),
+            output_tokens: count("output_tokens"),
+            reasoning_output_tokens: count("reasoning_output_tokens"),
+        })
     }
 }
 
-struct LenientItem<'a>(Item<'a>);
-
-impl<'de> Deserialize<'de> for LenientItem<'de> {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct LenientItemVisitor;
-        impl<'de> Visitor<'de> for LenientItemVisitor {
-            type Value = LenientItem<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("anything")
-            }
-            absent!(LenientItem(Item::default()); visit_bool(bool), visit_i64(i64), visit_u64(u64), visit_f64(f64), visit_str(&str));
-            absent!(LenientItem(Item::default()); unit);
-            absent!(LenientItem(Item::default()); seq);
-            fn visit_map<A: MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> Result<LenientItem<'de>, A::Error> {
-                let mut item = Item::default();
-                while let Some(Name(key)) = map.next_key()? {
-                    let text = match &*key {
-                        "id" => &mut item.id,
-                        "type" => &mut item.kind,
-                        "text" => &mut item.text,
-                        "message" | "error" => &mut item.message,
-                        "command" => &mut item.command,
-                        "aggregated_output" => &mut item.output,
-                        "status" => &mut item.status,
-                        "server" => &mut item.server,
-                        "tool" => &mut item.tool,
-                        "query" => &mut item.query,
-                        "exit_code" => {
-                            item.exit_code = map.next_value::<Number>()?.0;
-                            continue;
-                        }
-                        "items" => {
-                            let raw = map.next_value::<&RawValue>()?;
-                            item.todos = serde_json::from_str(raw.get()).unwrap_or_default();
-                            continue;
-                        }
-                        "changes" => {
-                            item.changes = map.next_value::<ChangedPaths<'_>>()?.0;
-                            continue;
-                        }
-                        _ => {
-                            map.next_value::<IgnoredAny>()?;
-                            continue;
-                        }
-                    };
-                    let value = map.next_value::<TextMember<'_>>()?.0;
-                    if value.is_some() {
-                        *text = value;
-                    }
-                }
-                Ok(LenientItem(item))
-            }
+/// The elements of what may be a list.
+fn elements(raw: &[u8]) -> Vec<&[u8]> {
+    let mut cursor = Cursor::new(raw);
+    let mut elements = Vec::new();
+    if cursor.open(JsonKind::Array).is_ok() {
+        while let Ok(true) = cursor.element()
+            && let Ok(span) = cursor.value()
+        {
+            elements.push(&raw[span]);
         }
-        json.deserialize_any(LenientItemVisitor)
     }
-}
-
-/// The `path`s of a list of changes.
-struct ChangedPaths<'a>(Vec<Cow<'a, str>>);
-
-impl<'de> Deserialize<'de> for ChangedPaths<'de> {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct ChangedPathsVisitor;
-        impl<'de> Visitor<'de> for ChangedPathsVisitor {
-            type Value = ChangedPaths<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("anything")
-            }
-            absent!(ChangedPaths(Vec::new()); visit_bool(bool), visit_i64(i64), visit_u64(u64), visit_f64(f64), visit_str(&str));
-            absent!(ChangedPaths(Vec::new()); unit);
-            absent!(ChangedPaths(Vec::new()); map);
-            fn visit_seq<A: SeqAccess<'de>>(
-                self,
-                mut list: A,
-            ) -> Result<ChangedPaths<'de>, A::Error> {
-                let mut paths = Vec::new();
-                while let Some(Change(path)) = list.next_element()? {
-                    paths.extend(path);
-                }
-                Ok(ChangedPaths(paths))
-            }
-        }
-        json.deserialize_any(ChangedPathsVisitor)
-    }
-}
-
-struct Change<'a>(Option<Cow<'a, str>>);
-
-impl<'de> Deserialize<'de> for Change<'de> {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct ChangeVisitor;
-        impl<'de> Visitor<'de> for ChangeVisitor {
-            type Value = Change<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("anything")
-            }
-            absent!(Change(None); visit_bool(bool), visit_i64(i64), visit_u64(u64), visit_f64(f64), visit_str(&str));
-            absent!(Change(None); unit);
-            absent!(Change(None); seq);
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Change<'de>, A::Error> {
-                let mut path = None;
-                while let Some(Name(key)) = map.next_key()? {
-                    if key == "path" {
-                        path = map.next_value::<TextMember<'_>>()?.0;
-                    } else {
-                        map.next_value::<IgnoredAny>()?;
-                    }
-                }
-                Ok(Change(path))
-            }
-        }
-        json.deserialize_any(ChangeVisitor)
-    }
+    elements
 }
 
 #[cfg(test)]
