@@ -6,22 +6,19 @@
 use super::cursor::{Cursor, JsonKind, NotJson, decode, word};
 use std::borrow::Cow;
 
-/// The most names that can be asked for at once.
-const MAX_NAMES: usize = 32;
-
 /// The members of an object that were asked for, raw.
-pub(crate) struct Members<'a> {
-    names: &'static [&'static str],
-    values: [Option<&'a [u8]>; MAX_NAMES],
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Members<'a, const N: usize> {
+    names: &'static [&'static str; N],
+    values: [Option<&'a [u8]>; N],
 }
 
-impl<'a> Members<'a> {
+impl<'a, const N: usize> Members<'a, N> {
     /// None of these.
-    pub(crate) fn none(names: &'static [&'static str]) -> Members<'a> {
-        debug_assert!(names.len() <= MAX_NAMES, "{} names", names.len());
+    pub(crate) fn none(names: &'static [&'static str; N]) -> Members<'a, N> {
         Members {
             names,
-            values: [None; MAX_NAMES],
+            values: [None; N],
         }
     }
 
@@ -32,19 +29,32 @@ impl<'a> Members<'a> {
     pub(crate) fn walk(
         text: &'a [u8],
         cursor: &mut Cursor<'a>,
-        names: &'static [&'static str],
-    ) -> Result<Members<'a>, NotJson> {
+        names: &'static [&'static str; N],
+    ) -> Result<Members<'a, N>, NotJson> {
         let mut members = Members::none(names);
-        cursor.open(JsonKind::Object)?;
-        while let Some(key) = cursor.key()? {
-            let value = cursor.value()?;
-            members.set(&text[key], &text[value]);
-        }
+        members.walk_into(text, cursor)?;
         Ok(members)
     }
 
+    /// Adds those of the object of `text` that `cursor` stands before.
+    ///
+    /// # Errors
+    /// As [`Members::walk`].
+    pub(crate) fn walk_into(
+        &mut self,
+        text: &'a [u8],
+        cursor: &mut Cursor<'a>,
+    ) -> Result<(), NotJson> {
+        cursor.open(JsonKind::Object)?;
+        while let Some(key) = cursor.key()? {
+            let value = cursor.value()?;
+            self.set(&text[key], &text[value]);
+        }
+        Ok(())
+    }
+
     /// Those of what may be an object.
-    pub(crate) fn of(text: Option<&'a [u8]>, names: &'static [&'static str]) -> Members<'a> {
+    pub(crate) fn of(text: Option<&'a [u8]>, names: &'static [&'static str; N]) -> Members<'a, N> {
         let text = text.unwrap_or_default();
         Members::walk(text, &mut Cursor::new(text), names).unwrap_or_else(|_| Members::none(names))
     }

@@ -157,7 +157,7 @@ pub(crate) fn origin(line: &[u8]) -> Option<Origin> {
 }
 
 /// What is asked for of a payload. Of the parts of a record, some are there in one kind and some in another.
-const PAYLOAD: &[&str] = &[
+const PAYLOAD: &[&str; PAYLOAD_MEMBERS] = &[
     "type",
     "call_id",
     "id",
@@ -187,8 +187,10 @@ const PAYLOAD: &[&str] = &[
     "model",
 ];
 
+const PAYLOAD_MEMBERS: usize = 27;
+
 /// What is asked for of an item, likewise.
-const ITEM: &[&str] = &[
+const ITEM: &[&str; 15] = &[
     "type",
     "id",
     "status",
@@ -266,7 +268,11 @@ pub(crate) fn parse(line: &(impl AsRef<[u8]> + ?Sized)) -> Result<Record<'_>, No
 }
 
 /// The record that these parts make, if anybody cares.
-fn understand<'a>(record: &str, payload: &Members<'a>, at: Option<u64>) -> Option<Record<'a>> {
+fn understand<'a>(
+    record: &str,
+    payload: &Members<'a, PAYLOAD_MEMBERS>,
+    at: Option<u64>,
+) -> Option<Record<'a>> {
     let form = payload.text("type").unwrap_or_default();
     let item = Members::of(payload.raw("item"), ITEM);
     let id = match form.as_ref() {
@@ -392,7 +398,11 @@ fn understand<'a>(record: &str, payload: &Members<'a>, at: Option<u64>) -> Optio
 }
 
 /// An `item_completed` of a kind that is a call, all but its id and its times.
-fn completed<'a>(kind: &Cow<'a, str>, members: &Members<'a>, item: &'a [u8]) -> Nested<'a> {
+fn completed<'a, const N: usize>(
+    kind: &Cow<'a, str>,
+    members: &Members<'a, N>,
+    item: &'a [u8],
+) -> Nested<'a> {
     let object = |names: &[&'static str]| {
         let present = names
             .iter()
@@ -435,14 +445,14 @@ fn completed<'a>(kind: &Cow<'a, str>, members: &Members<'a>, item: &'a [u8]) -> 
 }
 
 /// What 0.135 writes when an MCP call is over.
-fn mcp_ended<'a>(payload: &Members<'a>) -> Nested<'a> {
+fn mcp_ended<'a>(payload: &Members<'a, PAYLOAD_MEMBERS>) -> Nested<'a> {
     let invocation = Members::of(payload.raw("invocation"), &["server", "tool", "arguments"]);
     let result = Members::of(payload.raw("result"), &["Ok", "Err"]);
     mcp(&invocation, result.raw("Ok"), result.raw("Err"))
 }
 
 /// A patch, as both eras write it.
-fn patched<'a>(members: &Members<'a>, applied: bool) -> Nested<'a> {
+fn patched<'a, const N: usize>(members: &Members<'a, N>, applied: bool) -> Nested<'a> {
     let changes = members.raw("changes").map(|changes| ("changes", changes));
     Nested::new(
         "apply_patch".into(),
@@ -452,7 +462,11 @@ fn patched<'a>(members: &Members<'a>, applied: bool) -> Nested<'a> {
     )
 }
 
-fn mcp<'a>(call: &Members<'a>, result: Option<&'a [u8]>, error: Option<&'a [u8]>) -> Nested<'a> {
+fn mcp<'a, const N: usize>(
+    call: &Members<'a, N>,
+    result: Option<&'a [u8]>,
+    error: Option<&'a [u8]>,
+) -> Nested<'a> {
     let result = Members::of(result, &["content", "isError"]);
     let mut nested = Nested::new(
         call.text("tool").unwrap_or_default(),

@@ -42,29 +42,9 @@ pub(crate) enum Phase {
     Completed,
 }
 
-/// An item; which fields are there depends on its kind.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Item<'a> {
-    /// `item_0`, `item_1`, …: new in every process, so only good for pairing start and end within a turn.
-    pub(crate) id: Option<Cow<'a, str>>,
-    /// `agent_message`, `reasoning`, `command_execution`, `file_change`, `mcp_tool_call`, `web_search`, …
-    pub(crate) kind: Option<Cow<'a, str>>,
-    pub(crate) text: Option<Cow<'a, str>>,
-    /// A string, or an object with a `message`.
-    pub(crate) message: Option<Cow<'a, str>>,
-    pub(crate) command: Option<Cow<'a, str>>,
-    pub(crate) exit_code: Option<i64>,
-    /// What a command printed.
-    pub(crate) output: Option<Cow<'a, str>>,
-    pub(crate) status: Option<Cow<'a, str>>,
-    pub(crate) server: Option<Cow<'a, str>>,
-    pub(crate) tool: Option<Cow<'a, str>>,
-    pub(crate) query: Option<Cow<'a, str>>,
-    /// The paths of a `file_change`.
-    pub(crate) changes: Vec<Cow<'a, str>>,
-    /// The lines of a `todo_list`.
-    pub(crate) todos: Vec<Todo>,
-}
+/// An item; which members are there depends on its kind, and nothing of it is read before it is asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Item<'a>(Members<'a, 14>);
 
 /// A line of codex's to-do list. That somebody is at work on it is only in the rollout.
 #[derive(Debug, PartialEq, Eq)]
@@ -101,7 +81,7 @@ pub(crate) enum Event<'a> {
 }
 
 /// What is asked for of an item.
-const ITEM: &[&str] = &[
+const ITEM: &[&str; 14] = &[
     "id",
     "type",
     "text",
@@ -124,10 +104,12 @@ const ITEM: &[&str] = &[
 /// What is wrong with it, where it is not a JSON object with a `type`.
 pub(crate) fn parse(line: &[u8]) -> Result<Event<'_>, String> {
     let text = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
-    let (event, item) = members(text).map_err(|NotJson| why_not_an_object(text))?;
+    let mut event = Members::none(&["type", "thread_id", "message", "error", "usage"]);
+    let mut item = Members::none(ITEM);
+    walk(text, &mut event, &mut item).map_err(|NotJson| why_not_an_object(text))?;
     let message_of = |name| event.raw(name).and_then(message);
     let kind = event.text("type").ok_or("no `type`")?;
-    let item = |phase| Event::Item(phase, Item::of(&item));
+    let item = |phase| Event::Item(phase, Item(item));
     Ok(match &*kind {
         "thread.started" => Event::ThreadStarted {
             thread_id: event.text("thread_id").unwrap_or_default(),
@@ -153,22 +135,23 @@ pub(crate) fn parse(line: &[u8]) -> Result<Event<'_>, String> {
     })
 }
 
-/// The members of an event, and of the item in it, in one walk over the line.
-fn members(text: &[u8]) -> Result<(Members<'_>, Members<'_>), NotJson> {
+/// Takes the members of an event, and of the item in it, in one walk over the line.
+fn walk<'a>(
+    text: &'a [u8],
+    event: &mut Members<'a, 5>,
+    item: &mut Members<'a, 14>,
+) -> Result<(), NotJson> {
     let mut cursor = Cursor::new(text);
-    let mut event = Members::none(&["type", "thread_id", "message", "error", "usage"]);
-    let mut item = Members::none(ITEM);
     cursor.open(JsonKind::Object)?;
     while let Some(key) = cursor.key()? {
         let key = &text[key];
         if json::is(key, "item") && cursor.kind()? == JsonKind::Object {
-            item = Members::walk(text, &mut cursor, ITEM)?;
+            item.walk_into(text, &mut cursor)?;
         } else {
             event.set(key, &text[cursor.value()?]);
         }
     }
-    cursor.end()?;
-    Ok((event, item))
+    cursor.end()
 }
 
 /// What is wrong with a line that has no event. It goes to the log, so no value is shown.
@@ -188,30 +171,45 @@ fn message(raw: &[u8]) -> Option<Cow<'_, str>> {
 }
 
 impl<'a> Item<'a> {
-    fn of(members: &Members<'a>) -> Item<'a> {
-        let list = |name| members.raw(name).map(elements).unwrap_or_default();
-        Item {
-            id: members.text("id"),
-            kind: members.text("type"),
-            text: members.text("text"),
-            message: ["message", "error"]
-                .into_iter()
-                .find_map(|name| members.raw(name).and_then(message)),
-            command: members.text("command"),
-            exit_code: members
-                .raw("exit_code")
-                .and_then(|raw| std::str::from_utf8(raw).ok()?.parse().ok()),
-            output: members.text("aggregated_output"),
-            status: members.text("status"),
-            server: members.text("server"),
-            tool: members.text("tool"),
-            query: members.text("query"),
-            changes: list("changes")
-                .into_iter()
-                .filter_map(|change| Members::of(Some(change), &["path"]).text("path"))
-                .collect(),
-            todos: list("items").into_iter().filter_map(Todo::of).collect(),
-        }
+    /// `item_0`, `item_1`, …: new in every process, so only good for pairing start and end within a turn.
+    pub(crate) fn id(&self) -> Option<Cow<'a, str>> {
+        self.0.text("id")
+    }
+
+    /// `agent_message`, `reasoning`, `command_execution`, `file_change`, `mcp_tool_call`, `web_search`, …
+    pub(crate) fn kind(&self) -> Cow<'a, str> {
+        self.text("type")
+    }
+
+    /// What the member of this name says; nothing where it is not a string.
+    pub(crate) fn text(&self, name: &str) -> Cow<'a, str> {
+        self.0.text(name).unwrap_or_default()
+    }
+
+    /// A string, or an object with a `message`, as `message` or `error`.
+    pub(crate) fn message(&self) -> Option<Cow<'a, str>> {
+        ["message", "error"]
+            .into_iter()
+            .find_map(|name| self.0.raw(name).and_then(message))
+    }
+
+    pub(crate) fn exit_code(&self) -> Option<i64> {
+        let code = self.0.raw("exit_code")?;
+        std::str::from_utf8(code).ok()?.parse().ok()
+    }
+
+    /// The paths of a `file_change`.
+    pub(crate) fn changes(&self) -> Vec<Cow<'a, str>> {
+        let changes = elements(self.0.raw("changes")).into_iter();
+        changes
+            .filter_map(|change| Members::of(Some(change), &["path"]).text("path"))
+            .collect()
+    }
+
+    /// The lines of a `todo_list`.
+    pub(crate) fn todos(&self) -> Vec<Todo> {
+        let todos = elements(self.0.raw("items")).into_iter();
+        todos.filter_map(Todo::of).collect()
     }
 }
 
@@ -252,7 +250,8 @@ impl Totals {
 }
 
 /// The elements of what may be a list.
-fn elements(raw: &[u8]) -> Vec<&[u8]> {
+fn elements(raw: Option<&[u8]>) -> Vec<&[u8]> {
+    let raw = raw.unwrap_or_default();
     let mut cursor = Cursor::new(raw);
     let mut elements = Vec::new();
     if cursor.open(JsonKind::Array).is_ok() {
@@ -273,11 +272,12 @@ mod tests {
         assert_eq!(parse(line.as_bytes()), Ok(event), "{line}");
     }
 
-    fn item<'a>(kind: &'a str) -> Item<'a> {
-        Item {
-            id: Some("i".into()),
-            kind: Some(kind.into()),
-            ..Item::default()
+    /// The item of a line of this phase.
+    #[track_caller]
+    fn item(line: &str, expected: Phase) -> Item<'_> {
+        match parse(line.as_bytes()) {
+            Ok(Event::Item(phase, item)) if phase == expected => item,
+            other => panic!("{line}: {other:?}"),
         }
     }
 
@@ -314,71 +314,70 @@ mod tests {
                 message: "Reconnecting... 1/3".into(),
             },
         );
-        check(
+    }
+
+    #[test]
+    fn reads_the_items_of_each_kind() {
+        let message = item(
             r#"{"type":"item.completed","item":{"id":"i","type":"agent_message","text":"a\nb 🎉"}}"#,
-            Event::Item(
-                Phase::Completed,
-                Item {
-                    text: Some("a\nb 🎉".into()),
-                    ..item("agent_message")
-                },
-            ),
+            Phase::Completed,
         );
-        check(
+        assert_eq!(
+            (message.kind(), message.text("text")),
+            ("agent_message".into(), "a\nb 🎉".into())
+        );
+        assert_eq!(message.id().as_deref(), Some("i"));
+        let command = item(
             r#"{"type":"item.started","item":{"id":"i","type":"command_execution","command":"ls","aggregated_output":"","exit_code":null,"status":"in_progress"}}"#,
-            Event::Item(
-                Phase::Started,
-                Item {
-                    command: Some("ls".into()),
-                    output: Some("".into()),
-                    status: Some("in_progress".into()),
-                    ..item("command_execution")
-                },
-            ),
+            Phase::Started,
         );
-        check(
+        assert_eq!(
+            (command.text("command"), command.text("status")),
+            ("ls".into(), "in_progress".into())
+        );
+        assert_eq!((command.exit_code(), command.message()), (None, None));
+        let tool = item(
             r#"{"type":"item.completed","item":{"id":"i","type":"mcp_tool_call","server":"s","tool":"t","arguments":{"a":[1]},"result":null,"error":{"message":"gone"},"status":"failed"}}"#,
-            Event::Item(
-                Phase::Completed,
-                Item {
-                    server: Some("s".into()),
-                    tool: Some("t".into()),
-                    message: Some("gone".into()),
-                    status: Some("failed".into()),
-                    ..item("mcp_tool_call")
-                },
-            ),
+            Phase::Completed,
         );
-        check(
-            r#"{"type":"item.completed","item":{"id":"i","type":"file_change","changes":[{"path":"/a","kind":"add"},{"path":"/b"}],"status":"completed"}}"#,
-            Event::Item(
-                Phase::Completed,
-                Item {
-                    changes: vec!["/a".into(), "/b".into()],
-                    status: Some("completed".into()),
-                    ..item("file_change")
-                },
-            ),
+        assert_eq!(
+            (tool.text("server"), tool.text("tool")),
+            ("s".into(), "t".into())
         );
+        assert_eq!(tool.message().as_deref(), Some("gone"));
+        let patch = item(
+            r#"{"type":"item.updated","item":{"id":"i","type":"file_change","changes":[{"path":"/a","kind":"add"},{"path":"/b"},{}],"exit_code":-1}}"#,
+            Phase::Updated,
+        );
+        assert_eq!(patch.changes(), ["/a", "/b"]);
+        assert_eq!(patch.exit_code(), Some(-1));
+        let list = item(
+            r#"{"type":"item.updated","item":{"type":"todo_list","items":[{"text":"a","completed":true},{"text":"b"},{},3]}}"#,
+            Phase::Updated,
+        );
+        let todo = |text: &str, completed| Todo {
+            text: text.to_owned(),
+            completed,
+        };
+        assert_eq!(list.todos(), [todo("a", true), todo("b", false)]);
     }
 
     // fault: 14
     #[test]
-    fn what_is_odd_is_still_read() {
-        check(
+    fn reads_events_with_duplicate_unknown_and_mistyped_members() {
+        let search = item(
             r#"{"type":"item.completed","item":{"id":"x","id":"i","type":"web_search","query":"q"}}"#,
-            Event::Item(
-                Phase::Completed,
-                Item {
-                    query: Some("q".into()),
-                    ..item("web_search")
-                },
-            ),
+            Phase::Completed,
         );
-        check(
+        assert_eq!(search.id().as_deref(), Some("i"));
+        assert_eq!(search.text("query"), "q");
+        let message = item(
             r#"{"item":{"text":{"no":1},"type":"agent_message","id":"i","new":[{}]},"more":{"x":[]},"type":"item.completed"}"#,
-            Event::Item(Phase::Completed, item("agent_message")),
+            Phase::Completed,
         );
+        assert_eq!(message.text("text"), "");
+        let none = item(r#"{"type":"item.completed","item":3}"#, Phase::Completed);
+        assert_eq!((none.id(), none.kind()), (None, "".into()));
         check(
             "\u{feff}{\"type\":\"turn.completed\",\"usage\":null}\r",
             Event::TurnCompleted { usage: None },
@@ -394,10 +393,6 @@ mod tests {
             Event::TurnFailed {
                 message: "m".into(),
             },
-        );
-        check(
-            r#"{"type":"item.completed","item":3}"#,
-            Event::Item(Phase::Completed, Item::default()),
         );
         check(
             r#"{"type":"thread.renamed"}"#,

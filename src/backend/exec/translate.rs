@@ -86,31 +86,30 @@ impl Translator {
                 Update::Trouble(message.into_owned())
             }
             Event::Item(phase, item) => {
-                if item.kind.as_deref() != Some("error") {
+                if item.kind() != "error" {
                     // codex has recovered from it, and goes on.
                     self.last_error = None;
                 }
-                Translator::item(phase, item)
+                Translator::item(phase, &item)
             }
             Event::Unknown(kind) => Update::Nothing(format!("an event of type '{kind}'").into()),
         }
     }
 
-    fn item<'a>(phase: Phase, item: Item<'a>) -> Update<'a> {
-        let kind = item.kind.as_deref().unwrap_or_default();
-        match (kind, phase) {
-            ("agent_message", Phase::Completed) => Update::Text(item.text.unwrap_or_default()),
-            ("reasoning", Phase::Completed) => Update::Thinking(item.text.unwrap_or_default()),
+    fn item<'a>(phase: Phase, item: &Item<'a>) -> Update<'a> {
+        match (&*item.kind(), phase) {
+            ("agent_message", Phase::Completed) => Update::Text(item.text("text")),
+            ("reasoning", Phase::Completed) => Update::Thinking(item.text("text")),
             // A warning, whatever it is called; it can come before `turn.started`.
             ("error", Phase::Completed) => {
-                Update::Trouble(item.message.or(item.text).unwrap_or_default().into_owned())
+                Update::Trouble(item.message().unwrap_or(item.text("text")).into_owned())
             }
-            ("todo_list", _) => Update::Plan(item.todos.into_iter().map(plan_item).collect()),
+            ("todo_list", _) => Update::Plan(item.todos().into_iter().map(plan_item).collect()),
             ("agent_message" | "reasoning" | "error", _) | (_, Phase::Updated) => {
                 Update::Nothing("an item that is not complete".into())
             }
             ("", _) => Update::Nothing("an item that is not a step".into()),
-            _ => Update::Step(step(phase, &item)),
+            _ => Update::Step(step(phase, item)),
         }
     }
 
@@ -147,31 +146,29 @@ fn last_lines(text: &str) -> &str {
 }
 
 fn step(phase: Phase, item: &Item<'_>) -> Step {
-    let text = |field: &Option<Cow<'_, str>>| field.as_deref().unwrap_or_default().to_owned();
-    let failed = matches!(item.status.as_deref(), Some("failed" | "declined"))
-        || item.exit_code.is_some_and(|code| code != 0);
+    let text = |name| item.text(name).into_owned();
+    let exit_code = item.exit_code();
+    let failed = matches!(&*item.text("status"), "failed" | "declined")
+        || exit_code.is_some_and(|code| code != 0);
     let output = match (phase, failed) {
-        (Phase::Completed, true) => last_lines(item.output.as_deref().unwrap_or_default()),
-        _ => "",
+        (Phase::Completed, true) => last_lines(&item.text("aggregated_output")).to_owned(),
+        _ => String::new(),
     };
     Step {
-        output: output.to_owned(),
-        key: text(&item.id),
+        output,
+        key: text("id"),
         state: match phase {
-            Phase::Completed if failed => StepState::Failed(item.exit_code),
+            Phase::Completed if failed => StepState::Failed(exit_code),
             Phase::Completed => StepState::Done,
             _ => StepState::Running,
         },
-        what: match item.kind.as_deref().unwrap_or_default() {
-            "command_execution" => StepKind::Command(text(&item.command)),
-            "mcp_tool_call" => StepKind::Tool(text(&item.server), text(&item.tool)),
-            "file_change" => StepKind::Files(
-                item.changes
-                    .iter()
-                    .map(|path| path.clone().into_owned())
-                    .collect(),
-            ),
-            "web_search" => StepKind::Search(text(&item.query)),
+        what: match &*item.kind() {
+            "command_execution" => StepKind::Command(text("command")),
+            "mcp_tool_call" => StepKind::Tool(text("server"), text("tool")),
+            "file_change" => {
+                StepKind::Files(item.changes().into_iter().map(Cow::into_owned).collect())
+            }
+            "web_search" => StepKind::Search(text("query")),
             other => StepKind::Other(other.to_owned()),
         },
     }
