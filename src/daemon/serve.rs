@@ -647,7 +647,7 @@ impl Server {
             self.outbox.clone(),
             self.calls.clone(),
             agent_id.clone(),
-            id.json(),
+            sink.handle(),
         );
         let tools = Arc::new(Tools::new(tools, Arc::new(host)));
         let turn = RunningTurn {
@@ -659,6 +659,9 @@ impl Server {
         self.spawn(id, Task::Turn(turn), cancel, move || {
             let outcome = match context.wait(&flag) {
                 Initialized::Done(context) => {
+                    if context.config.tool_events {
+                        sink.expect_tool_events();
+                    }
                     turn::run(&request, &ticket, &context, &flag, Some(&tools), &mut sink)
                 }
                 Initialized::Failed => Err(not_initialized()),

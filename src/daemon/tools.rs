@@ -11,15 +11,20 @@ use crate::canonical::{
 use crate::error::{Error, Kind};
 use crate::mcp::{CallId, ToolAnswer, ToolCall, ToolHost, ToolOutput};
 use crate::os::CancelToken;
+use crate::rollout::lines::NESTED;
 use serde_json::json;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How much a turn gathers before it asks for room in the outbox, in bytes.
 const GATHERED: usize = 256 << 10;
+
+/// How long a call of a tool is held back for its `tool_use` event, at most.
+const HELD_AT_MOST: Duration = Duration::from_millis(250);
 
 /// MCP's levels, from the least important one on.
 const LEVELS: [&str; 8] = [
@@ -105,10 +110,40 @@ struct Pending {
     error: Option<TurnError>,
     /// The ids of the `tool_use` events without a result.
     open_calls: Vec<String>,
+    /// Calls whose `tool_use` event is to come first.
+    held: Vec<HeldCall>,
+    /// Does the turn tell `tool_use` events?
+    has_tool_events: bool,
     /// Does the turn wait for room in the outbox, and for nothing else?
     waits_for_room: bool,
     /// Its thread is not waited for any more: what else it tells is dropped.
     abandoned: bool,
+}
+
+/// A call of one of the daemon's tools that codex made before its record was told.
+struct HeldCall {
+    number: u64,
+    /// codex's own id of it.
+    call_id: String,
+    /// The line of its request.
+    line: Vec<u8>,
+    /// Until when it waits.
+    until: Instant,
+}
+
+impl Pending {
+    /// Lets those calls go whose event is told, or which have waited long enough.
+    fn release_calls(&mut self) {
+        let now = Instant::now();
+        let (open, lines) = (&self.open_calls, &mut self.lines);
+        self.held.retain(|call| {
+            let stays = now < call.until && !open.contains(&call.call_id);
+            if !stays {
+                lines.extend_from_slice(&call.line);
+            }
+            stays
+        });
+    }
 }
 
 /// A hold on a stream's events, for ending it when its thread does not.
@@ -119,6 +154,34 @@ pub(super) struct StreamHandle {
 }
 
 impl StreamHandle {
+    /// Takes the line of a call that codex has made, to go out behind its `tool_use` event. Gives it back where there
+    /// is nothing to wait for.
+    fn hold(&self, number: u64, call_id: Option<&str>, line: Vec<u8>) -> Option<Vec<u8>> {
+        let mut pending = pending(&self.pending);
+        // A call that is made inside code mode is recorded when it is over.
+        let call_id = call_id.filter(|id| !id.starts_with(NESTED));
+        let is_told = call_id.is_some_and(|id| pending.open_calls.iter().any(|open| open == id));
+        match call_id {
+            Some(call_id) if pending.has_tool_events && !is_told => pending.held.push(HeldCall {
+                number,
+                call_id: call_id.to_owned(),
+                line,
+                until: Instant::now() + HELD_AT_MOST,
+            }),
+            // The event is on its way.
+            _ if !pending.lines.is_empty() => pending.lines.extend_from_slice(&line),
+            _ => return Some(line),
+        }
+        None
+    }
+
+    /// Drops a call that is still held back; says whether it was.
+    fn drop_held(&self, number: u64) -> bool {
+        let held = &mut pending(&self.pending).held;
+        let at = held.iter().position(|call| call.number == number);
+        at.map(|at| held.remove(at)).is_some()
+    }
+
     /// Does the turn only wait for the daemon to read?
     pub(super) fn waits_for_room(&self) -> bool {
         pending(&self.pending).waits_for_room
@@ -129,6 +192,7 @@ impl StreamHandle {
         let mut pending = pending(&self.pending);
         pending.abandoned = true;
         let mut lines = std::mem::take(&mut pending.lines);
+        let has_failed = pending.error.is_some();
         let (stop_reason, usage) = pending.ended.unwrap_or_else(|| {
             let mut tell = |event: serde_json::Value| {
                 let event = event.to_string();
@@ -145,7 +209,12 @@ impl StreamHandle {
                     json!({"type": "tool_result", "id": id, "content": content, "is_error": true}),
                 );
             }
-            let (stop_reason, usage) = (StopReason::Cancelled, TurnUsage::default());
+            // Its error was told: that is how it ends, and only the end itself is missing.
+            let stop_reason = match has_failed {
+                true => StopReason::Error,
+                false => StopReason::Cancelled,
+            };
+            let usage = TurnUsage::default();
             tell(json!(TurnEvent::MessageEnd { stop_reason, usage }));
             (stop_reason, usage)
         });
@@ -204,6 +273,11 @@ impl DaemonSink {
             cancel,
             pending: Arc::default(),
         }
+    }
+
+    /// From now on calls of the daemon's tools are held back until their `tool_use` event is told.
+    pub(super) fn expect_tool_events(&self) {
+        pending(&self.pending).has_tool_events = true;
     }
 
     /// A hold on what this sink tells.
@@ -287,6 +361,7 @@ impl EventSink for DaemonSink {
             }
         }
         self.line(|out| out.extend_from_slice(event));
+        pending(&self.pending).release_calls();
     }
 
     fn log(&mut self, level: Level, message: &str) {
@@ -304,10 +379,12 @@ impl EventSink for DaemonSink {
     }
 
     fn flush(&mut self) {
+        pending(&self.pending).release_calls();
         self.queue(Some(&self.cancel));
     }
 
     fn finish(&mut self) {
+        pending(&self.pending).release_calls();
         self.queue(None);
     }
 }
@@ -423,8 +500,7 @@ pub(super) struct DaemonTools {
     outbox: Outbox,
     calls: PendingCalls,
     agent_id: Option<String>,
-    /// The id of the stream request, as JSON.
-    stream: String,
+    stream: StreamHandle,
 }
 
 impl DaemonTools {
@@ -432,7 +508,7 @@ impl DaemonTools {
         outbox: Outbox,
         calls: PendingCalls,
         agent_id: Option<String>,
-        stream: String,
+        stream: StreamHandle,
     ) -> DaemonTools {
         DaemonTools {
             outbox,
@@ -454,19 +530,20 @@ impl ToolHost for DaemonTools {
             return CallId(number);
         }
         open.waiting.insert(number, answer);
-        self.outbox.push(
-            format!(
+        let line = format!(
                 "{{\"jsonrpc\":\"2.0\",\"id\":\"{}\",\"method\":\"{}\",\"params\":{{\"name\":{},\"arguments\":{},\"_meta\":{{\"agent_id\":{},\"stream\":{},\"call_id\":{}}}}}}}\n",
                 call_id(number),
                 names::TOOL_CALL,
                 json!(call.name),
                 call.arguments,
                 json!(self.agent_id),
-                self.stream,
+                self.stream.stream,
                 json!(call.call_id)
             )
-            .into_bytes(),
-        );
+            .into_bytes();
+        if let Some(line) = self.stream.hold(number, call.call_id.as_deref(), line) {
+            self.outbox.push(line);
+        }
         // Not before: whoever takes the call back must come after it on the wire too.
         drop(open);
         CallId(number)
@@ -475,6 +552,10 @@ impl ToolHost for DaemonTools {
     fn cancel(&self, call: CallId) {
         if self.calls.open().waiting.remove(&call.0).is_none() {
             // Its answer is there, and met the cancel on the way.
+            return;
+        }
+        if self.stream.drop_held(call.0) {
+            // The daemon does not know of it.
             return;
         }
         let why = "the turn no longer waits for it";

@@ -16,14 +16,14 @@ use super::socket::{self, Listening};
 use super::{CallId, RegistrationMode, Settings, Tool, ToolAnswer, ToolHost};
 use crate::error::{Error, Kind, Result};
 use crate::os;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use crate::os::Waker;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::OsString;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -85,8 +85,10 @@ pub(crate) struct Bridge {
 #[derive(Debug)]
 struct BridgeState {
     inbox: Mutex<Inbox>,
-    /// An eventfd that wakes the bridge's thread.
-    wake: OwnedFd,
+    /// Wakes the bridge's thread.
+    waker: Waker,
+    /// Wakes the turn when codex calls a tool: it has recorded the call by then, or is about to.
+    called: Waker,
 }
 
 #[derive(Debug, Default)]
@@ -163,12 +165,11 @@ impl Bridge {
                 error,
             )
         };
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let wake = rustix::event::eventfd(0, flags)
-            .map_err(|error| cannot("make an eventfd", error.into()))?;
+        let new_waker = || Waker::new().map_err(|error| cannot("make an eventfd", error));
         let shared = Arc::new(BridgeState {
             inbox: Mutex::new(Inbox::default()),
-            wake,
+            waker: new_waker()?,
+            called: new_waker()?,
         });
         let serving = Serving {
             listening,
@@ -193,6 +194,11 @@ impl Bridge {
             warnings,
             names,
         })
+    }
+
+    /// Wakes whoever waits for it when codex calls a tool.
+    pub(crate) fn called(&self) -> &Waker {
+        &self.shared.called
     }
 
     /// The arguments of codex that lend it the tools, each `-c` with its value behind it.
@@ -283,8 +289,7 @@ impl BridgeState {
     }
 
     fn wake(&self) {
-        // It fails only where the counter is full, and then the thread is awake.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        self.waker.wake();
     }
 }
 
@@ -460,7 +465,7 @@ impl Serving {
             _ => None,
         };
         let mut fds = vec![
-            PollFd::new(&self.shared.wake, PollFlags::IN),
+            PollFd::new(&self.shared.waker, PollFlags::IN),
             PollFd::new(
                 &self.listening.listener,
                 if accepting {
@@ -492,8 +497,7 @@ impl Serving {
             .collect();
         drop(fds);
         if !woken.is_empty() {
-            // The count is of no interest; the inbox is looked into anyway.
-            let _ = rustix::io::read(&self.shared.wake, &mut [0_u8; 8]);
+            self.shared.waker.reset();
         }
         for (id, events) in ready {
             if events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
@@ -742,6 +746,7 @@ impl Serving {
                     };
                     let answer = Box::new(move |answer| reply.send(answer));
                     let call = self.host.call(call, answer);
+                    self.shared.called.wake();
                     connection.calls.insert(key, call);
                 }
                 Effect::Cancel(key) => {

@@ -10,6 +10,7 @@ mod lock;
 mod process;
 mod signals;
 mod streams;
+mod waker;
 
 pub(crate) use cancel::{CancelToken, Cancellable, wait_for};
 pub(crate) use files::{check_owner, open_regular_file, user_name};
@@ -24,3 +25,4 @@ pub(crate) use signals::{
     unblock_signals,
 };
 pub(crate) use streams::{Blocking, PIPE_BUF, close_standard_streams, is_hung_up, wait_for_room};
+pub(crate) use waker::Waker;

@@ -36,7 +36,7 @@ const TYPED: &[(&str, &str)] = &[
     ("--ver\t", "<--version>"),
     ("turn --js\t", "<turn><--json>"),
     ("turn --fr\t--js\tx", "<turn><--fresh><--json><x>"),
-    ("turn -w a\\ f\t", "<turn><-w><a directory/>"),
+    ("turn -w a\\ d\t", "<turn><-w><a directory/>"),
     ("turn -i an\t", "<turn><-i><an image.png>"),
     ("turn --color=al\t", "<turn><--color=always>"),
     ("mutate --op heav\t", "<mutate><--op><heavy>"),

@@ -1023,7 +1023,7 @@ fn spawn_error_of_guard_cannot_be_forged() {
     check_success(
         begun([json!({"out": forged}), message("well"), completed()]),
         "well",
-        Some("no event"),
+        Some("not an event"),
     );
     // The one line that there is, and another status than the guard's.
     check_failure(

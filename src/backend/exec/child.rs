@@ -9,7 +9,7 @@ use super::command::CodexCommand;
 use super::guard;
 use crate::codex::failure::Exit;
 use crate::error::{Error, Kind, Result, reason};
-use crate::os::{self, CancelToken};
+use crate::os::{self, CancelToken, Waker};
 use memchr::memchr;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
@@ -41,8 +41,10 @@ pub(crate) enum Next {
     Line,
     /// The deadline passed.
     Deadline,
-    /// The flag was cancelled.
+    /// The turn was cancelled.
     Cancelled,
+    /// The waker of [`Child::wake_by`] was used.
+    Woken,
     /// codex has ended and everything it printed was taken.
     Ended,
 }
@@ -77,6 +79,8 @@ pub(crate) struct Child {
     timeout: Option<(Instant, OnTimeout)>,
     /// The flag was seen cancelled and that was not said yet.
     cancelled: bool,
+    waker: Option<Waker>,
+    woken: bool,
     asked_to_end: bool,
     exit_status: Option<ExitStatus>,
 }
@@ -170,6 +174,8 @@ impl Child {
             exited: false,
             timeout: None,
             cancelled: false,
+            waker: None,
+            woken: false,
             asked_to_end: false,
             exit_status: None,
         })
@@ -185,7 +191,12 @@ impl Child {
         &self.ended
     }
 
-    /// Waits until there is a line, codex has ended, `flag` is cancelled or `deadline` has passed.
+    /// Lets this waker end a wait of [`Child::next`].
+    pub(crate) fn wake_by(&mut self, waker: &Waker) {
+        self.waker = Some(waker.clone());
+    }
+
+    /// Waits until there is a line, codex has ended, somebody wakes it, `flag` is cancelled or `deadline` has passed.
     ///
     /// Once [`Child::end`] was called the flag is no longer looked at.
     pub(crate) fn next(&mut self, flag: &CancelToken, deadline: Option<Instant>) -> Next {
@@ -199,6 +210,9 @@ impl Child {
             }
             if self.exited && self.stdout.is_none() && self.stderr.is_none() {
                 return Next::Ended;
+            }
+            if std::mem::take(&mut self.woken) {
+                return Next::Woken;
             }
             let now = Instant::now();
             if let Some((until, then)) = self.timeout
@@ -235,6 +249,10 @@ impl Child {
                 self.read_stderr();
             }
             self.cancelled = ready.cancelled;
+            self.woken = ready.woken;
+            if let (true, Some(waker)) = (ready.woken, &self.waker) {
+                waker.reset();
+            }
         }
     }
 
@@ -335,6 +353,9 @@ impl Child {
         }
         if !self.asked_to_end {
             add(flag.as_fd(), PollFlags::IN, |ready| ready.cancelled = true);
+        }
+        if let Some(waker) = &self.waker {
+            add(waker.as_fd(), PollFlags::IN, |ready| ready.woken = true);
         }
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         // An error here is EINTR or a lack of memory: look again, the caller keeps the time.
@@ -483,6 +504,7 @@ struct Ready {
     stderr: bool,
     ended: bool,
     cancelled: bool,
+    woken: bool,
 }
 
 fn again(error: &io::Error) -> bool {

@@ -171,17 +171,13 @@ fn message(raw: &[u8]) -> Option<Cow<'_, str>> {
 }
 
 impl<'a> Item<'a> {
-    /// `item_0`, `item_1`, …: new in every process, so only good for pairing start and end within a turn.
-    pub(crate) fn id(&self) -> Option<Cow<'a, str>> {
-        self.0.text("id")
-    }
-
     /// `agent_message`, `reasoning`, `command_execution`, `file_change`, `mcp_tool_call`, `web_search`, …
     pub(crate) fn kind(&self) -> Cow<'a, str> {
         self.text("type")
     }
 
-    /// What the member of this name says; nothing where it is not a string.
+    /// What the member of this name says; nothing where it is not a string. Its `id` (`item_0`, `item_1`, …) is new
+    /// in every process, so only good for pairing start and end within a turn.
     pub(crate) fn text(&self, name: &str) -> Cow<'a, str> {
         self.0.text(name).unwrap_or_default()
     }
@@ -326,7 +322,7 @@ mod tests {
             (message.kind(), message.text("text")),
             ("agent_message".into(), "a\nb 🎉".into())
         );
-        assert_eq!(message.id().as_deref(), Some("i"));
+        assert_eq!(message.text("id"), "i");
         let command = item(
             r#"{"type":"item.started","item":{"id":"i","type":"command_execution","command":"ls","aggregated_output":"","exit_code":null,"status":"in_progress"}}"#,
             Phase::Started,
@@ -369,7 +365,7 @@ mod tests {
             r#"{"type":"item.completed","item":{"id":"x","id":"i","type":"web_search","query":"q"}}"#,
             Phase::Completed,
         );
-        assert_eq!(search.id().as_deref(), Some("i"));
+        assert_eq!(search.text("id"), "i");
         assert_eq!(search.text("query"), "q");
         let message = item(
             r#"{"item":{"text":{"no":1},"type":"agent_message","id":"i","new":[{}]},"more":{"x":[]},"type":"item.completed"}"#,
@@ -377,7 +373,7 @@ mod tests {
         );
         assert_eq!(message.text("text"), "");
         let none = item(r#"{"type":"item.completed","item":3}"#, Phase::Completed);
-        assert_eq!((none.id(), none.kind()), (None, "".into()));
+        assert_eq!(none.kind(), "");
         check(
             "\u{feff}{\"type\":\"turn.completed\",\"usage\":null}\r",
             Event::TurnCompleted { usage: None },

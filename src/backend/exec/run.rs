@@ -112,6 +112,7 @@ impl Run<'_> {
         let mut child = Child::start(&invocation, self.spec.lock)?;
         if let Some(bridge) = self.spec.tools {
             bridge.admit_below(child.guard_pid());
+            child.wake_by(bridge.called());
         }
         cancel.attach(child.pidfd());
         let mut state = RunState {
@@ -341,10 +342,15 @@ impl Run<'_> {
                     }
                     child.end();
                 }
+                // A call of one of the daemon's tools: its record is there, or about to be.
+                Next::Woken => {
+                    self.follow(state, emitter);
+                }
                 Next::Deadline if limit.is_none_or(|limit| Instant::now() < limit) => {
                     if self.follow(state, emitter) {
                         quiet_since = Instant::now();
                     }
+                    emitter.flush();
                 }
                 Next::Deadline => {
                     let error = if turn_limit.is_some_and(|limit| Instant::now() >= limit) {

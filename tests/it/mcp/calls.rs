@@ -37,7 +37,7 @@ fn the_tools_can_change_while_codex_runs() {
         method::TOOLS_CHANGED,
         json!({"agent_id": "alice", "tools": tools}),
     );
-    held.daemon.log("warning", "the tool 'new' is given twice");
+    held.daemon.log("warning", "duplicate tool 'new'");
     assert_eq!(host.line()["method"], "notifications/tools/list_changed");
     assert_eq!(list(&mut host), ["new"]);
     host.stdin = None;

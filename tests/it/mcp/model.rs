@@ -76,6 +76,41 @@ fn config(lab: &Lab) -> String {
 }
 
 real_codex! {
+    /// The daemon knows a call by its event before it is asked to run it, one after the other and at once, and one
+    /// without events does not wait for them.
+    fn a_call_is_told_before_it_is_asked_for(codex: &Path) {
+        let call = |id: &str| {
+            json!({"name": "send", "namespace": namespace("alice"), "arguments": {"to": id}, "id": id})
+        };
+        let script = json!([
+            {"times": 1, "calls": [call("call_0")]},
+            {"times": 1, "text": "now two at once", "calls": [call("call_1"), call("call_2")]},
+            {"times": 1, "calls": [call("call_3")]},
+            {"times": 1, "text": "done"},
+            {"times": 1, "calls": [call("call_4")]},
+            {"text": "done"},
+        ]);
+        let lab = Runtime::new(Lab::real(codex, script));
+        let mut daemon = Daemon::start(&lab);
+        echo(&mut daemon);
+        let id = daemon.request(method::STREAM, prompt(&lab, "alice", &["send"]));
+        let turn = daemon.finish(id);
+        assert_eq!(turn.stop_reason(), "end_turn", "{turn:?}");
+        assert_eq!(daemon.tool_calls().len(), 4);
+        assert_eq!(daemon.early_calls(), [""; 0].map(Value::from), "{turn:?}");
+        drop(daemon);
+
+        lab.config(json!({"tool_events": false}));
+        let mut daemon = Daemon::start(&lab);
+        echo(&mut daemon);
+        let id = daemon.request(method::STREAM, prompt(&lab, "alice", &["send"]));
+        let turn = daemon.finish(id);
+        assert_eq!(turn.stop_reason(), "end_turn", "{turn:?}");
+        assert_eq!((turn.of("tool_use").count(), daemon.tool_calls().len()), (0, 1));
+    }
+}
+
+real_codex! {
     /// The tools are in the model's first request, a call goes to the daemon and its answer to the model.
     fn a_call_goes_to_the_daemon_and_back(codex: &Path) {
         let lab = Runtime::new(Lab::real(codex, calls("alice", &["send", "fail", "many"])));

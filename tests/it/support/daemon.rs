@@ -51,6 +51,7 @@ pub(crate) struct Daemon {
     streams: BTreeMap<String, Stream>,
     logs: Vec<Value>,
     tool_calls: Vec<Value>,
+    early_calls: Vec<Value>,
     tools_cancelled: Vec<Value>,
     tools: ToolHandler,
     exit: Option<ExitStatus>,
@@ -202,6 +203,7 @@ impl Daemon {
             streams: BTreeMap::new(),
             logs: Vec::new(),
             tool_calls: Vec::new(),
+            early_calls: Vec::new(),
             tools_cancelled: Vec::new(),
             tools: Box::new(|_| Some(Err(json!({"code": -32601, "message": "no tools here"})))),
             exit: None,
@@ -376,6 +378,11 @@ impl Daemon {
         &self.tool_calls
     }
 
+    /// codex's ids of the tool calls that came before their `tool_use` event.
+    pub(crate) fn early_calls(&self) -> &[Value] {
+        &self.early_calls
+    }
+
     /// The ids of the tool calls whose cancel was told and not waited for.
     pub(crate) fn tools_cancelled(&self) -> &[Value] {
         &self.tools_cancelled
@@ -527,6 +534,14 @@ impl Daemon {
                 self.tools_cancelled.push(params["requestId"].clone());
             }
             (Some(method::TOOL_CALL), Some(id)) => {
+                let meta = &params["_meta"];
+                let stream = self.streams.get(&meta["stream"].to_string());
+                let mut events = stream.iter().flat_map(|stream| &stream.events);
+                if meta["call_id"].is_string()
+                    && !events.any(|it| it["type"] == "tool_use" && it["id"] == meta["call_id"])
+                {
+                    self.early_calls.push(meta["call_id"].clone());
+                }
                 let answer = (self.tools)(&params);
                 self.tool_calls.push(message.clone());
                 let answer = match answer {
