@@ -78,6 +78,12 @@ pub(crate) const KEYS: &[ConfigKey] = &[
         meaning: "When a thread begins although the daemon has a conversation already (another provider had it, the session file is gone), put the conversation so far into its prompt.",
     },
     ConfigKey {
+        name: "busy_wait_secs",
+        kind: "whole number",
+        default: "10",
+        meaning: "How many seconds a turn waits for a workspace that another process uses; 0 is not at all.",
+    },
+    ConfigKey {
         name: "reasoning_events",
         kind: "boolean",
         default: "false",
@@ -149,6 +155,8 @@ pub(crate) struct Config {
     pub(crate) prompt_via: PromptVia,
     pub(crate) lost_thread: LostThread,
     pub(crate) replay_new: bool,
+    /// How long a workspace that another process uses is waited for.
+    pub(crate) busy_wait: Duration,
     pub(crate) reasoning_events: bool,
     pub(crate) tool_events: bool,
     /// `None` is never.
@@ -170,6 +178,7 @@ impl Default for Config {
             prompt_via: PromptVia::Stdin,
             lost_thread: LostThread::Replay,
             replay_new: true,
+            busy_wait: Duration::from_secs(10),
             reasoning_events: false,
             tool_events: true,
             idle_timeout: Some(Duration::from_secs(3600)),
@@ -458,6 +467,7 @@ impl<'de> Visitor<'de> for ConfigVisitor<'_> {
                 "replay_new" => config.replay_new = map.next_value::<Bool>()?.0,
                 "reasoning_events" => config.reasoning_events = map.next_value::<Bool>()?.0,
                 "tool_events" => config.tool_events = map.next_value::<Bool>()?.0,
+                "busy_wait_secs" => config.busy_wait = map.next_value::<Wait>()?.0,
                 "idle_timeout_secs" => config.idle_timeout = map.next_value::<Seconds>()?.0,
                 "turn_timeout_secs" => config.turn_timeout = map.next_value::<Seconds>()?.0,
                 "codex_home" => config.codex_home = Some(map.next_value::<Filled>()?.0),
@@ -494,6 +504,8 @@ struct Map(BTreeMap<String, String>);
 struct Bool(bool);
 /// A number of seconds, 0 being never.
 struct Seconds(Option<Duration>);
+/// A number of seconds, 0 being none.
+struct Wait(Duration);
 
 macro_rules! deserialize_with {
     ($type:ident, $method:ident, $expecting:literal, $($visit:item)*) => {
@@ -584,6 +596,15 @@ deserialize_with!(
     }
 );
 
+deserialize_with!(
+    Wait,
+    deserialize_u64,
+    "a whole number of seconds",
+    fn visit_u64<E: de::Error>(self, seconds: u64) -> std::result::Result<Wait, E> {
+        Ok(Wait(Duration::from_secs(seconds)))
+    }
+);
+
 /// One of a few words.
 struct OneOf<T: 'static>(&'static [(&'static str, T)]);
 
@@ -669,7 +690,7 @@ mod tests {
         let (config, warnings) = parse(
             r#"{"binary":"~/bin/codex","extra_args":["-c","x=1"],"supported_models":["a","b"],
                "model_args":{"a":"gpt-5"},"mcp_registration":"off","prompt_via":"arg","lost_thread":"error",
-               "replay_new":false,"reasoning_events":true,"tool_events":false,"idle_timeout_secs":0,"turn_timeout_secs":7,
+               "replay_new":false,"busy_wait_secs":3,"reasoning_events":true,"tool_events":false,"idle_timeout_secs":0,"turn_timeout_secs":7,
                "codex_home":"/c","env":{"A":"b"}}"#,
         )
         .unwrap();
@@ -685,6 +706,7 @@ mod tests {
                 prompt_via: PromptVia::Arg,
                 lost_thread: LostThread::Error,
                 replay_new: false,
+                busy_wait: Duration::from_secs(3),
                 reasoning_events: true,
                 tool_events: false,
                 idle_timeout: None,

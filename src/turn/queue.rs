@@ -16,8 +16,6 @@ use std::time::{Duration, Instant};
 
 /// The lock file in a workspace whose directory cannot be locked (NFS). It stays: unlinking it would let two processes hold "the" lock.
 const LOCK_FILE: &str = ".plexum-codex-session.lock";
-/// How long another process's turn is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// How often the other process's lock is tried; `flock` has no wait with a limit.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -182,17 +180,18 @@ pub(crate) enum Locked {
     Cancelled,
 }
 
-/// Locks the workspace against other processes, waiting for them a while; `on_wait` is called where that has to be.
+/// Locks the workspace against other processes, waiting at most `patience` for them; `on_wait` is called where that has to be.
 ///
 /// # Errors
 /// [`Kind::Busy`] where another process keeps it.
 pub(crate) fn lock(
     workspace: &Path,
+    patience: Duration,
     cancel: &CancelToken,
     mut on_wait: impl FnMut(),
 ) -> Result<Locked> {
     let file = workspace.join(LOCK_FILE);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now().checked_add(patience);
     loop {
         let (path, tried) = match os::try_lock_directory(workspace) {
             Ok(tried) => (workspace, Ok(tried)),
@@ -223,7 +222,7 @@ pub(crate) fn lock(
         if cancel.is_cancelled() {
             return Ok(Locked::Cancelled);
         }
-        if Instant::now() >= deadline {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(Error::new(
                 Kind::Busy,
                 format!(
@@ -307,21 +306,21 @@ mod tests {
     fn another_process_keeps_the_lock() {
         let directory = tempfile::tempdir().unwrap();
         let never = CancelToken::new().unwrap();
-        let Ok(Locked::Held(held)) = lock(directory.path(), &never, || ()) else {
+        let Ok(Locked::Held(held)) = lock(directory.path(), Duration::ZERO, &never, || ()) else {
             panic!("nobody else has it");
         };
         let cancelled = CancelToken::new().unwrap();
         cancelled.cancel();
         assert!(matches!(
-            lock(directory.path(), &cancelled, || ()),
+            lock(directory.path(), Duration::MAX, &cancelled, || ()),
             Ok(Locked::Cancelled)
         ));
         drop(held);
         assert!(matches!(
-            lock(directory.path(), &never, || ()),
+            lock(directory.path(), Duration::ZERO, &never, || ()),
             Ok(Locked::Held(_))
         ));
-        let nowhere = lock(Path::new("/proc/self"), &never, || ()).unwrap();
+        let nowhere = lock(Path::new("/proc/self"), Duration::ZERO, &never, || ()).unwrap();
         assert!(matches!(nowhere, Locked::Without(why) if why.contains(LOCK_FILE)));
     }
 }

@@ -71,6 +71,13 @@ pub(crate) fn run(
             let (thread, state) = untouched(ticket.workspace());
             Ok(emitter.fail(&error, thread, state, Account::default()))
         }
+        Stop::Busy(error) => {
+            if emitter.started {
+                let (thread, state) = untouched(ticket.workspace());
+                emitter.fail(&error, thread, state, Account::default());
+            }
+            Err(error)
+        }
         Stop::Cancelled => {
             let (thread, state) = untouched(ticket.workspace());
             Ok(emitter.end(StopReason::Cancelled, thread, state, Account::default()))
@@ -84,6 +91,8 @@ enum Stop {
     Refused(Error),
     /// The turn ends with an `error` event.
     Failed(Error),
+    /// The request is answered with an error, and so end the events that told of the wait.
+    Busy(Error),
     Cancelled,
 }
 
@@ -204,14 +213,16 @@ impl Turn<'_> {
         workspace: &Path,
         emitter: &mut Emitter<'_>,
     ) -> std::result::Result<Option<FileLock>, Stop> {
+        let patience = self.context.config.busy_wait;
         let other = "another process runs a turn in the workspace";
-        let lock = match queue::lock(workspace, self.cancel, || emitter.queued(other)) {
+        let lock = match queue::lock(workspace, patience, self.cancel, || emitter.queued(other)) {
             Ok(Locked::Held(lock)) => Some(lock),
             Ok(Locked::Without(why)) => {
                 emitter.warn(&why);
                 None
             }
             Ok(Locked::Cancelled) => return Err(Stop::Cancelled),
+            Err(error) if error.kind() == Kind::Busy => return Err(Stop::Busy(error)),
             Err(error) => return Err(Stop::Failed(error)),
         };
         if emitter.is_queued {

@@ -772,10 +772,27 @@ fn a_workspace_that_stays_taken_is_busy() {
     lab.script(json!([{"touch": lab.path("started")}, {"wait_for": lab.path("go")}, "default"]));
     let mut first = Cli::new(&lab, ["turn", "first"]).spawn();
     wait_until("the first to start", || lab.path("started").exists());
+    // With a word of the wait, which then ends as every turn does that has begun; and without.
+    for (wait, events) in [(1, 4), (0, 0)] {
+        lab.config(json!({"binary": lab.codex(), "busy_wait_secs": wait}));
+        let mut daemon = Daemon::start(&lab);
+        let begun = Instant::now();
+        let turn = daemon.turn(Daemon::prompt(&lab, "second"));
+        assert!(begun.elapsed() >= Duration::from_secs(wait));
+        assert!(begun.elapsed() < Duration::from_secs(8), "not the default");
+        assert_eq!(turn.events.len(), events, "{turn:?}");
+        let error = &turn.answer["error"];
+        assert_eq!(error["code"], -32011, "{turn:?}");
+        assert_eq!(
+            error["data"],
+            json!({"code": "session_busy", "retryable": true})
+        );
+        if events > 0 {
+            assert_eq!(turn.error_code(), Some("session_busy"));
+            assert_eq!(turn.events[1]["state"], "queued");
+        }
+    }
     let mut daemon = Daemon::start(&lab);
-    let turn = daemon.turn(Daemon::prompt(&lab, "second"));
-    assert_eq!(turn.error_code(), Some("session_busy"), "{turn:?}");
-    assert_eq!(turn.of("error").next().unwrap()["error"]["retryable"], true);
     fs::write(lab.path("go"), "").unwrap();
     assert!(cli::wait(&mut first, LIMIT).success());
     assert_eq!(daemon.turn(Daemon::prompt(&lab, "third")).text(), "third");
