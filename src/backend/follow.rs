@@ -95,6 +95,7 @@ fn wanted(kind: LineKind) -> bool {
             | LineKind::Item
             | LineKind::Turn
             | LineKind::TurnEnd
+            | LineKind::Image
             | LineKind::Message
             | LineKind::Usage
             | LineKind::Context
@@ -554,6 +555,14 @@ impl Taker<'_> {
                 self.event(|out, _| {
                     write_result(out, &nested.call.id, &nested.content, nested.failed)
                 });
+            }
+            Record::Image(image) => {
+                if self.calls.is_new_image(&image) {
+                    self.event(|out, _| write_use(out, &image.call, None, agent));
+                    self.event(|out, _| {
+                        write_result(out, &image.call.id, &image.content, image.failed)
+                    });
+                }
             }
             Record::Text(text) => self.push(Recorded::Text(text, Instant::now())),
             Record::Total { .. }

@@ -284,6 +284,14 @@ impl<W: Write> RecordSink for Events<'_, W> {
                     out.write_all(b"\n")?;
                 }
             }
+            Record::Image(image) => {
+                if calls.is_new_image(&image) {
+                    write_use(out, &image.call, None, None)?;
+                    out.write_all(b"\n")?;
+                    write_result(out, &image.call.id, &image.content, image.failed)?;
+                    out.write_all(b"\n")?;
+                }
+            }
             Record::Nested(nested) => {
                 write_use(out, &nested.call, calls.parent(&nested), None)?;
                 out.write_all(b"\n")?;

@@ -176,7 +176,7 @@ struct Runner<'a, R, S> {
 fn wanted(kind: LineKind) -> bool {
     matches!(
         kind,
-        LineKind::Call | LineKind::Output | LineKind::Item | LineKind::Turn
+        LineKind::Call | LineKind::Output | LineKind::Item | LineKind::Image | LineKind::Turn
     )
 }
 

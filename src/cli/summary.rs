@@ -109,6 +109,7 @@ impl Summary {
         row.output_bytes = match content {
             Content::Json(raw) => size(raw),
             Content::Text(text) => text.len() as u64,
+            Content::Image { data, .. } => data.len() as u64,
             Content::LeftOut(length) => *length,
         };
         row.consumed = consumed(content);

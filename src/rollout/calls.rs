@@ -30,6 +30,8 @@ pub(crate) struct Calls<T> {
     open_bytes: usize,
     count: u64,
     scripts: Scripts,
+    /// The generated image that was seen last.
+    last_image: Option<String>,
 }
 
 /// The open calls of one id, in the order in which they came: an id can come twice, and its outputs then too.
@@ -67,6 +69,7 @@ impl<T> Default for Calls<T> {
             open_bytes: 0,
             count: 0,
             scripts: Scripts::default(),
+            last_image: None,
         }
     }
 }
@@ -157,6 +160,12 @@ impl<T> Calls<T> {
             is_error: open.failed || output.failed,
             kept: open.kept,
         })
+    }
+
+    /// Is this a generated image that was not seen before?
+    pub(crate) fn is_new_image(&mut self, image: &Nested<'_>) -> bool {
+        let id = image.call.id.as_ref();
+        self.last_image.replace(id.to_owned()).as_deref() != Some(id)
     }
 
     /// The call that a call inside code mode was made in.
@@ -434,7 +443,29 @@ pub(crate) fn write_content(out: &mut impl Write, content: &Content<'_>) -> io::
             }
         }
         Content::Text(text) => write_string(out, text),
+        Content::Image {
+            path: Some(path), ..
+        } => {
+            out.write_all(b"[{\"type\":\"image\",\"path\":")?;
+            write_string(out, path)?;
+            out.write_all(b"}]")
+        }
+        Content::Image { path: None, data } => {
+            out.write_all(b"[{\"type\":\"image\",\"data\":")?;
+            out.write_all(data)?;
+            write!(out, ",\"mimeType\":\"{}\"}}]", image_type(data))
+        }
         Content::LeftOut(length) => write!(out, "\"[an output of {length} bytes, left out]\""),
+    }
+}
+
+/// The type of an image, by the beginning of its Base64 data, a JSON string.
+fn image_type(data: &[u8]) -> &'static str {
+    match data.get(1..).unwrap_or_default() {
+        [b'/', b'9', b'j', ..] => "image/jpeg",
+        [b'U', b'k', b'l', b'G', ..] => "image/webp",
+        [b'R', b'0', b'l', b'G', ..] => "image/gif",
+        _ => "image/png",
     }
 }
 

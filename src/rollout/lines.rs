@@ -43,6 +43,8 @@ pub(crate) enum LineKind {
     Message,
     /// `event_msg`: an MCP call is over, or one that was made inside code mode is.
     Item,
+    /// `response_item` or `event_msg`: an image was generated.
+    Image,
     /// `event_msg` `token_count`, or `token_usage_record`.
     Usage,
     /// `event_msg`: a turn begins.
@@ -73,6 +75,8 @@ impl LineKind {
                 b"function_call_output" | b"custom_tool_call_output" | b"tool_search_output",
             ) => LineKind::Output,
             (b"response_item", b"message") => LineKind::Message,
+            (b"response_item", b"image_generation_call")
+            | (b"event_msg", b"image_generation_end") => LineKind::Image,
             // Of a command, everything is in the call's own output; only inside code mode it has none.
             (b"event_msg", b"item_completed")
                 if item == b"McpToolCall" || id.starts_with(NESTED.as_bytes()) =>

@@ -21,6 +21,9 @@ pub(crate) enum Record<'a> {
     },
     /// A call that was made inside code mode: all that is recorded of it, in one line, when it is over.
     Nested(Nested<'a>),
+    /// An image was generated, which the provider does: a call and its result in one. 0.135 records it twice, first
+    /// with the file that it was saved to; versions from 0.148 on save none.
+    Image(Nested<'a>),
     /// Text of the assistant.
     Text(String),
     /// A turn begins.
@@ -106,6 +109,11 @@ pub(crate) enum Content<'a> {
     Json(&'a [u8]),
     /// Something else: its JSON text, or a note of ours, is what is to be told as a string.
     Text(Cow<'a, str>),
+    /// A generated image: the file, or else the JSON string with its Base64 data.
+    Image {
+        path: Option<Cow<'a, str>>,
+        data: &'a [u8],
+    },
     /// It was in a line of so many bytes, which is not held: a note of ours is told in its place.
     LeftOut(u64),
 }
@@ -185,9 +193,12 @@ const PAYLOAD: &[&str; PAYLOAD_MEMBERS] = &[
     "reason",
     "rate_limits",
     "model",
+    "status",
+    "revised_prompt",
+    "saved_path",
 ];
 
-const PAYLOAD_MEMBERS: usize = 27;
+const PAYLOAD_MEMBERS: usize = 30;
 
 /// What is asked for of an item, likewise.
 const ITEM: &[&str; 15] = &[
@@ -342,6 +353,28 @@ fn understand<'a>(
             over.started = payload.number("started_at_ms");
             over.turn = payload.text("turn_id");
             Some(Record::Nested(over))
+        }
+        LineKind::Image => {
+            let prompt = payload.raw("revised_prompt").map(|raw| ("prompt", raw));
+            let data = payload.raw("result").filter(|raw| raw.starts_with(b"\""));
+            let path = payload.text("saved_path");
+            let content = match (path, data) {
+                (None, None) => Content::of(None),
+                (path, data) => Content::Image {
+                    path,
+                    data: data.unwrap_or_default(),
+                },
+            };
+            let status = payload.text("status").unwrap_or_default();
+            let mut image = Nested::new(
+                "image_generation".into(),
+                CallInput::Object(prompt.into_iter().collect()),
+                content,
+                matches!(&*status, "failed" | "incomplete"),
+            );
+            image.call.id = payload.text("call_id").or_else(|| payload.text("id"))?;
+            image.call.at = at;
+            Some(Record::Image(image))
         }
         LineKind::Turn => payload.text("turn_id").map(|id| Record::Turn { id, at }),
         LineKind::TurnEnd => Some(Record::TurnEnd {

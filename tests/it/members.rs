@@ -1,7 +1,7 @@
 //! The members of a turn's request and of its response: what codex makes of the first, and where the others come
 //! from.
 
-use crate::support::codex::{NEWEST, real_codex};
+use crate::support::codex::{NEWEST, OLDEST, real_codex};
 use crate::support::{Cli, Daemon, Lab, method};
 use serde_json::{Value, json};
 use std::fs;
@@ -316,6 +316,41 @@ real_codex! {
         }
         assert!(blocks.to_string().contains("done"));
         assert!(!codex.to_string_lossy().contains(NEWEST) || blocks.is_array());
+    }
+}
+
+real_codex! {
+    /// An image is told once, with its file where codex saves it, and else with its data; of the rollout likewise.
+    fn tells_a_generated_image_with_its_id(codex: &Path) {
+        const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+        let image = |id: &str, prompt: &str| {
+            json!({"type": "image_generation_call", "id": id, "status": "completed",
+                "revised_prompt": prompt, "result": PIXEL})
+        };
+        let said = json!({"type": "message", "role": "assistant", "id": "msg_1",
+            "content": [{"type": "output_text", "text": "there"}]});
+        let lab = Lab::real(codex, json!([{"items": [image("ig_1", "a cat"), image("ig_2", "a dog"), said]}]));
+        let turn = Daemon::start(&lab).turn(Daemon::prompt(&lab, "draw"));
+        assert_eq!(turn.text(), "there");
+        let is_saved = codex.to_string_lossy().contains(OLDEST);
+        let block = |id: &str| match is_saved {
+            true => json!({"type": "image", "path": lab.codex_home().canonicalize().unwrap()
+                .join("generated_images").join(turn.thread()).join(format!("{id}.png"))}),
+            false => json!({"type": "image", "data": PIXEL, "mimeType": "image/png"}),
+        };
+        let expected: Vec<Value> = [("ig_1", "a cat"), ("ig_2", "a dog")].into_iter().flat_map(|(id, prompt)| [
+            json!({"type": "tool_use", "id": id, "name": "image_generation", "input": {"prompt": prompt}}),
+            json!({"type": "tool_result", "id": id, "content": [block(id)], "is_error": false}),
+        ]).collect();
+        let is_call = |event: &&Value| event["type"] == "tool_use" || event["type"] == "tool_result";
+        let told: Vec<&Value> = turn.events.iter().filter(is_call).collect();
+        assert_eq!(told, expected.iter().collect::<Vec<_>>());
+        if is_saved {
+            assert!(Path::new(told[1]["content"][0]["path"].as_str().unwrap()).is_file());
+        }
+        let output = Cli::new(&lab, ["parse-rollout", "-w"]).arg(lab.workspace()).run();
+        let lines: Vec<Value> = output.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines, expected);
     }
 }
 
