@@ -9,7 +9,7 @@
 //! * `backend`: how codex is run for a turn (`backend::exec`), and the order of the events that come of it
 //! * `codex`: what is true of codex whichever way it runs; `mcp`: the daemon's tools; `rollout`: codex's record of a
 //!   thread: reading it, pairing its calls, rewriting it
-//! * `json`, `os`, `config`, `canonical`, `error`, `shell`: JSON texts, the operating system, the config file, the
+//! * `jsonrpc`, `json`, `os`, `config`, `canonical`, `error`, `shell`: JSON-RPC, JSON texts, the operating system, the config file, the
 //!   daemon's types, errors, quoting
 //!
 //! The way of a turn: a line on stdin, `daemon::message`, `daemon::serve`, the turn's thread, `turn::run`,
@@ -23,6 +23,7 @@ mod config;
 mod daemon;
 mod error;
 mod json;
+mod jsonrpc;
 mod mcp;
 mod os;
 mod rollout;

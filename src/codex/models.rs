@@ -5,10 +5,12 @@
 
 use super::ask;
 use crate::error::{Error, Kind, Result};
+use crate::jsonrpc;
 use crate::os::CancelToken;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -113,12 +115,7 @@ struct ServerMessage {
     id: Option<u64>,
     method: Option<String>,
     result: Option<Value>,
-    error: Option<RpcError>,
-}
-
-#[derive(Deserialize)]
-struct RpcError {
-    message: String,
+    error: Option<Box<RawValue>>,
 }
 
 /// A running `codex app-server`. Dropped, it is ended and waited for.
@@ -193,7 +190,10 @@ impl<'a> AppServer<'a> {
                 continue;
             }
             return match message.error {
-                Some(error) => Err(failed(format!("codex rejects {method}: {}", error.message))),
+                Some(error) => {
+                    let why = jsonrpc::error_message(&error).unwrap_or_default();
+                    Err(failed(format!("codex rejects {method}: {why}")))
+                }
                 None => Ok(message.result.unwrap_or_default()),
             };
         }

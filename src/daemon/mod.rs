@@ -1,6 +1,5 @@
 //! The plugin's side of the wire: MCP's lifecycle and methods of its own on stdin and stdout, as `man/plexum-openai-protocol.7` describes it.
 
-pub(crate) mod message;
 mod names;
 mod outbox;
 pub(crate) mod params;

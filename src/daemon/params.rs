@@ -1,11 +1,11 @@
 //! The parameters of the daemon's requests, checked field by field so that an error can name the field.
 
-use super::message::Id;
 use crate::codex::check_prompt_length;
 use crate::codex::home::is_thread_id;
 use crate::error::{Error, Kind, Result};
 use crate::json::replace_lone_surrogates;
 use crate::json::{self, Cursor};
+use crate::jsonrpc::Id;
 use crate::mcp::Tool;
 use crate::rollout::consume::{Mutation, Op, Reach};
 use crate::turn::images::{Image, ImageSource};

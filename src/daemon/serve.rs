@@ -9,7 +9,6 @@
 //! ([`Server::abandon`]). Such threads are not joined, and neither is the reader: blocked in stdin it cannot be
 //! woken, and it holds nothing.
 
-use super::message::{self, Frame, Id, InvalidMessage, Message};
 use super::names;
 use super::outbox::Outbox;
 use super::params;
@@ -19,6 +18,7 @@ use crate::canonical::Introduction;
 use crate::codex::{find, models};
 use crate::config::Paths;
 use crate::error::{Error, Kind, Result};
+use crate::jsonrpc::{self, Frame, Id, InvalidMessage, Message};
 use crate::mcp::Version;
 use crate::os::{self, Blocking, CancelToken};
 use crate::rollout::consume::{self, ConsumeReport, Mutation, WriteMode};
@@ -185,7 +185,7 @@ fn read(mut stdin: impl BufRead, lines: &SyncSender<LoopInput>, wait: impl Fn())
     loop {
         wait();
         let mut line = Vec::new();
-        let input = match message::read_line(&mut stdin, &mut line) {
+        let input = match jsonrpc::read_line(&mut stdin, &mut line) {
             Ok(Frame::Line) if line.len() > READ_AHEAD => {
                 let (handled, wait) = sync_channel(0);
                 if lines.send(LoopInput::Line(line, Some(handled))).is_err() {
@@ -426,7 +426,7 @@ impl Server {
                     Kind::Request,
                     format!(
                         "the line is longer than {} MiB and was skipped",
-                        message::LONGEST_LINE >> 20
+                        jsonrpc::LONGEST_LINE >> 20
                     ),
                 );
                 self.reject_unparsable(answered.as_ref(), &error);
@@ -447,7 +447,7 @@ impl Server {
     }
 
     fn line(&mut self, line: &[u8]) {
-        match message::parse(line) {
+        match jsonrpc::parse(line) {
             Ok(Message::Request { id, method, params }) => self.request(id, &method, params),
             Ok(Message::Notification { method, params }) => self.notification(&method, params),
             Ok(Message::Response { id, outcome }) => {
@@ -463,7 +463,7 @@ impl Server {
                 self.log(Level::Warn, &message);
             }
             Err(InvalidMessage { id: None, error }) => {
-                self.reject_unparsable(message::id_of_broken_response(line, &[]).as_ref(), &error);
+                self.reject_unparsable(jsonrpc::id_of_broken_response(line, &[]).as_ref(), &error);
             }
             Err(InvalidMessage { id, error }) => self.refuse(id.as_ref(), &error),
         }
@@ -796,9 +796,7 @@ impl Server {
 
     fn answer(&self, id: &Id, outcome: Result<String>) {
         match outcome {
-            Ok(result) => self
-                .outbox
-                .respond(message::result_line(id, &result).into_bytes()),
+            Ok(result) => self.respond(jsonrpc::result_response(id, &result)),
             Err(error) => self.refuse(Some(id), &error),
         }
     }
@@ -830,8 +828,11 @@ impl Server {
     }
 
     fn refuse(&self, id: Option<&Id>, error: &Error) {
-        self.outbox
-            .respond(message::error_line(id, error).into_bytes());
+        self.respond(error_response(id, error));
+    }
+
+    fn respond(&self, response: String) {
+        self.outbox.respond(format!("{response}\n").into_bytes());
     }
 
     fn log(&self, level: Level, message: &str) {
@@ -896,6 +897,17 @@ fn unusable(workspace: &Path, error: std::io::Error) -> Error {
     Error::os(Kind::Params, what, error)
 }
 
+/// The response with an error. Its `data` says what the message cannot say to code: the code of
+/// `error` events where the kind has one, which what was wrong with the request itself has not.
+fn error_response(id: Option<&Id>, error: &Error) -> String {
+    let kind = error.kind();
+    let mut data = json!({"retryable": error.retryable()});
+    if let -32000 | -32010 | -32011 = kind.rpc_code() {
+        data["code"] = kind.code().into();
+    }
+    jsonrpc::error_response(id, kind.rpc_code(), error.message(), Some(&data))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -928,6 +940,33 @@ mod tests {
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect()
+    }
+
+    #[test]
+    fn an_error_has_a_code_of_events_where_it_is_one() {
+        for (kind, code) in [
+            (Kind::Parse, None),
+            (Kind::Request, None),
+            (Kind::Method, None),
+            (Kind::Params, None),
+            (Kind::Config, None),
+            (Kind::NotInitialized, None),
+            (Kind::CodexMissing, Some("codex_not_found")),
+            (Kind::CodexFailed, Some("codex_failed")),
+            (Kind::Busy, Some("session_busy")),
+            (Kind::Io, Some("io")),
+        ] {
+            let error = Error::new(kind, "m");
+            let line: serde_json::Value =
+                serde_json::from_str(&error_response(Some(&Id::Integer(1)), &error)).unwrap();
+            let mut data = serde_json::json!({"retryable": error.retryable()});
+            if let Some(code) = code {
+                data["code"] = code.into();
+            }
+            let expected =
+                serde_json::json!({"code": kind.rpc_code(), "message": "m", "data": data});
+            assert_eq!(line["error"], expected);
+        }
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What the plugin says to the daemon on its own account: logs, a turn's events, and the
 //! calls of the tools that the daemon lends.
 
-use super::message::Id;
 use super::names;
 use super::outbox::Outbox;
 use crate::backend::emitter::{EventSink, Level};
@@ -9,6 +8,7 @@ use crate::canonical::{
     StopReason, Telemetry, ThreadState, TurnError, TurnEvent, TurnResult, TurnUsage,
 };
 use crate::error::{Error, Kind};
+use crate::jsonrpc::{self, Id};
 use crate::mcp::{CallId, ToolAnswer, ToolCall, ToolHost, ToolOutput};
 use crate::os::CancelToken;
 use crate::rollout::lines::NESTED;
@@ -485,14 +485,8 @@ fn cancelled_line(number: u64, why: &str) -> Vec<u8> {
 
 /// What an error answer says, for the model.
 fn message_of(error: &RawValue) -> String {
-    #[derive(serde::Deserialize)]
-    struct RpcError {
-        message: String,
-    }
-    match serde_json::from_str::<RpcError>(error.get()) {
-        Ok(error) if !error.message.is_empty() => error.message,
-        _ => format!("the daemon answered with an error: {}", error.get()),
-    }
+    jsonrpc::error_message(error)
+        .unwrap_or_else(|| format!("the daemon answered with an error: {}", error.get()))
 }
 
 /// The daemon, as a turn's tools see it.

@@ -10,8 +10,10 @@ use super::catalogue::Catalogue;
 use super::content;
 use super::version::Version;
 use super::{ToolAnswer, ToolCall};
+use crate::error::Kind;
 use crate::json::{json_string, truncate};
-use serde::{Deserialize, Deserializer};
+use crate::jsonrpc::{self, Id, Message};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -20,56 +22,6 @@ use std::time::{Duration, Instant};
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// The most calls that one connection may have open: far over what a model asks for at once.
 const OPEN_CALLS_MAX: usize = 4096;
-const PARSE: i64 = -32700;
-const REQUEST: i64 = -32600;
-const METHOD: i64 = -32601;
-const PARAMS: i64 = -32602;
-
-/// A JSON-RPC id. `null`, fractions and numbers beyond 64 bits are none.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Id {
-    Integer(i64),
-    Text(String),
-}
-
-impl Id {
-    fn parse(raw: &RawValue) -> Option<Id> {
-        if raw.get().starts_with('"') {
-            serde_json::from_str(raw.get()).ok().map(Id::Text)
-        } else {
-            serde_json::from_str(raw.get()).ok().map(Id::Integer)
-        }
-    }
-
-    fn json(&self) -> String {
-        match self {
-            Id::Integer(id) => id.to_string(),
-            Id::Text(id) => json_string(id),
-        }
-    }
-}
-
-/// Tells a field that is `null` from one that is not there.
-fn present<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Option<&'a RawValue>, D::Error> {
-    <&RawValue>::deserialize(from).map(Some)
-}
-
-#[derive(Deserialize)]
-struct ClientMessage<'a> {
-    #[serde(borrow, default, deserialize_with = "present")]
-    jsonrpc: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    id: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    method: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    params: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    result: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    error: Option<&'a RawValue>,
-}
-
 /// The fields of all parameters that are read, each still raw.
 #[derive(Default, Deserialize)]
 struct Params<'a> {
@@ -151,12 +103,7 @@ impl Session {
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
-        let Ok(line) = std::str::from_utf8(line) else {
-            let error = error_line(None, PARSE, "the line is not valid UTF-8");
-            effects.push(Effect::Send(error));
-            return;
-        };
-        let line = line.trim_matches([' ', '\t', '\r', '\n']);
+        let line = line.trim_ascii();
         if line.is_empty() {
             return;
         }
@@ -171,7 +118,7 @@ impl Session {
         self.by_id.remove(&call.id);
         let version = self.version?;
         let result = content::result(&call.tool, answer, version, content::RESULT_MAX);
-        Some(result_line(&call.id, &result))
+        Some(jsonrpc::result_response(&call.id, &result))
     }
 
     /// The client is gone: the calls that nobody waits for any more.
@@ -209,79 +156,36 @@ impl Session {
         lines
     }
 
-    /// Takes one message; gives its answer, where it has one at once.
+    /// Takes one message; gives its response, where it has one at once.
     fn message(
         &mut self,
-        json: &str,
+        line: &[u8],
         tools: &Catalogue,
         now: Instant,
         effects: &mut Vec<Effect>,
     ) -> Option<String> {
-        let parsed = match json.starts_with('{') {
-            true => serde_json::from_str::<ClientMessage<'_>>(json),
-            false => {
-                return Some(match serde_json::from_str::<&RawValue>(json) {
-                    // MCP had batches in 2025-03-26 alone; codex speaks a later version.
-                    Ok(_) if json.starts_with('[') => {
-                        let why = "batches are not supported; send one message a line";
-                        error_line(None, REQUEST, why)
-                    }
-                    Ok(_) => error_line(None, REQUEST, "a message is an object"),
-                    Err(error) => {
-                        error_line(None, PARSE, &format!("the line is not JSON: {error}"))
-                    }
-                });
-            }
-        };
-        let message = match parsed {
-            Ok(message) => message,
-            Err(error) if error.is_data() => {
-                return Some(error_line(None, REQUEST, &error.to_string()));
-            }
-            Err(error) => {
-                let message = format!("the line is not JSON: {error}");
-                return Some(error_line(None, PARSE, &message));
-            }
-        };
-        let id = message.id.and_then(Id::parse);
-        let Some(method) = message.method else {
-            // An answer. This server asks nothing, so it answers no question of ours.
-            if message.result.is_some() || message.error.is_some() {
+        let (id, method, params) = match jsonrpc::parse(line) {
+            Ok(Message::Request { id, method, params }) => (id, method, params),
+            Ok(Message::Notification { method, params }) => {
+                self.notification(&method, params, effects);
                 return None;
             }
-            let why = "a message without a method";
-            return Some(error_line(id.as_ref(), REQUEST, why));
-        };
-        let method = serde_json::from_str::<String>(method.get()).ok();
-        let Some(raw_id) = message.id else {
-            let version = message.jsonrpc.map(RawValue::get);
-            if let (Some(method), Some("\"2.0\"")) = (&method, version) {
-                self.notification(method, message.params, effects);
+            // This server asks nothing, so nothing is answered that it has asked.
+            Ok(Message::Response { .. } | Message::InvalidResponse { .. }) => return None,
+            Err(invalid) => {
+                let (kind, why) = (invalid.error.kind(), invalid.error.message());
+                return Some(error_response(invalid.id.as_ref(), kind, why));
             }
-            return None;
-        };
-        let Some(id) = id else {
-            let why = format!(
-                "an id is a string or an integer, not {}",
-                truncate(raw_id.get(), 64)
-            );
-            return Some(error_line(None, REQUEST, &why));
-        };
-        if message.jsonrpc.map(RawValue::get) != Some("\"2.0\"") {
-            return Some(error_line(Some(&id), REQUEST, "'jsonrpc' must be \"2.0\""));
-        }
-        let Some(method) = method else {
-            return Some(error_line(Some(&id), REQUEST, "'method' must be a string"));
         };
         if self.by_id.contains_key(&id) {
-            // Under its own id this would be taken for the answer to the first.
+            // Under its own id this would be taken for the response to the first.
             let why = format!("the id {} is in use", id.json());
-            return Some(error_line(None, REQUEST, &why));
+            return Some(error_response(None, Kind::Request, &why));
         }
-        match self.request(&id, &method, message.params, tools, now, effects) {
-            Ok(Some(result)) => Some(result_line(&id, &result)),
+        match self.request(&id, &method, params, tools, now, effects) {
+            Ok(Some(result)) => Some(jsonrpc::result_response(&id, &result)),
             Ok(None) => None,
-            Err((code, message)) => Some(error_line(Some(&id), code, &message)),
+            Err((kind, message)) => Some(error_response(Some(&id), kind, &message)),
         }
     }
 
@@ -294,13 +198,13 @@ impl Session {
         tools: &Catalogue,
         now: Instant,
         effects: &mut Vec<Effect>,
-    ) -> Result<Option<String>, (i64, String)> {
+    ) -> Result<Option<String>, (Kind, String)> {
         match method {
             "ping" => return Ok(Some("{}".to_owned())),
             "initialize" | "tools/list" | "tools/call" => {}
             _ => {
                 let shown = truncate(method, 256);
-                return Err((METHOD, format!("this server has no method '{shown}'")));
+                return Err((Kind::Method, format!("this server has no method '{shown}'")));
             }
         }
         let params = Params::parse(params)?;
@@ -316,29 +220,29 @@ impl Session {
             )));
         }
         let Some(version) = self.version else {
-            return Err((REQUEST, format!("'{method}' before 'initialize'")));
+            return Err((Kind::Request, format!("'{method}' before 'initialize'")));
         };
         if method == "tools/list" {
             let cursor = string(params.cursor, "cursor")?;
             return match tools.page(cursor.as_deref()) {
                 Some(page) => Ok(Some(page)),
-                None => Err((PARAMS, "'cursor' is none of this list's".to_owned())),
+                None => Err((Kind::Params, "'cursor' is none of this list's".to_owned())),
             };
         }
         let name = string(params.name, "name")?.ok_or_else(|| missing("name"))?;
         let arguments = match params.arguments.map(RawValue::get) {
             None => "{}",
             Some(object) if object.starts_with('{') => object,
-            Some(_) => return Err((PARAMS, "'arguments' must be an object".to_owned())),
+            Some(_) => return Err((Kind::Params, "'arguments' must be an object".to_owned())),
         };
         let meta = match params.meta {
             None => Meta::default(),
             Some(meta) => fields(meta, "_meta")?,
         };
         let token = match meta.progress_token {
-            Some(token) if Id::parse(token).is_none() => {
+            Some(token) if id_of(token).is_none() => {
                 let why = "'_meta.progressToken' must be a string or an integer";
-                return Err((PARAMS, why.to_owned()));
+                return Err((Kind::Params, why.to_owned()));
             }
             token => token,
         };
@@ -401,7 +305,7 @@ impl Session {
         };
         let Some(key) = params
             .request_id
-            .and_then(Id::parse)
+            .and_then(id_of)
             .and_then(|id| self.by_id.remove(&id))
         else {
             // Its answer and the cancellation met on the way.
@@ -430,49 +334,42 @@ impl CallProgress {
 }
 
 impl<'a> Params<'a> {
-    fn parse(params: Option<&'a RawValue>) -> Result<Params<'a>, (i64, String)> {
+    fn parse(params: Option<&'a RawValue>) -> Result<Params<'a>, (Kind, String)> {
         params.map_or_else(|| Ok(Params::default()), |params| fields(params, "params"))
     }
 }
 
 /// The fields of an object.
-fn fields<'a, T: Deserialize<'a>>(raw: &'a RawValue, name: &str) -> Result<T, (i64, String)> {
+fn fields<'a, T: Deserialize<'a>>(raw: &'a RawValue, name: &str) -> Result<T, (Kind, String)> {
     // A derived struct would take a list for its fields in order.
     if !raw.get().starts_with('{') {
-        return Err((PARAMS, format!("'{name}' must be an object")));
+        return Err((Kind::Params, format!("'{name}' must be an object")));
     }
-    serde_json::from_str(raw.get()).map_err(|error| (PARAMS, format!("'{name}': {error}")))
+    serde_json::from_str(raw.get()).map_err(|error| (Kind::Params, format!("'{name}': {error}")))
 }
 
-fn string(raw: Option<&RawValue>, name: &str) -> Result<Option<String>, (i64, String)> {
+fn string(raw: Option<&RawValue>, name: &str) -> Result<Option<String>, (Kind, String)> {
     raw.map(|raw| serde_json::from_str(raw.get()))
         .transpose()
-        .map_err(|_| (PARAMS, format!("'{name}' must be a string")))
+        .map_err(|_| (Kind::Params, format!("'{name}' must be a string")))
 }
 
-fn missing(name: &str) -> (i64, String) {
-    (PARAMS, format!("'{name}' is missing"))
+fn missing(name: &str) -> (Kind, String) {
+    (Kind::Params, format!("'{name}' is missing"))
 }
 
-fn result_line(id: &Id, result: &str) -> String {
-    format!(
-        "{{\"jsonrpc\":\"2.0\",\"id\":{},\"result\":{result}}}",
-        id.json()
-    )
+fn id_of(raw: &RawValue) -> Option<Id> {
+    Id::from_json(raw.get())
 }
 
-/// An error answer. `None` is the id of a message that has none that could be read.
-fn error_line(id: Option<&Id>, code: i64, message: &str) -> String {
-    format!(
-        "{{\"jsonrpc\":\"2.0\",\"id\":{},\"error\":{{\"code\":{code},\"message\":{}}}}}",
-        id.map_or_else(|| "null".to_owned(), Id::json),
-        json_string(message)
-    )
+fn error_response(id: Option<&Id>, kind: Kind, message: &str) -> String {
+    jsonrpc::error_response(id, kind.rpc_code(), message, None)
 }
 
-/// The answer to a line that is too long to be read.
+/// The response to a line that is too long to be read.
 pub(crate) fn too_long(max: usize) -> String {
-    error_line(None, REQUEST, &format!("a line is at most {max} bytes"))
+    let why = format!("a line is at most {max} bytes");
+    error_response(None, Kind::Request, &why)
 }
 
 #[cfg(test)]

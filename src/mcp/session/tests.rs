@@ -5,7 +5,11 @@ use crate::mcp::Tool;
 use crate::mcp::ToolOutput;
 use crate::mcp::catalogue::TOOL_BYTES_MAX;
 
-const BATCH: &str = "batches are not supported; send one message a line";
+const PARSE: i64 = -32700;
+const REQUEST: i64 = -32600;
+const METHOD: i64 = -32601;
+const PARAMS: i64 = -32602;
+const BATCH: &str = "batches are not supported: send one message a line";
 
 fn tool(name: &str) -> Tool {
     Tool {
@@ -314,27 +318,30 @@ fn each_message_has_its_answer_or_none() {
             no(
                 "null",
                 PARSE,
-                "the line is not JSON: EOF while parsing an object at line 1 column 1",
+                "not JSON: EOF while parsing an object at line 1 column 1",
             ),
         ),
         (
             "x",
-            no(
-                "null",
-                PARSE,
-                "the line is not JSON: expected value at line 1 column 1",
-            ),
+            no("null", PARSE, "not JSON: expected value at line 1 column 1"),
         ),
         (
             "{} {}",
             no(
                 "null",
                 PARSE,
-                "the line is not JSON: trailing characters at line 1 column 4",
+                "not JSON: trailing characters at line 1 column 4",
             ),
         ),
-        ("7", no("null", REQUEST, "a message is an object")),
-        ("{}", no("null", REQUEST, "a message without a method")),
+        (
+            "7",
+            no(
+                "null",
+                REQUEST,
+                "no request: invalid type: integer `7`, expected struct Envelope at line 1 column 1",
+            ),
+        ),
+        ("{}", no("null", REQUEST, "`jsonrpc` must be \"2.0\"")),
         ("[]", no("null", REQUEST, BATCH)),
         (
             r#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#,
@@ -342,39 +349,51 @@ fn each_message_has_its_answer_or_none() {
         ),
         (
             "[}",
-            no(
-                "null",
-                PARSE,
-                "the line is not JSON: expected value at line 1 column 2",
-            ),
+            no("null", PARSE, "not JSON: expected value at line 1 column 2"),
         ),
         (
             r#"{"id":1,"method":"ping"}"#,
-            no("1", REQUEST, "'jsonrpc' must be \"2.0\""),
+            no("1", REQUEST, "`jsonrpc` must be \"2.0\""),
         ),
         (
             r#"{"jsonrpc":2.0,"id":1,"method":"ping"}"#,
-            no("1", REQUEST, "'jsonrpc' must be \"2.0\""),
+            no("1", REQUEST, "`jsonrpc` must be \"2.0\""),
         ),
         (
             r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#,
-            no("null", REQUEST, "an id is a string or an integer, not null"),
+            no(
+                "null",
+                REQUEST,
+                "`id` must be a string or an integer of at most 4096 bytes",
+            ),
         ),
         (
             r#"{"jsonrpc":"2.0","id":1.5,"method":"ping"}"#,
-            no("null", REQUEST, "an id is a string or an integer, not 1.5"),
+            no(
+                "null",
+                REQUEST,
+                "`id` must be a string or an integer of at most 4096 bytes",
+            ),
         ),
         (
             r#"{"jsonrpc":"2.0","id":[1],"method":"ping"}"#,
-            no("null", REQUEST, "an id is a string or an integer, not [1]"),
+            no(
+                "null",
+                REQUEST,
+                "`id` must be a string or an integer of at most 4096 bytes",
+            ),
         ),
         (
             r#"{"jsonrpc":"2.0","id":1,"method":7}"#,
-            no("1", REQUEST, "'method' must be a string"),
+            no("1", REQUEST, "`method` must be a string"),
         ),
         (
             r#"{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}"#,
-            no("null", REQUEST, "duplicate field `id` at line 1 column 28"),
+            no(
+                "null",
+                REQUEST,
+                "no request: duplicate field `id` at line 1 column 28",
+            ),
         ),
     ] {
         let mut client = Client::initialized("2025-11-25");
@@ -391,7 +410,7 @@ fn each_message_has_its_answer_or_none() {
         .session
         .line(b"{\"\xff\":1}", &client.tools, client.now, &mut effects);
     assert!(
-        matches!(&effects[..], [Effect::Send(line)] if *line == no("null", PARSE, "the line is not valid UTF-8"))
+        matches!(&effects[..], [Effect::Send(line)] if *line == no("null", PARSE, "not JSON: invalid UTF-8 after 2 bytes"))
     );
 }
 

@@ -24,6 +24,8 @@ mod daemon;
 mod error;
 #[path = "../../../src/json/mod.rs"]
 mod json;
+#[path = "../../../src/jsonrpc/mod.rs"]
+mod jsonrpc;
 #[path = "../../../src/mcp/mod.rs"]
 mod mcp;
 #[path = "../../../src/os/mod.rs"]
@@ -44,7 +46,7 @@ use std::time::{Duration, Instant};
 
 /// The daemon's lines.
 pub fn fuzz_wire(data: &[u8]) {
-    use daemon::message::{Frame, read_line};
+    use jsonrpc::{Frame, read_line};
     let strip = |line: &[u8]| line.strip_suffix(b"\r").unwrap_or(line).to_vec();
     let mut expected = data
         .split(|byte| *byte == b'\n')
@@ -67,8 +69,8 @@ pub fn fuzz_wire(data: &[u8]) {
 }
 
 fn wire_line(line: &[u8]) {
-    use daemon::message::{Id, Message, error_line, parse, result_line};
     use daemon::params;
+    use jsonrpc::{Id, Message, error_response, parse, result_response};
     let json = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
     match parse(line) {
         Ok(Message::Request { params, .. } | Message::Notification { params, .. }) => {
@@ -79,7 +81,7 @@ fn wire_line(line: &[u8]) {
                 if id.json().len() <= 4096 {
                     assert_eq!(Id::from_json(&id.json()), Some(id.clone()));
                 }
-                one_line_of_json(result_line(&id, "{}").strip_suffix('\n').unwrap());
+                one_line_of_json(&result_response(&id, "{}"));
             }
             let Ok(value) = params::value(params) else {
                 return;
@@ -116,7 +118,12 @@ fn wire_line(line: &[u8]) {
             let is_value = json.is_ok_and(|json| serde_json::from_str::<Value>(json).is_ok());
             assert!(has_form || code == -32700, "{}", refused.error);
             assert!(!is_value || code == -32600, "{}", refused.error);
-            let answer = error_line(refused.id.as_ref(), &refused.error);
+            let answer = error_response(
+                refused.id.as_ref(),
+                refused.error.kind().rpc_code(),
+                refused.error.message(),
+                None,
+            );
             one_line_of_json(answer.strip_suffix('\n').unwrap());
         }
     }

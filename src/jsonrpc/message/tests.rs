@@ -1,4 +1,6 @@
 use super::*;
+use crate::jsonrpc::{Frame, LONGEST_LINE, read_line};
+use std::io;
 
 fn frames(bytes: &[u8]) -> Vec<Result<String, Frame>> {
     // A small buffer, so that lines span it.
@@ -215,47 +217,21 @@ fn answers_that_are_wrong_are_told_apart_from_requests() {
 }
 
 #[test]
-fn an_error_has_a_code_of_events_where_it_is_one() {
-    for (kind, code) in [
-        (Kind::Parse, None),
-        (Kind::Request, None),
-        (Kind::Method, None),
-        (Kind::Params, None),
-        (Kind::Config, None),
-        (Kind::NotInitialized, None),
-        (Kind::CodexMissing, Some("codex_not_found")),
-        (Kind::CodexFailed, Some("codex_failed")),
-        (Kind::Busy, Some("session_busy")),
-        (Kind::Io, Some("io")),
-    ] {
-        let error = Error::new(kind, "m");
-        let line: serde_json::Value =
-            serde_json::from_str(&error_line(Some(&Id::Integer(1)), &error)).unwrap();
-        let mut data = serde_json::json!({"retryable": error.retryable()});
-        if let Some(code) = code {
-            data["code"] = code.into();
-        }
-        let expected = serde_json::json!({"code": kind.rpc_code(), "message": "m", "data": data});
-        assert_eq!(line["error"], expected);
-    }
-}
-
-#[test]
 fn a_long_message_is_cut() {
     for (length, kept) in [
         (LONGEST_MESSAGE, LONGEST_MESSAGE),
         (LONGEST_MESSAGE + 1, LONGEST_MESSAGE + "…".len()),
         (60 << 20, LONGEST_MESSAGE + "…".len()),
     ] {
-        let error = Error::new(Kind::Method, "m".repeat(length));
-        let line: serde_json::Value = serde_json::from_str(&error_line(None, &error)).unwrap();
+        let response = error_response(None, -32601, &"m".repeat(length), None);
+        let line: serde_json::Value = serde_json::from_str(&response).unwrap();
         assert_eq!(line["error"]["message"].as_str().unwrap().len(), kept);
     }
 }
 
-/// Whom a line answers that is too long or no JSON, as far as that can be told.
+/// What a line is the response to that is too long or not JSON, as far as that can be told.
 #[test]
-fn whom_a_spoilt_line_answers() {
+fn tells_what_a_broken_line_responds_to() {
     let tool = Some(Id::Text("tool-7".to_owned()));
     for (beginning, end, id) in [
         (

@@ -1,27 +1,17 @@
-//! What a line on the wire is: framing, the size cap, and telling requests, notifications and answers apart.
-//!
-//! Pure but for the reader that is passed in. Nothing here knows a method's name.
+//! What a line is: telling requests, notifications and responses apart, and writing responses.
 
+use super::lines::OVERLONG_PEEK_BYTES;
 use crate::error::{Error, Kind};
-use crate::json;
-use memchr::{memchr, memrchr};
+use crate::json::{self, Members, truncate};
+use memchr::memrchr;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
-use std::io::{self, BufRead};
 
-/// The longest line that is taken, in bytes; a longer one is skipped to its end.
-pub(crate) const LONGEST_LINE: usize = 64 << 20;
 /// The longest id, in bytes as JSON. A turn has several copies of its request's.
 const LONGEST_ID: usize = 4096;
-/// A line longer than this gets the room for the longest at once. Untouched pages cost nothing, no copy grows beside
-/// the first, and a block of this size goes back to the system when it is freed: of one that is freed at a size of
-/// less than 32 MiB, glibc learns to keep blocks of that size for later.
-const LONG_LINE: usize = 64 << 10;
-/// How much of the beginning and of the end of a longer line is looked at.
-const OVERLONG_PEEK_BYTES: usize = 1024;
 /// How long an error's message may be, in bytes. What it quotes is the daemon's, and that may be a whole line.
 const LONGEST_MESSAGE: usize = 16 << 10;
 
@@ -61,80 +51,7 @@ impl Id {
     }
 }
 
-/// What reading the next line gave.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Frame {
-    /// A line, without its end, in the buffer that was passed.
-    Line,
-    /// A line over the cap; it was skipped. The id is there where it was the answer to a request.
-    TooLong(Option<Id>),
-    /// The end of the stream.
-    End,
-}
-
-/// Reads the next line that is not blank into `line`. The last one need not have an end.
-///
-/// # Errors
-/// The stream's.
-pub(crate) fn read_line(stream: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Result<Frame> {
-    loop {
-        line.clear();
-        let mut too_long = false;
-        let mut tail = Vec::new();
-        let mut anything = false;
-        loop {
-            let chunk = match stream.fill_buf() {
-                Ok(chunk) => chunk,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            if chunk.is_empty() {
-                if !anything {
-                    return Ok(Frame::End);
-                }
-                break;
-            }
-            anything = true;
-            let end = memchr(b'\n', chunk);
-            let part = &chunk[..end.unwrap_or(chunk.len())];
-            // A `\r` before the end does not count; one byte more or less does not matter either.
-            if !too_long && line.len() + part.len() > LONGEST_LINE + 1 {
-                too_long = true;
-                tail = line.split_off(line.len().saturating_sub(OVERLONG_PEEK_BYTES));
-                line.truncate(OVERLONG_PEEK_BYTES);
-                line.shrink_to(OVERLONG_PEEK_BYTES);
-            }
-            if too_long {
-                tail.extend_from_slice(&part[part.len().saturating_sub(OVERLONG_PEEK_BYTES)..]);
-                tail.drain(..tail.len().saturating_sub(OVERLONG_PEEK_BYTES));
-            } else {
-                if line.len() + part.len() > LONG_LINE {
-                    line.reserve_exact(LONGEST_LINE + 1 - line.len());
-                }
-                line.extend_from_slice(part);
-            }
-            let used = end.map_or(chunk.len(), |end| end + 1);
-            stream.consume(used);
-            if end.is_some() {
-                break;
-            }
-        }
-        if too_long {
-            return Ok(Frame::TooLong(id_of_broken_response(line, &tail)));
-        }
-        if line.last() == Some(&b'\r') {
-            line.pop();
-        }
-        if line.len() > LONGEST_LINE {
-            return Ok(Frame::TooLong(id_of_broken_response(line, &[])));
-        }
-        if !line.trim_ascii().is_empty() {
-            return Ok(Frame::Line);
-        }
-    }
-}
-
-/// A message from the daemon.
+/// A message.
 #[derive(Debug)]
 pub(crate) enum Message<'a> {
     Request {
@@ -146,7 +63,7 @@ pub(crate) enum Message<'a> {
         method: String,
         params: Option<&'a RawValue>,
     },
-    /// The answer to a request of ours.
+    /// The response to a request of ours.
     Response {
         id: Id,
         outcome: Result<&'a RawValue, &'a RawValue>,
@@ -204,7 +121,12 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, InvalidMessage> {
     let parsed = match text.trim_start().starts_with('[') {
         false => serde_json::from_str::<Envelope<'_>>(text),
         true => match serde_json::from_str::<IgnoredAny>(text) {
-            Ok(_) => return Err(refused(None, "batches are not part of this protocol")),
+            Ok(_) => {
+                return Err(refused(
+                    None,
+                    "batches are not supported: send one message a line",
+                ));
+            }
             Err(error) => Err(error),
         },
     };
@@ -297,7 +219,7 @@ fn answer<'a>(
         // What a peer says of a line that it could not read.
         (None, Err(error)) => {
             let shown = error.get();
-            let shown = &shown[..shown.floor_char_boundary(OVERLONG_PEEK_BYTES)];
+            let shown = truncate(shown, OVERLONG_PEEK_BYTES);
             Message::InvalidResponse {
                 id: None,
                 why: format!("an error without an `id`: {shown}"),
@@ -369,36 +291,40 @@ fn refused(id: Option<Id>, why: &str) -> InvalidMessage {
     }
 }
 
-/// The line that answers a request with a result, which is JSON.
-pub(crate) fn result_line(id: &Id, result: &str) -> String {
+/// The response to a request with a result, which is JSON; without a line end.
+pub(crate) fn result_response(id: &Id, result: &str) -> String {
     format!(
-        "{{\"jsonrpc\":\"2.0\",\"id\":{},\"result\":{result}}}\n",
+        "{{\"jsonrpc\":\"2.0\",\"id\":{},\"result\":{result}}}",
         id.json()
     )
 }
 
-/// The line that answers with an error. Its `data` says what the message cannot say to code: the code of
-/// `error` events where the kind has one, which what was wrong with the request itself has not.
-pub(crate) fn error_line(id: Option<&Id>, error: &Error) -> String {
-    let kind = error.kind();
-    let mut data = serde_json::json!({"retryable": error.retryable()});
-    if let -32000 | -32010 | -32011 = kind.rpc_code() {
-        data["code"] = kind.code().into();
-    }
-    let message = error.message();
-    let shown = &message[..message.floor_char_boundary(LONGEST_MESSAGE)];
+/// The response with an error, without a line end. `None` is the id of a message that has none that could be read.
+pub(crate) fn error_response(
+    id: Option<&Id>,
+    code: i64,
+    message: &str,
+    data: Option<&serde_json::Value>,
+) -> String {
+    let shown = truncate(message, LONGEST_MESSAGE);
     let cut = if shown.len() < message.len() {
         "…"
     } else {
         ""
     };
-    let body = serde_json::json!({
-        "code": kind.rpc_code(),
-        "message": format!("{shown}{cut}"),
-        "data": data,
-    });
+    let mut body = serde_json::json!({"code": code, "message": format!("{shown}{cut}")});
+    if let Some(data) = data {
+        body["data"] = data.clone();
+    }
     let id = id.map_or_else(|| "null".to_owned(), Id::json);
-    format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{body}}}\n")
+    format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{body}}}")
+}
+
+/// The message of an error response, where it has one.
+pub(crate) fn error_message(error: &RawValue) -> Option<String> {
+    let members = Members::of(Some(error.get().as_bytes()), &["message"]);
+    let message = members.text("message")?;
+    (!message.is_empty()).then(|| message.into_owned())
 }
 
 #[cfg(test)]

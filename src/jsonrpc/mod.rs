@@ -1,0 +1,12 @@
+//! JSON-RPC 2.0, one message a line: for the link to the daemon and for the MCP server that codex talks to.
+//!
+//! Nothing here knows a method's name.
+
+mod lines;
+mod message;
+
+pub(crate) use lines::{Frame, LONGEST_LINE, read_line};
+pub(crate) use message::{
+    Id, InvalidMessage, Message, error_message, error_response, id_of_broken_response, parse,
+    result_response,
+};
