@@ -151,7 +151,7 @@ impl<'a> Emitter<'a> {
 
 /// Where a turn tells what happens.
 pub(crate) trait EventSink {
-    /// One event, in the order of the contract. It may be kept back until the next [`Sink::flush`].
+    /// One event, in the order of the contract. It may be kept back until the next [`EventSink::flush`].
     fn event(&mut self, event: &TurnEvent<'_>);
     /// One event that is JSON already.
     fn raw_event(&mut self, event: &[u8]);

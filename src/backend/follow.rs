@@ -12,7 +12,7 @@ use crate::codex::home;
 use crate::mcp::ToolNames;
 use crate::os::open_regular_file;
 use crate::os::{CancelToken, Cancellable};
-use crate::rollout::calls::{Calls, write_result, write_use};
+use crate::rollout::calls::{Calls, Fed, write_result, write_use};
 use crate::rollout::lines::{LineKind, Lines};
 use crate::rollout::record::{self, Record, TurnEnd};
 use std::collections::VecDeque;
@@ -496,10 +496,10 @@ impl Taker<'_> {
         self.queue.push_back(recorded);
     }
 
-    fn event(&mut self, write: impl FnOnce(&mut Vec<u8>, &Calls<()>) -> io::Result<()>) {
+    fn event(&mut self, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) {
         let mut bytes = Vec::new();
         // Writing to memory does not fail.
-        let _ = write(&mut bytes, self.calls);
+        let _ = write(&mut bytes);
         self.push(Recorded::Event(bytes));
     }
 
@@ -516,62 +516,46 @@ impl Taker<'_> {
 
     fn take(&mut self, record: Record<'_>) {
         let agent = self.agent;
-        match record {
-            Record::Turn { id, .. } => {
-                self.calls.turn(&id);
-                *self.turn = Some(id.into_owned());
+        let Some(fed) = self.calls.feed(record, |_| ((), 0)) else {
+            return;
+        };
+        match fed {
+            Fed::Call { mut call, given_up } => {
+                self.note_call(&mut call);
+                self.event(|out| write_use(out, &call, None, agent));
+                for (id, ()) in given_up {
+                    log::warn!("too many calls have no output; '{id}' is told as one without");
+                    self.push(Recorded::Event(no_output(&id)));
+                }
             }
-            Record::TurnEnd { id, end } => {
+            Fed::Output {
+                output, is_error, ..
+            } => self.event(|out| write_result(out, &output.id, &output.content, is_error)),
+            Fed::Whole { mut call, parent } => {
+                self.note_call(&mut call.call);
+                self.event(|out| write_use(out, &call.call, parent.as_deref(), agent));
+                self.event(|out| write_result(out, &call.call.id, &call.content, call.failed));
+            }
+            Fed::Other(Record::Turn { id, .. }) => *self.turn = Some(id.into_owned()),
+            Fed::Other(Record::TurnEnd { id, end }) => {
                 let is_another = matches!((&id, &self.turn), (Some(id), Some(turn)) if id != turn);
                 if !is_another {
                     self.end.get_or_insert(end);
                 }
             }
-            Record::Call(mut call) => {
-                self.rename(&mut call);
-                if call.name == "update_plan" && call.namespace.is_none() {
-                    *self.plan = planned(&call).unwrap_or_default();
-                }
-                // Each kind of multi-agent tools that codex has has one that starts an agent.
-                *self.spawned |= call.name.ends_with("_agent");
-                self.event(|out, _| write_use(out, &call, None, agent));
-                for (id, ()) in self.calls.begin(&call, (), 0) {
-                    log::warn!("too many calls have no output; '{id}' is told as one without");
-                    self.push(Recorded::Event(no_output(&id)));
-                }
-            }
-            Record::Ended { id, failed } => self.calls.ended(&id, failed),
-            Record::Output(output) => {
-                if let Some(answered) = self.calls.answer(&output) {
-                    self.event(|out, _| {
-                        write_result(out, &output.id, &output.content, answered.is_error)
-                    });
-                }
-            }
-            Record::Nested(mut nested) => {
-                self.rename(&mut nested.call);
-                *self.spawned |= nested.call.name.ends_with("_agent");
-                self.event(|out, calls| write_use(out, &nested.call, calls.parent(&nested), agent));
-                self.event(|out, _| {
-                    write_result(out, &nested.call.id, &nested.content, nested.failed)
-                });
-            }
-            Record::Image(image) => {
-                if self.calls.is_new_image(&image) {
-                    self.event(|out, _| write_use(out, &image.call, None, agent));
-                    self.event(|out, _| {
-                        write_result(out, &image.call.id, &image.content, image.failed)
-                    });
-                }
-            }
-            Record::Text(text) => self.push(Recorded::Text(text, Instant::now())),
-            Record::Total { .. }
-            | Record::Request { .. }
-            | Record::Limits(_)
-            | Record::Model(_)
-            | Record::Compacted
-            | Record::Other => {}
+            Fed::Other(Record::Text(text)) => self.push(Recorded::Text(text, Instant::now())),
+            Fed::Other(_) => {}
         }
+    }
+
+    /// Looks at a call before it is told.
+    fn note_call(&mut self, call: &mut record::Call<'_>) {
+        self.rename(call);
+        if call.name == "update_plan" && call.namespace.is_none() {
+            *self.plan = planned(call).unwrap_or_default();
+        }
+        // Each kind of multi-agent tools that codex has has one that starts an agent.
+        *self.spawned |= call.name.ends_with("_agent");
     }
 }
 

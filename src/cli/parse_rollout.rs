@@ -11,7 +11,7 @@ use super::{columns, target, written};
 use crate::error::{Error, Kind, Result, reason};
 use crate::os::Blocking;
 use crate::os::open_regular_file;
-use crate::rollout::calls::{Calls, write_result, write_use};
+use crate::rollout::calls::{Calls, Fed, write_result, write_use};
 use crate::rollout::packed::Unpacked;
 use crate::rollout::record::Record;
 use std::ffi::OsString;
@@ -264,41 +264,36 @@ impl<W: Write> RecordSink for Events<'_, W> {
     }
 
     fn take(&mut self, RecordAndEvent(record, event): RecordAndEvent<'_>) -> io::Result<()> {
-        let (out, calls) = (&mut *self.out, &mut self.calls);
-        match record {
-            Record::Turn { id, .. } => calls.turn(&id),
-            Record::Call(call) => {
-                let size = event.len();
-                for (_, event) in calls.begin(&call, event, size) {
+        let out = &mut *self.out;
+        let fed = self.calls.feed(record, |_| {
+            let size = event.len();
+            (event, size)
+        });
+        match fed {
+            Some(Fed::Call { given_up, .. }) => {
+                for (_, event) in given_up {
                     self.given_up += 1;
                     if self.all {
                         out.write_all(&event)?;
                     }
                 }
             }
-            Record::Ended { id, failed } => calls.ended(&id, failed),
-            Record::Output(output) => {
-                if let Some(answered) = calls.answer(&output) {
-                    out.write_all(&answered.kept)?;
-                    write_result(out, &output.id, &output.content, answered.is_error)?;
-                    out.write_all(b"\n")?;
-                }
-            }
-            Record::Image(image) => {
-                if calls.is_new_image(&image) {
-                    write_use(out, &image.call, None, None)?;
-                    out.write_all(b"\n")?;
-                    write_result(out, &image.call.id, &image.content, image.failed)?;
-                    out.write_all(b"\n")?;
-                }
-            }
-            Record::Nested(nested) => {
-                write_use(out, &nested.call, calls.parent(&nested), None)?;
-                out.write_all(b"\n")?;
-                write_result(out, &nested.call.id, &nested.content, nested.failed)?;
+            Some(Fed::Output {
+                output,
+                kept,
+                is_error,
+            }) => {
+                out.write_all(&kept)?;
+                write_result(out, &output.id, &output.content, is_error)?;
                 out.write_all(b"\n")?;
             }
-            _ => {}
+            Some(Fed::Whole { call, parent }) => {
+                write_use(out, &call.call, parent.as_deref(), None)?;
+                out.write_all(b"\n")?;
+                write_result(out, &call.call.id, &call.content, call.failed)?;
+                out.write_all(b"\n")?;
+            }
+            Some(Fed::Other(_)) | None => {}
         }
         Ok(())
     }
@@ -324,22 +319,18 @@ impl RecordSink for Rows<'_> {
     }
 
     fn take(&mut self, record: Record<'_>) -> io::Result<()> {
-        match record {
-            Record::Turn { id, .. } => self.calls.turn(&id),
-            Record::Call(call) => {
-                let place = self.summary.begin(&call);
-                let given_up = self.calls.begin(&call, place, 0);
-                self.given_up += given_up.len() as u64;
-            }
-            Record::Ended { id, failed } => self.calls.ended(&id, failed),
-            Record::Output(output) => {
-                if let Some(answered) = self.calls.answer(&output) {
-                    self.summary
-                        .answer(answered.kept, &output.content, answered.is_error);
-                }
-            }
-            // What these gave is in the output of the call that they were made in, and would count twice.
-            _ => {}
+        match self
+            .calls
+            .feed(record, |call| (self.summary.begin(call), 0))
+        {
+            Some(Fed::Call { given_up, .. }) => self.given_up += given_up.len() as u64,
+            Some(Fed::Output {
+                output,
+                kept,
+                is_error,
+            }) => self.summary.answer(kept, &output.content, is_error),
+            // What scripts called is in the output of the call that they were made in, and would count twice.
+            Some(Fed::Whole { .. } | Fed::Other(_)) | None => {}
         }
         Ok(())
     }

@@ -7,7 +7,7 @@
 //! Events are written as JSON at once: what codex wrote is checked where it is read and then passed on as it
 //! stands, and most of a rollout's calls never become a value here.
 
-use super::record::{Call, CallInput, Content, Nested, Output};
+use super::record::{Call, CallInput, Content, Nested, Output, Record};
 use crate::json;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -53,12 +53,29 @@ struct OpenCall<T> {
     kept: T,
 }
 
-/// A call whose output has come.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Answered<T> {
-    pub(crate) is_error: bool,
-    /// What was kept of the call.
-    pub(crate) kept: T,
+/// What a record says, once it is known what belongs to what.
+#[derive(Debug)]
+pub(crate) enum Fed<'a, T> {
+    /// A call was begun. Where too many are open the older half is given up and comes back: whoever feeds the records
+    /// has to say so. An output that comes later belongs to no call then.
+    Call {
+        call: Call<'a>,
+        given_up: Vec<(String, T)>,
+    },
+    /// A call has its output.
+    Output {
+        output: Output<'a>,
+        kept: T,
+        is_error: bool,
+    },
+    /// A call that is recorded in one with its result: one that was made in a script, by the call `parent`, or a
+    /// generated image.
+    Whole {
+        call: Nested<'a>,
+        parent: Option<String>,
+    },
+    /// Not about a call.
+    Other(Record<'a>),
 }
 
 impl<T> Default for Calls<T> {
@@ -75,17 +92,49 @@ impl<T> Default for Calls<T> {
 }
 
 impl<T> Calls<T> {
-    /// A turn begins.
-    pub(crate) fn turn(&mut self, id: &str) {
-        self.scripts.turn(id);
+    /// Takes the next record. Of a call, `keep` says what is kept until its output comes, and how many bytes that is.
+    pub(crate) fn feed<'a>(
+        &mut self,
+        record: Record<'a>,
+        keep: impl FnOnce(&Call<'a>) -> (T, usize),
+    ) -> Option<Fed<'a, T>> {
+        match record {
+            Record::Turn { id, at } => {
+                self.scripts.turn(&id);
+                Some(Fed::Other(Record::Turn { id, at }))
+            }
+            Record::Call(call) => {
+                let (kept, size) = keep(&call);
+                let given_up = self.begin(&call, kept, size);
+                Some(Fed::Call { call, given_up })
+            }
+            Record::Ended { id, failed } => {
+                self.ended(&id, failed);
+                None
+            }
+            Record::Output(output) => {
+                let (kept, failed) = self.answer(&output)?;
+                Some(Fed::Output {
+                    is_error: failed || output.failed,
+                    output,
+                    kept,
+                })
+            }
+            Record::Nested(call) => Some(Fed::Whole {
+                parent: self.scripts.parent(&call).map(str::to_owned),
+                call,
+            }),
+            Record::Image(call) => {
+                let id = call.call.id.as_ref();
+                let is_new = self.last_image.replace(id.to_owned()).as_deref() != Some(id);
+                is_new.then_some(Fed::Whole { call, parent: None })
+            }
+            other => Some(Fed::Other(other)),
+        }
     }
 
-    /// A call was recorded; `size` is what is kept of it, in bytes.
-    ///
-    /// Where too many are open the older half is given up and comes back: whoever feeds this has to say so. An
-    /// output that comes later belongs to no call then.
-    #[must_use]
-    pub(crate) fn begin(&mut self, call: &Call<'_>, kept: T, size: usize) -> Vec<(String, T)> {
+    /// A call was recorded; `size` is what is kept of it, in bytes. Gives what is given up.
+    fn begin(&mut self, call: &Call<'_>, kept: T, size: usize) -> Vec<(String, T)> {
         self.scripts.begin(call);
         let bytes = size + call.id.len();
         let given_up = if self.open_count >= MAX_OPEN || self.open_bytes + bytes > MAX_OPEN_BYTES {
@@ -135,7 +184,7 @@ impl<T> Calls<T> {
     }
 
     /// An MCP call is over; its output is still to come.
-    pub(crate) fn ended(&mut self, id: &str, failed: bool) {
+    fn ended(&mut self, id: &str, failed: bool) {
         let Some(queue) = self.open.get_mut(id) else {
             return;
         };
@@ -146,8 +195,9 @@ impl<T> Calls<T> {
         }
     }
 
-    /// An output was recorded; `None` where no call is open that it could belong to.
-    pub(crate) fn answer(&mut self, output: &Output<'_>) -> Option<Answered<T>> {
+    /// An output was recorded: what is kept of its call, and whether that failed. `None` where no call is open that
+    /// it could belong to.
+    fn answer(&mut self, output: &Output<'_>) -> Option<(T, bool)> {
         self.scripts.answer(output);
         let queue = self.open.get_mut(output.id.as_ref())?;
         let open = match queue.more.pop_front() {
@@ -156,21 +206,7 @@ impl<T> Calls<T> {
         };
         self.open_count -= 1;
         self.open_bytes -= open.bytes;
-        Some(Answered {
-            is_error: open.failed || output.failed,
-            kept: open.kept,
-        })
-    }
-
-    /// Is this a generated image that was not seen before?
-    pub(crate) fn is_new_image(&mut self, image: &Nested<'_>) -> bool {
-        let id = image.call.id.as_ref();
-        self.last_image.replace(id.to_owned()).as_deref() != Some(id)
-    }
-
-    /// The call that a call inside code mode was made in.
-    pub(crate) fn parent(&self, nested: &Nested<'_>) -> Option<&str> {
-        self.scripts.parent(nested)
+        Some((open.kept, open.failed))
     }
 
     /// Is a call open?
@@ -670,15 +706,10 @@ mod tests {
         let mut calls = Calls::default();
         let mut found = Vec::new();
         for line in &lines {
-            match record::parse(line).unwrap() {
-                Record::Turn { id, .. } => calls.turn(&id),
-                Record::Call(call) => drop(calls.begin(&call, (), 0)),
-                Record::Output(output) => drop(calls.answer(&output)),
-                Record::Nested(nested) => {
-                    let id = nested.call.id.trim_start_matches("exec-").to_owned();
-                    found.push((id, calls.parent(&nested).map(str::to_owned)));
-                }
-                other => panic!("{what}: {other:?}"),
+            let record = record::parse(line).unwrap();
+            if let Some(Fed::Whole { call, parent }) = calls.feed(record, |_| ((), 0)) {
+                let id = call.call.id.trim_start_matches("exec-").to_owned();
+                found.push((id, parent));
             }
         }
         let found: Vec<_> = found

@@ -55,10 +55,6 @@ pub(crate) struct Todo {
 
 /// One line.
 #[derive(Debug, PartialEq, Eq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one at a time, on the stack; a box would cost an allocation for each event"
-)]
 pub(crate) enum Event<'a> {
     ThreadStarted {
         thread_id: Cow<'a, str>,

@@ -19,9 +19,9 @@ use crate::codex::home;
 use crate::codex::writer_lock::WriterLock;
 use crate::error::{Error, Kind, Result};
 use crate::os::{CancelToken, Cancellable};
-use crate::rollout::calls::Calls;
+use crate::rollout::calls::{Calls, Fed};
 use crate::rollout::lines::{self, Lines, NESTED};
-use crate::rollout::record::{self, Record};
+use crate::rollout::record;
 use replace::{Access, Copy, Replaced, RolloutFile};
 use serde::Serialize;
 pub(crate) use splice::Op;
@@ -273,17 +273,18 @@ fn outer_calls(input: impl Read) -> io::Result<HashMap<String, String>> {
     use lines::LineKind::{Call, Item, Output, Turn};
     let mut outer = HashMap::new();
     let mut calls = Calls::default();
-    let mut note = |line: &lines::Line<'_>| match record::parse(line.bytes) {
-        Ok(Record::Turn { id, .. }) => calls.turn(&id),
+    let mut note = |line: &lines::Line<'_>| {
         // One that is given up is of no interest: only where the scripts stand is asked for here.
-        Ok(Record::Call(call)) => drop(calls.begin(&call, (), 0)),
-        Ok(Record::Output(output)) => drop(calls.answer(&output)),
-        Ok(Record::Nested(nested)) => {
-            if let Some(parent) = calls.parent(&nested) {
-                outer.insert(nested.call.id.clone().into_owned(), parent.to_owned());
-            }
+        let fed = record::parse(line.bytes)
+            .ok()
+            .and_then(|record| calls.feed(record, |_| ((), 0)));
+        if let Some(Fed::Whole {
+            call,
+            parent: Some(parent),
+        }) = fed
+        {
+            outer.insert(call.call.id.into_owned(), parent);
         }
-        _ => {}
     };
     let kinds = |kind| matches!(kind, Call | Output | Item | Turn);
     let mut lines = Lines::new(input);
