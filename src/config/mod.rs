@@ -5,12 +5,13 @@
 //! version's, or a misspelling) is a warning. Nothing is written.
 
 use crate::error::{Error, Kind, Result, reason};
-use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde::de::{self, Deserialize, Deserializer, IntoDeserializer, MapAccess, Visitor};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::Read;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -39,7 +40,13 @@ pub(crate) const KEYS: &[ConfigKey] = &[
         name: "extra_args",
         kind: "list of strings",
         default: "[]",
-        meaning: "Passed to codex on every turn, before `resume` where a thread goes on, so that what only `codex exec` takes (`-p`, `-C`, `--add-dir`, `--color`) works in every turn. With `-s` codex's own sandbox is used.",
+        meaning: "Passed to codex on every turn, before `resume` where a thread goes on, so that what only `codex exec` takes (`-p`, `-C`, `--add-dir`, `--color`) works in every turn.",
+    },
+    ConfigKey {
+        name: "sandbox",
+        kind: "string",
+        default: "\"danger-full-access\"",
+        meaning: "`\"danger-full-access\"`: the agent may do whatever this user may. `\"workspace-write\"`: codex's own sandbox, in which commands write in the workspace alone and have no network. `\"read-only\"`: they write nothing. Nobody is asked anything, and the daemon's tools work in each of them. `-s` in `extra_args` wins.",
     },
     ConfigKey {
         name: "supported_models",
@@ -49,9 +56,9 @@ pub(crate) const KEYS: &[ConfigKey] = &[
     },
     ConfigKey {
         name: "model_args",
-        kind: "map of strings",
+        kind: "map of strings or objects",
         default: "{}",
-        meaning: "Advertised id to codex's `--model` value. `\"\"` and `\"codex\"` pass no `--model`; an id that is not in the map is passed as it is.",
+        meaning: "Advertised id to codex's `--model` value. `\"\"` and `\"codex\"` pass no `--model`; an id that is not in the map is passed as it is. A value may be an object with `model`, `reasoning_effort` and `service_tier`, each of which may be missing: `{\"model\":\"gpt-5.6\",\"reasoning_effort\":\"high\"}`. What the daemon's request says of the effort wins.",
     },
     ConfigKey {
         name: "mcp_registration",
@@ -82,6 +89,12 @@ pub(crate) const KEYS: &[ConfigKey] = &[
         kind: "whole number",
         default: "10",
         meaning: "How many seconds a turn waits for a workspace that another process uses; 0 is not at all.",
+    },
+    ConfigKey {
+        name: "tool_timeout_secs",
+        kind: "whole number",
+        default: "3600",
+        meaning: "How many seconds codex waits for one of the daemon's tools, at least 1; codex's own limit is 300, in old versions 120.",
     },
     ConfigKey {
         name: "reasoning_events",
@@ -121,6 +134,23 @@ pub(crate) const KEYS: &[ConfigKey] = &[
     },
 ];
 
+/// What commands of the agent may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sandbox {
+    DangerFullAccess,
+    WorkspaceWrite,
+    ReadOnly,
+}
+
+/// What an advertised model means to codex.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ModelArgs {
+    /// The value of `--model`; `None` is the advertised id.
+    pub(crate) model: Option<String>,
+    pub(crate) reasoning_effort: Option<String>,
+    pub(crate) service_tier: Option<String>,
+}
+
 /// How the daemon's tools are registered with codex.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum McpRegistration {
@@ -150,13 +180,16 @@ pub(crate) struct Config {
     pub(crate) binary: String,
     pub(crate) extra_args: Vec<String>,
     pub(crate) supported_models: Vec<String>,
-    pub(crate) model_args: BTreeMap<String, String>,
+    pub(crate) sandbox: Sandbox,
+    pub(crate) model_args: BTreeMap<String, ModelArgs>,
     pub(crate) mcp_registration: McpRegistration,
     pub(crate) prompt_via: PromptVia,
     pub(crate) lost_thread: LostThread,
     pub(crate) replay_new: bool,
     /// How long a workspace that another process uses is waited for.
     pub(crate) busy_wait: Duration,
+    /// How long codex waits for a tool of the daemon's.
+    pub(crate) tool_timeout: Duration,
     pub(crate) reasoning_events: bool,
     pub(crate) tool_events: bool,
     /// `None` is never.
@@ -173,12 +206,14 @@ impl Default for Config {
             binary: "codex".to_owned(),
             extra_args: Vec::new(),
             supported_models: vec!["codex".to_owned()],
+            sandbox: Sandbox::DangerFullAccess,
             model_args: BTreeMap::new(),
             mcp_registration: McpRegistration::Turn,
             prompt_via: PromptVia::Stdin,
             lost_thread: LostThread::Replay,
             replay_new: true,
             busy_wait: Duration::from_secs(10),
+            tool_timeout: Duration::from_secs(3600),
             reasoning_events: false,
             tool_events: true,
             idle_timeout: Some(Duration::from_secs(3600)),
@@ -443,7 +478,16 @@ impl<'de> Visitor<'de> for ConfigVisitor<'_> {
                 "binary" => config.binary = map.next_value::<Filled>()?.0,
                 "extra_args" => config.extra_args = map.next_value::<Strings>()?.0,
                 "supported_models" => config.supported_models = map.next_value::<Strings>()?.0,
-                "model_args" => config.model_args = map.next_value::<Map>()?.0,
+                "sandbox" => {
+                    config.sandbox = map.next_value_seed(OneOf(&[
+                        ("danger-full-access", Sandbox::DangerFullAccess),
+                        ("workspace-write", Sandbox::WorkspaceWrite),
+                        ("read-only", Sandbox::ReadOnly),
+                    ]))?;
+                }
+                "model_args" => {
+                    config.model_args = map.next_value::<MapOf<ModelArgs>>()?.0;
+                }
                 "mcp_registration" => {
                     config.mcp_registration = map.next_value_seed(OneOf(&[
                         ("turn", McpRegistration::Turn),
@@ -468,11 +512,17 @@ impl<'de> Visitor<'de> for ConfigVisitor<'_> {
                 "reasoning_events" => config.reasoning_events = map.next_value::<Bool>()?.0,
                 "tool_events" => config.tool_events = map.next_value::<Bool>()?.0,
                 "busy_wait_secs" => config.busy_wait = map.next_value::<Wait>()?.0,
+                "tool_timeout_secs" => {
+                    config.tool_timeout = map
+                        .next_value::<Seconds>()?
+                        .0
+                        .ok_or_else(|| de::Error::custom("0 would leave no time for any tool"))?;
+                }
                 "idle_timeout_secs" => config.idle_timeout = map.next_value::<Seconds>()?.0,
                 "turn_timeout_secs" => config.turn_timeout = map.next_value::<Seconds>()?.0,
                 "codex_home" => config.codex_home = Some(map.next_value::<Filled>()?.0),
                 "env" => {
-                    let env = map.next_value::<Map>()?.0;
+                    let env = map.next_value::<MapOf<NoNulText>>()?.0;
                     if let Some(name) = env
                         .keys()
                         .find(|name| name.is_empty() || name.contains('='))
@@ -481,7 +531,7 @@ impl<'de> Visitor<'de> for ConfigVisitor<'_> {
                             "'{name}' cannot be the name of an environment variable"
                         )));
                     }
-                    config.env = env;
+                    config.env = env.into_iter().map(|(name, text)| (name, text.0)).collect();
                 }
                 _ => {
                     map.next_value::<de::IgnoredAny>()?;
@@ -500,7 +550,6 @@ struct NoNulText(String);
 /// The same, and not empty.
 struct Filled(String);
 struct Strings(Vec<String>);
-struct Map(BTreeMap<String, String>);
 struct Bool(bool);
 /// A number of seconds, 0 being never.
 struct Seconds(Option<Duration>);
@@ -565,20 +614,74 @@ deserialize_with!(
         Ok(Strings(strings))
     }
 );
-deserialize_with!(
-    Map,
-    deserialize_map,
-    "an object whose values are strings",
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Map, A::Error> {
-        let mut entries = BTreeMap::new();
-        while let Some((NoNulText(name), NoNulText(value))) = map.next_entry()? {
-            if entries.insert(name.clone(), value).is_some() {
+/// An object of values of one kind, by whatever names.
+struct MapOf<T>(BTreeMap<String, T>);
+
+impl<'de, T: de::Deserialize<'de>> de::Deserialize<'de> for MapOf<T> {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
+        json.deserialize_map(MapVisitor(PhantomData))
+    }
+}
+
+struct MapVisitor<T>(PhantomData<T>);
+
+impl<'de, T: de::Deserialize<'de>> Visitor<'de> for MapVisitor<T> {
+    type Value = MapOf<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<MapOf<T>, A::Error> {
+        let mut values = BTreeMap::new();
+        while let Some(NoNulText(name)) = map.next_key()? {
+            if values.contains_key(&name) {
                 return Err(de::Error::custom(format!("duplicate key '{name}'")));
             }
+            values.insert(name, map.next_value()?);
         }
-        Ok(Map(entries))
+        Ok(MapOf(values))
     }
-);
+}
+
+impl<'de> Deserialize<'de> for ModelArgs {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
+        json.deserialize_any(ModelArgsVisitor)
+    }
+}
+
+struct ModelArgsVisitor;
+
+impl<'de> Visitor<'de> for ModelArgsVisitor {
+    type Value = ModelArgs;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or an object")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<ModelArgs, E> {
+        NoNulText::deserialize(text.into_deserializer()).map(|NoNulText(model)| ModelArgs {
+            model: Some(model),
+            ..ModelArgs::default()
+        })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<ModelArgs, A::Error> {
+        let MapOf(mut members) = MapVisitor::<NoNulText>(PhantomData).visit_map(map)?;
+        let mut take = |name| members.remove(name).map(|NoNulText(text)| text);
+        let args = ModelArgs {
+            model: take("model"),
+            reasoning_effort: take("reasoning_effort"),
+            service_tier: take("service_tier"),
+        };
+        match members.keys().next() {
+            None => Ok(args),
+            Some(other) => Err(de::Error::custom(format!(
+                "'{other}' is not one of \"model\", \"reasoning_effort\" and \"service_tier\""
+            ))),
+        }
+    }
+}
 deserialize_with!(
     Bool,
     deserialize_bool,
@@ -688,8 +791,8 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let (config, warnings) = parse(
-            r#"{"binary":"~/bin/codex","extra_args":["-c","x=1"],"supported_models":["a","b"],
-               "model_args":{"a":"gpt-5"},"mcp_registration":"off","prompt_via":"arg","lost_thread":"error",
+            r#"{"binary":"~/bin/codex","extra_args":["-c","x=1"],"sandbox":"read-only","supported_models":["a","b"],
+               "model_args":{"a":"gpt-5","b":{"reasoning_effort":"high","service_tier":"fast"}},"tool_timeout_secs":9,"mcp_registration":"off","prompt_via":"arg","lost_thread":"error",
                "replay_new":false,"busy_wait_secs":3,"reasoning_events":true,"tool_events":false,"idle_timeout_secs":0,"turn_timeout_secs":7,
                "codex_home":"/c","env":{"A":"b"}}"#,
         )
@@ -701,7 +804,26 @@ mod tests {
                 binary: "~/bin/codex".into(),
                 extra_args: vec!["-c".into(), "x=1".into()],
                 supported_models: vec!["a".into(), "b".into()],
-                model_args: [("a".to_owned(), "gpt-5".to_owned())].into(),
+                sandbox: Sandbox::ReadOnly,
+                model_args: [
+                    (
+                        "a".to_owned(),
+                        ModelArgs {
+                            model: Some("gpt-5".to_owned()),
+                            ..ModelArgs::default()
+                        },
+                    ),
+                    (
+                        "b".to_owned(),
+                        ModelArgs {
+                            model: None,
+                            reasoning_effort: Some("high".to_owned()),
+                            service_tier: Some("fast".to_owned()),
+                        },
+                    ),
+                ]
+                .into(),
+                tool_timeout: Duration::from_secs(9),
                 mcp_registration: McpRegistration::Off,
                 prompt_via: PromptVia::Arg,
                 lost_thread: LostThread::Error,

@@ -154,7 +154,7 @@ impl Bridge {
             RegistrationMode::Persistent => Some(socket::fresh_name()?),
         };
         let config = register::prepare(&server, settings)?;
-        let arguments = server.arguments(turn.as_deref(), &config);
+        let arguments = server.arguments(turn.as_deref(), &config, settings.tool_timeout);
         let names = tools.iter().map(|tool| tool.name.as_str());
         let names = Arc::new(ToolNames::new(&register::server_name(agent_id), names));
         let (catalogue, warnings) = Catalogue::new(0, tools);

@@ -35,6 +35,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A tool that the daemon lends for a turn, as `tools` of the request has it.
 #[derive(Clone, Debug, Deserialize)]
@@ -112,7 +113,9 @@ pub(crate) struct Settings {
     /// codex itself, and its environment besides our own; only `RegistrationMode::Persistent` runs it.
     pub(crate) codex: PathBuf,
     pub(crate) codex_env: Vec<(OsString, OsString)>,
-    /// Raised when the turn is cancelled: then nothing of codex's is waited for.
+    /// How long codex waits for the answer to a call.
+    pub(crate) tool_timeout: Duration,
+    /// Cancelled when the turn is: then nothing of codex's is waited for.
     pub(crate) cancel: CancelToken,
 }
 

@@ -108,7 +108,12 @@ impl ServerEntry {
     }
 
     /// codex's arguments for the turn: this server lent, every other agent's switched off.
-    pub(super) fn arguments(&self, turn: Option<&str>, config: &str) -> Vec<OsString> {
+    pub(super) fn arguments(
+        &self,
+        turn: Option<&str>,
+        config: &str,
+        tool_timeout: Duration,
+    ) -> Vec<OsString> {
         let args: Vec<String> = self
             .args
             .iter()
@@ -122,10 +127,11 @@ impl ServerEntry {
         // every call fails, since `codex exec` has nobody to ask (0.135 says "user cancelled MCP tool call",
         // 0.169 "requires approval, but approval policy is never").
         let mut values = vec![format!(
-            "mcp_servers.{}={{command={},args=[{}],{env}required=true,startup_timeout_sec={STARTUP_TIMEOUT_SECS},default_tools_approval_mode=\"approve\"}}",
+            "mcp_servers.{}={{command={},args=[{}],{env}required=true,startup_timeout_sec={STARTUP_TIMEOUT_SECS},tool_timeout_sec={},default_tools_approval_mode=\"approve\"}}",
             self.name,
             toml::string(&self.command),
-            args.join(",")
+            args.join(","),
+            tool_timeout.as_secs()
         )];
         // With a command, so that this is a whole entry where the name stood in a comment or was removed
         // meanwhile: `enabled` alone would be an error of the config then.
@@ -361,11 +367,11 @@ mod tests {
         let name = server_name("a\"b\\c\n\u{7f}é");
         let config = "[mcp_servers.plexum-host-bob]\n# plexum-host-, plexum-host-old.\n[mcp_servers.\"plexum-host-bob\".env]\n";
         assert_eq!(
-            server.arguments(Some("7"), config),
+            server.arguments(Some("7"), config, Duration::from_secs(9)),
             [
                 "-c",
                 &format!(
-                    r#"mcp_servers.{name}={{command="/opt/my \"tools\"/plexum-openai",args=["mcp-host","--socket","/run/x.sock","--agent-id","a\"b\\c\n\u007Fé"],env={{PLEXUM_MCP_TURN="7"}},required=true,startup_timeout_sec=60,default_tools_approval_mode="approve"}}"#
+                    r#"mcp_servers.{name}={{command="/opt/my \"tools\"/plexum-openai",args=["mcp-host","--socket","/run/x.sock","--agent-id","a\"b\\c\n\u007Fé"],env={{PLEXUM_MCP_TURN="7"}},required=true,startup_timeout_sec=60,tool_timeout_sec=9,default_tools_approval_mode="approve"}}"#
                 ),
                 "-c",
                 r#"mcp_servers.plexum-host-bob={command="/opt/my \"tools\"/plexum-openai",enabled=false}"#,
@@ -374,6 +380,10 @@ mod tests {
             ]
         );
         let own = format!("[mcp_servers.{name}]\nplexum-host-");
-        assert_eq!(server.arguments(None, &own).len(), 2, "its own stays on");
+        assert_eq!(
+            server.arguments(None, &own, Duration::from_secs(9)).len(),
+            2,
+            "its own stays on"
+        );
     }
 }

@@ -89,6 +89,7 @@ impl Tools {
             codex_home: context.places.codex_home(&context.config),
             codex: program.to_owned(),
             codex_env: find::environment(&context.config, &context.places),
+            tool_timeout: context.config.tool_timeout,
             cancel: cancel.clone(),
         };
         let bridge = Bridge::start(agent_id, tools, Arc::clone(&self.host), &settings)?;

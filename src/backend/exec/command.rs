@@ -6,7 +6,7 @@
 
 use crate::codex::find::{environment, removed_from_environment};
 use crate::codex::toml;
-use crate::config::{Config, Paths, PromptVia};
+use crate::config::{Config, Paths, PromptVia, Sandbox};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -62,8 +62,16 @@ pub(crate) fn build(
     // (0.135 and 0.169).
     let mut args: Vec<OsString> = vec!["exec".into(), "--skip-git-repo-check".into()];
     if !extra.has("--sandbox", "-s") {
-        args.push("--dangerously-bypass-approvals-and-sandbox".into());
+        // `codex exec` asks nobody in any of them.
+        match config.sandbox {
+            Sandbox::DangerFullAccess => {
+                args.push("--dangerously-bypass-approvals-and-sandbox".into());
+            }
+            Sandbox::WorkspaceWrite => args.extend(["-s".into(), "workspace-write".into()]),
+            Sandbox::ReadOnly => args.extend(["-s".into(), "read-only".into()]),
+        }
     }
+    let model_args = config.model_args.get(call.model);
     match model_arg(config, call.model) {
         Some(model) if extra.has("--model", "-m") => warnings.push(format!(
             "\"extra_args\" in the config chooses the model, so '{model}' is not asked for; \"model_args\" is the place for models"
@@ -85,13 +93,18 @@ pub(crate) fn build(
             args.extend(["--output-schema".into(), schema.into()]);
         }
     }
-    if let Some(effort) = call.reasoning_effort {
+    let effort = model_args.and_then(|args| args.reasoning_effort.as_deref());
+    if let Some(effort) = call.reasoning_effort.or(effort) {
         if extra.sets("model_reasoning_effort") {
             warnings.push(format!(
                 "\"extra_args\" in the config sets model_reasoning_effort, which replaces the turn's '{effort}'"
             ));
         }
         let setting = format!("model_reasoning_effort={}", toml::string(effort));
+        args.extend(["-c".into(), setting.into()]);
+    }
+    if let Some(tier) = model_args.and_then(|args| args.service_tier.as_deref()) {
+        let setting = format!("service_tier={}", toml::string(tier));
         args.extend(["-c".into(), setting.into()]);
     }
     // From 0.148 an unreachable provider is retried without end and without a word of failure.
@@ -227,7 +240,8 @@ pub(crate) fn system_block(system: &str) -> String {
 
 /// The value of `--model` for an advertised model; none leaves the choice to codex.
 fn model_arg<'a>(config: &'a Config, model: &'a str) -> Option<&'a str> {
-    let mapped = config.model_args.get(model).map_or(model, String::as_str);
+    let mapped = config.model_args.get(model);
+    let mapped = mapped.map_or(model, |args| args.model.as_deref().unwrap_or(model));
     (!matches!(mapped, "" | "codex")).then_some(mapped)
 }
 
@@ -239,6 +253,7 @@ fn can_be_argument(prompt: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ModelArgs;
 
     fn args(config: &Config, call: &TurnArgs<'_>) -> Vec<String> {
         let built = build(Path::new("/codex"), config, &Paths::from_env(), call);
@@ -247,6 +262,13 @@ mod tests {
             .iter()
             .map(|arg| arg.to_str().unwrap().to_owned())
             .collect()
+    }
+
+    fn as_model(model: &str) -> ModelArgs {
+        ModelArgs {
+            model: Some(model.to_owned()),
+            ..ModelArgs::default()
+        }
     }
 
     fn call<'a>(prompt: &'a str) -> TurnArgs<'a> {
@@ -293,7 +315,7 @@ mod tests {
     fn everything_has_its_place() {
         let config = Config {
             extra_args: vec!["--x".into()],
-            model_args: [("big".to_owned(), "gpt-5".to_owned())].into(),
+            model_args: [("big".to_owned(), as_model("gpt-5"))].into(),
             prompt_via: PromptVia::Arg,
             ..Config::default()
         };
@@ -458,7 +480,7 @@ mod tests {
     fn the_model_is_mapped() {
         let config = Config {
             model_args: [("a", "gpt-5"), ("none", ""), ("same", "codex")]
-                .map(|(id, model)| (id.to_owned(), model.to_owned()))
+                .map(|(id, model)| (id.to_owned(), as_model(model)))
                 .into(),
             ..Config::default()
         };
@@ -473,7 +495,7 @@ mod tests {
             assert_eq!(model_arg(&config, model), arg, "{model:?}");
         }
         let config = Config {
-            model_args: [("codex".to_owned(), "gpt-5".to_owned())].into(),
+            model_args: [("codex".to_owned(), as_model("gpt-5"))].into(),
             ..Config::default()
         };
         assert_eq!(model_arg(&config, "codex"), Some("gpt-5"));

@@ -152,6 +152,7 @@ impl Turn {
 
 fn settings(base: &std::path::Path, mode: RegistrationMode) -> Settings {
     Settings {
+        tool_timeout: Duration::from_secs(9),
         mode,
         profile: base.to_owned(),
         runtime_dir: None,
