@@ -159,6 +159,10 @@ pub(crate) trait EventSink {
     fn log(&mut self, level: Level, message: &str);
     /// What codex is doing, for people.
     fn step(&mut self, _step: &Step) {}
+    /// Does a tool call wait for its `tool_use` to be told?
+    fn holds_calls(&self) -> bool {
+        false
+    }
     /// Gives out what was kept back. Where the other side does not read, this waits until it does or the turn
     /// is cancelled; what could not be given out stays.
     fn flush(&mut self);

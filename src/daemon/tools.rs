@@ -25,6 +25,9 @@ const GATHERED: usize = 256 << 10;
 
 /// How long a call of a tool is held back for its `tool_use` event, at most.
 const HELD_AT_MOST: Duration = Duration::from_millis(250);
+/// After so many calls in a row whose event did not come in time, the turn's calls are not held back any more: codex
+/// keeps no record (`--ephemeral`).
+const MAX_UNTOLD: u32 = 3;
 
 /// MCP's levels, from the least important one on.
 const LEVELS: [&str; 8] = [
@@ -112,6 +115,8 @@ struct Pending {
     open_calls: Vec<String>,
     /// Calls whose `tool_use` event is to come first.
     held: Vec<HeldCall>,
+    /// How many calls in a row were not told in time.
+    untold: u32,
     /// Does the turn tell `tool_use` events?
     has_tool_events: bool,
     /// Does the turn wait for room in the outbox, and for nothing else?
@@ -132,17 +137,22 @@ struct HeldCall {
 }
 
 impl Pending {
-    /// Lets those calls go whose event is told, or which have waited long enough.
-    fn release_calls(&mut self) {
+    /// Lets those calls go whose event is queued, or which have waited long enough. They never wait among the lines: a
+    /// call that is cancelled there would be told after its cancel.
+    fn release_calls(&mut self, outbox: &Outbox) {
+        if !self.lines.is_empty() {
+            return;
+        }
         let now = Instant::now();
-        let (open, lines) = (&self.open_calls, &mut self.lines);
-        self.held.retain(|call| {
-            let stays = now < call.until && !open.contains(&call.call_id);
-            if !stays {
-                lines.extend_from_slice(&call.line);
-            }
-            stays
-        });
+        let (open, untold) = (&self.open_calls, &mut self.untold);
+        let due = |call: &mut HeldCall| open.contains(&call.call_id) || call.until <= now;
+        for call in self.held.extract_if(.., due) {
+            *untold = match open.contains(&call.call_id) {
+                true => 0,
+                false => *untold + 1,
+            };
+            outbox.push(call.line);
+        }
     }
 }
 
@@ -162,17 +172,21 @@ impl StreamHandle {
         let call_id = call_id.filter(|id| !id.starts_with(NESTED));
         let is_told = call_id.is_some_and(|id| pending.open_calls.iter().any(|open| open == id));
         match call_id {
-            Some(call_id) if pending.has_tool_events && !is_told => pending.held.push(HeldCall {
-                number,
-                call_id: call_id.to_owned(),
-                line,
-                until: Instant::now() + HELD_AT_MOST,
-            }),
-            // The event is on its way.
-            _ if !pending.lines.is_empty() => pending.lines.extend_from_slice(&line),
-            _ => return Some(line),
+            Some(call_id)
+                if pending.has_tool_events
+                    && pending.untold < MAX_UNTOLD
+                    && !(is_told && pending.lines.is_empty()) =>
+            {
+                pending.held.push(HeldCall {
+                    number,
+                    call_id: call_id.to_owned(),
+                    line,
+                    until: Instant::now() + HELD_AT_MOST,
+                });
+                None
+            }
+            _ => Some(line),
         }
-        None
     }
 
     /// Drops a call that is still held back; says whether it was.
@@ -345,6 +359,8 @@ impl EventSink for DaemonSink {
             r#type: String,
             id: Option<String>,
         }
+        // First: a call that comes meanwhile must not take the event for one that is told.
+        self.line(|out| out.extend_from_slice(event));
         if let Ok(Head {
             r#type: kind,
             id: Some(id),
@@ -360,8 +376,6 @@ impl EventSink for DaemonSink {
                 _ => {}
             }
         }
-        self.line(|out| out.extend_from_slice(event));
-        pending(&self.pending).release_calls();
     }
 
     fn log(&mut self, level: Level, message: &str) {
@@ -379,13 +393,16 @@ impl EventSink for DaemonSink {
     }
 
     fn flush(&mut self) {
-        pending(&self.pending).release_calls();
         self.queue(Some(&self.cancel));
+        pending(&self.pending).release_calls(&self.outbox);
     }
 
     fn finish(&mut self) {
-        pending(&self.pending).release_calls();
         self.queue(None);
+    }
+
+    fn holds_calls(&self) -> bool {
+        !pending(&self.pending).held.is_empty()
     }
 }
 
@@ -554,5 +571,43 @@ impl ToolHost for DaemonTools {
         }
         let why = "the turn no longer waits for it";
         self.outbox.push(cancelled_line(call.0, why));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader};
+
+    /// Neither a call that waits for its event nor one whose event waits for room is told once it is cancelled.
+    #[test]
+    fn a_held_call_that_is_cancelled_is_not_told() {
+        for is_told in [false, true] {
+            let (reader, writer) = std::io::pipe().unwrap();
+            let (outbox, _thread) = Outbox::start(writer, || {}).unwrap();
+            let cancel = CancelToken::new().unwrap();
+            let filter = LogFilter::default();
+            let mut sink = DaemonSink::new(outbox.clone(), "7".to_owned(), None, filter, cancel);
+            sink.expect_tool_events();
+            let calls = PendingCalls::default();
+            let tools = DaemonTools::new(outbox.clone(), calls, None, sink.handle());
+            if is_told {
+                sink.raw_event(br#"{"type":"tool_use","id":"call_1"}"#);
+            }
+            let call = ToolCall {
+                call_id: Some("call_1".to_owned()),
+                name: "send".to_owned(),
+                arguments: RawValue::from_string("{}".to_owned()).unwrap(),
+            };
+            let call = tools.call(call, Box::new(|_| ()));
+            assert!(sink.holds_calls());
+            tools.cancel(call);
+            assert!(!sink.holds_calls());
+            sink.flush();
+            outbox.push(b"end\n".to_vec());
+            let lines = BufReader::new(reader).lines().map(Result::unwrap);
+            let told = lines.take_while(|line| line != "end").count();
+            assert_eq!(told, usize::from(is_told));
+        }
     }
 }

@@ -180,7 +180,8 @@ pub(crate) enum Locked {
     Cancelled,
 }
 
-/// Locks the workspace against other processes, waiting at most `patience` for them; `on_wait` is called where that has to be.
+/// Locks the workspace against other processes, waiting at most `patience` for them; where that has to be,
+/// `on_wait` is called, once, with what is known of who has it.
 ///
 /// # Errors
 /// [`Kind::Busy`] where another process keeps it.
@@ -188,10 +189,11 @@ pub(crate) fn lock(
     workspace: &Path,
     patience: Duration,
     cancel: &CancelToken,
-    mut on_wait: impl FnMut(),
+    on_wait: impl FnOnce(&str),
 ) -> Result<Locked> {
     let file = workspace.join(LOCK_FILE);
     let deadline = Instant::now().checked_add(patience);
+    let mut on_wait = Some(on_wait);
     loop {
         let (path, tried) = match os::try_lock_directory(workspace) {
             Ok(tried) => (workspace, Ok(tried)),
@@ -222,18 +224,19 @@ pub(crate) fn lock(
         if cancel.is_cancelled() {
             return Ok(Locked::Cancelled);
         }
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(Error::new(
-                Kind::Busy,
-                format!(
-                    "another process runs a turn in the workspace '{}'{}",
-                    workspace.display(),
-                    os::shown_holder(path)
-                ),
+        let holder = || {
+            format!(
+                "another process runs a turn in the workspace '{}'{}",
+                workspace.display(),
+                os::shown_holder(path)
             )
-            .hint("try again when it has ended"));
+        };
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(Error::new(Kind::Busy, holder()).hint("try again when it has ended"));
         }
-        on_wait();
+        if let Some(on_wait) = on_wait.take() {
+            on_wait(&holder());
+        }
         os::wait_for(cancel, PAUSE);
     }
 }
@@ -306,21 +309,29 @@ mod tests {
     fn another_process_keeps_the_lock() {
         let directory = tempfile::tempdir().unwrap();
         let never = CancelToken::new().unwrap();
-        let Ok(Locked::Held(held)) = lock(directory.path(), Duration::ZERO, &never, || ()) else {
+        let Ok(Locked::Held(held)) = lock(directory.path(), Duration::ZERO, &never, |_| ()) else {
             panic!("nobody else has it");
         };
         let cancelled = CancelToken::new().unwrap();
         cancelled.cancel();
         assert!(matches!(
-            lock(directory.path(), Duration::MAX, &cancelled, || ()),
+            lock(directory.path(), Duration::MAX, &cancelled, |_| ()),
             Ok(Locked::Cancelled)
         ));
+        for (patience, waits) in [(Duration::ZERO, 0), (2 * PAUSE, 1)] {
+            let mut told = Vec::new();
+            let busy = lock(directory.path(), patience, &never, |holder| {
+                told.push(holder.to_owned());
+            });
+            assert_eq!(busy.unwrap_err().kind(), Kind::Busy);
+            assert_eq!(told.len(), waits, "{told:?}");
+        }
         drop(held);
         assert!(matches!(
-            lock(directory.path(), Duration::ZERO, &never, || ()),
+            lock(directory.path(), Duration::ZERO, &never, |_| ()),
             Ok(Locked::Held(_))
         ));
-        let nowhere = lock(Path::new("/proc/self"), Duration::ZERO, &never, || ()).unwrap();
+        let nowhere = lock(Path::new("/proc/self"), Duration::ZERO, &never, |_| ()).unwrap();
         assert!(matches!(nowhere, Locked::Without(why) if why.contains(LOCK_FILE)));
     }
 }

@@ -71,13 +71,6 @@ pub(crate) fn run(
             let (thread, state) = untouched(ticket.workspace());
             Ok(emitter.fail(&error, thread, state, Account::default()))
         }
-        Stop::Busy(error) => {
-            if emitter.started {
-                let (thread, state) = untouched(ticket.workspace());
-                emitter.fail(&error, thread, state, Account::default());
-            }
-            Err(error)
-        }
         Stop::Cancelled => {
             let (thread, state) = untouched(ticket.workspace());
             Ok(emitter.end(StopReason::Cancelled, thread, state, Account::default()))
@@ -91,8 +84,6 @@ enum Stop {
     Refused(Error),
     /// The turn ends with an `error` event.
     Failed(Error),
-    /// The request is answered with an error, and so end the events that told of the wait.
-    Busy(Error),
     Cancelled,
 }
 
@@ -207,23 +198,28 @@ impl Turn<'_> {
         find::find_codex(binary, config, places)
     }
 
-    /// Keeps other processes out of the workspace, where that is possible.
+    /// Keeps other processes out of the workspace, where that is possible. A wait for one is no event: a turn that
+    /// has not begun when it is given up is refused.
     fn lock(
         &self,
         workspace: &Path,
         emitter: &mut Emitter<'_>,
     ) -> std::result::Result<Option<FileLock>, Stop> {
         let patience = self.context.config.busy_wait;
-        let other = "another process runs a turn in the workspace";
-        let lock = match queue::lock(workspace, patience, self.cancel, || emitter.queued(other)) {
+        let locked = queue::lock(workspace, patience, self.cancel, |holder| {
+            let seconds = patience.as_secs();
+            emitter.warn(&format!("{holder}; it is waited for, {seconds} s at most"));
+            emitter.flush();
+        });
+        let lock = match locked {
             Ok(Locked::Held(lock)) => Some(lock),
             Ok(Locked::Without(why)) => {
                 emitter.warn(&why);
                 None
             }
             Ok(Locked::Cancelled) => return Err(Stop::Cancelled),
-            Err(error) if error.kind() == Kind::Busy => return Err(Stop::Busy(error)),
-            Err(error) => return Err(Stop::Failed(error)),
+            Err(error) if emitter.started => return Err(Stop::Failed(error)),
+            Err(error) => return Err(Stop::Refused(error)),
         };
         if emitter.is_queued {
             emitter.status(Status::Running, None);

@@ -772,27 +772,46 @@ fn a_workspace_that_stays_taken_is_busy() {
     lab.script(json!([{"touch": lab.path("started")}, {"wait_for": lab.path("go")}, "default"]));
     let mut first = Cli::new(&lab, ["turn", "first"]).spawn();
     wait_until("the first to start", || lab.path("started").exists());
-    // With a word of the wait, which then ends as every turn does that has begun; and without.
-    for (wait, events) in [(1, 4), (0, 0)] {
-        lab.config(json!({"binary": lab.codex(), "busy_wait_secs": wait}));
-        let mut daemon = Daemon::start(&lab);
-        let begun = Instant::now();
-        let turn = daemon.turn(Daemon::prompt(&lab, "second"));
-        assert!(begun.elapsed() >= Duration::from_secs(wait));
-        assert!(begun.elapsed() < Duration::from_secs(8), "not the default");
-        assert_eq!(turn.events.len(), events, "{turn:?}");
-        let error = &turn.answer["error"];
-        assert_eq!(error["code"], -32011, "{turn:?}");
+    let told = format!(
+        "another process runs a turn in the workspace '{}'",
+        lab.workspace().display()
+    );
+    let refused = |answer: &Value| {
+        assert_eq!(answer["error"]["code"], -32011, "{answer}");
         assert_eq!(
-            error["data"],
+            answer["error"]["data"],
             json!({"code": "session_busy", "retryable": true})
         );
-        if events > 0 {
-            assert_eq!(turn.error_code(), Some("session_busy"));
-            assert_eq!(turn.events[1]["state"], "queued");
-        }
-    }
+        assert!(answer["error"]["message"].as_str().unwrap().contains(&told));
+    };
+    // Not waited for at all.
+    lab.config(json!({"busy_wait_secs": 0}));
     let mut daemon = Daemon::start(&lab);
+    let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "second"));
+    refused(&daemon.answer(id));
+    assert_eq!(daemon.events(id), [] as [Value; 0]);
+    assert_eq!(daemon.logs(), [] as [Value; 0]);
+    // Waited for, which only a log tells; but whoever has waited for another turn here has begun.
+    lab.config(json!({"busy_wait_secs": 1}));
+    daemon.init();
+    let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "second"));
+    daemon.log("warning", &format!("{told} (process {}", first.id()));
+    let behind = daemon.request(method::STREAM, Daemon::prompt(&lab, "behind"));
+    refused(&daemon.answer(id));
+    assert_eq!(daemon.events(id), [] as [Value; 0]);
+    let turn = daemon.finish(behind);
+    assert_eq!(turn.error_code(), Some("session_busy"), "{turn:?}");
+    assert_eq!(turn.of("error").next().unwrap()["error"]["retryable"], true);
+    let output = Cli::new(&lab, ["turn", "by hand"]).run();
+    assert_eq!((output.status, output.stdout.as_str()), (1, ""));
+    for part in [
+        &format!("{told} (process {}", first.id()),
+        "waited for, 1 s",
+    ] {
+        assert!(output.stderr.contains(part), "{output:?}");
+    }
+    lab.config(json!({}));
+    daemon.init();
     fs::write(lab.path("go"), "").unwrap();
     assert!(cli::wait(&mut first, LIMIT).success());
     assert_eq!(daemon.turn(Daemon::prompt(&lab, "third")).text(), "third");

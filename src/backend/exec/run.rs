@@ -30,6 +30,8 @@ const AFTER_VERDICT: Duration = Duration::from_secs(10);
 
 /// How often a rollout is looked at that grows.
 const TICK: Duration = Duration::from_millis(40);
+/// How often while a tool call waits for its event.
+const HELD_TICK: Duration = Duration::from_millis(3);
 /// How long a printed text waits for its record, so that the calls before it are told before it.
 const RECORD_WAIT: Duration = Duration::from_millis(300);
 /// How long a printed to-do list waits for its record.
@@ -318,7 +320,11 @@ impl Run<'_> {
                     .min(),
                 _ => None,
             };
-            let tick = (state.thread.is_some() && cut.is_none()).then(|| Instant::now() + TICK);
+            let pause = match emitter.sink.holds_calls() {
+                true => HELD_TICK,
+                false => TICK,
+            };
+            let tick = (state.thread.is_some() && cut.is_none()).then(|| Instant::now() + pause);
             let deadline = limit.into_iter().chain(tick).min();
             match child.next(cancel, deadline) {
                 Next::Line => {

@@ -195,6 +195,46 @@ fn a_call_is_quick() {
     held.let_go();
 }
 
+/// A call whose `tool_use` is never recorded goes on all the same, after a few no more of them wait, and with
+/// `tool_events: false` none does.
+#[test]
+fn a_call_that_is_not_recorded_waits_a_moment() {
+    const HOLD: Duration = Duration::from_millis(250);
+    for (config, held_calls) in [(json!({}), 3), (json!({"tool_events": false}), 0)] {
+        let lab = Runtime::new(Lab::fake(Value::Null));
+        lab.config(config);
+        let mut held = Held::with(lab, &["echo"]);
+        echo(&mut held.daemon);
+        let mut host = Host::start(&held);
+        let client = std::thread::spawn(move || {
+            let times = (1..=10).map(|id| {
+                let start = Instant::now();
+                host.send(&json!({"jsonrpc": "2.0", "id": id, "method": "tools/call",
+                    "params": {"name": "echo", "_meta": {"callId": format!("call_{id}")}}}));
+                assert_eq!(host.line()["id"], id);
+                start.elapsed()
+            });
+            let times: Vec<Duration> = times.collect();
+            host.stdin = None;
+            host.end(LIMIT);
+            times
+        });
+        held.daemon
+            .serve_until("the calls", |_| client.is_finished());
+        let times = client.join().unwrap();
+        assert!(
+            times[..held_calls].iter().all(|time| *time >= HOLD),
+            "{times:?}"
+        );
+        // Other tests run beside this one: the best is what the way itself costs.
+        assert!(
+            times[held_calls..].iter().min().unwrap() < &HOLD,
+            "{times:?}"
+        );
+        held.let_go();
+    }
+}
+
 // fault: 49
 /// Five hundred calls are in flight at once, and the daemon answers them in an order of its own.
 #[test]
