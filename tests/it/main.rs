@@ -5,6 +5,7 @@
 //! to itself, and leaves nothing running.
 #![cfg(test)]
 
+mod choices;
 mod commands;
 mod config;
 mod containers;
