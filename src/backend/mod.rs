@@ -6,6 +6,7 @@
 pub(crate) mod emitter;
 pub(crate) mod exec;
 mod follow;
+mod recording;
 mod usage;
 
 use crate::canonical::{Telemetry, TurnUsage, Usage};
