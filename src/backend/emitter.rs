@@ -196,7 +196,7 @@ pub(crate) struct Step {
     pub(crate) key: String,
     pub(crate) state: StepState,
     pub(crate) what: StepKind,
-    /// The last lines of what a command that failed has printed.
+    /// What a command that is over has printed.
     pub(crate) output: String,
 }
 

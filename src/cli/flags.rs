@@ -136,14 +136,14 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
     },
     Subcommand {
         name: "turn",
-        operands: "[PROMPT|-]",
+        operands: "[PROMPT] [-]",
         most_operands: 1,
         operand_completes: Completes::Nothing,
         brief: "run one turn in a workspace, as the daemon would",
         more: &[
             "Runs codex once in the workspace and continues the conversation whose thread id is in the workspace's `.plexum-codex-session`: the same config, the same session file, the same locks as for the daemon.",
-            "Without PROMPT, or with `-`, the prompt is read from stdin. The assistant's text goes to stdout. What codex does meanwhile goes to stderr: a line for each command and tool, the time it took, and at the end the tokens; on a terminal one line shows what is going on, unless stdout is a pipe.",
-            "Ctrl-C ends the turn properly and keeps the thread, a second one ends it at once; the program then ends by SIGINT itself, and with it a shell loop around it. Of a command that fails, the last lines that it printed are shown, ten at most.",
+            "Without PROMPT, or with `-` alone, the prompt is read from stdin; with PROMPT and `-`, what stdin has is appended to it, set apart as `<stdin>`. The assistant's text goes to stdout. What codex does meanwhile goes to stderr: a line for each command and tool, the time it took, and at the end the tokens; on a terminal one line shows what is going on, unless stdout is a pipe.",
+            "Ctrl-C ends the turn properly and keeps the thread, a second one ends it at once; the program then ends by SIGINT itself, and with it a shell loop around it. Of a command that fails, the last lines that it printed are shown, ten at most. With `--json` stderr has warnings alone.",
         ],
         flags: &[
             Flag {
@@ -189,8 +189,50 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 )
             },
             Flag {
+                more: "A word of the provider's: `low`, `medium`, `high`.",
+                ..valued(
+                    "effort",
+                    None,
+                    "LEVEL",
+                    Completes::Nothing,
+                    "how much the model is to think",
+                )
+            },
+            Flag {
+                more: "The last message is then JSON that fits it.",
+                ..valued(
+                    "output-schema",
+                    None,
+                    "FILE",
+                    Completes::File,
+                    "a JSON Schema that the last message is to follow",
+                )
+            },
+            Flag {
                 more: "The old thread's id is kept until codex has told the new one.",
                 ..flag("fresh", None, "start a new thread")
+            },
+            Flag {
+                brief: "go on with this thread, by its UUID",
+                more: "It becomes the workspace's.",
+                ..THREAD
+            },
+            valued(
+                "timeout",
+                None,
+                "SECS",
+                Completes::Nothing,
+                "end the turn after so many seconds; 0 is never",
+            ),
+            Flag {
+                more: "The config's `busy_wait_secs` unless given.",
+                ..valued(
+                    "wait",
+                    None,
+                    "SECS",
+                    Completes::Nothing,
+                    "wait so long for a workspace that is in use",
+                )
             },
             valued(
                 "binary",
@@ -203,6 +245,16 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 more: "Exactly the `event` objects that the daemon would get, one a line, and last a line of type `result`.",
                 ..flag("json", None, "print the canonical events as JSON lines")
             },
+            Flag {
+                more: "For scripts: without what the model says on its way there.",
+                ..flag("last", None, "print the last message alone")
+            },
+            flag("quiet", Some('q'), "say nothing but errors on stderr"),
+            flag(
+                "verbose",
+                Some('v'),
+                "show what commands print and what the model thinks",
+            ),
             COLOR,
         ],
         examples: &[
@@ -213,6 +265,10 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
             (
                 "git diff | plexum-openai turn -w ~/agents/alice --json | jq .type",
                 "a prompt from a pipe, the events to another",
+            ),
+            (
+                "title=$(git diff | plexum-openai turn -q --last \"A title for this:\" -)",
+                "an answer for a script",
             ),
         ],
     },
@@ -525,8 +581,16 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
             Arg::Short('V') | Arg::Long("version") => return Ok(Invocation::Version),
             Arg::Value(value) => {
                 match subcommand {
+                    None if value == "version" => return Ok(Invocation::Version),
+                    None if value == "help" => return help(&mut parser),
                     None => subcommand = Some(named(&value)?),
                     Some(command) if operands.len() < command.most_operands => operands.push(value),
+                    // A prompt, and what is on stdin.
+                    Some(command)
+                        if command.name == "turn" && operands.len() == 1 && value == "-" =>
+                    {
+                        operands.push(value);
+                    }
                     Some(command) => {
                         return Err(usage(format!(
                             "'{}' takes {}: {value:?} is too much",
@@ -553,8 +617,9 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
         let Some(known) = known else {
             return Err(unknown_flag(&spelt, subcommand));
         };
-        if !known.repeatable && flags.iter().any(|(name, _)| *name == known.long) {
-            return Err(usage(format!("'--{}' is given twice", known.long)).hint(see(subcommand)));
+        // The last one counts, so that an alias can be overridden.
+        if !known.repeatable {
+            flags.retain(|(name, _)| *name != known.long);
         }
         let value = match known.value {
             Some(_) => parser.value().map_err(|_| {
@@ -578,6 +643,29 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
         flags,
         operands,
     }))
+}
+
+/// `help [SUBCOMMAND]`: as `--help`.
+fn help(parser: &mut lexopt::Parser) -> Result<Invocation> {
+    use lexopt::Arg;
+    let mut subject = None;
+    while let Some(argument) = parser.next().map_err(lexopt_error)? {
+        match argument {
+            Arg::Value(value)
+                if subject.is_none() && !matches!(value.to_str(), Some("help" | "version")) =>
+            {
+                subject = Some(named(&value)?);
+            }
+            Arg::Value(_) | Arg::Short('h') | Arg::Long("help") => {}
+            Arg::Long(name) => return Err(no_flags_of_help(&format!("--{name}"))),
+            Arg::Short(name) => return Err(no_flags_of_help(&format!("-{name}"))),
+        }
+    }
+    Ok(Invocation::Help(Help::Whole, subject))
+}
+
+fn no_flags_of_help(spelt: &str) -> Error {
+    usage(format!("'help' takes no flags: '{spelt}'")).hint(see(None))
 }
 
 fn named(value: &OsStr) -> Result<&'static Subcommand> {
@@ -696,16 +784,20 @@ mod tests {
                 "no such flag of 'turn': '--workspce'; did you mean '--workspace'?",
             ),
             (
-                &["turn", "-q"],
-                "no such flag of 'turn': '-q'; see 'plexum-openai turn --help'",
+                &["turn", "-z"],
+                "no such flag of 'turn': '-z'; see 'plexum-openai turn --help'",
             ),
             (
                 &["turn", "-w"],
                 "'-w' needs a value: --workspace DIR; see 'plexum-openai turn --help'",
             ),
             (
-                &["turn", "--json", "--json"],
-                "'--json' is given twice; see 'plexum-openai turn --help'",
+                &["help", "--json"],
+                "'help' takes no flags: '--json'; see 'plexum-openai --help'",
+            ),
+            (
+                &["help", "trun"],
+                "no such subcommand: 'trun'; did you mean 'turn'?",
             ),
             (
                 &["turn", "a", "b"],

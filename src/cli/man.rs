@@ -95,7 +95,9 @@ mod tests {
         }
         if !command.operands.is_empty() {
             let operands = command.operands.trim_matches(['[', ']']);
-            parts.push(operands.replace("...", " ...").replace('|', " | "));
+            for operand in operands.split("] [") {
+                parts.push(operand.replace("...", " ...").replace('|', " | "));
+            }
         }
         parts
     }

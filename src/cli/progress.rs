@@ -54,6 +54,7 @@ struct ProgressState {
     begun: Instant,
     /// Is there a live line?
     live: bool,
+    verbosity: Verbosity,
     color: bool,
     /// Paths below it are shown without it.
     workspace: PathBuf,
@@ -75,12 +76,25 @@ struct Running {
     since: Instant,
 }
 
+/// How much is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Verbosity {
+    /// Errors alone.
+    Quiet,
+    /// Warnings alone: whoever reads the events has the rest from them.
+    Warnings,
+    Normal,
+    /// What commands print and what the model thinks, too.
+    Verbose,
+}
+
 impl Progress {
     /// Begins to show a turn in this workspace.
-    pub(super) fn start(color: bool, workspace: &Path) -> Progress {
+    pub(super) fn start(color: bool, workspace: &Path, verbosity: Verbosity) -> Progress {
         // With a log between its lines a live line is no use; and who reads from a pipe may show what comes at
         // any time, most likely on the same terminal.
-        let live = std::io::stderr().is_terminal()
+        let live = verbosity >= Verbosity::Normal
+            && std::io::stderr().is_terminal()
             && !is_pipe(std::io::stdout())
             && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
             && log::max_level() == log::LevelFilter::Off;
@@ -88,6 +102,7 @@ impl Progress {
             state: Mutex::new(ProgressState {
                 begun: Instant::now(),
                 live,
+                verbosity,
                 color,
                 workspace: workspace.to_owned(),
                 running: Vec::new(),
@@ -163,7 +178,11 @@ impl StatusLine {
             StepState::Running | StepState::Done => None,
         };
         state.finished(&what, failed.as_deref(), time);
-        state.output(&step.output);
+        match (state.verbosity, failed) {
+            (Verbosity::Verbose, _) => state.output(&step.output),
+            (_, Some(_)) => state.output(last_lines(&step.output)),
+            (_, None) => {}
+        }
     }
 
     /// codex is at work.
@@ -195,9 +214,20 @@ impl StatusLine {
         state.draw();
     }
 
+    /// What the model thinks, where that is shown.
+    pub(super) fn thinking(&self, text: &str) {
+        let mut state = self.state();
+        if state.verbosity == Verbosity::Verbose {
+            state.output(text);
+        }
+    }
+
     /// A warning, for the person.
     pub(super) fn warn(&self, message: &str) {
-        self.state().message("warning", YELLOW, message);
+        let mut state = self.state();
+        if state.verbosity > Verbosity::Quiet {
+            state.message("warning", YELLOW, message);
+        }
     }
 
     /// Why the turn failed.
@@ -318,7 +348,7 @@ impl ProgressState {
         self.line(&line);
     }
 
-    /// The last lines of what a failed command has printed, below its line.
+    /// What a command has printed, below its line.
     fn output(&mut self, output: &str) {
         const INDENT: &str = "  | ";
         let columns = match self.live {
@@ -340,6 +370,9 @@ impl ProgressState {
 
     /// Writes a line that stays.
     fn line(&mut self, line: &str) {
+        if self.verbosity < Verbosity::Normal {
+            return;
+        }
         let name = if self.live { "" } else { "plexum-openai: " };
         self.write(&format!("{name}{line}\n"));
     }
@@ -484,6 +517,16 @@ fn shell_words(line: &str) -> Option<Vec<String>> {
     }
     words.extend(word);
     Some(words)
+}
+
+/// The last lines of a text, and of long ones no more than can be shown.
+fn last_lines(text: &str) -> &str {
+    const LINES: usize = 10;
+    const BYTES: usize = 8 << 10;
+    let text = text.trim_end();
+    let start = text.floor_char_boundary(text.len().saturating_sub(BYTES));
+    let lines = text[start..].rmatch_indices('\n').nth(LINES - 1);
+    &text[start..][lines.map_or(0, |(at, _)| at + 1)..]
 }
 
 #[cfg(test)]

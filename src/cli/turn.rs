@@ -4,13 +4,15 @@
 //! what codex does meanwhile on stderr.
 
 use super::flags::{Parsed, at_home, usage};
-use super::progress::{Progress, StatusLine};
+use super::progress::{Progress, StatusLine, Verbosity};
 use super::{color, columns};
 use crate::backend::emitter::Step;
 use crate::backend::emitter::{EventSink, Level};
-use crate::canonical::{Status, StopReason, TurnEvent, TurnResult};
+use crate::canonical::{ContextUse, Status, StopReason, TurnEvent, TurnResult};
 use crate::codex::failure::is_retry;
+use crate::codex::home::is_thread_id;
 use crate::config::Paths;
+use crate::daemon::{check_schema_text, is_effort};
 use crate::error::{Error, Kind, Result, reason};
 use crate::os::{self, CancelToken};
 use crate::turn::images::{Image, ImageSource};
@@ -38,6 +40,15 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
     for warning in &loaded.warnings {
         say(&format!("warning: {warning}"));
     }
+    let mut config = loaded.config;
+    let style = Style::of(parsed)?;
+    if let Some(seconds) = seconds(parsed, "timeout")? {
+        config.turn_timeout = (!seconds.is_zero()).then_some(seconds);
+    }
+    if let Some(seconds) = seconds(parsed, "wait")? {
+        config.busy_wait = seconds;
+    }
+    config.reasoning_events |= style.verbosity == Verbosity::Verbose && !style.json;
     let color = color::wanted(parsed, &io::stderr())?;
     let workspace = match parsed.directory("workspace")? {
         Some(directory) => directory,
@@ -48,7 +59,7 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
     let workspace = turn::prepare_workspace(&workspace)?;
     let cancel = CancelToken::new()?;
     let queue = Queue::default();
-    let progress = Progress::start(color, &workspace);
+    let progress = Progress::start(color, &workspace, style.verbosity);
     let signal = Arc::new(AtomicI32::new(0));
     {
         let (cancel, queue, signal) = (cancel.clone(), queue.clone(), Arc::clone(&signal));
@@ -62,11 +73,8 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
             board.ending("the turn is being ended; Ctrl-C ends it at once");
         })?;
     }
-    let context = Context {
-        config: loaded.config,
-        places,
-    };
-    let mut printer = Printer::new(parsed.has("json"), cancel.clone(), progress);
+    let context = Context { config, places };
+    let mut printer = Printer::new(style, cancel.clone(), progress);
     let place = queue.join(&workspace);
     let result = turn::run(&request, &place, &context, &cancel, None, &mut printer);
     printer.release_held();
@@ -81,6 +89,80 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
         StopReason::EndTurn => 0,
         StopReason::Cancelled | StopReason::Error => 1,
     })
+}
+
+/// What goes to stdout and stderr.
+#[derive(Clone, Copy, Debug)]
+struct Style {
+    json: bool,
+    /// Of the assistant's messages only the last one.
+    last: bool,
+    verbosity: Verbosity,
+}
+
+impl Style {
+    fn of(parsed: &Parsed) -> Result<Style> {
+        let (json, last) = (parsed.has("json"), parsed.has("last"));
+        if json && last {
+            return Err(usage(
+                "'--json' gives all events, '--last' the last message alone: give one of them",
+            ));
+        }
+        let verbosity = match (parsed.has("quiet"), parsed.has("verbose")) {
+            (true, true) => return Err(usage("'--quiet' and '--verbose' exclude each other")),
+            (true, false) => Verbosity::Quiet,
+            (false, _) if json => Verbosity::Warnings,
+            (false, true) => Verbosity::Verbose,
+            (false, false) => Verbosity::Normal,
+        };
+        Ok(Style {
+            json,
+            last,
+            verbosity,
+        })
+    }
+}
+
+/// The seconds that this flag gives.
+fn seconds(parsed: &Parsed, flag: &str) -> Result<Option<Duration>> {
+    let Some(text) = parsed.text(flag)? else {
+        return Ok(None);
+    };
+    match text.parse() {
+        Ok(seconds) => Ok(Some(Duration::from_secs(seconds))),
+        Err(_) => Err(usage(format!(
+            "'--{flag} {text}' is not a whole number of seconds"
+        ))),
+    }
+}
+
+/// The thread that the turn is to be in.
+fn thread_choice(parsed: &Parsed) -> Result<ThreadChoice> {
+    match (parsed.has("fresh"), parsed.text("thread")?) {
+        (true, Some(_)) => Err(usage(
+            "'--fresh' begins a thread, '--thread' names one: give one of them",
+        )),
+        (true, None) => Ok(ThreadChoice::New),
+        (false, None) => Ok(ThreadChoice::Stored),
+        (false, Some(thread)) if is_thread_id(thread) => {
+            Ok(ThreadChoice::Adopted(thread.to_ascii_lowercase()))
+        }
+        (false, Some(thread)) => Err(usage(format!(
+            "'--thread {thread}' is not a thread id: a UUID was expected"
+        ))),
+    }
+}
+
+/// The JSON Schema that the file has which '--output-schema' names.
+fn output_schema(parsed: &Parsed) -> Result<Option<String>> {
+    let Some(path) = parsed.value("output-schema").map(at_home) else {
+        return Ok(None);
+    };
+    let shown = format!("the schema '{}'", path.display());
+    let schema = std::fs::read_to_string(&path)
+        .map_err(|error| Error::os(Kind::Usage, format!("cannot read {shown}"), error))?;
+    check_schema_text(&schema, &shown)?;
+    Ok(Some(schema))
 }
 
 /// Ends everything that the turn has started, and then this process, as a second signal asks for.
@@ -136,12 +218,17 @@ fn request(parsed: &Parsed) -> Result<TurnRequest> {
         prompt: vec![prompt],
         history: History::default(),
         warnings: Vec::new(),
-        thread: match parsed.has("fresh") {
-            true => ThreadChoice::New,
-            false => ThreadChoice::Stored,
+        thread: thread_choice(parsed)?,
+        output_schema: output_schema(parsed)?,
+        reasoning_effort: match parsed.text("effort")? {
+            Some(effort) if is_effort(effort) => Some(effort.to_owned()),
+            Some(effort) => {
+                return Err(usage(format!(
+                    "'--effort {effort}' is not a word such as 'low' or 'high'"
+                )));
+            }
+            None => None,
         },
-        output_schema: None,
-        reasoning_effort: None,
         binary: match parsed.text("binary")? {
             Some("") => return Err(usage("'--binary' needs a path")),
             binary => binary.map(str::to_owned),
@@ -149,25 +236,43 @@ fn request(parsed: &Parsed) -> Result<TurnRequest> {
     })
 }
 
+/// The prompt: the operand, stdin, or both.
 fn prompt_text(parsed: &Parsed) -> Result<String> {
-    match parsed.operands.first() {
-        Some(prompt) if prompt != "-" => prompt
-            .to_str()
-            .map(str::to_owned)
-            .ok_or_else(|| usage(format!("the prompt is not valid UTF-8: {prompt:?}"))),
-        _ => {
-            let mut stdin = std::io::stdin();
-            if stdin.is_terminal() {
-                say("reading the prompt from the terminal; end it with Ctrl-D");
-            }
-            let mut bytes = Vec::new();
-            stdin
-                .read_to_end(&mut bytes)
-                .map_err(|error| Error::os(Kind::Io, "cannot read the prompt from stdin", error))?;
-            String::from_utf8(bytes)
-                .map_err(|_| Error::new(Kind::Usage, "the prompt on stdin is not valid UTF-8"))
+    let (dash, given): (Vec<_>, Vec<_>) =
+        parsed.operands.iter().partition(|operand| *operand == "-");
+    let Some(prompt) = given.first() else {
+        return read_prompt();
+    };
+    let prompt = prompt
+        .to_str()
+        .ok_or_else(|| usage(format!("the prompt is not valid UTF-8: {prompt:?}")))?;
+    if dash.is_empty() {
+        if os::has_input(io::stdin()) {
+            say("stdin was not read: give '-' behind the prompt to have it appended");
         }
+        return Ok(prompt.to_owned());
     }
+    let more = read_prompt()?;
+    Ok(match more.trim().is_empty() {
+        true => prompt.to_owned(),
+        false => format!(
+            "{prompt}\n\n<stdin>\n{}\n</stdin>",
+            more.trim_end_matches('\n')
+        ),
+    })
+}
+
+fn read_prompt() -> Result<String> {
+    let mut stdin = io::stdin();
+    if stdin.is_terminal() {
+        say("reading the prompt from the terminal; end it with Ctrl-D");
+    }
+    let mut bytes = Vec::new();
+    stdin
+        .read_to_end(&mut bytes)
+        .map_err(|error| Error::os(Kind::Io, "cannot read the prompt from stdin", error))?;
+    String::from_utf8(bytes)
+        .map_err(|_| Error::new(Kind::Usage, "the prompt on stdin is not valid UTF-8"))
 }
 
 /// A message for the person at the terminal.
@@ -192,7 +297,10 @@ const FROM_CODEX: &str = "codex: ";
 
 /// Tells a turn to a terminal or a pipe.
 struct Printer {
-    json: bool,
+    style: Style,
+    /// The last message, where it alone is printed.
+    last: String,
+    last_number: usize,
     out: BufWriter<Stdout>,
     /// The memory of the event that was written last.
     line: Vec<u8>,
@@ -211,12 +319,14 @@ struct Printer {
 }
 
 impl Printer {
-    fn new(json: bool, cancel: CancelToken, progress: Progress) -> Printer {
+    fn new(style: Style, cancel: CancelToken, progress: Progress) -> Printer {
         let stdout = Stdout {
             cancel: cancel.clone(),
         };
         Printer {
-            json,
+            style,
+            last: String::new(),
+            last_number: 0,
             out: BufWriter::with_capacity(64 << 10, stdout),
             line: Vec::new(),
             to_terminal: io::stdout().is_terminal(),
@@ -295,7 +405,11 @@ impl Printer {
     /// The last line.
     fn result(&mut self, result: &TurnResult) {
         self.release_held();
-        if self.json {
+        let last = std::mem::take(&mut self.last);
+        if !last.is_empty() {
+            self.text(last.trim_start_matches('\n'));
+        }
+        if self.style.json {
             let line = LastLine {
                 kind: "result",
                 result,
@@ -313,14 +427,28 @@ impl Printer {
                 StopReason::Cancelled => ("cancelled", false),
             };
             let rest = format!(
-                "{} tokens in ({} from cache), {} out; thread {}",
+                "{} tokens in ({} from cache), {} out{}; thread {}",
                 usage.input_tokens,
                 usage.cache_read_tokens,
                 usage.output_tokens,
+                context_fill(result),
                 result.thread_id.as_deref().unwrap_or("unknown"),
             );
             self.progress.board().close(word, good, &rest);
         }
+    }
+}
+
+/// How full the model's context is, where that is known.
+fn context_fill(result: &TurnResult) -> String {
+    match result.telemetry.context {
+        Some(ContextUse {
+            tokens,
+            window: Some(window @ 1..),
+        }) if tokens >= window / 100 => {
+            format!("; context {}% full", tokens.saturating_mul(100) / window)
+        }
+        _ => String::new(),
     }
 }
 
@@ -333,7 +461,7 @@ impl EventSink for Printer {
             self.held = None;
         }
         self.release_held();
-        if self.json {
+        if self.style.json {
             // An event is a dozen small pieces, and memory takes those quicker than a writer does.
             let mut line = std::mem::take(&mut self.line);
             line.clear();
@@ -342,8 +470,22 @@ impl EventSink for Printer {
             line.push(b'\n');
             self.json_line(&line);
             self.line = line;
-        } else if let TurnEvent::TextDelta { text, .. } = event {
-            self.text(text);
+        }
+        match event {
+            _ if self.style.json => {}
+            TurnEvent::TextDelta { text, message } if self.style.last => {
+                if *message != self.last_number {
+                    self.last.clear();
+                    self.last_number = *message;
+                }
+                self.last.push_str(text);
+            }
+            TurnEvent::TextDelta { text, .. } => self.text(text),
+            TurnEvent::ThinkingDelta { text } => {
+                self.flush();
+                self.progress.board().thinking(text);
+            }
+            _ => {}
         }
         if let TurnEvent::Status { state, detail } = event {
             self.flush();
@@ -358,7 +500,10 @@ impl EventSink for Printer {
         } else if !matches!(event, TurnEvent::MessageStart | TurnEvent::Error { .. }) {
             self.progress.board().begin();
         }
-        if let TurnEvent::Error { error } = event {
+        // Whoever reads the events has it from there.
+        if let TurnEvent::Error { error } = event
+            && !self.style.json
+        {
             self.flush();
             let board = self.progress.board();
             board.error(error.code, &error.message);
@@ -366,7 +511,7 @@ impl EventSink for Printer {
     }
 
     fn raw_event(&mut self, event: &[u8]) {
-        if self.json {
+        if self.style.json {
             let line = [event, b"\n"].concat();
             self.json_line(&line);
         }

@@ -359,6 +359,18 @@ fn output_schema(params: &Field<'_>) -> Result<Option<String>> {
     Ok(Some(replace_lone_surrogates(field.json).into_owned()))
 }
 
+/// Checks the text of a JSON Schema for the last text of a turn; `name` is for messages.
+///
+/// # Errors
+/// [`Kind::Params`], with the path of what is wrong.
+pub(crate) fn check_schema_text(json: &str, name: &str) -> Result<()> {
+    let value: &RawValue = serde_json::from_str(json)
+        .map_err(|error| Error::new(Kind::Params, format!("{name}: not JSON: {error}")))?;
+    let field = Field::new(value.get(), name.to_owned());
+    field.object()?;
+    check_schema(&field)
+}
+
 /// Checks what a JSON Schema means whatever the provider supports of it; the provider judges the rest.
 fn check_schema(schema: &Field<'_>) -> Result<()> {
     // `true` and `false` are schemas too.
@@ -421,18 +433,22 @@ fn check_type(field: &Field<'_>) -> Result<()> {
     }
 }
 
-/// How much the model is to think. The words are the provider's, and new ones come; but each is a word.
-fn reasoning_effort(params: &Field<'_>) -> Result<Option<String>> {
+/// Is this a word of a provider's for how much the model is to think? New ones come; but each is a word.
+pub(crate) fn is_effort(effort: &str) -> bool {
     const LONGEST: usize = 64;
+    (1..=LONGEST).contains(&effort.len())
+        && effort
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+}
+
+/// How much the model is to think.
+fn reasoning_effort(params: &Field<'_>) -> Result<Option<String>> {
     let Some(field) = params.member("reasoning_effort")? else {
         return Ok(None);
     };
     let effort = field.text()?;
-    let is_word = (1..=LONGEST).contains(&effort.len())
-        && effort
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-    if !is_word {
+    if !is_effort(&effort) {
         return Err(bad(
             &field.path,
             format!("'{}' is not a word such as 'low' or 'high'", label(&effort)),

@@ -24,5 +24,7 @@ pub(crate) use signals::{
     INTERRUPTED, end_by, end_by_sigint, keep_exit_statuses, on_end_signal, on_end_signal_or_hangup,
     unblock_signals,
 };
-pub(crate) use streams::{Blocking, PIPE_BUF, close_standard_streams, is_hung_up, wait_for_room};
+pub(crate) use streams::{
+    Blocking, PIPE_BUF, close_standard_streams, has_input, is_hung_up, wait_for_room,
+};
 pub(crate) use waker::Waker;

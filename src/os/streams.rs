@@ -102,6 +102,24 @@ pub(crate) fn close_standard_streams() {
     let _ = rustix::stdio::dup2_stderr(&null);
 }
 
+/// Can something be read from this pipe, socket or file at once? Of a device it is not known.
+pub(crate) fn has_input(stream: impl AsFd) -> bool {
+    use rustix::fs::FileType;
+    let Ok(found) = rustix::fs::fstat(&stream) else {
+        return false;
+    };
+    match FileType::from_raw_mode(found.st_mode) {
+        FileType::RegularFile => found.st_size > 0,
+        FileType::Fifo | FileType::Socket => {
+            let mut fds = [PollFd::new(&stream, PollFlags::IN)];
+            let now = Timespec::default();
+            matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(1..))
+                && fds[0].revents().contains(PollFlags::IN)
+        }
+        _ => false,
+    }
+}
+
 /// Waits until the other end of `stream` is closed, at most for `time`; says whether it is. What was written before
 /// that may still be there to be read.
 pub(crate) fn is_hung_up(stream: impl AsFd, time: Duration) -> bool {

@@ -39,6 +39,7 @@ mod support;
 mod terminal;
 mod thread;
 mod turn_fake;
+mod turn_flags;
 mod turn_real;
 mod turn_terminal;
 mod usage_real;

@@ -114,7 +114,9 @@ fn a_codex_that_hangs_is_ended() {
     let message = answer["error"]["message"].as_str().unwrap();
     assert!(message.contains("within 4.5 s"), "{answer}");
     assert!(start.elapsed() < Duration::from_secs(10));
-    assert_eq!(ps::of(lab.root()).len(), 1);
+    wait_until("what was killed to be gone", || {
+        ps::of(lab.root()).len() == 1
+    });
     for cancel in [true, false] {
         fs::remove_file(&started).unwrap();
         let id = daemon.request(method::MODELS, json!({}));

@@ -135,23 +135,13 @@ fn plan_item(todo: Todo) -> PlanItem {
     }
 }
 
-/// The last lines of a text, and of long ones no more than can be shown.
-fn last_lines(text: &str) -> &str {
-    const LINES: usize = 10;
-    const BYTES: usize = 8 << 10;
-    let text = text.trim_end();
-    let start = text.floor_char_boundary(text.len().saturating_sub(BYTES));
-    let lines = text[start..].rmatch_indices('\n').nth(LINES - 1);
-    &text[start..][lines.map_or(0, |(at, _)| at + 1)..]
-}
-
 fn step(phase: Phase, item: &Item<'_>) -> Step {
     let text = |name| item.text(name).into_owned();
     let exit_code = item.exit_code();
     let failed = matches!(&*item.text("status"), "failed" | "declined")
         || exit_code.is_some_and(|code| code != 0);
-    let output = match (phase, failed) {
-        (Phase::Completed, true) => last_lines(&item.text("aggregated_output")).to_owned(),
+    let output = match phase {
+        Phase::Completed => item.text("aggregated_output").into_owned(),
         _ => String::new(),
     };
     Step {
@@ -220,7 +210,7 @@ mod tests {
                 key: "item_1".into(),
                 state: StepState::Failed(Some(2)),
                 what: StepKind::Command("ls".into()),
-                output: "2\n3\n4\n5\n6\n7\n8\n9\n10\n11".into(),
+                output: "1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n11\n".into(),
             })
         );
         assert_eq!(
