@@ -322,6 +322,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         more: &[
             "codex rebuilds what the model sees from the rollout: what is replaced there is gone from the conversation's context at the next turn. `light` replaces the outputs of a call by `...(consumed)`; `heavy` replaces them by `...(tool called)` and the arguments by `{}`. Every line of the rollout keeps its length in bytes, so codex's own index of the file stays right; where a marker is longer than what it replaces, it is cut.",
             "What was done goes to stdout: `{\"requested\":2,\"touched\":1,\"missing\":[\"call_x\"],\"freed_bytes\":11500}`. Missing is what has no call with an output in the rollout, or has a line longer than 32 MiB there. A call made inside codex's code mode stands for the call around it, once all that were made there are named. The bytes are those that codex no longer reads; the file keeps its length. Consuming a call a second time touches nothing.",
+            "It cannot be undone, and the file keeps its size and its time: a backup or a sync that goes by those does not see the change. Where no call was found at all, the exit status is 1 and stderr says so.",
             "Some models number their calls anew in each turn, so that an id such as `list_dir:0` repeats in a thread. An id means all of its calls; with `--newest` it means the last one that has an output, and the earlier ones and the copies in a compacted history stay.",
             "The file is replaced whole or not at all. While codex has the thread open, nothing is written and the exit status is 1; so it is for a symbolic link, for a file with several hard links, and for one that is not a rollout.",
         ],
@@ -348,11 +349,27 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 Completes::Words(&["light", "heavy", "consume-light", "consume-heavy"]),
                 "what to do: light (default) or heavy",
             ),
-            flag(
-                "stdin",
+            Flag {
+                more: "Call ids, one a line, or the daemon's list, `[{\"block_id\":...,\"op\":...}]`.",
+                ..flag("stdin", None, "read the calls from stdin")
+            },
+            valued(
+                "larger-than",
                 None,
-                "read [{\"block_id\":...,\"op\":...}] from stdin",
+                "BYTES",
+                Completes::Nothing,
+                "the calls whose output has more bytes than that",
             ),
+            Flag {
+                more: "With `--larger-than`, those of them that are so large.",
+                ..valued(
+                    "keep-last",
+                    None,
+                    "N",
+                    Completes::Nothing,
+                    "the calls before the last N",
+                )
+            },
             flag(
                 "newest",
                 None,
@@ -365,8 +382,8 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
             ),
         ],
         examples: &[(
-            "plexum-openai mutate --workspace ~/agents/alice --dry-run call_8Zq",
-            "see what consuming a call would touch",
+            "plexum-openai mutate --workspace ~/agents/alice --keep-last 0 --dry-run",
+            "see what consuming all calls would free",
         )],
     },
     Subcommand {

@@ -7,9 +7,13 @@ use super::{columns, seems, written};
 use crate::codex::home::{find_rollout, is_thread_id};
 use crate::error::{Error, Kind, Result};
 use crate::os::{CancelToken, open_regular_file};
+use crate::rollout::calls::{Calls, Fed};
 use crate::rollout::consume::{
     ConsumeReport, Mutation, Op, Reach, WriteMode, consume, consume_file, parse,
 };
+use crate::rollout::lines::{LineKind, Lines};
+use crate::rollout::record;
+use std::collections::HashSet;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -36,46 +40,52 @@ pub(crate) fn run(
     stdin: &mut dyn Read,
     stdout: &mut dyn Write,
 ) -> Result<u8> {
-    let mutations = mutations(parsed, stdin)?;
+    let choice = choice(parsed, stdin)?;
     let mode = if parsed.has("dry-run") {
         WriteMode::DryRun
     } else {
         WriteMode::Write
     };
-    let outcome = match target(parsed)? {
-        Target::File(file) => {
-            let outcome = consume_file(&file, &mutations, mode)?;
+    let target = target(parsed)?;
+    let (mutations, outcome) = match resolve(&target, surroundings, mode)? {
+        Some(rollout) => {
+            let mutations = choice.mutations(&rollout.path)?;
+            let outcome = match &rollout.thread {
+                Some((home, thread)) => {
+                    consume(home, thread, &mutations, mode, &CancelToken::new()?)?
+                }
+                None => consume_file(&rollout.path, &mutations, mode)?,
+            };
             if outcome.touched == 0 && outcome.missing.len() == outcome.requested {
-                refuse_other_files(&file)?;
+                refuse_other_files(&rollout.path)?;
             }
-            outcome
+            (mutations, outcome)
         }
-        Target::Thread(thread) => in_thread(thread, surroundings, &mutations, mode)?,
-        Target::Workspace(workspace) => {
-            // To the daemon a directory that is not there is one without a session; to a person it is a slip.
-            if !workspace.is_dir() {
-                return Err(Error::new(
-                    Kind::Io,
-                    format!("there is no directory '{}'", workspace.display()),
-                ));
-            }
-            if mode == WriteMode::Write {
-                crate::os::check_owner("the workspace", &workspace)?;
-            }
-            match (surroundings.session)(&workspace)? {
-                Some(thread) => in_thread(&thread, surroundings, &mutations, mode)?,
-                // As for the daemon: what has no session has no calls.
-                None => ConsumeReport::all_missing(&mutations),
-            }
+        // As for the daemon: what has no session has no calls.
+        None => {
+            let mutations = choice.named();
+            let outcome = ConsumeReport::all_missing(&mutations);
+            (mutations, outcome)
         }
     };
+    // Of an empty list nothing was asked.
+    let found_nothing = outcome.touched == 0
+        && outcome.missing.len() == outcome.requested
+        && !matches!(&choice, Choice::Named(named) if named.is_empty());
     let mut line = serde_json::to_string(&outcome).expect("an outcome is plain data");
     line.push('\n');
     if io::stdout().is_terminal() {
         line = columns::json_for_terminal(&line).into_owned();
     }
     let result = stdout.write_all(line.as_bytes());
-    written(result.and_then(|()| stdout.flush()), 0)
+    let status = written(result.and_then(|()| stdout.flush()), 0)?;
+    match found_nothing {
+        true => Err(Error::new(
+            Kind::Io,
+            choice.why_nothing(&mutations, &target),
+        )),
+        false => Ok(status),
+    }
 }
 
 /// Says what a file seems to be in which no call was found, where it is not a rollout.
@@ -92,27 +102,148 @@ fn refuse_other_files(path: &Path) -> Result<()> {
     }
 }
 
-/// Consumes calls of a thread. To the daemon a rollout that is not there has no calls; a person has most likely
-/// named another CODEX_HOME.
-fn in_thread(
-    thread: &str,
+/// A rollout whose calls are meant.
+struct Rollout {
+    path: PathBuf,
+    /// The codex home and the thread, where it is a thread's and not just a file.
+    thread: Option<(PathBuf, String)>,
+}
+
+/// The rollout that is meant; `None` for a workspace without a session.
+fn resolve(
+    target: &Target<'_>,
     surroundings: &Surroundings<'_>,
-    mutations: &[Mutation],
     mode: WriteMode,
-) -> Result<ConsumeReport> {
+) -> Result<Option<Rollout>> {
+    let thread = match target {
+        Target::File(file) => {
+            return Ok(Some(Rollout {
+                path: file.clone(),
+                thread: None,
+            }));
+        }
+        Target::Thread(thread) => (*thread).to_owned(),
+        Target::Workspace(workspace) => {
+            // To the daemon a directory that is not there is one without a session; to a person it is a slip.
+            if !workspace.is_dir() {
+                return Err(Error::new(
+                    Kind::Io,
+                    format!("there is no directory '{}'", workspace.display()),
+                ));
+            }
+            if mode == WriteMode::Write {
+                crate::os::check_owner("the workspace", workspace)?;
+            }
+            match (surroundings.session)(workspace)? {
+                Some(thread) => thread,
+                None => return Ok(None),
+            }
+        }
+    };
     let home = (surroundings.codex_home)()?;
-    if find_rollout(&home, thread)?.is_none() {
-        return Err(Error::new(
+    // To the daemon a rollout that is not there has no calls; a person has most likely named another CODEX_HOME.
+    match find_rollout(&home, &thread)? {
+        Some(path) => Ok(Some(Rollout {
+            path,
+            thread: Some((home, thread)),
+        })),
+        None => Err(Error::new(
             Kind::Io,
             format!("no rollout of thread {thread} in '{}'", home.display()),
         )
-        .hint("is this the CODEX_HOME that codex used?"));
+        .hint("is this the CODEX_HOME that codex used?")),
     }
-    consume(&home, thread, mutations, mode, &CancelToken::new()?)
 }
 
-/// The list of what to do: the operands, or what stands on stdin.
-fn mutations(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Vec<Mutation>> {
+/// Which calls are meant.
+enum Choice {
+    Named(Vec<Mutation>),
+    /// Those whose output has more bytes than that, all but the last so many.
+    By {
+        larger_than: Option<u64>,
+        keep_last: usize,
+        op: Op,
+    },
+}
+
+impl Choice {
+    fn named(&self) -> Vec<Mutation> {
+        match self {
+            Choice::Named(mutations) => mutations.clone(),
+            Choice::By { .. } => Vec::new(),
+        }
+    }
+
+    /// The mutations of the calls in this rollout that are meant.
+    fn mutations(&self, rollout: &Path) -> Result<Vec<Mutation>> {
+        let Choice::By {
+            larger_than,
+            keep_last,
+            op,
+        } = self
+        else {
+            return Ok(self.named());
+        };
+        let mut calls = calls_of(rollout).map_err(|error| {
+            Error::os(
+                Kind::Io,
+                format!("cannot read '{}'", rollout.display()),
+                error,
+            )
+        })?;
+        calls.truncate(calls.len().saturating_sub(*keep_last));
+        calls.retain(|(_, bytes)| larger_than.is_none_or(|least| *bytes > least));
+        let mut seen = HashSet::new();
+        Ok(calls
+            .into_iter()
+            .filter(|(id, _)| seen.insert(id.clone()))
+            .map(|(block_id, _)| Mutation {
+                block_id,
+                op: *op,
+                reach: Reach::All,
+            })
+            .collect())
+    }
+
+    fn why_nothing(&self, mutations: &[Mutation], target: &Target<'_>) -> String {
+        let shown = match target {
+            Target::File(file) => format!("'{}'", file.display()),
+            Target::Thread(thread) => format!("thread {thread}"),
+            Target::Workspace(workspace) => format!("the workspace '{}'", workspace.display()),
+        };
+        match self {
+            Choice::Named(_) if mutations.len() == 1 => {
+                format!("nothing was consumed: {shown} has no such call with an output")
+            }
+            Choice::Named(_) => {
+                format!("nothing was consumed: {shown} has none of these calls with an output")
+            }
+            Choice::By { .. } => {
+                format!("nothing was consumed: {shown} has no call that is so large or so old")
+            }
+        }
+    }
+}
+
+/// The calls that have an output, in the order of the outputs, each with the bytes of its output.
+fn calls_of(rollout: &Path) -> io::Result<Vec<(String, u64)>> {
+    let mut lines = Lines::new(open_regular_file(rollout)?);
+    let mut calls = Calls::default();
+    let mut found = Vec::new();
+    let wanted = |kind| matches!(kind, LineKind::Call | LineKind::Output | LineKind::Turn);
+    while let Some(line) = lines.next(wanted)? {
+        let Ok(record) = record::read(&line) else {
+            continue;
+        };
+        if let Some(Fed::Output { output, .. }) = calls.feed(record, |_| ((), 0)) {
+            found.push((output.id.into_owned(), output.content.bytes()));
+        }
+    }
+    Ok(found)
+}
+
+/// What to do: with the operands, with what stands on stdin, or with calls of a kind.
+fn choice(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Choice> {
     let op = parsed
         .text("op")?
         .map(|name| {
@@ -127,11 +258,46 @@ fn mutations(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Vec<Mutation>> {
         true => Reach::Newest,
         false => Reach::All,
     };
-    if parsed.has("stdin") {
-        if op.is_some() || reach == Reach::Newest || !parsed.operands.is_empty() {
+    let number = |flag: &str| -> Result<Option<u64>> {
+        let Some(text) = parsed.text(flag)? else {
+            return Ok(None);
+        };
+        let number = text.parse().ok();
+        number
+            .map(Some)
+            .ok_or_else(|| usage(format!("'--{flag} {text}' is not a whole number")))
+    };
+    let (larger_than, keep_last) = (number("larger-than")?, number("keep-last")?);
+    if larger_than.is_some() || keep_last.is_some() {
+        if parsed.has("stdin") || !parsed.operands.is_empty() || reach == Reach::Newest {
             return Err(usage(
-                "with '--stdin' the call ids and their operations come from stdin alone",
+                "'--larger-than' and '--keep-last' choose the calls: name none, on stdin neither",
             ));
+        }
+        return Ok(Choice::By {
+            larger_than,
+            keep_last: usize::try_from(keep_last.unwrap_or(0)).unwrap_or(usize::MAX),
+            op: op.unwrap_or(Op::Light),
+        });
+    }
+    let named = |ids: &[&str]| -> Result<Choice> {
+        let mut mutations: Vec<Mutation> = Vec::new();
+        let mut seen = HashSet::new();
+        for &id in ids {
+            if !seen.insert(id) {
+                return Err(usage(format!("duplicate call id '{id}'")));
+            }
+            mutations.push(Mutation {
+                block_id: id.to_owned(),
+                op: op.unwrap_or(Op::Light),
+                reach,
+            });
+        }
+        Ok(Choice::Named(mutations))
+    };
+    if parsed.has("stdin") {
+        if !parsed.operands.is_empty() {
+            return Err(usage("with '--stdin' the call ids come from stdin alone"));
         }
         let mut json = Vec::new();
         stdin
@@ -143,28 +309,38 @@ fn mutations(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Vec<Mutation>> {
         }
         let json =
             str::from_utf8(&json).map_err(|_| usage("the list on stdin is not valid UTF-8"))?;
-        return parse(json);
+        if json.trim_start().starts_with(['[', '{']) {
+            if op.is_some() || reach == Reach::Newest {
+                return Err(usage(
+                    "the list on stdin says itself what is to be done with each call: give no '--op' and no '--newest'",
+                ));
+            }
+            return parse(json).map(Choice::Named);
+        }
+        let ids: Vec<&str> = json
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect();
+        if ids.is_empty() {
+            return Err(usage("there is no call id on stdin"));
+        }
+        return named(&ids);
     }
     if parsed.operands.is_empty() {
         return Err(usage(
-            "no call id is given; name one or more, or use '--stdin'",
+            "no call is given: name one or more, or use '--stdin', '--larger-than' or '--keep-last'",
         ));
     }
-    let mut mutations: Vec<Mutation> = Vec::new();
+    let mut ids = Vec::new();
     for operand in &parsed.operands {
-        let Some(id) = operand.to_str() else {
-            return Err(usage(format!("a call id is not valid UTF-8: {operand:?}")));
-        };
-        if mutations.iter().any(|it| it.block_id == id) {
-            return Err(usage(format!("duplicate call id '{id}'")));
-        }
-        mutations.push(Mutation {
-            block_id: id.to_owned(),
-            op: op.unwrap_or(Op::Light),
-            reach,
-        });
+        ids.push(
+            operand
+                .to_str()
+                .ok_or_else(|| usage(format!("a call id is not valid UTF-8: {operand:?}")))?,
+        );
     }
-    Ok(mutations)
+    named(&ids)
 }
 
 /// Whose calls are meant.

@@ -106,12 +106,7 @@ impl Summary {
         let row = &mut self.rows[place];
         row.answered = true;
         row.is_error = is_error;
-        row.output_bytes = match content {
-            Content::Json(raw) => size(raw),
-            Content::Text(text) => text.len() as u64,
-            Content::Image { data, .. } => data.len() as u64,
-            Content::LeftOut(length) => *length,
-        };
+        row.output_bytes = content.bytes();
         row.consumed = consumed(content);
     }
 

@@ -568,6 +568,19 @@ impl<'a> Content<'a> {
         Content::Text(String::from_utf8_lossy(raw))
     }
 
+    /// How long it is, in bytes: of a string without its quotes, as it stands.
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            Content::Json(raw) => {
+                let quotes = if raw.first() == Some(&b'"') { 2 } else { 0 };
+                raw.len().saturating_sub(quotes) as u64
+            }
+            Content::Text(text) => text.len() as u64,
+            Content::Image { data, .. } => data.len() as u64,
+            Content::LeftOut(length) => *length,
+        }
+    }
+
     /// Its text, if it is a short one and there is nothing else in it.
     pub(crate) fn only_text(&self) -> Option<String> {
         const SHORT: usize = 256;

@@ -62,9 +62,18 @@ impl Thread {
     #[track_caller]
     fn answer(&self, args: &[&str], stdin: &str) -> Value {
         let (status, stdout, stderr) = self.mutate(args, stdin);
-        assert_eq!((status, stderr.as_str()), (0, ""), "{args:?}");
-        assert!(stdout.ends_with("}\n"), "{stdout:?}");
-        serde_json::from_str(&stdout).unwrap()
+        assert!(stdout.ends_with("}\n"), "{args:?}: {stdout:?} {stderr}");
+        let answer: Value = serde_json::from_str(&stdout).unwrap();
+        let missing = answer["missing"].as_array().unwrap().len();
+        let found_nothing = missing > 0 && answer["requested"] == missing;
+        let told = stderr.starts_with("plexum-openai: nothing was consumed: ");
+        assert_eq!(
+            (status == 1, told),
+            (found_nothing, found_nothing),
+            "{args:?}: {stderr}"
+        );
+        assert!(status == 1 || stderr.is_empty(), "{args:?}: {stderr}");
+        answer
     }
 
     /// What the daemon asks for, in the thread's workspace.
@@ -527,7 +536,7 @@ fn newest_consumes_the_last_of_calls_with_one_id() {
     let thread = Thread::new(&old);
     let (status, _, stderr) = thread.mutate(&["-w", ".", "--newest", "--stdin"], "[]");
     assert_eq!(
-        (status, stderr.contains("come from stdin alone")),
+        (status, stderr.contains("give no '--op' and no '--newest'")),
         (2, true),
         "{stderr}"
     );
@@ -771,6 +780,82 @@ fn between_turns_and_not_during_one() {
 }
 
 #[test]
+fn chooses_calls_by_size_and_age_and_takes_plain_ids() {
+    let rollout = || {
+        let outputs = [("a", 10), ("b", 3000), ("c", 200), ("d", 4000)];
+        let lines = outputs
+            .map(|(id, length)| [call(id), output(id, &json!("y".repeat(length)).to_string())]);
+        Thread::new(&text(&lines.concat()))
+    };
+    for (args, stdin, expected) in [
+        (&["--larger-than", "200"][..], "", &["b", "d"][..]),
+        (&["--larger-than", "199"], "", &["b", "c", "d"]),
+        (&["--keep-last", "1"], "", &["a", "b", "c"]),
+        (&["--keep-last", "1", "--larger-than", "200"], "", &["b"]),
+        (
+            &["--keep-last", "0", "--op", "heavy"],
+            "",
+            &["a", "b", "c", "d"],
+        ),
+        (&["--stdin"], "a\r\n\n c \n", &["a", "c"]),
+        (&["--stdin", "--op", "heavy", "--newest"], "d", &["d"]),
+    ] {
+        let thread = rollout();
+        let args = [&["-w", "."], args].concat();
+        let answer = thread.answer(&args, stdin);
+        assert_eq!(answer["touched"], expected.len(), "{args:?}: {answer}");
+        for id in ["a", "b", "c", "d"] {
+            let line = thread
+                .text()
+                .lines()
+                .find(|line| {
+                    line.contains("_output") && line.contains(&format!("\"call_id\":\"{id}\""))
+                })
+                .unwrap()
+                .to_owned();
+            assert_eq!(
+                line.contains("yyy"),
+                !expected.contains(&id),
+                "{args:?} {id}: {line:.200}"
+            );
+        }
+    }
+    let thread = rollout();
+    let none = json!({"requested": 0, "touched": 0, "missing": [], "freed_bytes": 0});
+    for args in [&["--larger-than", "4000"][..], &["--keep-last", "4"]] {
+        let (status, stdout, stderr) = thread.mutate(&[&["-w", "."], args].concat(), "");
+        assert_eq!(
+            (status, serde_json::from_str::<Value>(&stdout).unwrap()),
+            (1, none.clone())
+        );
+        assert!(
+            stderr.contains("no call that is so large or so old"),
+            "{stderr}"
+        );
+    }
+    for (args, told) in [
+        (
+            &["--larger-than", "1", "a"][..],
+            "name none, on stdin neither",
+        ),
+        (
+            &["--keep-last", "1", "--stdin"],
+            "name none, on stdin neither",
+        ),
+        (
+            &["--keep-last", "one"],
+            "'--keep-last one' is not a whole number",
+        ),
+        (&["--stdin"], "there is no call id on stdin"),
+        (&["--stdin", "a"], "come from stdin alone"),
+    ] {
+        let (status, _, stderr) = thread.mutate(&[&["-w", "."], args].concat(), " \n");
+        assert_eq!(status, 2, "{args:?}");
+        assert!(stderr.contains(told), "{args:?}: {stderr}");
+    }
+}
+
+#[test]
 fn a_leftover_of_a_crash_is_removed() {
     let old = text(&[call("a"), output("a", LONG)]);
     let thread = Thread::new(&old);
@@ -850,7 +935,7 @@ fn a_wrong_command_line_is_told_and_writes_nothing() {
             &["-w", "."],
             "",
             2,
-            "no call id is given; name one or more, or use '--stdin'",
+            "no call is given: name one or more, or use '--stdin', '--larger-than' or '--keep-last'",
         ),
         (
             &["-w", ".", "-t", THREAD, "a"],
@@ -875,7 +960,7 @@ fn a_wrong_command_line_is_told_and_writes_nothing() {
             &["-w", ".", "--stdin", "a"],
             "",
             2,
-            "with '--stdin' the call ids and their operations come from stdin alone",
+            "with '--stdin' the call ids come from stdin alone",
         ),
         (
             by_workspace,
