@@ -280,7 +280,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         brief: "print the tool calls of rollout files as canonical events",
         more: &[
             "For every call that has an output, in the order of the outputs: its `tool_use` and then its `tool_result`, one JSON object a line. Without FILE, or with `-`, the rollout is read from stdin. Memory does not grow with the file.",
-            "Lines that are not JSON are skipped and counted on stderr, with the number of the first. A file that has nothing of a rollout in it, an empty one too, is an error that says what it seems to be. A rollout that codex has packed as `.jsonl.zst` is found by `--workspace` and `--thread` and read by way of `zstd`, up to 4 GiB.",
+            "Lines that are not JSON are skipped and counted on stderr, with the number of the first. A file that has nothing of a rollout in it, an empty one too, is an error that says what it seems to be. A rollout that codex has packed as `.jsonl.zst` is read by way of `zstd`, up to 4 GiB. With several FILEs each event has `file`.",
         ],
         flags: &[
             Flag {
@@ -292,6 +292,20 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 ..THREAD
             },
             flag("all", None, "give calls without an output too"),
+            Flag {
+                more: "By the name in the events; with `--summary` too.",
+                ..valued(
+                    "tool",
+                    None,
+                    "NAME",
+                    Completes::Nothing,
+                    "the calls of this tool alone",
+                )
+            },
+            Flag {
+                more: "With `--summary` too.",
+                ..flag("errors", None, "the calls that failed alone")
+            },
             Flag {
                 more: "The biggest first: call id, tool, bytes of arguments and output, share of the total, whether it is consumed already.",
                 ..flag("summary", None, "print a table for people instead")

@@ -13,7 +13,7 @@ use crate::os::Blocking;
 use crate::os::open_regular_file;
 use crate::rollout::calls::{Calls, Fed, write_result, write_use};
 use crate::rollout::packed::Unpacked;
-use crate::rollout::record::Record;
+use crate::rollout::record::{Call, Content, Record};
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
@@ -43,6 +43,10 @@ pub(crate) fn run(
     };
     // What is longer goes out as it stands, without being copied.
     let mut out = BufWriter::with_capacity(16 * 1024, stdout);
+    let filter = Filter {
+        tool: parsed.text("tool")?,
+        errors: parsed.has("errors"),
+    };
     let mut summary = Summary::default();
     let mut status = 0;
     for file in &files {
@@ -72,11 +76,12 @@ pub(crate) fn run(
             let mut rows = Rows {
                 summary: &mut summary,
                 calls: Calls::default(),
+                filter: &filter,
                 given_up: 0,
             };
             let result = relay::run(input, size, &mut rows);
             given_up(rows.given_up, &name, stderr);
-            if !parsed.has("all") {
+            if !parsed.has("all") || filter.errors {
                 summary.forget_unanswered();
             }
             result
@@ -85,13 +90,16 @@ pub(crate) fn run(
                 out: &mut out,
                 calls: Calls::default(),
                 all: parsed.has("all"),
+                filter: &filter,
+                file: (files.len() > 1).then(|| file_member(&file.path())),
                 given_up: 0,
             };
             let result = relay::run(input, size, &mut events).and_then(|end| {
                 if parsed.has("all") {
-                    let mut unanswered = events.calls.unanswered().into_iter();
+                    let unanswered = events.calls.unanswered().into_iter();
                     unanswered
-                        .try_for_each(|(_, event)| events.out.write_all(&event))
+                        .filter(|_| !filter.errors)
+                        .try_for_each(|(_, kept)| events.write(&kept))
                         .map_err(RelayError::Sink)?;
                 }
                 Ok(end)
@@ -149,6 +157,18 @@ impl RolloutSource {
         }
     }
 
+    fn path(&self) -> PathBuf {
+        match self {
+            RolloutSource::Stdin => PathBuf::from("-"),
+            RolloutSource::Named(file) => PathBuf::from(file),
+            RolloutSource::Found(path) => path.clone(),
+        }
+    }
+
+    fn is_packed(&self) -> bool {
+        self.path().extension().is_some_and(|end| end == "zst")
+    }
+
     fn open(&self) -> Result<(Box<dyn Read + Send>, Size)> {
         let opened = match self {
             RolloutSource::Stdin => io::stdin().as_fd().try_clone_to_owned().map(File::from),
@@ -158,8 +178,8 @@ impl RolloutSource {
         let file = opened
             .map_err(|error| Error::os(Kind::Io, format!("cannot open {}", self.name()), error))?;
         match self {
-            RolloutSource::Found(path) if path.extension().is_some_and(|end| end == "zst") => {
-                let unpacked = Unpacked::new(file, path)?;
+            RolloutSource::Found(_) | RolloutSource::Named(_) if self.is_packed() => {
+                let unpacked = Unpacked::new(file, &self.path())?;
                 Ok((Box::new(unpacked), Size::SmallOrUnknown))
             }
             _ => {
@@ -235,46 +255,103 @@ fn skipped(end: &relay::End, name: &str, stderr: &mut dyn Write) {
     }
 }
 
+/// Which calls are wanted.
+struct Filter<'a> {
+    tool: Option<&'a str>,
+    errors: bool,
+}
+
+impl Filter<'_> {
+    fn has_tool(&self, call: &Call<'_>) -> bool {
+        self.tool.is_none_or(|tool| call.name == tool)
+    }
+
+    fn has_result(&self, is_error: bool) -> bool {
+        is_error || !self.errors
+    }
+}
+
+/// The member that says which file an event is of, as it goes behind the others.
+fn file_member(path: &Path) -> Vec<u8> {
+    let file = serde_json::Value::from(path.to_string_lossy()).to_string();
+    format!(",\"file\":{file}}}\n").into_bytes()
+}
+
 /// Writes the events of one rollout.
 struct Events<'a, W> {
     out: &'a mut W,
-    /// With the event of each open call.
+    /// With the event of each open call that is wanted.
     calls: Calls<Vec<u8>>,
     /// Are calls without an output told, too?
     all: bool,
+    filter: &'a Filter<'a>,
+    /// What each event ends with where there are several files.
+    file: Option<Vec<u8>>,
     /// How many calls without an output were too many to be kept.
     given_up: u64,
+}
+
+impl<W: Write> Events<'_, W> {
+    /// Writes an event, a line with its end; nothing for a call that is not wanted.
+    fn write(&mut self, event: &[u8]) -> io::Result<()> {
+        match &self.file {
+            Some(member) if !event.is_empty() => {
+                self.out.write_all(&event[..event.len() - 2])?;
+                self.out.write_all(member)
+            }
+            _ => self.out.write_all(event),
+        }
+    }
+
+    fn write_result(&mut self, id: &str, content: &Content<'_>, is_error: bool) -> io::Result<()> {
+        if self.file.is_none() {
+            write_result(self.out, id, content, is_error)?;
+            return self.out.write_all(b"\n");
+        }
+        let mut event = Vec::new();
+        write_result(&mut event, id, content, is_error)?;
+        event.push(b'\n');
+        self.write(&event)
+    }
 }
 
 /// A record, and the event if it is a call.
 struct RecordAndEvent<'a>(Record<'a>, Vec<u8>);
 
+fn use_event(call: &Call<'_>, parent: Option<&str>) -> Vec<u8> {
+    let mut event = Vec::with_capacity(call.input.len() + 200);
+    // A `Vec` takes everything.
+    let _ = write_use(&mut event, call, parent, None);
+    event.push(b'\n');
+    event
+}
+
 impl<W: Write> RecordSink for Events<'_, W> {
     type Part<'a> = RecordAndEvent<'a>;
 
     fn prepare(record: Record<'_>) -> RecordAndEvent<'_> {
-        let mut event = Vec::new();
-        if let Record::Call(call) = &record {
-            event.reserve(call.input.len() + 200);
-            // A `Vec` takes everything.
-            let _ = write_use(&mut event, call, None, None);
-            event.push(b'\n');
-        }
+        let event = match &record {
+            Record::Call(call) => use_event(call, None),
+            _ => Vec::new(),
+        };
         RecordAndEvent(record, event)
     }
 
     fn take(&mut self, RecordAndEvent(record, event): RecordAndEvent<'_>) -> io::Result<()> {
-        let out = &mut *self.out;
-        let fed = self.calls.feed(record, |_| {
-            let size = event.len();
-            (event, size)
+        let filter = self.filter;
+        let fed = self.calls.feed(record, |call| match filter.has_tool(call) {
+            true => {
+                let size = event.len();
+                (event, size)
+            }
+            false => (Vec::new(), 0),
         });
         match fed {
             Some(Fed::Call { given_up, .. }) => {
                 for (_, event) in given_up {
                     self.given_up += 1;
-                    if self.all {
-                        out.write_all(&event)?;
+                    if self.all && !filter.errors {
+                        self.write(&event)?;
                     }
                 }
             }
@@ -282,18 +359,17 @@ impl<W: Write> RecordSink for Events<'_, W> {
                 output,
                 kept,
                 is_error,
-            }) => {
-                out.write_all(&kept)?;
-                write_result(out, &output.id, &output.content, is_error)?;
-                out.write_all(b"\n")?;
+            }) if !kept.is_empty() && filter.has_result(is_error) => {
+                self.write(&kept)?;
+                self.write_result(&output.id, &output.content, is_error)?;
             }
-            Some(Fed::Whole { call, parent }) => {
-                write_use(out, &call.call, parent.as_deref(), None)?;
-                out.write_all(b"\n")?;
-                write_result(out, &call.call.id, &call.content, call.failed)?;
-                out.write_all(b"\n")?;
+            Some(Fed::Whole { call, parent })
+                if filter.has_tool(&call.call) && filter.has_result(call.failed) =>
+            {
+                self.write(&use_event(&call.call, parent.as_deref()))?;
+                self.write_result(&call.call.id, &call.content, call.failed)?;
             }
-            Some(Fed::Other(_)) | None => {}
+            _ => {}
         }
         Ok(())
     }
@@ -306,8 +382,9 @@ impl<W: Write> RecordSink for Events<'_, W> {
 /// Adds the calls of one rollout to the summary.
 struct Rows<'a> {
     summary: &'a mut Summary,
-    /// With the place of each open call in the summary.
-    calls: Calls<usize>,
+    /// With the place of each open call in the summary, where it is wanted.
+    calls: Calls<Option<usize>>,
+    filter: &'a Filter<'a>,
     given_up: u64,
 }
 
@@ -319,18 +396,22 @@ impl RecordSink for Rows<'_> {
     }
 
     fn take(&mut self, record: Record<'_>) -> io::Result<()> {
-        match self
-            .calls
-            .feed(record, |call| (self.summary.begin(call), 0))
-        {
+        let (filter, summary) = (self.filter, &mut *self.summary);
+        let fed = self.calls.feed(record, |call| {
+            let place = filter.has_tool(call).then(|| summary.begin(call));
+            (place, 0)
+        });
+        match fed {
             Some(Fed::Call { given_up, .. }) => self.given_up += given_up.len() as u64,
             Some(Fed::Output {
                 output,
-                kept,
+                kept: Some(place),
                 is_error,
-            }) => self.summary.answer(kept, &output.content, is_error),
+            }) if self.filter.has_result(is_error) => {
+                self.summary.answer(place, &output.content, is_error);
+            }
             // What scripts called is in the output of the call that they were made in, and would count twice.
-            Some(Fed::Whole { .. } | Fed::Other(_)) | None => {}
+            _ => {}
         }
         Ok(())
     }

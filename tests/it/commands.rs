@@ -10,8 +10,13 @@ use std::io::{Read, Write};
 #[test]
 fn a_reader_that_has_gone_is_no_error() {
     let lab = Lab::fake(Value::Null);
-    let meta = "{\"timestamp\":\"t\",\"type\":\"session_meta\",\"payload\":{}}\n";
-    fs::write(lab.path("rollout.jsonl"), meta).unwrap();
+    let lines = [
+        ("session_meta", serde_json::json!({})),
+        ("response_item", serde_json::json!({"type": "function_call", "name": "f", "arguments": "{}", "call_id": "x"})),
+        ("response_item", serde_json::json!({"type": "function_call_output", "call_id": "x", "output": "y"})),
+    ]
+    .map(|(kind, payload)| serde_json::json!({"timestamp": "t", "type": kind, "payload": payload}).to_string() + "\n");
+    fs::write(lab.path("rollout.jsonl"), lines.concat()).unwrap();
     for (args, status) in [
         (&["--help"][..], 0),
         (&["--version"], 0),
@@ -21,7 +26,7 @@ fn a_reader_that_has_gone_is_no_error() {
         // What it found stays its exit status.
         (&["doctor"], 1),
         (&["parse-rollout", "--summary", "../rollout.jsonl"], 0),
-        (&["mutate", "--rollout", "../rollout.jsonl", "x"], 0),
+        (&["mutate", "--rollout", "../rollout.jsonl", "-n", "x"], 0),
     ] {
         lab.config(serde_json::json!({"binary": "/nowhere"}));
         let cli = Cli::new(&lab, args.iter().copied());

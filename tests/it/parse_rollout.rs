@@ -326,17 +326,76 @@ fn several_files_are_read_one_after_another() {
         .arg(lab.root())
         .arg(&second)
         .run();
-    let ids: Vec<Value> = events(&output)
-        .iter_mut()
-        .map(|event| event["id"].take())
-        .collect();
-    assert_eq!(ids, ["a", "a", "b", "b"]);
+    let of = |file: &std::path::Path, event: Value| {
+        let mut event = event;
+        event["file"] = file.to_str().unwrap().into();
+        event
+    };
+    let expected = [
+        of(&first, told_use("a", "exec_command", json!({}))),
+        of(&first, told_result("a", "1", false)),
+        of(&second, told_use("b", "exec_command", json!({}))),
+        of(&second, told_result("b", "2", false)),
+    ];
+    assert_eq!(events(&output), expected);
     assert_eq!(output.status, 1);
     assert_eq!(
         output.told(&output.stderr),
         "plexum-openai: cannot open '<lab>/missing': No such file or directory\n\
          plexum-openai: cannot read '<lab>': Is a directory\n"
     );
+}
+
+#[test]
+fn gives_the_calls_of_one_tool_or_those_that_failed_alone() {
+    let send = |id: &str| {
+        let payload =
+            json!({"type": "function_call", "name": "send", "arguments": "{}", "call_id": id});
+        ("response_item", payload)
+    };
+    let failed = "Exit code: 1\nOutput:\n";
+    let text = rollout(&[
+        call("a", "{}"),
+        send("b"),
+        output("b", "sent"),
+        output("a", failed),
+        call("c", "{}"),
+        output("c", "well"),
+        send("d"),
+    ]);
+    let a = [
+        told_use("a", "exec_command", json!({})),
+        told_result("a", failed, true),
+    ];
+    let b = [
+        told_use("b", "send", json!({})),
+        told_result("b", "sent", false),
+    ];
+    check(&["--errors"], &text, &a, "");
+    check(&["--tool", "send"], &text, &b, "");
+    check(&["--tool", "send", "--errors"], &text, &[], "");
+    check(&["--tool", "none", "--all"], &text, &[], "");
+    let with_open = [&b[..], &[told_use("d", "send", json!({}))]].concat();
+    check(&["--tool", "send", "--all"], &text, &with_open, "");
+
+    let lab = Lab::fake(Value::Null);
+    fs::write(lab.path("rollout"), &text).unwrap();
+    for (flags, ids) in [
+        (&["--tool", "exec_command"][..], &["a", "c"][..]),
+        (&["--errors"], &["a"]),
+        (&["--errors", "--all"], &["a"]),
+        (&["--tool", "send", "--all"], &["b", "d"]),
+    ] {
+        let told = Cli::new(&lab, ["parse-rollout", "--summary", "--json"])
+            .args(flags)
+            .arg(lab.path("rollout"))
+            .run();
+        let summary: Value = serde_json::from_str(&told.stdout).unwrap();
+        let calls = summary["calls"].as_array().unwrap().iter();
+        let mut found: Vec<&str> = calls.map(|call| call["id"].as_str().unwrap()).collect();
+        found.sort_unstable();
+        assert_eq!(found, ids, "{flags:?}");
+    }
 }
 
 #[test]
@@ -899,8 +958,12 @@ fn reads_a_packed_rollout_that_it_finds() {
             .status();
         assert!(packed.unwrap().success() && path.exists());
     });
-    for flags in [["--workspace", "."], ["--thread", PACKED]] {
-        let told = Cli::new(&lab, ["parse-rollout"]).args(&flags).run();
+    let path = lab.codex_home().join(format!(
+        "sessions/2025/08/31/rollout-2025-08-31T10-00-00-{PACKED}.jsonl.zst"
+    ));
+    let by_path = [path.to_str().unwrap()];
+    for flags in [&["--workspace", "."][..], &["--thread", PACKED], &by_path] {
+        let told = Cli::new(&lab, ["parse-rollout"]).args(flags).run();
         let expected = [
             told_use("a", "exec_command", json!({})),
             told_result("a", "b", false),
