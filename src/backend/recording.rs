@@ -7,7 +7,7 @@ use super::emitter::Emitter;
 use super::follow::{Recorded, RolloutFollower};
 use super::{Account, Tokens, TurnSpec};
 use crate::canonical::{PlanItem, Status, TurnUsage, Usage};
-use crate::codex::home;
+use crate::codex::{find, home};
 use crate::error::{Error, Kind, Result};
 use crate::mcp::Bridge;
 use crate::os::{self, CancelToken, open_regular_file};
@@ -15,7 +15,8 @@ use crate::rollout::lines::Lines;
 use crate::rollout::record::{self, TurnEnd};
 use std::collections::HashSet;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How often a rollout is looked at that grows.
@@ -49,6 +50,8 @@ pub(super) struct Recording<'a> {
     /// The thread that codex said it works on.
     thread: Option<String>,
     follower: Option<RolloutFollower>,
+    /// The rollout of a thread that this turn has begun.
+    new_rollout: Option<PathBuf>,
     /// Why the rollout of a thread that goes on could not be read.
     unreadable: Option<Error>,
     /// When codex was asked, in milliseconds since 1970.
@@ -87,6 +90,7 @@ impl<'a> Recording<'a> {
             cancel: cancel.clone(),
             thread: None,
             follower,
+            new_rollout: None,
             unreadable,
             begun: now(),
             next_search: Instant::now(),
@@ -157,6 +161,23 @@ impl<'a> Recording<'a> {
         self.find_record();
     }
 
+    /// Says once in a process that codex's version was not tried. The first record of a thread tells it at no cost.
+    fn warn_of_version(&self, emitter: &mut Emitter<'_>) {
+        static TOLD: AtomicBool = AtomicBool::new(false);
+        if TOLD.load(Ordering::Relaxed) {
+            return;
+        }
+        let version = self.new_rollout.as_deref().and_then(|path| {
+            let version = record::origin(&first_line(path)?)?.version?;
+            find::untried(find::parse_version(&version)?)
+        });
+        if let Some(why) = version
+            && !TOLD.swap(true, Ordering::Relaxed)
+        {
+            emitter.warn(&why);
+        }
+    }
+
     /// What the turn took. `totals` is what codex has told of the thread at its end.
     pub(super) fn account(mut self, totals: Option<Usage>, emitter: &mut Emitter<'_>) -> Account {
         let telemetry = self.follower.as_ref().map(|it| it.telemetry().clone());
@@ -177,6 +198,7 @@ impl<'a> Recording<'a> {
                 "the turn's tokens and tool calls cannot be told: {error}"
             ));
         }
+        self.warn_of_version(emitter);
         Account {
             tokens,
             telemetry: telemetry.unwrap_or_default(),
@@ -198,6 +220,9 @@ impl<'a> Recording<'a> {
                 None => RolloutFollower::new_thread(&path, &self.cancel),
                 Some(_) => RolloutFollower::late(&path, self.begun, &self.cancel),
             };
+            if self.spec.thread.is_none() {
+                self.new_rollout = Some(path);
+            }
             let names = self.spec.tools.map(Bridge::names);
             self.follower = follower.ok().map(|follower| follower.with_names(names));
             // Late, but there: texts are worth a wait again.

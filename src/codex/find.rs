@@ -12,7 +12,40 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The least codex that is supported.
-pub(crate) const OLDEST: (u32, u32, u32) = (0, 135, 0);
+pub(crate) const OLDEST: Version = (0, 135, 0);
+/// The newest codex that this program was tried with.
+pub(crate) const NEWEST_TRIED: Version = (0, 169, 0);
+
+/// A version of codex: major, minor, patch.
+pub(crate) type Version = (u32, u32, u32);
+
+/// Reads a version: `0.169.0`, `0.170.0-alpha.4`.
+pub(crate) fn parse_version(text: &str) -> Option<Version> {
+    let mut numbers = text.split('.').map(|number| {
+        let end = number.find(|c: char| !c.is_ascii_digit());
+        number[..end.unwrap_or(number.len())].parse().ok()
+    });
+    Some((numbers.next()??, numbers.next()??, numbers.next()??))
+}
+
+/// What is to be said of a codex that is older than supported, or newer than any that was tried.
+pub(crate) fn untried(version: Version) -> Option<String> {
+    let shown = |(major, minor, patch): Version| format!("{major}.{minor}.{patch}");
+    if version < OLDEST {
+        return Some(format!(
+            "codex is version {}, and {} is the least that is supported",
+            shown(version),
+            shown(OLDEST)
+        ));
+    }
+    (version > NEWEST_TRIED).then(|| {
+        format!(
+            "codex is version {}, newer than {}, the newest that this program was tried with",
+            shown(version),
+            shown(NEWEST_TRIED)
+        )
+    })
+}
 
 /// codex without arguments, in the environment that a turn gives it: for what is asked of it besides.
 pub(crate) fn in_environment(program: &Path, config: &Config, places: &Paths) -> Command {
@@ -200,6 +233,39 @@ fn runs_here(head: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tells_versions_that_were_not_tried() {
+        for (text, told) in [
+            (
+                "0.134.9",
+                Some("codex is version 0.134.9, and 0.135.0 is the least that is supported"),
+            ),
+            ("0.135.0", None),
+            ("0.169.0", None),
+            (
+                "0.169.1-alpha.2",
+                Some(
+                    "codex is version 0.169.1, newer than 0.169.0, the newest that this program was tried with",
+                ),
+            ),
+            (
+                "1.0.0",
+                Some(
+                    "codex is version 1.0.0, newer than 0.169.0, the newest that this program was tried with",
+                ),
+            ),
+        ] {
+            assert_eq!(
+                parse_version(text).and_then(untried).as_deref(),
+                told,
+                "{text}"
+            );
+        }
+        for text in ["", "0.1", "x.y.z", "new"] {
+            assert_eq!(parse_version(text), None, "{text}");
+        }
+    }
     use std::os::unix::fs::PermissionsExt;
 
     #[test]

@@ -137,6 +137,8 @@ pub(crate) struct Origin {
     pub(crate) parent: Option<String>,
     /// The thread that the whole tree of agents began with; from 0.148 on, and of a thread of its own itself.
     pub(crate) session: Option<String>,
+    /// The version of the codex that began it.
+    pub(crate) version: Option<String>,
 }
 
 /// Reads the first line of a rollout; `None` where it is not codex's `session_meta`.
@@ -147,7 +149,7 @@ pub(crate) fn origin(line: &[u8]) -> Option<Origin> {
     }
     let meta = Members::of(
         record.raw("payload"),
-        &["session_id", "parent_thread_id", "source"],
+        &["session_id", "parent_thread_id", "source", "cli_version"],
     );
     let source = Members::of(meta.raw("source"), &["subagent"]);
     let subagent = Members::of(source.raw("subagent"), &["thread_spawn"]);
@@ -161,6 +163,7 @@ pub(crate) fn origin(line: &[u8]) -> Option<Origin> {
             .filter(|_| source.raw("subagent").is_some())
             .map(Cow::into_owned),
         session: meta.text("session_id").map(Cow::into_owned),
+        version: meta.text("cli_version").map(Cow::into_owned),
     })
 }
 

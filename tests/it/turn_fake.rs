@@ -1103,3 +1103,28 @@ fn deep_json_of_codex_reaches_the_daemon() {
     assert_eq!((levels, value), (100, &json!(deep(9_900))));
     assert_eq!(turn.of("tool_result").count(), 1);
 }
+
+/// A codex that is older than supported, or newer than any that was tried, is told once in a process.
+#[test]
+fn tells_once_that_codexs_version_was_not_tried() {
+    for (version, told) in [
+        ("0.134.2", 1),
+        ("0.135.0", 0),
+        ("0.169.0", 0),
+        ("0.170.0-alpha.1", 1),
+    ] {
+        let lab = Lab::fake(Value::Null);
+        lab.config(json!({"binary": lab.codex(), "env": {"FAKE_CODEX_VERSION": version}}));
+        let mut daemon = Daemon::start(&lab);
+        for _ in 0..2 {
+            let mut params = Daemon::prompt(&lab, "hi");
+            params["thread"] = "new".into();
+            assert_eq!(daemon.turn(params).stop_reason(), "end_turn");
+        }
+        let logs = daemon.logs().iter().map(Value::to_string);
+        let logs: Vec<_> = logs
+            .filter(|log| log.contains("codex is version"))
+            .collect();
+        assert_eq!(logs.len(), told, "{version}: {logs:?}");
+    }
+}

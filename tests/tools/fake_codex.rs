@@ -681,9 +681,11 @@ impl Codex {
                 let (date, time) = (&now[..10], now[11..19].replace(':', "-"));
                 let directory = self.home()?.join("sessions").join(date.replace('-', "/"));
                 fs::create_dir_all(&directory)?;
+                let version = std::env::var("FAKE_CODEX_VERSION");
+                let version = version.as_deref().unwrap_or("0.169.0");
                 let meta = json!({"timestamp": now, "type": "session_meta", "payload": {
                     "id": self.thread, "timestamp": now, "cwd": std::env::current_dir()?.to_string_lossy(),
-                    "originator": "codex_exec", "cli_version": "0.169.0", "source": "exec"}});
+                    "originator": "codex_exec", "cli_version": version, "source": "exec"}});
                 (
                     directory.join(format!("rollout-{date}T{time}-{}.jsonl", self.thread)),
                     format!("{}\n", as_codex(&meta)),

@@ -7,7 +7,7 @@ use super::Report;
 use super::ownership::{self, ConfigModes, open_up};
 use crate::backend::exec::command::{self, TurnArgs};
 use crate::codex::ask::{CommandOutput, ask};
-use crate::codex::find::{self, OLDEST};
+use crate::codex::find::{self, NEWEST_TRIED, OLDEST, Version, parse_version};
 use crate::codex::home;
 use crate::codex::writer_lock;
 use crate::config::{Config, LostThread, McpRegistration, Paths};
@@ -184,6 +184,14 @@ impl Doctor<'_> {
                 format!(
                     "{shown} is version {major}.{minor}.{patch}, and {a}.{b}.{c} is the least that is supported; {}",
                     update(&program)
+                ),
+            );
+        } else if version > NEWEST_TRIED {
+            let (a, b, c) = NEWEST_TRIED;
+            self.report.warn(
+                "codex",
+                format!(
+                    "{shown} is version {major}.{minor}.{patch}, newer than {a}.{b}.{c}, the newest that this program was tried with; look for a newer plexum-openai where turns go wrong"
                 ),
             );
         } else {
@@ -1276,16 +1284,12 @@ fn interpreter(script: &Path) -> Option<String> {
 }
 
 /// The version in `codex-cli 0.169.0`.
-fn version(said: &str) -> Option<(u32, u32, u32)> {
+fn version(said: &str) -> Option<Version> {
     let word = said
         .lines()
         .filter(|line| line.starts_with("codex"))
         .find_map(|line| line.split_whitespace().nth(1))?;
-    let mut numbers = word.split('.').map(|number| {
-        let end = number.find(|c: char| !c.is_ascii_digit());
-        number[..end.unwrap_or(number.len())].parse().ok()
-    });
-    Some((numbers.next()??, numbers.next()??, numbers.next()??))
+    parse_version(word)
 }
 
 fn first_line(text: &str) -> Option<&str> {
