@@ -247,7 +247,7 @@ install-plugin: $(BUILD)
 ## uninstall-plugin: removes the plugin from PROFILE, but not its config.json
 uninstall-plugin:
 	@$(PATHS)
-	rm -f "$$plugin_directory/plexum-openai-provider-plugin" "$$plugin_directory/manifest.json"
+	rm -f "$$plugin_directory"/{plexum-openai-provider-plugin,manifest.json,workspaces}
 	if [ -e "$$plugin_directory/config.json" ]; then
 	    echo "Removed the plugin; its config.json is still in $$(shell_word "$$plugin_directory")."
 	else

@@ -135,6 +135,7 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
             cli::mutate::run(&parsed, &surroundings, &mut stdin, &mut stdout)
         }
         "mcp-host" => cli::mcp_host::run(&parsed).map(|()| 0),
+        "threads" => cli::threads::run(&parsed, &mut stdout),
         "doctor" => cli::doctor::run(&parsed, &mut stdout),
         "manifest" => {
             // As for the daemon, a broken config file is no reason to have no manifest.

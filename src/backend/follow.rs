@@ -559,6 +559,20 @@ impl Taker<'_> {
     }
 }
 
+/// What the thread of this rollout has used, where it is known, and what it holds.
+///
+/// # Errors
+/// The operating system's.
+pub(crate) fn thread_use(
+    rollout: &Path,
+    cancel: &CancelToken,
+) -> io::Result<(Option<Usage>, Option<ContextUse>)> {
+    let mut file = open_regular_file(rollout)?;
+    let (_, count, context) = at_end(&mut file, cancel)?;
+    let used = count.used();
+    Ok(((used != Usage::default()).then_some(used), context))
+}
+
 /// The length of a rollout in bytes, what its thread has used so far, and what it holds.
 ///
 /// codex's last total says it, and stands near the end, unless something was lost from it: then it has a mark, or

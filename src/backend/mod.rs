@@ -9,6 +9,8 @@ mod follow;
 mod recording;
 mod usage;
 
+pub(crate) use follow::thread_use;
+
 use crate::canonical::{Telemetry, TurnUsage, Usage};
 use crate::codex::failure::Refusal;
 use crate::config::{Config, Paths};

@@ -23,6 +23,10 @@ pub(crate) const FILES: &[Topic] = &[
         "The config file, in the profile that `PLEXUM_PROFILE_ROOT` names, else in `~/.plexum`. A missing file is an empty one.",
     ),
     (
+        "~/.plexum/plugins/plexum-openai-provider/workspaces",
+        "The workspaces that turns ran in, for `threads`; it may be removed.",
+    ),
+    (
         "WORKSPACE/.plexum-codex-session",
         "The id of codex's thread and nothing else. Remove it and the next turn starts a new thread. In a copy of the workspace the next turn sets it aside and starts a thread of its own; a workspace that is moved keeps its thread. In a git repository it is listed in `info/exclude`.",
     ),

@@ -401,6 +401,24 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         )],
     },
     Subcommand {
+        name: "threads",
+        operands: "[DIR...]",
+        most_operands: usize::MAX,
+        operand_completes: Completes::Directory,
+        brief: "list the conversations of many agents",
+        more: &[
+            "A line for each workspace that has a conversation, the one with the newest turn first: when that was, the tokens that the thread has used, how full its context is, the size of its rollout, the process that has a turn in it or the thread open, the thread and the workspace. With DIR, the workspaces in it and at most four directories below it; without, those that turns ran in, which the plugin keeps a list of beside its config file.",
+        ],
+        flags: &[Flag {
+            more: "A list of objects with `workspace`, `thread`, `last_turn` (seconds since 1970), `tokens`, `context`, `rollout`, `rollout_bytes` and `held_by`; what is not known is null.",
+            ..flag("json", None, "print the list as JSON")
+        }],
+        examples: &[(
+            "plexum-openai threads",
+            "who was at work last, and how much is in their context",
+        )],
+    },
+    Subcommand {
         name: "mcp-host",
         operands: "",
         most_operands: 0,

@@ -16,6 +16,7 @@ mod relay;
 mod seems;
 mod summary;
 mod target;
+pub(crate) mod threads;
 pub(crate) mod turn;
 
 pub(crate) use columns::{is_harmful, sanitize};

@@ -108,6 +108,11 @@ fn account(uid: u32) -> Option<String> {
     })
 }
 
+/// The user that this process acts for.
+pub(crate) fn user_id() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 /// The name of a user and its number, for a message: `alice (1000)`.
 pub(crate) fn user_name(uid: u32) -> String {
     match account(uid) {

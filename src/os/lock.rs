@@ -107,7 +107,7 @@ pub(crate) fn keep_locked(path: &Path) -> Option<File> {
 
 /// The process that holds `flock`'s or `fcntl`'s lock on this file, other than ourselves: its id and its name, as
 /// far as `/proc` tells.
-fn lock_holder(path: &Path) -> Option<(u32, String)> {
+pub(crate) fn lock_holder(path: &Path) -> Option<(u32, String)> {
     use std::os::unix::fs::MetadataExt;
     let inode = std::fs::symlink_metadata(path).ok()?.ino();
     let locks = std::fs::read_to_string("/proc/locks").ok()?;

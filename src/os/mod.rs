@@ -13,9 +13,11 @@ mod streams;
 mod waker;
 
 pub(crate) use cancel::{CancelToken, Cancellable, wait_for};
-pub(crate) use files::{check_owner, open_regular_file, user_name};
+pub(crate) use files::{check_owner, open_regular_file, user_id, user_name};
 pub(crate) use limits::{limit_open_files, open_files_before, raise_open_files};
-pub(crate) use lock::{FileLock, TryLock, keep_locked, shown_holder, try_lock, try_lock_directory};
+pub(crate) use lock::{
+    FileLock, TryLock, keep_locked, lock_holder, shown_holder, try_lock, try_lock_directory,
+};
 pub(crate) use process::{
     descendants, has_proc, is_alive, is_at_or_below, is_hidden, kill_below, kill_everything_below,
     protect_from_other_processes, signal_group, signal_name, start_of,

@@ -12,6 +12,7 @@ pub(crate) mod images;
 pub(crate) mod prompt;
 pub(crate) mod queue;
 mod run;
+pub(crate) mod served;
 pub(crate) mod session;
 pub(crate) mod thread;
 mod tools;

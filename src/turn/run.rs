@@ -3,7 +3,7 @@
 use super::images::Images;
 use super::queue::{self, Locked, Ticket};
 use super::session::{self, Stored};
-use super::{Context, ThreadChoice, Tools, TurnRequest, exclude, prompt, thread};
+use super::{Context, ThreadChoice, Tools, TurnRequest, exclude, prompt, served, thread};
 use crate::backend::emitter::{Emitter, EventSink};
 use crate::backend::{self, Account, Backend, Outcome, TurnSpec, TurnStatus};
 use crate::canonical::{Status, StopReason, ThreadState, TurnResult};
@@ -131,6 +131,12 @@ impl Turn<'_> {
         let lock = self.lock(workspace, emitter)?;
         let stored = self.stored_thread(workspace, emitter)?;
         self.exclude_own_files(workspace, emitter);
+        if let Err(error) = served::add(&self.context.places.plugin_directory(), workspace) {
+            emitter.debug(&format!(
+                "the workspace is not noted for 'plexum-openai threads': {}",
+                reason(&error)
+            ));
+        }
         for warning in &self.request.warnings {
             emitter.warn(warning);
         }

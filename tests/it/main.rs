@@ -38,6 +38,7 @@ mod soak;
 mod support;
 mod terminal;
 mod thread;
+mod threads;
 mod turn_fake;
 mod turn_flags;
 mod turn_real;

@@ -1,0 +1,111 @@
+//! The workspaces that turns ran in: a list beside the config file, for an overview of many agents.
+//!
+//! A line is a path as a JSON string; the newest are last, and none is there twice but where two processes add it
+//! at once. The list is a help and nothing depends on it: what cannot be written is not.
+
+use crate::os::open_regular_file;
+use std::collections::HashSet;
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// The list's name in the plugin's directory of the profile.
+const FILE: &str = "workspaces";
+/// How long the list may become, in bytes: some ten thousand workspaces.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Adds a workspace, unless it is there.
+///
+/// # Errors
+/// The operating system's. A directory that is not there, or is another user's, is none: then there is no list.
+pub(super) fn add(plugin_directory: &Path, workspace: &Path) -> io::Result<()> {
+    // What this process has added: most turns are in a workspace that is known.
+    static KNOWN: Mutex<Option<HashSet<PathBuf>>> = Mutex::new(None);
+    {
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = known.get_or_insert_default();
+        if !known.insert(workspace.to_owned()) {
+            return Ok(());
+        }
+    }
+    let Ok(found) = plugin_directory.metadata() else {
+        return Ok(());
+    };
+    if found.uid() != crate::os::user_id() {
+        return Ok(());
+    }
+    let path = plugin_directory.join(FILE);
+    let listed = list(plugin_directory)?;
+    if listed.iter().any(|other| other == workspace) {
+        return Ok(());
+    }
+    if path.metadata().is_ok_and(|file| file.len() > MAX_BYTES) {
+        // The older half has most likely gone out of use.
+        let mut file = tempfile::NamedTempFile::new_in(plugin_directory)?;
+        for path in &listed[listed.len() / 2..] {
+            file.write_all(&line(path))?;
+        }
+        file.persist(&path)?;
+    }
+    // One write, which two processes at once do one after the other.
+    let mut file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&path)?;
+    file.write_all(&line(workspace))
+}
+
+/// The workspaces that are listed, the newest last.
+///
+/// # Errors
+/// The operating system's; a list that is not there is an empty one.
+pub(crate) fn list(plugin_directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut text = Vec::new();
+    match open_regular_file(&plugin_directory.join(FILE)) {
+        Ok(file) => file.take(4 * MAX_BYTES).read_to_end(&mut text)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let lines = text.split(|byte| *byte == b'\n');
+    // A line that was cut by a full disk is not JSON.
+    let paths = lines.filter_map(|line| serde_json::from_slice::<PathBuf>(line).ok());
+    Ok(paths.collect())
+}
+
+fn line(path: &Path) -> Vec<u8> {
+    // A path that is not UTF-8 has no JSON; its workspace is found by who names its directory.
+    let mut line = serde_json::to_vec(path).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_each_workspace_once_and_forgets_the_older_half() {
+        let directory = tempfile::tempdir().unwrap();
+        let plugin = directory.path();
+        assert_eq!(list(plugin).unwrap(), Vec::<PathBuf>::new());
+        add(&plugin.join("missing"), Path::new("/w/0")).unwrap();
+        std::fs::write(plugin.join(FILE), "\"/w/a b\"\nnot JSON\n\"/w/x\\ny\"\n").unwrap();
+        add(plugin, Path::new("/w/a b")).unwrap();
+        add(plugin, Path::new("/w/1")).unwrap();
+        add(plugin, Path::new("/w/1")).unwrap();
+        let listed = list(plugin).unwrap();
+        assert_eq!(listed, ["/w/a b", "/w/x\ny", "/w/1"].map(PathBuf::from));
+        let many: Vec<u8> = (0..80_000)
+            .flat_map(|number| line(Path::new(&format!("/other/{number}"))))
+            .collect();
+        std::fs::write(plugin.join(FILE), many).unwrap();
+        add(plugin, Path::new("/w/2")).unwrap();
+        let listed = list(plugin).unwrap();
+        assert_eq!(listed.len(), 40_001);
+        assert_eq!(listed[0], Path::new("/other/40000"));
+        assert_eq!(listed[40_000], Path::new("/w/2"));
+    }
+}
