@@ -56,7 +56,11 @@ pub(crate) fn run(
                 }
                 None => consume_file(&rollout.path, &mutations, mode)?,
             };
-            if outcome.touched == 0 && outcome.missing.len() == outcome.requested {
+            // A thread's rollout is found by its name, whatever stands in it.
+            if rollout.thread.is_none()
+                && outcome.touched == 0
+                && outcome.missing.len() == outcome.requested
+            {
                 refuse_other_files(&rollout.path)?;
             }
             (mutations, outcome)

@@ -968,12 +968,7 @@ fn a_wrong_command_line_is_told_and_writes_nothing() {
             2,
             "mutations: cannot parse the JSON: expected value at line 2 column 6",
         ),
-        (
-            by_workspace,
-            "",
-            2,
-            "mutations: cannot parse the JSON: EOF while parsing a value at line 1 column 0",
-        ),
+        (by_workspace, "", 2, "there is no call id on stdin"),
         (by_workspace, "{}", 2, "mutations: a list was expected"),
         (
             by_workspace,

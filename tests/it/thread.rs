@@ -517,6 +517,7 @@ fn several_rollouts_of_a_thread_are_an_error() {
     fs::write(name("zzz"), "{}\n").unwrap();
     let mutate = || Cli::new(&lab, ["mutate", "call_1", "--dry-run", "--thread", ID]).run();
     let output = mutate();
+    assert_eq!(output.status, 1);
     assert!(
         output.stdout.contains("\"missing\":[\"call_1\"]"),
         "{output:?}"
