@@ -204,7 +204,9 @@ install-plugin: $(BUILD)
 	echo "Installed the plugin into $$(shell_word "$$plugin_directory")."
 	# It can name any program and hold keys: readable by its owner alone, and never written through a link.
 	write_config() { (umask 077; set -o noclobber; cat > "$$config"); }
-	if [ -e "$$config" ]; then
+	# An empty one may be from when there was no codex to be found.
+	is_empty() { [ -f "$$config" ] && [ ! -L "$$config" ] && [ "$$(head -c 64 "$$config" | tr -d '[:space:]')" = '{}' ]; }
+	if [ -e "$$config" ] && ! is_empty; then
 	    echo "Its config.json was there already and is as it was."
 	else
 	    codex=$$(command -v codex || true)
@@ -226,11 +228,12 @@ install-plugin: $(BUILD)
 	    case $$codex in
 	    /*)
 	        escaped=$$(printf '%s' "$$codex" | sed 's/[\\"]/\\&/g')
+	        rm -f "$$config"
 	        printf '{\n  "binary": "%s"\n}\n' "$$escaped" | write_config
 	        echo "Its config.json says that codex is $$(shell_word "$$codex")."
 	        ;;
 	    *)
-	        printf '{\n}\n' | write_config
+	        [ -e "$$config" ] || printf '{\n}\n' | write_config
 	        echo "codex is not in your PATH: the doctor below says what to do about that."
 	        ;;
 	    esac

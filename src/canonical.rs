@@ -73,6 +73,9 @@ impl Introduction<'_> {
     }
 }
 
+/// The file name of the program in the plugin's directory.
+pub(crate) const EXECUTABLE: &str = "plexum-openai-provider-plugin";
+
 /// What the plugin is and offers; part of the result of `initialize`, and the file `manifest.json`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Manifest<'a> {
@@ -100,7 +103,7 @@ impl Manifest<'_> {
             name: PLUGIN,
             version: env!("CARGO_PKG_VERSION"),
             activation: "lazy",
-            executable: "plexum-openai-provider-plugin",
+            executable: EXECUTABLE,
             contracts: Contracts {
                 provider: Provider { models },
             },

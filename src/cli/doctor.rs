@@ -6,6 +6,7 @@
 
 mod checks;
 mod ownership;
+mod plugin;
 
 use super::flags::Parsed;
 use super::{color, columns, written};
@@ -14,6 +15,7 @@ use crate::error::Result;
 use crate::os::{self, CancelToken};
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -35,12 +37,17 @@ struct Check {
     status: CheckStatus,
     /// What was found, and how to fix it.
     message: String,
+    /// The workspace that it is about, as an absolute path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workspace: Option<PathBuf>,
 }
 
 /// The outcomes, in the order in which a turn would come upon them.
 #[derive(Debug, Default)]
 struct Report {
     checks: Vec<Check>,
+    /// The workspace that the next checks are about.
+    workspace: Option<PathBuf>,
 }
 
 /// `plexum-openai doctor`: prints the checks; the status is 1 where one failed.
@@ -50,7 +57,7 @@ struct Report {
 pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
     let color = color::wanted(parsed, &io::stdout())?;
     let mut report = Report::default();
-    let workspace = parsed.directory("workspace")?;
+    let workspaces = parsed.directories("workspace")?;
     let cancel = CancelToken::new()?;
     let signal = Arc::new(AtomicI32::new(0));
     {
@@ -65,7 +72,7 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
         })?;
     }
     let places = Paths::from_env();
-    checks::examine(&places, workspace.as_deref(), &cancel, &mut report);
+    checks::examine(&places, &workspaces, &cancel, &mut report);
     match signal.load(Ordering::SeqCst) {
         0 => {}
         number => return Ok(u8::try_from(128 + number).unwrap_or(1)),
@@ -77,7 +84,10 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
             false => json,
         }
     } else {
-        report.lines(color)
+        let columns = io::stdout()
+            .is_terminal()
+            .then(|| columns::terminal_width(io::stdout()));
+        report.lines(color, columns)
     };
     written(stdout.write_all(text.as_bytes()), report.failed().into())
 }
@@ -100,6 +110,7 @@ impl Report {
             check,
             status,
             message,
+            workspace: self.workspace.clone(),
         });
     }
 
@@ -109,8 +120,9 @@ impl Report {
             .any(|check| check.status == CheckStatus::Fail)
     }
 
-    /// A line a check: status, name, message.
-    fn lines(&self, color: bool) -> String {
+    /// A line a check: status, name, message. With `columns`, those of a terminal, what is longer is wrapped; a
+    /// command has then a line of its own that stays whole, so that it can be copied.
+    fn lines(&self, color: bool, columns: Option<usize>) -> String {
         let width = self.checks.iter().map(|check| check.check.len()).max();
         let width = width.unwrap_or(0);
         let mut text = String::new();
@@ -120,13 +132,22 @@ impl Report {
                 CheckStatus::Warn => ("warn", "\x1b[33m"),
                 CheckStatus::Fail => ("FAIL", "\x1b[1;31m"),
             };
-            let (paint, plain) = if color { (paint, "\x1b[0m") } else { ("", "") };
-            let line = format!(
-                "{paint}{word}{plain}  {:width$}  {}\n",
-                check.check,
-                one_line(&check.message)
-            );
+            let message = one_line(&check.message);
+            let mut line = format!("{word}  {:width$}  {message}", check.check);
+            if let Some(columns) = columns.filter(|columns| columns::width(&line) > *columns) {
+                line = match message.rsplit_once("; run: ") {
+                    Some((found, command)) => {
+                        let found = format!("{word}  {:width$}  {found}; run:", check.check);
+                        format!("{}\n  {command}", columns::wrapped(&found, columns))
+                    }
+                    None => columns::wrapped(&line, columns),
+                };
+            }
+            if color {
+                line.replace_range(..word.len(), &format!("{paint}{word}\x1b[0m"));
+            }
             text.push_str(&line);
+            text.push('\n');
         }
         text
     }
@@ -172,10 +193,11 @@ mod tests {
         report.fail("codex", "gone; bring it");
         assert!(report.failed());
         assert_eq!(
-            report.lines(false),
+            report.lines(false, None),
             "ok    config  there\nwarn  login   a b\nFAIL  codex   gone; bring it\n"
         );
-        assert!(report.lines(true).contains("\x1b[1;31mFAIL\x1b[0m  codex"));
+        let colored = report.lines(true, None);
+        assert!(colored.contains("\x1b[1;31mFAIL\x1b[0m  codex"));
         assert_eq!(
             report.json(),
             concat!(
@@ -185,5 +207,29 @@ mod tests {
                 "\n"
             )
         );
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_wrapped_lines_and_whole_commands() {
+        let mut report = Report::default();
+        report.warn(
+            "login",
+            "nobody is logged in; run: codex login --device-auth",
+        );
+        report.ok("config", "there");
+        report.fail("codex", "it is not where the config says that it is");
+        assert_eq!(
+            report.lines(false, Some(30)),
+            "\
+warn  login   nobody is logged
+  in; run:
+  codex login --device-auth
+ok    config  there
+FAIL  codex   it is not where
+  the config says that it is
+"
+        );
+        let colored = report.lines(true, Some(30));
+        assert!(colored.contains("\x1b[1;31mFAIL\x1b[0m  codex   it is not where\n"));
     }
 }

@@ -452,23 +452,30 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         operand_completes: Completes::Nothing,
         brief: "check what a turn needs and say how to fix what is wrong",
         more: &[
-            "The config file, the codex executable, its login, its directory, the directory for sockets, and the workspace if one is given. One line a check: `ok`, `warn` or `FAIL`, what was found, and behind a semicolon how to fix it, as a command to run or a key to set. Exit status 1 if a check failed; nothing is changed.",
+            "The config file, the codex executable, its login, its directory, the directory for sockets, the plugin in the daemon's profile if it is installed there, and the workspaces that are given. One line a check: `ok`, `warn` or `FAIL`, what was found, and behind a semicolon how to fix it, as a command to run or a key to set; a terminal gets long lines wrapped, a command whole on a line of its own. Exit status 1 if a check failed; nothing is changed.",
         ],
         flags: &[
             Flag {
-                brief: "check this workspace too",
+                repeatable: true,
+                brief: "check this workspace too (repeatable)",
                 ..WORKSPACE
             },
             Flag {
-                more: "One object: `ok`, whether none failed, and `checks`, each with `check`, `status` (`ok`, `warn` or `fail`) and `message`.",
+                more: "One object: `ok`, whether none failed, and `checks`, each with `check`, `status` (`ok`, `warn` or `fail`) and `message`, and with `workspace` where it is about one.",
                 ..flag("json", None, "print the checks as JSON")
             },
             COLOR,
         ],
-        examples: &[(
-            "plexum-openai doctor --workspace ~/agents/alice",
-            "look before the first turn",
-        )],
+        examples: &[
+            (
+                "plexum-openai doctor --workspace ~/agents/alice",
+                "look before the first turn",
+            ),
+            (
+                "plexum-openai doctor -w ~/agents/alice -w ~/agents/bob",
+                "two agents at once",
+            ),
+        ],
     },
     Subcommand {
         name: "manifest",
@@ -570,12 +577,17 @@ impl Parsed {
 
     /// The directory that this flag names. The empty name, what an unset variable leaves in a script, is an error.
     pub(crate) fn directory(&self, long: &str) -> Result<Option<PathBuf>> {
-        match self.value(long) {
-            Some(directory) if directory.is_empty() => {
-                Err(usage(format!("'--{long}' needs a directory")))
-            }
-            directory => Ok(directory.map(at_home)),
-        }
+        Ok(self.directories(long)?.into_iter().next())
+    }
+
+    /// The directories that a repeatable flag names, in order; errors as for [`Parsed::directory`].
+    pub(crate) fn directories(&self, long: &str) -> Result<Vec<PathBuf>> {
+        self.all(long)
+            .map(|directory| match directory.is_empty() {
+                true => Err(usage(format!("'--{long}' needs a directory"))),
+                false => Ok(at_home(directory)),
+            })
+            .collect()
     }
 
     /// The value of this flag as text. Errors name the flag where it is not UTF-8.

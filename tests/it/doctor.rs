@@ -1084,3 +1084,106 @@ fn tells_of_a_sandbox_with_network_access() {
     let told = Cli::new(&lab, ["doctor"]).run();
     assert!(!told.stdout.contains("network_access"), "{told:?}");
 }
+
+#[test]
+fn checks_each_workspace_that_is_given() {
+    let lab = Lab::fake(healthy());
+    fs::create_dir(lab.path("second")).unwrap();
+    fs::write(lab.path("second/.plexum-codex-session"), THREAD).unwrap();
+    let output = Cli::new(
+        &lab,
+        ["doctor", "--json", "-w", "../none", "-w", "../second"],
+    )
+    .run();
+    let report: Value = serde_json::from_str(&output.stdout).unwrap();
+    let found: Vec<(&str, &str)> = report["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|check| {
+            let workspace = check["workspace"].as_str()?;
+            Some((check["check"].as_str()?, workspace.rsplit_once('/')?.1))
+        })
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ("workspace", "none"),
+            ("session", "none"),
+            ("workspace", "second"),
+            ("session", "second"),
+            ("rollout", "second"),
+        ],
+        "{report:#}"
+    );
+}
+
+/// The plugin's directory in the profile, with the program and its manifest as `make install-plugin` leaves them.
+fn installed(lab: &Lab) -> std::path::PathBuf {
+    let directory = lab.path("profile/plugins/plexum-openai-provider");
+    fs::create_dir_all(&directory).unwrap();
+    let program = directory.join("plexum-openai-provider-plugin");
+    fs::copy(env!("CARGO_BIN_EXE_plexum-openai"), &program).unwrap();
+    let manifest = Cli::new(lab, ["manifest"]).run().stdout;
+    fs::write(directory.join("manifest.json"), manifest).unwrap();
+    directory
+}
+
+#[test]
+fn tells_of_an_installed_plugin_that_is_another() {
+    let lab = Lab::fake(healthy());
+    let directory = installed(&lab);
+    let program = directory.join("plexum-openai-provider-plugin");
+    let shown = "<lab>/profile/plugins/plexum-openai-provider";
+    assert_eq!(
+        check_named(&lab, "plugin"),
+        ("ok".to_owned(), program.display().to_string())
+    );
+    fs::write(directory.join("manifest.json"), "{}").unwrap();
+    check(
+        &lab,
+        "plugin",
+        "warn",
+        &format!(
+            "{shown}/manifest.json does not say what the plugin tells the daemon; run: {shown}/plexum-openai-provider-plugin manifest > {shown}/manifest.json"
+        ),
+    );
+    let own = env!("CARGO_BIN_EXE_plexum-openai");
+    fs::write(&program, "#!/bin/sh\necho plexum-openai 0.0.1\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    check(
+        &lab,
+        "plugin",
+        "warn",
+        &format!(
+            "{shown}/plexum-openai-provider-plugin says that it is \"plexum-openai 0.0.1\", and this is plexum-openai {}; run: install -m 755 {own} {shown}/plexum-openai-provider-plugin",
+            env!("CARGO_PKG_VERSION")
+        ),
+    );
+    fs::remove_file(&program).unwrap();
+    check(
+        &lab,
+        "plugin",
+        "fail",
+        &format!(
+            "{shown}/plexum-openai-provider-plugin: No such file or directory; run: install -m 755 {own} {shown}/plexum-openai-provider-plugin"
+        ),
+    );
+    let daemon = lab.path("profile/config.json");
+    fs::write(&daemon, r#"{"plugins":{"allow":["another"]}}"#).unwrap();
+    let (status, message) = check_named(&lab, "plugin");
+    assert_eq!(status, "warn");
+    assert!(
+        message.ends_with(&format!(
+            "; add \"plexum-openai-provider\" to .plugins.allow in {}",
+            daemon.display()
+        )),
+        "{message}"
+    );
+    fs::write(
+        &daemon,
+        r#"{"plugins":{"allow":["plexum-openai-provider"]}}"#,
+    )
+    .unwrap();
+    assert_eq!(check_named(&lab, "plugin").0, "ok");
+}

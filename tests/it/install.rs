@@ -171,8 +171,7 @@ What remains to do:
         manifest_read
     );
 
-    // With npm's codex, a script, the program beside it is the one.
-    fs::remove_file(home.path(directory).join("config.json")).unwrap();
+    // With npm's codex, a script, the program beside it is the one; it is found later, too.
     let package = home.path("lib/node_modules/@openai/codex");
     let native = package.join("node_modules/@openai/codex-linux-x64/vendor/x/bin/codex");
     for program in [&package.join("bin/codex.js"), &native] {

@@ -4,6 +4,7 @@ use crate::support::codex::real_codex;
 use crate::support::{Cli, Lab, wait_until};
 use serde_json::{Value, json};
 use std::fs;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 fn lab() -> Lab {
@@ -106,10 +107,14 @@ fn stdin_is_appended_where_that_is_asked_for() {
     assert_eq!(prompt(&["-"], "alone").0, "alone");
     assert_eq!(prompt(&[], "alone").0, "alone");
     assert_eq!(prompt(&["A title:", "-"], "").0, "A title:");
-    let (asked, stderr) = prompt(&["A title:", "-q"], "one\n");
-    assert_eq!(asked, "A title:");
+    // Something that is there before the program looks.
+    fs::write(lab.path("text"), "one\n").unwrap();
+    let child = Cli::new(&lab, ["turn", "--fresh", "A title:", "-q"])
+        .spawn_with(fs::File::open(lab.path("text")).unwrap(), Stdio::null());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(lab.fake_prompts().pop().unwrap(), "A title:");
     assert_eq!(
-        stderr,
+        String::from_utf8_lossy(&output.stderr),
         "plexum-openai: stdin was not read: give '-' behind the prompt to have it appended\n"
     );
     assert_eq!(prompt(&["A title:", "-q"], "").1, "");

@@ -5,6 +5,7 @@
 
 use super::Report;
 use super::ownership::{self, ConfigModes, open_up};
+use super::plugin;
 use crate::backend::exec::command::{self, TurnArgs};
 use crate::codex::ask::{CommandOutput, ask};
 use crate::codex::find::{self, NEWEST_TRIED, OLDEST, Version, parse_version};
@@ -47,7 +48,7 @@ const SERVER_PREFIX: &str = "plexum-host-";
 /// Once `cancel` is raised codex is not waited for, and the report is worth nothing.
 pub(super) fn examine(
     places: &Paths,
-    workspace: Option<&Path>,
+    workspaces: &[PathBuf],
     cancel: &CancelToken,
     report: &mut Report,
 ) {
@@ -71,8 +72,11 @@ pub(super) fn examine(
         }
     }
     doctor.sockets();
-    if let Some(workspace) = workspace {
-        doctor.workspace(workspace);
+    plugin::examine(places, &doctor.config, cancel, doctor.report);
+    for workspace in workspaces {
+        let workspace = std::path::absolute(workspace).unwrap_or_else(|_| workspace.clone());
+        doctor.report.workspace = Some(workspace.clone());
+        doctor.workspace(&workspace);
     }
 }
 
@@ -670,24 +674,23 @@ impl Doctor<'_> {
     }
 
     fn workspace(&mut self, workspace: &Path) {
-        let workspace = std::path::absolute(workspace).unwrap_or_else(|_| workspace.to_owned());
-        if let Err(error) = check_owner("the workspace", &workspace) {
+        if let Err(error) = check_owner("the workspace", workspace) {
             self.report.fail("workspace", error.message());
             return;
         }
-        match look_at_workspace(self.places, &workspace) {
+        match look_at_workspace(self.places, workspace) {
             Ok(message) => self.report.ok("workspace", message),
             Err(message) => {
                 self.report.fail("workspace", message);
                 return;
             }
         }
-        match session::read(&workspace) {
+        match session::read(workspace) {
             Ok(Stored::Nothing) => self
                 .report
                 .ok("session", "no thread yet: the next turn starts one"),
             Ok(Stored::Thread(thread)) => {
-                let other = foreign_directory(&workspace, &thread, &self.config, self.places);
+                let other = foreign_directory(workspace, &thread, &self.config, self.places);
                 if let Some(other) = other {
                     self.report.warn(
                         "session",

@@ -1,0 +1,131 @@
+//! The plugin in the daemon's profile: whether what the daemon starts is this program, and is told as it is.
+
+use super::Report;
+use crate::canonical::{Manifest, PLUGIN};
+use crate::codex::ask::ask;
+use crate::config::{Config, Paths};
+use crate::os::{CancelToken, open_regular_file};
+use crate::shell;
+use serde_json::Value;
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// How long the installed program may take to tell its version.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// The longest manifest or daemon's config that is read, in bytes.
+const LONGEST: u64 = 1 << 20;
+
+/// Compares the plugin in the profile with this program; nothing is said where none is installed.
+pub(super) fn examine(places: &Paths, config: &Config, cancel: &CancelToken, report: &mut Report) {
+    let directory = places.plugin_directory();
+    let program = directory.join(crate::canonical::EXECUTABLE);
+    let manifest = directory.join("manifest.json");
+    if !program.exists() && !manifest.exists() {
+        return;
+    }
+    let (failed, message) = match look(&program, &manifest, config, cancel) {
+        Ok(()) => match is_allowed(&places.profile.join("config.json")) {
+            Some(false) => (
+                false,
+                format!(
+                    "the daemon does not load {}; add \"{PLUGIN}\" to .plugins.allow in {}",
+                    program.display(),
+                    places.profile.join("config.json").display()
+                ),
+            ),
+            _ => return report.ok("plugin", program.display().to_string()),
+        },
+        Err(found) => found,
+    };
+    match failed {
+        true => report.fail("plugin", message),
+        false => report.warn("plugin", message),
+    }
+}
+
+/// What is wrong with the program or the manifest, and whether no turn is possible with it.
+fn look(
+    program: &Path,
+    manifest: &Path,
+    config: &Config,
+    cancel: &CancelToken,
+) -> Result<(), (bool, String)> {
+    let shown = program.display();
+    let own = std::env::current_exe().ok();
+    let install = own.as_deref().map_or_else(
+        || "install it again".to_owned(),
+        |own| {
+            format!(
+                "run: install -m 755 {} {}",
+                shell::quote_path(&own.to_string_lossy()),
+                shell::quote_path(&program.to_string_lossy())
+            )
+        },
+    );
+    let is_this = match (own.as_deref().map(fs::metadata), fs::metadata(program)) {
+        (_, Err(error)) => {
+            let reason = crate::error::reason(&error);
+            return Err((true, format!("{shown}: {reason}; {install}")));
+        }
+        (Some(Ok(own)), Ok(it)) => (own.dev(), own.ino()) == (it.dev(), it.ino()),
+        _ => false,
+    };
+    if !is_this {
+        let mut command = Command::new(program);
+        command.arg("--version");
+        let version = match ask(command, LIMIT, cancel) {
+            Ok(answer) => answer.stdout.trim().to_owned(),
+            Err(error) => return Err((true, format!("{}; {install}", error.message()))),
+        };
+        let own = format!("plexum-openai {}", env!("CARGO_PKG_VERSION"));
+        if version != own {
+            return Err((
+                false,
+                format!("{shown} says that it is {version:?}, and this is {own}; {install}"),
+            ));
+        }
+    }
+    // The daemon reads the manifest before it starts the plugin, and what `initialize` tells after that.
+    let wanted = serde_json::to_value(Manifest::new(&config.supported_models));
+    let wanted = wanted.expect("plain structs");
+    let is_equal = match read(manifest) {
+        Ok(text) => serde_json::from_slice(&text).is_ok_and(|it: Value| it == wanted),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => {
+            let reason = crate::error::reason(&error);
+            return Err((false, format!("{}: {reason}", manifest.display())));
+        }
+    };
+    match is_equal {
+        true => Ok(()),
+        false => Err((
+            false,
+            format!(
+                "{} does not say what the plugin tells the daemon; run: {} manifest > {}",
+                manifest.display(),
+                shell::quote_path(&program.to_string_lossy()),
+                shell::quote_path(&manifest.to_string_lossy())
+            ),
+        )),
+    }
+}
+
+/// Does the daemon's config allow the plugin? `None` where it has no such list.
+fn is_allowed(config: &Path) -> Option<bool> {
+    let config: Value = serde_json::from_slice(&read(config).ok()?).ok()?;
+    let allowed = config.pointer("/plugins/allow")?.as_array()?;
+    Some(allowed.iter().any(|name| name == PLUGIN))
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    open_regular_file(path)?
+        .take(LONGEST)
+        .read_to_end(&mut text)?;
+    Ok(text)
+}
