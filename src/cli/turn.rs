@@ -20,7 +20,10 @@ use crate::turn::queue::Queue;
 use crate::turn::{self, Context, History, PromptBlock, ThreadChoice, TurnRequest};
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
@@ -316,6 +319,8 @@ struct Printer {
     /// What codex said last of its trouble. Most of what ends a turn is said twice: as an error, and as the reason of
     /// the end; it waits here until it is known which it is.
     held: Option<String>,
+    /// The id of the generated image whose result is to come.
+    image: Option<String>,
 }
 
 impl Printer {
@@ -336,6 +341,7 @@ impl Printer {
             line_ended: false,
             progress,
             held: None,
+            image: None,
         }
     }
 
@@ -452,6 +458,48 @@ fn context_fill(result: &TurnResult) -> String {
     }
 }
 
+impl Printer {
+    /// Where the image is that codex has generated, from the event that tells its result.
+    fn generated_image(&mut self, event: &[u8]) -> Option<String> {
+        #[derive(serde::Deserialize)]
+        struct Call<'a> {
+            #[serde(borrow)]
+            id: Cow<'a, str>,
+            name: Option<Cow<'a, str>>,
+            content: Option<&'a RawValue>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Block<'a> {
+            path: Option<PathBuf>,
+            data: Option<Cow<'a, str>>,
+        }
+        // Most events are long and of other tools: their names and ids are in them as they are.
+        let mentions = |word: &str| memchr::memmem::find(event, word.as_bytes()).is_some();
+        if !mentions("image_generation") && !self.image.as_deref().is_some_and(mentions) {
+            return None;
+        }
+        let call: Call<'_> = serde_json::from_slice(event).ok()?;
+        if let Some(name) = call.name {
+            self.image = (name == "image_generation").then(|| call.id.into_owned());
+            return None;
+        }
+        if self.image.as_deref() != Some(&*call.id) {
+            return None;
+        }
+        let blocks: Vec<Block<'_>> = serde_json::from_str(call.content?.get()).ok()?;
+        Some(match blocks.into_iter().next()? {
+            Block {
+                path: Some(path), ..
+            } => format!("image: {}", path.display()),
+            // Base64: four characters for three bytes.
+            Block { data, .. } => format!(
+                "image of {} kB, which codex has not saved; --json prints it",
+                (data?.len() / 4 * 3).div_ceil(1000)
+            ),
+        })
+    }
+}
+
 impl EventSink for Printer {
     fn event(&mut self, event: &TurnEvent<'_>) {
         if let TurnEvent::Error { error } = event
@@ -514,6 +562,9 @@ impl EventSink for Printer {
         if self.style.json {
             let line = [event, b"\n"].concat();
             self.json_line(&line);
+        } else if let Some(image) = self.generated_image(event) {
+            self.flush();
+            self.progress.board().note(&image);
         }
     }
 

@@ -341,6 +341,15 @@ real_codex! {
         let output = Cli::new(&lab, ["parse-rollout", "-w"]).arg(lab.workspace()).run();
         let lines: Vec<Value> = output.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines, expected);
+        let output = Cli::new(&lab, ["turn", "--fresh", "draw"]).run();
+        let shown: Vec<&str> = output.stderr.lines().filter(|line| line.contains("image")).collect();
+        assert_eq!(shown.len(), 2, "{output:?}");
+        for (line, id) in shown.into_iter().zip(["ig_1", "ig_2"]) {
+            match is_saved {
+                true => assert!(line.starts_with("plexum-openai: image: /") && line.ends_with(&format!("/{id}.png")), "{line}"),
+                false => assert_eq!(line, "plexum-openai: image of 1 kB, which codex has not saved; --json prints it"),
+            }
+        }
     }
 }
 
