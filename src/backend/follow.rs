@@ -543,7 +543,11 @@ impl Taker<'_> {
                     self.end.get_or_insert(end);
                 }
             }
-            Fed::Other(Record::Text(text)) => self.push(Recorded::Text(text, Instant::now())),
+            Fed::Other(Record::Message {
+                is_user: false,
+                text,
+                ..
+            }) => self.push(Recorded::Text(text, Instant::now())),
             Fed::Other(_) => {}
         }
     }

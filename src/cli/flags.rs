@@ -280,7 +280,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         brief: "print the tool calls of rollout files as canonical events",
         more: &[
             "For every call that has an output, in the order of the outputs: its `tool_use` and then its `tool_result`, one JSON object a line. Without FILE, or with `-`, the rollout is read from stdin. Memory does not grow with the file.",
-            "Lines that are not JSON are skipped and counted on stderr, with the number of the first. A file that has nothing of a rollout in it, an empty one too, is an error that says what it seems to be. A rollout that codex has packed as `.jsonl.zst` is read by way of `zstd`, up to 4 GiB. With several FILEs each event has `file`.",
+            "Lines that are not JSON are skipped and counted on stderr, with the number of the first. A file that has nothing of a rollout in it, an empty one too, is an error that says what it seems to be. A rollout that codex has packed as `.jsonl.zst` is read by way of `zstd`, up to 4 GiB. Each event has `time`, when it was recorded, and with several FILEs `file`.",
         ],
         flags: &[
             Flag {
@@ -307,11 +307,29 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 ..flag("errors", None, "the calls that failed alone")
             },
             Flag {
-                more: "The biggest first: call id, tool, bytes of arguments and output, share of the total, whether it is consumed already.",
+                more: "`{\"type\":\"message\",\"role\":\"user\",\"text\":...}`, in order, without what codex itself tells the model.",
+                ..flag("messages", None, "give the texts of user and assistant too")
+            },
+            Flag {
+                more: "Until Ctrl-C, or until nobody reads stdout any more; also while calls are consumed in it.",
+                ..flag("follow", Some('f'), "go on with a rollout that grows")
+            },
+            Flag {
+                more: "The biggest first: call id, tool, bytes of arguments and output, share of the total, a bar relative to the biggest, whether it is consumed already, and on a wide terminal the beginning of the arguments.",
                 ..flag("summary", None, "print a table for people instead")
             },
             Flag {
-                more: "One object: `calls`, the biggest first, each with `id`, `name`, `arguments_bytes`, `output_bytes`, `share` (0 to 1), `answered`, `is_error`, `consumed` (`light`, `heavy`, `cut` or null) and, for a server's tool, `namespace`; and `total`, with `calls`, `arguments_bytes`, `output_bytes` and `consumed`.",
+                more: "`tool`: a line for each tool, with the sums of its calls. `call` is the default. It means `--summary`.",
+                ..valued(
+                    "by",
+                    None,
+                    "WHAT",
+                    Completes::Words(&["call", "tool"]),
+                    "what a line of the summary stands for: call or tool",
+                )
+            },
+            Flag {
+                more: "One object: `calls`, the biggest first, each with `id`, `name`, `arguments_bytes`, `arguments` (their beginning), `output_bytes`, `share` (0 to 1), `answered`, `is_error`, `consumed` (`light`, `heavy`, `cut` or null) and, for a server's tool, `namespace`; and `total`, with `calls`, `arguments_bytes`, `output_bytes` and `consumed`. With `--by tool`, `tools` in place of `calls`, each with `name`, `calls`, the two sizes and `share`.",
                 ..flag("json", None, "with --summary: the same as JSON")
             },
             COLOR,
@@ -324,6 +342,10 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
             (
                 "plexum-openai parse-rollout -w ~/agents/alice | jq -r 'select(.type == \"tool_use\").id'",
                 "the ids of the tool calls, for 'mutate'",
+            ),
+            (
+                "plexum-openai parse-rollout -w ~/agents/alice --follow --messages | jq -r .text",
+                "read along",
             ),
         ],
     },

@@ -6,20 +6,22 @@
 use super::flags::{Parsed, usage};
 use super::relay::{self, RecordSink, RelayError, Size, Skipped};
 use super::seems;
-use super::summary::{Screen, Summary};
+use super::summary::{Screen, Summary, Sums};
 use super::{columns, target, written};
+use crate::codex::home::civil;
 use crate::error::{Error, Kind, Result, reason};
-use crate::os::Blocking;
-use crate::os::open_regular_file;
-use crate::rollout::calls::{Calls, Fed, write_result, write_use};
+use crate::os::{Blocking, is_hung_up, open_regular_file};
+use crate::rollout::calls::{Calls, Fed, write_open_result, write_use};
 use crate::rollout::packed::Unpacked;
 use crate::rollout::record::{Call, Content, Record};
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Runs the subcommand; the result is the exit status.
 ///
@@ -33,7 +35,24 @@ pub(crate) fn run(
 ) -> Result<u8> {
     let files = files(parsed)?;
     let screen = Screen::of_stdout(parsed)?;
-    let is_json = !parsed.has("summary") || parsed.has("json");
+    let sums = match parsed.text("by")? {
+        None | Some("call") => Sums::ByCall,
+        Some("tool") => Sums::ByTool,
+        Some(word) => {
+            return Err(usage(format!("'--by {word}' is neither 'call' nor 'tool'")));
+        }
+    };
+    let is_summary = parsed.has("summary") || parsed.has("by");
+    let is_json = !is_summary || parsed.has("json");
+    let (messages, follow) = (parsed.has("messages"), parsed.has("follow"));
+    if is_summary && (messages || follow) {
+        return Err(usage(
+            "'--messages' and '--follow' are for events and not for a summary",
+        ));
+    }
+    if follow && files.len() > 1 {
+        return Err(usage("'--follow' takes one rollout"));
+    }
     let mut terminal;
     let stdout: &mut (dyn Write + Send) = if is_json && io::stdout().is_terminal() {
         terminal = columns::JsonTerminal::new(stdout);
@@ -51,7 +70,7 @@ pub(crate) fn run(
     let mut status = 0;
     for file in &files {
         let name = file.name();
-        let opened = file.open();
+        let opened = file.open(follow);
         let (mut input, size) = match opened {
             Ok(input) => input,
             Err(error) => {
@@ -72,14 +91,14 @@ pub(crate) fn run(
             }
         };
         let input = head.as_slice().chain(input);
-        let result = if parsed.has("summary") {
+        let result = if is_summary {
             let mut rows = Rows {
                 summary: &mut summary,
                 calls: Calls::default(),
                 filter: &filter,
                 given_up: 0,
             };
-            let result = relay::run(input, size, &mut rows);
+            let result = relay::run(input, size, false, &mut rows);
             given_up(rows.given_up, &name, stderr);
             if !parsed.has("all") || filter.errors {
                 summary.forget_unanswered();
@@ -94,7 +113,7 @@ pub(crate) fn run(
                 file: (files.len() > 1).then(|| file_member(&file.path())),
                 given_up: 0,
             };
-            let result = relay::run(input, size, &mut events).and_then(|end| {
+            let result = relay::run(input, size, messages, &mut events).and_then(|end| {
                 if parsed.has("all") {
                     let unanswered = events.calls.unanswered().into_iter();
                     unanswered
@@ -131,10 +150,10 @@ pub(crate) fn run(
             );
         }
     }
-    let result = match (parsed.has("summary"), parsed.has("json")) {
+    let result = match (is_summary, parsed.has("json")) {
         (false, _) => Ok(()),
-        (true, true) => summary.write_json(&mut out),
-        (true, false) => summary.write_table(&mut out, &screen),
+        (true, true) => summary.write_json(&mut out, sums),
+        (true, false) => summary.write_table(&mut out, &screen, sums),
     };
     written(result.and_then(|()| out.flush()), status)
 }
@@ -169,7 +188,7 @@ impl RolloutSource {
         self.path().extension().is_some_and(|end| end == "zst")
     }
 
-    fn open(&self) -> Result<(Box<dyn Read + Send>, Size)> {
+    fn open(&self, follow: bool) -> Result<(Box<dyn Read + Send>, Size)> {
         let opened = match self {
             RolloutSource::Stdin => io::stdin().as_fd().try_clone_to_owned().map(File::from),
             RolloutSource::Named(file) => File::open(file),
@@ -181,6 +200,14 @@ impl RolloutSource {
             RolloutSource::Found(_) | RolloutSource::Named(_) if self.is_packed() => {
                 let unpacked = Unpacked::new(file, &self.path())?;
                 Ok((Box::new(unpacked), Size::SmallOrUnknown))
+            }
+            RolloutSource::Found(_) | RolloutSource::Named(_)
+                if follow && file.metadata().is_ok_and(|file| file.is_file()) =>
+            {
+                Ok((
+                    Box::new(Following::new(file, self.path())),
+                    Size::SmallOrUnknown,
+                ))
             }
             _ => {
                 let size = Size::of(&file);
@@ -274,7 +301,93 @@ impl Filter<'_> {
 /// The member that says which file an event is of, as it goes behind the others.
 fn file_member(path: &Path) -> Vec<u8> {
     let file = serde_json::Value::from(path.to_string_lossy()).to_string();
-    format!(",\"file\":{file}}}\n").into_bytes()
+    format!(",\"file\":{file}").into_bytes()
+}
+
+/// The member that says when something was recorded: RFC 3339, in UTC, as codex writes it.
+fn time_member(at: Option<u64>) -> String {
+    let Some(at) = at else { return String::new() };
+    let (seconds, millis) = (at / 1000, at % 1000);
+    let (year, month, day) = civil(i64::try_from(seconds / 86_400).unwrap_or(i64::MAX / 2));
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!(
+        ",\"time\":\"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z\""
+    )
+}
+
+/// How codex begins what it says to the model in the user's place.
+const OF_CODEX: [&str; 5] = [
+    "# AGENTS.md instructions",
+    "<environment_context>",
+    "<turn_aborted>",
+    "<user_instructions>",
+    "<user_shell_command>",
+];
+
+fn message_event(is_user: bool, text: &str, at: Option<u64>) -> Vec<u8> {
+    if is_user && OF_CODEX.iter().any(|head| text.starts_with(head)) {
+        return Vec::new();
+    }
+    let role = if is_user { "user" } else { "assistant" };
+    let text = serde_json::Value::from(text);
+    let time = time_member(at);
+    format!("{{\"type\":\"message\",\"role\":\"{role}\",\"text\":{text}{time}").into_bytes()
+}
+
+/// How often a file that is followed is looked at.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(100);
+
+/// A file that grows: at its end there is a wait for more, until nobody reads stdout any more.
+struct Following {
+    file: File,
+    path: PathBuf,
+    /// How much was read.
+    place: u64,
+}
+
+impl Following {
+    fn new(file: File, path: PathBuf) -> Following {
+        Following {
+            file,
+            path,
+            place: 0,
+        }
+    }
+
+    /// Goes on in the file that has taken the place of this one: consuming a call replaces a rollout by one in which
+    /// every line has the same length.
+    fn follow_replacement(&mut self) -> io::Result<()> {
+        let Ok(now) = fs::metadata(&self.path) else {
+            // Between its end and its successor, or gone: there may be one again.
+            return Ok(());
+        };
+        let old = self.file.metadata()?;
+        let is_other = (old.dev(), old.ino()) != (now.dev(), now.ino());
+        if now.len() < self.place {
+            return Err(io::Error::other("it has become shorter"));
+        }
+        if is_other {
+            self.file = open_regular_file(&self.path)?;
+            self.file.seek(SeekFrom::Start(self.place))?;
+        }
+        Ok(())
+    }
+}
+
+impl Read for Following {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let length = self.file.read(buffer)?;
+            if length > 0 || buffer.is_empty() {
+                self.place += length as u64;
+                return Ok(length);
+            }
+            if is_hung_up(io::stdout(), FOLLOW_PAUSE) {
+                return Ok(0);
+            }
+            self.follow_replacement()?;
+        }
+    }
 }
 
 /// Writes the events of one rollout.
@@ -285,44 +398,50 @@ struct Events<'a, W> {
     /// Are calls without an output told, too?
     all: bool,
     filter: &'a Filter<'a>,
-    /// What each event ends with where there are several files.
+    /// The member that each event has where there are several files.
     file: Option<Vec<u8>>,
     /// How many calls without an output were too many to be kept.
     given_up: u64,
 }
 
 impl<W: Write> Events<'_, W> {
-    /// Writes an event, a line with its end; nothing for a call that is not wanted.
+    /// Writes an event that is not closed; nothing for a call that is not wanted.
     fn write(&mut self, event: &[u8]) -> io::Result<()> {
-        match &self.file {
-            Some(member) if !event.is_empty() => {
-                self.out.write_all(&event[..event.len() - 2])?;
-                self.out.write_all(member)
-            }
-            _ => self.out.write_all(event),
+        if event.is_empty() {
+            return Ok(());
         }
+        self.out.write_all(event)?;
+        self.close()
     }
 
-    fn write_result(&mut self, id: &str, content: &Content<'_>, is_error: bool) -> io::Result<()> {
-        if self.file.is_none() {
-            write_result(self.out, id, content, is_error)?;
-            return self.out.write_all(b"\n");
-        }
-        let mut event = Vec::new();
-        write_result(&mut event, id, content, is_error)?;
-        event.push(b'\n');
-        self.write(&event)
+    fn close(&mut self) -> io::Result<()> {
+        self.out
+            .write_all(self.file.as_deref().unwrap_or_default())?;
+        self.out.write_all(b"}\n")
+    }
+
+    fn write_result(
+        &mut self,
+        id: &str,
+        content: &Content<'_>,
+        is_error: bool,
+        at: Option<u64>,
+    ) -> io::Result<()> {
+        write_open_result(self.out, id, content, is_error)?;
+        self.out.write_all(time_member(at).as_bytes())?;
+        self.close()
     }
 }
 
-/// A record, and the event if it is a call.
+/// A record, and the event if it is a call or a message, without its closing brace.
 struct RecordAndEvent<'a>(Record<'a>, Vec<u8>);
 
 fn use_event(call: &Call<'_>, parent: Option<&str>) -> Vec<u8> {
     let mut event = Vec::with_capacity(call.input.len() + 200);
     // A `Vec` takes everything.
     let _ = write_use(&mut event, call, parent, None);
-    event.push(b'\n');
+    event.pop();
+    event.extend_from_slice(time_member(call.at).as_bytes());
     event
 }
 
@@ -332,6 +451,7 @@ impl<W: Write> RecordSink for Events<'_, W> {
     fn prepare(record: Record<'_>) -> RecordAndEvent<'_> {
         let event = match &record {
             Record::Call(call) => use_event(call, None),
+            Record::Message { is_user, text, at } => message_event(*is_user, text, *at),
             _ => Vec::new(),
         };
         RecordAndEvent(record, event)
@@ -339,6 +459,9 @@ impl<W: Write> RecordSink for Events<'_, W> {
 
     fn take(&mut self, RecordAndEvent(record, event): RecordAndEvent<'_>) -> io::Result<()> {
         let filter = self.filter;
+        if let Record::Message { .. } = record {
+            return self.write(&event);
+        }
         let fed = self.calls.feed(record, |call| match filter.has_tool(call) {
             true => {
                 let size = event.len();
@@ -361,13 +484,13 @@ impl<W: Write> RecordSink for Events<'_, W> {
                 is_error,
             }) if !kept.is_empty() && filter.has_result(is_error) => {
                 self.write(&kept)?;
-                self.write_result(&output.id, &output.content, is_error)?;
+                self.write_result(&output.id, &output.content, is_error, output.at)?;
             }
             Some(Fed::Whole { call, parent })
                 if filter.has_tool(&call.call) && filter.has_result(call.failed) =>
             {
                 self.write(&use_event(&call.call, parent.as_deref()))?;
-                self.write_result(&call.call.id, &call.content, call.failed)?;
+                self.write_result(&call.call.id, &call.content, call.failed, call.call.at)?;
             }
             _ => {}
         }

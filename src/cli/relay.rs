@@ -104,13 +104,14 @@ impl Size {
     }
 }
 
-/// Gives every record of a tool call in the rollout to `sink`, in order.
+/// Gives every record of a tool call in the rollout to `sink`, in order, and with `messages` those of messages too.
 ///
 /// # Errors
 /// See [`RelayError`]. The rest is not read then.
 pub(super) fn run<S: RecordSink + Send>(
     input: impl Read + Send,
     size: Size,
+    messages: bool,
     sink: &mut S,
 ) -> Result<End, RelayError> {
     let threads = match size {
@@ -121,7 +122,11 @@ pub(super) fn run<S: RecordSink + Send>(
     let mut runners: Vec<_> = ring(threads, lines)
         .into_iter()
         .zip(ring(threads, sink))
-        .map(|(input, output_turn)| Runner { input, output_turn })
+        .map(|(input, output_turn)| Runner {
+            input,
+            output_turn,
+            messages,
+        })
         .collect();
     let mine = runners.pop().expect("at least one");
     thread::scope(|scope| {
@@ -171,13 +176,17 @@ fn ring<P>(places: usize, it: P) -> Vec<RingSlot<P>> {
 struct Runner<'a, R, S> {
     input: RingSlot<Lines<R>>,
     output_turn: RingSlot<&'a mut S>,
+    messages: bool,
 }
 
-fn wanted(kind: LineKind) -> bool {
-    matches!(
-        kind,
-        LineKind::Call | LineKind::Output | LineKind::Item | LineKind::Image | LineKind::Turn
-    )
+fn wanted(kind: LineKind, messages: bool) -> bool {
+    match kind {
+        LineKind::Call | LineKind::Output | LineKind::Item | LineKind::Image | LineKind::Turn => {
+            true
+        }
+        LineKind::Message => messages,
+        _ => false,
+    }
 }
 
 impl<R: Read, S: RecordSink> Runner<'_, R, S> {
@@ -192,10 +201,12 @@ impl<R: Read, S: RecordSink> Runner<'_, R, S> {
         };
         let mut more = true;
         while more && let Ok(mut lines) = self.input.from.recv() {
-            more = lines.block(&mut block, wanted).unwrap_or_else(|error| {
-                end.read = Err(error);
-                false
-            });
+            more = lines
+                .block(&mut block, |kind| wanted(kind, self.messages))
+                .unwrap_or_else(|error| {
+                    end.read = Err(error);
+                    false
+                });
             if more {
                 // Refused where the other thread was stopped. Then it has the turn to write, too.
                 let _ = self.input.to.send(lines);

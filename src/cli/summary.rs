@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::rollout::calls::write_input;
 use crate::rollout::record::{Call, Content};
 use serde::Serialize;
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
@@ -17,6 +18,16 @@ const CONSUMED: [(&str, Consumed); 2] = [
     ("...(consumed)", Consumed::Light),
     ("...(tool called)", Consumed::Heavy),
 ];
+
+/// What a line of the table stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sums {
+    ByCall,
+    ByTool,
+}
+
+/// How much of the arguments is kept, in bytes.
+const BEGINNING: usize = 120;
 
 /// The calls of one or more rollouts.
 #[derive(Debug, Default)]
@@ -32,6 +43,8 @@ struct Row {
     #[serde(skip_serializing_if = "Option::is_none")]
     namespace: Option<String>,
     arguments_bytes: u64,
+    /// Their beginning.
+    arguments: String,
     output_bytes: u64,
     answered: bool,
     is_error: bool,
@@ -93,6 +106,7 @@ impl Summary {
                 .clone()
                 .map(|namespace| namespace.into_owned()),
             arguments_bytes: size(&arguments),
+            arguments: beginning(&arguments),
             output_bytes: 0,
             answered: false,
             is_error: false,
@@ -122,6 +136,21 @@ fn size(json: &[u8]) -> u64 {
     json.len().saturating_sub(quotes) as u64
 }
 
+/// The beginning of a JSON text, without the quotes of a string.
+fn beginning(json: &[u8]) -> String {
+    let text = json.strip_prefix(b"\"").unwrap_or(json);
+    let text = match text.len() < json.len() {
+        true => text.strip_suffix(b"\"").unwrap_or(text),
+        false => text,
+    };
+    let text = &text[..text.len().min(BEGINNING)];
+    match str::from_utf8(text) {
+        Ok(text) => text.to_owned(),
+        // A character that was cut.
+        Err(error) => String::from_utf8_lossy(&text[..error.valid_up_to()]).into_owned(),
+    }
+}
+
 /// How an output was consumed that is this.
 fn consumed(content: &Content<'_>) -> Option<Consumed> {
     let text = content.only_text()?;
@@ -146,13 +175,57 @@ impl Summary {
         self.rows.iter().map(part).sum()
     }
 
+    /// The sums of each tool, the biggest first, as rows whose id is the number of calls.
+    fn tools(&self) -> Vec<(Row, usize)> {
+        let mut tools: Vec<(Row, usize)> = Vec::new();
+        let mut places = HashMap::new();
+        for row in &self.rows {
+            let place = *places.entry(row.tool()).or_insert_with(|| {
+                tools.push((
+                    Row {
+                        id: String::new(),
+                        name: row.name.clone(),
+                        namespace: row.namespace.clone(),
+                        arguments_bytes: 0,
+                        arguments: String::new(),
+                        output_bytes: 0,
+                        answered: true,
+                        is_error: false,
+                        consumed: None,
+                    },
+                    0,
+                ));
+                tools.len() - 1
+            });
+            let (sum, calls) = &mut tools[place];
+            sum.arguments_bytes += row.arguments_bytes;
+            sum.output_bytes += row.output_bytes;
+            *calls += 1;
+        }
+        for (row, calls) in &mut tools {
+            row.id = grouped(*calls);
+        }
+        tools.sort_by_key(|(row, _)| std::cmp::Reverse(row.bytes()));
+        tools
+    }
+
     /// Writes one JSON object.
-    pub(super) fn write_json(&self, out: &mut impl Write) -> io::Result<()> {
+    pub(super) fn write_json(&self, out: &mut impl Write, sums: Sums) -> io::Result<()> {
         #[derive(Serialize)]
         struct JsonRow<'a> {
             #[serde(flatten)]
             row: &'a Row,
             /// Of all bytes, from 0 to 1.
+            share: f64,
+        }
+        #[derive(Serialize)]
+        struct JsonTool {
+            name: String,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            namespace: Option<String>,
+            calls: usize,
+            arguments_bytes: u64,
+            output_bytes: u64,
             share: f64,
         }
         #[derive(Serialize)]
@@ -164,16 +237,29 @@ impl Summary {
         }
         #[derive(Serialize)]
         struct Whole<'a> {
-            calls: Vec<JsonRow<'a>>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            calls: Option<Vec<JsonRow<'a>>>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            tools: Option<Vec<JsonTool>>,
             total: Total,
         }
         let all = self.sum(Row::bytes).max(1) as f64;
-        let entry = |row| JsonRow {
+        let call = |row| JsonRow {
             row,
             share: Row::bytes(row) as f64 / all,
         };
+        let tool = |(row, calls): (Row, usize)| JsonTool {
+            share: row.bytes() as f64 / all,
+            name: row.name,
+            namespace: row.namespace,
+            calls,
+            arguments_bytes: row.arguments_bytes,
+            output_bytes: row.output_bytes,
+        };
+        let is_by_tool = sums == Sums::ByTool;
         let whole = Whole {
-            calls: self.sorted().into_iter().map(entry).collect(),
+            calls: (!is_by_tool).then(|| self.sorted().into_iter().map(call).collect()),
+            tools: is_by_tool.then(|| self.tools().into_iter().map(tool).collect()),
             total: Total {
                 calls: self.rows.len(),
                 arguments_bytes: self.sum(|row| row.arguments_bytes),
@@ -193,8 +279,20 @@ impl Summary {
     }
 
     /// Writes the table for people.
-    pub(super) fn write_table(&self, out: &mut impl Write, screen: &Screen) -> io::Result<()> {
-        let mut rows = self.sorted();
+    pub(super) fn write_table(
+        &self,
+        out: &mut impl Write,
+        screen: &Screen,
+        sums: Sums,
+    ) -> io::Result<()> {
+        let tools = match sums {
+            Sums::ByCall => Vec::new(),
+            Sums::ByTool => self.tools(),
+        };
+        let mut rows = match sums {
+            Sums::ByCall => self.sorted(),
+            Sums::ByTool => tools.iter().map(|(row, _)| row).collect(),
+        };
         if rows.is_empty() {
             return writeln!(out, "no tool calls");
         }
@@ -204,11 +302,11 @@ impl Summary {
             .height
             .map_or(usize::MAX, |height| height.saturating_sub(4).max(1));
         let hidden = rows.len().saturating_sub(most);
-        let all = self.sum(Row::bytes);
+        let sizes = (rows[0].bytes(), self.sum(Row::bytes));
         rows.truncate(most);
-        layout.write_head(out, screen)?;
+        layout.write_head(out, screen, sums)?;
         for row in rows {
-            layout.write_row(out, screen, row, all)?;
+            layout.write_row(out, screen, row, sizes)?;
         }
         if hidden > 0 {
             let rest = format!("{} smaller ones not shown", grouped(hidden));
@@ -220,7 +318,7 @@ impl Summary {
         };
         let arguments = short(self.sum(|row| row.arguments_bytes));
         let output = short(self.sum(|row| row.output_bytes));
-        let mut total = format!("{calls}: {arguments} arguments, {output} output");
+        let mut total = format!("{calls}: {arguments} bytes of arguments, {output} of output");
         match self.consumed() {
             0 => {}
             consumed => drop(write!(total, ", {} consumed", grouped(consumed))),
@@ -273,14 +371,18 @@ struct Layout {
     id: usize,
     tool: usize,
     bar: usize,
+    state: usize,
+    /// For the beginning of the arguments.
+    arguments: usize,
 }
 
 /// A size as [`short`] writes it.
 const SIZE: usize = 6;
 /// `100.0%`
 const SHARE: usize = 6;
-/// The longest state.
-const STATE: usize = 9;
+/// The widest bar, and the least that is of use of the arguments.
+const BAR: usize = 12;
+const LEAST_ARGUMENTS: usize = 12;
 const GAP: &str = "  ";
 /// Screens narrower than this have no bar.
 const WIDE: usize = 72;
@@ -291,24 +393,39 @@ impl Layout {
     fn of(rows: &[&Row], screen: &Screen) -> Layout {
         let widest =
             |text: &dyn Fn(&Row) -> usize| rows.iter().map(|row| text(row)).max().unwrap_or(0);
-        let id = widest(&|row| width(&row.id)).clamp(4, 32);
+        let state = widest(&|row| row.state().len());
+        let id = widest(&|row| width(&row.id)).clamp(5, 32);
         let tool = widest(&|row| width(&row.tool())).clamp(4, 32);
-        let rest = screen.width.max(NARROWEST) - 2 * SIZE - SHARE - STATE - 6 * GAP.len();
+        let rest = screen.width.max(NARROWEST) - 2 * SIZE - SHARE - state - 6 * GAP.len();
         let id = id.min(rest - (4 + 8));
-        let least_bar = if screen.width < WIDE { 0 } else { 4 };
-        let tool = tool.min(rest - id - least_bar);
-        let bar = if screen.width < WIDE {
-            0
+        let is_wide = screen.width >= WIDE;
+        let tool = tool.min(rest - id - if is_wide { 4 } else { 0 });
+        let bar = if is_wide {
+            (rest - id - tool).min(BAR)
         } else {
-            (rest - id - tool).min(24)
+            0
         };
-        Layout { id, tool, bar }
+        let arguments = (rest - id - tool - bar).saturating_sub(GAP.len());
+        Layout {
+            id,
+            tool,
+            bar,
+            state,
+            arguments: match arguments >= LEAST_ARGUMENTS && is_wide {
+                true => arguments,
+                false => 0,
+            },
+        }
     }
 
-    fn write_head(&self, out: &mut impl Write, screen: &Screen) -> io::Result<()> {
+    fn write_head(&self, out: &mut impl Write, screen: &Screen, sums: Sums) -> io::Result<()> {
+        let id = match sums {
+            Sums::ByCall => "call",
+            Sums::ByTool => "calls",
+        };
         let head = format!(
             "{}{GAP}{}{GAP}{:>SIZE$}{GAP}{:>SIZE$}{GAP}{:>SHARE$}",
-            left("call", self.id),
+            left(id, self.id),
             left("tool", self.tool),
             "args",
             "output",
@@ -317,28 +434,44 @@ impl Layout {
         writeln!(out, "{}", paint(screen, DIM, &head))
     }
 
+    /// `sizes`: the bytes of the biggest row, and of all.
     fn write_row(
         &self,
         out: &mut impl Write,
         screen: &Screen,
         row: &Row,
-        all: u64,
+        (biggest, all): (u64, u64),
     ) -> io::Result<()> {
         let id = left(&row.id, self.id);
         let tool = left(&row.tool(), self.tool);
         let share = format!("{:.1}%", row.bytes() as f64 * 100.0 / all.max(1) as f64);
         let bar = match self.bar {
             0 => String::new(),
-            columns => left(&bar(row.bytes(), all, columns), columns) + GAP,
+            columns => left(&bar(row.bytes(), biggest, columns), columns) + GAP,
         };
         let bar = paint(screen, CYAN, &bar);
+        let state = match self.state {
+            0 => String::new(),
+            columns => left(row.state(), columns) + GAP,
+        };
         let state = match row.state() {
-            "error" => paint(screen, RED, "error"),
-            state => paint(screen, DIM, state),
+            "error" => paint(screen, RED, &state),
+            _ => paint(screen, DIM, &state),
+        };
+        let preview = match self.arguments {
+            0 => String::new(),
+            columns => columns::cut(
+                &row.arguments
+                    .chars()
+                    .map(columns::visible)
+                    .collect::<String>(),
+                columns,
+            ),
         };
         let (arguments, output) = (short(row.arguments_bytes), short(row.output_bytes));
         let line = format!(
-            "{id}{GAP}{tool}{GAP}{arguments:>SIZE$}{GAP}{output:>SIZE$}{GAP}{share:>SHARE$}{GAP}{bar}{state}"
+            "{id}{GAP}{tool}{GAP}{arguments:>SIZE$}{GAP}{output:>SIZE$}{GAP}{share:>SHARE$}{GAP}{bar}{state}{}",
+            paint(screen, DIM, &preview)
         );
         writeln!(out, "{}", line.trim_end())
     }
@@ -420,6 +553,7 @@ mod tests {
             name: name.to_owned(),
             namespace: None,
             arguments_bytes: 24,
+            arguments: "{\"cmd\":\"wc -l poem.txt\"}".to_owned(),
             output_bytes,
             answered: true,
             is_error: false,
@@ -438,7 +572,9 @@ mod tests {
                 color: false,
             };
             let mut out = Vec::new();
-            summary.write_table(&mut out, &screen).unwrap();
+            summary
+                .write_table(&mut out, &screen, Sums::ByCall)
+                .unwrap();
             let table = String::from_utf8(out).unwrap();
             // The head, a line a call, the total.
             assert_eq!(table.lines().count(), 4, "{columns}: {table}");

@@ -308,7 +308,7 @@ fn days_of(thread: &str) -> impl Iterator<Item = (i64, u32, u32)> {
 }
 
 /// The date of a day counted from 1970-01-01, after Howard Hinnant's `civil_from_days`.
-fn civil(day: i64) -> (i64, u32, u32) {
+pub(crate) fn civil(day: i64) -> (i64, u32, u32) {
     let z = day + 719_468;
     let era = z.div_euclid(146_097);
     let of_era = z.rem_euclid(146_097);

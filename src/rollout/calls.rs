@@ -431,11 +431,22 @@ pub(crate) fn write_result(
     content: &Content<'_>,
     is_error: bool,
 ) -> io::Result<()> {
+    write_open_result(out, id, content, is_error)?;
+    out.write_all(b"}")
+}
+
+/// The same without the closing brace, for members that follow.
+pub(crate) fn write_open_result(
+    out: &mut impl Write,
+    id: &str,
+    content: &Content<'_>,
+    is_error: bool,
+) -> io::Result<()> {
     out.write_all(br#"{"type":"tool_result","id":"#)?;
     write_string(out, id)?;
     out.write_all(br#","content":"#)?;
     write_content(out, content)?;
-    write!(out, ",\"is_error\":{is_error}}}")
+    write!(out, ",\"is_error\":{is_error}")
 }
 
 /// Writes the arguments of a call: as JSON, or as a string where they are none.

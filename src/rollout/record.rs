@@ -24,8 +24,13 @@ pub(crate) enum Record<'a> {
     /// An image was generated, which the provider does: a call and its result in one. 0.135 records it twice, first
     /// with the file that it was saved to; versions from 0.148 on save none.
     Image(Nested<'a>),
-    /// Text of the assistant.
-    Text(String),
+    /// A message of the user or the assistant; codex puts its own words to the model in messages of the user, too.
+    Message {
+        is_user: bool,
+        text: String,
+        /// When it was recorded, in milliseconds since 1970.
+        at: Option<u64>,
+    },
     /// A turn begins.
     Turn {
         id: Cow<'a, str>,
@@ -334,9 +339,14 @@ fn understand<'a>(
                 at,
             }))
         }
-        LineKind::Message if payload.text("role")? == "assistant" => {
-            Some(Record::Text(message_text(payload.raw("content")?)))
-        }
+        LineKind::Message => match payload.text("role")?.as_ref() {
+            role @ ("user" | "assistant") => Some(Record::Message {
+                is_user: role == "user",
+                text: message_text(payload.raw("content")?),
+                at,
+            }),
+            _ => None,
+        },
         LineKind::Item => {
             let id = id?;
             let nested = id.starts_with(NESTED);

@@ -339,8 +339,7 @@ real_codex! {
             assert!(Path::new(told[1]["content"][0]["path"].as_str().unwrap()).is_file());
         }
         let output = Cli::new(&lab, ["parse-rollout", "-w"]).arg(lab.workspace()).run();
-        let lines: Vec<Value> = output.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(lines, expected);
+        assert_eq!(output.untimed_events(), expected);
         let output = Cli::new(&lab, ["turn", "--fresh", "draw"]).run();
         let shown: Vec<&str> = output.stderr.lines().filter(|line| line.contains("image")).collect();
         assert_eq!(shown.len(), 2, "{output:?}");

@@ -43,12 +43,9 @@ fn told_result(id: &str, content: impl Into<Value>, is_error: bool) -> Value {
     json!({"type": "tool_result", "id": id, "content": content.into(), "is_error": is_error})
 }
 
-/// The events of an output, each a line.
 #[track_caller]
 fn events(output: &Output) -> Vec<Value> {
-    assert!(output.stdout.is_empty() || output.stdout.ends_with('\n'));
-    let events = output.stdout.lines().map(serde_json::from_str);
-    events.collect::<Result<_, _>>().expect("lines of JSON")
+    output.untimed_events()
 }
 
 /// A rollout with this text, from a file and from stdin, gives these events and says this.
@@ -464,10 +461,35 @@ fn a_summary_has_the_biggest_first() {
     assert_eq!(
         summary(&[]),
         "call      tool            args  output   share\n\
-         big       exec_command       2     989   96.4%  ████████████████████▎\n\
-         small     exec_command      12      10    2.1%  ▌\n\
-         consumed  exec_command       2      13    1.5%  ▎                      light\n\
-         3 calls: 16 arguments, 1.0K output, 1 consumed\n"
+         big       exec_command       2     989   96.4%  ████████████\n\
+         small     exec_command      12      10    2.1%  ▎\n\
+         consumed  exec_command       2      13    1.5%  ▏             light\n\
+         3 calls: 16 bytes of arguments, 1.0K of output, 1 consumed\n"
+    );
+    let output = Cli::new(&lab, ["parse-rollout", "--summary"])
+        .arg(&file)
+        .env("COLUMNS", "100")
+        .run();
+    assert!(
+        output
+            .stdout
+            .contains("2.1%  ▎                    {\"cmd\":\"ls\"}\n"),
+        "{}",
+        output.stdout
+    );
+    assert_eq!(
+        summary(&["--by", "tool", "--all"]),
+        "calls  tool            args  output   share\n\
+         4      exec_command      18    1.0K  100.0%  ████████████\n\
+         4 calls: 18 bytes of arguments, 1.0K of output, 1 consumed\n"
+    );
+    let told: Value = serde_json::from_str(&summary(&["--by", "tool", "--json"])).unwrap();
+    assert_eq!(
+        told,
+        json!({
+            "tools": [{"name": "exec_command", "calls": 3, "arguments_bytes": 16, "output_bytes": 1012, "share": 1.0}],
+            "total": {"calls": 3, "arguments_bytes": 16, "output_bytes": 1012, "consumed": 1},
+        })
     );
     let told: Value = serde_json::from_str(&summary(&["--json", "--all"])).unwrap();
     let ids: Vec<&Value> = told["calls"]
@@ -482,6 +504,7 @@ fn a_summary_has_the_biggest_first() {
         json!({"calls": 4, "arguments_bytes": 18, "output_bytes": 1012, "consumed": 1})
     );
     assert_eq!(told["calls"][2]["consumed"], "light");
+    assert_eq!(told["calls"][1]["arguments"], r#"{"cmd":"ls"}"#);
 }
 
 #[test]
@@ -1044,4 +1067,117 @@ fn reads_fifos_that_are_named() {
         .unwrap();
     assert!(told.status.success(), "{told:?}");
     assert_eq!(told.stdout.iter().filter(|byte| **byte == b'\n').count(), 4);
+}
+
+/// A message as codex records it.
+fn message(role: &str, text: &str) -> (&'static str, Value) {
+    let kind = if role == "user" {
+        "input_text"
+    } else {
+        "output_text"
+    };
+    let payload =
+        json!({"type": "message", "role": role, "content": [{"type": kind, "text": text}]});
+    ("response_item", payload)
+}
+
+#[test]
+fn messages_stand_among_the_calls_with_their_times() {
+    let lab = Lab::fake(Value::Null);
+    let file = lab.path("rollout.jsonl");
+    let items = [
+        message("developer", "be brief"),
+        message("user", "# AGENTS.md instructions for /x\n\n<INSTRUCTIONS>"),
+        message("user", "list \"it\""),
+        message("assistant", "I will."),
+        call("a", "{}"),
+        output("a", "b"),
+    ];
+    fs::write(&file, rollout(&items)).unwrap();
+    let output = Cli::new(&lab, ["parse-rollout", "--messages"])
+        .arg(&file)
+        .run();
+    let time = r#","time":"2026-11-21T12:07:52.075Z"}"#;
+    let expected = [
+        r#"{"type":"message","role":"user","text":"list \"it\"""#,
+        r#"{"type":"message","role":"assistant","text":"I will.""#,
+        r#"{"type":"tool_use","id":"a","name":"exec_command","input":{}"#,
+        r#"{"type":"tool_result","id":"a","content":"b","is_error":false"#,
+    ];
+    let expected: String = expected
+        .iter()
+        .map(|event| format!("{event}{time}\n"))
+        .collect();
+    assert_eq!((output.stdout, output.stderr), (expected, String::new()));
+}
+
+/// Also where the file is replaced meanwhile, as consuming a call does it, and until the reader leaves.
+#[test]
+fn follows_a_rollout_that_grows() {
+    let lab = Lab::fake(Value::Null);
+    let file = lab.path("rollout-2026-11-21T12-06-56-01a1fd57-0000-7000-a000-000000000009.jsonl");
+    let meta = (
+        "session_meta",
+        json!({"id": "01a1fd57-0000-7000-a000-000000000009"}),
+    );
+    let begin = rollout(&[
+        meta,
+        call("a", r#"{"cmd":"ls"}"#),
+        output("a", "x".repeat(100)),
+    ]);
+    fs::write(&file, &begin).unwrap();
+    let mut child = Cli::new(&lab, ["parse-rollout", "--follow"])
+        .arg(&file)
+        .spawn();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || -> (String, String) {
+        let event: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        let text = |name: &str| event[name].as_str().unwrap().to_owned();
+        (text("type"), text("id"))
+    };
+    let both = |id: &str| ["tool_use", "tool_result"].map(|kind| (kind.to_owned(), id.to_owned()));
+    assert_eq!([next(), next()], both("a"));
+    let append = |text: &str| {
+        use std::io::Write;
+        let mut file = fs::OpenOptions::new().append(true).open(&file).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    };
+    let more = rollout(&[call("b", "{}"), output("b", "2")]);
+    let (half, rest) = more.split_at(more.len() - 20);
+    append(half);
+    append(rest);
+    assert_eq!([next(), next()], both("b"));
+    let consumed = Cli::new(&lab, ["mutate", "a", "--rollout"])
+        .arg(&file)
+        .run();
+    assert_eq!(consumed.status, 0, "{consumed:?}");
+    append(&rollout(&[call("c", "{}"), output("c", "3")]));
+    assert_eq!([next(), next()], both("c"));
+    drop(lines);
+    let status = cli::wait(&mut child, LIMIT);
+    assert_eq!(status.code(), Some(0), "the reader has gone");
+}
+
+#[test]
+fn tells_which_flags_do_not_go_together() {
+    let lab = Lab::fake(Value::Null);
+    for (arguments, told) in [
+        (
+            &["--summary", "--messages"][..],
+            "are for events and not for a summary",
+        ),
+        (
+            &["--by", "tool", "--follow"],
+            "are for events and not for a summary",
+        ),
+        (
+            &["--by", "size"],
+            "'--by size' is neither 'call' nor 'tool'",
+        ),
+        (&["--follow", "a", "b"], "'--follow' takes one rollout"),
+    ] {
+        let output = Cli::new(&lab, ["parse-rollout"]).args(arguments).run();
+        assert_eq!((output.status, output.stdout.as_str()), (2, ""));
+        assert!(output.stderr.contains(told), "{}", output.stderr);
+    }
 }

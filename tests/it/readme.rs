@@ -2,7 +2,7 @@
 //!
 //! The blocks of README.md that begin with ```console are a session: their commands are run in order, in one
 //! lab with the real codex, and what they print is compared with what the page shows. Every ```sh line is a
-//! `make` target that is there, or one of the daemon's own commands. The ```json block is a config file.
+//! `make` target that is there, a command that codex has, or one of the daemon's own. The ```json block is a config file.
 //! `README_UPDATE=1` writes what was printed into the page in place of comparing it.
 
 use crate::programs;
@@ -100,6 +100,30 @@ fn bash(lab: &Lab, line: &str) -> (String, i32) {
     )
 }
 
+/// Text with every point in time replaced.
+fn without_times(text: &str) -> String {
+    const FORM: &str = "0000-00-00T00:00:00.000Z";
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('T') {
+        let time = at
+            .checked_sub(10)
+            .and_then(|start| rest.get(start..start + FORM.len()));
+        let is_time =
+            time.is_some_and(|time| time.replace(|c: char| c.is_ascii_digit(), "0") == FORM);
+        let (shown, end) = match is_time {
+            true => (at - 10, at - 10 + FORM.len()),
+            false => (at + 1, at + 1),
+        };
+        plain.push_str(&rest[..shown]);
+        if is_time {
+            plain.push_str("<when>");
+        }
+        rest = &rest[end..];
+    }
+    plain + rest
+}
+
 /// What differs from run to run, made equal: homes, UUIDs in the order in which they come, codex's own ids of
 /// chunks, seconds and tenths.
 fn equal(lab: Option<&Lab>, text: &str) -> String {
@@ -107,6 +131,7 @@ fn equal(lab: Option<&Lab>, text: &str) -> String {
         Some(lab) => text.replace(&lab.path("home").to_string_lossy().into_owned(), HOME),
         None => text.to_owned(),
     };
+    let text = &without_times(&text);
     let mut known: BTreeMap<String, usize> = BTreeMap::new();
     let mut said = String::new();
     for (at, part) in text
@@ -207,9 +232,24 @@ fn the_other_commands_in_the_readme_are_there() {
                     .unwrap();
                 assert!(output.status.success(), "{command}: {output:?}");
                 targets += 1;
+            } else if let Some(arguments) = command.strip_prefix("codex ") {
+                let Some(codex) = codex::real(codex::NEWEST) else {
+                    continue;
+                };
+                let lab = Lab::fake(Value::Null);
+                let output = Command::new(codex)
+                    .args(arguments.split_whitespace())
+                    .arg("--help")
+                    .env_clear()
+                    .envs(lab.env())
+                    .output()
+                    .unwrap();
+                assert!(output.status.success(), "{command}: {output:?}");
             } else {
                 assert!(
-                    command.is_empty() || command.starts_with("plexum "),
+                    command.is_empty()
+                        || command.starts_with("plexum ")
+                        || command == "npm install -g @openai/codex",
                     "who runs '{command}'?"
                 );
             }

@@ -70,8 +70,7 @@ fn paired(turn: &Turn) -> Vec<Value> {
 fn parsed(lab: &Lab, thread: &str) -> Vec<Value> {
     let output = Cli::new(lab, ["parse-rollout", "--thread", thread]).run();
     assert_eq!((output.status, output.stderr.as_str()), (0, ""));
-    let events = output.stdout.lines().map(serde_json::from_str);
-    events.collect::<Result<_, _>>().expect("lines of JSON")
+    output.untimed_events()
 }
 
 /// Text with what differs between versions left out: the order of calls and texts of a turn.

@@ -1,6 +1,7 @@
 //! Runs the program on the command line and compares everything it said.
 
 use super::{LIMIT, Lab};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -170,6 +171,27 @@ impl<'a> Cli<'a> {
 }
 
 impl Output {
+    /// The events on stdout, each a line of JSON, without their times; those are as RFC 3339 writes them.
+    #[track_caller]
+    pub(crate) fn untimed_events(&self) -> Vec<Value> {
+        assert!(self.stdout.is_empty() || self.stdout.ends_with('\n'));
+        let mut events: Vec<Value> = self
+            .stdout
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("a line of JSON"))
+            .collect();
+        for event in &mut events {
+            if let Some(time) = event.as_object_mut().and_then(|event| event.remove("time")) {
+                let digits: String = time
+                    .as_str()
+                    .unwrap()
+                    .replace(|c: char| c.is_ascii_digit(), "0");
+                assert_eq!(digits, "0000-00-00T00:00:00.000Z");
+            }
+        }
+        events
+    }
+
     /// Text with what differs from run to run made equal: the lab's path is `<lab>`, the UUIDs are `<uuid 1>`
     /// and on in the order in which they come, and seconds after `in ` or in brackets are `<time>`.
     pub(crate) fn told(&self, text: &str) -> String {
