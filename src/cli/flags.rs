@@ -143,7 +143,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         more: &[
             "Runs codex once in the workspace and continues the conversation whose thread id is in the workspace's `.plexum-codex-session`: the same config, the same session file, the same locks as for the daemon.",
             "Without PROMPT, or with `-` alone, the prompt is read from stdin; with PROMPT and `-`, what stdin has is appended to it, set apart as `<stdin>`. The assistant's text goes to stdout. What codex does meanwhile goes to stderr: a line for each command and tool, the time it took, and at the end the tokens; on a terminal one line shows what is going on, unless stdout is a pipe.",
-            "Ctrl-C ends the turn properly and keeps the thread, a second one ends it at once; the program then ends by SIGINT itself, and with it a shell loop around it. Of a command that fails, the last lines that it printed are shown, ten at most. With `--json` stderr has warnings alone.",
+            "Ctrl-C ends the turn properly and keeps the thread, a second one ends it at once; the program then ends by SIGINT itself, and with it a shell loop around it. Ctrl-Z stops codex too, and `fg` continues it; time limits go on meanwhile. Of a command that fails, the last lines that it printed are shown, ten at most. With `--json` stderr has warnings alone.",
         ],
         flags: &[
             Flag {

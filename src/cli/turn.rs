@@ -76,6 +76,7 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
             board.ending("the turn is being ended; Ctrl-C ends it at once");
         })?;
     }
+    os::stop_all_on_terminal_stop()?;
     let context = Context { config, places };
     let mut printer = Printer::new(style, cancel.clone(), progress);
     let place = queue.join(&workspace);

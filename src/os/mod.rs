@@ -20,11 +20,11 @@ pub(crate) use lock::{
 };
 pub(crate) use process::{
     descendants, has_proc, is_alive, is_at_or_below, is_hidden, kill_below, kill_everything_below,
-    protect_from_other_processes, signal_group, signal_name, start_of,
+    protect_from_other_processes, signal_group, signal_name, start_of, stop_with_everything_below,
 };
 pub(crate) use signals::{
     INTERRUPTED, end_by, end_by_sigint, keep_exit_statuses, on_end_signal, on_end_signal_or_hangup,
-    unblock_signals,
+    stop_all_on_terminal_stop, unblock_signals,
 };
 pub(crate) use streams::{
     Blocking, PIPE_BUF, close_standard_streams, has_input, is_hung_up, wait_for_room,

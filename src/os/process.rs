@@ -68,6 +68,35 @@ pub(crate) fn kill_below(root: Pid) {
     }
 }
 
+/// Stops what this process's children have started and then this process, until somebody continues it, and
+/// continues the others with it. Its children themselves go on: they end the others where this process is killed.
+pub(crate) fn stop_with_everything_below() {
+    let me = rustix::process::getpid();
+    let mut stopped = Vec::new();
+    // Until nothing is found that was started while this looked.
+    loop {
+        let parents = parents();
+        let children = children(&parents, me);
+        let fresh: Vec<Pid> = below(&parents, &children)
+            .into_iter()
+            .filter(|pid| !children.contains(pid) && !stopped.contains(pid))
+            .collect();
+        if fresh.is_empty() {
+            break;
+        }
+        for pid in fresh {
+            // It may have ended since it was found.
+            let _ = rustix::process::kill_process(pid, Signal::STOP);
+            stopped.push(pid);
+        }
+    }
+    // Sent to this very thread, it stops before it goes on from here; sent to the process, perhaps after.
+    let _ = signal_hook::low_level::raise(signal_hook::consts::SIGSTOP);
+    for pid in stopped {
+        let _ = rustix::process::kill_process(pid, Signal::CONT);
+    }
+}
+
 /// Kills what this process's children have started, and the children themselves where they do not end then.
 ///
 /// A child goes last since it may be a subreaper: as long as it lives, whatever it started can be found.

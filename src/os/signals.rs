@@ -1,7 +1,7 @@
 //! Signals that this process gets: which ones end it, and what its starter has blocked or ignored.
 
 use crate::error::{Error, Kind, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP};
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -43,6 +43,18 @@ pub(crate) fn on_end_signal_or_hangup(told: impl FnMut(i32) + Send + 'static) ->
     match is_ignored(SIGHUP) {
         true => on_signals(&[SIGINT, SIGTERM], told),
         false => on_signals(&[SIGINT, SIGTERM, SIGHUP], told),
+    }
+}
+
+/// Has Ctrl-Z stop what this process has started, too, and `fg` continue it: codex is in a process group of its own,
+/// which the terminal does not stop.
+///
+/// # Errors
+/// As [`on_end_signal`].
+pub(crate) fn stop_all_on_terminal_stop() -> Result<()> {
+    match is_ignored(SIGTSTP) {
+        true => Ok(()),
+        false => on_signals(&[SIGTSTP], |_| super::stop_with_everything_below()),
     }
 }
 

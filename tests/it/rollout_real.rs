@@ -407,3 +407,20 @@ fn what_a_broken_script_called_is_its_own() {
         }
     }
 }
+
+real_codex! {
+    /// What the user and the model said, and nothing that codex puts before it.
+    fn messages_are_those_of_user_and_model(codex: &Path) {
+        let calls = json!([{"id": "call_a", "name": "exec_command", "arguments": {"cmd": "echo hi"}}]);
+        let lab = Lab::real(codex, json!([{"match": "go on", "times": 1, "text": "I will.", "calls": calls}, {"text": "done"}]));
+        std::fs::write(lab.workspace().join("AGENTS.md"), "be brief").unwrap();
+        let turn = Daemon::start(&lab).turn(prompt(&lab, "go on"));
+        let output = Cli::new(&lab, ["parse-rollout", "--messages", "--thread", turn.thread()]).run();
+        let told: Vec<String> = output.untimed_events().iter().map(|event| match event["type"].as_str().unwrap() {
+            "message" => format!("{}: {}", event["role"].as_str().unwrap(), event["text"].as_str().unwrap()),
+            kind => kind.to_owned(),
+        }).collect();
+        assert_eq!(told, ["user: go on", "assistant: I will.", "tool_use", "tool_result", "assistant: done"]);
+        assert!(output.stdout.lines().all(|line| line.contains(r#","time":"2"#)), "{}", output.stdout);
+    }
+}

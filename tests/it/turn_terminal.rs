@@ -478,3 +478,32 @@ fn shows_commands_as_written_and_why_they_failed() {
     );
     assert_eq!(output.status, 1);
 }
+
+#[test]
+fn ctrl_z_stops_codex_too_and_fg_continues_it() {
+    let lab = Lab::fake(Value::Null);
+    let steps = [
+        json!({"touch": lab.path("started")}),
+        json!({"wait_for": lab.path("go")}),
+        json!("default"),
+    ];
+    lab.script(begin().into_iter().chain(steps).collect());
+    let mut child = Cli::new(&lab, ["turn", "hi"]).spawn();
+    wait_until("codex to work", || lab.path("started").exists());
+    let codex = u32::try_from(lab.fake_runs()[0]["pid"].as_u64().unwrap()).unwrap();
+    let is_stopped = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit_once(") ").unwrap().1.starts_with('T')
+    };
+    let turn = rustix::process::Pid::from_raw(child.id().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(turn, Signal::TSTP).unwrap();
+    wait_until("both to stop", || {
+        is_stopped(child.id()) && is_stopped(codex)
+    });
+    rustix::process::kill_process(turn, Signal::CONT).unwrap();
+    wait_until("both to go on", || {
+        !is_stopped(child.id()) && !is_stopped(codex)
+    });
+    fs::write(lab.path("go"), "").unwrap();
+    assert_eq!(cli::wait(&mut child, LIMIT).code(), Some(0));
+}
