@@ -61,7 +61,7 @@ PLUGIN := plexum-openai-provider
 CODEX_VERSIONS := 0.135.0 0.148.0 0.155.0 0.169.0
 CODEX_NEWEST := $(lastword $(CODEX_VERSIONS))
 
-.PHONY: help build demo bench test lint check soak fuzz codex codex-newest mcp-clients
+.PHONY: help build demo bench test lint check compat soak fuzz codex codex-newest mcp-clients
 .PHONY: install uninstall install-plugin uninstall-plugin
 
 ## build: the program, optimised, as target/release/plexum-openai (the default)
@@ -110,6 +110,10 @@ lint:
 ## check: what has to be right before a commit: lint, then test
 check: lint test
 .NOTPARALLEL: check
+
+## compat: one conversation of every stage on other releases of codex: VERSIONS="0.150.1 0.166.0", else every fifth
+compat:
+	@KEEP="$(CODEX_VERSIONS)" tests/compat/run $(VERSIONS)
 
 ## soak: a thousand turns (TURNS) that go well and wrong, 32 at once, after which nothing may be left
 soak:

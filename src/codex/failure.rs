@@ -322,8 +322,6 @@ const REFUSED_ARGUMENTS: [&str; 3] = [
 ];
 /// Behind these codex names the MCP servers that it does not go on without.
 const SERVER_FAILED: [&str; 2] = ["mcp servers failed to initialize", "required mcp server"];
-/// How the names of the servers that lend the daemon's tools begin.
-const OUR_SERVERS: &str = "plexum-host-";
 
 const USAGE_CODES: [&str; 16] = [
     "usage_limit_reached",
@@ -513,7 +511,7 @@ impl ParsedFailure {
             .min()
         {
             // A server of the user's own is codex's to start: that codex did not do its work is all that is known.
-            let ours = text[at..].contains(OUR_SERVERS);
+            let ours = text[at..].contains(super::SERVER_PREFIX);
             return Some(if ours {
                 Kind::McpFailed
             } else {

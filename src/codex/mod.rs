@@ -13,6 +13,9 @@ pub(crate) mod writer_lock;
 
 use crate::error::{Error, Kind, Result};
 
+/// What the names of the servers begin with that lend the daemon's tools to codex.
+pub(crate) const SERVER_PREFIX: &str = "plexum-host-";
+
 /// The most characters that codex takes as a prompt (`input_too_large` above, 0.135 and 0.169).
 pub(crate) const LONGEST_PROMPT: usize = 1_048_576;
 

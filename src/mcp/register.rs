@@ -7,6 +7,7 @@
 //! the entries of other agents are switched off for the turn, those too that an earlier mode left behind.
 
 use super::{RegistrationMode, Settings, failed};
+use crate::codex::SERVER_PREFIX;
 use crate::codex::ask::{CommandOutput, ask};
 use crate::codex::toml;
 use crate::error::{Error, Kind, Result};
@@ -22,8 +23,6 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// What every server's name begins with.
-const PREFIX: &str = "plexum-host-";
 /// The most that a name has of its agent's id. codex 0.135 has 64 bytes for `mcp__plexum_host_<id>` and the
 /// tool's name together, and shortens a longer one to a hash that no model can read.
 const ID_MAX: usize = 24;
@@ -71,7 +70,7 @@ fn hash(text: &str) -> u32 {
 
 /// The name of an agent's server.
 pub(super) fn server_name(agent_id: &str) -> String {
-    format!("{PREFIX}{}", short_id(agent_id))
+    format!("{SERVER_PREFIX}{}", short_id(agent_id))
 }
 
 /// A command line that codex starts as a server.
@@ -263,7 +262,7 @@ fn read(path: &Path) -> Result<String> {
 /// them: switching off what is not there does no harm, and a real TOML parser is not needed.
 fn names(config: &str) -> Vec<&str> {
     let mut names: Vec<&str> = config
-        .match_indices(PREFIX)
+        .match_indices(SERVER_PREFIX)
         .map(|(at, _)| {
             let rest = &config[at..];
             let end = rest.find(|character: char| {
@@ -271,7 +270,7 @@ fn names(config: &str) -> Vec<&str> {
             });
             &rest[..end.unwrap_or(rest.len())]
         })
-        .filter(|name| name.len() > PREFIX.len())
+        .filter(|name| name.len() > SERVER_PREFIX.len())
         .collect();
     names.sort_unstable();
     names.dedup();
@@ -348,7 +347,7 @@ mod tests {
         let different: HashSet<&String> = names.iter().collect();
         assert_eq!(different.len(), names.len(), "{names:?}");
         for name in &names {
-            assert!(name.len() <= PREFIX.len() + ID_MAX, "{name}");
+            assert!(name.len() <= SERVER_PREFIX.len() + ID_MAX, "{name}");
             assert!(
                 name.bytes()
                     .all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))

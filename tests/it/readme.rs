@@ -131,7 +131,20 @@ fn equal(lab: Option<&Lab>, text: &str) -> String {
         Some(lab) => text.replace(&lab.path("home").to_string_lossy().into_owned(), HOME),
         None => text.to_owned(),
     };
-    let text = &without_times(&text);
+    let mut text = without_times(&text);
+    for seconds in 0..60 {
+        text = text.replace(&format!("\n{seconds} s ago"), "\n<n> s ago");
+    }
+    // The columns of that table are as wide as what is in them.
+    let text: String = text
+        .split_inclusive('\n')
+        .map(
+            |line| match line.contains("s ago ") || line.starts_with("last turn") {
+                true => line.split_whitespace().collect::<Vec<_>>().join(" ") + "\n",
+                false => line.to_owned(),
+            },
+        )
+        .collect();
     let mut known: BTreeMap<String, usize> = BTreeMap::new();
     let mut said = String::new();
     for (at, part) in text

@@ -7,6 +7,7 @@ use super::Report;
 use super::ownership::{self, ConfigModes, open_up};
 use super::plugin;
 use crate::backend::exec::command::{self, TurnArgs};
+use crate::codex::SERVER_PREFIX;
 use crate::codex::ask::{CommandOutput, ask};
 use crate::codex::find::{self, NEWEST_TRIED, OLDEST, Version, parse_version};
 use crate::codex::home;
@@ -40,8 +41,6 @@ const NO_THREAD: &str = "00000000-0000-7000-8000-000000000000";
 const TRUSTS_INDEX: (u32, u32, u32) = (0, 148, 0);
 /// The last one known to find it by its name.
 const FINDS_BY_NAME: (u32, u32, u32) = (0, 135, u32::MAX);
-/// What the names of our own servers in codex's config begin with.
-const SERVER_PREFIX: &str = "plexum-host-";
 
 /// Runs every check that applies.
 ///

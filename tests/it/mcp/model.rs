@@ -1,7 +1,7 @@
 //! The daemon's tools with the real codex: what the model is offered, calls and gets.
 
 use super::{Runtime, echo, prompt, sockets};
-use crate::support::codex::{self, NEWEST, real_codex};
+use crate::support::codex::{self, real_codex};
 use crate::support::{Daemon, LIMIT, Lab, method, ps};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -129,10 +129,10 @@ real_codex! {
         assert_eq!(turn.text(), "done");
 
         let asked: Vec<&Value> = daemon.tool_calls().iter().map(|call| &call["params"]).collect();
-        let newest = codex.to_string_lossy().contains(NEWEST);
+        let says_call = codex::is_at_least(codex, (0, 148, 0));
         for (at, (params, name)) in asked.iter().zip(["send", "fail", "many"]).enumerate() {
             // 0.135 does not say which call it is.
-            let call = newest.then(|| format!("call_{at}"));
+            let call = says_call.then(|| format!("call_{at}"));
             assert_eq!(
                 **params,
                 json!({"name": name, "arguments": {"to": "bob"},

@@ -150,24 +150,6 @@ impl<'a> Cli<'a> {
             lab: self.lab.root().to_string_lossy().into_owned(),
         }
     }
-
-    /// Runs it and compares all that it said, after [`Output::told`].
-    #[track_caller]
-    #[expect(dead_code, reason = "part of the tests' vocabulary")]
-    pub(crate) fn check(&self, status: i32, stdout: &str, stderr: &str) -> Output {
-        let output = self.run();
-        assert_eq!(
-            (
-                output.status,
-                output.told(&output.stdout),
-                output.told(&output.stderr)
-            ),
-            (status, stdout.to_owned(), stderr.to_owned()),
-            "{:?}",
-            self.args
-        );
-        output
-    }
 }
 
 impl Output {

@@ -43,11 +43,14 @@ macro_rules! real_codex {
 }
 pub(crate) use real_codex;
 
-/// The real codex of this version, where it has been fetched.
+/// The real codex of this version, where it has been fetched. `make compat` names in `COMPAT` the version that stands
+/// for all of them.
 ///
 /// # Panics
 /// It is missing and the environment has `CI=true`.
 pub(crate) fn real(version: &str) -> Option<PathBuf> {
+    let compat = std::env::var("COMPAT").ok();
+    let version = compat.as_deref().unwrap_or(version);
     let directory = target().join("codex").join(version);
     let found = find(&directory.join("node_modules/@openai"));
     if found.is_none() {
@@ -69,6 +72,21 @@ pub(crate) fn real(version: &str) -> Option<PathBuf> {
         });
     }
     found
+}
+
+/// Is this codex, one of [`real`]'s, of that version or a newer one?
+pub(crate) fn is_at_least(codex: &Path, version: (u32, u32, u32)) -> bool {
+    let directory = codex
+        .strip_prefix(target().join("codex"))
+        .expect("a real codex");
+    let name = directory.iter().next().expect("its version");
+    let numbers: Vec<u32> = name
+        .to_str()
+        .expect("digits and points")
+        .split('.')
+        .map(|number| number.parse().expect("a number"))
+        .collect();
+    (numbers[0], numbers[1], numbers[2]) >= version
 }
 
 /// The fake codex, an example of this package.
