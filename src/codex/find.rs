@@ -14,7 +14,7 @@ use std::process::Command;
 /// The least codex that is supported.
 pub(crate) const OLDEST: Version = (0, 135, 0);
 /// The newest codex that this program was tried with.
-pub(crate) const NEWEST_TRIED: Version = (0, 169, 0);
+pub(crate) const NEWEST_TRIED: Version = (0, 171, 0);
 
 /// A version of codex: major, minor, patch.
 pub(crate) type Version = (u32, u32, u32);
@@ -242,17 +242,17 @@ mod tests {
                 Some("codex is version 0.134.9, and 0.135.0 is the least that is supported"),
             ),
             ("0.135.0", None),
-            ("0.169.0", None),
+            ("0.171.0", None),
             (
-                "0.169.1-alpha.2",
+                "0.171.1-alpha.2",
                 Some(
-                    "codex is version 0.169.1, newer than 0.169.0, the newest that this program was tried with",
+                    "codex is version 0.171.1, newer than 0.171.0, the newest that this program was tried with",
                 ),
             ),
             (
                 "1.0.0",
                 Some(
-                    "codex is version 1.0.0, newer than 0.169.0, the newest that this program was tried with",
+                    "codex is version 1.0.0, newer than 0.171.0, the newest that this program was tried with",
                 ),
             ),
         ] {

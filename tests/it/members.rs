@@ -1,7 +1,7 @@
 //! The members of a turn's request and of its response: what codex makes of the first, and where the others come
 //! from.
 
-use crate::support::codex::{NEWEST, OLDEST, real_codex};
+use crate::support::codex::{OLDEST, is_at_least, real_codex};
 use crate::support::{Cli, Daemon, Lab, method};
 use serde_json::{Value, json};
 use std::fs;
@@ -271,7 +271,7 @@ real_codex! {
             {"after": "call_a", "times": 1, "calls": plan("call_b", "completed", "in_progress")},
             {"text": "so far"},
         ]));
-        if codex.to_string_lossy().contains(NEWEST) {
+        if is_at_least(codex, (0, 169, 0)) {
             // It no longer has the tool unless it is asked to.
             lab.config(json!({"extra_args": ["-c", "tools.update_plan={enabled=true}"]}));
         }
@@ -305,7 +305,7 @@ real_codex! {
                 || kind == "image" && block["data"] == pixel && block["mimeType"] == "image/png", "{kind}");
         }
         assert!(blocks.to_string().contains("done"));
-        assert!(!codex.to_string_lossy().contains(NEWEST) || blocks.is_array());
+        assert!(!is_at_least(codex, (0, 169, 0)) || blocks.is_array());
     }
 }
 

@@ -1111,7 +1111,7 @@ fn tells_once_that_codexs_version_was_not_tried() {
         ("0.134.2", 1),
         ("0.135.0", 0),
         ("0.169.0", 0),
-        ("0.170.0-alpha.1", 1),
+        ("0.172.0-alpha.1", 1),
     ] {
         let lab = Lab::fake(Value::Null);
         lab.config(json!({"binary": lab.codex(), "env": {"FAKE_CODEX_VERSION": version}}));
