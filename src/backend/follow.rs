@@ -114,7 +114,7 @@ impl RolloutFollower {
     /// The operating system's.
     pub(super) fn new_thread(path: &Path, cancel: &CancelToken) -> io::Result<RolloutFollower> {
         Ok(RolloutFollower::of(
-            Lines::new(growing(open_regular_file(path)?, cancel)),
+            Lines::followed(growing(open_regular_file(path)?, cancel)),
             None,
             Count::default(),
         ))
@@ -145,7 +145,7 @@ impl RolloutFollower {
         since: u64,
         cancel: &CancelToken,
     ) -> io::Result<RolloutFollower> {
-        let lines = Lines::new(growing(open_regular_file(path)?, cancel));
+        let lines = Lines::followed(growing(open_regular_file(path)?, cancel));
         Ok(RolloutFollower::of(lines, Some(since), Count::default()))
     }
 

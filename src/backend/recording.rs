@@ -520,7 +520,7 @@ impl Default for Agents {
 /// The first line of a rollout, once it is whole.
 fn first_line(path: &Path) -> Option<Vec<u8>> {
     let file = open_regular_file(path).ok()?;
-    let mut lines = Lines::new(io::Read::take(file, MAX_META));
+    let mut lines = Lines::followed(io::Read::take(file, MAX_META));
     let line = lines.next(|_| true).ok()??;
     Some(line.bytes.to_vec())
 }

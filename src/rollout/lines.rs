@@ -19,6 +19,8 @@ use std::ops::Range;
 
 /// How much is read at a time: small enough to stay in the processor's cache until it is scanned.
 const READ: usize = 256 * 1024;
+/// How much is read at a time where the memory is held for as long as a turn takes.
+const FOLLOWED: usize = 64 * 1024;
 /// How much is read at a time where threads take turns: the more, the less they wait for each other.
 const BLOCK: usize = 1 << 20;
 /// In what codex writes, the kind of a line is known by here; four UUIDs would fit in.
@@ -250,6 +252,14 @@ impl<R: Read> Lines<R> {
     pub(crate) fn in_blocks(input: R) -> Lines<R> {
         Lines {
             size: BLOCK,
+            ..Lines::new(input)
+        }
+    }
+
+    /// The lines of `input`, with little memory: for a rollout that is followed, as each of many turns does.
+    pub(crate) fn followed(input: R) -> Lines<R> {
+        Lines {
+            size: FOLLOWED,
             ..Lines::new(input)
         }
     }
