@@ -11,6 +11,7 @@ mod config;
 mod containers;
 mod conversation;
 mod doctor;
+mod drift;
 mod fault_list;
 mod faults;
 mod hangs;
