@@ -198,7 +198,10 @@ impl Doctor<'_> {
                 ),
             );
         } else {
-            let message = format!("{shown}, version {major}.{minor}.{patch}");
+            let ((a, b, c), (x, y, z)) = (OLDEST, NEWEST_TRIED);
+            let message = format!(
+                "{shown}, version {major}.{minor}.{patch} (tried: {a}.{b}.{c} to {x}.{y}.{z})"
+            );
             self.report.ok("codex", message);
         }
         Some(program)
