@@ -222,7 +222,9 @@ pub(crate) enum Status {
     Running,
     /// codex tries a request again.
     Retrying,
-    /// codex has made the conversation shorter.
+    /// codex is making the conversation shorter.
+    Compacting,
+    /// codex has made it shorter.
     Compacted,
 }
 
@@ -250,6 +252,9 @@ pub(crate) enum TurnEvent<'a> {
         state: Status,
         #[serde(skip_serializing_if = "Option::is_none")]
         detail: Option<Cow<'a, str>>,
+        /// The number of a message of which a part was told and that does not go on.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        discarded_message: Option<usize>,
     },
     /// codex's list of what is to be done, whenever it changes.
     Plan { items: &'a [PlanItem] },

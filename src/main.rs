@@ -30,6 +30,7 @@ mod rollout;
 mod shell;
 mod turn;
 
+use backend::{Held, ask_to_release};
 use cli::flags::{self, Invocation};
 use config::Paths;
 use error::Result;
@@ -45,9 +46,9 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).peekable();
     if arguments
         .peek()
-        .is_some_and(|first| first == backend::exec::guard::NAME)
+        .is_some_and(|first| first == backend::guard::NAME)
     {
-        return ExitCode::from(backend::exec::guard::run(arguments.skip(1)));
+        return ExitCode::from(backend::guard::run(arguments.skip(1)));
     }
     // For us, on stderr, and quiet unless `RUST_LOG` asks.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off"))
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
             writeln!(out, "[{:<5} {}] {message}", record.level(), record.target())
         })
         .init();
-    if let Some(status) = backend::exec::guard::reap_as_init() {
+    if let Some(status) = backend::guard::reap_as_init() {
         return ExitCode::from(status);
     }
     match os::keep_exit_statuses().and_then(|()| dispatch(arguments)) {
@@ -120,6 +121,7 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
             let places = Paths::from_env();
             let surroundings = cli::mutate::Surroundings {
                 codex_home: &|| Ok(places.codex_home(&places.load_config()?.config)),
+                release: &|thread| ask_to_release(Held::Thread(thread), &places),
                 session: &|workspace| match session::read(workspace)? {
                     Stored::Thread(thread) => {
                         let config = places.load_config()?.config;

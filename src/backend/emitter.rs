@@ -54,9 +54,14 @@ impl<'a> Emitter<'a> {
 
     /// A message of the assistant; from the second on it is set off, so that joined deltas read well.
     pub(crate) fn text(&mut self, text: &str) {
-        if text.is_empty() {
-            return;
+        if !text.is_empty() {
+            self.begin_text(text);
+            self.end_text();
         }
+    }
+
+    /// The beginning of a message of the assistant.
+    pub(crate) fn begin_text(&mut self, text: &str) {
         let message = self.texts;
         let text = match message {
             0 => Cow::Borrowed(text),
@@ -66,9 +71,35 @@ impl<'a> Emitter<'a> {
         self.event(&TurnEvent::TextDelta { text, message });
     }
 
+    /// More of the message that was begun last.
+    pub(crate) fn more_text(&mut self, text: &str) {
+        let message = self.texts.saturating_sub(1);
+        let text = Cow::Borrowed(text);
+        self.event(&TurnEvent::TextDelta { text, message });
+    }
+
+    /// The message that was begun last is whole.
+    pub(crate) fn end_text(&mut self) {
+        self.sink.text_ends();
+    }
+
+    /// The message that was begun last does not go on: codex asks the model for another one in its place.
+    pub(crate) fn discard_text(&mut self, detail: &str) {
+        self.end_text();
+        self.event(&TurnEvent::Status {
+            state: Status::Retrying,
+            detail: Some(Cow::Borrowed(detail)),
+            discarded_message: self.texts.checked_sub(1),
+        });
+    }
+
     pub(crate) fn status(&mut self, state: Status, detail: Option<&str>) {
         let detail = detail.map(Cow::Borrowed);
-        self.event(&TurnEvent::Status { state, detail });
+        self.event(&TurnEvent::Status {
+            state,
+            detail,
+            discarded_message: None,
+        });
     }
 
     /// The turn waits for its workspace. Told at once, and once.
@@ -155,6 +186,8 @@ pub(crate) trait EventSink {
     fn event(&mut self, event: &TurnEvent<'_>);
     /// One event that is JSON already.
     fn raw_event(&mut self, event: &[u8]);
+    /// The message or the thought that was told last is whole, or does not go on.
+    fn text_ends(&mut self) {}
     /// Something for the log that is not an event.
     fn log(&mut self, level: Level, message: &str);
     /// What codex is doing, for people.

@@ -3,23 +3,32 @@
 //! Everything codex says on the way goes to the [`Emitter`]. Above this directory nobody knows how codex runs; in it
 //! nobody knows the daemon, the queue of a workspace or its session file.
 
+pub(crate) mod app_server;
+pub(crate) mod child;
 pub(crate) mod emitter;
 pub(crate) mod exec;
 mod follow;
+pub(crate) mod guard;
 mod recording;
+mod reporter;
 mod usage;
 
+pub(crate) use app_server::control::{Held, ask_to_release};
 pub(crate) use follow::thread_use;
 
 use crate::canonical::{Telemetry, TurnUsage, Usage};
 use crate::codex::failure::Refusal;
-use crate::config::{Config, Paths};
-use crate::error::{Error, Result};
+use crate::config::{BackendChoice, Config, Paths};
+use crate::error::{Error, Kind, Result, is_exhausted};
 use crate::mcp::Bridge;
-use crate::os::CancelToken;
+use crate::os::{CancelToken, FileLock};
+use app_server::AppServer;
 use emitter::Emitter;
+use exec::Exec;
 use std::borrow::Cow;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A way of running codex.
 pub(crate) trait Backend: Send + Sync {
@@ -35,9 +44,78 @@ pub(crate) trait Backend: Send + Sync {
     ) -> Result<Outcome>;
 }
 
-/// The backend that the config chooses.
-pub(crate) fn choose(_config: &Config) -> &'static dyn Backend {
-    &exec::Exec
+/// The ways of running codex, and what they keep from one turn to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Backends {
+    app_server: AppServer,
+}
+
+impl Backends {
+    /// The backend that the config chooses.
+    pub(crate) fn choose(&self, config: &Config) -> &dyn Backend {
+        match config.backend {
+            BackendChoice::Exec => &Exec,
+            BackendChoice::AppServer => &self.app_server,
+        }
+    }
+
+    /// Begins a turn in this workspace, whose path is canonical.
+    pub(crate) fn claim<'a>(
+        &'a self,
+        workspace: &'a Path,
+        config: &'a Config,
+        places: &'a Paths,
+    ) -> Claim<'a> {
+        let lock = self.app_server.pool.claim(workspace);
+        if config.backend == BackendChoice::Exec
+            && let Some(server) = self.app_server.pool.take(workspace)
+        {
+            server.close();
+        }
+        Claim {
+            backends: self,
+            workspace,
+            config,
+            places,
+            lock,
+        }
+    }
+
+    /// Lets go of the thread of this workspace, whose path is canonical, unless a turn runs there; says whether it was
+    /// held.
+    pub(crate) fn release(&self, workspace: &Path) -> bool {
+        self.app_server.pool.kept().release(workspace)
+    }
+
+    /// Ends everything that is kept, and keeps nothing any more.
+    pub(crate) fn end(&self) {
+        self.app_server.pool.end();
+    }
+}
+
+/// A workspace in a turn. Dropped, what the backend keeps of it waits for the next one.
+pub(crate) struct Claim<'a> {
+    backends: &'a Backends,
+    workspace: &'a Path,
+    config: &'a Config,
+    places: &'a Paths,
+    /// The lock on the workspace, which stays with what is kept.
+    pub(crate) lock: Option<FileLock>,
+}
+
+impl Claim<'_> {
+    /// What lends the daemon's tools to the codex that is kept.
+    pub(crate) fn tools(&self) -> Option<Arc<Bridge>> {
+        self.backends.app_server.pool.tools(self.workspace)
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let (time, most) = (self.config.warm, self.config.warm_max);
+        let pool = &self.backends.app_server.pool;
+        pool.rest(self.workspace, self.lock.take(), time, most, self.places);
+    }
 }
 
 /// What a turn asks of codex.
@@ -62,7 +140,7 @@ pub(crate) struct TurnSpec<'a> {
     pub(crate) images: &'a [PathBuf],
     pub(crate) prompt: Cow<'a, str>,
     /// The daemon's tools, where it lends some.
-    pub(crate) tools: Option<&'a Bridge>,
+    pub(crate) tools: Option<&'a Arc<Bridge>>,
     /// Called once, with the id of the thread that codex works on, unless it is another than was asked for. Gives a
     /// warning for each thing that could not be stored.
     pub(crate) on_thread: &'a dyn Fn(&str) -> Vec<String>,
@@ -109,4 +187,22 @@ pub(crate) struct Tokens {
 pub(crate) struct Account {
     pub(crate) tokens: Tokens,
     pub(crate) telemetry: Telemetry,
+}
+
+/// The error of a codex that could not be executed, by the operating system's number for it.
+fn not_started(spec: &TurnSpec<'_>, errno: i32) -> Error {
+    let error = io::Error::from_raw_os_error(errno);
+    let hint = format!("set \"binary\" in {}", spec.places.config_file().display());
+    let what = format!("cannot start codex '{}'", spec.program.display());
+    match rustix::io::Errno::from_raw_os_error(errno) {
+        rustix::io::Errno::NOENT => Error::new(
+            Kind::CodexMissing,
+            format!("{what}: it, or the interpreter that it needs, is not there"),
+        )
+        .hint(hint),
+        _ if is_exhausted(&error) => Error::os(Kind::CodexFailed, what, error),
+        rustix::io::Errno::TOOBIG => Error::os(Kind::CodexFailed, what, error)
+            .hint("shorten \"extra_args\" or \"env\" in the config"),
+        _ => Error::os(Kind::CodexMissing, what, error).hint(hint),
+    }
 }

@@ -9,7 +9,6 @@ use super::{Account, Tokens, TurnSpec};
 use crate::canonical::{PlanItem, Status, TurnUsage, Usage};
 use crate::codex::{find, home};
 use crate::error::{Error, Kind, Result};
-use crate::mcp::Bridge;
 use crate::os::{self, CancelToken, open_regular_file};
 use crate::rollout::lines::Lines;
 use crate::rollout::record::{self, TurnEnd};
@@ -223,7 +222,7 @@ impl<'a> Recording<'a> {
             if self.spec.thread.is_none() {
                 self.new_rollout = Some(path);
             }
-            let names = self.spec.tools.map(Bridge::names);
+            let names = self.spec.tools.map(|it| it.names());
             self.follower = follower.ok().map(|follower| follower.with_names(names));
             // Late, but there: texts are worth a wait again.
             self.unmatched = 0;
@@ -294,7 +293,7 @@ impl<'a> Recording<'a> {
             agents.seen.insert(thread.clone());
             match RolloutFollower::sub_agent(&path, &thread, self.begun, &self.cancel) {
                 Ok(follower) => {
-                    let names = self.spec.tools.map(Bridge::names);
+                    let names = self.spec.tools.map(|it| it.names());
                     agents.followed.push(follower.with_names(names));
                 }
                 Err(error) => emitter.warn(&format!(
@@ -449,7 +448,7 @@ fn known_thread(spec: &TurnSpec<'_>, cancel: &CancelToken) -> Result<Option<Roll
     };
     let follower = RolloutFollower::known_thread(&path, cancel)
         .map_err(|error| Error::os(Kind::Io, format!("cannot read '{}'", path.display()), error))?;
-    Ok(Some(follower.with_names(spec.tools.map(Bridge::names))))
+    Ok(Some(follower.with_names(spec.tools.map(|it| it.names()))))
 }
 
 /// Tells what a rollout has, as far as no text stands before it that codex will print.

@@ -147,7 +147,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         ],
         flags: &[
             Flag {
-                brief: "the agent's workspace (default: the current directory)",
+                brief: "the workspace (default: the current directory)",
                 more: "It is made if it is missing.",
                 ..WORKSPACE
             },
@@ -234,6 +234,13 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                     "wait so long for a workspace that is in use",
                 )
             },
+            valued(
+                "backend",
+                None,
+                "NAME",
+                Completes::Words(&["exec", "app-server"]),
+                "how codex is run, instead of the config's way",
+            ),
             valued(
                 "binary",
                 None,

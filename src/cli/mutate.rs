@@ -25,6 +25,8 @@ const LONGEST_LIST: u64 = 64 << 20;
 pub(crate) struct Surroundings<'a> {
     /// The codex home.
     pub(crate) codex_home: &'a dyn Fn() -> Result<PathBuf>,
+    /// Has a plugin let go of a thread that it keeps for its next turn.
+    pub(crate) release: &'a dyn Fn(&str),
     /// The id of the thread that a workspace's session file names, if it has one.
     pub(crate) session: &'a dyn Fn(&Path) -> Result<Option<String>>,
 }
@@ -145,6 +147,9 @@ fn resolve(
         }
     };
     let home = (surroundings.codex_home)()?;
+    if mode == WriteMode::Write {
+        (surroundings.release)(&thread);
+    }
     // To the daemon a rollout that is not there has no calls; a person has most likely named another CODEX_HOME.
     match find_rollout(&home, &thread)? {
         Some(path) => Ok(Some(Rollout {

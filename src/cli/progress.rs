@@ -201,6 +201,11 @@ impl StatusLine {
         self.set_mood("codex tries again");
     }
 
+    /// codex makes the conversation shorter.
+    pub(super) fn compacting(&self) {
+        self.set_mood("codex compacts the conversation");
+    }
+
     /// Something that people should know, in a line that stays.
     pub(super) fn note(&self, text: &str) {
         let mut state = self.state();

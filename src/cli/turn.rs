@@ -11,7 +11,7 @@ use crate::backend::emitter::{EventSink, Level};
 use crate::canonical::{ContextUse, Status, StopReason, TurnEvent, TurnResult};
 use crate::codex::failure::is_retry;
 use crate::codex::home::is_thread_id;
-use crate::config::Paths;
+use crate::config::{BackendChoice, Paths};
 use crate::daemon::{check_schema_text, is_effort};
 use crate::error::{Error, Kind, Result, reason};
 use crate::os::{self, CancelToken};
@@ -45,6 +45,13 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
     }
     let mut config = loaded.config;
     let style = Style::of(parsed)?;
+    if let Some(name) = parsed.text("backend")? {
+        config.backend = BackendChoice::named(name).ok_or_else(|| {
+            usage(format!(
+                "'--backend {name}' is neither 'exec' nor 'app-server'"
+            ))
+        })?;
+    }
     if let Some(seconds) = seconds(parsed, "timeout")? {
         config.turn_timeout = (!seconds.is_zero()).then_some(seconds);
     }
@@ -77,13 +84,18 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
         })?;
     }
     os::stop_all_on_terminal_stop()?;
-    let context = Context { config, places };
+    let context = Context {
+        config,
+        places,
+        backends: Arc::default(),
+    };
     let mut printer = Printer::new(style, cancel.clone(), progress);
     let place = queue.join(&workspace);
     let result = turn::run(&request, &place, &context, &cancel, None, &mut printer);
     printer.release_held();
     let result = result?;
     printer.result(&result);
+    context.backends.end();
     let signal = signal.load(Ordering::SeqCst);
     Ok(match result.stop_reason {
         StopReason::Cancelled if signal != 0 => u8::try_from(128 + signal).unwrap_or(1),
@@ -316,6 +328,10 @@ struct Printer {
     cancel: CancelToken,
     /// A message of the assistant was ended with a line end of ours, which the next one brings along.
     line_ended: bool,
+    /// The message goes on in the line that was written last.
+    line_open: bool,
+    /// What the model has thought, while it goes on.
+    thought: String,
     progress: Progress,
     /// What codex said last of its trouble. Most of what ends a turn is said twice: as an error, and as the reason of
     /// the end; it waits here until it is known which it is.
@@ -340,6 +356,8 @@ impl Printer {
             failed: false,
             cancel,
             line_ended: false,
+            line_open: false,
+            thought: String::new(),
             progress,
             held: None,
             image: None,
@@ -381,9 +399,7 @@ impl Printer {
         self.cancel.cancel();
     }
 
-    /// A message of the assistant, with a line end behind it at once: what else the terminal shows then begins on
-    /// a line of its own. The blank line before the next message comes with that, so that stdout has the same
-    /// bytes in the end.
+    /// Text of the assistant.
     fn text(&mut self, text: &str) {
         let shown = match self.to_terminal {
             true => columns::sanitize(text),
@@ -393,18 +409,42 @@ impl Printer {
             true => shown.strip_prefix('\n').unwrap_or(&shown),
             false => &shown,
         };
-        self.line_ended = !shown.ends_with('\n');
-        let end = if self.line_ended { "\n" } else { "" };
-        self.write(|out| {
-            out.write_all(shown.as_bytes())?;
-            out.write_all(end.as_bytes())
-        });
+        self.line_ended = false;
+        self.line_open = !shown.ends_with('\n');
+        self.write(|out| out.write_all(shown.as_bytes()));
+    }
+
+    /// A line end behind a message at once: what else the terminal shows then begins on a line of its own. The blank
+    /// line before the next message comes with that, so that stdout has the same bytes in the end.
+    fn end_line(&mut self) {
+        if std::mem::take(&mut self.line_open) {
+            self.line_ended = true;
+            self.write(|out| out.write_all(b"\n"));
+        }
+    }
+
+    /// Shows what the model has thought since this was done last.
+    fn show_thought(&mut self) {
+        let thought = std::mem::take(&mut self.thought);
+        if !thought.is_empty() {
+            self.make_room();
+            self.progress.board().thinking(&thought);
+        }
+    }
+
+    /// Everything up to now is shown, and a line of stderr may follow. On a terminal it must not stand behind a piece
+    /// of text; elsewhere stdout has the text's own bytes.
+    fn make_room(&mut self) {
+        if self.to_terminal {
+            self.end_line();
+        }
+        self.flush();
     }
 
     /// Shows the warning that waited.
     fn release_held(&mut self) {
         if let Some(message) = self.held.take() {
-            self.flush();
+            self.make_room();
             self.progress.board().warn(&message);
         }
     }
@@ -412,10 +452,12 @@ impl Printer {
     /// The last line.
     fn result(&mut self, result: &TurnResult) {
         self.release_held();
+        self.show_thought();
         let last = std::mem::take(&mut self.last);
         if !last.is_empty() {
             self.text(last.trim_start_matches('\n'));
         }
+        self.end_line();
         if self.style.json {
             let line = LastLine {
                 kind: "result",
@@ -529,21 +571,24 @@ impl EventSink for Printer {
                 }
                 self.last.push_str(text);
             }
-            TurnEvent::TextDelta { text, .. } => self.text(text),
+            TurnEvent::TextDelta { text, .. } => {
+                self.show_thought();
+                self.text(text);
+            }
             TurnEvent::ThinkingDelta { text } => {
-                self.flush();
-                self.progress.board().thinking(text);
+                self.thought.push_str(text);
             }
             _ => {}
         }
-        if let TurnEvent::Status { state, detail } = event {
-            self.flush();
+        if let TurnEvent::Status { state, detail, .. } = event {
+            self.make_room();
             let board = self.progress.board();
             match state {
                 Status::Queued => board.waiting(detail.as_deref().unwrap_or("queued")),
                 Status::Running => board.begin(),
                 // The warning about it is the line that stays.
                 Status::Retrying => board.retrying(),
+                Status::Compacting => board.compacting(),
                 Status::Compacted => board.note("the conversation was compacted"),
             }
         } else if !matches!(event, TurnEvent::MessageStart | TurnEvent::Error { .. }) {
@@ -553,7 +598,7 @@ impl EventSink for Printer {
         if let TurnEvent::Error { error } = event
             && !self.style.json
         {
-            self.flush();
+            self.make_room();
             let board = self.progress.board();
             board.error(error.code, &error.message);
         }
@@ -564,7 +609,7 @@ impl EventSink for Printer {
             let line = [event, b"\n"].concat();
             self.json_line(&line);
         } else if let Some(image) = self.generated_image(event) {
-            self.flush();
+            self.make_room();
             self.progress.board().note(&image);
         }
     }
@@ -578,16 +623,21 @@ impl EventSink for Printer {
             Level::Warn => {
                 self.release_held();
                 // What was said before it stands before it.
-                self.flush();
+                self.make_room();
                 self.progress.board().warn(message);
             }
             Level::Debug => log::debug!("{message}"),
         }
     }
 
+    fn text_ends(&mut self) {
+        self.end_line();
+        self.show_thought();
+    }
+
     fn step(&mut self, step: &Step) {
         self.release_held();
-        self.flush();
+        self.make_room();
         self.progress.board().step(step);
     }
 
@@ -598,7 +648,7 @@ impl EventSink for Printer {
         {
             self.stop(&error);
         }
-        if self.to_terminal {
+        if self.to_terminal && !self.line_open {
             self.progress.board().release();
         }
     }

@@ -92,6 +92,19 @@ pub(crate) fn from_exit(exit: &Exit, last_error: Option<&str>) -> Error {
     )
 }
 
+/// The error of a request that codex has answered with an error of this message.
+pub(crate) fn from_answer(method: &str, message: &str) -> Error {
+    let said = ParsedFailure::parse(message);
+    let kind = match said.kind() {
+        Some(kind @ (Kind::Auth | Kind::McpFailed | Kind::Busy)) => kind,
+        _ => Kind::CodexFailed,
+    };
+    finish(
+        Error::new(kind, format!("codex rejects {method}: {}", message.trim())),
+        &said,
+    )
+}
+
 /// Does codex say that it tries a request again, after which there can be a long pause?
 pub(crate) fn is_retry(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
@@ -200,7 +213,7 @@ pub(crate) enum Refusal {
 /// What passes by itself or has nothing to do with the thread (a lock, a full disk, a login, a server that did
 /// not start) is none: no conversation may be given up for it.
 pub(crate) fn refusal_of_exit(exit: &Exit) -> Option<Refusal> {
-    if is_lost_thread(exit) {
+    if is_lost_thread(&exit.stderr) {
         return Some(Refusal::Unknown);
     }
     // Killed from outside: whatever it said before was not why it ended.
@@ -209,6 +222,14 @@ pub(crate) fn refusal_of_exit(exit: &Exit) -> Option<Refusal> {
         .stderr
         .lines()
         .rfind(|line| line.starts_with("Error: thread/resume"))?;
+    refusal_of_resume(said)
+}
+
+/// The refusal that codex gives when it is asked to go on with a thread.
+pub(crate) fn refusal_of_resume(said: &str) -> Option<Refusal> {
+    if is_lost_thread(said) {
+        return Some(Refusal::Unknown);
+    }
     if said.contains(" is archived. Run `codex unarchive ") {
         return Some(Refusal::Archived);
     }
@@ -252,8 +273,8 @@ const PASSING: [&str; 17] = [
 
 /// Did codex say that it does not know the thread, or that its rollout has no beginning? A disk that was full when
 /// the thread began leaves an empty one, which codex refuses ever after.
-fn is_lost_thread(exit: &Exit) -> bool {
-    let said = |text| exit.stderr.contains(text);
+fn is_lost_thread(stderr: &str) -> bool {
+    let said = |text| stderr.contains(text);
     said("no rollout found for thread id")
         || said("failed to parse first rollout record")
         || (said("rollout at ")

@@ -37,6 +37,24 @@ pub(crate) const KEYS: &[ConfigKey] = &[
         meaning: "The codex executable. Make it absolute under systemd, whose `PATH` has no nvm or local directories. A leading `~/` is expanded.",
     },
     ConfigKey {
+        name: "backend",
+        kind: "string",
+        default: "\"exec\"",
+        meaning: "`\"exec\"`: a `codex exec` for each turn. `\"app-server\"`: a `codex app-server` for each workspace, kept between turns, which tells the text as the model writes it.",
+    },
+    ConfigKey {
+        name: "warm_secs",
+        kind: "whole number",
+        default: "600",
+        meaning: "With `app-server`: how many seconds one that is idle is kept; 0 ends it with the turn.",
+    },
+    ConfigKey {
+        name: "warm_max",
+        kind: "whole number",
+        default: "16",
+        meaning: "With `app-server`: how many that are idle are kept at most; the one that was idle longest goes first.",
+    },
+    ConfigKey {
         name: "extra_args",
         kind: "list of strings",
         default: "[]",
@@ -134,6 +152,31 @@ pub(crate) const KEYS: &[ConfigKey] = &[
     },
 ];
 
+/// How codex is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BackendChoice {
+    /// A `codex exec` for each turn.
+    Exec,
+    /// A `codex app-server` for each workspace, kept between turns.
+    AppServer,
+}
+
+impl BackendChoice {
+    /// What can be chosen, by the names that the config and the command line have for it.
+    pub(crate) const NAMES: &[(&'static str, BackendChoice)] = &[
+        ("exec", BackendChoice::Exec),
+        ("app-server", BackendChoice::AppServer),
+    ];
+
+    /// The one of this name.
+    pub(crate) fn named(name: &str) -> Option<BackendChoice> {
+        let known = BackendChoice::NAMES.iter();
+        known
+            .into_iter()
+            .find_map(|(known, choice)| (*known == name).then_some(*choice))
+    }
+}
+
 /// What commands of the agent may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sandbox {
@@ -178,6 +221,11 @@ pub(crate) enum LostThread {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) binary: String,
+    pub(crate) backend: BackendChoice,
+    /// How long an idle app-server is kept.
+    pub(crate) warm: Duration,
+    /// How many idle ones are kept.
+    pub(crate) warm_max: usize,
     pub(crate) extra_args: Vec<String>,
     pub(crate) supported_models: Vec<String>,
     pub(crate) sandbox: Sandbox,
@@ -204,6 +252,9 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             binary: "codex".to_owned(),
+            backend: BackendChoice::Exec,
+            warm: Duration::from_secs(600),
+            warm_max: 16,
             extra_args: Vec::new(),
             supported_models: vec!["codex".to_owned()],
             sandbox: Sandbox::DangerFullAccess,
@@ -476,6 +527,9 @@ impl<'de> Visitor<'de> for ConfigVisitor<'_> {
             self.key.set(Some(name.clone()));
             match name.as_str() {
                 "binary" => config.binary = map.next_value::<Filled>()?.0,
+                "backend" => config.backend = map.next_value_seed(OneOf(BackendChoice::NAMES))?,
+                "warm_secs" => config.warm = map.next_value::<Wait>()?.0,
+                "warm_max" => config.warm_max = map.next_value::<Count>()?.0,
                 "extra_args" => config.extra_args = map.next_value::<Strings>()?.0,
                 "supported_models" => config.supported_models = map.next_value::<Strings>()?.0,
                 "sandbox" => {
@@ -555,6 +609,8 @@ struct Bool(bool);
 struct Seconds(Option<Duration>);
 /// A number of seconds, 0 being none.
 struct Wait(Duration);
+/// A whole number, from 0.
+struct Count(usize);
 
 macro_rules! deserialize_with {
     ($type:ident, $method:ident, $expecting:literal, $($visit:item)*) => {
@@ -708,6 +764,15 @@ deserialize_with!(
     }
 );
 
+deserialize_with!(
+    Count,
+    deserialize_u64,
+    "a whole number",
+    fn visit_u64<E: de::Error>(self, number: u64) -> std::result::Result<Count, E> {
+        Ok(Count(usize::try_from(number).unwrap_or(usize::MAX)))
+    }
+);
+
 /// One of a few words.
 struct OneOf<T: 'static>(&'static [(&'static str, T)]);
 
@@ -791,7 +856,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let (config, warnings) = parse(
-            r#"{"binary":"~/bin/codex","extra_args":["-c","x=1"],"sandbox":"read-only","supported_models":["a","b"],
+            r#"{"binary":"~/bin/codex","backend":"app-server","warm_secs":60,"warm_max":2,"extra_args":["-c","x=1"],"sandbox":"read-only","supported_models":["a","b"],
                "model_args":{"a":"gpt-5","b":{"reasoning_effort":"high","service_tier":"fast"}},"tool_timeout_secs":9,"mcp_registration":"off","prompt_via":"arg","lost_thread":"error",
                "replay_new":false,"busy_wait_secs":3,"reasoning_events":true,"tool_events":false,"idle_timeout_secs":0,"turn_timeout_secs":7,
                "codex_home":"/c","env":{"A":"b"}}"#,
@@ -802,6 +867,9 @@ mod tests {
             config,
             Config {
                 binary: "~/bin/codex".into(),
+                backend: BackendChoice::AppServer,
+                warm: Duration::from_secs(60),
+                warm_max: 2,
                 extra_args: vec!["-c".into(), "x=1".into()],
                 supported_models: vec!["a".into(), "b".into()],
                 sandbox: Sandbox::ReadOnly,

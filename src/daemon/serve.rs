@@ -13,6 +13,7 @@ use super::names;
 use super::outbox::Outbox;
 use super::params;
 use super::tools::{DaemonSink, DaemonTools, LogFilter, PendingCalls, StreamHandle};
+use crate::backend::Backends;
 use crate::backend::emitter::{EventSink, Level};
 use crate::canonical::Introduction;
 use crate::codex::{find, models};
@@ -48,7 +49,7 @@ const LAST_LINES: Duration = Duration::from_millis(300);
 /// When a cancelled turn's codex is told to end by the loop: its thread, which does that at once, must hang.
 const NUDGE_AFTER: Duration = Duration::from_millis(1000);
 /// How long after that a cancelled turn's thread may take before the turn is answered without it. codex has its
-/// time to end in it ([`LONGEST_ENDING`](crate::backend::exec::guard::LONGEST_ENDING)).
+/// time to end in it ([`LONGEST_ENDING`](crate::backend::guard::LONGEST_ENDING)).
 const ABANDON_AFTER: Duration = Duration::from_millis(4000);
 /// How long the reader waits at once for a daemon that does not read its responses.
 const FLOODED_PAUSE: Duration = Duration::from_millis(100);
@@ -148,6 +149,7 @@ fn run(
         outbox,
         sender,
         queue: Queue::default(),
+        backends: Arc::default(),
         context: None,
         live: HashMap::new(),
         last: 0,
@@ -157,6 +159,7 @@ fn run(
         unread: Ok(()),
     };
     let status = server.work(&receiver);
+    server.backends.end();
     let least = Instant::now() + LAST_LINES;
     let deadline = server
         .ending
@@ -212,6 +215,8 @@ struct Server {
     outbox: Outbox,
     sender: SyncSender<LoopInput>,
     queue: Queue,
+    /// What outlives a turn, and a config.
+    backends: Arc<Backends>,
     /// There after an `initialize` that may succeed.
     context: Option<Arc<Initialization>>,
     live: HashMap<Id, RunningRequest>,
@@ -584,6 +589,7 @@ impl Server {
         // One that fails leaves what an earlier one has loaded.
         let before = self.context.replace(Arc::clone(&next));
         let (places, outbox) = (self.setup.places.clone(), self.outbox.clone());
+        let backends = Arc::clone(&self.backends);
         let filter = self.log_filter.clone();
         let (failed, flag) = (Arc::clone(&next), cancel.clone());
         let started = self.spawn(id, Task::Initialize, cancel, move || {
@@ -597,7 +603,11 @@ impl Server {
                     let config = loaded.config;
                     let result =
                         as_json(&Introduction::new(version.name(), &config.supported_models));
-                    next.finish(Initialized::Done(Arc::new(Context { config, places })));
+                    next.finish(Initialized::Done(Arc::new(Context {
+                        config,
+                        places,
+                        backends,
+                    })));
                     Ok(result)
                 }
                 Err(error) => {
@@ -877,6 +887,8 @@ fn consume(
     }
     let workspace = ticket.workspace();
     os::check_owner("the workspace", workspace)?;
+    // A codex that has the thread loaded would neither see what is changed nor write behind it.
+    context.backends.release(workspace);
     match session::read(workspace)? {
         Stored::Thread(thread) => {
             let (config, places) = (&context.config, &context.places);

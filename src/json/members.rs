@@ -89,3 +89,18 @@ impl<'a, const N: usize> Members<'a, N> {
 pub(crate) fn text_of(raw: &[u8]) -> Option<Cow<'_, str>> {
     raw.starts_with(b"\"").then(|| decode(raw))
 }
+
+/// The elements of what may be a list.
+pub(crate) fn elements(raw: Option<&[u8]>) -> Vec<&[u8]> {
+    let raw = raw.unwrap_or_default();
+    let mut cursor = Cursor::new(raw);
+    let mut elements = Vec::new();
+    if cursor.open(JsonKind::Array).is_ok() {
+        while let Ok(true) = cursor.element()
+            && let Ok(span) = cursor.value()
+        {
+            elements.push(&raw[span]);
+        }
+    }
+    elements
+}

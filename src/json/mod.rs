@@ -15,6 +15,6 @@ mod text;
 pub(crate) use cursor::{
     Cursor, JsonKind, NotJson, Span, decode, is, is_deeper_than, limit_depth, valid, word,
 };
-pub(crate) use members::{Members, text_of};
+pub(crate) use members::{Members, elements, text_of};
 pub(crate) use scan::{end as string_end, plain_end};
 pub(crate) use text::{json_string, replace_lone_surrogates, truncate, why_unreadable};

@@ -13,7 +13,7 @@ use super::names::ToolNames;
 use super::register::{self, ServerEntry};
 use super::session::{self, Effect, RequestKey, Session};
 use super::socket::{self, Listening};
-use super::{CallId, RegistrationMode, Settings, Tool, ToolAnswer, ToolHost};
+use super::{CallId, RegistrationMode, Settings, Tool, ToolAnswer, ToolCall, ToolHost};
 use crate::error::{Error, Kind, Result};
 use crate::os;
 use crate::os::Waker;
@@ -23,8 +23,10 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::OsString;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -70,11 +72,13 @@ pub(super) struct Welcome<'a> {
     pub(super) error: Option<Cow<'a, str>>,
 }
 
-/// The tools of one turn, lent to its codex. Dropping it ends everything: open calls are taken back, the
-/// connections closed, the files removed, the thread joined.
+/// The tools of one turn, or of turns one after the other, lent to their codex. Dropping it ends everything: open calls
+/// are taken back, the connections closed, the files removed, the thread joined.
 #[derive(Debug)]
 pub(crate) struct Bridge {
     shared: Arc<BridgeState>,
+    /// What it was started with, for [`Bridge::serves`].
+    key: u64,
     thread: Option<JoinHandle<()>>,
     arguments: Vec<OsString>,
     warnings: Vec<String>,
@@ -89,11 +93,15 @@ struct BridgeState {
     waker: Waker,
     /// Wakes the turn when codex calls a tool: it has recorded the call by then, or is about to.
     called: Waker,
+    /// How many connections of `mcp-host` are served.
+    sessions: AtomicUsize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Inbox {
     answers: Vec<(Waiting, ToolAnswer)>,
+    /// Who answers calls from now on: `Some(None)` is nobody.
+    host: Option<Option<Arc<dyn ToolHost>>>,
     tools: Option<Catalogue>,
     /// Whose processes are admitted from now on.
     guard: Option<Admission>,
@@ -109,6 +117,24 @@ enum Admission {
     Nobody,
     /// The codex below this guard, of this pid and start.
     Below(Pid, u64),
+}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox").finish_non_exhaustive()
+    }
+}
+
+/// Who answers calls while no turn runs.
+struct NoTurn;
+
+impl ToolHost for NoTurn {
+    fn call(&self, _: ToolCall, answer: Box<dyn FnOnce(ToolAnswer) + Send>) -> CallId {
+        answer(Err("no turn is running".to_owned()));
+        CallId(0)
+    }
+
+    fn cancel(&self, _: CallId) {}
 }
 
 /// Who waits for an answer: a call of a connection.
@@ -132,6 +158,7 @@ impl Bridge {
                 format!("'agent.id' has a NUL or more than {AGENT_ID_BYTES} bytes"),
             ));
         }
+        let key = key(agent_id, &tools, settings);
         // What has no name still needs one that a flag can have.
         let unnamed = register::short_id("");
         let agent_id = if agent_id.is_empty() {
@@ -170,6 +197,7 @@ impl Bridge {
             inbox: Mutex::new(Inbox::default()),
             waker: new_waker()?,
             called: new_waker()?,
+            sessions: AtomicUsize::new(0),
         });
         let serving = Serving {
             listening,
@@ -177,6 +205,8 @@ impl Bridge {
             turn,
             catalogue,
             host,
+            is_resting: false,
+            left_behind: Vec::new(),
             admission: Admission::Nobody,
             shared: Arc::clone(&shared),
             connections: BTreeMap::new(),
@@ -189,11 +219,37 @@ impl Bridge {
             .map_err(|error| cannot("start a thread", error))?;
         Ok(Bridge {
             shared,
+            key,
             thread: Some(thread),
             arguments,
             warnings,
             names,
         })
+    }
+
+    /// Can it serve another turn of this agent, with these tools? Not where codex has been told of others since.
+    pub(crate) fn serves(&self, agent_id: &str, tools: &[Tool], settings: &Settings) -> bool {
+        self.shared.lock().generation == 0 && self.key == key(agent_id, tools, settings)
+    }
+
+    /// Has `host` answer the calls of a turn that begins.
+    pub(crate) fn lend(&self, host: Arc<dyn ToolHost>) {
+        self.change_host(Some(host));
+    }
+
+    /// The turn is over: its open calls are taken back, none is answered and nobody let in before the next.
+    pub(crate) fn rest(&self) {
+        self.change_host(None);
+    }
+
+    fn change_host(&self, host: Option<Arc<dyn ToolHost>>) {
+        self.shared.lock().host = Some(host);
+        self.shared.wake();
+    }
+
+    /// Is an `mcp-host` connected? codex does not start one again that has ended.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.shared.sessions.load(Ordering::SeqCst) > 0
     }
 
     /// Wakes whoever waits for it when codex calls a tool.
@@ -272,6 +328,18 @@ impl ToolUpdater {
     }
 }
 
+/// What a bridge is started with, as a number.
+fn key(agent_id: &str, tools: &[Tool], settings: &Settings) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    agent_id.hash(&mut hasher);
+    (settings.mode, &settings.executable, settings.tool_timeout).hash(&mut hasher);
+    for tool in tools {
+        let schema = tool.input_schema.as_ref().map(|schema| schema.get());
+        (&tool.name, &tool.description, schema).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
 impl Drop for Bridge {
     fn drop(&mut self) {
         self.shared.lock().stop = true;
@@ -332,6 +400,10 @@ struct Serving {
     turn: Option<String>,
     catalogue: Catalogue,
     host: Arc<dyn ToolHost>,
+    /// No turn runs.
+    is_resting: bool,
+    /// What earlier turns of this codex have left running, by pid and start: it is not let in.
+    left_behind: Vec<(Pid, u64)>,
     admission: Admission,
     shared: Arc<BridgeState>,
     connections: BTreeMap<u64, Connection>,
@@ -372,6 +444,10 @@ struct Connection {
 impl Serving {
     fn run(mut self) {
         while !self.take_inbox() {
+            let sessions = self.connections.values().filter(|it| it.session.is_some());
+            self.shared
+                .sessions
+                .store(sessions.count(), Ordering::SeqCst);
             self.wait();
         }
         let ids: Vec<u64> = self.connections.keys().copied().collect();
@@ -382,10 +458,11 @@ impl Serving {
 
     /// Does what other threads asked for; says whether the bridge is to end.
     fn take_inbox(&mut self) -> bool {
-        let (answers, tools, admission, stop) = {
+        let (answers, host, tools, admission, stop) = {
             let mut inbox = self.shared.lock();
             (
                 std::mem::take(&mut inbox.answers),
+                inbox.host.take(),
                 inbox.tools.take(),
                 inbox.guard.take(),
                 inbox.stop,
@@ -393,6 +470,14 @@ impl Serving {
         };
         if stop {
             return true;
+        }
+        if let Some(host) = host {
+            for connection in self.connections.values_mut() {
+                connection.answer_calls(&*self.host);
+            }
+            self.is_resting = host.is_none();
+            self.host = host.unwrap_or_else(|| Arc::new(NoTurn));
+            self.left_behind = self.processes_left_behind();
         }
         if let Some(tools) = tools {
             self.catalogue = tools;
@@ -454,6 +539,24 @@ impl Serving {
                 self.connections.insert(id, connection);
             }
         }
+    }
+
+    /// What runs below the guard when a turn begins or ends, but for codex and the `mcp-host`s that are served.
+    fn processes_left_behind(&self) -> Vec<(Pid, u64)> {
+        let Admission::Below(guard, _) = self.admission else {
+            return Vec::new();
+        };
+        let served = self.connections.values().filter(|it| it.session.is_some());
+        let served: Vec<Pid> = served.map(|it| it.peer).collect();
+        let codex: Vec<Pid> = served
+            .iter()
+            .filter_map(|pid| os::parent_of(*pid))
+            .collect();
+        let mut left = os::descendants(guard);
+        left.retain(|pid| !served.contains(pid) && !codex.contains(pid));
+        left.into_iter()
+            .filter_map(|pid| Some((pid, os::start_of(pid)?)))
+            .collect()
     }
 
     /// Waits until there is something to do, and does it.
@@ -579,7 +682,8 @@ impl Serving {
             Admission::Nobody => false,
             Admission::Below(guard, start) => {
                 let is_below = connection.peer_start.is_some_and(|peer_start| {
-                    os::is_at_or_below(connection.peer, peer_start, guard, start)
+                    let (peer, but) = (connection.peer, &self.left_behind);
+                    os::is_at_or_below(peer, peer_start, guard, start, but)
                 });
                 // Where nobody's ancestors are to be seen the token has to do.
                 !is_below && !os::is_hidden(guard)
@@ -694,6 +798,7 @@ impl Serving {
                 Some("it was not started by this turn's codex")
             }
             Ok(_) if !ours => Some("it was not started by this turn's codex"),
+            Ok(_) if self.is_resting => Some("no turn is running"),
             Ok(_) if sessions.count() >= SESSIONS_MAX && !self.evict_silent() => {
                 Some("this turn has too many connections")
             }
@@ -833,6 +938,16 @@ impl Connection {
             if let Some(call) = self.calls.remove(&key) {
                 host.cancel(call);
             }
+        }
+    }
+
+    /// The same, and answers codex, which goes on.
+    fn answer_calls(&mut self, host: &dyn ToolHost) {
+        for (key, call) in std::mem::take(&mut self.calls) {
+            host.cancel(call);
+            let session = self.session.as_mut();
+            let line = session.and_then(|it| it.answer(key, Err("the turn has ended".to_owned())));
+            self.send(line);
         }
     }
 

@@ -24,8 +24,9 @@ mod version;
 pub(crate) use bridge::{Bridge, ToolUpdater};
 pub(crate) use names::ToolNames;
 pub(crate) use socket::{
-    check as check_runtime_directory, locked as lock_runtime_directory, place as runtime_place,
-    program_copy, short_place as short_runtime_place,
+    check as check_runtime_directory, connect_privately, listen_privately,
+    locked as lock_runtime_directory, peer_of_this_user, place as runtime_place, program_copy,
+    short_place as short_runtime_place,
 };
 pub(crate) use version::Version;
 
@@ -90,7 +91,7 @@ pub(crate) trait ToolHost: Send + Sync {
 }
 
 /// How codex is told of an agent's tools.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum RegistrationMode {
     /// With that turn's command line alone. Nothing of codex's is written.
     Turn,

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::Pid;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -189,9 +189,37 @@ pub(crate) fn locked(directory: &Path) -> Result<OwnedFd> {
     }
 }
 
+/// Listens at a socket of this name in the private directory.
+///
+/// # Errors
+/// As [`Listening::start`].
+pub(crate) fn listen_privately(
+    runtime_dir: Option<&Path>,
+    profile: &Path,
+    name: &str,
+) -> Result<Listening> {
+    Listening::start(&directory(runtime_dir, profile)?, name)
+}
+
+/// Connects to a socket of this user's, without waiting for who listens there.
+///
+/// # Errors
+/// The operating system's; another user's is refused as one where nobody listens.
+pub(crate) fn connect_privately(path: &Path) -> std::io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    if peer_of_this_user(&stream).is_none() {
+        return Err(ErrorKind::ConnectionRefused.into());
+    }
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
 /// A listening socket and the token beside it. Both are removed when it is dropped.
 #[derive(Debug)]
-pub(super) struct Listening {
+pub(crate) struct Listening {
     pub(super) listener: UnixListener,
     pub(super) path: PathBuf,
     pub(super) token: String,
@@ -200,6 +228,11 @@ pub(super) struct Listening {
 }
 
 impl Listening {
+    /// What accepts connections, without waiting for one.
+    pub(crate) fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
     /// Listens at `<name>.sock` in the directory. What a killed plugin left there is replaced.
     ///
     /// # Errors
@@ -490,7 +523,7 @@ pub(super) fn read_token(socket: &Path) -> Result<String> {
 }
 
 /// The process at the other end of the connection, where it is one of this user's.
-pub(super) fn peer_of_this_user(stream: impl AsFd) -> Option<Pid> {
+pub(crate) fn peer_of_this_user(stream: impl AsFd) -> Option<Pid> {
     let peer = rustix::net::sockopt::socket_peercred(stream).ok()?;
     (peer.uid == rustix::process::geteuid()).then_some(peer.pid)
 }

@@ -19,8 +19,10 @@ pub(crate) use lock::{
     FileLock, TryLock, keep_locked, lock_holder, shown_holder, try_lock, try_lock_directory,
 };
 pub(crate) use process::{
-    descendants, has_proc, is_alive, is_at_or_below, is_hidden, kill_below, kill_everything_below,
-    protect_from_other_processes, signal_group, signal_name, start_of, stop_with_everything_below,
+    descendants, end_marked_below, has_ancestor, has_proc, is_alive, is_at_or_below, is_hidden,
+    kill_below, kill_everything_below, parent_of, protect_from_other_processes,
+    resident_of_children, signal_group, signal_name, start_of, stop_with_everything_below,
+    suspended, ticks_since_boot,
 };
 pub(crate) use signals::{
     INTERRUPTED, end_by, end_by_sigint, keep_exit_statuses, on_end_signal, on_end_signal_or_hangup,

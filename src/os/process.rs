@@ -68,6 +68,69 @@ pub(crate) fn kill_below(root: Pid) {
     }
 }
 
+/// Ends those processes below `root` that have `entry` (`NAME=value`) in their environment and started at `since` or
+/// later, in ticks after the boot: SIGTERM, a short grace, SIGKILL.
+pub(crate) fn end_marked_below(root: Pid, entry: &str, since: u64) {
+    const GRACE: Duration = Duration::from_millis(300);
+    let marked = |pid: &Pid| {
+        let path = format!("/proc/{}/environ", pid.as_raw_nonzero());
+        let environment = std::fs::read(path).unwrap_or_default();
+        let mut entries = environment.split(|byte| *byte == 0);
+        start_of(*pid) >= Some(since) && entries.any(|it| it == entry.as_bytes())
+    };
+    for (signal, grace) in [(Signal::TERM, GRACE), (Signal::KILL, AFTER_KILL)] {
+        let deadline = Instant::now() + grace;
+        let mut told = Vec::new();
+        loop {
+            let mut left = descendants(root);
+            left.retain(marked);
+            if left.is_empty() || Instant::now() >= deadline {
+                break;
+            }
+            for pid in left {
+                if !told.contains(&pid) {
+                    // It may have ended since it was found.
+                    let _ = rustix::process::kill_process(pid, signal);
+                    told.push(pid);
+                }
+            }
+            // Nothing tells of the end of a process that is not a child: it can only be looked for again.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Now, in ticks after the boot, as [`start_of`] counts.
+pub(crate) fn ticks_since_boot() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let ticks = rustix::param::clock_ticks_per_second();
+    let nanos = u64::try_from(now.tv_nsec).unwrap_or_default();
+    u64::try_from(now.tv_sec).unwrap_or_default() * ticks + nanos * ticks / 1_000_000_000
+}
+
+/// For how long the machine has been suspended since it was booted.
+pub(crate) fn suspended() -> Duration {
+    use rustix::time::{ClockId, clock_gettime};
+    let since_boot = |clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default();
+    since_boot(ClockId::Boottime).saturating_sub(since_boot(ClockId::Monotonic))
+}
+
+/// The largest resident size of the processes that `root`'s first thread has started, in bytes; 0 where it is not known.
+pub(crate) fn resident_of_children(root: Pid) -> u64 {
+    let size = |pid: Pid| {
+        let path = format!("/proc/{}/statm", pid.as_raw_nonzero());
+        let statm = std::fs::read_to_string(path).ok()?;
+        let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+        Some(pages * rustix::param::page_size() as u64)
+    };
+    let root = root.as_raw_nonzero();
+    let children = std::fs::read_to_string(format!("/proc/{root}/task/{root}/children"));
+    let children = children.unwrap_or_default();
+    let pids = children.split_whitespace();
+    let pids = pids.filter_map(|pid| pid.parse().ok().and_then(Pid::from_raw));
+    pids.filter_map(size).max().unwrap_or(0)
+}
+
 /// Stops what this process's children have started and then this process, until somebody continues it, and
 /// continues the others with it. Its children themselves go on: they end the others where this process is killed.
 pub(crate) fn stop_with_everything_below() {
@@ -153,6 +216,27 @@ pub(crate) fn start_of(pid: Pid) -> Option<u64> {
     parent_and_start(pid).map(|(_, start)| start)
 }
 
+/// Has a process, or one that it descends from, this as its first argument? One that cannot be seen has not.
+pub(crate) fn has_ancestor(pid: Pid, argument: &str) -> bool {
+    const GENERATIONS_MAX: usize = 1000;
+    let mut at = Some(pid);
+    for _ in 0..GENERATIONS_MAX {
+        let Some(pid) = at else { return false };
+        let path = format!("/proc/{}/cmdline", pid.as_raw_nonzero());
+        let line = std::fs::read(path).unwrap_or_default();
+        if line.split(|byte| *byte == 0).nth(1) == Some(argument.as_bytes()) {
+            return true;
+        }
+        at = parent_of(pid);
+    }
+    false
+}
+
+/// The process's parent.
+pub(crate) fn parent_of(pid: Pid) -> Option<Pid> {
+    parent_and_start(pid)?.0
+}
+
 /// Does `/proc` hide this living process? With the mount option `hidepid` it hides those that are not dumpable from
 /// their own user too, and so whose child a process of ours is.
 pub(crate) fn is_hidden(pid: Pid) -> bool {
@@ -179,9 +263,15 @@ fn hides_processes(mounts: &str) -> bool {
     })
 }
 
-/// Is `pid` the process `root`, which started at `root_start`, or one below it? Not where `pid` is not the process
-/// any more that started at `start`, but another one.
-pub(crate) fn is_at_or_below(pid: Pid, start: u64, root: Pid, root_start: u64) -> bool {
+/// Is `pid` the process `root`, which started at `root_start`, or one below it, and not one at or below one of `but`, by
+/// pid and start? Not where `pid` is not the process any more that started at `start`, but another one.
+pub(crate) fn is_at_or_below(
+    pid: Pid,
+    start: u64,
+    root: Pid,
+    root_start: u64,
+    but: &[(Pid, u64)],
+) -> bool {
     // Whose parent ends while this looks is below another afterwards.
     const TRIES: usize = 3;
     const GENERATIONS_MAX: usize = 1000;
@@ -194,6 +284,9 @@ pub(crate) fn is_at_or_below(pid: Pid, start: u64, root: Pid, root_start: u64) -
                 return false;
             };
             if start > youngest {
+                return false;
+            }
+            if but.contains(&(at, start)) {
                 return false;
             }
             if at == root {
@@ -269,10 +362,14 @@ mod tests {
             rustix::process::getppid().unwrap(),
         );
         let (my_start, parent_start) = (start_of(me).unwrap(), start_of(parent).unwrap());
-        assert!(is_at_or_below(me, my_start, parent, parent_start));
-        assert!(!is_at_or_below(me, my_start - 1, parent, parent_start));
-        assert!(!is_at_or_below(me, my_start, parent, parent_start - 1));
-        assert!(!is_at_or_below(parent, parent_start, me, my_start));
+        let is_below =
+            |pid, start, root, root_start| is_at_or_below(pid, start, root, root_start, &[]);
+        assert!(is_below(me, my_start, parent, parent_start));
+        assert!(!is_below(me, my_start - 1, parent, parent_start));
+        assert!(!is_below(me, my_start, parent, parent_start - 1));
+        assert!(!is_below(parent, parent_start, me, my_start));
+        let but = [(me, my_start)];
+        assert!(!is_at_or_below(me, my_start, parent, parent_start, &but));
     }
 
     #[test]

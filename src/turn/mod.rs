@@ -21,7 +21,9 @@ pub(crate) use prompt::{History, PromptBlock};
 pub(crate) use run::{prepare_workspace, run};
 pub(crate) use tools::Tools;
 
+use crate::backend::Backends;
 use crate::config::{Config, Paths};
+use std::sync::Arc;
 
 /// What a turn is asked to do.
 #[derive(Clone, Debug, Default)]
@@ -63,4 +65,5 @@ pub(crate) enum ThreadChoice {
 pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) places: Paths,
+    pub(crate) backends: Arc<Backends>,
 }

@@ -180,8 +180,9 @@ pub(crate) enum Locked {
     Cancelled,
 }
 
-/// Locks the workspace against other processes, waiting at most `patience` for them; where that has to be,
-/// `on_wait` is called, once, with what is known of who has it.
+/// Locks the workspace against other processes, waiting at most `patience` for them. Where another one has it, `release`
+/// is called, once, which has those let go that only keep it for their next turn; and where it has to be waited for all
+/// the same, `on_wait`, once, with what is known of who has it.
 ///
 /// # Errors
 /// [`Kind::Busy`] where another process keeps it.
@@ -189,11 +190,12 @@ pub(crate) fn lock(
     workspace: &Path,
     patience: Duration,
     cancel: &CancelToken,
+    release: impl FnOnce(),
     on_wait: impl FnOnce(&str),
 ) -> Result<Locked> {
     let file = workspace.join(LOCK_FILE);
     let deadline = Instant::now().checked_add(patience);
-    let mut on_wait = Some(on_wait);
+    let (mut release, mut on_wait) = (Some(release), Some(on_wait));
     loop {
         let (path, tried) = match os::try_lock_directory(workspace) {
             Ok(tried) => (workspace, Ok(tried)),
@@ -223,6 +225,10 @@ pub(crate) fn lock(
         }
         if cancel.is_cancelled() {
             return Ok(Locked::Cancelled);
+        }
+        if let Some(release) = release.take() {
+            release();
+            continue;
         }
         let holder = || {
             format!(
@@ -309,29 +315,43 @@ mod tests {
     fn another_process_keeps_the_lock() {
         let directory = tempfile::tempdir().unwrap();
         let never = CancelToken::new().unwrap();
-        let Ok(Locked::Held(held)) = lock(directory.path(), Duration::ZERO, &never, |_| ()) else {
+        let Ok(Locked::Held(held)) = lock(directory.path(), Duration::ZERO, &never, || (), |_| ())
+        else {
             panic!("nobody else has it");
         };
         let cancelled = CancelToken::new().unwrap();
         cancelled.cancel();
         assert!(matches!(
-            lock(directory.path(), Duration::MAX, &cancelled, |_| ()),
+            lock(directory.path(), Duration::MAX, &cancelled, || (), |_| ()),
             Ok(Locked::Cancelled)
         ));
         for (patience, waits) in [(Duration::ZERO, 0), (2 * PAUSE, 1)] {
             let mut told = Vec::new();
-            let busy = lock(directory.path(), patience, &never, |holder| {
-                told.push(holder.to_owned());
-            });
+            let busy = lock(
+                directory.path(),
+                patience,
+                &never,
+                || (),
+                |holder| {
+                    told.push(holder.to_owned());
+                },
+            );
             assert_eq!(busy.unwrap_err().kind(), Kind::Busy);
             assert_eq!(told.len(), waits, "{told:?}");
         }
         drop(held);
         assert!(matches!(
-            lock(directory.path(), Duration::ZERO, &never, |_| ()),
+            lock(directory.path(), Duration::ZERO, &never, || (), |_| ()),
             Ok(Locked::Held(_))
         ));
-        let nowhere = lock(Path::new("/proc/self"), Duration::ZERO, &never, |_| ()).unwrap();
+        let nowhere = lock(
+            Path::new("/proc/self"),
+            Duration::ZERO,
+            &never,
+            || (),
+            |_| (),
+        )
+        .unwrap();
         assert!(matches!(nowhere, Locked::Without(why) if why.contains(LOCK_FILE)));
     }
 }

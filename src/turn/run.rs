@@ -5,7 +5,7 @@ use super::queue::{self, Locked, Ticket};
 use super::session::{self, Stored};
 use super::{Context, ThreadChoice, Tools, TurnRequest, exclude, prompt, served, thread};
 use crate::backend::emitter::{Emitter, EventSink};
-use crate::backend::{self, Account, Backend, Outcome, TurnSpec, TurnStatus};
+use crate::backend::{Account, Backend, Held, Outcome, TurnSpec, TurnStatus, ask_to_release};
 use crate::canonical::{Status, StopReason, ThreadState, TurnResult};
 use crate::codex::failure::Refusal;
 use crate::codex::{find, home, writer_lock};
@@ -16,6 +16,7 @@ use crate::os::{self, CancelToken, FileLock};
 use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The pause before a thread is tried again that codex could not open.
@@ -41,7 +42,7 @@ pub(crate) fn run(
         context,
         cancel,
         tools,
-        backend: backend::choose(&context.config),
+        backend: context.backends.choose(&context.config),
     };
     let mut emitter = Emitter::new(sink);
     // A panic is a bug of ours; it must cost this turn and no other. Dropping ends codex on the way.
@@ -128,7 +129,11 @@ impl Turn<'_> {
             return Err(Stop::Cancelled);
         }
         let program = self.find_codex(workspace)?;
-        let lock = self.lock(workspace, emitter)?;
+        let (config, places) = (&self.context.config, &self.context.places);
+        let mut claim = self.context.backends.claim(workspace, config, places);
+        if claim.lock.is_none() {
+            claim.lock = self.lock(workspace, emitter)?;
+        }
         let stored = self.stored_thread(workspace, emitter)?;
         self.exclude_own_files(workspace, emitter);
         if let Err(error) = served::add(&self.context.places.plugin_directory(), workspace) {
@@ -144,7 +149,7 @@ impl Turn<'_> {
         let prompt = prompt::prompt_text(&self.request.prompt, &mut images, emitter)?;
         self.check_cancelled()?;
         let schema = self.write_schema(&mut images)?;
-        let bridge = self.expose_tools(&program, emitter)?;
+        let bridge = self.expose_tools(&program, claim.tools(), emitter)?;
         emitter.debug(&format!(
             "a turn of agent '{}' in '{}': model '{}', a prompt of {} bytes, {} images, {} the daemon's tools",
             self.agent_id(),
@@ -165,7 +170,7 @@ impl Turn<'_> {
             places: &self.context.places,
             workspace,
             program: &program,
-            lock: lock.as_ref().map(FileLock::path),
+            lock: claim.lock.as_ref().map(FileLock::path),
             thread,
             model: &self.request.model,
             system: self.request.system.as_deref(),
@@ -212,7 +217,8 @@ impl Turn<'_> {
         emitter: &mut Emitter<'_>,
     ) -> std::result::Result<Option<FileLock>, Stop> {
         let patience = self.context.config.busy_wait;
-        let locked = queue::lock(workspace, patience, self.cancel, |holder| {
+        let release = || ask_to_release(Held::Workspace(workspace), &self.context.places);
+        let locked = queue::lock(workspace, patience, self.cancel, release, |holder| {
             let seconds = patience.as_secs();
             emitter.warn(&format!("{holder}; it is waited for, {seconds} s at most"));
             emitter.flush();
@@ -285,12 +291,20 @@ impl Turn<'_> {
     fn expose_tools(
         &self,
         program: &Path,
+        kept: Option<Arc<Bridge>>,
         emitter: &mut Emitter<'_>,
-    ) -> std::result::Result<Option<Bridge>, Stop> {
+    ) -> std::result::Result<Option<Arc<Bridge>>, Stop> {
         let Some(tools) = self.tools else {
             return Ok(None);
         };
-        let exposed = tools.expose(self.agent_id(), program, self.context, self.cancel, emitter);
+        let exposed = tools.expose(
+            self.agent_id(),
+            program,
+            kept,
+            self.context,
+            self.cancel,
+            emitter,
+        );
         exposed.map_err(|error| match error.kind() {
             _ if self.cancel.is_cancelled() => Stop::Cancelled,
             Kind::Params => Stop::Refused(error),

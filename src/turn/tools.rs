@@ -58,15 +58,17 @@ impl Tools {
         too_late.then(|| warning.to_owned()).into_iter().collect()
     }
 
-    /// Lends the tools to the codex that is to be started. No tools: no bridge, and no cost.
+    /// Lends the tools to the codex that is to be started, or that runs and was lent the same ones by `kept`. No tools: no
+    /// bridge, and no cost.
     pub(super) fn expose(
         &self,
         agent_id: &str,
         program: &Path,
+        kept: Option<Arc<Bridge>>,
         context: &Context,
         cancel: &CancelToken,
         emitter: &mut Emitter<'_>,
-    ) -> Result<Option<Bridge>> {
+    ) -> Result<Option<Arc<Bridge>>> {
         let mode = match context.config.mcp_registration {
             McpRegistration::Turn => RegistrationMode::Turn,
             McpRegistration::Persistent => RegistrationMode::Persistent,
@@ -92,7 +94,16 @@ impl Tools {
             tool_timeout: context.config.tool_timeout,
             cancel: cancel.clone(),
         };
-        let bridge = Bridge::start(agent_id, tools, Arc::clone(&self.host), &settings)?;
+        let bridge = match kept {
+            Some(kept) if kept.serves(agent_id, &tools, &settings) => {
+                kept.lend(Arc::clone(&self.host));
+                kept
+            }
+            _ => {
+                let host = Arc::clone(&self.host);
+                Arc::new(Bridge::start(agent_id, tools, host, &settings)?)
+            }
+        };
         for warning in bridge.warnings() {
             emitter.warn(warning);
         }

@@ -1,6 +1,6 @@
 //! What a turn says to codex: the new messages, the older ones where a thread begins, the system text, images.
 
-use crate::support::codex::real_codex;
+use crate::support::codex::{real_codex, real_codex_by};
 use crate::support::{Cli, Daemon, LIMIT, Lab, method, wait_until};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
@@ -338,7 +338,7 @@ fn rejects_images_that_would_block() {
 }
 
 // fault: 107
-real_codex! {
+real_codex_by! { EXEC,
     fn an_image_that_becomes_a_fifo_does_not_hang_codex(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         let path = lab.workspace().join("a.png");

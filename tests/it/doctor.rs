@@ -2,7 +2,7 @@
 //! which the check is content.
 
 use crate::support::codex;
-use crate::support::codex::real_codex;
+use crate::support::codex::real_codex_by;
 use crate::support::{Cli, LIMIT, Lab, cli, ps, wait_until};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::process::Signal;
@@ -525,7 +525,7 @@ fn advises_another_home_where_this_one_cannot_be_made() {
 }
 
 // fault: 77
-real_codex! {
+real_codex_by! { EXEC,
     fn tells_of_extra_args_that_codex_refuses(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         for (arguments, expected) in [

@@ -5,7 +5,7 @@
 //! program, which ignores them; they are the first sign that a release of codex has changed something.
 //! `KNOWN_UPDATE=1`, with one test at a time, adds what was found to the lists, and `make compat` prints what a release has besides.
 
-use crate::support::codex::{CHANGED, real, real_codex};
+use crate::support::codex::{CHANGED, real, real_codex_by};
 use crate::support::{Cli, Daemon, Lab};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -177,7 +177,7 @@ fn check(codex: &Path) {
     assert!(unknown.is_empty(), "{unknown:#?}");
 }
 
-real_codex! {
+real_codex_by! { EXEC,
     fn everything_that_codex_writes_is_known(codex: &Path) {
         check(codex);
     }

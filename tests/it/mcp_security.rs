@@ -55,7 +55,7 @@ fn hides_its_processes_from_others_of_the_same_user() {
     let sleep = sleep.to_str().unwrap();
     for (arguments, hidden) in [
         (&["serve"][..], true),
-        (&["codex-guard", &me, "0", "", sleep, "60"], true),
+        (&["codex-guard", &me, "0", "0", "", sleep, "60"], true),
         // That others can be read shows that the test can fail.
         (&[sleep, "60"], false),
     ] {

@@ -1,13 +1,13 @@
 //! The models that codex has, as the daemon is told of them.
 
-use crate::support::codex::real_codex;
+use crate::support::codex::real_codex_by;
 use crate::support::{Daemon, Lab, method, ps, wait_until};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-real_codex! {
+real_codex_by! { EXEC,
     /// Without an account codex lists the models that it came with.
     fn lists_the_models_of_codex(codex: &Path) {
         let lab = Lab::real(codex, json!([]));

@@ -1,7 +1,7 @@
 //! The tool calls of the real codex's turns: each told once, while it runs, by the id that the rollout has, and
 //! the same that `parse-rollout` finds in the rollout afterwards.
 
-use crate::support::codex::{CHANGED, NEWEST, OLDEST, real, real_codex};
+use crate::support::codex::{CHANGED, NEWEST, real, real_codex};
 use crate::support::daemon::check_turn;
 use crate::support::{Cli, Daemon, Lab, Turn, method, ps};
 use rustix::process::Signal;

@@ -171,6 +171,8 @@ real_codex! {
 real_codex! {
     fn an_archived_thread_is_brought_back(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
+        // codex archives none that is loaded.
+        lab.config(json!({"warm_secs": 0}));
         let mut daemon = Daemon::start(&lab);
         let first = daemon.turn(Daemon::prompt(&lab, "one"));
         let oldest = codex.to_string_lossy().contains("/0.135.0/");

@@ -631,7 +631,10 @@ real_codex! {
         daemon.cancel(id);
         let turn = daemon.finish(id);
         assert_eq!(turn.stop_reason(), "cancelled");
-        wait_until("all of the turn to be gone", || ps::of(lab.root()).len() == 1);
+        wait_until("all of the turn to be gone", || match lab.keeps_servers() {
+            true => ps::of(lab.root()).iter().all(|process| !process.command.contains("sleep 600")),
+            false => ps::of(lab.root()).len() == 1,
+        });
         let thread = turn.thread().to_owned();
         let turn = daemon.turn(Daemon::prompt(&lab, "again"));
         assert_eq!((turn.text().as_str(), turn.thread()), ("next", thread.as_str()));

@@ -42,6 +42,8 @@ pub(crate) struct Reply {
     text: Option<String>,
     /// An assistant message that repeats the last user text.
     echo: bool,
+    /// Write the message, and the reasoning, word by word.
+    words: bool,
     /// Calls of functions, of an MCP server's tools where there is a `namespace`.
     calls: Vec<Call>,
     /// Calls of tools that take free text.
@@ -557,11 +559,17 @@ fn stream_reply(
 ) -> io::Result<bool> {
     let mut events =
         vec![json!({"type": "response.created", "response": {"id": format!("resp_{number}")}})];
-    events.extend(
-        items(reply, number, first_call, user_text)
-            .into_iter()
-            .map(|item| json!({"type": "response.output_item.done", "item": item})),
-    );
+    for (index, item) in items(reply, number, first_call, user_text)
+        .into_iter()
+        .enumerate()
+    {
+        if reply.words {
+            events.extend(words(&item, index));
+        }
+        events.push(
+            json!({"type": "response.output_item.done", "output_index": index, "item": item}),
+        );
+    }
     let usage = reply.usage;
     let id = format!("resp_{number}");
     events.push(if reply.failed.is_null() {
@@ -604,6 +612,38 @@ fn stream_reply(
     write!(writer, "0\r\n\r\n")?;
     writer.flush()?;
     Ok(true)
+}
+
+/// The events that tell the text of an item before it is done, a word at a time.
+fn words(item: &Value, index: usize) -> Vec<Value> {
+    let (kind, part) = match item["type"].as_str() {
+        Some("message") => ("response.output_text.delta", &item["content"][0]["text"]),
+        Some("reasoning") => (
+            "response.reasoning_summary_text.delta",
+            &item["summary"][0]["text"],
+        ),
+        _ => return Vec::new(),
+    };
+    let text = part.as_str().unwrap_or_default();
+    let mut begun = item.clone();
+    for parts in ["content", "summary"] {
+        if begun.get(parts).is_some() {
+            begun[parts] = json!([]);
+        }
+    }
+    let mut events =
+        vec![json!({"type": "response.output_item.added", "output_index": index, "item": begun})];
+    if item["type"] == "reasoning" {
+        events.push(
+            json!({"type": "response.reasoning_summary_part.added", "item_id": item["id"],
+            "output_index": index, "summary_index": 0}),
+        );
+    }
+    events.extend(text.split_inclusive(' ').map(|word| {
+        json!({"type": kind, "item_id": item["id"], "output_index": index,
+            "content_index": 0, "summary_index": 0, "delta": word})
+    }));
+    events
 }
 
 /// The reply's output items as the Responses API has them.

@@ -4,6 +4,7 @@
 //! positional arguments always (`resume` would be a subcommand, `--help` a flag), a thread id is a checked UUID,
 //! and the prompt goes through stdin unless the config asks for an argument and it can be one.
 
+use crate::backend::child::CodexCommand;
 use crate::codex::find::{environment, removed_from_environment};
 use crate::codex::toml;
 use crate::config::{Config, Paths, PromptVia, Sandbox};
@@ -33,20 +34,6 @@ pub(crate) struct TurnArgs<'a> {
     /// `-c` arguments that lend the daemon's tools.
     pub(crate) tool_args: &'a [OsString],
     pub(crate) workspace: &'a Path,
-}
-
-/// How codex is started: all of it, as data.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct CodexCommand {
-    pub(crate) program: PathBuf,
-    pub(crate) args: Vec<OsString>,
-    pub(crate) directory: PathBuf,
-    pub(crate) env: Vec<(OsString, OsString)>,
-    pub(crate) env_removed: Vec<&'static str>,
-    /// What is written to its stdin; `None` gives it the null device.
-    pub(crate) stdin: Option<String>,
-    /// What could not be done as asked, one sentence each.
-    pub(crate) warnings: Vec<String>,
 }
 
 /// Builds the command line of a turn.
@@ -157,17 +144,18 @@ pub(crate) fn build(
         env: environment(config, places),
         env_removed: removed_from_environment(config),
         stdin,
+        keeps_stdin: false,
         warnings,
     }
 }
 
 /// The config's `extra_args`, without what codex would refuse beside ours.
-struct ExtraArgs<'a> {
+pub(in crate::backend) struct ExtraArgs<'a> {
     args: Vec<&'a str>,
 }
 
 impl<'a> ExtraArgs<'a> {
-    fn of(args: &'a [String], warnings: &mut Vec<String>) -> ExtraArgs<'a> {
+    pub(in crate::backend) fn of(args: &'a [String], warnings: &mut Vec<String>) -> ExtraArgs<'a> {
         let args = args
             .iter()
             .map(String::as_str)
@@ -191,6 +179,24 @@ impl<'a> ExtraArgs<'a> {
         ExtraArgs { args }
     }
 
+    /// All of them, where each is one that every subcommand of codex takes; else the first that only some take.
+    pub(in crate::backend) fn settings(&self) -> Result<&[&'a str], &'a str> {
+        let mut rest = self.args.iter();
+        while let Some(arg) = rest.next() {
+            match *arg {
+                "-c" | "--config" | "--enable" | "--disable" => {
+                    rest.next();
+                }
+                arg if arg.starts_with("-c") && !arg.starts_with("--") => {}
+                arg if ["--config=", "--enable=", "--disable="]
+                    .iter()
+                    .any(|flag| arg.starts_with(flag)) => {}
+                other => return Err(other),
+            }
+        }
+        Ok(&self.args)
+    }
+
     /// Is this flag among them, in whatever spelling codex takes?
     fn has(&self, long: &str, short: &str) -> bool {
         self.args.iter().any(|arg| {
@@ -201,7 +207,7 @@ impl<'a> ExtraArgs<'a> {
     }
 
     /// Does a `-c` set this key of codex's config?
-    fn sets(&self, key: &str) -> bool {
+    pub(in crate::backend) fn sets(&self, key: &str) -> bool {
         self.args.iter().any(|arg| {
             let setting = arg
                 .strip_prefix("--config=")
@@ -239,7 +245,7 @@ pub(crate) fn system_block(system: &str) -> String {
 }
 
 /// The value of `--model` for an advertised model; none leaves the choice to codex.
-fn model_arg<'a>(config: &'a Config, model: &'a str) -> Option<&'a str> {
+pub(in crate::backend) fn model_arg<'a>(config: &'a Config, model: &'a str) -> Option<&'a str> {
     let mapped = config.model_args.get(model);
     let mapped = mapped.map_or(model, |args| args.model.as_deref().unwrap_or(model));
     (!matches!(mapped, "" | "codex")).then_some(mapped)

@@ -6,7 +6,7 @@
 //! no unescaping is borrowed from the line.
 
 use crate::canonical;
-use crate::json::{self, Cursor, JsonKind, Members, NotJson, text_of};
+use crate::json::{self, Cursor, JsonKind, Members, NotJson, elements, text_of};
 use serde::de::IgnoredAny;
 use std::borrow::Cow;
 
@@ -239,21 +239,6 @@ impl Totals {
             reasoning_output_tokens: count("reasoning_output_tokens"),
         })
     }
-}
-
-/// The elements of what may be a list.
-fn elements(raw: Option<&[u8]>) -> Vec<&[u8]> {
-    let raw = raw.unwrap_or_default();
-    let mut cursor = Cursor::new(raw);
-    let mut elements = Vec::new();
-    if cursor.open(JsonKind::Array).is_ok() {
-        while let Ok(true) = cursor.element()
-            && let Ok(span) = cursor.value()
-        {
-            elements.push(&raw[span]);
-        }
-    }
-    elements
 }
 
 #[cfg(test)]

@@ -1,9 +1,7 @@
 //! Turns by `codex exec`: a process for each.
 
-mod child;
 pub(crate) mod command;
 mod events;
-pub(crate) mod guard;
 mod run;
 mod system;
 pub(crate) mod translate;

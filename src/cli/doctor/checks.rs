@@ -7,6 +7,7 @@ use super::Report;
 use super::ownership::{self, ConfigModes, open_up};
 use super::plugin;
 use crate::backend::exec::command::{self, TurnArgs};
+use crate::backend::{Held, ask_to_release};
 use crate::codex::SERVER_PREFIX;
 use crate::codex::ask::{CommandOutput, ask};
 use crate::codex::find::{self, NEWEST_TRIED, OLDEST, Version, parse_version};
@@ -828,6 +829,8 @@ impl Doctor<'_> {
                 format!("{} ({} bytes)", rollout.display(), metadata.len()),
             );
         }
+        // One that a plugin only keeps for its next turn is free.
+        ask_to_release(Held::Thread(thread), self.places);
         match writer_lock::check_unlocked(&home, thread) {
             Err(error) if error.kind() == Kind::Busy => {
                 self.report.warn("thread lock", error.message());

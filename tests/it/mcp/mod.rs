@@ -42,6 +42,7 @@ fn echo(daemon: &mut Daemon) {
 }
 
 /// The sockets of a lab whose paths are short enough for its profile.
+/// But for the one at which others ask for a workspace that the plugin keeps.
 fn sockets(lab: &Lab) -> Vec<PathBuf> {
     let entries = fs::read_dir(lab.path("runtime/plexum-openai"));
     entries
@@ -49,6 +50,7 @@ fn sockets(lab: &Lab) -> Vec<PathBuf> {
         .flatten()
         .flatten()
         .map(|entry| entry.path())
+        .filter(|path| !path.to_string_lossy().contains("/control-"))
         .collect()
 }
 
@@ -72,11 +74,13 @@ impl Runtime {
     /// Ends the plugin and sees that no socket is left, and no process.
     #[track_caller]
     fn assert_clean(&self, daemon: Daemon) {
-        assert_eq!(
-            sockets(&self.lab),
-            [""; 0].map(PathBuf::from),
-            "while it runs"
-        );
+        if !self.lab.keeps_servers() {
+            assert_eq!(
+                sockets(&self.lab),
+                [""; 0].map(PathBuf::from),
+                "while it runs"
+            );
+        }
         drop(daemon);
         assert_eq!(sockets(&self.lab), [""; 0].map(PathBuf::from));
         self.lab.assert_quiet();

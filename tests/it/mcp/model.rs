@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A model that calls these tools of the agent in turn.
@@ -355,7 +355,7 @@ real_codex! {
             let turn = daemon.turn(prompt(&lab, "alice", tools));
             assert_eq!(turn.stop_reason(), "end_turn", "{turn:?}");
             assert_eq!(offered(&lab.model().requests()[0].body), []);
-            assert!(!lab.path("runtime/plexum-openai").exists(), "{registration}");
+            assert_eq!(sockets(&lab), [""; 0].map(PathBuf::from), "{registration}");
         }
     }
 }
@@ -405,7 +405,10 @@ real_codex! {
                     assert_eq!(daemon.exit(LIMIT).signal(), Some(9));
                 }
                 "codex" => {
-                    kill(&lab, " exec ");
+                    kill(&lab, match lab.keeps_servers() {
+                        true => " app-server ",
+                        false => " exec ",
+                    });
                     assert_eq!(daemon.tool_cancelled(), call);
                     assert_eq!(daemon.finish(id).stop_reason(), "error");
                 }

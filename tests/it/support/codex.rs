@@ -3,6 +3,7 @@
 //! The real ones are not part of the repository; `make codex` fetches them into `target/codex/<version>`.
 //! Without them their tests are skipped, which is said once and loudly, and is a failure in CI.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -15,32 +16,85 @@ pub(crate) const CHANGED: &str = "0.155.0";
 /// The newest that was measured.
 pub(crate) const NEWEST: &str = "0.169.0";
 
-/// Writes a test for the oldest and the newest codex: `real_codex! { fn name(codex: &Path) { … } }` becomes
-/// the tests `name::oldest` and `name::newest`.
+/// Writes a test for the oldest and the newest codex, by either backend: `real_codex! { fn name(codex: &Path) { … } }`
+/// becomes the tests `name::oldest`, `name::newest`, `name::oldest_app_server` and `name::newest_app_server`.
 macro_rules! real_codex {
     ($(#[doc = $doc:literal])* fn $name:ident($codex:ident: &Path) $body:block) => {
         $(#[doc = $doc])*
         mod $name {
             use super::*;
+            use crate::support::codex::{APP_SERVER, EXEC, NEWEST, OLDEST, run_on};
 
             fn run($codex: &std::path::Path) $body
 
             #[test]
             fn oldest() {
-                if let Some(codex) = crate::support::codex::real(crate::support::codex::OLDEST) {
-                    run(&codex);
-                }
+                run_on(OLDEST, EXEC, run);
             }
 
             #[test]
             fn newest() {
-                if let Some(codex) = crate::support::codex::real(crate::support::codex::NEWEST) {
-                    run(&codex);
-                }
+                run_on(NEWEST, EXEC, run);
+            }
+
+            #[test]
+            fn oldest_app_server() {
+                run_on(OLDEST, APP_SERVER, run);
+            }
+
+            #[test]
+            fn newest_app_server() {
+                run_on(NEWEST, APP_SERVER, run);
             }
         }
     };
 }
+/// The same for what has to do with one backend alone: `real_codex_by! { EXEC, fn name(codex: &Path) { … } }`.
+macro_rules! real_codex_by {
+    ($backend:ident, $(#[doc = $doc:literal])* fn $name:ident($codex:ident: &Path) $body:block) => {
+        $(#[doc = $doc])*
+        mod $name {
+            use super::*;
+            use crate::support::codex::{$backend, NEWEST, OLDEST, run_on};
+
+            fn run($codex: &std::path::Path) $body
+
+            #[test]
+            fn oldest() {
+                run_on(OLDEST, $backend, run);
+            }
+
+            #[test]
+            fn newest() {
+                run_on(NEWEST, $backend, run);
+            }
+        }
+    };
+}
+pub(crate) use real_codex_by;
+
+/// The backends, as the config names them.
+pub(crate) const EXEC: &str = "exec";
+pub(crate) const APP_SERVER: &str = "app-server";
+
+thread_local! {
+    /// The backend that labs of this test use.
+    static BACKEND: Cell<&'static str> = const { Cell::new(EXEC) };
+}
+
+/// The backend of this test.
+pub(crate) fn backend() -> &'static str {
+    BACKEND.get()
+}
+
+/// Runs a test on the real codex of this version, where it is there, with labs that use this backend.
+pub(crate) fn run_on(version: &str, backend: &'static str, run: fn(&Path)) {
+    if let Some(codex) = real(version) {
+        BACKEND.set(backend);
+        run(&codex);
+    }
+}
+
 pub(crate) use real_codex;
 
 /// The real codex of this version, where it has been fetched. `make compat` names in `COMPAT` the version that stands

@@ -141,6 +141,9 @@ impl Lab {
         if config.get("binary").is_none() {
             config["binary"] = json!(self.codex);
         }
+        if config.get("backend").is_none() && codex::backend() != codex::EXEC {
+            config["backend"] = json!(codex::backend());
+        }
         self.raw_config(config.to_string().as_bytes());
     }
 
@@ -158,6 +161,11 @@ impl Lab {
         }
         fs::write(&path, bytes).expect("a file");
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("a file");
+    }
+
+    /// Does the plugin keep something of a workspace between turns?
+    pub(crate) fn keeps_servers(&self) -> bool {
+        codex::backend() == codex::APP_SERVER
     }
 
     pub(crate) fn config_file(&self) -> PathBuf {

@@ -5,7 +5,6 @@
 //! does not do with its streams can block the turn, and there are no reader threads to join. Memory is bounded:
 //! a line over [`LONGEST_LINE`] is skipped to its end, and of stderr only the last part is kept.
 
-use super::command::CodexCommand;
 use super::guard;
 use crate::codex::failure::Exit;
 use crate::error::{Error, Kind, Result, reason};
@@ -13,10 +12,11 @@ use crate::os::{self, CancelToken, Waker};
 use memchr::memchr;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,6 +33,22 @@ const LARGEST_PIPE: usize = 1 << 20;
 const AFTER_STDOUT: Duration = Duration::from_secs(1);
 /// How long a process that codex left may hold the pipe after codex's exit.
 const AFTER_EXIT: Duration = Duration::from_millis(500);
+
+/// How codex is started: all of it, as data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CodexCommand {
+    pub(crate) program: PathBuf,
+    pub(crate) args: Vec<OsString>,
+    pub(crate) directory: PathBuf,
+    pub(crate) env: Vec<(OsString, OsString)>,
+    pub(crate) env_removed: Vec<&'static str>,
+    /// What is written to its stdin first; `None` gives it the null device.
+    pub(crate) stdin: Option<String>,
+    /// Its stdin stays open then, for [`Child::send`].
+    pub(crate) keeps_stdin: bool,
+    /// What could not be done as asked, one sentence each.
+    pub(crate) warnings: Vec<String>,
+}
 
 /// What came of waiting.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,7 +81,7 @@ pub(crate) struct Child {
     pid: Pid,
     /// Readable once the guard has ended.
     ended: Arc<OwnedFd>,
-    stdin: Option<(ChildStdin, Vec<u8>, usize)>,
+    stdin: Option<Input>,
     stdout: Option<ChildStdout>,
     stderr: Option<ChildStderr>,
     lines: LineBuffer,
@@ -83,6 +99,16 @@ pub(crate) struct Child {
     woken: bool,
     asked_to_end: bool,
     exit_status: Option<ExitStatus>,
+}
+
+/// Its stdin.
+#[derive(Debug)]
+struct Input {
+    pipe: ChildStdin,
+    unwritten: Vec<u8>,
+    /// How much of `unwritten` is written.
+    written: usize,
+    stays_open: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +136,13 @@ impl Child {
             .arg(guard::NAME)
             .arg(std::process::id().to_string())
             .arg(os::open_files_before().unwrap_or_default().to_string())
+            .arg(
+                match invocation.keeps_stdin {
+                    true => guard::AFTER_EOF.as_millis(),
+                    false => 0,
+                }
+                .to_string(),
+            )
             .arg(lock.unwrap_or(Path::new("")))
             .arg(&invocation.program)
             .args(&invocation.args)
@@ -164,7 +197,12 @@ impl Child {
             stdin: streams
                 .0
                 .zip(invocation.stdin.clone())
-                .map(|(pipe, prompt)| (pipe, prompt.into_bytes(), 0)),
+                .map(|(pipe, text)| Input {
+                    pipe,
+                    unwritten: text.into_bytes(),
+                    written: 0,
+                    stays_open: invocation.keeps_stdin,
+                }),
             stdout: streams.1,
             stderr: streams.2,
             lines: LineBuffer::default(),
@@ -179,6 +217,21 @@ impl Child {
             asked_to_end: false,
             exit_status: None,
         })
+    }
+
+    /// Queues bytes for its stdin, which [`Child::next`] writes; says whether that is open still.
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> bool {
+        let Some(input) = &mut self.stdin else {
+            return false;
+        };
+        input.unwritten.extend_from_slice(bytes);
+        self.write_input();
+        self.stdin.is_some()
+    }
+
+    /// Closes its stdin, what is not written yet with it.
+    pub(crate) fn close_stdin(&mut self) {
+        self.stdin = None;
     }
 
     /// The guard's pid: everything that this codex starts is below it.
@@ -199,7 +252,7 @@ impl Child {
     /// Waits until there is a line, codex has ended, somebody wakes it, `flag` is cancelled or `deadline` has passed.
     ///
     /// Once [`Child::end`] was called the flag is no longer looked at.
-    pub(crate) fn next(&mut self, flag: &CancelToken, deadline: Option<Instant>) -> Next {
+    pub(crate) fn next(&mut self, flag: Option<&CancelToken>, deadline: Option<Instant>) -> Next {
         loop {
             if self.lines.ready() {
                 return Next::Line;
@@ -233,7 +286,7 @@ impl Child {
                 until.map(|until| until.saturating_duration_since(now)),
             );
             if ready.stdin {
-                self.write_prompt();
+                self.write_input();
             }
             if ready.stderr {
                 self.read_stderr();
@@ -273,6 +326,16 @@ impl Child {
             // It is not exit_status yet, so the pid is still its own.
             let _ = rustix::process::kill_process(self.pid, Signal::TERM);
             self.timeout = Some((Instant::now() + guard::LONGEST_ENDING, OnTimeout::Kill));
+        }
+    }
+
+    /// Kills all of it at once, what it has started in sessions of its own too. Go on with [`Child::next`] until it has
+    /// ended.
+    pub(crate) fn kill_all(&mut self) {
+        self.asked_to_end = true;
+        self.stdin = None;
+        if !self.exited {
+            self.on_timeout(OnTimeout::Kill);
         }
     }
 
@@ -329,7 +392,7 @@ impl Child {
         os::signal_group(self.pid, Signal::KILL);
     }
 
-    fn wait(&self, flag: &CancelToken, timeout: Option<Duration>) -> Ready {
+    fn wait(&self, flag: Option<&CancelToken>, timeout: Option<Duration>) -> Ready {
         let mut ready = Ready::default();
         let mut fds = Vec::with_capacity(5);
         let mut which: Vec<fn(&mut Ready)> = Vec::with_capacity(5);
@@ -343,15 +406,20 @@ impl Child {
         if let Some(stderr) = &self.stderr {
             add(stderr.as_fd(), PollFlags::IN, |ready| ready.stderr = true);
         }
-        if let Some((stdin, _, _)) = &self.stdin {
-            add(stdin.as_fd(), PollFlags::OUT, |ready| ready.stdin = true);
+        if let Some(input) = &self.stdin {
+            // Asked for nothing, it tells only that nobody reads it any more.
+            let flags = match input.written < input.unwritten.len() || !input.stays_open {
+                true => PollFlags::OUT,
+                false => PollFlags::empty(),
+            };
+            add(input.pipe.as_fd(), flags, |ready| ready.stdin = true);
         }
         if !self.exited {
             add(self.ended.as_fd(), PollFlags::IN, |ready| {
                 ready.ended = true
             });
         }
-        if !self.asked_to_end {
+        if let (Some(flag), false) = (flag, self.asked_to_end) {
             add(flag.as_fd(), PollFlags::IN, |ready| ready.cancelled = true);
         }
         if let Some(waker) = &self.waker {
@@ -369,18 +437,30 @@ impl Child {
         ready
     }
 
-    fn write_prompt(&mut self) {
-        let Some((pipe, prompt, written)) = &mut self.stdin else {
+    fn write_input(&mut self) {
+        let Some(input) = &mut self.stdin else {
             return;
         };
-        match pipe.write(&prompt[*written..]) {
-            Ok(more) => *written += more,
+        if input.stays_open && input.unwritten.is_empty() {
+            // It was looked at all the same: nobody reads it any more.
+            self.stdin = None;
+            return;
+        }
+        match input.pipe.write(&input.unwritten[input.written..]) {
+            Ok(more) => input.written += more,
             Err(error) if again(&error) => return,
             // codex does not want it. What it says of that, or its exit, is what will be told.
-            Err(_) => *written = prompt.len(),
+            Err(_) => {
+                self.stdin = None;
+                return;
+            }
         }
-        if *written >= prompt.len() {
-            self.stdin = None;
+        if input.written >= input.unwritten.len() {
+            input.unwritten = Vec::new();
+            input.written = 0;
+            if !input.stays_open {
+                self.stdin = None;
+            }
         }
     }
 

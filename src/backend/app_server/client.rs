@@ -1,0 +1,249 @@
+//! The client's side of one `codex app-server`: requests, each with a limit, and what the server says meanwhile.
+//!
+//! A server that has ended, or that has not answered in time, is never used again. What it asks for is answered at once:
+//! a request without an answer holds its turn up for ever (0.135.0 to 0.169.0).
+
+use super::message::{self, Message};
+use crate::backend::child::{Child, Next, OutputLine};
+use crate::codex::failure::Exit;
+use crate::os::CancelToken;
+use rustix::process::Pid;
+use serde_json::{Value, json};
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// How long a server has to end once its stdin is closed; it takes 0.03 to 0.07 s (0.135.0 to 0.169.0).
+pub(super) const ENDING: Duration = Duration::from_millis(1000);
+
+/// The shapes in which the server's requests are declined, by method; any other gets an error.
+const DECLINED: &[(&str, &str)] = &[
+    (
+        "item/commandExecution/requestApproval",
+        r#"{"decision":"decline"}"#,
+    ),
+    (
+        "item/fileChange/requestApproval",
+        r#"{"decision":"decline"}"#,
+    ),
+    ("item/permissions/requestApproval", r#"{"permissions":{}}"#),
+    ("item/tool/requestUserInput", r#"{"answers":{}}"#),
+    (
+        "mcpServer/elicitation/request",
+        r#"{"action":"decline","content":null}"#,
+    ),
+    ("applyPatchApproval", r#"{"decision":"abort"}"#),
+    ("execCommandApproval", r#"{"decision":"abort"}"#),
+];
+
+/// A connection to a running server.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) child: Child,
+    last_id: u64,
+    /// What came while an answer was waited for.
+    kept: VecDeque<Vec<u8>>,
+    /// It has ended, or has not answered.
+    is_broken: bool,
+}
+
+/// Why a request has no result.
+#[derive(Debug)]
+pub(super) enum RequestError {
+    /// The server says why.
+    Rejected(String),
+    /// The time is up.
+    NoAnswer,
+    /// The server has ended.
+    Ended,
+    Cancelled,
+}
+
+/// What came of waiting.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Received {
+    /// There is a line, to be taken with [`Client::line`].
+    Line,
+    Deadline,
+    Cancelled,
+    Woken,
+    Ended,
+}
+
+impl Client {
+    pub(super) fn new(child: Child) -> Client {
+        Client {
+            child,
+            last_id: 0,
+            kept: VecDeque::new(),
+            is_broken: false,
+        }
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.is_broken
+    }
+
+    pub(super) fn guard_pid(&self) -> Pid {
+        self.child.guard_pid()
+    }
+
+    /// Sends a request; gives its id.
+    pub(super) fn send(&mut self, method: &str, params: &Value) -> u64 {
+        self.last_id += 1;
+        let id = self.last_id;
+        self.write(&json!({"id": id, "method": method, "params": params}));
+        id
+    }
+
+    pub(super) fn notify(&mut self, method: &str) {
+        self.write(&json!({"method": method}));
+    }
+
+    fn write(&mut self, message: &Value) {
+        let mut line = message.to_string();
+        line.push('\n');
+        // Where nobody reads it the end of the server will show.
+        self.child.send(line.as_bytes());
+    }
+
+    /// Declines what the server asks for.
+    pub(super) fn decline(&mut self, id: &[u8], method: &str) {
+        let id = String::from_utf8_lossy(id);
+        let shape = DECLINED.iter().find(|(known, _)| *known == method);
+        let answer = match shape {
+            Some((_, result)) => format!("{{\"id\":{id},\"result\":{result}}}\n"),
+            None => format!(
+                "{{\"id\":{id},\"error\":{{\"code\":-32601,\"message\":\"not supported\"}}}}\n"
+            ),
+        };
+        log::debug!("codex asks for '{method}', which is declined");
+        self.child.send(answer.as_bytes());
+    }
+
+    /// Sends a request and waits for its result. What the server tells meanwhile is kept for [`Client::line`].
+    pub(super) fn request(
+        &mut self,
+        method: &str,
+        params: &Value,
+        limit: Duration,
+        cancel: Option<&CancelToken>,
+    ) -> Result<Vec<u8>, RequestError> {
+        if self.is_broken {
+            return Err(RequestError::Ended);
+        }
+        let id = self.send(method, params);
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.child.next(cancel, Some(deadline)) {
+                Next::Line => {}
+                Next::Woken => continue,
+                Next::Cancelled => {
+                    self.is_broken = true;
+                    return Err(RequestError::Cancelled);
+                }
+                Next::Deadline => {
+                    self.is_broken = true;
+                    return Err(RequestError::NoAnswer);
+                }
+                Next::Ended => {
+                    self.is_broken = true;
+                    return Err(RequestError::Ended);
+                }
+            }
+            // What came before the end may be in the buffer still.
+            while let Some(line) = self.child.line() {
+                let OutputLine::Whole(line) = line else {
+                    continue;
+                };
+                match message::parse(line) {
+                    Message::Response {
+                        id: answered,
+                        outcome,
+                    } if answered == id => {
+                        return outcome
+                            .map(<[u8]>::to_vec)
+                            .map_err(|message| RequestError::Rejected(message.into_owned()));
+                    }
+                    Message::Request { id, method } => {
+                        let (id, method) = (id.to_vec(), method.into_owned());
+                        self.decline(&id, &method);
+                    }
+                    _ => self.kept.push_back(line.to_vec()),
+                }
+            }
+        }
+    }
+
+    /// Waits until there is a line, the server has ended, somebody wakes it, `cancel` is raised or `deadline` has passed.
+    pub(super) fn next(
+        &mut self,
+        cancel: Option<&CancelToken>,
+        deadline: Option<Instant>,
+    ) -> Received {
+        if !self.kept.is_empty() {
+            return Received::Line;
+        }
+        match self.child.next(cancel, deadline) {
+            Next::Line => Received::Line,
+            Next::Deadline => Received::Deadline,
+            Next::Cancelled => Received::Cancelled,
+            Next::Woken => Received::Woken,
+            Next::Ended => {
+                self.is_broken = true;
+                Received::Ended
+            }
+        }
+    }
+
+    /// The next line; `Err` with the length of one that was too long to be held.
+    pub(super) fn line(&mut self) -> Option<Result<Cow<'_, [u8]>, u64>> {
+        if let Some(line) = self.kept.pop_front() {
+            return Some(Ok(Cow::Owned(line)));
+        }
+        match self.child.line()? {
+            OutputLine::Whole(line) => Some(Ok(Cow::Borrowed(line))),
+            OutputLine::Skipped(length) => Some(Err(length)),
+        }
+    }
+
+    /// Has the server end by closing its stdin; where it does not, kills it.
+    pub(super) fn close(self) -> Exit {
+        self.close_by(Instant::now() + ENDING)
+    }
+
+    /// The same, and kills it at this time.
+    pub(super) fn close_by(mut self, deadline: Instant) -> Exit {
+        self.child.close_stdin();
+        self.wait_for_end(deadline);
+        self.child.exit()
+    }
+
+    /// Closes the server's stdin, for [`Client::close`] to find it ended.
+    pub(super) fn begin_close(&mut self) {
+        self.is_broken = true;
+        self.child.close_stdin();
+    }
+
+    /// Waits for the end of a server, and kills one that does not come to it.
+    fn wait_for_end(&mut self, mut deadline: Instant) {
+        loop {
+            match self.child.next(None, Some(deadline)) {
+                Next::Line => while self.child.line().is_some() {},
+                Next::Woken => {}
+                Next::Deadline | Next::Cancelled => {
+                    self.child.kill_all();
+                    deadline = Instant::now() + ENDING;
+                }
+                Next::Ended => return,
+            }
+        }
+    }
+
+    /// Kills the server and everything below its guard.
+    pub(super) fn kill(mut self) -> Exit {
+        self.child.kill_all();
+        self.wait_for_end(Instant::now() + ENDING);
+        self.child.exit()
+    }
+}

@@ -1,0 +1,168 @@
+//! What a server reads once, when it starts or loads a thread, and what `codex exec` reads in every turn.
+//!
+//! A server whose inputs have changed is replaced before the next turn. Measured on 0.135.0 to 0.169.0: another login is
+//! never noticed, not even after a 401; the config, instructions and servers only with a thread that is loaded anew.
+
+use crate::backend::TurnSpec;
+use crate::backend::child::CodexCommand;
+use crate::codex::home;
+use serde::Deserialize;
+use std::fs::Metadata;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// The most that is read of a file, in bytes.
+const LONGEST: u64 = 16 << 20;
+
+/// The files of a directory that say something to codex when it works in it or below it.
+const IN_DIRECTORIES: [&str; 3] = ["AGENTS.md", "AGENTS.override.md", ".codex/config.toml"];
+
+/// The inputs of a server that works in one workspace.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Inputs {
+    /// The command line and environment, the daemon's tools in it.
+    command: CodexCommand,
+    /// The identity of the program's file: an update replaces it.
+    program: Option<FileState>,
+    /// A hash of the account, of codex's config and of the instructions in files.
+    files: u64,
+    /// A hash of what a thread is loaded with, beside that.
+    settings: u64,
+}
+
+impl Inputs {
+    /// What a server would read now that is started with this command for this turn.
+    pub(super) fn now(spec: &TurnSpec<'_>, command: CodexCommand) -> Inputs {
+        let home = spec.places.codex_home(spec.config);
+        let mut files = DefaultHasher::new();
+        account(&home.join("auth.json")).hash(&mut files);
+        config(&text(&home.join("config.toml"))).hash(&mut files);
+        text(&home.join("AGENTS.md")).hash(&mut files);
+        text(&home.join("AGENTS.override.md")).hash(&mut files);
+        for directory in spec.workspace.ancestors() {
+            for name in IN_DIRECTORIES {
+                text(&directory.join(name)).hash(&mut files);
+            }
+        }
+        let mut settings = DefaultHasher::new();
+        (spec.model, spec.system, spec.reasoning_effort).hash(&mut settings);
+        Inputs {
+            program: FileState::of(&spec.program.canonicalize().unwrap_or_default()),
+            command,
+            files: files.finish(),
+            settings: settings.finish(),
+        }
+    }
+}
+
+/// What tells whether a file is the same and has the same content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileState {
+    device: u64,
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+}
+
+impl FileState {
+    pub(super) fn of(path: &Path) -> Option<FileState> {
+        std::fs::metadata(path)
+            .ok()
+            .map(|found| FileState::from(&found))
+    }
+
+    /// That of a thread's rollout.
+    pub(super) fn of_rollout(spec: &TurnSpec<'_>, thread: &str) -> Option<FileState> {
+        let home = spec.places.codex_home(spec.config);
+        FileState::of(&home::find_rollout(&home, thread).ok()??)
+    }
+}
+
+impl From<&Metadata> for FileState {
+    fn from(found: &Metadata) -> FileState {
+        FileState {
+            device: found.dev(),
+            inode: found.ino(),
+            length: found.len(),
+            modified: (found.mtime(), found.mtime_nsec()),
+        }
+    }
+}
+
+/// Who is logged in. The tokens are not looked at: they are refreshed all the time, which codex notices.
+fn account(path: &Path) -> (Option<String>, Option<String>) {
+    #[derive(Default, Deserialize)]
+    struct Login {
+        #[serde(rename = "OPENAI_API_KEY", default)]
+        key: Option<String>,
+        #[serde(default)]
+        tokens: Option<Tokens>,
+    }
+    #[derive(Deserialize)]
+    struct Tokens {
+        #[serde(default)]
+        account_id: Option<String>,
+    }
+    let login: Login = serde_json::from_slice(&text(path)).unwrap_or_default();
+    (login.key, login.tokens.and_then(|tokens| tokens.account_id))
+}
+
+/// codex's config without what it writes there itself: which directories are trusted.
+fn config(text: &[u8]) -> Vec<&[u8]> {
+    let mut is_project = false;
+    let mut kept = Vec::new();
+    for line in text.split(|byte| *byte == b'\n') {
+        let line = line.trim_ascii();
+        if line.starts_with(b"[") {
+            is_project = line.starts_with(b"[projects.");
+        }
+        if !is_project && !line.is_empty() {
+            kept.push(line);
+        }
+    }
+    kept
+}
+
+/// What stands in a file; nothing where it cannot be read.
+fn text(path: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Ok(file) = crate::os::open_regular_file(path) {
+        // What can be read of it is what codex sees, too.
+        let _ = std::io::Read::read_to_end(&mut std::io::Read::take(file, LONGEST), &mut bytes);
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trusted_directories_are_no_change_of_the_config() {
+        let before = b"model = \"a\"\n[mcp_servers.x]\ncommand = \"y\"\n";
+        let after = b"model = \"a\"\n\n[projects.\"/w\"]\ntrust_level = \"trusted\"\n\n[mcp_servers.x]\ncommand = \"y\"\n";
+        assert_eq!(config(before), config(after));
+        assert_ne!(config(before), config(b"model = \"b\"\n"));
+    }
+
+    #[test]
+    fn a_refreshed_token_is_no_other_account() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("auth.json");
+        let of = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            account(&path)
+        };
+        let first = of(r#"{"tokens":{"account_id":"a","access_token":"1"}}"#);
+        assert_eq!(
+            first,
+            of(r#"{"tokens":{"account_id":"a","access_token":"2"}}"#)
+        );
+        assert_ne!(
+            first,
+            of(r#"{"tokens":{"account_id":"b","access_token":"1"}}"#)
+        );
+        assert_ne!(of(r#"{"OPENAI_API_KEY":"k"}"#), of("{}"));
+    }
+}

@@ -1,0 +1,129 @@
+//! Turns by `codex app-server`: a process for each workspace, which is kept between turns and tells texts as the model
+//! writes them.
+//!
+//! Everything that holds for a `codex exec` holds here: a turn reads the same files, is told by the same events, and
+//! leaves nothing running. Where codex cannot serve like this the turn is run by `codex exec`.
+
+mod client;
+pub(crate) mod control;
+mod inputs;
+mod message;
+mod pool;
+mod run;
+mod server;
+mod texts;
+
+use super::emitter::Emitter;
+use super::exec::Exec;
+use super::{Backend, Outcome, TurnSpec, TurnStatus};
+use crate::error::Result;
+use crate::os::CancelToken;
+use inputs::FileState;
+use pool::Pool;
+use server::{Server, StartError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// A `codex app-server` for each workspace.
+#[derive(Debug, Default)]
+pub(crate) struct AppServer {
+    pub(super) pool: Pool,
+    /// A codex that does not serve like this.
+    unusable: Mutex<Option<FileState>>,
+    /// It was told that `codex exec` is used instead.
+    is_told: AtomicBool,
+}
+
+impl Backend for AppServer {
+    fn run(
+        &self,
+        spec: &TurnSpec<'_>,
+        cancel: &CancelToken,
+        emitter: &mut Emitter<'_>,
+    ) -> Result<Outcome> {
+        if cancel.is_cancelled() {
+            return Ok(Outcome::not_started(TurnStatus::Cancelled));
+        }
+        crate::codex::check_prompt_length(&spec.prompt)?;
+        match self.server(spec, cancel, emitter) {
+            Ok(server) => Ok(run::Run {
+                pool: &self.pool,
+                spec,
+                cancel,
+            }
+            .run(server, emitter)),
+            Err(StartError::NotStarted(error)) => Err(error),
+            Err(StartError::Failed(error)) => Ok(Outcome::not_started(TurnStatus::Failed(error))),
+            Err(StartError::Refused(refusal)) => {
+                Ok(Outcome::not_started(TurnStatus::Refused(refusal)))
+            }
+            Err(StartError::Cancelled) => Ok(Outcome::not_started(TurnStatus::Cancelled)),
+            Err(StartError::Unusable(why) | StartError::NotNow(why)) => {
+                let message = format!(
+                    "codex app-server cannot be used ({why}); 'codex exec' is used instead"
+                );
+                match self.is_told.swap(true, Ordering::Relaxed) {
+                    false => emitter.warn(&message),
+                    true => emitter.debug(&message),
+                }
+                Exec.run(spec, cancel, emitter)
+            }
+        }
+    }
+}
+
+impl AppServer {
+    /// A server that has the turn's thread loaded: the workspace's own, or one that is started.
+    fn server(
+        &self,
+        spec: &TurnSpec<'_>,
+        cancel: &CancelToken,
+        emitter: &mut Emitter<'_>,
+    ) -> std::result::Result<Server, StartError> {
+        let mut warnings = Vec::new();
+        let command = server::command(spec, &mut warnings).map_err(StartError::Unusable)?;
+        for warning in &warnings {
+            emitter.warn(warning);
+        }
+        if let Some(server) = self.pool.take(spec.workspace) {
+            match server.why_stale(spec, &command) {
+                None => {
+                    emitter.debug("codex app-server runs already and has the thread loaded");
+                    return Ok(server);
+                }
+                Some(why) => {
+                    emitter.debug(&format!("codex app-server is replaced: {why}"));
+                    server.close();
+                }
+            }
+        }
+        if let Some(thread) = spec.thread {
+            // It is adopted from there, and a thread is never loaded twice.
+            let kept = self.pool.kept();
+            kept.release_thread(thread, Some(spec.workspace));
+        }
+        let program = FileState::of(spec.program);
+        let is_unusable = |it: &Option<FileState>| it.is_some() && *it == program;
+        if is_unusable(&self.unusable()) {
+            let why = "it could not be used before".to_owned();
+            return Err(StartError::Unusable(why));
+        }
+        emitter.debug(&format!(
+            "starting '{}' app-server {}",
+            spec.program.display(),
+            match spec.thread {
+                Some(_) => "to go on with a thread",
+                None => "with a new thread",
+            }
+        ));
+        let started = Server::start(&self.pool, spec, command, cancel);
+        if let Err(StartError::Unusable(_)) = &started {
+            *self.unusable() = program;
+        }
+        started
+    }
+
+    fn unusable(&self) -> std::sync::MutexGuard<'_, Option<FileState>> {
+        self.unusable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,364 @@
+//! The servers that wait for their workspace's next turn, and the thread that starts and ends them.
+//!
+//! While a workspace has a server the lock on the workspace stays with it: no other process of the daemon's side can run a
+//! turn there beside a server that has its thread loaded, whatever codex itself thinks of that (0.135 has no lock of its
+//! own). A server has nobody who listens while it is idle; it has nothing to say then.
+//!
+//! Servers are started by a thread of the pool's, which lives as long as they do: the kernel tells a guard of the end of
+//! the thread that has started it, not of the process.
+
+use super::client::ENDING;
+use super::control::Control;
+use super::server::Server;
+use crate::backend::child::{Child, CodexCommand};
+use crate::config::Paths;
+use crate::error::{Error, Kind, Result};
+use crate::mcp::Bridge;
+use crate::os::{self, CancelToken, FileLock};
+use std::collections::{HashMap, VecDeque};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// The servers of this process, by workspace.
+#[derive(Debug, Default)]
+pub(in crate::backend) struct Pool {
+    shared: Arc<PoolShared>,
+    /// Lets other processes have them ended; there once one was kept.
+    control: OnceLock<Option<Control>>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct PoolShared {
+    state: Mutex<PoolState>,
+    changed: Condvar,
+    /// The programs of which a server has answered. One that is not among them is started by itself.
+    answered: Mutex<Vec<PathBuf>>,
+}
+
+#[derive(Debug, Default)]
+struct PoolState {
+    slots: HashMap<PathBuf, Slot>,
+    /// Servers that are to be started.
+    starts: VecDeque<Start>,
+    /// Servers that are to be ended.
+    ends: Vec<Slot>,
+    is_over: bool,
+}
+
+/// A server that is to be started, and who waits for it.
+#[derive(Debug)]
+struct Start {
+    command: CodexCommand,
+    lock: Option<PathBuf>,
+    answer: SyncSender<Result<Child>>,
+}
+
+/// What a workspace has.
+#[derive(Debug)]
+struct Slot {
+    // Before the lock, so that it has ended when that is given up.
+    server: Option<Server>,
+    lock: Option<FileLock>,
+    /// The workspace's device and inode: its path may lead to another directory by now.
+    directory: Option<(u64, u64)>,
+    is_in_turn: bool,
+    idle_since: Instant,
+    /// Until when the server is kept.
+    until: Option<Instant>,
+}
+
+impl Slot {
+    fn is_idle(&self) -> bool {
+        !self.is_in_turn && self.server.is_some()
+    }
+
+    fn end(self) {
+        self.end_by(Instant::now() + ENDING);
+    }
+
+    fn end_by(mut self, deadline: Instant) {
+        if let Some(server) = self.server.take() {
+            server.client.close_by(deadline);
+        }
+    }
+}
+
+impl PoolShared {
+    fn state(&self) -> MutexGuard<'_, PoolState> {
+        // Nothing that holds it can panic half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts and ends servers until the pool is over.
+    fn keep(&self) {
+        let mut state = self.state();
+        loop {
+            if let Some(start) = state.starts.pop_front() {
+                drop(state);
+                let child = Child::start(&start.command, start.lock.as_deref());
+                // Who asked for it waits for the answer.
+                let _ = start.answer.send(child);
+                state = self.state();
+                continue;
+            }
+            let now = Instant::now();
+            let PoolState { slots, ends, .. } = &mut *state;
+            let due = |_: &PathBuf, slot: &mut Slot| {
+                slot.is_idle() && slot.until.is_some_and(|until| until <= now)
+            };
+            ends.extend(slots.extract_if(due).map(|(_, slot)| slot));
+            if let Some(slot) = state.ends.pop() {
+                drop(state);
+                slot.end();
+                state = self.state();
+                continue;
+            }
+            if state.is_over {
+                return;
+            }
+            let idle = state.slots.values().filter(|slot| slot.is_idle());
+            let next = idle.filter_map(|slot| slot.until).min();
+            state = match next {
+                Some(next) => {
+                    let time = next.saturating_duration_since(now);
+                    let waited = self.changed.wait_timeout(state, time);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => (self.changed.wait(state)).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+}
+
+impl Pool {
+    /// Begins a turn in this workspace: nobody else takes its server meanwhile. Gives the lock on the workspace, where
+    /// the pool has it.
+    pub(in crate::backend) fn claim(&self, workspace: &Path) -> Option<FileLock> {
+        let directory = identity(workspace);
+        // Of a directory that was moved, or of one in whose place another one is now.
+        self.kept()
+            .release_all(|at, slot| (at == workspace) != (slot.directory == directory));
+        let mut state = self.shared.state();
+        let slot = state.slots.get_mut(workspace)?;
+        slot.is_in_turn = true;
+        slot.lock.take()
+    }
+
+    /// The workspace's server, in a turn.
+    pub(in crate::backend) fn take(&self, workspace: &Path) -> Option<Server> {
+        self.shared.state().slots.get_mut(workspace)?.server.take()
+    }
+
+    /// Gives the server back, in a turn.
+    pub(super) fn put(&self, workspace: &Path, server: Server) {
+        let slot = Slot {
+            server: Some(server),
+            lock: None,
+            directory: identity(workspace),
+            is_in_turn: true,
+            idle_since: Instant::now(),
+            until: None,
+        };
+        self.shared.state().slots.insert(workspace.to_owned(), slot);
+    }
+
+    /// What lends the daemon's tools to the workspace's server, in a turn.
+    pub(in crate::backend) fn tools(&self, workspace: &Path) -> Option<Arc<Bridge>> {
+        let state = self.shared.state();
+        state.slots.get(workspace)?.server.as_ref()?.tools()
+    }
+
+    /// Ends a turn: its server, where there is one, is kept for so long, and with it the lock. No more than `most` are
+    /// kept.
+    pub(in crate::backend) fn rest(
+        &self,
+        workspace: &Path,
+        lock: Option<FileLock>,
+        time: Duration,
+        most: usize,
+        places: &Paths,
+    ) {
+        let mut state = self.shared.state();
+        let has_server = (state.slots.get(workspace)).is_some_and(|slot| slot.server.is_some());
+        if !has_server || time.is_zero() || most == 0 || state.is_over {
+            let slot = state.slots.remove(workspace);
+            drop(state);
+            slot.into_iter().for_each(Slot::end);
+            return;
+        }
+        if let Some(slot) = state.slots.get_mut(workspace) {
+            slot.is_in_turn = false;
+            slot.lock = lock;
+            slot.idle_since = Instant::now();
+            slot.until = slot.idle_since.checked_add(time);
+        }
+        let mut idle: Vec<_> = state.slots.iter().filter(|(_, it)| it.is_idle()).collect();
+        idle.sort_by_key(|(_, slot)| slot.idle_since);
+        let over = idle.len().saturating_sub(most);
+        let over: Vec<PathBuf> = idle
+            .iter()
+            .take(over)
+            .map(|(at, _)| (*at).clone())
+            .collect();
+        for workspace in over {
+            let slot = state.slots.remove(&workspace);
+            state.ends.extend(slot);
+        }
+        drop(state);
+        self.shared.changed.notify_all();
+        self.control.get_or_init(|| {
+            let control = Control::start(places, self.kept());
+            let failed = |error: &Error| log::warn!("{error}; what is kept is kept");
+            control.inspect_err(failed).ok()
+        });
+    }
+
+    /// The servers, for who may have to end them.
+    pub(in crate::backend) fn kept(&self) -> Kept {
+        Kept(Arc::clone(&self.shared))
+    }
+
+    /// Ends all servers that are idle, and keeps none any more.
+    pub(in crate::backend) fn end(&self) {
+        let mut state = self.shared.state();
+        state.is_over = true;
+        let slots = state.slots.extract_if(|_, slot| slot.is_idle());
+        let mut slots: Vec<Slot> = slots.map(|(_, slot)| slot).collect();
+        slots.append(&mut state.ends);
+        drop(state);
+        // All of them first, so that they end at the same time.
+        for server in slots.iter_mut().filter_map(|slot| slot.server.as_mut()) {
+            server.client.begin_close();
+        }
+        let deadline = Instant::now() + ENDING;
+        for slot in slots {
+            slot.end_by(deadline);
+        }
+        self.shared.changed.notify_all();
+    }
+
+    /// Starts a server. While it runs, `lock` is kept locked.
+    ///
+    /// # Errors
+    /// As [`Child::start`].
+    pub(super) fn spawn(&self, command: &CodexCommand, lock: Option<&Path>) -> Result<Child> {
+        self.start_keeper()?;
+        let (answer, child) = sync_channel(1);
+        self.shared.state().starts.push_back(Start {
+            command: command.clone(),
+            lock: lock.map(Path::to_owned),
+            answer,
+        });
+        self.shared.changed.notify_all();
+        child.recv().unwrap_or_else(|_| Err(no_keeper(None)))
+    }
+
+    fn start_keeper(&self) -> Result<()> {
+        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        if keeper.is_none() {
+            let shared = Arc::clone(&self.shared);
+            let started = std::thread::Builder::new()
+                .name("app-servers".to_owned())
+                .spawn(move || shared.keep());
+            *keeper = Some(started.map_err(|error| no_keeper(Some(error)))?);
+        }
+        Ok(())
+    }
+
+    /// Waits until no server of this program is being started that none has been started of before.
+    pub(super) fn first_start(&self, program: &Path, cancel: &CancelToken) -> FirstStart<'_> {
+        loop {
+            let answered = match self.shared.answered.try_lock() {
+                Ok(answered) => answered,
+                Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(std::sync::TryLockError::WouldBlock) if cancel.is_cancelled() => {
+                    return FirstStart(None);
+                }
+                Err(std::sync::TryLockError::WouldBlock) => {
+                    os::wait_for(cancel, Duration::from_millis(3));
+                    continue;
+                }
+            };
+            let is_known = answered.iter().any(|known| known == program);
+            return FirstStart((!is_known).then(|| (answered, program.to_owned())));
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.end();
+        let keeper = self
+            .keeper
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(keeper) = keeper.take() {
+            // A panic over there was told there.
+            let _ = keeper.join();
+        }
+    }
+}
+
+/// The servers that are kept.
+#[derive(Clone, Debug)]
+pub(in crate::backend) struct Kept(Arc<PoolShared>);
+
+impl Kept {
+    /// Ends the server of this workspace and gives up the lock, unless a turn runs; says whether there was one.
+    pub(in crate::backend) fn release(&self, workspace: &Path) -> bool {
+        self.release_all(|at, _| at == workspace)
+    }
+
+    /// The same of whichever workspace's server has this thread loaded, but for the given one's.
+    pub(super) fn release_thread(&self, thread: &str, but: Option<&Path>) -> bool {
+        self.release_all(|at, slot| {
+            let server = slot.server.as_ref();
+            Some(at) != but && server.is_some_and(|server| server.thread == thread)
+        })
+    }
+
+    /// Ends the idle servers that are meant; says whether there was one.
+    fn release_all(&self, is_meant: impl Fn(&Path, &Slot) -> bool) -> bool {
+        let mut state = self.0.state();
+        let slots = state
+            .slots
+            .extract_if(|at, slot| slot.is_idle() && is_meant(at, slot));
+        let slots: Vec<Slot> = slots.map(|(_, slot)| slot).collect();
+        drop(state);
+        let is_any = !slots.is_empty();
+        slots.into_iter().for_each(Slot::end);
+        is_any
+    }
+}
+
+/// The first start of a program, while which there is no other.
+pub(super) struct FirstStart<'a>(Option<(MutexGuard<'a, Vec<PathBuf>>, PathBuf)>);
+
+impl FirstStart<'_> {
+    /// It has answered: others may be started side by side.
+    pub(super) fn succeeded(self) {
+        if let Some((mut answered, program)) = self.0 {
+            answered.push(program);
+        }
+    }
+}
+
+/// A directory's device and inode.
+fn identity(directory: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::metadata(directory).ok()?;
+    Some((found.dev(), found.ino()))
+}
+
+fn no_keeper(error: Option<std::io::Error>) -> Error {
+    let what = "cannot start a thread for codex app-server";
+    match error {
+        Some(error) => Error::os(Kind::CodexFailed, what, error),
+        None => Error::new(Kind::CodexFailed, what),
+    }
+    .with_retryable(true)
+}

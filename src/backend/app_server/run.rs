@@ -1,0 +1,648 @@
+//! One turn by a server that has the thread loaded: from `turn/start` to the turn's end, and what is to be cleaned up
+//! behind it.
+//!
+//! Everything is told by the turn's own thread, which waits for the server, the rollout, a cancel and the time at once. What
+//! belongs to another thread or turn is left out: the notifications of sub-agents come on the same pipe.
+
+use super::client::{Client, Received, RequestError};
+use super::message::{self, Event, Item, Message, Notification, TurnEnd};
+use super::pool::Pool;
+use super::server::{self, Server};
+use super::texts::Texts;
+use crate::backend::emitter::Emitter;
+use crate::backend::exec::command::model_arg;
+use crate::backend::recording::Unprinted;
+use crate::backend::reporter::{Concluded, Limits, Reporter, retry_at};
+use crate::backend::{Outcome, TurnSpec, TurnStatus};
+use crate::canonical::{Status, Usage};
+use crate::codex::failure;
+use crate::error::{Error, Kind};
+use crate::os::{self, CancelToken};
+use crate::rollout::record::TurnEnd as RecordedEnd;
+use serde_json::json;
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long an interrupted turn has to end; it takes 0.004 to 0.07 s (0.135.0 to 0.169.0).
+const AFTER_INTERRUPT: Duration = Duration::from_millis(1000);
+/// When an interrupt is repeated that came before the turn had begun.
+const INTERRUPT_AGAIN: Duration = Duration::from_millis(5);
+/// How long codex may take to tell the end of a turn that it has recorded.
+const AFTER_RECORD: Duration = Duration::from_secs(3);
+/// How long the rollout may be behind what was told: 0.3 ms (0.135.0).
+const LAST_RECORDS: Duration = Duration::from_millis(50);
+/// How long the clean-up behind a turn may take.
+const CLEANING: Duration = Duration::from_secs(2);
+
+/// A turn of a server.
+pub(super) struct Run<'a> {
+    pub(super) pool: &'a Pool,
+    pub(super) spec: &'a TurnSpec<'a>,
+    pub(super) cancel: &'a CancelToken,
+}
+
+/// Why a turn is being ended before it is done.
+enum StopCause {
+    Cancelled,
+    Limit(Error),
+}
+
+/// What codex has said so far.
+struct RunState<'a> {
+    reporter: Reporter<'a>,
+    texts: Texts,
+    /// The request that starts the turn, until it is answered.
+    request: Option<u64>,
+    /// The turn's id, once it is known.
+    turn: Option<String>,
+    has_begun: bool,
+    end: Option<TurnEnd>,
+    /// The last error that codex told.
+    last_error: Option<String>,
+    /// Why codex did not start the turn.
+    rejected: Option<String>,
+    usage: Option<Usage>,
+    /// What came of the thread before the turn's id was known.
+    early: Vec<Vec<u8>>,
+    /// The turns of other threads that run, by thread.
+    foreign: HashMap<String, String>,
+    has_foreign: bool,
+    /// The part of a summary of what the model thought that is being told.
+    thought: Option<(String, u64)>,
+    /// How many lines were too long.
+    skipped: u64,
+    stopped: Option<StopCause>,
+    /// When the turn was interrupted, and when that is to be said again.
+    interrupted: Option<Instant>,
+    interrupt_at: Option<Instant>,
+    /// The requests that have interrupted it.
+    interrupts: Vec<u64>,
+}
+
+impl Run<'_> {
+    pub(super) fn run(&self, mut server: Server, emitter: &mut Emitter<'_>) -> Outcome {
+        let begun = os::ticks_since_boot();
+        let mut state = RunState {
+            reporter: Reporter::new(self.spec, self.cancel),
+            texts: Texts::default(),
+            request: None,
+            turn: None,
+            has_begun: false,
+            end: None,
+            last_error: None,
+            rejected: None,
+            usage: None,
+            early: Vec::new(),
+            foreign: HashMap::new(),
+            has_foreign: false,
+            thought: None,
+            skipped: 0,
+            stopped: None,
+            interrupted: None,
+            interrupt_at: None,
+            interrupts: Vec::new(),
+        };
+        if self.spec.thread.is_some() {
+            state.reporter.thread(&server.thread, emitter);
+        }
+        if let Some(tools) = self.spec.tools {
+            server.client.child.wake_by(tools.called());
+        }
+        self.cancel.attach(server.client.child.pidfd());
+        state.reporter.recording.begin();
+        state.request = Some(
+            server
+                .client
+                .send("turn/start", &self.params(&server.thread)),
+        );
+        self.listen(&mut server, &mut state, emitter);
+        state.texts.abandon(emitter);
+        self.clean(&mut server, &state, begun, emitter);
+        if let Some(tools) = self.spec.tools {
+            tools.rest();
+        }
+        let exit = self.give_back(server, &state, emitter);
+        let unprinted = match (&state.end, state.skipped) {
+            (None, _) => Unprinted::End,
+            (Some(_), 0) => Unprinted::Nothing,
+            (Some(_), _) => Unprinted::Some,
+        };
+        state.reporter.rest(unprinted, emitter);
+        self.conclude(state, exit, emitter)
+    }
+
+    /// What `turn/start` is given.
+    fn params(&self, thread: &str) -> serde_json::Value {
+        let spec = self.spec;
+        let images = spec.images.iter();
+        let mut input: Vec<_> = images
+            .map(|path| json!({"type": "localImage", "path": text_of(path)}))
+            .collect();
+        input.push(json!({"type": "text", "text": spec.prompt}));
+        let mut params = json!({
+            "threadId": thread,
+            "input": input,
+            "approvalPolicy": "never",
+            "sandboxPolicy": server::sandbox_policy(spec.config.sandbox),
+        });
+        if let Some(model) = model_arg(spec.config, spec.model) {
+            params["model"] = model.into();
+        }
+        if let Some(effort) = server::effort(spec) {
+            params["effort"] = effort.into();
+        }
+        if let Some(schema) = spec.output_schema {
+            // It was written a moment ago, and it is JSON.
+            let schema = std::fs::read(schema).unwrap_or_default();
+            params["outputSchema"] = serde_json::from_slice(&schema).unwrap_or_default();
+        }
+        params
+    }
+
+    /// Tells what the server says until the turn is over or the server is.
+    fn listen(&self, server: &mut Server, state: &mut RunState<'_>, emitter: &mut Emitter<'_>) {
+        let client = &mut server.client;
+        let mut limits = Limits::new(self.spec);
+        let mut recorded_since = None;
+        while state.end.is_none() && state.rejected.is_none() {
+            let now = Instant::now();
+            if state.reporter.recording.end().is_some() {
+                let since = *recorded_since.get_or_insert(now);
+                if now.duration_since(since) > AFTER_RECORD {
+                    emitter.debug("codex has recorded the turn's end and does not tell it");
+                    client.begin_close();
+                    return;
+                }
+            }
+            let limit = match (&state.stopped, recorded_since) {
+                (None, None) => limits.next(state.reporter.is_running()),
+                _ => None,
+            };
+            let tick = state
+                .stopped
+                .is_none()
+                .then(|| now + Reporter::tick(emitter));
+            let given_up = state.interrupted.map(|since| since + AFTER_INTERRUPT);
+            let deadline = [limit, tick, given_up, state.interrupt_at];
+            let cancel = state.stopped.is_none().then_some(self.cancel);
+            match client.next(cancel, deadline.into_iter().flatten().min()) {
+                Received::Line => {
+                    self.take_lines(client, &server.thread, state, emitter);
+                    emitter.flush();
+                    limits.heard();
+                }
+                Received::Cancelled => {
+                    emitter.debug("the turn is cancelled: codex is told to interrupt it");
+                    state.stop(StopCause::Cancelled);
+                    self.interrupt(client, &server.thread, state);
+                }
+                // A call of one of the daemon's tools: its record is there, or about to be.
+                Received::Woken => {
+                    state.reporter.recording.follow(emitter);
+                }
+                Received::Deadline => {
+                    let now = Instant::now();
+                    if limit.is_some_and(|limit| now >= limit) {
+                        emitter.debug("a limit is reached: codex is told to interrupt the turn");
+                        let error = limits.error(&state.reporter);
+                        state.stop(StopCause::Limit(error));
+                        self.interrupt(client, &server.thread, state);
+                    } else if given_up.is_some_and(|given_up| now >= given_up) {
+                        emitter.debug("codex does not interrupt the turn: it is ended");
+                        client.begin_close();
+                        return;
+                    } else if state.interrupt_at.is_some_and(|at| now >= at) {
+                        self.interrupt(client, &server.thread, state);
+                    } else if state.stopped.is_none() {
+                        if state.reporter.recording.follow(emitter) {
+                            limits.heard();
+                        }
+                        emitter.flush();
+                    }
+                }
+                Received::Ended => return,
+            }
+        }
+        if state.end.is_some() {
+            self.wait_for_record(state, emitter);
+        }
+    }
+
+    /// Waits for what codex records last of a turn.
+    fn wait_for_record(&self, state: &mut RunState<'_>, emitter: &mut Emitter<'_>) {
+        let deadline = Instant::now() + LAST_RECORDS;
+        loop {
+            state.reporter.recording.follow(emitter);
+            if state.reporter.recording.end().is_some() || Instant::now() >= deadline {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Tells codex to interrupt the turn. It refuses that before the turn has begun.
+    fn interrupt(&self, client: &mut Client, thread: &str, state: &mut RunState<'_>) {
+        state.interrupt_at = None;
+        if let Some(turn) = &state.turn {
+            let params = json!({"threadId": thread, "turnId": turn});
+            state
+                .interrupts
+                .push(client.send("turn/interrupt", &params));
+        }
+    }
+
+    /// Takes the lines that are there.
+    fn take_lines(
+        &self,
+        client: &mut Client,
+        thread: &str,
+        state: &mut RunState<'_>,
+        emitter: &mut Emitter<'_>,
+    ) {
+        let mut declined = Vec::new();
+        let mut is_answered = false;
+        while let Some(line) = client.line() {
+            let line = match line {
+                Ok(line) => line,
+                Err(length) => {
+                    state.skipped += 1;
+                    emitter.start();
+                    emitter.warn(&format!(
+                        "codex printed a line of {length} bytes, more than can be held; it is skipped"
+                    ));
+                    continue;
+                }
+            };
+            match message::parse(&line) {
+                Message::Notification(_) if state.request.is_some() => {
+                    state.early.push(line.into_owned());
+                }
+                Message::Notification(notification) => {
+                    self.notification(notification, thread, state, emitter);
+                }
+                Message::Request { id, method } => {
+                    declined.push((id.to_vec(), method.into_owned()));
+                }
+                Message::Response { id, outcome } if state.request == Some(id) => {
+                    state.request = None;
+                    is_answered = true;
+                    match outcome {
+                        Ok(result) => state.turn = turn_id(result),
+                        Err(message) => state.rejected = Some(message.into_owned()),
+                    }
+                    for line in std::mem::take(&mut state.early) {
+                        if let Message::Notification(notification) = message::parse(&line) {
+                            self.notification(notification, thread, state, emitter);
+                        }
+                    }
+                }
+                Message::Response { id, outcome } if state.interrupts.contains(&id) => {
+                    if let Err(message) = outcome {
+                        interrupt_rejected(&message, state);
+                    }
+                }
+                Message::Response { .. } | Message::Other => {}
+            }
+            if state.end.is_some() {
+                break;
+            }
+        }
+        for (id, method) in declined {
+            client.decline(&id, &method);
+        }
+        if is_answered && state.stopped.is_some() && state.rejected.is_none() {
+            // It was cancelled before the turn had an id.
+            self.interrupt(client, thread, state);
+        }
+        // Goals are switched off, and nothing else begins a turn by itself.
+        let foreign = state.foreign.remove(thread);
+        if let Some(turn) = foreign.filter(|turn| Some(turn) != state.turn.as_ref()) {
+            client.send(
+                "turn/interrupt",
+                &json!({"threadId": thread, "turnId": turn}),
+            );
+        }
+    }
+
+    fn notification(
+        &self,
+        notification: Notification<'_>,
+        thread: &str,
+        state: &mut RunState<'_>,
+        emitter: &mut Emitter<'_>,
+    ) {
+        let Notification {
+            thread: of,
+            turn,
+            event,
+        } = notification;
+        let is_foreign_thread = of.as_deref().is_some_and(|it| it != thread);
+        let is_foreign_turn = turn.is_some() && turn.as_deref() != state.turn.as_deref();
+        if is_foreign_thread || is_foreign_turn {
+            let (Some(of), Some(turn)) = (of, turn) else {
+                return;
+            };
+            state.has_foreign |= is_foreign_thread;
+            match event {
+                Event::TurnStarted => {
+                    state.foreign.insert(of.into_owned(), turn.into_owned());
+                }
+                Event::TurnCompleted(_) => {
+                    state.foreign.remove(&*of);
+                }
+                _ => {}
+            }
+            return;
+        }
+        let wanted = state.stopped.is_none();
+        match event {
+            Event::TurnStarted => {
+                state.has_begun = true;
+                emitter.start();
+                state.reporter.thread(thread, emitter);
+            }
+            Event::TurnCompleted(end) => state.end = Some(end),
+            Event::Usage(total) => state.usage = Some(total),
+            _ if !wanted => {}
+            Event::TextDelta { item, text } => {
+                state.reporter.worked = true;
+                if state.texts.begins(&item) {
+                    state.reporter.recording.follow(emitter);
+                }
+                state.texts.delta(&item, &text, emitter);
+            }
+            Event::ThoughtDelta { item, part, text } => {
+                let separator = match &state.thought {
+                    Some((known, told)) if *known == *item && *told != part => "\n",
+                    _ => "",
+                };
+                let text = format!("{separator}{text}");
+                state.thought = Some((item.into_owned(), part));
+                state.reporter.thinking(&text, false, emitter);
+            }
+            Event::ItemStarted(item) => self.item_started(&item, state, emitter),
+            Event::ItemCompleted(item) => self.item_completed(&item, state, emitter),
+            Event::Plan(items) => {
+                state.reporter.recording.follow(emitter);
+                state.reporter.plan(items, emitter);
+            }
+            Event::Error(message) => {
+                emitter.start();
+                state.reporter.trouble(&message, emitter);
+                state.last_error = Some(message);
+            }
+            // One that is about no thread is about the machine; `codex exec` does not print it.
+            Event::Warning(message) if of.is_none() => {
+                emitter.debug(&format!("codex: {message}"));
+            }
+            Event::Warning(message) => {
+                emitter.start();
+                state.reporter.trouble(&message, emitter);
+            }
+            Event::Other => {}
+        }
+    }
+
+    fn item_started(&self, item: &Item<'_>, state: &mut RunState<'_>, emitter: &mut Emitter<'_>) {
+        // codex has recovered from it, and goes on.
+        state.last_error = None;
+        if item.kind() == "contextCompaction" {
+            state.reporter.recording.follow(emitter);
+            emitter.status(Status::Compacting, None);
+        } else if let Some(step) = item.step(false) {
+            state.reporter.step(&step, emitter);
+        }
+    }
+
+    fn item_completed(&self, item: &Item<'_>, state: &mut RunState<'_>, emitter: &mut Emitter<'_>) {
+        match &*item.kind() {
+            "agentMessage" => {
+                let (id, text) = (item.text("id"), item.text("text"));
+                state.reporter.worked = true;
+                // Where none of it was told yet, the calls before it are told first.
+                if state.texts.begins(&id) && !text.trim().is_empty() {
+                    let recording = &mut state.reporter.recording;
+                    recording.emit_calls_recorded_before(&text, emitter);
+                    let text = state.texts.complete(&id, &text, emitter);
+                    recording.set_last_text(&text);
+                    return;
+                }
+                let text = state.texts.complete(&id, &text, emitter);
+                if !text.is_empty() {
+                    emitter.flush();
+                    let recording = &mut state.reporter.recording;
+                    recording.emit_calls_recorded_before(&text, emitter);
+                    recording.set_last_text(&text);
+                }
+            }
+            "reasoning" => {
+                let id = item.text("id");
+                if state.thought.take().is_some_and(|(told, _)| told == *id) {
+                    emitter.end_text();
+                } else {
+                    let whole = item.summary().join("\n");
+                    state.reporter.thinking(&whole, true, emitter);
+                }
+            }
+            _ => {
+                if let Some(step) = item.step(true) {
+                    state.reporter.step(&step, emitter);
+                }
+            }
+        }
+    }
+
+    /// Ends what the turn has left running, as the end of a `codex exec` does.
+    fn clean(
+        &self,
+        server: &mut Server,
+        state: &RunState<'_>,
+        begun: u64,
+        emitter: &mut Emitter<'_>,
+    ) {
+        let client = &mut server.client;
+        if client.is_broken() || !state.has_begun {
+            return;
+        }
+        for (thread, turn) in &state.foreign {
+            client.send(
+                "turn/interrupt",
+                &json!({"threadId": thread, "turnId": turn}),
+            );
+        }
+        let params = json!({"threadId": server.thread});
+        match client.request("thread/backgroundTerminals/clean", &params, CLEANING, None) {
+            Ok(_) => {}
+            Err(RequestError::Rejected(why)) => {
+                emitter.debug(&format!("codex does not clean up behind the turn: {why}"));
+            }
+            Err(_) => {}
+        }
+        if state.stopped.is_some() {
+            let entry = format!("CODEX_THREAD_ID={}", server.thread);
+            os::end_marked_below(client.guard_pid(), &entry, begun);
+        }
+    }
+
+    /// Gives the server back to the pool, or ends it. How it has ended is what the turn came to, where codex has not said
+    /// that.
+    fn give_back(
+        &self,
+        mut server: Server,
+        state: &RunState<'_>,
+        emitter: &mut Emitter<'_>,
+    ) -> Option<failure::Exit> {
+        let is_over = state.end.is_some() || state.rejected.is_some();
+        if !is_over {
+            // It has ended, or does not do what it is told.
+            let exit = match state.stopped {
+                Some(_) => server.client.kill(),
+                None => server.close(),
+            };
+            emitter.debug(&format!("codex has ended: {}", exit.describe()));
+            return Some(exit);
+        }
+        let why = match server.rest(self.spec) {
+            Err(why) => why,
+            // They stay loaded, and their MCP servers with them.
+            Ok(()) if state.has_foreign => "it has had sub-agents",
+            Ok(()) if state.rejected.is_some() => "it has rejected the turn",
+            Ok(()) => {
+                self.pool.put(self.spec.workspace, server);
+                return None;
+            }
+        };
+        emitter.debug(&format!("codex app-server is ended: {why}"));
+        server.close();
+        None
+    }
+
+    fn conclude(
+        &self,
+        state: RunState<'_>,
+        exit: Option<failure::Exit>,
+        emitter: &mut Emitter<'_>,
+    ) -> Outcome {
+        let RunState {
+            reporter,
+            end,
+            last_error,
+            rejected,
+            usage,
+            skipped,
+            stopped,
+            ..
+        } = state;
+        let Concluded {
+            thread,
+            end: recorded,
+            worked,
+            account,
+        } = reporter.conclude(usage, emitter);
+        let mut said = last_error;
+        let status = match (end, stopped) {
+            (_, Some(StopCause::Cancelled)) => TurnStatus::Cancelled,
+            (_, Some(StopCause::Limit(error))) => TurnStatus::Failed(error),
+            (Some(TurnEnd::Completed), None) => {
+                warn_of_completion(skipped, emitter);
+                TurnStatus::Completed
+            }
+            (Some(TurnEnd::Failed(message)), None) => {
+                let message = match message.is_empty() {
+                    true => said.take().unwrap_or_default(),
+                    false => message,
+                };
+                let refusal = self.spec.thread.filter(|_| !worked);
+                let refusal = refusal.and_then(|_| failure::refusal_of_message(&message));
+                let status = match refusal {
+                    Some(refusal) => TurnStatus::Refused(refusal),
+                    None => TurnStatus::Failed(failure::from_message(&message)),
+                };
+                said = Some(message);
+                status
+            }
+            (Some(TurnEnd::Interrupted), None) => TurnStatus::Failed(Error::new(
+                Kind::CodexFailed,
+                "codex interrupted the turn, and nobody had asked it to",
+            )),
+            (None, None) => match (rejected, recorded, exit) {
+                (Some(message), ..) => {
+                    TurnStatus::Failed(failure::from_answer("turn/start", &message))
+                }
+                (None, Some(RecordedEnd::Completed(last)), _)
+                    if last.is_some() || emitter.texts > 0 =>
+                {
+                    emitter.warn(
+                        "codex recorded the end of the turn and did not tell it; what it recorded is told",
+                    );
+                    TurnStatus::Completed
+                }
+                (None, _, Some(exit)) => {
+                    TurnStatus::Failed(failure::from_exit(&exit, said.as_deref()))
+                }
+                (None, _, None) => TurnStatus::Failed(Error::new(
+                    Kind::CodexFailed,
+                    "codex did not tell how the turn ended",
+                )),
+            },
+        };
+        let status = match status {
+            TurnStatus::Failed(error) => {
+                let at = retry_at(
+                    self.spec,
+                    &error,
+                    said.as_deref(),
+                    &account.telemetry,
+                    thread.as_deref(),
+                );
+                TurnStatus::Failed(error.with_retry_at(at))
+            }
+            other => other,
+        };
+        Outcome {
+            status,
+            thread,
+            account,
+        }
+    }
+}
+
+impl RunState<'_> {
+    fn stop(&mut self, cause: StopCause) {
+        self.stopped = Some(cause);
+        self.interrupted = Some(Instant::now());
+    }
+}
+
+/// An interrupt that codex has rejected: said again where the turn has not begun, and of the turn that really runs.
+fn interrupt_rejected(message: &str, state: &mut RunState<'_>) {
+    if message.contains("no active turn") {
+        state.interrupt_at = Some(Instant::now() + INTERRUPT_AGAIN);
+    } else if let Some((_, found)) = message.split_once(" but found ") {
+        let found = found.trim_matches(|char: char| !char.is_ascii_alphanumeric());
+        state.turn = Some(found.to_owned());
+        state.interrupt_at = Some(Instant::now());
+    }
+}
+
+/// The id of the turn that the result of `turn/start` tells.
+fn turn_id(result: &[u8]) -> Option<String> {
+    let result = crate::json::Members::of(Some(result), &["turn"]);
+    let turn = crate::json::Members::of(result.raw("turn"), &["id"]);
+    turn.text("id").map(std::borrow::Cow::into_owned)
+}
+
+fn text_of(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// What is odd about a turn that was complete.
+fn warn_of_completion(skipped: u64, emitter: &mut Emitter<'_>) {
+    if emitter.texts == 0 && emitter.calls == 0 {
+        emitter.warn(&match skipped {
+            0 => "codex completed the turn without any text and any tool call".to_owned(),
+            _ => format!("the turn has no text: it was in one of the lines that are skipped ({skipped}), and codex has not recorded it"),
+        });
+    }
+}

@@ -1,0 +1,404 @@
+//! One `codex app-server` with one thread loaded: its start, whether it can run another turn, its end.
+//!
+//! A server is started for a workspace and a thread, and replaced where either what it has read ([`Inputs`]) or what it has
+//! loaded is not what the turn asks for. So nothing that a server keeps from one turn to the next is ever anything that
+//! `codex exec` would read anew.
+
+use super::client::{Client, RequestError};
+use super::inputs::{FileState, Inputs};
+use super::pool::Pool;
+use crate::backend::TurnSpec;
+use crate::backend::child::CodexCommand;
+use crate::backend::exec::command::{ExtraArgs, model_arg};
+use crate::codex::failure::{self, Exit, Refusal};
+use crate::codex::find::{environment, removed_from_environment};
+use crate::codex::toml;
+use crate::config::Sandbox;
+use crate::error::{Error, Kind};
+use crate::json::{Members, elements};
+use crate::mcp::Bridge;
+use crate::os::{self, CancelToken};
+use serde_json::{Value, json};
+use std::borrow::Cow;
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long codex has for an answer.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long it has to load a thread: it waits for every MCP server without which it does not go on.
+const LOADING: Duration = Duration::from_secs(120);
+/// How long a server may be idle before another takes its place: a connection to the provider that died meanwhile would
+/// hold the next turn up for as long as a stream may be silent, 300 s (0.135.0 to 0.169.0).
+const IDLE: Duration = Duration::from_secs(180);
+/// The largest a server may be to run another turn, in bytes.
+const LARGEST: u64 = 512 << 20;
+/// How long another codex may take to let go of a thread that it has just ended with.
+const WRITER: Duration = Duration::from_secs(1);
+/// What is never of use here, of the notifications that there are many of.
+const UNWANTED: [&str; 4] = [
+    "item/commandExecution/outputDelta",
+    "account/rateLimits/updated",
+    "thread/status/changed",
+    "remoteControl/status/changed",
+];
+/// What a server says that cannot open codex's databases beside others which start just now (0.135.0 to 0.155.0).
+const DATABASE: &str = "failed to initialize sqlite state runtime";
+
+/// A running server.
+#[derive(Debug)]
+pub(in crate::backend) struct Server {
+    pub(super) client: Client,
+    inputs: Inputs,
+    /// The thread that is loaded.
+    pub(super) thread: String,
+    /// What lends it the daemon's tools, which lives as long as it.
+    tools: Option<Arc<Bridge>>,
+    /// The thread's rollout when the last turn had ended.
+    rollout: Option<FileState>,
+    idle_since: Instant,
+    suspended: Duration,
+}
+
+/// Why there is no server.
+pub(super) enum StartError {
+    /// No process can be started; no other way of running codex would help.
+    NotStarted(Error),
+    /// codex serves, and cannot load the thread.
+    Failed(Error),
+    /// codex does not serve like this; why.
+    Unusable(String),
+    /// It does not serve now, and may the next time.
+    NotNow(String),
+    /// The thread is refused.
+    Refused(Refusal),
+    Cancelled,
+}
+
+/// How a server is started for this turn; what of the config only `codex exec` can do is an error.
+pub(super) fn command(
+    spec: &TurnSpec<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<CodexCommand, String> {
+    let extra = ExtraArgs::of(&spec.config.extra_args, warnings);
+    let settings = extra.settings().map_err(|argument| {
+        format!("\"extra_args\" in the config has '{argument}', which only 'codex exec' takes")
+    })?;
+    if spec.config.sandbox == Sandbox::WorkspaceWrite {
+        // To a thread it can only be given with a request that writes codex's config.
+        return Err("\"sandbox\" in the config is \"workspace-write\"".to_owned());
+    }
+    let mut paths = spec
+        .images
+        .iter()
+        .map(AsRef::as_ref)
+        .chain([spec.workspace]);
+    if let Some(path) = paths.find(|path| path.to_str().is_none()) {
+        return Err(format!("the path '{}' is not valid UTF-8", path.display()));
+    }
+    let mut args: Vec<OsString> = vec!["app-server".into()];
+    for setting in [
+        // A goal that the model sets would start turn after turn of its own.
+        "features.goals=false",
+        "features.unbounded_connection_retries=false",
+    ] {
+        args.extend(["-c".into(), setting.into()]);
+    }
+    let model_args = spec.config.model_args.get(spec.model);
+    if let Some(tier) = model_args.and_then(|args| args.service_tier.as_deref()) {
+        let setting = format!("service_tier={}", toml::string(tier));
+        args.extend(["-c".into(), setting.into()]);
+    }
+    args.extend(spec.tools.map(|it| it.codex_args()).unwrap_or_default());
+    // After ours, so that they have the last word.
+    args.extend(settings.iter().map(Into::into));
+    Ok(CodexCommand {
+        program: spec.program.to_owned(),
+        args,
+        // One that stays: the workspace may be removed and made again.
+        directory: "/".into(),
+        env: environment(spec.config, spec.places),
+        env_removed: removed_from_environment(spec.config),
+        stdin: Some(String::new()),
+        keeps_stdin: true,
+        warnings: Vec::new(),
+    })
+}
+
+/// How much the model is to think, as the turn or the config says it; not where `extra_args` do.
+pub(super) fn effort<'a>(spec: &TurnSpec<'a>) -> Option<&'a str> {
+    let extra = ExtraArgs::of(&spec.config.extra_args, &mut Vec::new());
+    let model_args = spec.config.model_args.get(spec.model);
+    let effort = model_args.and_then(|args| args.reasoning_effort.as_deref());
+    let effort = spec.reasoning_effort.or(effort);
+    effort.filter(|_| !extra.sets("model_reasoning_effort"))
+}
+
+impl Server {
+    /// Starts a server and has it load the turn's thread, or begin one.
+    pub(super) fn start(
+        pool: &Pool,
+        spec: &TurnSpec<'_>,
+        command: CodexCommand,
+        cancel: &CancelToken,
+    ) -> Result<Server, StartError> {
+        let inputs = Inputs::now(spec, command.clone());
+        let mut client = connect(pool, spec, &command, cancel)?;
+        let deadline = Instant::now() + WRITER;
+        let thread = loop {
+            match load(&mut client, spec, cancel) {
+                Err(StartError::Failed(error))
+                    if error.kind() == Kind::Busy
+                        && Instant::now() < deadline
+                        && !cancel.is_cancelled() =>
+                {
+                    os::wait_for(cancel, Duration::from_millis(50));
+                }
+                Ok(thread) => break thread,
+                Err(error) => {
+                    client.close();
+                    return Err(error);
+                }
+            }
+        };
+        Ok(Server {
+            client,
+            inputs,
+            thread,
+            tools: spec.tools.map(Arc::clone),
+            rollout: None,
+            idle_since: Instant::now(),
+            suspended: os::suspended(),
+        })
+    }
+
+    /// Why this server cannot run the turn; `None` where it can.
+    pub(super) fn why_stale(
+        &self,
+        spec: &TurnSpec<'_>,
+        command: &CodexCommand,
+    ) -> Option<&'static str> {
+        let is_connected = self.tools.as_ref().is_none_or(|it| it.is_connected());
+        if self.client.is_broken() {
+            Some("it has ended")
+        } else if spec.thread != Some(self.thread.as_str()) {
+            Some("the turn is in another thread")
+        } else if self.inputs != Inputs::now(spec, command.clone()) {
+            Some("what it has read has changed")
+        } else if !is_connected {
+            Some("the server that lends the daemon's tools has ended")
+        } else if self.rollout != FileState::of_rollout(spec, &self.thread) {
+            Some("the thread's rollout has changed")
+        } else if self.idle_since.elapsed() > IDLE || self.suspended != os::suspended() {
+            Some("it was idle for long")
+        } else {
+            None
+        }
+    }
+
+    /// The turn is over, and the server waits for the next one; unless it is better replaced, which `Err` says why.
+    pub(super) fn rest(&mut self, spec: &TurnSpec<'_>) -> Result<(), &'static str> {
+        self.rollout = FileState::of_rollout(spec, &self.thread);
+        self.idle_since = Instant::now();
+        self.suspended = os::suspended();
+        if self.client.is_broken() {
+            Err("it has ended")
+        } else if os::resident_of_children(self.client.guard_pid()) > LARGEST {
+            Err("it has become large")
+        } else {
+            Ok(())
+        }
+    }
+
+    /// What lends it the daemon's tools.
+    pub(super) fn tools(&self) -> Option<Arc<Bridge>> {
+        self.tools.clone()
+    }
+
+    /// Ends the server.
+    pub(in crate::backend) fn close(self) -> Exit {
+        self.client.close()
+    }
+}
+
+/// Starts a server and greets it.
+fn connect(
+    pool: &Pool,
+    spec: &TurnSpec<'_>,
+    command: &CodexCommand,
+    cancel: &CancelToken,
+) -> Result<Client, StartError> {
+    /// How often one is started anew whose databases were locked.
+    const TRIES: u32 = 4;
+    for attempt in 1.. {
+        // In a new codex home the databases are made by the first; others that start meanwhile fail.
+        let first = pool.first_start(&command.program, cancel);
+        let child = pool
+            .spawn(command, spec.lock)
+            .map_err(StartError::NotStarted)?;
+        let mut client = Client::new(child);
+        if let Some(tools) = spec.tools {
+            tools.admit_below(client.guard_pid());
+        }
+        let greeting = json!({
+            "clientInfo": {
+                "name": "plexum-openai",
+                "title": null,
+                "version": env!("CARGO_PKG_VERSION"),
+            },
+            "capabilities": {
+                "experimentalApi": true,
+                "optOutNotificationMethods": UNWANTED,
+            },
+        });
+        match client.request("initialize", &greeting, ANSWER, Some(cancel)) {
+            Ok(_) => {
+                client.notify("initialized");
+                first.succeeded();
+                return Ok(client);
+            }
+            Err(RequestError::Cancelled) => {
+                client.kill();
+                return Err(StartError::Cancelled);
+            }
+            Err(RequestError::Rejected(why)) => {
+                client.close();
+                return Err(StartError::Unusable(why));
+            }
+            Err(RequestError::NoAnswer) => {
+                client.kill();
+                let seconds = ANSWER.as_secs();
+                return Err(StartError::NotNow(format!("no answer within {seconds} s")));
+            }
+            Err(RequestError::Ended) => {
+                let exit = client.close();
+                if let Some(errno) = exit.spawn_error {
+                    let error = crate::backend::not_started(spec, errno);
+                    return Err(StartError::NotStarted(error));
+                }
+                if !exit.stderr.contains(DATABASE) {
+                    let said = exit.stderr.lines().last().unwrap_or_default();
+                    return Err(StartError::Unusable(format!("{}: {said}", exit.describe())));
+                }
+                if attempt == TRIES {
+                    return Err(StartError::NotNow(exit.stderr));
+                }
+                // Not all of them at the same moment again.
+                let jitter = u64::from(std::process::id() % 7 + attempt) * 20;
+                os::wait_for(cancel, Duration::from_millis(100 + jitter));
+            }
+        }
+    }
+    unreachable!("the last attempt returns")
+}
+
+/// Has the server load the turn's thread, or begin one; gives its id.
+fn load(
+    client: &mut Client,
+    spec: &TurnSpec<'_>,
+    cancel: &CancelToken,
+) -> Result<String, StartError> {
+    let extra = ExtraArgs::of(&spec.config.extra_args, &mut Vec::new());
+    let mut params = json!({"cwd": spec.workspace, "approvalPolicy": "never"});
+    if let Some(model) = model_arg(spec.config, spec.model) {
+        params["model"] = model.into();
+    }
+    if let Some(system) = spec.system
+        && !extra.sets("developer_instructions")
+    {
+        params["developerInstructions"] = system.into();
+    }
+    let method = match spec.thread {
+        Some(thread) => {
+            // codex would go on with the model and the effort of the thread's last turn, which `codex exec` does not.
+            if params.get("model").is_none()
+                && let Some(model) = default_model(client, cancel)
+            {
+                params["model"] = model.into();
+            }
+            params["threadId"] = thread.into();
+            params["excludeTurns"] = true.into();
+            params["sandbox"] = sandbox_mode(spec.config.sandbox).into();
+            "thread/resume"
+        }
+        None => {
+            // Not the sandbox: with it codex writes into its config that the workspace is trusted, and loads the
+            // workspace's own config then. It is given with the turn.
+            params["threadSource"] = "user".into();
+            "thread/start"
+        }
+    };
+    match client.request(method, &params, LOADING, Some(cancel)) {
+        Ok(result) => {
+            let result = Members::of(Some(&result), &["thread"]);
+            let thread = Members::of(result.raw("thread"), &["id"]);
+            let id = thread.text("id").unwrap_or_default();
+            Ok(id.to_ascii_lowercase())
+        }
+        Err(RequestError::Cancelled) => Err(StartError::Cancelled),
+        Err(RequestError::Rejected(message)) => {
+            let refusal = failure::refusal_of_resume(&message);
+            Err(match refusal.filter(|_| spec.thread.is_some()) {
+                Some(refusal) => StartError::Refused(refusal),
+                None => StartError::Failed(failure::from_answer(method, &message)),
+            })
+        }
+        Err(RequestError::NoAnswer) => Err(StartError::Failed(
+            Error::new(
+                Kind::CodexFailed,
+                format!(
+                    "codex did not answer {method} within {} s",
+                    LOADING.as_secs()
+                ),
+            )
+            .with_retryable(true),
+        )),
+        Err(RequestError::Ended) => Err(StartError::Failed(
+            Error::new(
+                Kind::CodexFailed,
+                format!("codex ended before it had answered {method}"),
+            )
+            .with_retryable(true),
+        )),
+    }
+}
+
+/// The model that codex takes where none is named: the config's, else its own.
+fn default_model(client: &mut Client, cancel: &CancelToken) -> Option<String> {
+    let mut ask = |method| {
+        client
+            .request(method, &json!({}), ANSWER, Some(cancel))
+            .ok()
+    };
+    let config = ask("config/read")?;
+    let config = Members::of(Some(&config), &["config"]);
+    let named = Members::of(config.raw("config"), &["model"]).text("model");
+    if let Some(model) = named {
+        return Some(model.into_owned());
+    }
+    let models = ask("model/list")?;
+    let models = Members::of(Some(&models), &["data"]);
+    elements(models.raw("data")).into_iter().find_map(|model| {
+        let model = Members::of(Some(model), &["model", "isDefault"]);
+        (model.raw("isDefault") == Some(b"true"))
+            .then(|| model.text("model").map(Cow::into_owned))
+            .flatten()
+    })
+}
+
+fn sandbox_mode(sandbox: Sandbox) -> &'static str {
+    match sandbox {
+        Sandbox::DangerFullAccess => "danger-full-access",
+        Sandbox::WorkspaceWrite => "workspace-write",
+        Sandbox::ReadOnly => "read-only",
+    }
+}
+
+/// What the commands of a turn may do, as `turn/start` takes it.
+pub(super) fn sandbox_policy(sandbox: Sandbox) -> Value {
+    match sandbox {
+        Sandbox::DangerFullAccess => json!({"type": "dangerFullAccess"}),
+        Sandbox::WorkspaceWrite => json!({"type": "workspaceWrite"}),
+        Sandbox::ReadOnly => json!({"type": "readOnly"}),
+    }
+}
