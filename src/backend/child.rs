@@ -59,7 +59,7 @@ pub(crate) enum Next {
     Deadline,
     /// The turn was cancelled.
     Cancelled,
-    /// The waker of [`Child::wake_by`] was used.
+    /// A waker of [`Child::wake_by`] was used.
     Woken,
     /// codex has ended and everything it printed was taken.
     Ended,
@@ -95,7 +95,7 @@ pub(crate) struct Child {
     timeout: Option<(Instant, OnTimeout)>,
     /// The flag was seen cancelled and that was not said yet.
     cancelled: bool,
-    waker: Option<Waker>,
+    wakers: Vec<Waker>,
     woken: bool,
     asked_to_end: bool,
     exit_status: Option<ExitStatus>,
@@ -212,7 +212,7 @@ impl Child {
             exited: false,
             timeout: None,
             cancelled: false,
-            waker: None,
+            wakers: Vec::new(),
             woken: false,
             asked_to_end: false,
             exit_status: None,
@@ -234,6 +234,11 @@ impl Child {
         self.stdin = None;
     }
 
+    /// Has it closed its stdout, which it does when it ends?
+    pub(crate) fn has_closed_stdout(&self) -> bool {
+        self.stdout.is_none()
+    }
+
     /// The guard's pid: everything that this codex starts is below it.
     pub(crate) fn guard_pid(&self) -> Pid {
         self.pid
@@ -244,9 +249,9 @@ impl Child {
         &self.ended
     }
 
-    /// Lets this waker end a wait of [`Child::next`].
-    pub(crate) fn wake_by(&mut self, waker: &Waker) {
-        self.waker = Some(waker.clone());
+    /// Lets these wakers, and no others, end a wait of [`Child::next`].
+    pub(crate) fn wake_by(&mut self, wakers: Vec<Waker>) {
+        self.wakers = wakers;
     }
 
     /// Waits until there is a line, codex has ended, somebody wakes it, `flag` is cancelled or `deadline` has passed.
@@ -303,8 +308,8 @@ impl Child {
             }
             self.cancelled = ready.cancelled;
             self.woken = ready.woken;
-            if let (true, Some(waker)) = (ready.woken, &self.waker) {
-                waker.reset();
+            if ready.woken {
+                self.wakers.iter().for_each(Waker::reset);
             }
         }
     }
@@ -422,7 +427,7 @@ impl Child {
         if let (Some(flag), false) = (flag, self.asked_to_end) {
             add(flag.as_fd(), PollFlags::IN, |ready| ready.cancelled = true);
         }
-        if let Some(waker) = &self.waker {
+        for waker in &self.wakers {
             add(waker.as_fd(), PollFlags::IN, |ready| ready.woken = true);
         }
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());

@@ -341,6 +341,11 @@ impl RolloutFollower {
         self.reported = self.calls.count();
     }
 
+    /// What is recorded as the turn's end is none.
+    pub(super) fn goes_on(&mut self) {
+        self.end = None;
+    }
+
     /// How the turn ended, once that is recorded.
     pub(super) fn end(&self) -> Option<&TurnEnd> {
         self.end.as_ref()

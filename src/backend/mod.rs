@@ -11,6 +11,7 @@ mod follow;
 pub(crate) mod guard;
 mod recording;
 mod reporter;
+pub(crate) mod steering;
 mod usage;
 
 pub(crate) use app_server::control::{Held, ask_to_release};
@@ -29,6 +30,7 @@ use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use steering::Steering;
 
 /// A way of running codex.
 pub(crate) trait Backend: Send + Sync {
@@ -141,6 +143,8 @@ pub(crate) struct TurnSpec<'a> {
     pub(crate) prompt: Cow<'a, str>,
     /// The daemon's tools, where it lends some.
     pub(crate) tools: Option<&'a Arc<Bridge>>,
+    /// What the user says meanwhile.
+    pub(crate) steering: Option<&'a Steering>,
     /// Called once, with the id of the thread that codex works on, unless it is another than was asked for. Gives a
     /// warning for each thing that could not be stored.
     pub(crate) on_thread: &'a dyn Fn(&str) -> Vec<String>,

@@ -120,6 +120,13 @@ impl<'a> Recording<'a> {
         self.last_text = Some(text.trim().to_owned());
     }
 
+    /// codex goes on with what the turn has not answered: what it has recorded as the end is none.
+    pub(super) fn goes_on(&mut self) {
+        if let Some(follower) = &mut self.follower {
+            follower.goes_on();
+        }
+    }
+
     /// How the turn ended, once that is recorded.
     pub(super) fn end(&self) -> Option<&TurnEnd> {
         self.follower.as_ref()?.end()

@@ -91,7 +91,15 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
     };
     let mut printer = Printer::new(style, cancel.clone(), progress);
     let place = queue.join(&workspace);
-    let result = turn::run(&request, &place, &context, &cancel, None, &mut printer);
+    let result = turn::run(
+        &request,
+        &place,
+        &context,
+        &cancel,
+        None,
+        None,
+        &mut printer,
+    );
     printer.release_held();
     let result = result?;
     printer.result(&result);

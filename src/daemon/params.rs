@@ -291,10 +291,10 @@ pub(crate) fn cancelled_request(params: &Field<'_>) -> Result<Id> {
 }
 
 /// The stream into which words of the user are to go.
-pub(crate) fn steered_stream(params: &Field<'_>) -> Result<Id> {
+pub(crate) fn steer(params: &Field<'_>) -> Result<(Id, Vec<Vec<PromptBlock>>)> {
     let stream = id(&params.needed("stream")?)?;
-    conversation(&params.needed("request")?)?;
-    Ok(stream)
+    let turn = conversation(&params.needed("request")?)?;
+    Ok((stream, turn.prompt))
 }
 
 fn id(field: &Field<'_>) -> Result<Id> {

@@ -15,6 +15,7 @@ use super::params;
 use super::tools::{DaemonSink, DaemonTools, LogFilter, PendingCalls, StreamHandle};
 use crate::backend::Backends;
 use crate::backend::emitter::{EventSink, Level};
+use crate::backend::steering::{Steering, Words};
 use crate::canonical::Introduction;
 use crate::codex::{find, models};
 use crate::config::Paths;
@@ -25,7 +26,7 @@ use crate::os::{self, Blocking, CancelToken};
 use crate::rollout::consume::{self, ConsumeReport, Mutation, WriteMode};
 use crate::turn::queue::{Queue, Ticket};
 use crate::turn::session::{self, Stored};
-use crate::turn::{self, Context, Tools};
+use crate::turn::{self, Context, Tools, plain_text};
 use serde_json::json;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
@@ -279,6 +280,7 @@ impl Task {
 struct RunningTurn {
     agent_id: Option<String>,
     tools: Arc<Tools>,
+    steering: Arc<Steering>,
     handle: StreamHandle,
 }
 
@@ -497,9 +499,9 @@ impl Server {
         let result = match method {
             names::SET_LOG_LEVEL => self.set_log_level(params).map(Some),
             names::CANCEL => self.cancel(params).map(Some),
-            names::STEER => self.steer(params).map(Some),
             // Their threads answer.
             names::INITIALIZE => self.initialize(&id, params).map(|()| None),
+            names::STEER => self.steer(&id, params).map(|()| None),
             names::STREAM => self.stream(&id, params).map(|()| None),
             names::MODELS => self.models(&id, params).map(|()| None),
             names::MUTATE => self.mutate(&id, params),
@@ -660,9 +662,11 @@ impl Server {
             sink.handle(),
         );
         let tools = Arc::new(Tools::new(tools, Arc::new(host)));
+        let steering = Arc::new(Steering::new()?);
         let turn = RunningTurn {
             agent_id,
             tools: Arc::clone(&tools),
+            steering: Arc::clone(&steering),
             handle: sink.handle(),
         };
         let flag = cancel.clone();
@@ -672,7 +676,10 @@ impl Server {
                     if context.config.tool_events {
                         sink.expect_tool_events();
                     }
-                    turn::run(&request, &ticket, &context, &flag, Some(&tools), &mut sink)
+                    let (tools, steering) = (Some(&*tools), Some(&*steering));
+                    turn::run(
+                        &request, &ticket, &context, &flag, tools, steering, &mut sink,
+                    )
                 }
                 Initialized::Failed => Err(not_initialized()),
                 // It was cancelled before there was a config.
@@ -766,12 +773,25 @@ impl Server {
         is_cancelled
     }
 
-    /// `codex exec` takes nothing more once a turn has begun.
-    fn steer(&self, params: Option<&RawValue>) -> Result<String> {
+    /// Gives words of the user to a turn that runs. It answers when the model has them; a turn that takes none does at
+    /// once.
+    fn steer(&self, id: &Id, params: Option<&RawValue>) -> Result<()> {
         self.initialization()?;
         let value = params::value(params)?;
-        params::steered_stream(&params::root(&value))?;
-        Ok(json!({"steered": false}).to_string())
+        let (stream, prompt) = params::steer(&params::root(&value))?;
+        let (id, outbox) = (id.clone(), self.outbox.clone());
+        let answer = move |steered: bool| {
+            let result = json!({"steered": steered}).to_string();
+            let response = jsonrpc::result_response(&id, &result);
+            outbox.respond(format!("{response}\n").into_bytes());
+        };
+        let turn = self.live.get(&stream).and_then(|live| live.task.turn());
+        // Attachments go along with a turn of their own.
+        match (turn, plain_text(&prompt)) {
+            (Some(turn), Some(text)) => turn.steering.say(Words::new(text, Box::new(answer))),
+            _ => answer(false),
+        }
+        Ok(())
     }
 
     /// Replaces the tools of the agent's running turns.

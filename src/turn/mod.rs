@@ -17,7 +17,7 @@ pub(crate) mod session;
 pub(crate) mod thread;
 mod tools;
 
-pub(crate) use prompt::{History, PromptBlock};
+pub(crate) use prompt::{History, PromptBlock, plain_text};
 pub(crate) use run::{prepare_workspace, run};
 pub(crate) use tools::Tools;
 

@@ -157,6 +157,22 @@ pub(super) fn prompt_text(
     Ok(texts.join("\n\n"))
 }
 
+/// The text of new messages that have nothing but text; `None` where there is more, or no text.
+pub(crate) fn plain_text(messages: &[Vec<PromptBlock>]) -> Option<String> {
+    let mut texts = Vec::new();
+    for blocks in messages {
+        let parts = blocks.iter().map(|block| match block {
+            PromptBlock::Text(text) => Some(text.as_str()),
+            PromptBlock::Image(_) | PromptBlock::Unsupported { .. } => None,
+        });
+        let text = parts.collect::<Option<Vec<&str>>>()?.join("\n");
+        if !text.trim().is_empty() {
+            texts.push(text);
+        }
+    }
+    (!texts.is_empty()).then(|| texts.join("\n\n"))
+}
+
 fn message_text(
     blocks: &[PromptBlock],
     images: &mut Images<'_>,

@@ -5,6 +5,7 @@ use super::queue::{self, Locked, Ticket};
 use super::session::{self, Stored};
 use super::{Context, ThreadChoice, Tools, TurnRequest, exclude, prompt, served, thread};
 use crate::backend::emitter::{Emitter, EventSink};
+use crate::backend::steering::Steering;
 use crate::backend::{Account, Backend, Held, Outcome, TurnSpec, TurnStatus, ask_to_release};
 use crate::canonical::{Status, StopReason, ThreadState, TurnResult};
 use crate::codex::failure::Refusal;
@@ -26,6 +27,7 @@ const BEFORE_RETRY: Duration = Duration::from_millis(500);
 const LOCK_FAILED: &str = "thread-store internal error";
 
 /// Runs a turn in the workspace of `ticket`, which is made if it is missing, with the daemon's tools where it lends some.
+/// What is said to `steering` meanwhile goes into it, where codex takes it.
 ///
 /// # Errors
 /// What is refused before codex starts; no event was emitted then.
@@ -35,6 +37,7 @@ pub(crate) fn run(
     context: &Context,
     cancel: &CancelToken,
     tools: Option<&Tools>,
+    steering: Option<&Steering>,
     sink: &mut dyn EventSink,
 ) -> Result<TurnResult> {
     let turn = Turn {
@@ -42,6 +45,7 @@ pub(crate) fn run(
         context,
         cancel,
         tools,
+        steering,
         backend: context.backends.choose(&context.config),
     };
     let mut emitter = Emitter::new(sink);
@@ -107,6 +111,7 @@ struct Turn<'a> {
     context: &'a Context,
     cancel: &'a CancelToken,
     tools: Option<&'a Tools>,
+    steering: Option<&'a Steering>,
     backend: &'a dyn Backend,
 }
 
@@ -179,6 +184,7 @@ impl Turn<'_> {
             images: &images.files,
             prompt: self.first_prompt(&prompt, thread, emitter),
             tools: bridge.as_ref(),
+            steering: self.steering,
             on_thread: &|id| session::store(workspace, id, stored, None),
         };
         let result = self.run_or_replace(spec, &prompt, stored, emitter)?;

@@ -5,6 +5,7 @@
 //! to itself, and leaves nothing running.
 #![cfg(test)]
 
+mod app_server;
 mod choices;
 mod commands;
 mod config;

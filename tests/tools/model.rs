@@ -289,7 +289,6 @@ stream_max_retries = {retries}
     }
 
     /// Waits until `count` requests have come; the number that have when the time is up.
-    #[expect(dead_code, reason = "part of the tests' vocabulary")]
     pub(crate) fn wait_for_requests(&self, count: usize, limit: Duration) -> usize {
         let until = Instant::now() + limit;
         let mut state = self.shared.state();

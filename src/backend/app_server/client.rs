@@ -84,6 +84,24 @@ impl Client {
         self.is_broken
     }
 
+    /// Drops what the server has said while nobody listened, and sees whether it has ended.
+    pub(super) fn look(&mut self) {
+        /// What a look takes where there is nothing to be seen.
+        const MOMENT: Duration = Duration::from_micros(50);
+        while !self.is_broken {
+            match self.child.next(None, Some(Instant::now() + MOMENT)) {
+                Next::Line => while self.child.line().is_some() {},
+                Next::Woken => {}
+                Next::Deadline | Next::Cancelled => {
+                    // Its guard may need a moment more.
+                    self.is_broken = self.child.has_closed_stdout();
+                    return;
+                }
+                Next::Ended => self.is_broken = true,
+            }
+        }
+    }
+
     pub(super) fn guard_pid(&self) -> Pid {
         self.child.guard_pid()
     }

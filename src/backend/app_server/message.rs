@@ -77,7 +77,7 @@ pub(super) enum TurnEnd {
 
 /// A piece of work; which members are there depends on its kind.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Item<'a>(Members<'a, 13>);
+pub(super) struct Item<'a>(Members<'a, 14>);
 
 /// Reads one line.
 pub(super) fn parse(line: &[u8]) -> Message<'_> {
@@ -237,6 +237,7 @@ impl<'a> Item<'a> {
                 "query",
                 "changes",
                 "error",
+                "content",
             ],
         ))
     }
@@ -249,6 +250,13 @@ impl<'a> Item<'a> {
     /// What the member of this name says; nothing where it is not a string.
     pub(super) fn text(&self, name: &str) -> Cow<'a, str> {
         self.0.text(name).unwrap_or_default()
+    }
+
+    /// The texts of what the user said.
+    pub(super) fn said(&self) -> Vec<Cow<'a, str>> {
+        let blocks = elements(self.0.raw("content")).into_iter();
+        let text = |block| Members::of(Some(block), &["text"]).text("text");
+        blocks.filter_map(text).collect()
     }
 
     /// The parts of a summary of what the model thought.

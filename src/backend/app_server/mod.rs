@@ -45,20 +45,28 @@ impl Backend for AppServer {
             return Ok(Outcome::not_started(TurnStatus::Cancelled));
         }
         crate::codex::check_prompt_length(&spec.prompt)?;
-        match self.server(spec, cancel, emitter) {
-            Ok(server) => Ok(run::Run {
-                pool: &self.pool,
-                spec,
-                cancel,
+        let mut run = run::Run {
+            pool: &self.pool,
+            spec,
+            cancel,
+            is_last: false,
+        };
+        let failed = loop {
+            match self.server(spec, cancel, emitter) {
+                Ok(server) => match run.run(server, emitter) {
+                    Some(outcome) => return Ok(outcome),
+                    // One that was kept may have been stopped, or have died just now; another one is asked.
+                    None => run.is_last = true,
+                },
+                Err(error) => break error,
             }
-            .run(server, emitter)),
-            Err(StartError::NotStarted(error)) => Err(error),
-            Err(StartError::Failed(error)) => Ok(Outcome::not_started(TurnStatus::Failed(error))),
-            Err(StartError::Refused(refusal)) => {
-                Ok(Outcome::not_started(TurnStatus::Refused(refusal)))
-            }
-            Err(StartError::Cancelled) => Ok(Outcome::not_started(TurnStatus::Cancelled)),
-            Err(StartError::Unusable(why) | StartError::NotNow(why)) => {
+        };
+        match failed {
+            StartError::NotStarted(error) => Err(error),
+            StartError::Failed(error) => Ok(Outcome::not_started(TurnStatus::Failed(error))),
+            StartError::Refused(refusal) => Ok(Outcome::not_started(TurnStatus::Refused(refusal))),
+            StartError::Cancelled => Ok(Outcome::not_started(TurnStatus::Cancelled)),
+            StartError::Unusable(why) | StartError::NotNow(why) => {
                 let message = format!(
                     "codex app-server cannot be used ({why}); 'codex exec' is used instead"
                 );
@@ -85,7 +93,7 @@ impl AppServer {
         for warning in &warnings {
             emitter.warn(warning);
         }
-        if let Some(server) = self.pool.take(spec.workspace) {
+        if let Some(mut server) = self.pool.take(spec.workspace) {
             match server.why_stale(spec, &command) {
                 None => {
                     emitter.debug("codex app-server runs already and has the thread loaded");

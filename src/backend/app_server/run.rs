@@ -13,6 +13,7 @@ use crate::backend::emitter::Emitter;
 use crate::backend::exec::command::model_arg;
 use crate::backend::recording::Unprinted;
 use crate::backend::reporter::{Concluded, Limits, Reporter, retry_at};
+use crate::backend::steering::Words;
 use crate::backend::{Outcome, TurnSpec, TurnStatus};
 use crate::canonical::{Status, Usage};
 use crate::codex::failure;
@@ -40,6 +41,8 @@ pub(super) struct Run<'a> {
     pub(super) pool: &'a Pool,
     pub(super) spec: &'a TurnSpec<'a>,
     pub(super) cancel: &'a CancelToken,
+    /// There is no other server to run it where this one does not.
+    pub(super) is_last: bool,
 }
 
 /// Why a turn is being ended before it is done.
@@ -78,10 +81,36 @@ struct RunState<'a> {
     interrupt_at: Option<Instant>,
     /// The requests that have interrupted it.
     interrupts: Vec<u64>,
+    /// What the user has said meanwhile.
+    steered: Vec<Steered>,
+    /// codex was asked to answer what it had taken and left unanswered.
+    is_asked_again: bool,
+}
+
+/// Words that codex was given in the turn.
+struct Steered {
+    words: Words,
+    /// The request that gave them.
+    request: u64,
+    /// How far they are.
+    stage: SteerStage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum SteerStage {
+    /// codex has not answered yet.
+    Sent,
+    /// codex has taken them; whether the model gets them in this turn is open: up to 0.155 what comes after the last
+    /// request only goes into the history.
+    Accepted,
+    /// They stand in the conversation. The next that the model does shows that it was given them.
+    Echoed,
 }
 
 impl Run<'_> {
-    pub(super) fn run(&self, mut server: Server, emitter: &mut Emitter<'_>) -> Outcome {
+    /// Runs the turn. `None` where the server has not even answered the request for it, and another one may: nothing was
+    /// told, and this one has ended.
+    pub(super) fn run(&self, mut server: Server, emitter: &mut Emitter<'_>) -> Option<Outcome> {
         let begun = os::ticks_since_boot();
         let mut state = RunState {
             reporter: Reporter::new(self.spec, self.cancel),
@@ -102,13 +131,20 @@ impl Run<'_> {
             interrupted: None,
             interrupt_at: None,
             interrupts: Vec::new(),
+            steered: Vec::new(),
+            is_asked_again: false,
         };
         if self.spec.thread.is_some() {
             state.reporter.thread(&server.thread, emitter);
         }
-        if let Some(tools) = self.spec.tools {
-            server.client.child.wake_by(tools.called());
+        if let Some(steering) = self.spec.steering {
+            // What is said before the turn has begun waits for that.
+            steering.open(true);
         }
+        let called = self.spec.tools.map(|tools| tools.called().clone());
+        let said = self.spec.steering.map(|steering| steering.waker().clone());
+        let wakers = called.into_iter().chain(said).collect();
+        server.client.child.wake_by(wakers);
         self.cancel.attach(server.client.child.pidfd());
         state.reporter.recording.begin();
         state.request = Some(
@@ -117,6 +153,16 @@ impl Run<'_> {
                 .send("turn/start", &self.params(&server.thread)),
         );
         self.listen(&mut server, &mut state, emitter);
+        if let Some(steering) = self.spec.steering {
+            steering.open(false);
+        }
+        // What is left of it was not delivered.
+        state.steered.clear();
+        if state.request.is_some() && state.stopped.is_none() && !self.is_last {
+            emitter.debug("codex app-server does not answer: another one is started");
+            server.client.kill();
+            return None;
+        }
         state.texts.abandon(emitter);
         self.clean(&mut server, &state, begun, emitter);
         if let Some(tools) = self.spec.tools {
@@ -129,7 +175,7 @@ impl Run<'_> {
             (Some(_), _) => Unprinted::Some,
         };
         state.reporter.rest(unprinted, emitter);
-        self.conclude(state, exit, emitter)
+        Some(self.conclude(state, exit, emitter))
     }
 
     /// What `turn/start` is given.
@@ -165,7 +211,15 @@ impl Run<'_> {
         let client = &mut server.client;
         let mut limits = Limits::new(self.spec);
         let mut recorded_since = None;
-        while state.end.is_none() && state.rejected.is_none() {
+        let begun = Instant::now();
+        loop {
+            if state.end.is_some() || state.rejected.is_some() {
+                if self.ask_again(client, &server.thread, state, emitter) {
+                    recorded_since = None;
+                    continue;
+                }
+                break;
+            }
             let now = Instant::now();
             if state.reporter.recording.end().is_some() {
                 let since = *recorded_since.get_or_insert(now);
@@ -184,7 +238,9 @@ impl Run<'_> {
                 .is_none()
                 .then(|| now + Reporter::tick(emitter));
             let given_up = state.interrupted.map(|since| since + AFTER_INTERRUPT);
-            let deadline = [limit, tick, given_up, state.interrupt_at];
+            let unanswered = (state.request.filter(|_| !state.is_asked_again))
+                .map(|_| begun + super::server::ANSWER);
+            let deadline = [limit, tick, given_up, state.interrupt_at, unanswered];
             let cancel = state.stopped.is_none().then_some(self.cancel);
             match client.next(cancel, deadline.into_iter().flatten().min()) {
                 Received::Line => {
@@ -200,6 +256,7 @@ impl Run<'_> {
                 // A call of one of the daemon's tools: its record is there, or about to be.
                 Received::Woken => {
                     state.reporter.recording.follow(emitter);
+                    self.steer(client, &server.thread, state);
                 }
                 Received::Deadline => {
                     let now = Instant::now();
@@ -208,6 +265,11 @@ impl Run<'_> {
                         let error = limits.error(&state.reporter);
                         state.stop(StopCause::Limit(error));
                         self.interrupt(client, &server.thread, state);
+                    } else if unanswered.is_some_and(|at| now >= at) && state.stopped.is_none() {
+                        let seconds = super::server::ANSWER.as_secs();
+                        state.rejected = Some(format!("no answer within {seconds} s"));
+                        client.begin_close();
+                        return;
                     } else if given_up.is_some_and(|given_up| now >= given_up) {
                         emitter.debug("codex does not interrupt the turn: it is ended");
                         client.begin_close();
@@ -227,6 +289,61 @@ impl Run<'_> {
         if state.end.is_some() {
             self.wait_for_record(state, emitter);
         }
+    }
+
+    /// Gives codex what the user has said, where the turn takes it.
+    fn steer(&self, client: &mut Client, thread: &str, state: &mut RunState<'_>) {
+        let (Some(steering), Some(turn)) = (self.spec.steering, &state.turn) else {
+            return;
+        };
+        if !state.has_begun || state.stopped.is_some() {
+            return;
+        }
+        for words in steering.take() {
+            let params = json!({
+                "threadId": thread,
+                "expectedTurnId": turn,
+                "input": [{"type": "text", "text": words.text}],
+            });
+            state.steered.push(Steered {
+                request: client.send("turn/steer", &params),
+                words,
+                stage: SteerStage::Sent,
+            });
+        }
+    }
+
+    /// Has codex answer what the user has said and it has only put into the conversation; says whether the turn goes on
+    /// for that.
+    fn ask_again(
+        &self,
+        client: &mut Client,
+        thread: &str,
+        state: &mut RunState<'_>,
+        emitter: &mut Emitter<'_>,
+    ) -> bool {
+        state.steered.retain(|it| it.stage >= SteerStage::Accepted);
+        if state.end != Some(TurnEnd::Completed)
+            || state.stopped.is_some()
+            || state.is_asked_again
+            || state.steered.is_empty()
+        {
+            return false;
+        }
+        emitter.debug("codex has not answered what the user said meanwhile: it is asked to");
+        self.wait_for_record(state, emitter);
+        state.reporter.recording.goes_on();
+        let mut params = self.params(thread);
+        params["input"] = json!([]);
+        state.request = Some(client.send("turn/start", &params));
+        state.is_asked_again = true;
+        state.has_begun = false;
+        state.turn = None;
+        state.end = None;
+        for steered in &mut state.steered {
+            steered.stage = SteerStage::Echoed;
+        }
+        true
     }
 
     /// Waits for what codex records last of a turn.
@@ -302,7 +419,18 @@ impl Run<'_> {
                         interrupt_rejected(&message, state);
                     }
                 }
-                Message::Response { .. } | Message::Other => {}
+                Message::Response { id, outcome } => {
+                    if let Some(at) = state.steered.iter().position(|it| it.request == id) {
+                        match outcome {
+                            Ok(_) => {
+                                let stage = &mut state.steered[at].stage;
+                                *stage = SteerStage::Accepted.max(*stage);
+                            }
+                            Err(_) => drop(state.steered.remove(at)),
+                        }
+                    }
+                }
+                Message::Other => {}
             }
             if state.end.is_some() {
                 break;
@@ -315,6 +443,8 @@ impl Run<'_> {
             // It was cancelled before the turn had an id.
             self.interrupt(client, thread, state);
         }
+        // What was said before the turn had begun.
+        self.steer(client, thread, state);
         // Goals are switched off, and nothing else begins a turn by itself.
         let foreign = state.foreign.remove(thread);
         if let Some(turn) = foreign.filter(|turn| Some(turn) != state.turn.as_ref()) {
@@ -363,7 +493,10 @@ impl Run<'_> {
                 state.reporter.thread(thread, emitter);
             }
             Event::TurnCompleted(end) => state.end = Some(end),
-            Event::Usage(total) => state.usage = Some(total),
+            Event::Usage(total) => {
+                state.usage = Some(total);
+                state.model_went_on();
+            }
             _ if !wanted => {}
             Event::TextDelta { item, text } => {
                 state.reporter.worked = true;
@@ -407,6 +540,18 @@ impl Run<'_> {
     fn item_started(&self, item: &Item<'_>, state: &mut RunState<'_>, emitter: &mut Emitter<'_>) {
         // codex has recovered from it, and goes on.
         state.last_error = None;
+        match &*item.kind() {
+            "userMessage" => {
+                let said = item.said();
+                let echoed = state.steered.iter_mut().find(|it| {
+                    it.stage < SteerStage::Echoed && said.iter().any(|text| **text == it.words.text)
+                });
+                if let Some(echoed) = echoed {
+                    echoed.stage = SteerStage::Echoed;
+                }
+            }
+            _ => state.model_went_on(),
+        }
         if item.kind() == "contextCompaction" {
             state.reporter.recording.follow(emitter);
             emitter.status(Status::Compacting, None);
@@ -609,6 +754,14 @@ impl Run<'_> {
 }
 
 impl RunState<'_> {
+    /// The model did something: it was given what stands in the conversation.
+    fn model_went_on(&mut self) {
+        let given = self
+            .steered
+            .extract_if(.., |it| it.stage == SteerStage::Echoed);
+        given.for_each(|it| it.words.delivered());
+    }
+
     fn stop(&mut self, cause: StopCause) {
         self.stopped = Some(cause);
         self.interrupted = Some(Instant::now());

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long codex has for an answer.
-const ANSWER: Duration = Duration::from_secs(10);
+pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// How long it has to load a thread: it waits for every MCP server without which it does not go on.
 const LOADING: Duration = Duration::from_secs(120);
 /// How long a server may be idle before another takes its place: a connection to the provider that died meanwhile would
@@ -174,10 +174,11 @@ impl Server {
 
     /// Why this server cannot run the turn; `None` where it can.
     pub(super) fn why_stale(
-        &self,
+        &mut self,
         spec: &TurnSpec<'_>,
         command: &CodexCommand,
     ) -> Option<&'static str> {
+        self.client.look();
         let is_connected = self.tools.as_ref().is_none_or(|it| it.is_connected());
         if self.client.is_broken() {
             Some("it has ended")

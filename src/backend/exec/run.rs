@@ -59,7 +59,7 @@ impl Run<'_> {
         let mut child = Child::start(&command, self.spec.lock)?;
         if let Some(bridge) = self.spec.tools {
             bridge.admit_below(child.guard_pid());
-            child.wake_by(bridge.called());
+            child.wake_by(vec![bridge.called().clone()]);
         }
         cancel.attach(child.pidfd());
         let stopped = self.listen(&mut child, &mut state, cancel, emitter);

@@ -91,7 +91,7 @@ fn wire_line(line: &[u8]) {
             let _ = params::log_level(&params);
             let _ = params::cancelled_stream(&params);
             let _ = params::cancelled_request(&params);
-            let _ = params::steered_stream(&params);
+            let _ = params::steer(&params);
             let _ = params::stream_tools(&params);
             let _ = params::mutate(&params);
             let _ = params::tools_changed(&params);
