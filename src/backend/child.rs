@@ -663,7 +663,10 @@ fn readable_tail(tail: &[u8]) -> String {
 /// Bytes in, lines out, in one buffer.
 #[derive(Debug, Default)]
 struct LineBuffer {
+    /// What was read, and behind it what only has been.
     buffer: Vec<u8>,
+    /// How much of it was read.
+    filled: usize,
     /// Where the first line that was not taken begins.
     start: usize,
     /// Up to where no line end was found.
@@ -678,20 +681,23 @@ struct LineBuffer {
 impl LineBuffer {
     fn read_from(&mut self, stream: &mut impl Read) -> io::Result<usize> {
         if self.start > 0 {
-            self.buffer.drain(..self.start);
+            self.buffer.copy_within(self.start..self.filled, 0);
+            self.filled -= self.start;
             self.searched -= self.start;
             self.start = 0;
         }
-        let length = self.buffer.len();
-        if length == 0 && self.buffer.capacity() > 4 * READ_AT_ONCE {
+        if self.filled == 0 && self.buffer.len() > 4 * READ_AT_ONCE {
             self.buffer = Vec::new();
         }
-        self.buffer.resize(length + READ_AT_ONCE, 0);
-        let outcome = stream.read(&mut self.buffer[length..]);
-        self.buffer
-            .truncate(length + outcome.as_ref().copied().unwrap_or(0));
+        // What is there already is not cleared again: most reads are of one short line.
+        let room = self.filled + READ_AT_ONCE;
+        if self.buffer.len() < room {
+            self.buffer.resize(room, 0);
+        }
+        let read = stream.read(&mut self.buffer[self.filled..room])?;
+        self.filled += read;
         self.search();
-        outcome
+        Ok(read)
     }
 
     /// Finds the end of the first line, and lets go of a line that is too long.
@@ -700,7 +706,7 @@ impl LineBuffer {
             return;
         }
         if let Some(skipped) = self.skipping {
-            match memchr(b'\n', &self.buffer[self.start..]) {
+            match memchr(b'\n', self.unread()) {
                 Some(at) => {
                     self.skipped = Some(skipped + at as u64);
                     self.skipping = None;
@@ -708,26 +714,29 @@ impl LineBuffer {
                     self.searched = self.start;
                 }
                 None => {
-                    self.skipping = Some(skipped + (self.buffer.len() - self.start) as u64);
-                    self.buffer.clear();
-                    self.start = 0;
-                    self.searched = 0;
+                    self.skipping = Some(skipped + (self.filled - self.start) as u64);
+                    self.clear();
                 }
             }
             return;
         }
-        match memchr(b'\n', &self.buffer[self.searched..]) {
+        match memchr(b'\n', &self.buffer[self.searched..self.filled]) {
             Some(at) => self.end = Some(self.searched + at),
             None => {
-                self.searched = self.buffer.len();
-                if self.buffer.len() - self.start > LONGEST_LINE {
-                    self.skipping = Some((self.buffer.len() - self.start) as u64);
+                self.searched = self.filled;
+                if self.filled - self.start > LONGEST_LINE {
+                    self.skipping = Some((self.filled - self.start) as u64);
                     self.buffer = Vec::new();
-                    self.start = 0;
-                    self.searched = 0;
+                    self.clear();
                 }
             }
         }
+    }
+
+    fn clear(&mut self) {
+        self.filled = 0;
+        self.start = 0;
+        self.searched = 0;
     }
 
     fn ready(&self) -> bool {
@@ -735,7 +744,7 @@ impl LineBuffer {
     }
 
     fn unread(&self) -> &[u8] {
-        &self.buffer[self.start..]
+        &self.buffer[self.start..self.filled]
     }
 
     fn take(&mut self) -> Option<OutputLine<'_>> {
@@ -753,8 +762,7 @@ impl LineBuffer {
 
     /// The stream has ended: a last line without its end is a fragment and dropped, as codex died in it.
     fn finish(&mut self) {
-        if self.skipping.take().is_some() || (self.end.is_none() && self.start < self.buffer.len())
-        {
+        if self.skipping.take().is_some() || (self.end.is_none() && !self.unread().is_empty()) {
             log::warn!("codex's output ended in the middle of a line; the fragment is dropped");
         }
     }

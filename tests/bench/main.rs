@@ -21,6 +21,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 mod rollout;
+mod warm;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -415,7 +416,9 @@ impl Bench {
         self.row("codex exec", &millis(median(&theirs)), "", true)?;
         let ratio = median(&ours).as_secs_f64() / median(&theirs).as_secs_f64();
         self.ratio("to codex exec", ratio, 1.03)?;
-        self.memory("memory", &ours, 24)
+        self.memory("memory", &ours, 24)?;
+        drop(model);
+        self.warm(&codex)
     }
 }
 

@@ -180,7 +180,11 @@ real_codex_by! { APP_SERVER,
         lab.config(json!({"warm_secs": 0}));
         daemon.init();
         daemon.turn(in_workspace(&lab, "a"));
-        assert_eq!(servers(&lab), [0; 0]);
+        wait_until("it to be ended", || servers(&lab).is_empty());
+        for _ in 0..3 {
+            // Each waits for the end of the one before.
+            assert_eq!(daemon.turn(in_workspace(&lab, "a")).stop_reason(), "end_turn");
+        }
     }
 }
 

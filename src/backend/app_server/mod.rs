@@ -93,6 +93,7 @@ impl AppServer {
         for warning in &warnings {
             emitter.warn(warning);
         }
+        let mut replaced = None;
         if let Some(mut server) = self.pool.take(spec.workspace) {
             match server.why_stale(spec, &command) {
                 None => {
@@ -101,7 +102,8 @@ impl AppServer {
                 }
                 Some(why) => {
                     emitter.debug(&format!("codex app-server is replaced: {why}"));
-                    server.close();
+                    server.client.begin_close();
+                    replaced = Some(server);
                 }
             }
         }
@@ -124,7 +126,7 @@ impl AppServer {
                 None => "with a new thread",
             }
         ));
-        let started = Server::start(&self.pool, spec, command, cancel);
+        let started = Server::start(&self.pool, spec, command, replaced, cancel);
         if let Err(StartError::Unusable(_)) = &started {
             *self.unusable() = program;
         }

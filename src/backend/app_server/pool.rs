@@ -45,8 +45,10 @@ struct PoolState {
     slots: HashMap<PathBuf, Slot>,
     /// Servers that are to be started.
     starts: VecDeque<Start>,
-    /// Servers that are to be ended.
-    ends: Vec<Slot>,
+    /// Servers that are to be ended, by workspace.
+    ends: Vec<(PathBuf, Slot)>,
+    /// The workspace of the one that is being ended.
+    ending: Option<PathBuf>,
     is_over: bool,
 }
 
@@ -94,6 +96,18 @@ impl PoolShared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The same, once no server of this workspace is being ended any more.
+    fn state_without_end_of(&self, workspace: &Path) -> MutexGuard<'_, PoolState> {
+        let mut state = self.state();
+        loop {
+            let is_waiting = state.ends.iter().any(|(at, _)| at == workspace);
+            if !is_waiting && state.ending.as_deref() != Some(workspace) {
+                return state;
+            }
+            state = (self.changed.wait(state)).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Starts and ends servers until the pool is over.
     fn keep(&self) {
         let mut state = self.state();
@@ -111,11 +125,14 @@ impl PoolShared {
             let due = |_: &PathBuf, slot: &mut Slot| {
                 slot.is_idle() && slot.until.is_some_and(|until| until <= now)
             };
-            ends.extend(slots.extract_if(due).map(|(_, slot)| slot));
-            if let Some(slot) = state.ends.pop() {
+            ends.extend(slots.extract_if(due));
+            if let Some((workspace, slot)) = state.ends.pop() {
+                state.ending = Some(workspace);
                 drop(state);
                 slot.end();
                 state = self.state();
+                state.ending = None;
+                self.changed.notify_all();
                 continue;
             }
             if state.is_over {
@@ -143,7 +160,7 @@ impl Pool {
         // Of a directory that was moved, or of one in whose place another one is now.
         self.kept()
             .release_all(|at, slot| (at == workspace) != (slot.directory == directory));
-        let mut state = self.shared.state();
+        let mut state = self.shared.state_without_end_of(workspace);
         let slot = state.slots.get_mut(workspace)?;
         slot.is_in_turn = true;
         slot.lock.take()
@@ -184,19 +201,30 @@ impl Pool {
         places: &Paths,
     ) {
         let mut state = self.shared.state();
-        let has_server = (state.slots.get(workspace)).is_some_and(|slot| slot.server.is_some());
-        if !has_server || time.is_zero() || most == 0 || state.is_over {
-            let slot = state.slots.remove(workspace);
+        let Some(mut slot) = state.slots.remove(workspace) else {
+            return;
+        };
+        let Some(server) = &mut slot.server else {
+            return;
+        };
+        if state.is_over {
             drop(state);
-            slot.into_iter().for_each(Slot::end);
+            slot.end();
             return;
         }
-        if let Some(slot) = state.slots.get_mut(workspace) {
-            slot.is_in_turn = false;
+        if time.is_zero() || most == 0 {
+            // Nobody waits for its end but who is next in the workspace.
+            server.client.begin_close();
             slot.lock = lock;
-            slot.idle_since = Instant::now();
-            slot.until = slot.idle_since.checked_add(time);
+            state.ends.push((workspace.to_owned(), slot));
+            self.shared.changed.notify_all();
+            return;
         }
+        slot.is_in_turn = false;
+        slot.lock = lock;
+        slot.idle_since = Instant::now();
+        slot.until = slot.idle_since.checked_add(time);
+        state.slots.insert(workspace.to_owned(), slot);
         let mut idle: Vec<_> = state.slots.iter().filter(|(_, it)| it.is_idle()).collect();
         idle.sort_by_key(|(_, slot)| slot.idle_since);
         let over = idle.len().saturating_sub(most);
@@ -206,7 +234,7 @@ impl Pool {
             .map(|(at, _)| (*at).clone())
             .collect();
         for workspace in over {
-            let slot = state.slots.remove(&workspace);
+            let slot = state.slots.remove_entry(&workspace);
             state.ends.extend(slot);
         }
         drop(state);
@@ -229,7 +257,7 @@ impl Pool {
         state.is_over = true;
         let slots = state.slots.extract_if(|_, slot| slot.is_idle());
         let mut slots: Vec<Slot> = slots.map(|(_, slot)| slot).collect();
-        slots.append(&mut state.ends);
+        slots.extend(state.ends.drain(..).map(|(_, slot)| slot));
         drop(state);
         // All of them first, so that they end at the same time.
         for server in slots.iter_mut().filter_map(|slot| slot.server.as_mut()) {
@@ -311,6 +339,7 @@ pub(in crate::backend) struct Kept(Arc<PoolShared>);
 impl Kept {
     /// Ends the server of this workspace and gives up the lock, unless a turn runs; says whether there was one.
     pub(in crate::backend) fn release(&self, workspace: &Path) -> bool {
+        drop(self.0.state_without_end_of(workspace));
         self.release_all(|at, _| at == workspace)
     }
 

@@ -135,15 +135,21 @@ pub(super) fn effort<'a>(spec: &TurnSpec<'a>) -> Option<&'a str> {
 }
 
 impl Server {
-    /// Starts a server and has it load the turn's thread, or begin one.
+    /// Starts a server and has it load the turn's thread, or begin one, once `replaced` has ended.
     pub(super) fn start(
         pool: &Pool,
         spec: &TurnSpec<'_>,
         command: CodexCommand,
+        replaced: Option<Server>,
         cancel: &CancelToken,
     ) -> Result<Server, StartError> {
         let inputs = Inputs::now(spec, command.clone());
-        let mut client = connect(pool, spec, &command, cancel)?;
+        let connected = connect(pool, spec, &command, cancel);
+        // Only now: it ends while the new one starts.
+        if let Some(replaced) = replaced {
+            replaced.close();
+        }
+        let mut client = connected?;
         let deadline = Instant::now() + WRITER;
         let thread = loop {
             match load(&mut client, spec, cancel) {
