@@ -15,6 +15,7 @@ pub(crate) mod steering;
 mod usage;
 
 pub(crate) use app_server::control::{Held, ask_to_release};
+pub(crate) use app_server::models::list_models;
 pub(crate) use follow::thread_use;
 
 use crate::canonical::{Telemetry, TurnUsage, Usage};

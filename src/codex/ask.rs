@@ -89,7 +89,7 @@ pub(crate) fn ask(
 
 /// A file for what codex says. Not a pipe: nobody has to read along, and there is no end to wait for if codex
 /// leaves a child. In memory, since a directory for temporary files that is not there has nothing to do with codex.
-pub(super) fn file() -> io::Result<File> {
+fn file() -> io::Result<File> {
     match rustix::fs::memfd_create("codex", MemfdFlags::CLOEXEC) {
         Ok(file) => Ok(File::from(file)),
         // A kernel can be told to refuse them (vm.memfd_noexec).

@@ -7,7 +7,6 @@ pub(crate) mod ask;
 pub(crate) mod failure;
 pub(crate) mod find;
 pub(crate) mod home;
-pub(crate) mod models;
 pub(crate) mod toml;
 pub(crate) mod writer_lock;
 

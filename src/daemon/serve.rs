@@ -13,11 +13,10 @@ use super::names;
 use super::outbox::Outbox;
 use super::params;
 use super::tools::{DaemonSink, DaemonTools, LogFilter, PendingCalls, StreamHandle};
-use crate::backend::Backends;
 use crate::backend::emitter::{EventSink, Level};
 use crate::backend::steering::{Steering, Words};
+use crate::backend::{Backends, list_models};
 use crate::canonical::Introduction;
-use crate::codex::{find, models};
 use crate::config::Paths;
 use crate::error::{Error, Kind, Result};
 use crate::jsonrpc::{self, Frame, Id, InvalidMessage, Message};
@@ -705,9 +704,7 @@ impl Server {
                 Initialized::NotYet => return Err(shutting_down()),
             };
             let (config, places) = (&context.config, &context.places);
-            let program = find::find_codex(&config.binary, config, places)?;
-            let codex = find::in_environment(&program, config, places);
-            let models = models::list(codex, &flag)?;
+            let models = list_models(config, places, &flag)?;
             Ok(json!({"models": models}).to_string())
         })
     }

@@ -5,6 +5,7 @@
 
 use super::message::{self, Message};
 use crate::backend::child::{Child, Next, OutputLine};
+use crate::backend::guard::LONGEST_ENDING;
 use crate::codex::failure::Exit;
 use crate::os::CancelToken;
 use rustix::process::Pid;
@@ -15,6 +16,9 @@ use std::time::{Duration, Instant};
 
 /// How long a server has to end once its stdin is closed; it takes 0.03 to 0.07 s (0.135.0 to 0.169.0).
 pub(super) const ENDING: Duration = Duration::from_millis(1000);
+
+/// How much is kept of what a server tells while an answer is waited for, in bytes: more is no server of codex's.
+const MAX_KEPT: usize = 16 << 20;
 
 /// The shapes in which the server's requests are declined, by method; any other gets an error.
 const DECLINED: &[(&str, &str)] = &[
@@ -43,6 +47,8 @@ pub(super) struct Client {
     last_id: u64,
     /// What came while an answer was waited for.
     kept: VecDeque<Vec<u8>>,
+    /// How many bytes that is.
+    kept_bytes: usize,
     /// It has ended, or has not answered.
     is_broken: bool,
 }
@@ -76,6 +82,7 @@ impl Client {
             child,
             last_id: 0,
             kept: VecDeque::new(),
+            kept_bytes: 0,
             is_broken: false,
         }
     }
@@ -187,7 +194,11 @@ impl Client {
                         let (id, method) = (id.to_vec(), method.into_owned());
                         self.decline(&id, &method);
                     }
-                    _ => self.kept.push_back(line.to_vec()),
+                    Message::Notification(_) if self.kept_bytes < MAX_KEPT => {
+                        self.kept_bytes += line.len();
+                        self.kept.push_back(line.to_vec());
+                    }
+                    _ => {}
                 }
             }
         }
@@ -217,6 +228,7 @@ impl Client {
     /// The next line; `Err` with the length of one that was too long to be held.
     pub(super) fn line(&mut self) -> Option<Result<Cow<'_, [u8]>, u64>> {
         if let Some(line) = self.kept.pop_front() {
+            self.kept_bytes -= line.len();
             return Some(Ok(Cow::Owned(line)));
         }
         match self.child.line()? {
@@ -234,6 +246,13 @@ impl Client {
     pub(super) fn close_by(mut self, deadline: Instant) -> Exit {
         self.child.close_stdin();
         self.wait_for_end(deadline);
+        self.child.exit()
+    }
+
+    /// Ends the server and everything below its guard.
+    pub(super) fn end(mut self) -> Exit {
+        self.child.end();
+        self.wait_for_end(Instant::now() + LONGEST_ENDING);
         self.child.exit()
     }
 

@@ -8,6 +8,7 @@ mod client;
 pub(crate) mod control;
 mod inputs;
 mod message;
+pub(crate) mod models;
 mod pool;
 mod run;
 mod server;
