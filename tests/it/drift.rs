@@ -1,7 +1,8 @@
 //! What codex writes that is not known here: types of events and records, and members of them.
 //!
-//! The known names stand beside the code that reads them, in `known-events.txt` and `known-records.txt`, one a line:
-//! a type, or a type and a member of it (`item.completed/agent_message.text`). Unknown ones are no failure for the
+//! The known names stand beside the code that reads them, in `known-events.txt`, `known-records.txt` and, for the schema
+//! that `codex app-server` prints of itself, `known-schema.txt`, one a line: a type, or a type and a member of it
+//! (`item.completed/agent_message.text`). Unknown ones are no failure for the
 //! program, which ignores them; they are the first sign that a release of codex has changed something.
 //! `KNOWN_UPDATE=1`, with one test at a time, adds what was found to the lists, and `make compat` prints what a release has besides.
 
@@ -10,11 +11,27 @@ use crate::support::{Cli, Daemon, Lab};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const EVENTS: &str = "src/backend/exec/known-events.txt";
 const RECORDS: &str = "src/rollout/known-records.txt";
+const SCHEMA: &str = "src/backend/app_server/known-schema.txt";
+
+/// The requests to `codex app-server` that are made here.
+const REQUESTS: [&str; 9] = [
+    "config/read",
+    "initialize",
+    "model/list",
+    "thread/backgroundTerminals/clean",
+    "thread/resume",
+    "thread/start",
+    "turn/interrupt",
+    "turn/start",
+    "turn/steer",
+];
 
 /// How often each name was found.
 type Counts = BTreeMap<String, u64>;
@@ -87,11 +104,15 @@ fn found(events: &str, records: &str) -> [(&'static str, Counts); 2] {
 }
 
 /// The names that are not in the lists, each with how often it was found.
-fn unknown(found: [(&str, Counts); 2]) -> Vec<String> {
+fn unknown<const N: usize>(found: [(&str, Counts); N]) -> Vec<String> {
     let mut unknown = Vec::new();
     for (path, counts) in found {
         let known = known(path);
-        let kind = if path == EVENTS { "event" } else { "record" };
+        let kind = match path {
+            EVENTS => "event",
+            RECORDS => "record",
+            _ => "schema",
+        };
         let fresh = counts.into_iter().filter(|(name, _)| !known.contains(name));
         unknown.extend(fresh.map(|(name, count)| format!("{kind} {name}: {count}")));
     }
@@ -99,7 +120,7 @@ fn unknown(found: [(&str, Counts); 2]) -> Vec<String> {
 }
 
 /// Adds the names to the lists.
-fn learn(found: [(&str, Counts); 2]) {
+fn learn<const N: usize>(found: [(&str, Counts); N]) {
     for (path, counts) in found {
         let all: BTreeSet<String> = known(path).into_iter().chain(counts.into_keys()).collect();
         let text: String = all.into_iter().map(|name| name + "\n").collect();
@@ -165,16 +186,109 @@ fn check(codex: &Path) {
         &fs::read_to_string(printed).unwrap(),
         &records(&lab, turn.thread()),
     );
+    report(found);
+}
+
+/// Sees that all names are known, or writes down those that are not, where the environment says so.
+fn report<const N: usize>(found: [(&str, Counts); N]) {
     if std::env::var_os("KNOWN_UPDATE").is_some() {
         return learn(found);
     }
     let unknown = unknown(found);
     if let Some(path) = std::env::var_os("COMPAT_DRIFT") {
         let text: String = unknown.into_iter().map(|name| name + "\n").collect();
-        fs::write(path, text).unwrap();
+        let file = fs::File::options().create(true).append(true).open(path);
+        file.unwrap().write_all(text.as_bytes()).unwrap();
         return;
     }
     assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
+/// The names in a part of the schema: of each message its method, of the parameters their members, and the types of
+/// items.
+fn schema_names(kind: &str, schema: &Value, wanted: impl Fn(&str) -> bool, counts: &mut Counts) {
+    let definition = |value: &Value| -> Value {
+        match value["$ref"]
+            .as_str()
+            .and_then(|it| it.strip_prefix("#/definitions/"))
+        {
+            Some(name) => schema["definitions"][name].clone(),
+            None => value.clone(),
+        }
+    };
+    for message in schema["oneOf"].as_array().into_iter().flatten() {
+        let method = message["properties"]["method"]["enum"][0]
+            .as_str()
+            .unwrap_or("?");
+        if wanted(method) {
+            let params = definition(&message["properties"]["params"]);
+            let name = format!("{kind} {method}");
+            count(counts, &name, params.get("properties"), &[]);
+        }
+    }
+    let items = &schema["definitions"]["ThreadItem"]["oneOf"];
+    for item in items.as_array().into_iter().flatten() {
+        let form = item["properties"]["type"]["enum"][0]
+            .as_str()
+            .unwrap_or("?");
+        count(
+            counts,
+            &format!("item {form}"),
+            item.get("properties"),
+            &["type"],
+        );
+    }
+}
+
+/// What is not known of what codex says that its app-server can say, and takes.
+fn check_schema(codex: &Path) {
+    let lab = Lab::real(codex, json!([]));
+    let out = lab.path("schema");
+    let mut command = Command::new(codex);
+    command.args([
+        "app-server",
+        "generate-json-schema",
+        "--experimental",
+        "--out",
+    ]);
+    let output = command
+        .arg(&out)
+        .env_clear()
+        .envs(lab.env())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let mut counts = Counts::new();
+    for (file, kind) in [
+        ("ServerNotification", "notification"),
+        ("ServerRequest", "server-request"),
+        ("ClientRequest", "request"),
+    ] {
+        let text = fs::read(out.join(format!("{file}.json"))).unwrap();
+        let schema: Value = serde_json::from_slice(&text).unwrap();
+        let is_ours = |method: &str| file != "ClientRequest" || REQUESTS.contains(&method);
+        schema_names(kind, &schema, is_ours, &mut counts);
+    }
+    for request in REQUESTS {
+        assert!(
+            counts.contains_key(&format!("request {request}")),
+            "'{request}' is gone"
+        );
+    }
+    report([(SCHEMA, counts)]);
+}
+
+real_codex_by! { APP_SERVER,
+    fn everything_that_the_app_server_can_say_is_known(codex: &Path) {
+        check_schema(codex);
+    }
+}
+
+#[test]
+fn everything_that_the_app_server_of_0_155_can_say_is_known() {
+    if let Some(codex) = real(CHANGED) {
+        check_schema(&codex);
+    }
 }
 
 real_codex_by! { EXEC,
