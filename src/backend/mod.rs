@@ -16,6 +16,7 @@ mod usage;
 
 pub(crate) use app_server::control::{Held, ask_to_release};
 pub(crate) use app_server::models::list_models;
+pub(crate) use app_server::server::only_by_exec;
 pub(crate) use follow::thread_use;
 
 use crate::canonical::{Telemetry, TurnUsage, Usage};

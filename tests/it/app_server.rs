@@ -408,8 +408,15 @@ real_codex_by! { APP_SERVER,
         let warned: Vec<&Value> = warned.collect();
         assert_eq!(warned.len(), 1, "{warned:?}");
         assert!(warned[0].to_string().contains("no such command"), "{warned:?}");
+        let doctor = Cli::new(&lab, ["doctor"]).run();
+        assert!(doctor.stdout.contains("codex app-server cannot be used") && doctor.stdout.contains("no such command"), "{doctor:?}");
+        lab.config(json!({}));
+        let doctor = Cli::new(&lab, ["doctor"]).run();
+        assert!(doctor.stdout.contains("ok    backend") && doctor.stdout.contains("models"), "{doctor:?}");
         // What only `codex exec` takes.
         lab.config(json!({"extra_args": ["--color", "never"]}));
+        let doctor = Cli::new(&lab, ["doctor"]).run();
+        assert!(doctor.stdout.contains("'--color'"), "{doctor:?}");
         daemon.init();
         assert_eq!(daemon.turn(Daemon::prompt(&lab, "hi")).text(), "ok");
         assert_eq!(servers(&lab), [0; 0]);

@@ -11,7 +11,7 @@ mod message;
 pub(crate) mod models;
 mod pool;
 mod run;
-mod server;
+pub(crate) mod server;
 mod texts;
 
 use super::emitter::Emitter;

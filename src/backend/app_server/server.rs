@@ -13,7 +13,7 @@ use crate::backend::exec::command::{ExtraArgs, model_arg};
 use crate::codex::failure::{self, Exit, Refusal};
 use crate::codex::find::{environment, removed_from_environment};
 use crate::codex::toml;
-use crate::config::Sandbox;
+use crate::config::{Config, Sandbox};
 use crate::error::{Error, Kind};
 use crate::json::{Members, elements};
 use crate::mcp::Bridge;
@@ -75,19 +75,27 @@ pub(super) enum StartError {
     Cancelled,
 }
 
-/// How a server is started for this turn; what of the config only `codex exec` can do is an error.
+/// What of the config only `codex exec` can do; why is for a message.
+pub(crate) fn only_by_exec(config: &Config) -> Option<String> {
+    let extra = ExtraArgs::of(&config.extra_args, &mut Vec::new());
+    if let Err(argument) = extra.check_common() {
+        let what = format!("\"extra_args\" has '{argument}', which only 'codex exec' takes");
+        return Some(what);
+    }
+    // To a thread it can only be given with a request that writes codex's config.
+    (config.sandbox == Sandbox::WorkspaceWrite)
+        .then(|| "\"sandbox\" is \"workspace-write\"".to_owned())
+}
+
+/// How a server is started for this turn; what only `codex exec` can do is an error.
 pub(super) fn command(
     spec: &TurnSpec<'_>,
     warnings: &mut Vec<String>,
 ) -> Result<CodexCommand, String> {
-    let extra = ExtraArgs::of(&spec.config.extra_args, warnings);
-    let settings = extra.settings().map_err(|argument| {
-        format!("\"extra_args\" in the config has '{argument}', which only 'codex exec' takes")
-    })?;
-    if spec.config.sandbox == Sandbox::WorkspaceWrite {
-        // To a thread it can only be given with a request that writes codex's config.
-        return Err("\"sandbox\" in the config is \"workspace-write\"".to_owned());
+    if let Some(why) = only_by_exec(spec.config) {
+        return Err(format!("{why} in the config"));
     }
+    let extra = ExtraArgs::of(&spec.config.extra_args, warnings);
     let mut paths = spec
         .images
         .iter()
@@ -111,7 +119,7 @@ pub(super) fn command(
     }
     args.extend(spec.tools.map(|it| it.codex_args()).unwrap_or_default());
     // After ours, so that they have the last word.
-    args.extend(settings.iter().map(Into::into));
+    args.extend(extra.args().iter().map(Into::into));
     Ok(CodexCommand {
         program: spec.program.to_owned(),
         args,

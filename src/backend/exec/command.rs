@@ -179,8 +179,15 @@ impl<'a> ExtraArgs<'a> {
         ExtraArgs { args }
     }
 
-    /// All of them, where each is one that every subcommand of codex takes; else the first that only some take.
-    pub(in crate::backend) fn settings(&self) -> Result<&[&'a str], &'a str> {
+    pub(in crate::backend) fn args(&self) -> &[&'a str] {
+        &self.args
+    }
+
+    /// Sees that each of them is one that every subcommand of codex takes.
+    ///
+    /// # Errors
+    /// The first that only some take.
+    pub(in crate::backend) fn check_common(&self) -> Result<(), &'a str> {
         let mut rest = self.args.iter();
         while let Some(arg) = rest.next() {
             match *arg {
@@ -194,7 +201,7 @@ impl<'a> ExtraArgs<'a> {
                 other => return Err(other),
             }
         }
-        Ok(&self.args)
+        Ok(())
     }
 
     /// Is this flag among them, in whatever spelling codex takes?

@@ -7,13 +7,13 @@ use super::Report;
 use super::ownership::{self, ConfigModes, open_up};
 use super::plugin;
 use crate::backend::exec::command::{self, TurnArgs};
-use crate::backend::{Held, ask_to_release};
+use crate::backend::{Held, ask_to_release, list_models, only_by_exec};
 use crate::codex::SERVER_PREFIX;
 use crate::codex::ask::{CommandOutput, ask};
 use crate::codex::find::{self, NEWEST_TRIED, OLDEST, Version, parse_version};
 use crate::codex::home;
 use crate::codex::writer_lock;
-use crate::config::{Config, LostThread, McpRegistration, Paths};
+use crate::config::{BackendChoice, Config, LostThread, McpRegistration, Paths};
 use crate::error::{Kind, reason};
 use crate::os::open_regular_file;
 use crate::os::{CancelToken, check_owner};
@@ -66,6 +66,7 @@ pub(super) fn examine(
     let home_is_sound = doctor.codex_home();
     if let Some(program) = doctor.codex() {
         doctor.systemd(&program);
+        doctor.backend();
         doctor.network();
         if home_is_sound {
             doctor.ask_codex(&program);
@@ -141,6 +142,33 @@ impl Doctor<'_> {
             Err(message) => {
                 self.report.fail("codex home", message);
                 false
+            }
+        }
+    }
+
+    /// Can codex be run in the way that the config asks for?
+    fn backend(&mut self) {
+        if self.config.backend == BackendChoice::Exec {
+            return;
+        }
+        if let Some(why) = only_by_exec(&self.config) {
+            let message = format!(
+                "{why}: turns are run by 'codex exec'; remove it from the config, or set \"backend\" to \"exec\""
+            );
+            return self.report.warn("backend", message);
+        }
+        match list_models(&self.config, self.places, self.cancel) {
+            Ok(models) => {
+                let message = format!("codex app-server, which lists {} models", models.len());
+                self.report.ok("backend", message);
+            }
+            Err(error) => {
+                let message = format!(
+                    "codex app-server cannot be used, turns are run by 'codex exec': {}; {}",
+                    error.message(),
+                    self.other_binary()
+                );
+                self.report.warn("backend", message);
             }
         }
     }
