@@ -4,6 +4,7 @@
 //! Since 0.148 codex keeps byte offsets into its rollouts, in `thread_history_1.sqlite` and in forks. With these
 //! versions it is shown that they stay right; with the oldest one that the rewrite is understood at all.
 
+use crate::support::codex::{APP_SERVER, EXEC, run_on};
 use crate::support::{Daemon, LIMIT, Lab, cli, codex, method};
 use serde_json::{Value, json};
 use std::fs;
@@ -16,10 +17,16 @@ const INDEXED: &str = "0.148.0";
 
 #[test]
 fn oldest() {
-    let Some(codex) = codex::real(codex::OLDEST) else {
-        return;
-    };
-    let lab = Lab::real(&codex, script());
+    run_on(codex::OLDEST, EXEC, without_index);
+}
+
+#[test]
+fn oldest_app_server() {
+    run_on(codex::OLDEST, APP_SERVER, without_index);
+}
+
+fn without_index(codex: &Path) {
+    let lab = Lab::real(codex, script());
     let mut daemon = Daemon::start(&lab);
     let thread = daemon
         .turn(Daemon::prompt(&lab, "the first question"))
@@ -35,12 +42,23 @@ fn oldest() {
 
 #[test]
 fn indexed() {
-    with_index(INDEXED);
+    run_on(INDEXED, EXEC, with_index);
+}
+
+/// A thread that the server of this version begins has no index.
+#[test]
+fn indexed_app_server() {
+    run_on(INDEXED, APP_SERVER, without_index);
 }
 
 #[test]
 fn newest() {
-    with_index(codex::NEWEST);
+    run_on(codex::NEWEST, EXEC, with_index);
+}
+
+#[test]
+fn newest_app_server() {
+    run_on(codex::NEWEST, APP_SERVER, with_index);
 }
 
 /// Three calls, one after the other, and further turns without any.
@@ -123,11 +141,8 @@ fn check_view(lab: &Lab, prompt: &str) {
     );
 }
 
-fn with_index(version: &str) {
-    let Some(codex) = codex::real(version) else {
-        return;
-    };
-    let lab = Lab::real(&codex, script());
+fn with_index(codex: &Path) {
+    let lab = Lab::real(codex, script());
     let mut daemon = Daemon::start(&lab);
     let thread = daemon
         .turn(Daemon::prompt(&lab, "the first question"))

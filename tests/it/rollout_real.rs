@@ -1,7 +1,7 @@
 //! The tool calls of the real codex's turns: each told once, while it runs, by the id that the rollout has, and
 //! the same that `parse-rollout` finds in the rollout afterwards.
 
-use crate::support::codex::{CHANGED, NEWEST, real, real_codex};
+use crate::support::codex::{APP_SERVER, CHANGED, EXEC, NEWEST, real, real_codex, run_on};
 use crate::support::daemon::check_turn;
 use crate::support::{Cli, Daemon, Lab, Turn, method, ps};
 use rustix::process::Signal;
@@ -196,9 +196,8 @@ real_codex! {
 /// The same where outputs became lists.
 #[test]
 fn every_call_is_told_once_and_while_it_runs_as_0_155_writes_it() {
-    if let Some(codex) = real(CHANGED) {
-        check_calls(&codex);
-    }
+    run_on(CHANGED, EXEC, check_calls);
+    run_on(CHANGED, APP_SERVER, check_calls);
 }
 
 /// A script of code mode that fails a command, patches, calls an MCP tool, says something in between, and goes on
@@ -303,9 +302,8 @@ real_codex! {
 
 #[test]
 fn calls_of_a_script_name_its_call_as_0_155_writes_it() {
-    if let Some(codex) = real(CHANGED) {
-        check_code_mode(&codex, true);
-    }
+    run_on(CHANGED, EXEC, |codex| check_code_mode(codex, true));
+    run_on(CHANGED, APP_SERVER, |codex| check_code_mode(codex, true));
 }
 
 /// A script whose cell nobody waits for, one whose codex is killed, one that is cancelled, and one that ends: what

@@ -1,7 +1,7 @@
 //! What the real codex's turns and threads have used, where its own count is wrong: it was killed, the context
 //! window was full, the rollout was packed, or an older codex had begun the thread.
 
-use crate::support::codex::{CHANGED, NEWEST, OLDEST, real, real_codex};
+use crate::support::codex::{APP_SERVER, CHANGED, EXEC, NEWEST, OLDEST, real, real_codex, run_on};
 use crate::support::daemon::check_turn;
 use crate::support::{Daemon, Lab, Turn, method, ps, wait_until};
 use rustix::process::Signal;
@@ -129,28 +129,37 @@ fn pack(path: &Path) {
 
 #[test]
 fn a_turn_on_a_packed_rollout_is_told_alone_and_whole() {
-    for version in [INDEXED, CHANGED, NEWEST] {
-        let Some(codex) = real(version) else { continue };
-        let call = |word: &str| {
-            let calls = command(&format!("call_{word}"), &format!("echo {word}"));
-            json!({"match": word, "times": 1, "calls": calls})
-        };
-        let lab = Lab::real(
-            &codex,
-            json!([call("first"), call("second"), {"text": "ok"}]),
-        );
-        let mut daemon = Daemon::start(&lab);
-        let turn = daemon.turn(Daemon::prompt(&lab, "first"));
-        check_usage(&turn, 2, 2);
-        pack(&rollout(&lab, turn.thread()));
-        let turn = daemon.turn(Daemon::prompt(&lab, "second"));
-        assert_eq!(turn.result()["thread_state"], "resumed", "{version}");
-        check_usage(&turn, 2, 4);
-        let told: Vec<&Value> = turn.of("tool_use").map(|used| &used["id"]).collect();
-        assert_eq!(told, ["call_second"], "{version}: {turn:?}");
-        assert_eq!(turn.of("tool_result").count(), 1, "{version}: {turn:?}");
-        check_usage(&daemon.turn(Daemon::prompt(&lab, "third")), 1, 5);
+    for (version, backend) in [
+        (INDEXED, EXEC),
+        (CHANGED, EXEC),
+        (NEWEST, EXEC),
+        (INDEXED, APP_SERVER),
+        (NEWEST, APP_SERVER),
+    ] {
+        run_on(version, backend, check_packed);
     }
+}
+
+fn check_packed(codex: &Path) {
+    let call = |word: &str| {
+        let calls = command(&format!("call_{word}"), &format!("echo {word}"));
+        json!({"match": word, "times": 1, "calls": calls})
+    };
+    let lab = Lab::real(
+        codex,
+        json!([call("first"), call("second"), {"text": "ok"}]),
+    );
+    let mut daemon = Daemon::start(&lab);
+    let turn = daemon.turn(Daemon::prompt(&lab, "first"));
+    check_usage(&turn, 2, 2);
+    pack(&rollout(&lab, turn.thread()));
+    let turn = daemon.turn(Daemon::prompt(&lab, "second"));
+    assert_eq!(turn.result()["thread_state"], "resumed");
+    check_usage(&turn, 2, 4);
+    let told: Vec<&Value> = turn.of("tool_use").map(|used| &used["id"]).collect();
+    assert_eq!(told, ["call_second"], "{turn:?}");
+    assert_eq!(turn.of("tool_result").count(), 1, "{turn:?}");
+    check_usage(&daemon.turn(Daemon::prompt(&lab, "third")), 1, 5);
 }
 
 #[test]
@@ -215,8 +224,7 @@ fn check_sub_agents(codex: &Path) {
 #[test]
 fn sub_agents_are_counted_and_their_calls_are_told() {
     for version in [OLDEST, INDEXED, CHANGED, NEWEST] {
-        if let Some(codex) = real(version) {
-            check_sub_agents(&codex);
-        }
+        run_on(version, EXEC, check_sub_agents);
+        run_on(version, APP_SERVER, check_sub_agents);
     }
 }

@@ -1,8 +1,8 @@
 //! The daemon's tools with the real codex: what the model is offered, calls and gets.
 
 use super::{Runtime, echo, prompt, sockets};
-use crate::support::codex::{self, real_codex};
-use crate::support::{Daemon, LIMIT, Lab, method, ps};
+use crate::support::codex::{self, real_codex, real_codex_by};
+use crate::support::{Daemon, LIMIT, Lab, method, ps, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
@@ -438,4 +438,50 @@ fn kill(lab: &Lab, part: &str) {
         .into_iter()
         .find(|process| process.command.contains(part) && !process.command.contains("codex-guard"));
     ps::signal(found.expect("it runs").pid, Signal::KILL);
+}
+
+/// The servers of codex that run.
+fn servers(lab: &Lab) -> Vec<u32> {
+    let mut found = ps::of(lab.root());
+    found.retain(|process| {
+        process.command.contains(" app-server ") && !process.command.contains("codex-guard")
+    });
+    found.iter().map(|process| process.pid).collect()
+}
+
+real_codex_by! { APP_SERVER,
+    /// The tools are lent to one turn after the other, by the same server as long as they are the same.
+    fn tools_are_lent_to_the_next_turn_of_a_kept_server(codex: &Path) {
+        let call = |id: &str, tool: &str| json!({"match": id, "times": 1, "calls": [{"id": id, "name": tool, "namespace": namespace("alice")}]});
+        let lab = Runtime::new(Lab::real(codex, json!([
+            call("call_a", "send"), call("call_b", "send"), call("call_c", "read"), call("call_d", "read"), call("call_e", "send"),
+            {"text": "done"},
+        ])));
+        let mut daemon = Daemon::start(&lab);
+        echo(&mut daemon);
+        let mut turn = |id: &str, tools: &[&str]| {
+            let mut params = prompt(&lab, "alice", tools);
+            params["request"]["messages"][0]["content"] = json!(id);
+            let turn = daemon.turn(params);
+            assert_eq!(turn.text(), "done", "{id}: {turn:?}");
+            let calls: Vec<&Value> = turn.of("tool_use").map(|event| &event["name"]).collect();
+            assert_eq!(calls.len(), 1, "{id}: {turn:?}");
+            let result = turn.of("tool_result").next().unwrap();
+            assert_eq!(result["is_error"], false, "{id}: {result}");
+            servers(&lab)
+        };
+        let first = turn("call_a", &["send"]);
+        assert_eq!(turn("call_b", &["send"]), first, "the same tools");
+        let second = turn("call_c", &["send", "read"]);
+        assert_ne!(second, first, "other tools");
+        kill(&lab, " mcp-host ");
+        wait_until("codex to be told", || ps::of(lab.root()).iter().all(|process| !process.command.contains(" mcp-host ")));
+        let third = turn("call_d", &["send", "read"]);
+        assert_ne!(third, second, "the server that lends them was killed");
+        let none = daemon.turn(prompt(&lab, "alice", &[]));
+        assert_eq!(none.text(), "done");
+        let requests = lab.model().requests();
+        assert_eq!(offered(&requests[requests.len() - 1].body), []);
+        lab.assert_clean(daemon);
+    }
 }
