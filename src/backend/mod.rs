@@ -16,6 +16,7 @@ mod usage;
 
 pub(crate) use app_server::control::{Held, ask_to_release};
 pub(crate) use app_server::models::list_models;
+pub(crate) use app_server::pool::Suspended;
 pub(crate) use app_server::server::only_by_exec;
 pub(crate) use follow::thread_use;
 
@@ -69,8 +70,9 @@ impl Backends {
         workspace: &'a Path,
         config: &'a Config,
         places: &'a Paths,
+        cancel: &CancelToken,
     ) -> Claim<'a> {
-        let lock = self.app_server.pool.claim(workspace);
+        let lock = self.app_server.pool.claim(workspace, cancel);
         if config.backend == BackendChoice::Exec
             && let Some(server) = self.app_server.pool.take(workspace)
         {
@@ -85,10 +87,10 @@ impl Backends {
         }
     }
 
-    /// Lets go of the thread of this workspace, whose path is canonical, unless a turn runs there; says whether it was
-    /// held.
-    pub(crate) fn release(&self, workspace: &Path) -> bool {
-        self.app_server.pool.kept().release(workspace)
+    /// Lets go of the thread of this workspace, whose path is canonical, until what this gives is resumed or dropped: no
+    /// turn runs there meanwhile. `None` where it was not held.
+    pub(crate) fn suspend(&self, workspace: &Path) -> Option<Suspended> {
+        self.app_server.pool.kept().suspend(workspace)
     }
 
     /// Ends everything that is kept, and keeps nothing any more.
@@ -196,10 +198,10 @@ pub(crate) struct Account {
 }
 
 /// The error of a codex that could not be executed, by the operating system's number for it.
-fn not_started(spec: &TurnSpec<'_>, errno: i32) -> Error {
+fn not_started(program: &Path, config_file: &Path, errno: i32) -> Error {
     let error = io::Error::from_raw_os_error(errno);
-    let hint = format!("set \"binary\" in {}", spec.places.config_file().display());
-    let what = format!("cannot start codex '{}'", spec.program.display());
+    let hint = format!("set \"binary\" in {}", config_file.display());
+    let what = format!("cannot start codex '{}'", program.display());
     match rustix::io::Errno::from_raw_os_error(errno) {
         rustix::io::Errno::NOENT => Error::new(
             Kind::CodexMissing,

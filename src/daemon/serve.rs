@@ -905,7 +905,21 @@ fn consume(
     let workspace = ticket.workspace();
     os::check_owner("the workspace", workspace)?;
     // A codex that has the thread loaded would neither see what is changed nor write behind it.
-    context.backends.release(workspace);
+    let suspended = context.backends.suspend(workspace);
+    let outcome = consume_stored(workspace, context, mutations, cancel);
+    if let Some(suspended) = suspended {
+        suspended.resume();
+    }
+    outcome
+}
+
+/// Consumes calls of the thread that the session file of a workspace names.
+fn consume_stored(
+    workspace: &Path,
+    context: &Context,
+    mutations: &[Mutation],
+    cancel: &CancelToken,
+) -> Result<ConsumeReport> {
     match session::read(workspace)? {
         Stored::Thread(thread) => {
             let (config, places) = (&context.config, &context.places);

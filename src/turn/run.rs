@@ -135,7 +135,10 @@ impl Turn<'_> {
         }
         let program = self.find_codex(workspace)?;
         let (config, places) = (&self.context.config, &self.context.places);
-        let mut claim = self.context.backends.claim(workspace, config, places);
+        let mut claim = self
+            .context
+            .backends
+            .claim(workspace, config, places, self.cancel);
         if claim.lock.is_none() {
             claim.lock = self.lock(workspace, emitter)?;
         }

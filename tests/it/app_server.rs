@@ -294,8 +294,12 @@ real_codex_by! { APP_SERVER,
         let mutations = json!([{"block_id": "call_1", "op": "consume-light"}]);
         let outcome = daemon.call(method::MUTATE, json!({"agent_id": "alice", "workspace": lab.workspace(), "mutations": mutations}));
         assert_eq!(outcome["result"]["touched"], 1, "{outcome}");
+        // Another server is started at once, and not by the next turn.
+        wait_until("a server to be started", || servers(&lab).len() == 1);
+        let server = servers(&lab);
         let turn = daemon.turn(Daemon::prompt(&lab, "two"));
         assert_eq!(turn.result()["thread_state"], "resumed");
+        assert_eq!(servers(&lab), server);
         let input = lab.model().requests().last().unwrap().body["input"].to_string();
         assert!(!input.contains("999") && input.contains("consumed"), "{input}");
     }

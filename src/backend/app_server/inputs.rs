@@ -3,7 +3,7 @@
 //! A server whose inputs have changed is replaced before the next turn. Measured on 0.135.0 to 0.169.0: another login is
 //! never noticed, not even after a 401; the config, instructions and servers only with a thread that is loaded anew.
 
-use crate::backend::TurnSpec;
+use super::server::{Recipe, Settings};
 use crate::backend::child::CodexCommand;
 use crate::codex::home;
 use serde::Deserialize;
@@ -27,31 +27,30 @@ pub(super) struct Inputs {
     program: Option<FileState>,
     /// A hash of the account, of codex's config and of the instructions in files.
     files: u64,
-    /// A hash of what a thread is loaded with, beside that.
-    settings: u64,
+    /// What a thread is loaded with, beside that.
+    settings: Settings,
 }
 
 impl Inputs {
-    /// What a server would read now that is started with this command for this turn.
-    pub(super) fn now(spec: &TurnSpec<'_>, command: CodexCommand) -> Inputs {
-        let home = spec.places.codex_home(spec.config);
+    /// What a server would read now that is started so.
+    pub(super) fn now(recipe: &Recipe) -> Inputs {
+        let home = &recipe.home;
         let mut files = DefaultHasher::new();
         account(&home.join("auth.json")).hash(&mut files);
         config(&text(&home.join("config.toml"))).hash(&mut files);
         text(&home.join("AGENTS.md")).hash(&mut files);
         text(&home.join("AGENTS.override.md")).hash(&mut files);
-        for directory in spec.workspace.ancestors() {
+        for directory in recipe.workspace.ancestors() {
             for name in IN_DIRECTORIES {
                 text(&directory.join(name)).hash(&mut files);
             }
         }
-        let mut settings = DefaultHasher::new();
-        (spec.model, spec.system, spec.reasoning_effort).hash(&mut settings);
+        let command = recipe.command.clone();
         Inputs {
-            program: FileState::of(&spec.program.canonicalize().unwrap_or_default()),
+            program: FileState::of(&command.program.canonicalize().unwrap_or_default()),
             command,
             files: files.finish(),
-            settings: settings.finish(),
+            settings: recipe.settings.clone(),
         }
     }
 }
@@ -73,9 +72,8 @@ impl FileState {
     }
 
     /// That of a thread's rollout.
-    pub(super) fn of_rollout(spec: &TurnSpec<'_>, thread: &str) -> Option<FileState> {
-        let home = spec.places.codex_home(spec.config);
-        FileState::of(&home::find_rollout(&home, thread).ok()??)
+    pub(super) fn of_rollout(home: &Path, thread: &str) -> Option<FileState> {
+        FileState::of(&home::find_rollout(home, thread).ok()??)
     }
 }
 

@@ -9,7 +9,7 @@ pub(crate) mod control;
 mod inputs;
 mod message;
 pub(crate) mod models;
-mod pool;
+pub(crate) mod pool;
 mod run;
 pub(crate) mod server;
 mod texts;
@@ -21,7 +21,7 @@ use crate::error::Result;
 use crate::os::CancelToken;
 use inputs::FileState;
 use pool::Pool;
-use server::{Server, StartError};
+use server::{Recipe, Server, StartError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -90,13 +90,13 @@ impl AppServer {
         emitter: &mut Emitter<'_>,
     ) -> std::result::Result<Server, StartError> {
         let mut warnings = Vec::new();
-        let command = server::command(spec, &mut warnings).map_err(StartError::Unusable)?;
+        let recipe = Recipe::of(spec, &mut warnings).map_err(StartError::Unusable)?;
         for warning in &warnings {
             emitter.warn(warning);
         }
         let mut replaced = None;
         if let Some(mut server) = self.pool.take(spec.workspace) {
-            match server.why_stale(spec, &command) {
+            match server.why_stale(&recipe) {
                 None => {
                     emitter.debug("codex app-server runs already and has the thread loaded");
                     return Ok(server);
@@ -127,7 +127,7 @@ impl AppServer {
                 None => "with a new thread",
             }
         ));
-        let started = Server::start(&self.pool, spec, command, replaced, cancel);
+        let started = Server::start(&self.pool.kept(), recipe, replaced, cancel);
         if let Err(StartError::Unusable(_)) = &started {
             *self.unusable() = program;
         }

@@ -9,13 +9,13 @@
 
 use super::client::ENDING;
 use super::control::Control;
-use super::server::Server;
+use super::server::{Recipe, Server};
 use crate::backend::child::{Child, CodexCommand};
 use crate::config::Paths;
 use crate::error::{Error, Kind, Result};
 use crate::mcp::Bridge;
 use crate::os::{self, CancelToken, FileLock};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -29,11 +29,11 @@ pub(in crate::backend) struct Pool {
     shared: Arc<PoolShared>,
     /// Lets other processes have them ended; there once one was kept.
     control: OnceLock<Option<Control>>,
-    keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug, Default)]
 struct PoolShared {
+    keeper: Mutex<Option<JoinHandle<()>>>,
     state: Mutex<PoolState>,
     changed: Condvar,
     /// The programs of which a server has answered. One that is not among them is started by itself.
@@ -49,6 +49,8 @@ struct PoolState {
     ends: Vec<(PathBuf, Slot)>,
     /// The workspace of the one that is being ended.
     ending: Option<PathBuf>,
+    /// Workspaces whose server is suspended or started again.
+    suspended: HashSet<PathBuf>,
     is_over: bool,
 }
 
@@ -96,15 +98,24 @@ impl PoolShared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The same, once no server of this workspace is being ended any more.
-    fn state_without_end_of(&self, workspace: &Path) -> MutexGuard<'_, PoolState> {
+    /// The same, once no server of this workspace is being ended or started any more, or `cancel` is raised.
+    fn state_of(
+        &self,
+        workspace: &Path,
+        cancel: Option<&CancelToken>,
+    ) -> MutexGuard<'_, PoolState> {
+        /// How often the flag is looked at.
+        const PAUSE: Duration = Duration::from_millis(20);
         let mut state = self.state();
         loop {
-            let is_waiting = state.ends.iter().any(|(at, _)| at == workspace);
-            if !is_waiting && state.ending.as_deref() != Some(workspace) {
+            let is_busy = state.suspended.contains(workspace)
+                || state.ending.as_deref() == Some(workspace)
+                || state.ends.iter().any(|(at, _)| at == workspace);
+            if !is_busy || cancel.is_some_and(CancelToken::is_cancelled) {
                 return state;
             }
-            state = (self.changed.wait(state)).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.changed.wait_timeout(state, PAUSE);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -155,12 +166,16 @@ impl PoolShared {
 impl Pool {
     /// Begins a turn in this workspace: nobody else takes its server meanwhile. Gives the lock on the workspace, where
     /// the pool has it.
-    pub(in crate::backend) fn claim(&self, workspace: &Path) -> Option<FileLock> {
+    pub(in crate::backend) fn claim(
+        &self,
+        workspace: &Path,
+        cancel: &CancelToken,
+    ) -> Option<FileLock> {
         let directory = identity(workspace);
         // Of a directory that was moved, or of one in whose place another one is now.
         self.kept()
             .release_all(|at, slot| (at == workspace) != (slot.directory == directory));
-        let mut state = self.shared.state_without_end_of(workspace);
+        let mut state = self.shared.state_of(workspace, Some(cancel));
         let slot = state.slots.get_mut(workspace)?;
         slot.is_in_turn = true;
         slot.lock.take()
@@ -187,7 +202,13 @@ impl Pool {
     /// What lends the daemon's tools to the workspace's server, in a turn.
     pub(in crate::backend) fn tools(&self, workspace: &Path) -> Option<Arc<Bridge>> {
         let state = self.shared.state();
-        state.slots.get(workspace)?.server.as_ref()?.tools()
+        state
+            .slots
+            .get(workspace)?
+            .server
+            .as_ref()?
+            .tools()
+            .cloned()
     }
 
     /// Ends a turn: its server, where there is one, is kept for so long, and with it the lock. No more than `most` are
@@ -269,6 +290,38 @@ impl Pool {
         }
         self.shared.changed.notify_all();
     }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.end();
+        let keeper = self.shared.keeper.lock();
+        let keeper = keeper.unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(keeper) = keeper {
+            // A panic over there was told there.
+            let _ = keeper.join();
+        }
+    }
+}
+
+/// The servers that are kept.
+#[derive(Clone, Debug)]
+pub(in crate::backend) struct Kept(Arc<PoolShared>);
+
+impl Kept {
+    /// Ends the server of this workspace and gives up the lock, unless a turn runs; says whether there was one.
+    pub(in crate::backend) fn release(&self, workspace: &Path) -> bool {
+        drop(self.0.state_of(workspace, None));
+        self.release_all(|at, _| at == workspace)
+    }
+
+    /// The same of whichever workspace's server has this thread loaded, but for the given one's.
+    pub(super) fn release_thread(&self, thread: &str, but: Option<&Path>) -> bool {
+        self.release_all(|at, slot| {
+            let server = slot.server.as_ref();
+            Some(at) != but && server.is_some_and(|server| server.thread == thread)
+        })
+    }
 
     /// Starts a server. While it runs, `lock` is kept locked.
     ///
@@ -277,19 +330,19 @@ impl Pool {
     pub(super) fn spawn(&self, command: &CodexCommand, lock: Option<&Path>) -> Result<Child> {
         self.start_keeper()?;
         let (answer, child) = sync_channel(1);
-        self.shared.state().starts.push_back(Start {
+        self.0.state().starts.push_back(Start {
             command: command.clone(),
             lock: lock.map(Path::to_owned),
             answer,
         });
-        self.shared.changed.notify_all();
+        self.0.changed.notify_all();
         child.recv().unwrap_or_else(|_| Err(no_keeper(None)))
     }
 
     fn start_keeper(&self) -> Result<()> {
-        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keeper = self.0.keeper.lock().unwrap_or_else(PoisonError::into_inner);
         if keeper.is_none() {
-            let shared = Arc::clone(&self.shared);
+            let shared = Arc::clone(&self.0);
             let started = std::thread::Builder::new()
                 .name("app-servers".to_owned())
                 .spawn(move || shared.keep());
@@ -301,7 +354,7 @@ impl Pool {
     /// Waits until no server of this program is being started that none has been started of before.
     pub(super) fn first_start(&self, program: &Path, cancel: &CancelToken) -> FirstStart<'_> {
         loop {
-            let answered = match self.shared.answered.try_lock() {
+            let answered = match self.0.answered.try_lock() {
                 Ok(answered) => answered,
                 Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(std::sync::TryLockError::WouldBlock) if cancel.is_cancelled() => {
@@ -316,38 +369,26 @@ impl Pool {
             return FirstStart((!is_known).then(|| (answered, program.to_owned())));
         }
     }
-}
 
-impl Drop for Pool {
-    fn drop(&mut self) {
-        self.end();
-        let keeper = self
-            .keeper
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(keeper) = keeper.take() {
-            // A panic over there was told there.
-            let _ = keeper.join();
-        }
-    }
-}
-
-/// The servers that are kept.
-#[derive(Clone, Debug)]
-pub(in crate::backend) struct Kept(Arc<PoolShared>);
-
-impl Kept {
-    /// Ends the server of this workspace and gives up the lock, unless a turn runs; says whether there was one.
-    pub(in crate::backend) fn release(&self, workspace: &Path) -> bool {
-        drop(self.0.state_without_end_of(workspace));
-        self.release_all(|at, _| at == workspace)
-    }
-
-    /// The same of whichever workspace's server has this thread loaded, but for the given one's.
-    pub(super) fn release_thread(&self, thread: &str, but: Option<&Path>) -> bool {
-        self.release_all(|at, slot| {
-            let server = slot.server.as_ref();
-            Some(at) != but && server.is_some_and(|server| server.thread == thread)
+    /// Ends the server of this workspace, and keeps what it takes to start another one like it. No turn runs there until
+    /// that is resumed or dropped.
+    pub(in crate::backend) fn suspend(&self, workspace: &Path) -> Option<Suspended> {
+        let mut state = self.0.state_of(workspace, None);
+        let slot = state.slots.get(workspace).filter(|slot| slot.is_idle())?;
+        let (directory, until) = (slot.directory, slot.until);
+        let slot = state.slots.remove(workspace)?;
+        state.suspended.insert(workspace.to_owned());
+        drop(state);
+        let hold = Hold {
+            kept: self.clone(),
+            workspace: workspace.to_owned(),
+        };
+        Some(Suspended {
+            recipe: slot.server?.into_recipe(),
+            lock: slot.lock,
+            directory,
+            until,
+            hold,
         })
     }
 
@@ -362,6 +403,79 @@ impl Kept {
         let is_any = !slots.is_empty();
         slots.into_iter().for_each(Slot::end);
         is_any
+    }
+}
+
+/// A server that was ended for a while.
+pub(crate) struct Suspended {
+    recipe: Recipe,
+    directory: Option<(u64, u64)>,
+    until: Option<Instant>,
+    // Before turns are let in: it is free for them then.
+    lock: Option<FileLock>,
+    hold: Hold,
+}
+
+/// Keeps turns out of a workspace until it is dropped.
+struct Hold {
+    kept: Kept,
+    workspace: PathBuf,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let shared = &self.kept.0;
+        shared.state().suspended.remove(&self.workspace);
+        shared.changed.notify_all();
+    }
+}
+
+impl Suspended {
+    /// Starts another server in its place, by a thread of its own. Where that fails the next turn does it.
+    pub(crate) fn resume(self) {
+        let started = std::thread::Builder::new()
+            .name("warm-up".to_owned())
+            .spawn(move || self.start());
+        if let Err(error) = started {
+            log::debug!("the server is not started before the next turn: {error}");
+        }
+    }
+
+    fn start(self) {
+        let Suspended {
+            recipe,
+            directory,
+            until,
+            hold,
+            lock,
+        } = self;
+        let Ok(never) = CancelToken::new() else {
+            return;
+        };
+        let Ok(mut server) = Server::start(&hold.kept, recipe, None, &never) else {
+            log::debug!("the server cannot be started before the next turn");
+            return;
+        };
+        if let Err(why) = server.rest() {
+            log::debug!("the server is not kept: {why}");
+            return;
+        }
+        let slot = Slot {
+            server: Some(server),
+            lock,
+            directory,
+            is_in_turn: false,
+            idle_since: Instant::now(),
+            until,
+        };
+        let mut state = hold.kept.0.state();
+        match state.is_over {
+            true => {
+                drop(state);
+                slot.end();
+            }
+            false => drop(state.slots.insert(hold.workspace.clone(), slot)),
+        }
     }
 }
 

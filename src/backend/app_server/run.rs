@@ -648,7 +648,7 @@ impl Run<'_> {
             emitter.debug(&format!("codex has ended: {}", exit.describe()));
             return Some(exit);
         }
-        let why = match server.rest(self.spec) {
+        let why = match server.rest() {
             Err(why) => why,
             // They stay loaded, and their MCP servers with them.
             Ok(()) if state.has_foreign => "it has had sub-agents",

@@ -6,7 +6,7 @@
 
 use super::client::{Client, RequestError};
 use super::inputs::{FileState, Inputs};
-use super::pool::Pool;
+use super::pool::Kept;
 use crate::backend::TurnSpec;
 use crate::backend::child::CodexCommand;
 use crate::backend::exec::command::{ExtraArgs, model_arg};
@@ -21,6 +21,7 @@ use crate::os::{self, CancelToken};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,15 +46,43 @@ const UNWANTED: [&str; 4] = [
 /// What a server says that cannot open codex's databases beside others which start just now (0.135.0 to 0.155.0).
 const DATABASE: &str = "failed to initialize sqlite state runtime";
 
+/// How a server is started and has its thread loaded.
+#[derive(Clone, Debug)]
+pub(super) struct Recipe {
+    pub(super) command: CodexCommand,
+    /// The lock on the workspace, where it could be had.
+    lock: Option<PathBuf>,
+    /// What lends it the daemon's tools, which lives as long as it.
+    tools: Option<Arc<Bridge>>,
+    pub(super) home: PathBuf,
+    pub(super) workspace: PathBuf,
+    pub(super) settings: Settings,
+    /// The thread to load; `None` begins one.
+    thread: Option<String>,
+    /// For what could be done where it cannot be started.
+    config_file: PathBuf,
+}
+
+/// What a thread is loaded with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Settings {
+    /// codex's name of the model; `None` leaves the choice to codex.
+    model: Option<String>,
+    system: Option<String>,
+    sandbox: Sandbox,
+    /// How much the model is to think. It goes along with each turn, but sticks to the thread.
+    effort: Option<String>,
+}
+
 /// A running server.
 #[derive(Debug)]
 pub(in crate::backend) struct Server {
     pub(super) client: Client,
+    /// How it was started; the thread of it is the one that is loaded.
+    recipe: Recipe,
     inputs: Inputs,
     /// The thread that is loaded.
     pub(super) thread: String,
-    /// What lends it the daemon's tools, which lives as long as it.
-    tools: Option<Arc<Bridge>>,
     /// The thread's rollout when the last turn had ended.
     rollout: Option<FileState>,
     idle_since: Instant,
@@ -87,50 +116,66 @@ pub(crate) fn only_by_exec(config: &Config) -> Option<String> {
         .then(|| "\"sandbox\" is \"workspace-write\"".to_owned())
 }
 
-/// How a server is started for this turn; what only `codex exec` can do is an error.
-pub(super) fn command(
-    spec: &TurnSpec<'_>,
-    warnings: &mut Vec<String>,
-) -> Result<CodexCommand, String> {
-    if let Some(why) = only_by_exec(spec.config) {
-        return Err(format!("{why} in the config"));
+impl Recipe {
+    /// That of this turn; what only `codex exec` can do is an error.
+    pub(super) fn of(spec: &TurnSpec<'_>, warnings: &mut Vec<String>) -> Result<Recipe, String> {
+        let config = spec.config;
+        if let Some(why) = only_by_exec(config) {
+            return Err(format!("{why} in the config"));
+        }
+        let extra = ExtraArgs::of(&config.extra_args, warnings);
+        let images = spec.images.iter().map(AsRef::as_ref);
+        if let Some(path) = images
+            .chain([spec.workspace])
+            .find(|path| path.to_str().is_none())
+        {
+            return Err(format!("the path '{}' is not valid UTF-8", path.display()));
+        }
+        let mut args: Vec<OsString> = vec!["app-server".into()];
+        for setting in [
+            // A goal that the model sets would start turn after turn of its own.
+            "features.goals=false",
+            "features.unbounded_connection_retries=false",
+        ] {
+            args.extend(["-c".into(), setting.into()]);
+        }
+        let model_args = config.model_args.get(spec.model);
+        if let Some(tier) = model_args.and_then(|args| args.service_tier.as_deref()) {
+            let setting = format!("service_tier={}", toml::string(tier));
+            args.extend(["-c".into(), setting.into()]);
+        }
+        args.extend(spec.tools.map(|it| it.codex_args()).unwrap_or_default());
+        // After ours, so that they have the last word.
+        args.extend(extra.args().iter().map(Into::into));
+        let system = spec
+            .system
+            .filter(|_| !extra.sets("developer_instructions"));
+        Ok(Recipe {
+            command: CodexCommand {
+                program: spec.program.to_owned(),
+                args,
+                // One that stays: the workspace may be removed and made again.
+                directory: "/".into(),
+                env: environment(config, spec.places),
+                env_removed: removed_from_environment(config),
+                stdin: Some(String::new()),
+                keeps_stdin: true,
+                warnings: Vec::new(),
+            },
+            lock: spec.lock.map(Path::to_owned),
+            tools: spec.tools.map(Arc::clone),
+            home: spec.places.codex_home(config),
+            workspace: spec.workspace.to_owned(),
+            settings: Settings {
+                model: model_arg(config, spec.model).map(str::to_owned),
+                system: system.map(str::to_owned),
+                sandbox: config.sandbox,
+                effort: effort(spec).map(str::to_owned),
+            },
+            thread: spec.thread.map(str::to_owned),
+            config_file: spec.places.config_file(),
+        })
     }
-    let extra = ExtraArgs::of(&spec.config.extra_args, warnings);
-    let mut paths = spec
-        .images
-        .iter()
-        .map(AsRef::as_ref)
-        .chain([spec.workspace]);
-    if let Some(path) = paths.find(|path| path.to_str().is_none()) {
-        return Err(format!("the path '{}' is not valid UTF-8", path.display()));
-    }
-    let mut args: Vec<OsString> = vec!["app-server".into()];
-    for setting in [
-        // A goal that the model sets would start turn after turn of its own.
-        "features.goals=false",
-        "features.unbounded_connection_retries=false",
-    ] {
-        args.extend(["-c".into(), setting.into()]);
-    }
-    let model_args = spec.config.model_args.get(spec.model);
-    if let Some(tier) = model_args.and_then(|args| args.service_tier.as_deref()) {
-        let setting = format!("service_tier={}", toml::string(tier));
-        args.extend(["-c".into(), setting.into()]);
-    }
-    args.extend(spec.tools.map(|it| it.codex_args()).unwrap_or_default());
-    // After ours, so that they have the last word.
-    args.extend(extra.args().iter().map(Into::into));
-    Ok(CodexCommand {
-        program: spec.program.to_owned(),
-        args,
-        // One that stays: the workspace may be removed and made again.
-        directory: "/".into(),
-        env: environment(spec.config, spec.places),
-        env_removed: removed_from_environment(spec.config),
-        stdin: Some(String::new()),
-        keeps_stdin: true,
-        warnings: Vec::new(),
-    })
 }
 
 /// How much the model is to think, as the turn or the config says it; not where `extra_args` do.
@@ -143,16 +188,15 @@ pub(super) fn effort<'a>(spec: &TurnSpec<'a>) -> Option<&'a str> {
 }
 
 impl Server {
-    /// Starts a server and has it load the turn's thread, or begin one, once `replaced` has ended.
+    /// Starts a server and has it load the thread, or begin one, once `replaced` has ended.
     pub(super) fn start(
-        pool: &Pool,
-        spec: &TurnSpec<'_>,
-        command: CodexCommand,
+        pool: &Kept,
+        recipe: Recipe,
         replaced: Option<Server>,
         cancel: &CancelToken,
     ) -> Result<Server, StartError> {
-        let inputs = Inputs::now(spec, command.clone());
-        let connected = connect(pool, spec, &command, cancel);
+        let inputs = Inputs::now(&recipe);
+        let connected = connect(pool, &recipe, cancel);
         // Only now: it ends while the new one starts.
         if let Some(replaced) = replaced {
             replaced.close();
@@ -160,7 +204,7 @@ impl Server {
         let mut client = connected?;
         let deadline = Instant::now() + WRITER;
         let thread = loop {
-            match load(&mut client, spec, cancel) {
+            match load(&mut client, &recipe, cancel) {
                 Err(StartError::Failed(error))
                     if error.kind() == Kind::Busy
                         && Instant::now() < deadline
@@ -178,31 +222,37 @@ impl Server {
         Ok(Server {
             client,
             inputs,
+            rollout: FileState::of_rollout(&recipe.home, &thread),
+            recipe,
             thread,
-            tools: spec.tools.map(Arc::clone),
-            rollout: None,
             idle_since: Instant::now(),
             suspended: os::suspended(),
         })
     }
 
-    /// Why this server cannot run the turn; `None` where it can.
-    pub(super) fn why_stale(
-        &mut self,
-        spec: &TurnSpec<'_>,
-        command: &CodexCommand,
-    ) -> Option<&'static str> {
+    /// Ends the server, and gives what another one is started with that goes on with its thread.
+    pub(super) fn into_recipe(self) -> Recipe {
+        let recipe = Recipe {
+            thread: Some(self.thread.clone()),
+            ..self.recipe.clone()
+        };
+        self.close();
+        recipe
+    }
+
+    /// Why this server cannot run a turn for which one would be started so; `None` where it can.
+    pub(super) fn why_stale(&mut self, recipe: &Recipe) -> Option<&'static str> {
         self.client.look();
-        let is_connected = self.tools.as_ref().is_none_or(|it| it.is_connected());
+        let is_connected = self.tools().is_none_or(|it| it.is_connected());
         if self.client.is_broken() {
             Some("it has ended")
-        } else if spec.thread != Some(self.thread.as_str()) {
+        } else if recipe.thread.as_deref() != Some(self.thread.as_str()) {
             Some("the turn is in another thread")
-        } else if self.inputs != Inputs::now(spec, command.clone()) {
+        } else if self.inputs != Inputs::now(recipe) {
             Some("what it has read has changed")
         } else if !is_connected {
             Some("the server that lends the daemon's tools has ended")
-        } else if self.rollout != FileState::of_rollout(spec, &self.thread) {
+        } else if self.rollout != FileState::of_rollout(&recipe.home, &self.thread) {
             Some("the thread's rollout has changed")
         } else if self.idle_since.elapsed() > IDLE || self.suspended != os::suspended() {
             Some("it was idle for long")
@@ -212,8 +262,8 @@ impl Server {
     }
 
     /// The turn is over, and the server waits for the next one; unless it is better replaced, which `Err` says why.
-    pub(super) fn rest(&mut self, spec: &TurnSpec<'_>) -> Result<(), &'static str> {
-        self.rollout = FileState::of_rollout(spec, &self.thread);
+    pub(super) fn rest(&mut self) -> Result<(), &'static str> {
+        self.rollout = FileState::of_rollout(&self.recipe.home, &self.thread);
         self.idle_since = Instant::now();
         self.suspended = os::suspended();
         if self.client.is_broken() {
@@ -226,8 +276,8 @@ impl Server {
     }
 
     /// What lends it the daemon's tools.
-    pub(super) fn tools(&self) -> Option<Arc<Bridge>> {
-        self.tools.clone()
+    pub(super) fn tools(&self) -> Option<&Arc<Bridge>> {
+        self.recipe.tools.as_ref()
     }
 
     /// Ends the server.
@@ -237,22 +287,17 @@ impl Server {
 }
 
 /// Starts a server and greets it.
-fn connect(
-    pool: &Pool,
-    spec: &TurnSpec<'_>,
-    command: &CodexCommand,
-    cancel: &CancelToken,
-) -> Result<Client, StartError> {
+fn connect(pool: &Kept, recipe: &Recipe, cancel: &CancelToken) -> Result<Client, StartError> {
     /// How often one is started anew whose databases were locked.
     const TRIES: u32 = 4;
     for attempt in 1.. {
         // In a new codex home the databases are made by the first; others that start meanwhile fail.
-        let first = pool.first_start(&command.program, cancel);
+        let first = pool.first_start(&recipe.command.program, cancel);
         let child = pool
-            .spawn(command, spec.lock)
+            .spawn(&recipe.command, recipe.lock.as_deref())
             .map_err(StartError::NotStarted)?;
         let mut client = Client::new(child);
-        if let Some(tools) = spec.tools {
+        if let Some(tools) = &recipe.tools {
             tools.admit_below(client.guard_pid());
         }
         let greeting = json!({
@@ -288,12 +333,18 @@ fn connect(
             Err(RequestError::Ended) => {
                 let exit = client.close();
                 if let Some(errno) = exit.spawn_error {
-                    let error = crate::backend::not_started(spec, errno);
+                    let program = &recipe.command.program;
+                    let error = crate::backend::not_started(program, &recipe.config_file, errno);
                     return Err(StartError::NotStarted(error));
                 }
                 if !exit.stderr.contains(DATABASE) {
                     let said = exit.stderr.lines().last().unwrap_or_default();
-                    return Err(StartError::Unusable(format!("{}: {said}", exit.describe())));
+                    let why = format!("{}: {said}", exit.describe());
+                    // It has no such subcommand or argument; anything else may pass.
+                    return Err(match exit.status.code() {
+                        Some(2) => StartError::Unusable(why),
+                        _ => StartError::NotNow(why),
+                    });
                 }
                 if attempt == TRIES {
                     return Err(StartError::NotNow(exit.stderr));
@@ -307,23 +358,17 @@ fn connect(
     unreachable!("the last attempt returns")
 }
 
-/// Has the server load the turn's thread, or begin one; gives its id.
-fn load(
-    client: &mut Client,
-    spec: &TurnSpec<'_>,
-    cancel: &CancelToken,
-) -> Result<String, StartError> {
-    let extra = ExtraArgs::of(&spec.config.extra_args, &mut Vec::new());
-    let mut params = json!({"cwd": spec.workspace, "approvalPolicy": "never"});
-    if let Some(model) = model_arg(spec.config, spec.model) {
-        params["model"] = model.into();
+/// Has the server load the thread, or begin one; gives its id.
+fn load(client: &mut Client, recipe: &Recipe, cancel: &CancelToken) -> Result<String, StartError> {
+    let settings = &recipe.settings;
+    let mut params = json!({"cwd": recipe.workspace, "approvalPolicy": "never"});
+    if let Some(model) = &settings.model {
+        params["model"] = model.as_str().into();
     }
-    if let Some(system) = spec.system
-        && !extra.sets("developer_instructions")
-    {
-        params["developerInstructions"] = system.into();
+    if let Some(system) = &settings.system {
+        params["developerInstructions"] = system.as_str().into();
     }
-    let method = match spec.thread {
+    let method = match &recipe.thread {
         Some(thread) => {
             // codex would go on with the model and the effort of the thread's last turn, which `codex exec` does not.
             if params.get("model").is_none()
@@ -331,9 +376,9 @@ fn load(
             {
                 params["model"] = model.into();
             }
-            params["threadId"] = thread.into();
+            params["threadId"] = thread.as_str().into();
             params["excludeTurns"] = true.into();
-            params["sandbox"] = sandbox_mode(spec.config.sandbox).into();
+            params["sandbox"] = sandbox_mode(settings.sandbox).into();
             "thread/resume"
         }
         None => {
@@ -353,7 +398,7 @@ fn load(
         Err(RequestError::Cancelled) => Err(StartError::Cancelled),
         Err(RequestError::Rejected(message)) => {
             let refusal = failure::refusal_of_resume(&message);
-            Err(match refusal.filter(|_| spec.thread.is_some()) {
+            Err(match refusal.filter(|_| recipe.thread.is_some()) {
                 Some(refusal) => StartError::Refused(refusal),
                 None => StartError::Failed(failure::from_answer(method, &message)),
             })

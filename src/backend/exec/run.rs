@@ -68,7 +68,8 @@ impl Run<'_> {
             bridge.admit_nobody();
         }
         if let Some(errno) = exit.spawn_error {
-            return Err(not_started(self.spec, errno));
+            let config_file = self.spec.places.config_file();
+            return Err(not_started(self.spec.program, &config_file, errno));
         }
         emitter.debug(&format!("codex has ended: {}", exit.describe()));
         let unprinted = match state.translator.verdict() {
