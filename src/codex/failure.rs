@@ -105,6 +105,12 @@ pub(crate) fn from_answer(method: &str, message: &str) -> Error {
     )
 }
 
+/// Does codex say that another process has renewed the login at the same time, so that its own try came too late? It has
+/// the new one then, or will in a moment (0.135.0 to 0.169.0).
+pub(crate) fn is_refreshed_elsewhere(message: &str) -> bool {
+    message.contains("refresh token was already used")
+}
+
 /// Does codex say that it tries a request again, after which there can be a long pause?
 pub(crate) fn is_retry(message: &str) -> bool {
     let message = message.to_ascii_lowercase();

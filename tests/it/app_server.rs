@@ -444,3 +444,69 @@ fn first_turns_at_once_are_all_run_by_servers() {
         assert_eq!(servers(&lab).len(), 8);
     });
 }
+
+/// A token that says these things, and is signed by nobody.
+fn token(claims: &Value) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let encoded = |text: &str| -> String {
+        let digits = text.as_bytes().chunks(3).flat_map(|bytes| {
+            let padded = [0, 1, 2].map(|at| u32::from(*bytes.get(at).unwrap_or(&0)));
+            let group = padded[0] << 16 | padded[1] << 8 | padded[2];
+            [18, 12, 6, 0]
+                .into_iter()
+                .map(move |shift| char::from(DIGITS[(group >> shift) as usize & 63]))
+                .take(bytes.len() + 1)
+        });
+        digits.collect()
+    };
+    let head = encoded(r#"{"alg":"none","typ":"JWT"}"#);
+    format!("{head}.{}.c2ln", encoded(&claims.to_string()))
+}
+
+/// A login of ChatGPT's, as codex stores it.
+fn login(number: u64) -> String {
+    let account =
+        json!({"chatgpt_account_id": "acc", "chatgpt_plan_type": "pro", "chatgpt_user_id": "u"});
+    let claims =
+        json!({"exp": 4_000_000_000_u64, "number": number, "https://api.openai.com/auth": account});
+    json!({"OPENAI_API_KEY": null, "auth_mode": "chatgpt", "last_refresh": "2999-01-01T00:00:00Z", "tokens": {
+        "id_token": token(&json!({"email": "a@example.org", "https://api.openai.com/auth": account})),
+        "access_token": token(&claims), "refresh_token": format!("r{number}"), "account_id": "acc"}})
+    .to_string()
+}
+
+real_codex_by! { APP_SERVER,
+    /// Of several that renew a login at once all but one are told that they came too late.
+    fn a_login_that_another_codex_renews_is_no_failure(codex: &Path) {
+        let expired = json!({"error": {"message": "expired", "code": "token_expired"}});
+        let reused = json!({"error": {"message": "used", "code": "refresh_token_reused"}});
+        let mut lab = Lab::real(codex, json!([
+            {"match": "first", "text": "ok"},
+            {"match": "second", "times": 2, "status": 401, "body": expired},
+            {"match": "second", "text": "renewed"},
+            {"status": 401, "body": reused},
+        ]));
+        let base_url = lab.model().base_url();
+        let provider = format!(
+            "model = \"gpt-5\"\nmodel_provider = \"p\"\n[analytics]\nenabled = false\n[model_providers.p]\nname = \"p\"\nbase_url = \"{base_url}\"\nwire_api = \"responses\"\nrequires_openai_auth = true\nrequest_max_retries = 0\nstream_max_retries = 0\n"
+        );
+        fs::write(lab.codex_home().join("config.toml"), provider).unwrap();
+        let auth = lab.codex_home().join("auth.json");
+        fs::write(&auth, login(1)).unwrap();
+        // The model answers there, too.
+        lab.set_env("CODEX_REFRESH_TOKEN_URL_OVERRIDE", format!("{base_url}/responses"));
+        let mut daemon = Daemon::start(&lab);
+        assert_eq!(daemon.turn(Daemon::prompt(&lab, "first")).text(), "ok");
+        let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "second"));
+        wait_until("codex to try to renew it", || {
+            lab.model().requests().iter().any(|request| request.body.get("refresh_token").is_some())
+        });
+        // The other one writes down what it has got.
+        fs::write(&auth, login(2)).unwrap();
+        let turn = daemon.finish(id);
+        assert_eq!((turn.text().as_str(), turn.error_code()), ("renewed", None), "{turn:?}");
+        let requests = lab.model().requests();
+        let said = requests[requests.len() - 1].body["input"].to_string();
+        assert_eq!(said.matches("second").count(), 1, "{said}");
+    }
+}

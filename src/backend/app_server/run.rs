@@ -33,6 +33,8 @@ const INTERRUPT_AGAIN: Duration = Duration::from_millis(5);
 const AFTER_RECORD: Duration = Duration::from_secs(3);
 /// How long the rollout may be behind what was told: 0.3 ms (0.135.0).
 const LAST_RECORDS: Duration = Duration::from_millis(50);
+/// How long another codex that renews the login has to write it down.
+const AFTER_REFRESH: Duration = Duration::from_millis(1500);
 /// How long the clean-up behind a turn may take.
 const CLEANING: Duration = Duration::from_secs(2);
 
@@ -313,8 +315,8 @@ impl Run<'_> {
         }
     }
 
-    /// Has codex answer what the user has said and it has only put into the conversation; says whether the turn goes on
-    /// for that.
+    /// Has codex answer what it has only put into the conversation: what the user has said last, or all of it where its
+    /// login was just being renewed. Says whether the turn goes on for that.
     fn ask_again(
         &self,
         client: &mut Client,
@@ -323,14 +325,22 @@ impl Run<'_> {
         emitter: &mut Emitter<'_>,
     ) -> bool {
         state.steered.retain(|it| it.stage >= SteerStage::Accepted);
-        if state.end != Some(TurnEnd::Completed)
-            || state.stopped.is_some()
-            || state.is_asked_again
-            || state.steered.is_empty()
-        {
+        if state.stopped.is_some() || state.is_asked_again {
             return false;
         }
-        emitter.debug("codex has not answered what the user said meanwhile: it is asked to");
+        match &state.end {
+            Some(TurnEnd::Completed) if !state.steered.is_empty() => {
+                emitter.debug("codex has not answered what the user said meanwhile: it is asked to")
+            }
+            Some(TurnEnd::Failed(why))
+                if failure::is_refreshed_elsewhere(why) && !state.reporter.worked =>
+            {
+                emitter.debug("another codex has just renewed the login: it is asked again");
+                os::wait_for(self.cancel, AFTER_REFRESH);
+            }
+            _ => return false,
+        }
+        state.last_error = None;
         self.wait_for_record(state, emitter);
         state.reporter.recording.goes_on();
         let mut params = self.params(thread);
