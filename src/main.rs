@@ -6,14 +6,16 @@
 //! * `cli`: the subcommands, and the one table of flags that parser, help and completions come from
 //! * `daemon`: the wire to Plexum on stdin and stdout: framing, the loop, the outbox
 //! * `turn`: a turn from request to response: queue, session file, prompt
-//! * `backend`: how codex is run for a turn (`backend::exec`), and the order of the events that come of it
+//! * `backend`: how codex is run for a turn (`backend::exec`, `backend::app_server`), and the order of the events that
+//!   come of it
 //! * `codex`: what is true of codex whichever way it runs; `mcp`: the daemon's tools; `rollout`: codex's record of a
 //!   thread: reading it, pairing its calls, rewriting it
 //! * `jsonrpc`, `json`, `os`, `config`, `canonical`, `error`, `shell`: JSON-RPC, JSON texts, the operating system, the config file, the
 //!   daemon's types, errors, quoting
 //!
 //! The way of a turn: a line on stdin, `daemon::message`, `daemon::serve`, the turn's thread, `turn::run`,
-//! `backend::exec` (`command`, `child`, `events`, `translate`), `backend::emitter`, the sink, stdout.
+//! `backend::exec` (`command`, `events`, `translate`) or `backend::app_server` (`server`, `message`, `texts`), both with
+//! `backend::child`, `backend::reporter`, `backend::emitter`, the sink, stdout.
 
 mod backend;
 mod canonical;

@@ -506,6 +506,8 @@ impl Serving {
     /// Ends what was admitted before, and looks again at who was too early.
     fn admit(&mut self, admission: Admission) {
         self.admission = admission;
+        // A codex that starts is let in between turns, too.
+        self.is_resting &= admission == Admission::Nobody;
         let mut served = Vec::new();
         let mut early = Vec::new();
         for (id, connection) in &self.connections {

@@ -341,7 +341,7 @@ impl Kept {
 
     fn start_keeper(&self) -> Result<()> {
         let mut keeper = self.0.keeper.lock().unwrap_or_else(PoisonError::into_inner);
-        if keeper.is_none() {
+        if keeper.as_ref().is_none_or(JoinHandle::is_finished) {
             let shared = Arc::clone(&self.0);
             let started = std::thread::Builder::new()
                 .name("app-servers".to_owned())
@@ -456,6 +456,9 @@ impl Suspended {
             log::debug!("the server cannot be started before the next turn");
             return;
         };
+        if let Some(tools) = server.tools() {
+            tools.rest();
+        }
         if let Err(why) = server.rest() {
             log::debug!("the server is not kept: {why}");
             return;

@@ -449,17 +449,36 @@ fn servers(lab: &Lab) -> Vec<u32> {
     found.iter().map(|process| process.pid).collect()
 }
 
+/// Consumes a call between turns; the servers that run then.
+fn daemon_consumes(lab: &Lab, daemon: &mut Daemon, call: &str, before: &[u32]) -> Vec<u32> {
+    let mutations = json!([{"block_id": call, "op": "consume-light"}]);
+    let params =
+        json!({"agent_id": "alice", "workspace": lab.path("alice"), "mutations": mutations});
+    let outcome = daemon.call(method::MUTATE, params);
+    assert_eq!(outcome["result"]["touched"], 1, "{outcome}");
+    wait_until("another server to have the thread loaded", || {
+        let now = servers(lab);
+        let hosts = ps::of(lab.root());
+        now.len() == 1
+            && now != before
+            && hosts
+                .iter()
+                .any(|process| process.command.contains(" mcp-host "))
+    });
+    servers(lab)
+}
+
 real_codex_by! { APP_SERVER,
     /// The tools are lent to one turn after the other, by the same server as long as they are the same.
     fn tools_are_lent_to_the_next_turn_of_a_kept_server(codex: &Path) {
         let call = |id: &str, tool: &str| json!({"match": id, "times": 1, "calls": [{"id": id, "name": tool, "namespace": namespace("alice")}]});
         let lab = Runtime::new(Lab::real(codex, json!([
-            call("call_a", "send"), call("call_b", "send"), call("call_c", "read"), call("call_d", "read"), call("call_e", "send"),
+            call("call_a", "send"), call("call_b", "send"), call("call_c", "read"), call("call_d", "read"), call("call_f", "send"),
             {"text": "done"},
         ])));
         let mut daemon = Daemon::start(&lab);
         echo(&mut daemon);
-        let mut turn = |id: &str, tools: &[&str]| {
+        let turn = |daemon: &mut Daemon, id: &str, tools: &[&str]| {
             let mut params = prompt(&lab, "alice", tools);
             params["request"]["messages"][0]["content"] = json!(id);
             let turn = daemon.turn(params);
@@ -470,13 +489,15 @@ real_codex_by! { APP_SERVER,
             assert_eq!(result["is_error"], false, "{id}: {result}");
             servers(&lab)
         };
-        let first = turn("call_a", &["send"]);
-        assert_eq!(turn("call_b", &["send"]), first, "the same tools");
-        let second = turn("call_c", &["send", "read"]);
-        assert_ne!(second, first, "other tools");
+        let first = turn(&mut daemon, "call_a", &["send"]);
+        assert_eq!(turn(&mut daemon, "call_b", &["send"]), first, "the same tools");
+        let again = daemon_consumes(&lab, &mut daemon, "call_a", &first);
+        assert_eq!(turn(&mut daemon, "call_f", &["send"]), again, "after a call was consumed");
+        let second = turn(&mut daemon, "call_c", &["send", "read"]);
+        assert_ne!(second, again, "other tools");
         kill(&lab, " mcp-host ");
         wait_until("codex to be told", || ps::of(lab.root()).iter().all(|process| !process.command.contains(" mcp-host ")));
-        let third = turn("call_d", &["send", "read"]);
+        let third = turn(&mut daemon, "call_d", &["send", "read"]);
         assert_ne!(third, second, "the server that lends them was killed");
         let none = daemon.turn(prompt(&lab, "alice", &[]));
         assert_eq!(none.text(), "done");
