@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// So many warnings of codex, and lines that are not events, are told as warnings in a turn; the rest at `debug`.
 const MAX_TROUBLES: u64 = 20;
 
+/// What codex says where it cannot write into a rollout (0.135.0 to 0.169.0).
+const UNRECORDED: &str = "Failed to save the conversation transcript";
+
 /// How often the rollout is looked at while a tool call waits for its event.
 const HELD_TICK: Duration = Duration::from_millis(3);
 
@@ -31,6 +34,8 @@ pub(super) struct Reporter<'a> {
     has_steps: bool,
     /// How many warnings it gave, lines that are not events among them.
     troubles: u64,
+    /// codex said that it cannot record anything: a full disk. It does so once there is room.
+    is_unrecorded: bool,
     /// The items that codex has reported as begun and not as over.
     open: HashSet<String>,
     /// The web searches that were told.
@@ -48,6 +53,7 @@ impl<'a> Reporter<'a> {
             worked: false,
             has_steps: false,
             troubles: 0,
+            is_unrecorded: false,
             open: HashSet::new(),
             searches: HashSet::new(),
             plan: None,
@@ -134,6 +140,7 @@ impl<'a> Reporter<'a> {
         if failure::is_retry(message) {
             emitter.status(Status::Retrying, Some(message));
         }
+        self.is_unrecorded |= message.contains(UNRECORDED);
         self.troubles += 1;
         let message = format!("codex: {message}");
         match self.troubles <= MAX_TROUBLES {
@@ -198,7 +205,7 @@ impl<'a> Reporter<'a> {
             ));
         }
         // A codex home that is a copy: its index leads codex to the rollout of the original (0.135 to 0.169).
-        if self.has_steps && self.recording.is_silent() {
+        if self.has_steps && self.recording.is_silent() && !self.is_unrecorded {
             emitter.warn(&format!(
                 "codex has recorded nothing of the turn where the thread's rollout is, and its tool calls cannot be told: the codex home may be a copy of another; 'plexum-openai doctor -w {}' helps",
                 shell::quote_path(&self.spec.workspace.to_string_lossy())
