@@ -427,6 +427,22 @@ real_codex_by! { APP_SERVER,
     }
 }
 
+/// What differs most between versions, on those between the oldest and the newest.
+#[test]
+fn versions_between_do_the_same() {
+    for version in ["0.148.0", CHANGED] {
+        for run in [
+            a_cancelled_turn_leaves_the_server_and_nothing_else::run,
+            what_is_consumed_between_turns_is_so_for_the_model::run,
+            whoever_wants_the_thread_gets_it_between_turns::run,
+            a_workspace_gives_itself_nothing::run,
+            words_of_the_user_reach_the_running_turn_once::run,
+        ] {
+            run_on(version, APP_SERVER, run);
+        }
+    }
+}
+
 /// Servers that start at the same time in a codex home that has no databases yet disturb each other there.
 #[test]
 fn first_turns_at_once_are_all_run_by_servers() {

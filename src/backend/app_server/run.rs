@@ -778,14 +778,11 @@ impl RunState<'_> {
     }
 }
 
-/// An interrupt that codex has rejected: said again where the turn has not begun, and of the turn that really runs.
+/// An interrupt that codex has rejected: said again where the turn has not begun, of which codex says that none is active,
+/// or that one is which has just been interrupted.
 fn interrupt_rejected(message: &str, state: &mut RunState<'_>) {
-    if message.contains("no active turn") {
+    if message.contains("no active turn") || message.contains("expected active turn id") {
         state.interrupt_at = Some(Instant::now() + INTERRUPT_AGAIN);
-    } else if let Some((_, found)) = message.split_once(" but found ") {
-        let found = found.trim_matches(|char: char| !char.is_ascii_alphanumeric());
-        state.turn = Some(found.to_owned());
-        state.interrupt_at = Some(Instant::now());
     }
 }
 

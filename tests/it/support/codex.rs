@@ -57,7 +57,7 @@ macro_rules! real_codex_by {
             use super::*;
             use crate::support::codex::{$backend, NEWEST, OLDEST, run_on};
 
-            fn run($codex: &std::path::Path) $body
+            pub(super) fn run($codex: &std::path::Path) $body
 
             #[test]
             fn oldest() {
