@@ -26,7 +26,6 @@ use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -93,8 +92,8 @@ struct BridgeState {
     waker: Waker,
     /// Wakes the turn when codex calls a tool: it has recorded the call by then, or is about to.
     called: Waker,
-    /// How many connections of `mcp-host` are served.
-    sessions: AtomicUsize,
+    /// The processes that are served, by pid and start.
+    served: Mutex<Vec<(Pid, u64)>>,
 }
 
 #[derive(Default)]
@@ -197,7 +196,7 @@ impl Bridge {
             inbox: Mutex::new(Inbox::default()),
             waker: new_waker()?,
             called: new_waker()?,
-            sessions: AtomicUsize::new(0),
+            served: Mutex::default(),
         });
         let serving = Serving {
             listening,
@@ -249,7 +248,11 @@ impl Bridge {
 
     /// Is an `mcp-host` connected? codex does not start one again that has ended.
     pub(crate) fn is_connected(&self) -> bool {
-        self.shared.sessions.load(Ordering::SeqCst) > 0
+        let served = &self.shared.served;
+        let served = served.lock().unwrap_or_else(PoisonError::into_inner);
+        // The end of one that was killed just now may not have come here yet.
+        let mut served = served.iter();
+        served.any(|(pid, start)| os::is_alive(*pid, *start) || os::is_hidden(*pid))
     }
 
     /// Wakes whoever waits for it when codex calls a tool.
@@ -444,16 +447,22 @@ struct Connection {
 impl Serving {
     fn run(mut self) {
         while !self.take_inbox() {
-            let sessions = self.connections.values().filter(|it| it.session.is_some());
-            self.shared
-                .sessions
-                .store(sessions.count(), Ordering::SeqCst);
+            self.tell_served();
             self.wait();
         }
         let ids: Vec<u64> = self.connections.keys().copied().collect();
         for id in ids {
             self.close(id);
         }
+    }
+
+    /// Notes who is served, for other threads.
+    fn tell_served(&self) {
+        let served = self.connections.values().filter(|it| it.session.is_some());
+        let served = served.map(|it| (it.peer, it.peer_start.unwrap_or_default()));
+        let mut told = (self.shared.served.lock()).unwrap_or_else(PoisonError::into_inner);
+        told.clear();
+        told.extend(served);
     }
 
     /// Does what other threads asked for; says whether the bridge is to end.

@@ -526,3 +526,28 @@ real_codex_by! { APP_SERVER,
         assert_eq!(said.matches("second").count(), 1, "{said}");
     }
 }
+
+real_codex_by! { APP_SERVER,
+    /// What an agent starts has no say in what the plugin keeps of others.
+    fn an_agent_has_no_other_agents_server_ended(codex: &Path) {
+        let program = env!("CARGO_BIN_EXE_plexum-openai");
+        let command = format!("'{program}' mutate --thread $(cat ../thread) call_x; '{program}' doctor -w ../b; touch ../done");
+        let lab = Lab::real(codex, json!([
+            {"match": "ask", "times": 1, "calls": [{"name": "exec_command", "arguments": {"cmd": command, "yield_time_ms": 30_000}}]},
+            {"text": "ok"},
+        ]));
+        let mut daemon = Daemon::start(&lab);
+        let kept = daemon.turn(in_workspace(&lab, "b"));
+        fs::write(lab.path("thread"), kept.thread()).unwrap();
+        let server = servers(&lab);
+        let mut params = in_workspace(&lab, "a");
+        params["request"]["messages"][0]["content"] = json!("ask for it");
+        assert_eq!(daemon.turn(params).text(), "ok");
+        assert!(lab.path("done").exists());
+        assert!(servers(&lab).contains(&server[0]), "{server:?}");
+        // Whoever is no agent has.
+        let output = Cli::new(&lab, ["mutate", "--thread", kept.thread(), "call_x"]).run();
+        assert!(output.stderr.contains("nothing was consumed"), "{output:?}");
+        assert!(!servers(&lab).contains(&server[0]), "{server:?}");
+    }
+}

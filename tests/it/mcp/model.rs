@@ -431,13 +431,15 @@ real_codex! {
     }
 }
 
-/// Kills the process of the lab whose command line has `part`, and is not the guard between plugin and codex.
+/// Kills the process, whose pid it gives, of the lab whose command line has `part`, and is not the guard between plugin and codex.
 #[track_caller]
-fn kill(lab: &Lab, part: &str) {
+fn kill(lab: &Lab, part: &str) -> u32 {
     let found = ps::of(lab.root())
         .into_iter()
         .find(|process| process.command.contains(part) && !process.command.contains("codex-guard"));
-    ps::signal(found.expect("it runs").pid, Signal::KILL);
+    let pid = found.expect("it runs").pid;
+    ps::signal(pid, Signal::KILL);
+    pid
 }
 
 /// The servers of codex that run.
@@ -495,8 +497,8 @@ real_codex_by! { APP_SERVER,
         assert_eq!(turn(&mut daemon, "call_f", &["send"]), again, "after a call was consumed");
         let second = turn(&mut daemon, "call_c", &["send", "read"]);
         assert_ne!(second, again, "other tools");
-        kill(&lab, " mcp-host ");
-        wait_until("codex to be told", || ps::of(lab.root()).iter().all(|process| !process.command.contains(" mcp-host ")));
+        let host = kill(&lab, " mcp-host ");
+        wait_until("codex to have waited for it", || !Path::new(&format!("/proc/{host}")).exists());
         let third = turn(&mut daemon, "call_d", &["send", "read"]);
         assert_ne!(third, second, "the server that lends them was killed");
         let none = daemon.turn(prompt(&lab, "alice", &[]));
