@@ -3,9 +3,9 @@
 
 use super::emitter::{Emitter, Step, StepKind, StepState};
 use super::recording::{Recording, Unprinted, now, tell};
-use super::{Account, TurnSpec};
+use super::{Account, TurnSpec, TurnStatus};
 use crate::canonical::{PlanItem, Status, Telemetry, TurnEvent, Usage};
-use crate::codex::failure;
+use crate::codex::failure::{self, Exit};
 use crate::codex::home;
 use crate::error::{Error, Kind};
 use crate::os::CancelToken;
@@ -34,6 +34,8 @@ pub(super) struct Reporter<'a> {
     has_steps: bool,
     /// How many warnings it gave, lines that are not events among them.
     troubles: u64,
+    /// How many lines were too long to be held.
+    skipped: u64,
     /// codex said that it cannot record anything: a full disk. It does so once there is room.
     is_unrecorded: bool,
     /// The items that codex has reported as begun and not as over.
@@ -53,6 +55,7 @@ impl<'a> Reporter<'a> {
             worked: false,
             has_steps: false,
             troubles: 0,
+            skipped: 0,
             is_unrecorded: false,
             open: HashSet::new(),
             searches: HashSet::new(),
@@ -149,6 +152,15 @@ impl<'a> Reporter<'a> {
         }
     }
 
+    /// codex has printed a line of so many bytes, more than can be held.
+    pub(super) fn skipped_line(&mut self, length: u64, emitter: &mut Emitter<'_>) {
+        self.skipped += 1;
+        emitter.start();
+        emitter.warn(&format!(
+            "codex printed a line of {length} bytes, more than can be held; it is skipped"
+        ));
+    }
+
     /// A step of codex's work begins or is over.
     pub(super) fn step(&mut self, step: &Step, emitter: &mut Emitter<'_>) {
         self.worked = true;
@@ -195,8 +207,13 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    /// Tells what is left once codex is done with the turn.
-    pub(super) fn rest(&mut self, unprinted: Unprinted, emitter: &mut Emitter<'_>) {
+    /// Tells what is left once codex is done with the turn; `has_end`: it has said how that ended.
+    pub(super) fn rest(&mut self, has_end: bool, emitter: &mut Emitter<'_>) {
+        let unprinted = match (has_end, self.skipped) {
+            (false, _) => Unprinted::End,
+            (true, 0) => Unprinted::Nothing,
+            (true, _) => Unprinted::Some,
+        };
         self.recording.search_now();
         self.recording.emit_remaining(unprinted, emitter);
         if let Some(more @ 1..) = self.troubles.checked_sub(MAX_TROUBLES) {
@@ -219,11 +236,12 @@ impl<'a> Reporter<'a> {
             thread: self.recording.thread().map(str::to_owned),
             end: self.recording.end().cloned(),
             worked: self.worked,
+            skipped: self.skipped,
             account: self.recording.account(totals, emitter),
         }
     }
 
-    pub(super) fn too_long(&self) -> Error {
+    fn too_long(&self) -> Error {
         Error::new(
             Kind::TurnTimeout,
             format!(
@@ -234,7 +252,7 @@ impl<'a> Reporter<'a> {
         )
     }
 
-    pub(super) fn too_quiet(&self) -> Error {
+    fn too_quiet(&self) -> Error {
         Error::new(
             Kind::IdleTimeout,
             format!(
@@ -253,7 +271,15 @@ pub(super) struct Concluded {
     pub(super) end: Option<TurnEnd>,
     /// Did the model do anything?
     pub(super) worked: bool,
+    /// How many lines were too long to be held.
+    pub(super) skipped: u64,
     pub(super) account: Account,
+}
+
+/// Why a turn is being ended before it is done.
+pub(super) enum StopCause {
+    Cancelled,
+    Limit(Error),
 }
 
 /// When the limits of a turn are reached.
@@ -295,9 +321,71 @@ impl Limits {
     }
 }
 
+/// Warns of a turn that was complete and said nothing.
+pub(super) fn warn_of_silence(skipped: u64, emitter: &mut Emitter<'_>) {
+    if emitter.texts == 0 && emitter.calls == 0 {
+        emitter.warn(&match skipped {
+            0 => "codex completed the turn without any text and any tool call".to_owned(),
+            _ => format!("the turn has no text: it was in one of the lines that are skipped ({skipped}), and codex has not recorded it"),
+        });
+    }
+}
+
+/// How a turn ended of which codex printed no end: as it recorded it.
+pub(super) fn status_of_silent_end(
+    end: Option<TurnEnd>,
+    exit: &Exit,
+    last_error: Option<&str>,
+    emitter: &mut Emitter<'_>,
+) -> TurnStatus {
+    let how = match end {
+        // A turn that failed is recorded as complete, too, but without a last message.
+        Some(TurnEnd::Completed(last)) if last.is_some() || emitter.texts > 0 => {
+            emitter.warn(
+                "codex recorded the end of the turn and did not print it; what it recorded is told",
+            );
+            return TurnStatus::Completed;
+        }
+        Some(TurnEnd::Completed(_)) => {
+            "recorded the end of the turn, without a message,".to_owned()
+        }
+        Some(TurnEnd::Aborted(reason)) => {
+            format!("recorded that the turn was aborted ({reason:?}),")
+        }
+        None => return TurnStatus::Failed(failure::from_exit(exit, last_error)),
+    };
+    TurnStatus::Failed(match last_error {
+        Some(_) => failure::from_exit(exit, last_error),
+        None => Error::new(
+            Kind::CodexFailed,
+            format!(
+                "codex {how} printed nothing of it, and ended with {}",
+                exit.describe()
+            ),
+        ),
+    })
+}
+
+/// The status with the time from which on a turn that failed so can succeed. `said` is what codex said of the failure.
+pub(super) fn with_retry_at(
+    spec: &TurnSpec<'_>,
+    status: TurnStatus,
+    said: Option<&str>,
+    account: &Account,
+    thread: Option<&str>,
+) -> TurnStatus {
+    match status {
+        TurnStatus::Failed(error) => {
+            let at = retry_at(spec, &error, said, &account.telemetry, thread);
+            TurnStatus::Failed(error.with_retry_at(at))
+        }
+        other => other,
+    }
+}
+
 /// From when on the turn can succeed that failed so: the account's limits say it to the second, codex's message
 /// to the minute.
-pub(super) fn retry_at(
+fn retry_at(
     spec: &TurnSpec<'_>,
     error: &Error,
     said: Option<&str>,

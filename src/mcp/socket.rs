@@ -206,10 +206,7 @@ pub(crate) fn listen_privately(
 /// # Errors
 /// The operating system's; another user's is refused as one where nobody listens.
 pub(crate) fn connect_privately(path: &Path) -> std::io::Result<UnixStream> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    let stream = UnixStream::from(socket);
+    let stream = UnixStream::from(connect_at_once(path)?);
     if peer_of_this_user(&stream).is_none() {
         return Err(ErrorKind::ConnectionRefused.into());
     }
@@ -328,19 +325,20 @@ fn at(path: &Path) -> SocketState {
     if FileType::from_raw_mode(found.mode()) != FileType::Socket {
         return SocketState::NotASocket("something else than a socket");
     }
-    let connected = || -> std::result::Result<(), Errno> {
-        // Not to wait where a stopped process's queue is full.
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let family = AddressFamily::UNIX;
-        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)
-    };
-    match connected() {
+    match connect_at_once(path) {
         Err(Errno::CONNREFUSED) => SocketState::Stale,
         Err(Errno::NOENT) => SocketState::Nothing,
         // A full queue, no descriptors left: what cannot be told to be dead is not touched.
         _ => SocketState::Live,
     }
+}
+
+/// Connects to the socket at this path, without waiting where a stopped process's queue is full.
+fn connect_at_once(path: &Path) -> std::result::Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
 }
 
 /// Removes a socket and its token, in the directory whose lock this is.

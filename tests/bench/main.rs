@@ -376,19 +376,7 @@ impl Bench {
         }
         let codex = fs::canonicalize(codex)?;
         let place = self.place("turn", &codex)?;
-        let script = place.root.join("model.json");
-        fs::write(&script, r#"[{"text": "Hello."}]"#)?;
-        let mut model = Running(
-            Command::new(example("loopback-model")?)
-                .arg("--script")
-                .arg(&script)
-                .arg("--write-codex-home")
-                .arg(place.root.join("codex"))
-                .stdout(Stdio::piped())
-                .spawn()?,
-        );
-        let mut listening = String::new();
-        BufReader::new(model.0.stdout.take().expect("piped")).read_line(&mut listening)?;
+        let model = warm::model(&place, &json!([{"text": "Hello."}]))?;
         // What the program itself gives to codex.
         let bare = [
             "exec",

@@ -185,7 +185,7 @@ fn exec_resume(place: &Place, codex: &Path, thread: &str) -> Result<Timed> {
 }
 
 /// Starts a model with this script, and leads the place's codex to it.
-fn model(place: &Place, script: &Value) -> Result<Running> {
+pub(super) fn model(place: &Place, script: &Value) -> Result<Running> {
     let path = place.root.join("model.json");
     fs::write(&path, script.to_string())?;
     let mut model = Running(

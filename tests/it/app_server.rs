@@ -3,7 +3,7 @@
 
 use crate::support::codex::{self, APP_SERVER, CHANGED, real_codex_by, run_on};
 use crate::support::daemon::check_turn;
-use crate::support::ps::{self, Process};
+use crate::support::ps;
 use crate::support::{Cli, Daemon, Lab, method, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -12,16 +12,6 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
-
-/// The servers that run, without their guards.
-fn servers(lab: &Lab) -> Vec<u32> {
-    let is_server = |process: &Process| {
-        process.command.contains(" app-server ") && !process.command.contains("codex-guard")
-    };
-    let mut found = ps::of(lab.root());
-    found.retain(is_server);
-    found.iter().map(|process| process.pid).collect()
-}
 
 /// The parameters of a turn in another workspace.
 fn in_workspace(lab: &Lab, name: &str) -> Value {
@@ -116,12 +106,12 @@ real_codex_by! { APP_SERVER,
         let config = lab.codex_home().join("config.toml");
         let mut daemon = Daemon::start(&lab);
         let thread = daemon.turn(Daemon::prompt(&lab, "hi")).thread().to_owned();
-        let mut server = servers(&lab);
+        let mut server = lab.servers();
         assert_eq!(server.len(), 1, "{server:?}");
         let mut next = |what: &str, is_same: bool, params: Value| {
             let turn = daemon.turn(params);
             assert_eq!((turn.text().as_str(), turn.thread()), ("ok", thread.as_str()), "{what}: {turn:?}");
-            let now = servers(&lab);
+            let now = lab.servers();
             assert_eq!((now.len(), now == server), (1, is_same), "{what}: {now:?}");
             server = now;
         };
@@ -151,8 +141,8 @@ real_codex_by! { APP_SERVER,
         fs::copy(rollout, &copy).unwrap();
         fs::rename(&copy, rollout).unwrap();
         next("the rollout is another file", false, prompt());
-        ps::signal(servers(&lab)[0], Signal::KILL);
-        wait_until("the server to be gone", || servers(&lab).is_empty());
+        ps::signal(lab.servers()[0], Signal::KILL);
+        wait_until("the server to be gone", || lab.servers().is_empty());
         next("the server has died", false, prompt());
         drop(daemon);
         lab.assert_quiet();
@@ -167,20 +157,20 @@ real_codex_by! { APP_SERVER,
         for name in ["a", "b", "c"] {
             daemon.turn(in_workspace(&lab, name));
         }
-        wait_until("the oldest to be ended", || servers(&lab).len() == 2);
-        let kept = servers(&lab);
+        wait_until("the oldest to be ended", || lab.servers().len() == 2);
+        let kept = lab.servers();
         daemon.turn(in_workspace(&lab, "c"));
-        assert_eq!(servers(&lab), kept);
+        assert_eq!(lab.servers(), kept);
         lab.config(json!({"warm_secs": 1}));
         daemon.init();
         for name in ["b", "c"] {
             daemon.turn(in_workspace(&lab, name));
         }
-        wait_until("all to be ended", || servers(&lab).is_empty());
+        wait_until("all to be ended", || lab.servers().is_empty());
         lab.config(json!({"warm_secs": 0}));
         daemon.init();
         daemon.turn(in_workspace(&lab, "a"));
-        wait_until("it to be ended", || servers(&lab).is_empty());
+        wait_until("it to be ended", || lab.servers().is_empty());
         for _ in 0..3 {
             // Each waits for the end of the one before.
             assert_eq!(daemon.turn(in_workspace(&lab, "a")).stop_reason(), "end_turn");
@@ -198,14 +188,14 @@ real_codex_by! { APP_SERVER,
         ]));
         let mut daemon = Daemon::start(&lab);
         daemon.turn(Daemon::prompt(&lab, "hi"));
-        let server = servers(&lab);
+        let server = lab.servers();
         let cancelled = |daemon: &mut Daemon, id: i64| {
             let begun = Instant::now();
             daemon.cancel(id);
             let turn = daemon.finish(id);
             assert_eq!(turn.stop_reason(), "cancelled", "{turn:?}");
             assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-            assert_eq!(servers(&lab), server);
+            assert_eq!(lab.servers(), server);
         };
         let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "a command"));
         wait_until("the command to start", || lab.path("started").exists());
@@ -223,7 +213,7 @@ real_codex_by! { APP_SERVER,
             cancelled(&mut daemon, id);
         }
         let turn = daemon.turn(Daemon::prompt(&lab, "hi"));
-        assert_eq!((turn.text().as_str(), servers(&lab)), ("next", server));
+        assert_eq!((turn.text().as_str(), lab.servers()), ("next", server));
     }
 }
 
@@ -236,13 +226,13 @@ real_codex_by! { APP_SERVER,
         let mut daemon = Daemon::start(&lab);
         let id = daemon.request(method::STREAM, Daemon::prompt(&lab, "a command"));
         wait_until("the command to start", || lab.path("started").exists());
-        ps::signal(servers(&lab)[0], Signal::KILL);
+        ps::signal(lab.servers()[0], Signal::KILL);
         let turn = daemon.finish(id);
         assert_eq!(turn.error_code(), Some("codex_failed"), "{turn:?}");
         check_turn(&turn.events);
         assert_eq!(daemon.turn(Daemon::prompt(&lab, "hi")).text(), "next");
         // The next turn gives it up when it has not answered for a while.
-        ps::signal(servers(&lab)[0], Signal::STOP);
+        ps::signal(lab.servers()[0], Signal::STOP);
         let turn = daemon.turn(Daemon::prompt(&lab, "hi"));
         assert_eq!((turn.text().as_str(), turn.result()["thread_state"].as_str()), ("next", Some("resumed")));
         daemon.signal(Signal::KILL);
@@ -295,13 +285,16 @@ real_codex_by! { APP_SERVER,
         let outcome = daemon.call(method::MUTATE, json!({"agent_id": "alice", "workspace": lab.workspace(), "mutations": mutations}));
         assert_eq!(outcome["result"]["touched"], 1, "{outcome}");
         // Another server is started at once, and not by the next turn.
-        wait_until("a server to be started", || servers(&lab).len() == 1);
-        let server = servers(&lab);
+        wait_until("a server to be started", || lab.servers().len() == 1);
+        let server = lab.servers();
         let turn = daemon.turn(Daemon::prompt(&lab, "two"));
         assert_eq!(turn.result()["thread_state"], "resumed");
-        assert_eq!(servers(&lab), server);
-        let input = lab.model().requests().last().unwrap().body["input"].to_string();
-        assert!(!input.contains("999") && input.contains("consumed"), "{input}");
+        assert_eq!(lab.servers(), server);
+        let input = lab.model().requests().last().unwrap().body["input"].clone();
+        let outputs: Vec<&Value> = input.as_array().unwrap().iter().filter(|item| item["type"] == "function_call_output").collect();
+        assert_eq!(outputs.len(), 1, "{input}");
+        assert_eq!(outputs[0]["output"], "...(consumed)");
+        assert!(!input.to_string().contains(r"\n999\n"), "{input}");
     }
 }
 
@@ -382,14 +375,14 @@ real_codex_by! { APP_SERVER,
         let before = fs::read(&config).unwrap();
         let mut daemon = Daemon::start(&lab);
         daemon.turn(in_workspace(&lab, "other"));
-        let other = servers(&lab);
+        let other = lab.servers();
         for _ in 0..2 {
             assert_eq!(daemon.turn(Daemon::prompt(&lab, "hi")).text(), "ok");
         }
         assert!(!lab.path("evil").exists());
         assert_eq!(fs::read(&config).unwrap(), before);
         daemon.turn(in_workspace(&lab, "other"));
-        assert!(servers(&lab).contains(&other[0]), "one workspace's first turn replaces another's server");
+        assert!(lab.servers().contains(&other[0]), "one workspace's first turn replaces another's server");
     }
 }
 
@@ -423,7 +416,7 @@ real_codex_by! { APP_SERVER,
         assert!(doctor.stdout.contains("'--color'"), "{doctor:?}");
         daemon.init();
         assert_eq!(daemon.turn(Daemon::prompt(&lab, "hi")).text(), "ok");
-        assert_eq!(servers(&lab), [0; 0]);
+        assert_eq!(lab.servers(), [0; 0]);
     }
 }
 
@@ -457,7 +450,7 @@ fn first_turns_at_once_are_all_run_by_servers() {
         for id in ids {
             assert_eq!(daemon.finish(id).text(), "ok");
         }
-        assert_eq!(servers(&lab).len(), 8);
+        assert_eq!(lab.servers().len(), 8);
     });
 }
 
@@ -539,15 +532,15 @@ real_codex_by! { APP_SERVER,
         let mut daemon = Daemon::start(&lab);
         let kept = daemon.turn(in_workspace(&lab, "b"));
         fs::write(lab.path("thread"), kept.thread()).unwrap();
-        let server = servers(&lab);
+        let server = lab.servers();
         let mut params = in_workspace(&lab, "a");
         params["request"]["messages"][0]["content"] = json!("ask for it");
         assert_eq!(daemon.turn(params).text(), "ok");
         assert!(lab.path("done").exists());
-        assert!(servers(&lab).contains(&server[0]), "{server:?}");
+        assert!(lab.servers().contains(&server[0]), "{server:?}");
         // Whoever is no agent has.
         let output = Cli::new(&lab, ["mutate", "--thread", kept.thread(), "call_x"]).run();
         assert!(output.stderr.contains("nothing was consumed"), "{output:?}");
-        assert!(!servers(&lab).contains(&server[0]), "{server:?}");
+        assert!(!lab.servers().contains(&server[0]), "{server:?}");
     }
 }

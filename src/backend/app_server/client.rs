@@ -17,9 +17,16 @@ use std::time::{Duration, Instant};
 /// How long a server has to end once its stdin is closed; it takes 0.03 to 0.07 s (0.135.0 to 0.169.0).
 pub(super) const ENDING: Duration = Duration::from_millis(1000);
 
-/// How much is kept of what a server tells while an answer is waited for, in bytes: more is no server of codex's.
+/// How much is kept of what a server tells while an answer is waited for, in bytes. codex sends a few kilobytes.
 const MAX_KEPT: usize = 16 << 20;
 
+/// What is never of use here, of the notifications that there are many of.
+const UNWANTED: [&str; 4] = [
+    "item/commandExecution/outputDelta",
+    "account/rateLimits/updated",
+    "thread/status/changed",
+    "remoteControl/status/changed",
+];
 /// The shapes in which the server's requests are declined, by method; any other gets an error.
 const DECLINED: &[(&str, &str)] = &[
     (
@@ -63,17 +70,6 @@ pub(super) enum RequestError {
     /// The server has ended.
     Ended,
     Cancelled,
-}
-
-/// What came of waiting.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Received {
-    /// There is a line, to be taken with [`Client::line`].
-    Line,
-    Deadline,
-    Cancelled,
-    Woken,
-    Ended,
 }
 
 impl Client {
@@ -121,8 +117,32 @@ impl Client {
         id
     }
 
-    pub(super) fn notify(&mut self, method: &str) {
-        self.write(&json!({"method": method}));
+    /// Tells the server to interrupt a turn; gives the request's id.
+    pub(super) fn interrupt(&mut self, thread: &str, turn: &str) -> u64 {
+        let params = json!({"threadId": thread, "turnId": turn});
+        self.send("turn/interrupt", &params)
+    }
+
+    /// Greets the server, which is the first that it is to be told.
+    pub(super) fn initialize(
+        &mut self,
+        limit: Duration,
+        cancel: &CancelToken,
+    ) -> Result<(), RequestError> {
+        let greeting = json!({
+            "clientInfo": {
+                "name": "plexum-openai",
+                "title": null,
+                "version": env!("CARGO_PKG_VERSION"),
+            },
+            "capabilities": {
+                "experimentalApi": true,
+                "optOutNotificationMethods": UNWANTED,
+            },
+        });
+        self.request("initialize", &greeting, limit, Some(cancel))?;
+        self.write(&json!({"method": "initialized"}));
+        Ok(())
     }
 
     fn write(&mut self, message: &Value) {
@@ -205,24 +225,13 @@ impl Client {
     }
 
     /// Waits until there is a line, the server has ended, somebody wakes it, `cancel` is raised or `deadline` has passed.
-    pub(super) fn next(
-        &mut self,
-        cancel: Option<&CancelToken>,
-        deadline: Option<Instant>,
-    ) -> Received {
+    pub(super) fn next(&mut self, cancel: Option<&CancelToken>, deadline: Option<Instant>) -> Next {
         if !self.kept.is_empty() {
-            return Received::Line;
+            return Next::Line;
         }
-        match self.child.next(cancel, deadline) {
-            Next::Line => Received::Line,
-            Next::Deadline => Received::Deadline,
-            Next::Cancelled => Received::Cancelled,
-            Next::Woken => Received::Woken,
-            Next::Ended => {
-                self.is_broken = true;
-                Received::Ended
-            }
-        }
+        let next = self.child.next(cancel, deadline);
+        self.is_broken |= next == Next::Ended;
+        next
     }
 
     /// The next line; `Err` with the length of one that was too long to be held.

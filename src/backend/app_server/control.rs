@@ -86,7 +86,7 @@ impl Control {
     /// Listens, and ends what is idle of `kept` when it is asked to.
     ///
     /// # Errors
-    /// There is no private directory, descriptor or thread to be had.
+    /// A private directory, a descriptor or a thread cannot be had.
     pub(super) fn start(places: &Paths, kept: Kept) -> crate::error::Result<Control> {
         let failed = |error| {
             let what = "cannot listen for who wants a workspace";

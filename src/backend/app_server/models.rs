@@ -3,8 +3,9 @@
 //! It needs no account: without one the list is the catalogue that came with codex (0.135.0 to 0.169.0).
 
 use super::client::{Client, RequestError};
-use crate::backend::child::{Child, CodexCommand};
-use crate::codex::find::{self, environment, removed_from_environment};
+use super::server;
+use crate::backend::child::Child;
+use crate::codex::find;
 use crate::config::{Config, Paths};
 use crate::error::{Error, Kind, Result};
 use crate::os::CancelToken;
@@ -37,16 +38,8 @@ pub(crate) fn list_models(
     places: &Paths,
     cancel: &CancelToken,
 ) -> Result<Vec<Model>> {
-    let command = CodexCommand {
-        program: find::find_codex(&config.binary, config, places)?,
-        args: vec!["app-server".into()],
-        directory: "/".into(),
-        env: environment(config, places),
-        env_removed: removed_from_environment(config),
-        stdin: Some(String::new()),
-        keeps_stdin: true,
-        warnings: Vec::new(),
-    };
+    let program = find::find_codex(&config.binary, config, places)?;
+    let command = server::command(&program, vec!["app-server".into()], config, places);
     let child = Child::start(&command, None)?;
     cancel.attach(child.pidfd());
     let mut asked = Asked {
@@ -72,9 +65,9 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     fn list(&mut self) -> std::result::Result<Vec<Model>, (&'static str, RequestError)> {
-        let client = json!({"name": "plexum-openai", "version": env!("CARGO_PKG_VERSION")});
-        self.ask("initialize", &json!({"clientInfo": client}))?;
-        self.client.notify("initialized");
+        self.client
+            .initialize(self.left(), self.cancel)
+            .map_err(|error| ("initialize", error))?;
         let mut models = Vec::new();
         let mut params = json!({});
         loop {
@@ -97,14 +90,18 @@ impl Asked<'_> {
         method: &'static str,
         params: &Value,
     ) -> std::result::Result<Vec<u8>, (&'static str, RequestError)> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
         self.client
-            .request(method, params, left, Some(self.cancel))
+            .request(method, params, self.left(), Some(self.cancel))
             .map_err(|error| (method, error))
+    }
+
+    /// The time that is left.
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
     }
 }
 
-/// Why there is no list. The server is ended.
+/// The error of a request that failed. Ends the server.
 fn why(method: &str, error: RequestError, client: Client) -> Error {
     let failed = |message: String| Error::new(Kind::CodexFailed, message);
     match error {

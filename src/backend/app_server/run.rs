@@ -4,22 +4,22 @@
 //! Everything is told by the turn's own thread, which waits for the server, the rollout, a cancel and the time at once. What
 //! belongs to another thread or turn is left out: the notifications of sub-agents come on the same pipe.
 
-use super::client::{Client, Received, RequestError};
+use super::client::{Client, RequestError};
 use super::message::{self, Event, Item, Message, Notification, TurnEnd};
 use super::pool::Pool;
-use super::server::{self, Server};
+use super::server::{ANSWER, Server};
 use super::texts::Texts;
+use crate::backend::child::Next;
 use crate::backend::emitter::Emitter;
-use crate::backend::exec::command::model_arg;
-use crate::backend::recording::Unprinted;
-use crate::backend::reporter::{Concluded, Limits, Reporter, retry_at};
+use crate::backend::reporter::{
+    Concluded, Limits, Reporter, StopCause, status_of_silent_end, warn_of_silence, with_retry_at,
+};
 use crate::backend::steering::Words;
 use crate::backend::{Outcome, TurnSpec, TurnStatus};
 use crate::canonical::{Status, Usage};
 use crate::codex::failure;
 use crate::error::{Error, Kind};
 use crate::os::{self, CancelToken};
-use crate::rollout::record::TurnEnd as RecordedEnd;
 use serde_json::json;
 use std::collections::HashMap;
 use std::path::Path;
@@ -47,12 +47,6 @@ pub(super) struct Run<'a> {
     pub(super) is_last: bool,
 }
 
-/// Why a turn is being ended before it is done.
-enum StopCause {
-    Cancelled,
-    Limit(Error),
-}
-
 /// What codex has said so far.
 struct RunState<'a> {
     reporter: Reporter<'a>,
@@ -75,8 +69,6 @@ struct RunState<'a> {
     has_foreign: bool,
     /// The part of a summary of what the model thought that is being told.
     thought: Option<(String, u64)>,
-    /// How many lines were too long.
-    skipped: u64,
     stopped: Option<StopCause>,
     /// When the turn was interrupted, and when that is to be said again.
     interrupted: Option<Instant>,
@@ -128,7 +120,6 @@ impl Run<'_> {
             foreign: HashMap::new(),
             has_foreign: false,
             thought: None,
-            skipped: 0,
             stopped: None,
             interrupted: None,
             interrupt_at: None,
@@ -149,11 +140,8 @@ impl Run<'_> {
         server.client.child.wake_by(wakers);
         self.cancel.attach(server.client.child.pidfd());
         state.reporter.recording.begin();
-        state.request = Some(
-            server
-                .client
-                .send("turn/start", &self.params(&server.thread)),
-        );
+        let params = self.params(&server);
+        state.request = Some(server.client.send("turn/start", &params));
         self.listen(&mut server, &mut state, emitter);
         if let Some(steering) = self.spec.steering {
             steering.open(false);
@@ -171,17 +159,12 @@ impl Run<'_> {
             tools.rest();
         }
         let exit = self.give_back(server, &state, emitter);
-        let unprinted = match (&state.end, state.skipped) {
-            (None, _) => Unprinted::End,
-            (Some(_), 0) => Unprinted::Nothing,
-            (Some(_), _) => Unprinted::Some,
-        };
-        state.reporter.rest(unprinted, emitter);
+        state.reporter.rest(state.end.is_some(), emitter);
         Some(self.conclude(state, exit, emitter))
     }
 
     /// What `turn/start` is given.
-    fn params(&self, thread: &str) -> serde_json::Value {
+    fn params(&self, server: &Server) -> serde_json::Value {
         let spec = self.spec;
         let images = spec.images.iter();
         let mut input: Vec<_> = images
@@ -189,16 +172,16 @@ impl Run<'_> {
             .collect();
         input.push(json!({"type": "text", "text": spec.prompt}));
         let mut params = json!({
-            "threadId": thread,
+            "threadId": server.thread,
             "input": input,
             "approvalPolicy": "never",
-            "sandboxPolicy": server::sandbox_policy(spec.config.sandbox),
+            "sandboxPolicy": server.settings().sandbox_policy(),
         });
-        if let Some(model) = model_arg(spec.config, spec.model) {
-            params["model"] = model.into();
+        if let Some(model) = &server.settings().model {
+            params["model"] = model.as_str().into();
         }
-        if let Some(effort) = server::effort(spec) {
-            params["effort"] = effort.into();
+        if let Some(effort) = &server.settings().effort {
+            params["effort"] = effort.as_str().into();
         }
         if let Some(schema) = spec.output_schema {
             // It was written a moment ago, and it is JSON.
@@ -210,18 +193,18 @@ impl Run<'_> {
 
     /// Tells what the server says until the turn is over or the server is.
     fn listen(&self, server: &mut Server, state: &mut RunState<'_>, emitter: &mut Emitter<'_>) {
-        let client = &mut server.client;
         let mut limits = Limits::new(self.spec);
         let mut recorded_since = None;
         let begun = Instant::now();
         loop {
             if state.end.is_some() || state.rejected.is_some() {
-                if self.ask_again(client, &server.thread, state, emitter) {
+                if self.ask_again(server, state, emitter) {
                     recorded_since = None;
                     continue;
                 }
                 break;
             }
+            let client = &mut server.client;
             let now = Instant::now();
             if state.reporter.recording.end().is_some() {
                 let since = *recorded_since.get_or_insert(now);
@@ -240,27 +223,27 @@ impl Run<'_> {
                 .is_none()
                 .then(|| now + Reporter::tick(emitter));
             let given_up = state.interrupted.map(|since| since + AFTER_INTERRUPT);
-            let unanswered = (state.request.filter(|_| !state.is_asked_again))
-                .map(|_| begun + super::server::ANSWER);
+            let unanswered =
+                (state.request.filter(|_| !state.is_asked_again)).map(|_| begun + ANSWER);
             let deadline = [limit, tick, given_up, state.interrupt_at, unanswered];
             let cancel = state.stopped.is_none().then_some(self.cancel);
             match client.next(cancel, deadline.into_iter().flatten().min()) {
-                Received::Line => {
+                Next::Line => {
                     self.take_lines(client, &server.thread, state, emitter);
                     emitter.flush();
                     limits.heard();
                 }
-                Received::Cancelled => {
+                Next::Cancelled => {
                     emitter.debug("the turn is cancelled: codex is told to interrupt it");
                     state.stop(StopCause::Cancelled);
                     self.interrupt(client, &server.thread, state);
                 }
                 // A call of one of the daemon's tools: its record is there, or about to be.
-                Received::Woken => {
+                Next::Woken => {
                     state.reporter.recording.follow(emitter);
                     self.steer(client, &server.thread, state);
                 }
-                Received::Deadline => {
+                Next::Deadline => {
                     let now = Instant::now();
                     if limit.is_some_and(|limit| now >= limit) {
                         emitter.debug("a limit is reached: codex is told to interrupt the turn");
@@ -268,7 +251,7 @@ impl Run<'_> {
                         state.stop(StopCause::Limit(error));
                         self.interrupt(client, &server.thread, state);
                     } else if unanswered.is_some_and(|at| now >= at) && state.stopped.is_none() {
-                        let seconds = super::server::ANSWER.as_secs();
+                        let seconds = ANSWER.as_secs();
                         state.rejected = Some(format!("no answer within {seconds} s"));
                         client.begin_close();
                         return;
@@ -285,7 +268,7 @@ impl Run<'_> {
                         emitter.flush();
                     }
                 }
-                Received::Ended => return,
+                Next::Ended => return,
             }
         }
         if state.end.is_some() {
@@ -319,8 +302,7 @@ impl Run<'_> {
     /// login was just being renewed. Says whether the turn goes on for that.
     fn ask_again(
         &self,
-        client: &mut Client,
-        thread: &str,
+        server: &mut Server,
         state: &mut RunState<'_>,
         emitter: &mut Emitter<'_>,
     ) -> bool {
@@ -343,9 +325,9 @@ impl Run<'_> {
         state.last_error = None;
         self.wait_for_record(state, emitter);
         state.reporter.recording.goes_on();
-        let mut params = self.params(thread);
+        let mut params = self.params(server);
         params["input"] = json!([]);
-        state.request = Some(client.send("turn/start", &params));
+        state.request = Some(server.client.send("turn/start", &params));
         state.is_asked_again = true;
         state.has_begun = false;
         state.turn = None;
@@ -372,10 +354,7 @@ impl Run<'_> {
     fn interrupt(&self, client: &mut Client, thread: &str, state: &mut RunState<'_>) {
         state.interrupt_at = None;
         if let Some(turn) = &state.turn {
-            let params = json!({"threadId": thread, "turnId": turn});
-            state
-                .interrupts
-                .push(client.send("turn/interrupt", &params));
+            state.interrupts.push(client.interrupt(thread, turn));
         }
     }
 
@@ -393,11 +372,7 @@ impl Run<'_> {
             let line = match line {
                 Ok(line) => line,
                 Err(length) => {
-                    state.skipped += 1;
-                    emitter.start();
-                    emitter.warn(&format!(
-                        "codex printed a line of {length} bytes, more than can be held; it is skipped"
-                    ));
+                    state.reporter.skipped_line(length, emitter);
                     continue;
                 }
             };
@@ -458,10 +433,7 @@ impl Run<'_> {
         // Goals are switched off, and nothing else begins a turn by itself.
         let foreign = state.foreign.remove(thread);
         if let Some(turn) = foreign.filter(|turn| Some(turn) != state.turn.as_ref()) {
-            client.send(
-                "turn/interrupt",
-                &json!({"threadId": thread, "turnId": turn}),
-            );
+            client.interrupt(thread, &turn);
         }
     }
 
@@ -576,20 +548,20 @@ impl Run<'_> {
                 let (id, text) = (item.text("id"), item.text("text"));
                 state.reporter.worked = true;
                 // Where none of it was told yet, the calls before it are told first.
-                if state.texts.begins(&id) && !text.trim().is_empty() {
-                    let recording = &mut state.reporter.recording;
+                let is_untold = state.texts.begins(&id) && !text.trim().is_empty();
+                let recording = &mut state.reporter.recording;
+                if is_untold {
                     recording.emit_calls_recorded_before(&text, emitter);
-                    let text = state.texts.complete(&id, &text, emitter);
-                    recording.set_last_text(&text);
-                    return;
                 }
                 let text = state.texts.complete(&id, &text, emitter);
-                if !text.is_empty() {
-                    emitter.flush();
-                    let recording = &mut state.reporter.recording;
-                    recording.emit_calls_recorded_before(&text, emitter);
-                    recording.set_last_text(&text);
+                if text.is_empty() {
+                    return;
                 }
+                if !is_untold {
+                    emitter.flush();
+                    recording.emit_calls_recorded_before(&text, emitter);
+                }
+                recording.set_last_text(&text);
             }
             "reasoning" => {
                 let id = item.text("id");
@@ -621,10 +593,7 @@ impl Run<'_> {
             return;
         }
         for (thread, turn) in &state.foreign {
-            client.send(
-                "turn/interrupt",
-                &json!({"threadId": thread, "turnId": turn}),
-            );
+            client.interrupt(thread, turn);
         }
         let params = json!({"threadId": server.thread});
         match client.request("thread/backgroundTerminals/clean", &params, CLEANING, None) {
@@ -685,7 +654,6 @@ impl Run<'_> {
             last_error,
             rejected,
             usage,
-            skipped,
             stopped,
             ..
         } = state;
@@ -693,6 +661,7 @@ impl Run<'_> {
             thread,
             end: recorded,
             worked,
+            skipped,
             account,
         } = reporter.conclude(usage, emitter);
         let mut said = last_error;
@@ -700,7 +669,7 @@ impl Run<'_> {
             (_, Some(StopCause::Cancelled)) => TurnStatus::Cancelled,
             (_, Some(StopCause::Limit(error))) => TurnStatus::Failed(error),
             (Some(TurnEnd::Completed), None) => {
-                warn_of_completion(skipped, emitter);
+                warn_of_silence(skipped, emitter);
                 TurnStatus::Completed
             }
             (Some(TurnEnd::Failed(message)), None) => {
@@ -721,42 +690,20 @@ impl Run<'_> {
                 Kind::CodexFailed,
                 "codex interrupted the turn, and nobody had asked it to",
             )),
-            (None, None) => match (rejected, recorded, exit) {
-                (Some(message), ..) => {
+            (None, None) => match (rejected, exit) {
+                (None, Some(exit)) => {
+                    status_of_silent_end(recorded, &exit, said.as_deref(), emitter)
+                }
+                // A server that has not ended has said how the turn did.
+                (message, _) => {
+                    let message = message.unwrap_or_default();
                     TurnStatus::Failed(failure::from_answer("turn/start", &message))
                 }
-                (None, Some(RecordedEnd::Completed(last)), _)
-                    if last.is_some() || emitter.texts > 0 =>
-                {
-                    emitter.warn(
-                        "codex recorded the end of the turn and did not tell it; what it recorded is told",
-                    );
-                    TurnStatus::Completed
-                }
-                (None, _, Some(exit)) => {
-                    TurnStatus::Failed(failure::from_exit(&exit, said.as_deref()))
-                }
-                (None, _, None) => TurnStatus::Failed(Error::new(
-                    Kind::CodexFailed,
-                    "codex did not tell how the turn ended",
-                )),
             },
         };
-        let status = match status {
-            TurnStatus::Failed(error) => {
-                let at = retry_at(
-                    self.spec,
-                    &error,
-                    said.as_deref(),
-                    &account.telemetry,
-                    thread.as_deref(),
-                );
-                TurnStatus::Failed(error.with_retry_at(at))
-            }
-            other => other,
-        };
+        let said = said.as_deref();
         Outcome {
-            status,
+            status: with_retry_at(self.spec, status, said, &account, thread.as_deref()),
             thread,
             account,
         }
@@ -795,14 +742,4 @@ fn turn_id(result: &[u8]) -> Option<String> {
 
 fn text_of(path: &Path) -> String {
     path.to_string_lossy().into_owned()
-}
-
-/// What is odd about a turn that was complete.
-fn warn_of_completion(skipped: u64, emitter: &mut Emitter<'_>) {
-    if emitter.texts == 0 && emitter.calls == 0 {
-        emitter.warn(&match skipped {
-            0 => "codex completed the turn without any text and any tool call".to_owned(),
-            _ => format!("the turn has no text: it was in one of the lines that are skipped ({skipped}), and codex has not recorded it"),
-        });
-    }
 }

@@ -13,7 +13,7 @@ use crate::backend::exec::command::{ExtraArgs, model_arg};
 use crate::codex::failure::{self, Exit, Refusal};
 use crate::codex::find::{environment, removed_from_environment};
 use crate::codex::toml;
-use crate::config::{Config, Sandbox};
+use crate::config::{Config, Paths, Sandbox};
 use crate::error::{Error, Kind};
 use crate::json::{Members, elements};
 use crate::mcp::Bridge;
@@ -36,13 +36,6 @@ const IDLE: Duration = Duration::from_secs(180);
 const LARGEST: u64 = 512 << 20;
 /// How long another codex may take to let go of a thread that it has just ended with.
 const WRITER: Duration = Duration::from_secs(1);
-/// What is never of use here, of the notifications that there are many of.
-const UNWANTED: [&str; 4] = [
-    "item/commandExecution/outputDelta",
-    "account/rateLimits/updated",
-    "thread/status/changed",
-    "remoteControl/status/changed",
-];
 /// What a server says that cannot open codex's databases beside others which start just now (0.135.0 to 0.155.0).
 const DATABASE: &str = "failed to initialize sqlite state runtime";
 
@@ -67,18 +60,39 @@ pub(super) struct Recipe {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Settings {
     /// codex's name of the model; `None` leaves the choice to codex.
-    model: Option<String>,
+    pub(super) model: Option<String>,
     system: Option<String>,
     sandbox: Sandbox,
-    /// How much the model is to think. It goes along with each turn, but sticks to the thread.
-    effort: Option<String>,
+    /// How much the model is to think, unless `extra_args` say it. It goes along with each turn, but sticks to the thread.
+    pub(super) effort: Option<String>,
+}
+
+impl Settings {
+    /// The sandbox as a request that loads a thread names it.
+    fn sandbox_mode(&self) -> &'static str {
+        match self.sandbox {
+            Sandbox::DangerFullAccess => "danger-full-access",
+            Sandbox::WorkspaceWrite => "workspace-write",
+            Sandbox::ReadOnly => "read-only",
+        }
+    }
+
+    /// What the commands of a turn may do, as `turn/start` takes it.
+    pub(super) fn sandbox_policy(&self) -> Value {
+        let policy = match self.sandbox {
+            Sandbox::DangerFullAccess => "dangerFullAccess",
+            Sandbox::WorkspaceWrite => "workspaceWrite",
+            Sandbox::ReadOnly => "readOnly",
+        };
+        json!({"type": policy})
+    }
 }
 
 /// A running server.
 #[derive(Debug)]
 pub(in crate::backend) struct Server {
     pub(super) client: Client,
-    /// How it was started; the thread of it is the one that is loaded.
+    /// How it was started.
     recipe: Recipe,
     inputs: Inputs,
     /// The thread that is loaded.
@@ -147,21 +161,14 @@ impl Recipe {
         args.extend(spec.tools.map(|it| it.codex_args()).unwrap_or_default());
         // After ours, so that they have the last word.
         args.extend(extra.args().iter().map(Into::into));
+        let effort = model_args.and_then(|args| args.reasoning_effort.as_deref());
+        let effort = spec.reasoning_effort.or(effort);
+        let effort = effort.filter(|_| !extra.sets("model_reasoning_effort"));
         let system = spec
             .system
             .filter(|_| !extra.sets("developer_instructions"));
         Ok(Recipe {
-            command: CodexCommand {
-                program: spec.program.to_owned(),
-                args,
-                // One that stays: the workspace may be removed and made again.
-                directory: "/".into(),
-                env: environment(config, spec.places),
-                env_removed: removed_from_environment(config),
-                stdin: Some(String::new()),
-                keeps_stdin: true,
-                warnings: Vec::new(),
-            },
+            command: command(spec.program, args, config, spec.places),
             lock: spec.lock.map(Path::to_owned),
             tools: spec.tools.map(Arc::clone),
             home: spec.places.codex_home(config),
@@ -170,7 +177,7 @@ impl Recipe {
                 model: model_arg(config, spec.model).map(str::to_owned),
                 system: system.map(str::to_owned),
                 sandbox: config.sandbox,
-                effort: effort(spec).map(str::to_owned),
+                effort: effort.map(str::to_owned),
             },
             thread: spec.thread.map(str::to_owned),
             config_file: spec.places.config_file(),
@@ -178,13 +185,24 @@ impl Recipe {
     }
 }
 
-/// How much the model is to think, as the turn or the config says it; not where `extra_args` do.
-pub(super) fn effort<'a>(spec: &TurnSpec<'a>) -> Option<&'a str> {
-    let extra = ExtraArgs::of(&spec.config.extra_args, &mut Vec::new());
-    let model_args = spec.config.model_args.get(spec.model);
-    let effort = model_args.and_then(|args| args.reasoning_effort.as_deref());
-    let effort = spec.reasoning_effort.or(effort);
-    effort.filter(|_| !extra.sets("model_reasoning_effort"))
+/// How a server is started with these arguments.
+pub(super) fn command(
+    program: &Path,
+    args: Vec<OsString>,
+    config: &Config,
+    places: &Paths,
+) -> CodexCommand {
+    CodexCommand {
+        program: program.to_owned(),
+        args,
+        // One that stays: the workspace may be removed and made again.
+        directory: "/".into(),
+        env: environment(config, places),
+        env_removed: removed_from_environment(config),
+        stdin: Some(String::new()),
+        keeps_stdin: true,
+        warnings: Vec::new(),
+    }
 }
 
 impl Server {
@@ -275,6 +293,11 @@ impl Server {
         }
     }
 
+    /// What its thread was loaded with.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.recipe.settings
+    }
+
     /// What lends it the daemon's tools.
     pub(super) fn tools(&self) -> Option<&Arc<Bridge>> {
         self.recipe.tools.as_ref()
@@ -300,20 +323,8 @@ fn connect(pool: &Kept, recipe: &Recipe, cancel: &CancelToken) -> Result<Client,
         if let Some(tools) = &recipe.tools {
             tools.admit_below(client.guard_pid());
         }
-        let greeting = json!({
-            "clientInfo": {
-                "name": "plexum-openai",
-                "title": null,
-                "version": env!("CARGO_PKG_VERSION"),
-            },
-            "capabilities": {
-                "experimentalApi": true,
-                "optOutNotificationMethods": UNWANTED,
-            },
-        });
-        match client.request("initialize", &greeting, ANSWER, Some(cancel)) {
-            Ok(_) => {
-                client.notify("initialized");
+        match client.initialize(ANSWER, cancel) {
+            Ok(()) => {
                 first.succeeded();
                 return Ok(client);
             }
@@ -378,7 +389,7 @@ fn load(client: &mut Client, recipe: &Recipe, cancel: &CancelToken) -> Result<St
             }
             params["threadId"] = thread.as_str().into();
             params["excludeTurns"] = true.into();
-            params["sandbox"] = sandbox_mode(settings.sandbox).into();
+            params["sandbox"] = settings.sandbox_mode().into();
             "thread/resume"
         }
         None => {
@@ -444,21 +455,4 @@ fn default_model(client: &mut Client, cancel: &CancelToken) -> Option<String> {
             .then(|| model.text("model").map(Cow::into_owned))
             .flatten()
     })
-}
-
-fn sandbox_mode(sandbox: Sandbox) -> &'static str {
-    match sandbox {
-        Sandbox::DangerFullAccess => "danger-full-access",
-        Sandbox::WorkspaceWrite => "workspace-write",
-        Sandbox::ReadOnly => "read-only",
-    }
-}
-
-/// What the commands of a turn may do, as `turn/start` takes it.
-pub(super) fn sandbox_policy(sandbox: Sandbox) -> Value {
-    match sandbox {
-        Sandbox::DangerFullAccess => json!({"type": "dangerFullAccess"}),
-        Sandbox::WorkspaceWrite => json!({"type": "workspaceWrite"}),
-        Sandbox::ReadOnly => json!({"type": "readOnly"}),
-    }
 }

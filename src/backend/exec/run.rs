@@ -7,15 +7,15 @@ use super::system;
 use super::translate::{Translator, TurnOutcome, Update};
 use crate::backend::child::{Child, CodexCommand, Next, OutputLine};
 use crate::backend::emitter::Emitter;
-use crate::backend::recording::Unprinted;
-use crate::backend::reporter::{Concluded, Limits, Reporter, retry_at};
+use crate::backend::reporter::{
+    Concluded, Limits, Reporter, StopCause, status_of_silent_end, warn_of_silence, with_retry_at,
+};
 use crate::backend::{Outcome, TurnSpec, TurnStatus, not_started};
 use crate::canonical::PlanItem;
 use crate::codex::failure::{self, Exit};
 use crate::codex::home;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::os::CancelToken;
-use crate::rollout::record::TurnEnd;
 use std::time::{Duration, Instant};
 
 /// How long codex may take to end after it said that the turn is over: it still shuts down its MCP servers.
@@ -26,12 +26,6 @@ const PLAN_WAIT: Duration = Duration::from_millis(150);
 /// A turn by one `codex exec`.
 pub(super) struct Run<'a> {
     pub(super) spec: &'a TurnSpec<'a>,
-}
-
-/// Why codex is being ended before it is done.
-enum StopCause {
-    Cancelled,
-    Limit(Error),
 }
 
 impl Run<'_> {
@@ -52,7 +46,6 @@ impl Run<'_> {
         let mut state = RunState {
             translator: Translator::default(),
             reporter,
-            skipped: 0,
             cancel: cancel.clone(),
         };
         state.reporter.recording.begin();
@@ -72,12 +65,8 @@ impl Run<'_> {
             return Err(not_started(self.spec.program, &config_file, errno));
         }
         emitter.debug(&format!("codex has ended: {}", exit.describe()));
-        let unprinted = match state.translator.verdict() {
-            None => Unprinted::End,
-            Some(_) if state.skipped > 0 => Unprinted::Some,
-            Some(_) => Unprinted::Nothing,
-        };
-        state.reporter.rest(unprinted, emitter);
+        let has_end = state.translator.verdict().is_some();
+        state.reporter.rest(has_end, emitter);
         Ok(self.conclude(state, stopped, &exit, emitter))
     }
 
@@ -128,7 +117,6 @@ impl Run<'_> {
         let RunState {
             translator,
             reporter,
-            skipped,
             ..
         } = state;
         let totals = match translator.verdict() {
@@ -139,6 +127,7 @@ impl Run<'_> {
             thread,
             end,
             worked,
+            skipped,
             account,
         } = reporter.conclude(totals, emitter);
         let refusal = match (self.spec.thread, translator.verdict()) {
@@ -164,25 +153,12 @@ impl Run<'_> {
             }
             (None, None) => status_of_silent_end(end, exit, translator.last_error(), emitter),
         };
-        let status = match status {
-            TurnStatus::Failed(error) => {
-                let said = match translator.verdict() {
-                    Some(TurnOutcome::Failed(message)) => Some(message.as_str()),
-                    _ => translator.last_error(),
-                };
-                let retry_at = retry_at(
-                    self.spec,
-                    &error,
-                    said,
-                    &account.telemetry,
-                    thread.as_deref(),
-                );
-                TurnStatus::Failed(error.with_retry_at(retry_at))
-            }
-            other => other,
+        let said = match translator.verdict() {
+            Some(TurnOutcome::Failed(message)) => Some(message.as_str()),
+            _ => translator.last_error(),
         };
         Outcome {
-            status,
+            status: with_retry_at(self.spec, status, said, &account, thread.as_deref()),
             thread,
             account,
         }
@@ -265,11 +241,7 @@ impl Run<'_> {
         let line = match line {
             OutputLine::Whole(line) => line,
             OutputLine::Skipped(length) => {
-                state.skipped += 1;
-                emitter.start();
-                emitter.warn(&format!(
-                    "codex printed a line of {length} bytes, more than can be held; it is skipped"
-                ));
+                state.reporter.skipped_line(length, emitter);
                 return;
             }
         };
@@ -338,8 +310,6 @@ impl Run<'_> {
 struct RunState<'a> {
     translator: Translator,
     reporter: Reporter<'a>,
-    /// How many lines were too long.
-    skipped: u64,
     cancel: CancelToken,
 }
 
@@ -351,45 +321,5 @@ fn warn_of_completion(exit: &Exit, skipped: u64, emitter: &mut Emitter<'_>) {
             exit.describe()
         ));
     }
-    if emitter.texts == 0 && emitter.calls == 0 {
-        emitter.warn(&match skipped {
-            0 => "codex completed the turn without any text and any tool call".to_owned(),
-            _ => format!("the turn has no text: it was in one of the lines that are skipped ({skipped}), and codex has not recorded it"),
-        });
-    }
-}
-
-/// How a turn ended of which codex printed no end: as it recorded it.
-fn status_of_silent_end(
-    end: Option<TurnEnd>,
-    exit: &Exit,
-    last_error: Option<&str>,
-    emitter: &mut Emitter<'_>,
-) -> TurnStatus {
-    let how = match end {
-        // A turn that failed is recorded as complete, too, but without a last message.
-        Some(TurnEnd::Completed(last)) if last.is_some() || emitter.texts > 0 => {
-            emitter.warn(
-                "codex recorded the end of the turn and did not print it; what it recorded is told",
-            );
-            return TurnStatus::Completed;
-        }
-        Some(TurnEnd::Completed(_)) => {
-            "recorded the end of the turn, without a message,".to_owned()
-        }
-        Some(TurnEnd::Aborted(reason)) => {
-            format!("recorded that the turn was aborted ({reason:?}),")
-        }
-        None => return TurnStatus::Failed(failure::from_exit(exit, last_error)),
-    };
-    TurnStatus::Failed(match last_error {
-        Some(_) => failure::from_exit(exit, last_error),
-        None => Error::new(
-            Kind::CodexFailed,
-            format!(
-                "codex {how} printed nothing of it, and ended with {}",
-                exit.describe()
-            ),
-        ),
-    })
+    warn_of_silence(skipped, emitter);
 }

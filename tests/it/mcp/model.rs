@@ -442,15 +442,6 @@ fn kill(lab: &Lab, part: &str) -> u32 {
     pid
 }
 
-/// The servers of codex that run.
-fn servers(lab: &Lab) -> Vec<u32> {
-    let mut found = ps::of(lab.root());
-    found.retain(|process| {
-        process.command.contains(" app-server ") && !process.command.contains("codex-guard")
-    });
-    found.iter().map(|process| process.pid).collect()
-}
-
 /// Consumes a call between turns; the servers that run then.
 fn daemon_consumes(lab: &Lab, daemon: &mut Daemon, call: &str, before: &[u32]) -> Vec<u32> {
     let mutations = json!([{"block_id": call, "op": "consume-light"}]);
@@ -459,7 +450,7 @@ fn daemon_consumes(lab: &Lab, daemon: &mut Daemon, call: &str, before: &[u32]) -
     let outcome = daemon.call(method::MUTATE, params);
     assert_eq!(outcome["result"]["touched"], 1, "{outcome}");
     wait_until("another server to have the thread loaded", || {
-        let now = servers(lab);
+        let now = lab.servers();
         let hosts = ps::of(lab.root());
         now.len() == 1
             && now != before
@@ -467,7 +458,7 @@ fn daemon_consumes(lab: &Lab, daemon: &mut Daemon, call: &str, before: &[u32]) -
                 .iter()
                 .any(|process| process.command.contains(" mcp-host "))
     });
-    servers(lab)
+    lab.servers()
 }
 
 real_codex_by! { APP_SERVER,
@@ -489,7 +480,7 @@ real_codex_by! { APP_SERVER,
             assert_eq!(calls.len(), 1, "{id}: {turn:?}");
             let result = turn.of("tool_result").next().unwrap();
             assert_eq!(result["is_error"], false, "{id}: {result}");
-            servers(&lab)
+            lab.servers()
         };
         let first = turn(&mut daemon, "call_a", &["send"]);
         assert_eq!(turn(&mut daemon, "call_b", &["send"]), first, "the same tools");

@@ -163,6 +163,16 @@ impl Lab {
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("a file");
     }
 
+    /// The pids of the `codex app-server`s that run here, without their guards.
+    pub(crate) fn servers(&self) -> Vec<u32> {
+        let is_server = |process: &ps::Process| {
+            process.command.contains(" app-server ") && !process.command.contains("codex-guard")
+        };
+        let mut found = ps::of(self.root());
+        found.retain(is_server);
+        found.iter().map(|process| process.pid).collect()
+    }
+
     /// Does the plugin keep something of a workspace between turns?
     pub(crate) fn keeps_servers(&self) -> bool {
         codex::backend() == codex::APP_SERVER
