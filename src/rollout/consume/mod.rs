@@ -4,10 +4,9 @@
 //! here is what the model sees next. The copies in `event_msg` records and in codex's SQLite files do not
 //! reach the model and stay, and so does everything else, byte for byte.
 //!
-//! The file is read once to find the places, and only if something is to be changed it is copied and the
-//! copy patched: a request that changes nothing writes nothing. As soon as it is certain that something is, a
-//! large file is copied beside the reading. Memory is for the places of the calls that were asked for, not for
-//! the file.
+//! The file is read once to find the places, and only if something is to be changed it is copied and the copy
+//! patched: a request that changes nothing writes nothing. Memory is for the places of the calls that were asked
+//! for, not for the file.
 //!
 //! What a call is, here: a call and, after it, its output. One half alone is left as it is, and its id counts
 //! as missing, because codex makes up the other half or drops it.
@@ -22,15 +21,13 @@ use crate::os::{CancelToken, Cancellable};
 use crate::rollout::calls::{Calls, Fed};
 use crate::rollout::lines::{self, Lines, NESTED};
 use crate::rollout::record;
-use replace::{Access, Copy, Replaced, RolloutFile};
+use replace::{Access, Replaced, RolloutFile};
 use serde::Serialize;
 pub(crate) use splice::Op;
 use splice::{LineRole, Patch, PatchLine};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 /// How often a file is tried that changes while it is rewritten. codex appends in bursts, at the end of a turn.
 const TRIES: usize = 3;
@@ -158,7 +155,7 @@ fn consume_locked(
 ) -> Result<ConsumeReport> {
     if mode == WriteMode::DryRun {
         let source = RolloutFile::open(path, Access::Look)?;
-        return Ok(Plan::make(&source, mutations, cancel, &mut || ())?.outcome);
+        return Ok(Plan::make(&source, mutations, cancel)?.outcome);
     }
     if let Some((home, _)) = thread {
         crate::os::check_owner("the codex home", home)?;
@@ -169,11 +166,11 @@ fn consume_locked(
     };
     for _ in 0..TRIES {
         let source = RolloutFile::open(path, Access::Rewrite)?;
-        let (plan, copied) = read_and_copy(&source, mutations, cancel)?;
+        let plan = Plan::make(&source, mutations, cancel)?;
         if plan.patches.is_empty() {
             return Ok(plan.outcome);
         }
-        let copied = copied.unwrap_or_else(|| source.copy(&|| cancel.is_cancelled()));
+        let copied = source.copy(&|| cancel.is_cancelled());
         // A copy that was cut short is not a copy.
         if cancel.is_cancelled() {
             return Err(cancelled(path));
@@ -189,35 +186,6 @@ fn consume_locked(
     .hint("try again when nobody writes to it"))
 }
 
-/// Finds out what is to be written, and, where that is certain before the end of a large file, copies the file
-/// meanwhile.
-fn read_and_copy(
-    source: &RolloutFile,
-    mutations: &[Mutation],
-    cancel: &CancelToken,
-) -> Result<(Plan, Option<Result<Copy>>)> {
-    let given_up = AtomicBool::new(false);
-    let stops = || given_up.load(Ordering::Relaxed) || cancel.is_cancelled();
-    thread::scope(|scope| {
-        let mut copier = None;
-        let plan = Plan::make(source, mutations, cancel, &mut || {
-            if source.is_large() {
-                // Where no thread can be had, it is copied afterwards.
-                copier = thread::Builder::new()
-                    .name("copy".to_owned())
-                    .spawn_scoped(scope, || source.copy(&stops))
-                    .ok();
-            }
-        });
-        given_up.store(plan.is_err(), Ordering::Relaxed);
-        let copied = copier.map(|copier| {
-            let end = copier.join();
-            end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
-        Ok((plan?, copied))
-    })
-}
-
 fn cancelled(path: &Path) -> Error {
     let message = format!("the rewrite of '{}' was cancelled", path.display());
     Error::new(Kind::Busy, message)
@@ -231,14 +199,9 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    fn make(
-        source: &RolloutFile,
-        mutations: &[Mutation],
-        cancel: &CancelToken,
-        sure: &mut dyn FnMut(),
-    ) -> Result<Plan> {
+    fn make(source: &RolloutFile, mutations: &[Mutation], cancel: &CancelToken) -> Result<Plan> {
         let open = || Cancellable::new(source.reader(), cancel);
-        Plan::read(open, mutations, sure).map_err(|error| {
+        Plan::read(open, mutations).map_err(|error| {
             if cancel.is_cancelled() {
                 return cancelled(source.path());
             }
@@ -247,20 +210,15 @@ impl Plan {
         })
     }
 
-    /// `open` gives the rollout from its beginning. `sure` is called as soon as it is certain that there will be
-    /// a patch.
-    pub(crate) fn read<R: Read>(
-        open: impl Fn() -> R,
-        mutations: &[Mutation],
-        sure: &mut dyn FnMut(),
-    ) -> io::Result<Plan> {
+    /// `open` gives the rollout from its beginning.
+    pub(crate) fn read<R: Read>(open: impl Fn() -> R, mutations: &[Mutation]) -> io::Result<Plan> {
         let outer = if mutations.iter().any(|it| it.block_id.starts_with(NESTED)) {
             outer_calls(open())?
         } else {
             HashMap::new()
         };
         let wanted = Selection::new(mutations, &outer);
-        let lines = wanted.lines(open(), sure)?;
+        let lines = wanted.lines(open())?;
         Ok(wanted.plan(&lines))
     }
 }
@@ -355,9 +313,8 @@ impl<'a> Selection<'a> {
         wanted
     }
 
-    /// The lines of a rollout that have something of these calls. `sure` is called once, at the first of which it
-    /// is certain that it will be changed, if there is one.
-    fn lines(&self, input: impl Read, sure: &mut dyn FnMut()) -> io::Result<Vec<PatchLine>> {
+    /// The lines of a rollout that have something of these calls.
+    fn lines(&self, input: impl Read) -> io::Result<Vec<PatchLine>> {
         let number = |id: &str| self.numbers.get(id).copied();
         let of_interest = |line: &lines::Line<'_>| {
             if line.cut() {
@@ -382,35 +339,14 @@ impl<'a> Selection<'a> {
             )
         };
         let mut found = Vec::new();
-        let mut called = vec![false; self.ops.len()];
-        let mut is_sure = false;
         let mut lines = Lines::new(input);
         while let Some(line) = lines.next(kinds)? {
-            if let Some(line) = of_interest(&line) {
-                if !is_sure && self.is_changed(&line, &mut called) {
-                    is_sure = true;
-                    sure();
-                }
-                found.push(line);
-            }
+            found.extend(of_interest(&line));
         }
         if let Some(line) = lines.rest(kinds) {
             found.extend(of_interest(&line));
         }
         Ok(found)
-    }
-
-    /// Is this line certain to be changed, whatever comes after it? It is if it is an output of a call before it;
-    /// `called` notes those.
-    fn is_changed(&self, line: &PatchLine, called: &mut [bool]) -> bool {
-        for site in line.sites.iter().filter(|site| site.role == LineRole::Call) {
-            called[site.id] = true;
-        }
-        let op = |site: &splice::Site| {
-            let is_due = site.role == LineRole::Output && !site.copied && called[site.id];
-            is_due.then(|| self.ops[site.id])
-        };
-        line.patch(op).is_some()
     }
 
     /// What is to be done in these lines, all the lines of a rollout that matter, in order.

@@ -137,11 +137,6 @@ impl RolloutFile {
         &self.path
     }
 
-    /// Is it so large that it is worth a thread to copy it while it is still read?
-    pub(crate) fn is_large(&self) -> bool {
-        self.before.len() >= PART
-    }
-
     /// Makes a copy of the text, for [`RolloutFile::replace`]. It is cut short once `stops` says so.
     ///
     /// The kernel copies by itself, and on some file systems only notes that the bytes are shared. After each

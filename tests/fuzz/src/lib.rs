@@ -361,12 +361,7 @@ fn has_nested(mutations: &[rollout::consume::Mutation]) -> bool {
 
 fn consume(text: &[u8], mutations: &[rollout::consume::Mutation]) -> (Vec<u8>, usize, Vec<String>) {
     use rollout::consume::splice::Piece;
-    let mut sure = false;
-    let plan = rollout::consume::Plan::read(|| text, mutations, &mut || sure = true).unwrap();
-    assert!(
-        !sure || !plan.patches.is_empty(),
-        "what was certain came about"
-    );
+    let plan = rollout::consume::Plan::read(|| text, mutations).unwrap();
     let mut new = text.to_vec();
     let mut written = 0;
     for patch in &plan.patches {
