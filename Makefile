@@ -89,7 +89,7 @@ bench: codex-newest
 	PLEXUM_BENCH_CODEX="$$(echo target/codex/$(CODEX_NEWEST)/node_modules/@openai/codex-*/vendor/*/bin/codex)" \
 	    cargo bench --quiet --locked --bench ratios
 
-## lint: format, lints, docs, man pages and dependencies, without the tests
+## lint: format, lints, docs, man pages, system calls and dependencies, without the tests
 lint:
 	@run() { echo "$$*"; "$$@"; }
 	run cargo fmt --check
@@ -101,6 +101,11 @@ lint:
 	else
 	    echo "SKIPPED: mandoc is not installed, the man pages were not linted" >&2
 	    [ "$${CI:-}" != true ]
+	fi
+	echo "system calls"
+	if grep -rnE '\b(rustix|nix|signal_hook|libc)::' src --include='*.rs' | grep -v '^src/os/'; then
+	    echo "These crates are called in src/os alone: give it a function for this." >&2
+	    exit 1
 	fi
 	echo "dependencies"
 	.ci/audit

@@ -198,10 +198,14 @@ impl std::error::Error for Error {
 
 /// Is the machine, or this process, out of descriptors or memory? That passes when others end.
 pub(crate) fn is_exhausted(error: &io::Error) -> bool {
-    use rustix::io::Errno;
+    // Linux's numbers, for most of which std has no kind.
+    const EAGAIN: i32 = 11;
+    const ENOMEM: i32 = 12;
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
     matches!(
-        Errno::from_io_error(error),
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN)
+        error.raw_os_error(),
+        Some(EAGAIN | ENOMEM | ENFILE | EMFILE)
     )
 }
 

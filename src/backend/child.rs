@@ -8,10 +8,8 @@
 use super::guard;
 use crate::codex::failure::Exit;
 use crate::error::{Error, Kind, Result, reason};
-use crate::os::{self, CancelToken, Waker};
+use crate::os::{self, CancelToken, Errno, Pid, PollFd, PollFlags, Signal, Waker};
 use memchr::memchr;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -87,11 +85,11 @@ pub(crate) struct Child {
     lines: LineBuffer,
     tail: Vec<u8>,
     spawn_error: Option<i32>,
-    /// Has codex printed anything? OnTimeout it was started, whatever it prints.
+    /// Has codex printed anything? Then it was started, and [`guard::SPAWN_ERROR`] is not the guard's line.
     has_printed: bool,
     /// Did the guard's end show already?
     exited: bool,
-    /// When timeout with the present state ends, and what follows.
+    /// When the present state may last no longer, and what is done then.
     timeout: Option<(Instant, OnTimeout)>,
     /// The flag was seen cancelled and that was not said yet.
     cancelled: bool,
@@ -172,20 +170,19 @@ impl Child {
             .into_iter()
             .flatten()
             {
-                let flags = rustix::fs::fcntl_getfl(stream)?;
-                rustix::fs::fcntl_setfl(stream, flags | rustix::fs::OFlags::NONBLOCK)?;
+                os::set_nonblocking(stream)?;
             }
             if let Some(stdout) = &streams.1 {
-                // A larger pipe means fewer wake-ups; a limit on pipe memory is no reason to fail.
-                let _ = rustix::pipe::fcntl_setpipe_size(stdout, READ_AT_ONCE);
+                // A larger pipe means fewer wake-ups.
+                os::enlarge_pipe(stdout, READ_AT_ONCE);
             }
-            Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+            os::open_pidfd(pid)
         })();
         let ended = match prepared {
             Ok(ended) => ended,
             Err(error) => {
                 // Not SIGKILL: codex may run already, and it is the guard that ends it.
-                let _ = rustix::process::kill_process(pid, Signal::TERM);
+                os::signal_process(pid, Signal::TERM);
                 let _ = guard.wait();
                 return Err(spawn_failed(invocation, error));
             }
@@ -286,10 +283,7 @@ impl Child {
                 (Some(deadline), Some((timeout, _))) => Some(deadline.min(timeout)),
                 (deadline, timeout) => deadline.or(timeout.map(|(until, _)| until)),
             };
-            let ready = self.wait(
-                flag,
-                until.map(|until| until.saturating_duration_since(now)),
-            );
+            let ready = self.wait(flag, until);
             if ready.stdin {
                 self.write_input();
             }
@@ -328,8 +322,8 @@ impl Child {
         self.asked_to_end = true;
         self.stdin = None;
         if !self.exited {
-            // It is not exit_status yet, so the pid is still its own.
-            let _ = rustix::process::kill_process(self.pid, Signal::TERM);
+            // It is not reaped yet, so the pid is still its own.
+            os::signal_process(self.pid, Signal::TERM);
             self.timeout = Some((Instant::now() + guard::LONGEST_ENDING, OnTimeout::Kill));
         }
     }
@@ -397,7 +391,7 @@ impl Child {
         os::signal_group(self.pid, Signal::KILL);
     }
 
-    fn wait(&self, flag: Option<&CancelToken>, timeout: Option<Duration>) -> Ready {
+    fn wait(&self, flag: Option<&CancelToken>, deadline: Option<Instant>) -> Ready {
         let mut ready = Ready::default();
         let mut fds = Vec::with_capacity(5);
         let mut which: Vec<fn(&mut Ready)> = Vec::with_capacity(5);
@@ -430,9 +424,8 @@ impl Child {
         for waker in &self.wakers {
             add(waker.as_fd(), PollFlags::IN, |ready| ready.woken = true);
         }
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        // An error here is EINTR or a lack of memory: look again, the caller keeps the time.
-        if poll(&mut fds, timeout.as_ref()).is_ok() {
+        // An error here is a lack of memory: look again, the caller keeps the time.
+        if os::poll(&mut fds, deadline).is_ok() {
             for (fd, mark) in fds.iter().zip(which) {
                 if !fd.revents().is_empty() {
                     mark(&mut ready);
@@ -558,23 +551,12 @@ impl Drop for Child {
         }
         if !self.exited {
             self.end();
+            // A codex that waits for a reader of its output gets none.
+            self.stdout = None;
+            self.stderr = None;
             let deadline = Instant::now() + guard::LONGEST_ENDING;
-            while Instant::now() < deadline {
-                let timeout =
-                    Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
-                let mut fds = [PollFd::new(&self.ended, PollFlags::IN)];
-                // The streams are closed first: a codex that waits for a reader of its output gets none.
-                self.stdout = None;
-                self.stderr = None;
-                if matches!(poll(&mut fds, timeout.as_ref()), Ok(n) if n > 0) {
-                    break;
-                }
-            }
-            let ended = rustix::process::waitid(
-                WaitId::PidFd(self.ended.as_fd()),
-                WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT,
-            );
-            if !matches!(ended, Ok(Some(_))) {
+            os::is_ready(&self.ended, PollFlags::IN, Some(deadline));
+            if !os::has_ended(&self.ended) {
                 self.kill();
             }
         }
@@ -600,7 +582,6 @@ fn again(error: &io::Error) -> bool {
 }
 
 fn spawn_failed(invocation: &CodexCommand, error: io::Error) -> Error {
-    use rustix::io::Errno;
     match Errno::from_io_error(&error) {
         Some(Errno::NOENT | Errno::ACCESS) if !os::has_proc() => Error::new(
             Kind::CodexFailed,

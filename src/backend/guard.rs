@@ -16,12 +16,9 @@
 //! SIGTERM tells it to end codex. That codex could not be started is told on stdout by a line that no codex
 //! prints ([`SPAWN_ERROR`]) and exit status 127.
 
-use crate::os;
-use rustix::process::{Pid, Signal, WaitOptions};
-use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+use crate::os::{self, Pid, SIGCHLD, SIGINT, SIGTERM, Signal, SignalPipe};
 use std::ffi::OsString;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitStatus};
@@ -41,7 +38,7 @@ const AFTER_INT: Duration = Duration::from_millis(1500);
 const AFTER_TERM: Duration = Duration::from_millis(1000);
 /// How long what codex left behind has after SIGTERM.
 const LEFT_BEHIND: Duration = Duration::from_millis(300);
-/// How long the kernel has to bury what was killed; longer only in uninterruptible sleep.
+/// How long what was killed may take to be gone; longer only in uninterruptible sleep.
 const AFTER_KILL: Duration = Duration::from_millis(1000);
 /// The longest that a guard takes from SIGTERM to its own end, with room for a busy machine.
 pub(crate) const LONGEST_ENDING: Duration = Duration::from_millis(4500);
@@ -67,14 +64,13 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
     };
     // Whoever could trace the guard could start processes below it, and those may use the daemon's tools.
     os::protect_from_other_processes();
-    // Neither can fail on Linux; without them an orphan is only found later, so there is nothing to tell.
-    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::TERM));
-    let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
-    let signals = Signals::register();
+    os::end_with_parent(Signal::TERM);
+    os::become_subreaper();
+    let signals = SignalPipe::register(&SIGNALS);
     // Before the plugin is looked for: no codex runs that another plugin could take for ended.
     let _lock = (!lock.is_empty()).then(|| os::keep_locked(Path::new(&lock)));
     // The plugin may have died before the kernel was asked to tell.
-    if rustix::process::getppid() != Some(plugin) {
+    if os::own_parent() != Some(plugin) {
         return 143;
     }
     if files > 0 {
@@ -102,12 +98,12 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
     while status.is_none() {
         signals.wait(None);
         status = reap(codex);
-        if status.is_none() && signals.told_to_end() {
+        if status.is_none() && is_told_to_end(&signals) {
             return mirror(end(codex, patience, &mut signals));
         }
     }
     // A request to end that came with codex's own end is still one to leave nothing running.
-    if signals.told_to_end() {
+    if is_told_to_end(&signals) {
         sweep(&mut signals);
     }
     mirror(status)
@@ -118,12 +114,12 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
 ///
 /// The program itself cannot: to wait for any child takes the exit status of one that it waits for by its id.
 pub(crate) fn reap_as_init() -> Option<u8> {
-    if !rustix::process::getpid().is_init() {
+    if !os::is_init() {
         return None;
     }
     // It has the environment of the program itself; that hides its own.
     os::protect_from_other_processes();
-    let mut signals = Signals::register().ok()?;
+    let mut signals = SignalPipe::register(&SIGNALS).ok()?;
     // Without /proc or a process to be had it is as it was without this: the orphans stay.
     let child = Command::new("/proc/self/exe")
         .arg0("plexum-openai")
@@ -139,95 +135,62 @@ pub(crate) fn reap_as_init() -> Option<u8> {
             let by_signal = || status.signal().map_or(1, |number| 128 + number);
             return Some(u8::try_from(status.code().unwrap_or_else(by_signal)).unwrap_or(1));
         }
-        for (flag, signal) in [
-            (&signals.end, Signal::TERM),
-            (&signals.interrupt, Signal::INT),
-        ] {
-            if flag.swap(false, std::sync::atomic::Ordering::SeqCst) {
-                // It may have ended just now.
-                let _ = rustix::process::kill_process(child, signal);
+        for (number, signal) in [(SIGTERM, Signal::TERM), (SIGINT, Signal::INT)] {
+            if signals.take(number) {
+                os::signal_process(child, signal);
             }
         }
     }
 }
 
 /// Ends codex in steps, then whatever it left; gives its status where it could be had.
-fn end(codex: Pid, patience: Duration, signals: &mut Signals) -> Option<ExitStatus> {
-    let group = rustix::process::getpgrp();
-    let mut status = None;
+fn end(codex: Pid, patience: Duration, signals: &mut SignalPipe) -> Option<ExitStatus> {
     // Nobody but the plugin writes to its stdin, and that has closed it, or has died.
-    let deadline = Instant::now() + patience;
-    while status.is_none() && Instant::now() < deadline {
-        signals.wait(Some(deadline));
-        status = reap(codex);
-    }
-    if status.is_some() {
-        sweep(signals);
-        return status;
-    }
+    let mut status = wait_for_end(codex, patience, signals);
     for (signal, grace) in [(Signal::INT, AFTER_INT), (Signal::TERM, AFTER_TERM)] {
-        // The guard is of this group too, and has handlers for both.
-        os::signal_group(group, signal);
-        let deadline = Instant::now() + grace;
-        while status.is_none() && Instant::now() < deadline {
-            signals.wait(Some(deadline));
-            status = reap(codex);
-        }
-        if status.is_some() {
-            break;
+        if status.is_none() {
+            // The guard is of this group too, and has handlers for both.
+            os::signal_group(os::own_group(), signal);
+            status = wait_for_end(codex, grace, signals);
         }
     }
     if status.is_none() {
-        let _ = rustix::process::kill_process(codex, Signal::KILL);
-        let deadline = Instant::now() + AFTER_KILL;
-        while status.is_none() && Instant::now() < deadline {
-            signals.wait(Some(deadline));
-            status = reap(codex);
-        }
+        os::signal_process(codex, Signal::KILL);
+        status = wait_for_end(codex, AFTER_KILL, signals);
     }
     sweep(signals);
     status
 }
 
-/// Ends every process below this one: SIGTERM, a short grace, SIGKILL until none is left.
-fn sweep(signals: &mut Signals) {
-    let me = rustix::process::getpid();
-    for (signal, grace) in [(Signal::TERM, LEFT_BEHIND), (Signal::KILL, AFTER_KILL)] {
-        let deadline = Instant::now() + grace;
-        loop {
-            let left = os::descendants(me);
-            if left.is_empty() {
-                return;
-            }
-            for pid in left {
-                // It may have ended since it was found.
-                let _ = rustix::process::kill_process(pid, signal);
-            }
-            if Instant::now() >= deadline {
-                break;
-            }
-            // Look again soon even without a signal: only direct children tell of their end.
-            signals.wait(Some(
-                deadline.min(Instant::now() + Duration::from_millis(20)),
-            ));
-            reap_all();
-        }
+/// Waits for codex's end, at most for so long.
+fn wait_for_end(codex: Pid, time: Duration, signals: &mut SignalPipe) -> Option<ExitStatus> {
+    let deadline = Instant::now() + time;
+    let mut status = None;
+    while status.is_none() && Instant::now() < deadline {
+        signals.wait(Some(deadline));
+        status = reap(codex);
     }
+    status
 }
 
-/// Buries every child that has ended; gives codex's status when it was among them.
+/// Ends every process below this one: SIGTERM, a short grace, SIGKILL until none is left.
+fn sweep(signals: &mut SignalPipe) {
+    os::end_own_descendants(LEFT_BEHIND, AFTER_KILL, |next_look| {
+        // Only children tell of their end.
+        signals.wait(Some(next_look));
+        while os::reap().is_some() {}
+    });
+}
+
+/// Reaps every child that has ended; gives codex's status when it was among them.
 fn reap(codex: Pid) -> Option<ExitStatus> {
     let mut found = None;
-    while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+    while let Some((pid, status)) = os::reap() {
         if pid == codex {
-            found = Some(ExitStatus::from_raw(status.as_raw()));
+            found = Some(status);
         }
     }
     found
-}
-
-fn reap_all() {
-    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
 }
 
 /// Ends this process as codex ended: with its exit status, or by its signal.
@@ -237,66 +200,13 @@ fn mirror(status: Option<ExitStatus>) -> u8 {
         return u8::try_from(code).unwrap_or(1);
     }
     let number = status.signal().unwrap_or(Signal::KILL.as_raw());
-    // No core file for a process that did nothing wrong.
-    let none = rustix::process::Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
-    let _ = signal_hook::low_level::emulate_default_handler(number);
-    if let Some(signal) = Signal::from_named_raw(number) {
-        let _ = rustix::process::kill_process(rustix::process::getpid(), signal);
-    }
+    os::end_by_default_action(number);
     u8::try_from(128 + number).unwrap_or(1)
 }
 
-/// SIGTERM, SIGINT and SIGCHLD as something that `poll` can wait for.
-struct Signals {
-    woken: UnixStream,
-    end: std::sync::Arc<std::sync::atomic::AtomicBool>,
-    interrupt: std::sync::Arc<std::sync::atomic::AtomicBool>,
-}
+const SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGCHLD];
 
-impl Signals {
-    fn register() -> std::io::Result<Signals> {
-        let (woken, waker) = UnixStream::pair()?;
-        woken.set_nonblocking(true)?;
-        let end = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-        // The flag before the wake-up, so that whoever is woken sees it.
-        signal_hook::flag::register(SIGTERM, std::sync::Arc::clone(&end))?;
-        let interrupt = std::sync::Arc::default();
-        signal_hook::flag::register(SIGINT, std::sync::Arc::clone(&interrupt))?;
-        for signal in [SIGTERM, SIGINT, SIGCHLD] {
-            signal_hook::low_level::pipe::register(signal, waker.try_clone()?)?;
-        }
-        Ok(Signals {
-            woken,
-            end,
-            interrupt,
-        })
-    }
-
-    /// Was the guard told to end codex? SIGINT alone is not that: the group gets it while codex is ended.
-    fn told_to_end(&self) -> bool {
-        self.end.load(std::sync::atomic::Ordering::SeqCst)
-    }
-
-    /// Waits for a signal, at most until `deadline`.
-    fn wait(&mut self, deadline: Option<Instant>) {
-        let timeout = deadline.map(|deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            rustix::event::Timespec::try_from(left).unwrap_or(rustix::event::Timespec {
-                tv_sec: 1,
-                tv_nsec: 0,
-            })
-        });
-        let mut fds = [rustix::event::PollFd::new(
-            &self.woken,
-            rustix::event::PollFlags::IN,
-        )];
-        // An interrupted wait is a wait that ended: the caller looks at everything anyway.
-        let _ = rustix::event::poll(&mut fds, timeout.as_ref());
-        let mut sink = [0; 64];
-        while matches!(self.woken.read(&mut sink), Ok(n) if n > 0) {}
-    }
+/// Was the guard told to end codex? SIGINT alone is not that: the group gets it while codex is ended.
+fn is_told_to_end(signals: &SignalPipe) -> bool {
+    signals.has(SIGTERM)
 }

@@ -25,7 +25,7 @@ use crate::codex::failure::Refusal;
 use crate::config::{BackendChoice, Config, Paths};
 use crate::error::{Error, Kind, Result, is_exhausted};
 use crate::mcp::Bridge;
-use crate::os::{CancelToken, FileLock};
+use crate::os::{CancelToken, Errno, FileLock};
 use app_server::AppServer;
 use emitter::Emitter;
 use exec::Exec;
@@ -202,14 +202,14 @@ fn not_started(program: &Path, config_file: &Path, errno: i32) -> Error {
     let error = io::Error::from_raw_os_error(errno);
     let hint = format!("set \"binary\" in {}", config_file.display());
     let what = format!("cannot start codex '{}'", program.display());
-    match rustix::io::Errno::from_raw_os_error(errno) {
-        rustix::io::Errno::NOENT => Error::new(
+    match Errno::from_raw_os_error(errno) {
+        Errno::NOENT => Error::new(
             Kind::CodexMissing,
             format!("{what}: it, or the interpreter that it needs, is not there"),
         )
         .hint(hint),
         _ if is_exhausted(&error) => Error::os(Kind::CodexFailed, what, error),
-        rustix::io::Errno::TOOBIG => Error::os(Kind::CodexFailed, what, error)
+        Errno::TOOBIG => Error::os(Kind::CodexFailed, what, error)
             .hint("shorten \"extra_args\" or \"env\" in the config"),
         _ => Error::os(Kind::CodexMissing, what, error).hint(hint),
     }

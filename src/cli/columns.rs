@@ -3,6 +3,7 @@
 //! Names, commands and what a model says come from elsewhere: a control character among them could move the
 //! cursor, recolour the screen or worse. Pure, but for asking a terminal for its width.
 
+use crate::os;
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -14,9 +15,8 @@ const USUAL: usize = 80;
 /// The width of this terminal in columns; where it tells none, what `COLUMNS` says.
 pub(super) fn terminal_width(stream: impl AsFd) -> usize {
     let told = || std::env::var("COLUMNS").ok()?.parse().ok();
-    rustix::termios::tcgetwinsize(stream)
-        .ok()
-        .map(|size| usize::from(size.ws_col))
+    os::terminal_size(stream)
+        .map(|(columns, _)| columns)
         .filter(|width| *width > 0)
         .or_else(told)
         .filter(|width| *width > 0)

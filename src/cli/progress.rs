@@ -9,10 +9,9 @@
 
 use super::columns;
 use crate::backend::emitter::{Step, StepKind, StepState};
-use rustix::fs::FileType;
+use crate::os;
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -95,7 +94,7 @@ impl Progress {
         // any time, most likely on the same terminal.
         let live = verbosity >= Verbosity::Normal
             && std::io::stderr().is_terminal()
-            && !is_pipe(std::io::stdout())
+            && !os::is_pipe(std::io::stdout())
             && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
             && log::max_level() == log::LevelFilter::Off;
         let board = StatusLine(Arc::new(ProgressInner {
@@ -130,16 +129,6 @@ impl Progress {
     pub(super) fn board(&self) -> &StatusLine {
         &self.board
     }
-}
-
-/// Can somebody else show what is written there while it is written?
-fn is_pipe(stdout: impl AsFd) -> bool {
-    rustix::fs::fstat(stdout).is_ok_and(|stat| {
-        matches!(
-            FileType::from_raw_mode(stat.st_mode),
-            FileType::Fifo | FileType::Socket
-        )
-    })
 }
 
 impl Drop for Progress {

@@ -6,6 +6,7 @@ use super::color;
 use super::columns::{self, fit, width};
 use super::flags::Parsed;
 use crate::error::Result;
+use crate::os;
 use crate::rollout::calls::write_input;
 use crate::rollout::record::{Call, Content};
 use serde::Serialize;
@@ -79,14 +80,10 @@ impl Screen {
     pub(super) fn of_stdout(parsed: &Parsed) -> Result<Screen> {
         let terminal = io::stdout().is_terminal();
         let color = color::wanted(parsed, &io::stdout())?;
-        let size = terminal
-            .then(|| rustix::termios::tcgetwinsize(io::stdout()).ok())
-            .flatten();
+        let size = terminal.then(|| os::terminal_size(io::stdout())).flatten();
         Ok(Screen {
             width: columns::terminal_width(io::stdout()),
-            height: size
-                .map(|size| usize::from(size.ws_row))
-                .filter(|height| *height > 0),
+            height: size.map(|(_, rows)| rows).filter(|height| *height > 0),
             color,
         })
     }

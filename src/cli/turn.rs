@@ -5,7 +5,7 @@
 
 use super::flags::{Parsed, at_home, usage};
 use super::progress::{Progress, StatusLine, Verbosity};
-use super::{color, columns};
+use super::{color, columns, unbuffered_stdout};
 use crate::backend::emitter::Step;
 use crate::backend::emitter::{EventSink, Level};
 use crate::canonical::{ContextUse, Status, StopReason, TurnEvent, TurnResult};
@@ -18,10 +18,10 @@ use crate::os::{self, CancelToken};
 use crate::turn::images::{Image, ImageSource};
 use crate::turn::queue::Queue;
 use crate::turn::{self, Context, History, PromptBlock, ThreadChoice, TurnRequest};
-use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -89,7 +89,11 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
         places,
         backends: Arc::default(),
     };
-    let mut printer = Printer::new(style, cancel.clone(), progress);
+    let stdout = Stdout {
+        stdout: unbuffered_stdout()?,
+        cancel: cancel.clone(),
+    };
+    let mut printer = Printer::new(style, stdout, cancel.clone(), progress);
     let place = queue.join(&workspace);
     let result = turn::run(
         &request,
@@ -219,9 +223,10 @@ fn request(parsed: &Parsed) -> Result<TurnRequest> {
         };
         // Nobody may ever write into a FIFO: it is not opened but refused with the turn's other bad images.
         if path.metadata().map_err(unreadable)?.is_file() {
-            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-            rustix::fs::open(&path, flags, Mode::empty())
-                .map_err(|error| unreadable(error.into()))?;
+            os::open_options()
+                .read(true)
+                .open(&path)
+                .map_err(unreadable)?;
         }
         prompt.push(PromptBlock::Image(Image {
             name: path
@@ -349,10 +354,7 @@ struct Printer {
 }
 
 impl Printer {
-    fn new(style: Style, cancel: CancelToken, progress: Progress) -> Printer {
-        let stdout = Stdout {
-            cancel: cancel.clone(),
-        };
+    fn new(style: Style, stdout: Stdout, cancel: CancelToken, progress: Progress) -> Printer {
         Printer {
             style,
             last: String::new(),
@@ -665,22 +667,22 @@ impl EventSink for Printer {
 /// stdout, as long as somebody reads it or the turn goes on: a reader that does not read must not keep a
 /// cancelled turn from its end.
 struct Stdout {
+    stdout: File,
     cancel: CancelToken,
 }
 
 impl Write for Stdout {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let stdout = io::stdout();
         // So much a pipe takes whole once it has room at all.
         let piece = &bytes[..bytes.len().min(os::PIPE_BUF)];
         loop {
-            if !os::wait_for_room(&stdout, &self.cancel, AFTER_CANCEL)? {
+            if !os::wait_for_room(&self.stdout, &self.cancel, AFTER_CANCEL)? {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            match rustix::io::write(&stdout, piece) {
+            match self.stdout.write(piece) {
                 // Somebody who shares it has made it non-blocking and was quicker.
-                Err(rustix::io::Errno::AGAIN) => {}
-                done => return Ok(done?),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
             }
         }
     }

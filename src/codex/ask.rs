@@ -4,10 +4,7 @@
 //! nothing to lose and is killed with its whole process group.
 
 use crate::error::{Error, Kind, Result};
-use crate::os::CancelToken;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::MemfdFlags;
-use rustix::process::{Pid, PidfdFlags, Signal};
+use crate::os::{self, CancelToken, Pid, PollFd, PollFlags, Signal};
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
@@ -58,17 +55,18 @@ pub(crate) fn ask(
         .spawn()
         .map_err(cannot)?;
     let pid = Pid::from_child(&child);
-    let ended = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-        .and_then(|process| wait(&process, Instant::now() + limit, cancel));
-    if ended != Ok(true) {
-        // The group is its own, and it is not waited for yet, so the number is still its.
-        let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+    let ended =
+        os::open_pidfd(pid).and_then(|process| wait(&process, Instant::now() + limit, cancel));
+    if !matches!(ended, Ok(true)) {
+        // The group is its own, and it is not reaped yet, so the number is still its.
+        os::signal_group(pid, Signal::KILL);
     }
     let status = child.wait().map_err(cannot)?;
-    if ended == Ok(false) && cancel.is_cancelled() {
+    let is_late = matches!(ended, Ok(false));
+    if is_late && cancel.is_cancelled() {
         return Err(unwanted());
     }
-    if ended == Ok(false) {
+    if is_late {
         return Err(Error::new(
             Kind::CodexFailed,
             format!("'{shown}' did not end within {} s", limit.as_secs()),
@@ -90,38 +88,23 @@ pub(crate) fn ask(
 /// A file for what codex says. Not a pipe: nobody has to read along, and there is no end to wait for if codex
 /// leaves a child. In memory, since a directory for temporary files that is not there has nothing to do with codex.
 fn file() -> io::Result<File> {
-    match rustix::fs::memfd_create("codex", MemfdFlags::CLOEXEC) {
-        Ok(file) => Ok(File::from(file)),
-        // A kernel can be told to refuse them (vm.memfd_noexec).
-        Err(_) => tempfile::tempfile(),
-    }
+    os::memory_file("codex").or_else(|_| tempfile::tempfile())
 }
 
-/// Waits until the process ends; false where it does not before the deadline, which a raised flag brings near.
-fn wait(
-    process: &OwnedFd,
-    mut deadline: Instant,
-    cancel: &CancelToken,
-) -> rustix::io::Result<bool> {
-    let mut cancelled = false;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).ok();
-        let mut fds = vec![PollFd::new(process, PollFlags::IN)];
-        if !cancelled {
-            fds.push(PollFd::new(cancel, PollFlags::IN));
-        }
-        match rustix::event::poll(&mut fds, timeout.as_ref()) {
-            Ok(0) if left.is_zero() => return Ok(false),
-            Ok(0) | Err(rustix::io::Errno::INTR) => {}
-            Ok(_) if !fds[0].revents().is_empty() => return Ok(true),
-            Ok(_) => {
-                cancelled = true;
-                deadline = deadline.min(Instant::now() + GRACE);
-            }
-            Err(error) => return Err(error),
-        }
+/// Waits until the process ends; false where it does not before the deadline, which a cancelled token brings near.
+fn wait(process: &OwnedFd, deadline: Instant, cancel: &CancelToken) -> io::Result<bool> {
+    let mut fds = [
+        PollFd::new(process, PollFlags::IN),
+        PollFd::new(cancel, PollFlags::IN),
+    ];
+    if !os::poll(&mut fds, Some(deadline))? {
+        return Ok(false);
     }
+    if !fds[0].revents().is_empty() {
+        return Ok(true);
+    }
+    let deadline = deadline.min(Instant::now() + GRACE);
+    os::poll(&mut fds[..1], Some(deadline))
 }
 
 #[cfg(test)]

@@ -2,8 +2,7 @@
 
 use crate::config::{Config, Paths, path_entries};
 use crate::error::{Error, Kind, Result, reason};
-use rustix::fs::Access;
-use rustix::io::Errno;
+use crate::os::{Access, Errno, has_access};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
@@ -124,7 +123,7 @@ pub(crate) fn in_path(name: &str, path: &OsStr) -> Option<PathBuf> {
         // A relative entry would be looked up in the plugin's directory, which means nothing to anybody.
         .filter(|entry| entry.is_absolute())
         .map(|entry| entry.join(name))
-        .find(|file| file.is_file() && rustix::fs::access(file, Access::EXEC_OK).is_ok())
+        .find(|file| file.is_file() && has_access(file, Access::EXEC_OK))
 }
 
 /// Why the file cannot be executed, as far as looking at it tells.
@@ -136,7 +135,7 @@ fn check(file: &Path, path: &OsStr) -> std::result::Result<(), String> {
     if !metadata.is_file() {
         return Err("it is not a regular file".to_owned());
     }
-    if rustix::fs::access(file, Access::EXEC_OK).is_err() {
+    if !has_access(file, Access::EXEC_OK) {
         return Err(format!(
             "it is not executable (chmod +x '{}' makes it so)",
             file.display()

@@ -7,20 +7,16 @@ use super::home::is_thread_id;
 use crate::error::{Error, Kind, Result};
 use crate::os;
 use crate::shell;
-use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long codex's coordination lock is waited for. codex holds it for microseconds, and gives up after 30 s
 /// itself.
 const COORDINATION_WAIT: Duration = Duration::from_secs(5);
-
-/// The pause between two tries: flock(2) has no timeout of its own.
-const COORDINATION_PAUSE: Duration = Duration::from_millis(5);
 
 /// codex's own lock on a thread, held until this is dropped. While we hold it codex says
 /// `thread … already has an active writer` and does not touch the thread.
@@ -204,33 +200,24 @@ fn busy(thread: &str, path: &Path) -> Error {
 fn coordinate(directory: &Path) -> Result<File> {
     let path = directory.join(".coordination.lock");
     let file = open_lock(&path)?;
-    let deadline = Instant::now() + COORDINATION_WAIT;
-    while !try_lock(&file, &path)? {
-        if Instant::now() >= deadline {
-            return Err(Error::new(
-                Kind::Busy,
-                format!(
-                    "'{}' is held by another process{}",
-                    path.display(),
-                    os::shown_holder(&path)
-                ),
-            ));
+    let attempt = || try_lock(&file, &path).map(|held| held.then_some(()));
+    match os::retry_until(Some(Instant::now() + COORDINATION_WAIT), None, attempt)? {
+        Some(()) => Ok(file),
+        None => {
+            let holder = os::shown_holder(&path);
+            let message = format!("'{}' is held by another process{holder}", path.display());
+            Err(Error::new(Kind::Busy, message))
         }
-        std::thread::sleep(COORDINATION_PAUSE);
     }
-    Ok(file)
 }
 
 fn open_lock(path: &Path) -> Result<File> {
-    let opened = rustix::fs::open(
-        path,
-        OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK,
-        Mode::from_raw_mode(0o666),
-    );
-    let opened = opened.map(File::from).map_err(io::Error::from);
+    let mut options = os::open_options_nofollow();
+    options.read(true).write(true).create(true).mode(0o666);
+    let opened = options.open(path);
     let error = match opened.and_then(|file| Ok((file.metadata()?, file))) {
         Ok((found, file)) if found.is_file() => return Ok(file),
-        Ok(_) => rustix::io::Errno::INVAL.into(),
+        Ok(_) => os::Errno::INVAL.into(),
         Err(error) => error,
     };
     let word = shell::quote_path(&path.to_string_lossy());
@@ -253,18 +240,10 @@ fn open_lock(path: &Path) -> Result<File> {
 
 /// Takes the lock if nobody has it.
 fn try_lock(file: &File, path: &Path) -> Result<bool> {
-    loop {
-        return match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(true),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(error) => Err(Error::os(
-                Kind::Io,
-                format!("cannot lock '{}'", path.display()),
-                error.into(),
-            )),
-        };
-    }
+    os::try_lock_file(file).map_err(|error| {
+        let message = format!("cannot lock '{}'", path.display());
+        Error::os(Kind::Io, message, error)
+    })
 }
 
 #[cfg(test)]

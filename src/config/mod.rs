@@ -5,12 +5,13 @@
 //! version's, or a misspelling) is a warning. Nothing is written.
 
 use crate::error::{Error, Kind, Result, reason};
+use crate::os;
 use serde::de::{self, Deserialize, Deserializer, IntoDeserializer, MapAccess, Visitor};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::io::Read;
+use std::io::{self, Read};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -425,22 +426,21 @@ pub(crate) fn load(path: &Path) -> Result<Loaded> {
 
 /// The bytes of a regular file of sensible size; `None` where there is no file.
 fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    use rustix::fs::{Mode, OFlags};
     let wrong = |what: &dyn fmt::Display| {
         Error::new(
             Kind::Config,
             format!("cannot read the config file '{}': {what}", path.display()),
         )
     };
-    // NONBLOCK: opening a FIFO must not wait for a writer.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(file) => std::fs::File::from(file),
-        Err(rustix::io::Errno::NOENT) if path.is_symlink() => {
-            return Err(wrong(&"it is a link that leads nowhere"));
+    let file = match os::open_options().read(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return match path.is_symlink() {
+                true => Err(wrong(&"it is a link that leads nowhere")),
+                false => Ok(None),
+            };
         }
-        Err(rustix::io::Errno::NOENT) => return Ok(None),
-        Err(error) => return Err(wrong(&reason(&error.into()))),
+        Err(error) => return Err(wrong(&reason(&error))),
     };
     let metadata = file.metadata().map_err(|error| wrong(&reason(&error)))?;
     if !metadata.is_file() {
@@ -1012,14 +1012,7 @@ mod tests {
                 .ends_with("it is a directory")
         );
         std::fs::remove_dir(&path).unwrap();
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &path,
-            rustix::fs::FileType::Fifo,
-            rustix::fs::Mode::RWXU,
-            0,
-        )
-        .unwrap();
+        os::make_fifo(&path);
         assert!(
             load(&path)
                 .unwrap_err()

@@ -15,10 +15,7 @@ use super::session::{self, Effect, RequestKey, Session};
 use super::socket::{self, Listening};
 use super::{CallId, RegistrationMode, Settings, Tool, ToolAnswer, ToolCall, ToolHost};
 use crate::error::{Error, Kind, Result};
-use crate::os;
-use crate::os::Waker;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::Pid;
+use crate::os::{self, Pid, PollFd, PollFlags, Waker};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -598,10 +595,8 @@ impl Serving {
             ids.push(*id);
             fds.push(PollFd::new(&connection.stream, connection.interest()));
         }
-        let timeout =
-            next.and_then(|at| Timespec::try_from(at.saturating_duration_since(now)).ok());
-        // What goes wrong here (a signal) is a wait that ended early: everything below looks for itself.
-        let _ = rustix::event::poll(&mut fds, timeout.as_ref());
+        // An error, a lack of memory, is a wait that ended early: everything below looks for itself.
+        let _ = os::poll(&mut fds, next);
         let woken = fds[0].revents();
         let listener_ready = fds[1].revents();
         let ready: Vec<(u64, PollFlags)> = ids
@@ -658,7 +653,7 @@ impl Serving {
 
     /// Takes a connection that was accepted, unless it is another user's.
     fn greet(&mut self, stream: UnixStream) {
-        let Some(peer) = socket::peer_of_this_user(&stream) else {
+        let Some(peer) = os::peer_of_this_user(&stream) else {
             log::warn!(
                 "another user connected to '{}'",
                 self.listening.path.display()

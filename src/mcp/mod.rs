@@ -25,7 +25,7 @@ pub(crate) use bridge::{Bridge, ToolUpdater};
 pub(crate) use names::ToolNames;
 pub(crate) use socket::{
     check as check_runtime_directory, connect_privately, listen_privately,
-    locked as lock_runtime_directory, peer_of_this_user, place as runtime_place, program_copy,
+    locked as lock_runtime_directory, place as runtime_place, program_copy,
     short_place as short_runtime_place,
 };
 pub(crate) use version::Version;

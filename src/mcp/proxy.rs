@@ -7,8 +7,7 @@
 use super::bridge::{Hello, Welcome};
 use super::{failed, register, socket};
 use crate::error::{Error, Kind, Result};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
+use crate::os::{self, PollFd, PollFlags};
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{ErrorKind, IsTerminal, Read, Write};
@@ -132,8 +131,7 @@ fn welcome(stream: &mut UnixStream, path: &Path) -> Result<()> {
     // Byte by byte: what follows the line is codex's.
     let mut byte = [0];
     while byte[0] != b'\n' {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        if Instant::now() >= deadline {
             let message = format!("the plugin at '{}' does not answer", path.display());
             return Err(failed(message));
         }
@@ -142,10 +140,7 @@ fn welcome(stream: &mut UnixStream, path: &Path) -> Result<()> {
             // Asked for nothing, it tells only of its end.
             fds.push(PollFd::new(&stdin, PollFlags::empty()));
         }
-        match rustix::event::poll(&mut fds, Timespec::try_from(left).ok().as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(lost(error.into())),
-        }
+        os::poll(&mut fds, Some(deadline)).map_err(lost)?;
         if stdin_open && !fds[1].revents().is_empty() {
             // codex is gone, or has written everything: what is to come has to come soon.
             stdin_open = false;

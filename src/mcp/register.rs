@@ -13,12 +13,10 @@ use crate::codex::toml;
 use crate::error::{Error, Kind, Result};
 use crate::json::truncate;
 use crate::os::{self, CancelToken};
-use rustix::fs::{FlockOperation, Mode as FileMode, OFlags};
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -213,7 +211,7 @@ pub(super) fn prepare(server: &ServerEntry, settings: &Settings) -> Result<Strin
     read(&path)
 }
 
-fn lock(directory: &Path, cancel: &CancelToken) -> Result<OwnedFd> {
+fn lock(directory: &Path, cancel: &CancelToken) -> Result<File> {
     let cannot = |error: std::io::Error| {
         Error::os(
             Kind::McpFailed,
@@ -221,39 +219,27 @@ fn lock(directory: &Path, cancel: &CancelToken) -> Result<OwnedFd> {
             error,
         )
     };
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let opened = rustix::fs::open(directory, flags, FileMode::empty())
-        .map_err(|error| cannot(error.into()))?;
-    let deadline = Instant::now() + CODEX_WAIT;
-    loop {
-        match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(opened),
-            // flock has no wait with a limit.
-            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR)
-                if Instant::now() < deadline && !cancel.is_cancelled() =>
-            {
-                os::wait_for(cancel, Duration::from_millis(5));
-            }
-            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {
-                return Err(Error::new(
-                    Kind::Busy,
-                    format!(
-                        "another process holds the lock on '{}'",
-                        directory.display()
-                    ),
-                ));
-            }
-            Err(error) => return Err(cannot(error.into())),
+    let mut options = os::open_options();
+    let opened = options.read(true).open(directory).map_err(cannot)?;
+    let attempt = || os::try_lock_file(&opened).map(|held| held.then_some(()));
+    match os::retry_until(Some(Instant::now() + CODEX_WAIT), Some(cancel), attempt) {
+        Ok(Some(())) => Ok(opened),
+        Ok(None) => {
+            let message = format!(
+                "another process holds the lock on '{}'",
+                directory.display()
+            );
+            Err(Error::new(Kind::Busy, message))
         }
+        Err(error) => Err(cannot(error)),
     }
 }
 
 /// codex's config as text; one that cannot be read, or is no text, is codex's own to complain of.
 fn read(path: &Path) -> Result<String> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let mut bytes = Vec::new();
-    if let Ok(file) = rustix::fs::open(path, flags, FileMode::empty()) {
-        let _ = File::from(file).take(CONFIG_MAX).read_to_end(&mut bytes);
+    if let Ok(file) = os::open_options().read(true).open(path) {
+        let _ = file.take(CONFIG_MAX).read_to_end(&mut bytes);
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

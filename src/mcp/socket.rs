@@ -10,17 +10,12 @@
 
 use super::failed;
 use crate::error::{Error, Kind, Result};
-use crate::os;
+use crate::os::{self, Directory, Errno, Pid};
 use crate::shell;
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::process::Pid;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -62,7 +57,7 @@ pub(crate) fn check(directory: &Path) -> Result<()> {
 /// Where the directory for sockets is: `$XDG_RUNTIME_DIR/plexum-openai`, else `run` in the profile, else, where a
 /// path in there would be too long for a socket, one under `/tmp`.
 pub(crate) fn place(runtime_dir: Option<&Path>, profile: &Path) -> PathBuf {
-    let user = rustix::process::geteuid().as_raw();
+    let user = os::user_id();
     // A runtime directory that does not belong to this user was inherited through `su`; the one for this user is
     // not known.
     let runtime_dir = runtime_dir.filter(|directory| {
@@ -83,12 +78,12 @@ pub(crate) fn place(runtime_dir: Option<&Path>, profile: &Path) -> PathBuf {
 
 /// The private directory whose path is short and plain whatever the profile is called.
 pub(crate) fn short_place() -> PathBuf {
-    let user = rustix::process::geteuid().as_raw();
+    let user = os::user_id();
     PathBuf::from(format!("/tmp/plexum-openai-{user}"))
 }
 
 /// Opens the directory, making it if it is missing.
-fn open_directory(directory: &Path) -> Result<OwnedFd> {
+fn open_directory(directory: &Path) -> Result<Directory> {
     let cannot = |what: &str, error: std::io::Error| {
         Error::os(
             Kind::McpFailed,
@@ -99,9 +94,8 @@ fn open_directory(directory: &Path) -> Result<OwnedFd> {
             error,
         )
     };
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut opened = rustix::fs::open(directory, flags, Mode::empty());
-    if let Err(Errno::NOENT) = opened {
+    let mut opened = Directory::open(directory);
+    if matches!(&opened, Err(error) if error.kind() == ErrorKind::NotFound) {
         os::check_owner("the directory for sockets", directory)?;
         // Mode and all in one call, so that it is private from its first moment.
         let mut builder = std::fs::DirBuilder::new();
@@ -109,7 +103,7 @@ fn open_directory(directory: &Path) -> Result<OwnedFd> {
         builder
             .create(directory)
             .map_err(|error| cannot("make", error))?;
-        opened = rustix::fs::open(directory, flags, Mode::empty());
+        opened = Directory::open(directory);
     }
     let refused = |why: String, hint: String| {
         Err(failed(format!(
@@ -119,7 +113,7 @@ fn open_directory(directory: &Path) -> Result<OwnedFd> {
         .hint(hint))
     };
     let word = shell::quote_path(&directory.to_string_lossy());
-    let user = rustix::process::geteuid().as_raw();
+    let user = os::user_id();
     let of_another = |owner: u32| {
         refused(
             format!(
@@ -137,21 +131,23 @@ fn open_directory(directory: &Path) -> Result<OwnedFd> {
         Err(error) => {
             // Whatever it is and however it is closed: who made it is what has to be known.
             let owner = std::fs::symlink_metadata(directory).map(|found| found.uid());
-            return match (owner, error) {
+            return match (owner, Errno::from_io_error(&error)) {
                 (Ok(owner), _) if owner != user => of_another(owner),
-                (_, Errno::LOOP | Errno::NOTDIR) => refused(
+                (_, Some(Errno::LOOP | Errno::NOTDIR)) => refused(
                     "is a symbolic link or no directory".to_owned(),
                     format!("run: mv {word} {word}.old"),
                 ),
-                (_, error) => Err(cannot("open", error.into())),
+                _ => Err(cannot("open", error)),
             };
         }
     };
-    let found = rustix::fs::fstat(&opened).map_err(|error| cannot("look at", error.into()))?;
-    if found.st_uid != user {
-        return of_another(found.st_uid);
+    let found = opened
+        .metadata()
+        .map_err(|error| cannot("look at", error))?;
+    if found.uid() != user {
+        return of_another(found.uid());
     }
-    let mode = found.st_mode & 0o777;
+    let mode = found.mode() & 0o777;
     if mode != 0o700 {
         return refused(
             format!("has mode {mode:04o}, not 0700"),
@@ -163,28 +159,25 @@ fn open_directory(directory: &Path) -> Result<OwnedFd> {
 
 /// Opens the directory and waits for its lock, which ends with the descriptor. The lock is on the directory itself,
 /// so that no lock file is left in it.
-pub(crate) fn locked(directory: &Path) -> Result<OwnedFd> {
-    let opened = open_directory(directory)?;
-    let deadline = Instant::now() + LOCK_WAIT;
-    loop {
-        match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(opened),
-            // flock has no wait with a limit.
-            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            Err(Errno::WOULDBLOCK | Errno::INTR) => {
-                let message = format!(
-                    "another process holds the lock on '{}' for more than {} seconds",
-                    directory.display(),
-                    LOCK_WAIT.as_secs()
-                );
-                return Err(Error::new(Kind::Busy, message));
-            }
-            Err(error) => {
-                let message = format!("cannot lock '{}'", directory.display());
-                return Err(Error::os(Kind::McpFailed, message, error.into()));
-            }
+pub(crate) fn locked(directory: &Path) -> Result<Directory> {
+    lock(open_directory(directory)?, directory)
+}
+
+fn lock(opened: Directory, directory: &Path) -> Result<Directory> {
+    let attempt = || os::try_lock_file(opened.as_file()).map(|held| held.then_some(()));
+    match os::retry_until(Some(Instant::now() + LOCK_WAIT), None, attempt) {
+        Ok(Some(())) => Ok(opened),
+        Ok(None) => {
+            let message = format!(
+                "another process holds the lock on '{}' for more than {} seconds",
+                directory.display(),
+                LOCK_WAIT.as_secs()
+            );
+            Err(Error::new(Kind::Busy, message))
+        }
+        Err(error) => {
+            let message = format!("cannot lock '{}'", directory.display());
+            Err(Error::os(Kind::McpFailed, message, error))
         }
     }
 }
@@ -206,8 +199,8 @@ pub(crate) fn listen_privately(
 /// # Errors
 /// The operating system's; another user's is refused as one where nobody listens.
 pub(crate) fn connect_privately(path: &Path) -> std::io::Result<UnixStream> {
-    let stream = UnixStream::from(connect_at_once(path)?);
-    if peer_of_this_user(&stream).is_none() {
+    let stream = os::connect_without_waiting(path)?;
+    if os::peer_of_this_user(&stream).is_none() {
         return Err(ErrorKind::ConnectionRefused.into());
     }
     stream.set_nonblocking(false)?;
@@ -260,7 +253,7 @@ impl Listening {
         let token = token().map_err(|error| cannot("make a token for", error))?;
         // Before the socket, so that whoever can connect can read it.
         write_token(&lock, name, &token).map_err(|error| cannot("write the token of", error))?;
-        let listener = listen(&path).map_err(|error| {
+        let listener = os::listen(&path, BACKLOG).map_err(|error| {
             remove(&lock, name);
             cannot("listen at", error)
         })?;
@@ -276,34 +269,14 @@ impl Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        // Under the lock: between the two files the agent's next turn could have made its own. What cannot be
-        // removed leads nowhere, and the next start sweeps it.
-        if let Ok(lock) = locked(&self.directory) {
+        // Under the lock: between the two files the agent's next turn could have made its own. A directory that is gone
+        // is not made again for this. What cannot be removed has no listener, and the next start removes it.
+        if let Ok(opened) = Directory::open(&self.directory)
+            && let Ok(lock) = lock(opened, &self.directory)
+        {
             remove(&lock, &self.name);
         }
     }
-}
-
-/// Listens at `path`, with mode 0600.
-///
-/// `bind` makes the file with the mode of the socket's inode less the umask (Linux, `unix_bind_bsd`), so the
-/// mode is set before there is a file; the umask itself is the whole process's and is not touched.
-fn listen(path: &Path) -> std::io::Result<UnixListener> {
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )?;
-    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    // For a kernel that has another rule; the directory keeps everybody else out meanwhile.
-    let mode = std::fs::symlink_metadata(path)?.permissions().mode() & 0o777;
-    if mode != 0o600 {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    }
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(UnixListener::from(socket))
 }
 
 /// What there is where a socket should be.
@@ -322,35 +295,27 @@ fn at(path: &Path) -> SocketState {
         Err(_) => return SocketState::NotASocket("something that cannot be looked at"),
     };
     // Connecting to a plain file is refused too, so the kind has to be known first.
-    if FileType::from_raw_mode(found.mode()) != FileType::Socket {
+    if !found.file_type().is_socket() {
         return SocketState::NotASocket("something else than a socket");
     }
-    match connect_at_once(path) {
-        Err(Errno::CONNREFUSED) => SocketState::Stale,
-        Err(Errno::NOENT) => SocketState::Nothing,
+    match os::connect_without_waiting(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => SocketState::Stale,
+        Err(error) if error.kind() == ErrorKind::NotFound => SocketState::Nothing,
         // A full queue, no descriptors left: what cannot be told to be dead is not touched.
         _ => SocketState::Live,
     }
 }
 
-/// Connects to the socket at this path, without waiting where a stopped process's queue is full.
-fn connect_at_once(path: &Path) -> std::result::Result<OwnedFd, Errno> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(socket)
-}
-
 /// Removes a socket and its token, in the directory whose lock this is.
-fn remove(lock: &OwnedFd, name: &str) {
+fn remove(lock: &Directory, name: &str) {
     for end in [SOCKET_END, TOKEN_END] {
         // It may not be there; what cannot be removed is told by what is made in its place.
-        let _ = rustix::fs::unlinkat(lock, format!("{name}{end}"), AtFlags::empty());
+        let _ = lock.remove(&format!("{name}{end}"));
     }
 }
 
 /// Removes what killed plugins left in the directory, the first time that this process uses it.
-fn sweep_once(directory: &Path, lock: &OwnedFd) {
+fn sweep_once(directory: &Path, lock: &Directory) {
     static SWEPT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
     let mut swept = SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
     if !swept.iter().any(|known| known == directory) {
@@ -359,16 +324,14 @@ fn sweep_once(directory: &Path, lock: &OwnedFd) {
     }
 }
 
-fn sweep_locked(directory: &Path, lock: &OwnedFd) {
+fn sweep_locked(directory: &Path, lock: &Directory) {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return;
     };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        if let Some(of) = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(PROGRAM_START))
-        {
+        let Some(name) = name.to_str() else { continue };
+        if let Some(of) = name.strip_prefix(PROGRAM_START) {
             // Nobody makes one while this holds the lock: half of one is a killed plugin's, whoever has its name.
             let is_half = of.ends_with(HALF_END);
             let of = of.split_once('-').and_then(|(pid, start)| {
@@ -376,14 +339,12 @@ fn sweep_locked(directory: &Path, lock: &OwnedFd) {
             });
             if is_half || of.is_some_and(|(pid, start)| !os::is_alive(pid, start)) {
                 // What cannot be removed is only a file too many.
-                let _ = rustix::fs::unlinkat(lock, &name, AtFlags::empty());
+                let _ = lock.remove(name);
             }
             continue;
         }
-        let Some(name) = name.to_str().and_then(|name| {
-            name.strip_suffix(SOCKET_END)
-                .or(name.strip_suffix(TOKEN_END))
-        }) else {
+        let of = name.strip_suffix(SOCKET_END);
+        let Some(name) = of.or(name.strip_suffix(TOKEN_END)) else {
             continue;
         };
         // Under the lock a token without a socket is as dead as a socket without a listener.
@@ -408,7 +369,7 @@ pub(crate) fn program_copy(runtime_dir: Option<&Path>, profile: &Path) -> Result
     let directory = directory(runtime_dir, profile)?;
     let lock = locked(&directory)?;
     sweep_once(&directory, &lock);
-    let me = rustix::process::getpid();
+    let me = os::own_pid();
     let start = os::start_of(me).unwrap_or_default();
     let name = format!("{PROGRAM_START}{}-{start}", me.as_raw_nonzero());
     let path = directory.join(&name);
@@ -419,33 +380,26 @@ pub(crate) fn program_copy(runtime_dir: Option<&Path>, profile: &Path) -> Result
         let message = format!("cannot copy this program to '{}'", path.display());
         Error::os(Kind::McpFailed, message, error)
     };
-    let mounted = rustix::fs::fstatvfs(&lock).map_err(|error| cannot(error.into()))?;
-    if mounted
-        .f_flag
-        .contains(rustix::fs::StatVfsMountFlags::NOEXEC)
-    {
+    if lock.is_noexec().map_err(cannot)? {
         let message = format!("nothing can be run from '{}'", directory.display());
         return Err(failed(message));
     }
     // Whole before it has its name: another turn may take it at once.
     let half = format!("{name}{HALF_END}");
-    let copied = copy_program(&lock, &half)
-        .and_then(|()| Ok(rustix::fs::renameat(&lock, &half, &lock, &name)?));
+    let copied = copy_program(&lock, &half).and_then(|()| lock.rename(&half, &name));
     if copied.is_err() {
         // It takes room that is wanted; what stays is swept.
-        let _ = rustix::fs::unlinkat(&lock, &half, AtFlags::empty());
+        let _ = lock.remove(&half);
     }
     copied.map_err(cannot)?;
     Ok(path)
 }
 
 /// Copies the running program to this name in the directory.
-fn copy_program(directory: &OwnedFd, name: &str) -> std::io::Result<()> {
-    let flags =
-        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut copy = File::from(rustix::fs::openat(directory, name, flags, Mode::RWXU)?);
+fn copy_program(directory: &Directory, name: &str) -> std::io::Result<()> {
+    let mut copy = directory.create(name, 0o700)?;
     // The umask may have taken what codex needs.
-    rustix::fs::fchmod(&copy, Mode::RWXU)?;
+    copy.set_permissions(std::fs::Permissions::from_mode(0o700))?;
     std::io::copy(&mut File::open("/proc/self/exe")?, &mut copy)?;
     Ok(())
 }
@@ -470,16 +424,10 @@ fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn write_token(lock: &OwnedFd, name: &str, token: &str) -> std::io::Result<()> {
-    let file = format!("{name}{TOKEN_END}");
-    // One without its socket is a killed plugin's.
-    match rustix::fs::unlinkat(lock, &file, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened = rustix::fs::openat(lock, &file, flags, Mode::RUSR | Mode::WUSR)?;
-    File::from(opened).write_all(token.as_bytes())
+fn write_token(lock: &Directory, name: &str, token: &str) -> std::io::Result<()> {
+    // One without its socket is a killed plugin's, and is replaced.
+    let mut file = lock.create(&format!("{name}{TOKEN_END}"), 0o600)?;
+    file.write_all(token.as_bytes())
 }
 
 /// Where the token of the socket at this path is.
@@ -497,15 +445,10 @@ pub(super) fn read_token(socket: &Path) -> Result<String> {
             error,
         )
     };
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file =
-        rustix::fs::open(&path, flags, Mode::empty()).map_err(|error| cannot(error.into()))?;
-    let found = rustix::fs::fstat(&file).map_err(|error| cannot(error.into()))?;
-    let user = rustix::process::geteuid().as_raw();
-    if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile
-        || found.st_uid != user
-        || found.st_mode & 0o077 != 0
-    {
+    let mut options = os::open_options_nofollow();
+    let file = options.read(true).open(&path).map_err(cannot)?;
+    let found = file.metadata().map_err(cannot)?;
+    if !found.is_file() || found.uid() != os::user_id() || found.mode() & 0o077 != 0 {
         let message = format!(
             "the token '{}' is not a file of this user alone",
             path.display()
@@ -513,17 +456,8 @@ pub(super) fn read_token(socket: &Path) -> Result<String> {
         return Err(failed(message));
     }
     let mut token = String::new();
-    File::from(file)
-        .take(1024)
-        .read_to_string(&mut token)
-        .map_err(cannot)?;
+    file.take(1024).read_to_string(&mut token).map_err(cannot)?;
     Ok(token.trim_end().to_owned())
-}
-
-/// The process at the other end of the connection, where it is one of this user's.
-pub(crate) fn peer_of_this_user(stream: impl AsFd) -> Option<Pid> {
-    let peer = rustix::net::sockopt::socket_peercred(stream).ok()?;
-    (peer.uid == rustix::process::geteuid()).then_some(peer.pid)
 }
 
 /// Connects to the socket at this path, whose listener must be this user's.
@@ -545,7 +479,7 @@ pub(super) fn connect(path: &Path) -> Result<UnixStream> {
         let message = format!("no turn of the plugin listens at '{}'", path.display());
         Error::os(Kind::McpFailed, message, error)
     })?;
-    if peer_of_this_user(&stream).is_none() {
+    if os::peer_of_this_user(&stream).is_none() {
         let message = format!("another user listens at '{}'", path.display());
         return Err(failed(message));
     }
@@ -582,10 +516,7 @@ mod tests {
         let (runtime, profile) = (base.path().join("r"), base.path().join("p"));
         std::fs::create_dir(&runtime).unwrap();
         let long = base.path().join("x".repeat(80));
-        let short = PathBuf::from(format!(
-            "/tmp/plexum-openai-{}",
-            rustix::process::geteuid().as_raw()
-        ));
+        let short = PathBuf::from(format!("/tmp/plexum-openai-{}", os::user_id()));
         for (runtime_dir, profile, expected) in [
             (Some(&runtime), &profile, runtime.join("plexum-openai")),
             (None, &profile, profile.join("run")),
@@ -650,7 +581,7 @@ mod tests {
                 format!("the directory for sockets '<path>' {message}")
             );
         }
-        if rustix::process::geteuid().is_root() {
+        if os::user_id() == 0 {
             let path = base.path().join("theirs");
             std::fs::DirBuilder::new()
                 .mode(0o700)
@@ -671,7 +602,7 @@ mod tests {
     // fault: 117
     #[test]
     fn names_the_owner_of_a_squatted_directory() {
-        if !rustix::process::geteuid().is_root() {
+        if os::user_id() != 0 {
             // Only root can make what belongs to somebody else.
             return;
         }
@@ -711,7 +642,7 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
         let client = connect(&listening.path).unwrap();
-        assert!(peer_of_this_user(&client).is_some());
+        assert!(os::peer_of_this_user(&client).is_some());
         assert_eq!(read_token(&listening.path).unwrap(), listening.token);
         assert_eq!(listening.token.len(), 64);
         drop(listening);
@@ -786,7 +717,7 @@ mod tests {
         std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert!(read_token(&socket).unwrap_err().message().contains(wrong));
         std::fs::remove_file(&token).unwrap();
-        rustix::fs::mkfifoat(rustix::fs::CWD, &token, Mode::RUSR | Mode::WUSR).unwrap();
+        os::make_fifo(&token);
         assert!(read_token(&socket).unwrap_err().message().contains(wrong));
         std::fs::remove_file(&token).unwrap();
         symlink("elsewhere", &token).unwrap();

@@ -1,7 +1,8 @@
 //! Cancelling: a token that one thread cancels and others wait for, and readers that stop with it.
 
+use super::Waker;
+use super::poll::{PollFlags, is_ready};
 use crate::error::{Error, Kind, Result};
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,9 +17,8 @@ pub(crate) struct CancelToken(Arc<CancelState>);
 #[derive(Debug)]
 struct CancelState {
     raised: AtomicBool,
-    /// Becomes readable for ever once the flag is raised.
-    readable: OwnedFd,
-    writable: OwnedFd,
+    /// Woken when the flag is raised, and never reset.
+    waker: Waker,
     /// The pidfds of what runs for whoever looks at the flag.
     children: Mutex<Vec<Weak<OwnedFd>>>,
 }
@@ -29,15 +29,12 @@ impl CancelToken {
     /// # Errors
     /// [`Kind::Io`] where the process has no descriptors left.
     pub(crate) fn new() -> Result<CancelToken> {
-        use rustix::pipe::{PipeFlags, pipe_with};
-        let (readable, writable) =
-            pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(|error| {
-                Error::os(Kind::Io, "cannot make a pipe", error.into()).with_retryable(true)
-            })?;
+        let waker = Waker::new().map_err(|error| {
+            Error::os(Kind::Io, "cannot make an eventfd", error).with_retryable(true)
+        })?;
         Ok(CancelToken(Arc::new(CancelState {
             raised: AtomicBool::new(false),
-            readable,
-            writable,
+            waker,
             children: Mutex::default(),
         })))
     }
@@ -68,8 +65,7 @@ impl CancelToken {
     /// Raises the flag; it stays up.
     pub(crate) fn cancel(&self) {
         if !self.0.raised.swap(true, Ordering::SeqCst) {
-            // It cannot fail: the pipe is empty and its other end is held beside it.
-            let _ = rustix::io::write(&self.0.writable, &[1]);
+            self.0.waker.wake();
         }
     }
 
@@ -80,7 +76,7 @@ impl CancelToken {
 
 impl AsFd for CancelToken {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.readable.as_fd()
+        self.0.waker.as_fd()
     }
 }
 
@@ -128,8 +124,5 @@ impl<R: Read> Read for Cancellable<R> {
 
 /// Waits until `flag` is raised, at most for `time`.
 pub(crate) fn wait_for(flag: &CancelToken, time: Duration) {
-    let timeout = Timespec::try_from(time).ok();
-    let mut fds = [PollFd::new(flag, PollFlags::IN)];
-    // An interrupted wait is a short one; the caller keeps the time.
-    let _ = rustix::event::poll(&mut fds, timeout.as_ref());
+    is_ready(flag, PollFlags::IN, Instant::now().checked_add(time));
 }

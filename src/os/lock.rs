@@ -1,9 +1,13 @@
 //! Advisory locks on files and directories, and who holds them.
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
-use std::fs::File;
+use super::CancelToken;
+use super::files::{Directory, open_options_nofollow};
+use rustix::fs::{FlockOperation, fcntl_lock};
+use std::fs::{File, TryLockError};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// An advisory lock on a file, held until it is dropped.
 #[derive(Debug)]
@@ -35,9 +39,8 @@ pub(crate) enum TryLock {
 /// # Errors
 /// The operating system's, a symlink at `path` being `ELOOP`.
 pub(crate) fn try_lock(path: &Path) -> io::Result<TryLock> {
-    use rustix::fs::{fcntl_lock, flock};
     use rustix::io::Errno;
-    let file = open_lock(path, OFlags::CREATE)?;
+    let file = open_lock(path, true)?;
     // First, since over NFS the two kinds of lock are one, and this process's own would be in its way.
     match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => fcntl_lock(&file, FlockOperation::NonBlockingUnlock)?,
@@ -45,14 +48,7 @@ pub(crate) fn try_lock(path: &Path) -> io::Result<TryLock> {
         // A file system without this kind: then nobody can have kept it.
         Err(_) => {}
     }
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(TryLock::Held(FileLock {
-            _file: file,
-            path: path.to_owned(),
-        })),
-        Err(Errno::WOULDBLOCK) => Ok(TryLock::Busy),
-        Err(error) => Err(error.into()),
-    }
+    lock_or_busy(file, path)
 }
 
 /// Tries to lock a directory itself, without waiting: no file has to be made in it.
@@ -60,18 +56,71 @@ pub(crate) fn try_lock(path: &Path) -> io::Result<TryLock> {
 /// # Errors
 /// The operating system's: NFS locks nothing that is not open for writing, which a directory never is.
 pub(crate) fn try_lock_directory(path: &Path) -> io::Result<TryLock> {
-    use rustix::io::Errno;
-    let file = open_directory(path)?;
+    lock_or_busy(Directory::open(path)?.into(), path)
+}
+
+fn lock_or_busy(file: File, path: &Path) -> io::Result<TryLock> {
+    Ok(match try_lock_file(&file)? {
+        true => TryLock::Held(FileLock {
+            _file: file,
+            path: path.to_owned(),
+        }),
+        false => TryLock::Busy,
+    })
+}
+
+/// Tries to take flock(2)'s exclusive lock on an open file, without waiting; says whether it is held now. It ends with
+/// the open file, which a process that is just being started shares for a moment: see [`unlock_file`].
+///
+/// # Errors
+/// The operating system's.
+pub(crate) fn try_lock_file(file: &File) -> io::Result<bool> {
     loop {
-        return match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(TryLock::Held(FileLock {
-                _file: file,
-                path: path.to_owned(),
-            })),
-            Err(Errno::WOULDBLOCK) => Ok(TryLock::Busy),
-            Err(Errno::INTR) => continue,
-            Err(error) => Err(error.into()),
+        return match file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {
+                continue;
+            }
+            Err(TryLockError::Error(error)) => Err(error),
         };
+    }
+}
+
+/// Gives back a lock of [`try_lock_file`]. To close the file is not enough: a process that another thread is just starting
+/// has it open too, until its program runs.
+pub(crate) fn unlock_file(file: &File) {
+    // It cannot fail on an open file; and if it did, closing does the same a moment later.
+    let _ = file.unlock();
+}
+
+/// Calls `attempt` until it gives a value, `deadline` has passed or `cancel` is cancelled: flock(2) itself has no wait
+/// with a limit. It is called at least once; `None` where it gave nothing.
+///
+/// # Errors
+/// Those of `attempt`.
+pub(crate) fn retry_until<T, E>(
+    deadline: Option<Instant>,
+    cancel: Option<&CancelToken>,
+    mut attempt: impl FnMut() -> Result<Option<T>, E>,
+) -> Result<Option<T>, E> {
+    // Most locks are held for less than a millisecond, and one on a workspace for minutes.
+    const SHORTEST: Duration = Duration::from_millis(2);
+    const LONGEST: Duration = Duration::from_millis(50);
+    let mut pause = SHORTEST;
+    loop {
+        let found = attempt()?;
+        if found.is_some()
+            || cancel.is_some_and(CancelToken::is_cancelled)
+            || deadline.is_some_and(|at| Instant::now() >= at)
+        {
+            return Ok(found);
+        }
+        match cancel {
+            Some(cancel) => super::wait_for(cancel, pause),
+            None => std::thread::sleep(pause),
+        }
+        pause = (2 * pause).min(LONGEST);
     }
 }
 
@@ -84,10 +133,11 @@ pub(crate) fn try_lock_directory(path: &Path) -> io::Result<TryLock> {
 /// A directory cannot be locked that way. There this waits for the other process's lock in a thread of its own, which
 /// gets it the moment that process is gone, and keeps it until this process ends.
 pub(crate) fn keep_locked(path: &Path) -> Option<File> {
-    if let Ok(directory) = open_directory(path) {
+    if let Ok(directory) = Directory::open(path) {
+        let directory = File::from(directory);
         let wait = move || {
-            while rustix::fs::flock(&directory, FlockOperation::LockExclusive)
-                == Err(rustix::io::Errno::INTR)
+            while let Err(error) = directory.lock()
+                && error.kind() == io::ErrorKind::Interrupted
             {}
             loop {
                 // It ends with the process, and with it the lock.
@@ -100,8 +150,8 @@ pub(crate) fn keep_locked(path: &Path) -> Option<File> {
             .spawn(wait);
         return None;
     }
-    let file = open_lock(path, OFlags::empty()).ok()?;
-    let locked = rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive);
+    let file = open_lock(path, false).ok()?;
+    let locked = fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive);
     locked.is_ok().then_some(file)
 }
 
@@ -142,16 +192,11 @@ pub(crate) fn shown_holder(path: &Path) -> String {
     }
 }
 
-fn open_directory(path: &Path) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
-}
-
-fn open_lock(path: &Path, more: OFlags) -> io::Result<File> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    Ok(File::from(rustix::fs::open(
-        path,
-        flags | more,
-        Mode::RUSR | Mode::WUSR,
-    )?))
+fn open_lock(path: &Path, create: bool) -> io::Result<File> {
+    open_options_nofollow()
+        .read(true)
+        .write(true)
+        .create(create)
+        .mode(0o600)
+        .open(path)
 }

@@ -1,13 +1,81 @@
-//! Processes as `/proc` shows them: the descendants of one, and how they are ended.
-//!
-//! Linux alone: there is no portable form of `/proc`, pidfds and the child subreaper.
+//! Processes: the own one and its children by system calls, all others as `/proc` shows them.
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{DumpableBehavior, PidfdFlags, WaitId, WaitIdOptions, WaitOptions};
+pub(crate) use rustix::process::{Pid, Signal};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::process::ExitStatus;
+use std::time::Duration;
 
-/// How long what was killed is looked for again; longer only in uninterruptible sleep.
-const AFTER_KILL: Duration = Duration::from_millis(500);
+/// This process.
+pub(crate) fn own_pid() -> Pid {
+    rustix::process::getpid()
+}
+
+/// The process that started this one, or that it was left to; `None` where that is outside of the container.
+pub(crate) fn own_parent() -> Option<Pid> {
+    rustix::process::getppid()
+}
+
+/// The process group of this process.
+pub(crate) fn own_group() -> Pid {
+    rustix::process::getpgrp()
+}
+
+/// Is this process the first one of a container, to which orphans are left?
+pub(crate) fn is_init() -> bool {
+    own_pid().is_init()
+}
+
+/// Has the kernel send this process a signal when the thread that started it ends.
+pub(crate) fn end_with_parent(signal: Signal) {
+    // It cannot fail on Linux with a signal.
+    let _ = rustix::process::set_parent_process_death_signal(Some(signal));
+}
+
+/// Has the orphans among this process's descendants left to it, so that they can be found and reaped.
+pub(crate) fn become_subreaper() {
+    // It cannot fail on Linux.
+    let _ = rustix::process::set_child_subreaper(Some(own_pid()));
+}
+
+/// Has no core file written when this process ends by a signal.
+pub(crate) fn disable_core_files() {
+    let none = rustix::process::Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    // A limit can always be lowered.
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
+}
+
+/// A descriptor that is readable once the process has ended, and by which it can be sent signals.
+///
+/// # Errors
+/// The operating system's: there is no such process, or no descriptor left.
+pub(crate) fn open_pidfd(pid: Pid) -> io::Result<OwnedFd> {
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Has this child ended? It is not reaped by that.
+pub(crate) fn has_ended(pidfd: impl AsFd) -> bool {
+    let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let found = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), how);
+    matches!(found, Ok(Some(_)))
+}
+
+/// Reaps a child that has ended, if there is one.
+pub(crate) fn reap() -> Option<(Pid, ExitStatus)> {
+    let (pid, status) = rustix::process::wait(WaitOptions::NOHANG).ok()??;
+    Some((pid, ExitStatus::from_raw(status.as_raw())))
+}
+
+/// Sends a signal to a process. It may have ended since it was found: that is not an error.
+pub(crate) fn signal_process(pid: Pid, signal: Signal) {
+    let _ = rustix::process::kill_process(pid, signal);
+}
 
 /// Sends `signal` to every process of the group, and says whether there was one.
 pub(crate) fn signal_group(group: Pid, signal: Signal) -> bool {
@@ -41,65 +109,6 @@ pub(crate) fn has_proc() -> bool {
     Path::new("/proc/self/stat").exists()
 }
 
-/// Every living descendant of `root`, `root` not among them, as `/proc` shows them at this moment.
-///
-/// With `root` a child subreaper this is everything that it ever started, sessions of their own included, but
-/// for what was started while this looked: look again until nothing is left.
-pub(crate) fn descendants(root: Pid) -> Vec<Pid> {
-    let parents = parents();
-    below(&parents, &children(&parents, root))
-}
-
-/// Kills everything below `root`, which itself lives on: as long as a child subreaper does, whatever it started
-/// can be found, also what a killed process leaves behind.
-pub(crate) fn kill_below(root: Pid) {
-    let deadline = Instant::now() + AFTER_KILL;
-    loop {
-        let left = descendants(root);
-        if left.is_empty() || Instant::now() >= deadline {
-            return;
-        }
-        for pid in left {
-            // It may have ended since it was found.
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
-        }
-        // Nothing tells of the end of a process that is not a child: it can only be looked for again.
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Ends those processes below `root` that have `entry` (`NAME=value`) in their environment and started at `since` or
-/// later, in ticks after the boot: SIGTERM, a short grace, SIGKILL.
-pub(crate) fn end_marked_below(root: Pid, entry: &str, since: u64) {
-    const GRACE: Duration = Duration::from_millis(300);
-    let marked = |pid: &Pid| {
-        let path = format!("/proc/{}/environ", pid.as_raw_nonzero());
-        let environment = std::fs::read(path).unwrap_or_default();
-        let mut entries = environment.split(|byte| *byte == 0);
-        start_of(*pid) >= Some(since) && entries.any(|it| it == entry.as_bytes())
-    };
-    for (signal, grace) in [(Signal::TERM, GRACE), (Signal::KILL, AFTER_KILL)] {
-        let deadline = Instant::now() + grace;
-        let mut told = Vec::new();
-        loop {
-            let mut left = descendants(root);
-            left.retain(marked);
-            if left.is_empty() || Instant::now() >= deadline {
-                break;
-            }
-            for pid in left {
-                if !told.contains(&pid) {
-                    // It may have ended since it was found.
-                    let _ = rustix::process::kill_process(pid, signal);
-                    told.push(pid);
-                }
-            }
-            // Nothing tells of the end of a process that is not a child: it can only be looked for again.
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
 /// Now, in ticks after the boot, as [`start_of`] counts.
 pub(crate) fn ticks_since_boot() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
@@ -131,61 +140,6 @@ pub(crate) fn resident_of_children(root: Pid) -> u64 {
     pids.filter_map(size).max().unwrap_or(0)
 }
 
-/// Stops what this process's children have started and then this process, until somebody continues it, and
-/// continues the others with it. Its children themselves go on: they end the others where this process is killed.
-pub(crate) fn stop_with_everything_below() {
-    let me = rustix::process::getpid();
-    let mut stopped = Vec::new();
-    // Until nothing is found that was started while this looked.
-    loop {
-        let parents = parents();
-        let children = children(&parents, me);
-        let fresh: Vec<Pid> = below(&parents, &children)
-            .into_iter()
-            .filter(|pid| !children.contains(pid) && !stopped.contains(pid))
-            .collect();
-        if fresh.is_empty() {
-            break;
-        }
-        for pid in fresh {
-            // It may have ended since it was found.
-            let _ = rustix::process::kill_process(pid, Signal::STOP);
-            stopped.push(pid);
-        }
-    }
-    // Sent to this very thread, it stops before it goes on from here; sent to the process, perhaps after.
-    let _ = signal_hook::low_level::raise(signal_hook::consts::SIGSTOP);
-    for pid in stopped {
-        let _ = rustix::process::kill_process(pid, Signal::CONT);
-    }
-}
-
-/// Kills what this process's children have started, and the children themselves where they do not end then.
-///
-/// A child goes last since it may be a subreaper: as long as it lives, whatever it started can be found.
-pub(crate) fn kill_everything_below() {
-    let me = rustix::process::getpid();
-    let deadline = Instant::now() + AFTER_KILL;
-    loop {
-        let parents = parents();
-        let children = children(&parents, me);
-        if children.is_empty() {
-            return;
-        }
-        let late = Instant::now() >= deadline;
-        let all = below(&parents, &children);
-        for pid in all.iter().filter(|pid| late || !children.contains(pid)) {
-            // It may have ended since it was found.
-            let _ = rustix::process::kill_process(*pid, Signal::KILL);
-        }
-        if late {
-            return;
-        }
-        // Nothing tells of the end of a process that is not a child: it can only be looked for again.
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// Keeps the memory, environment and open files of this process from other processes of its user, which could read
 /// a token out of them, or make this process speak for them.
 ///
@@ -193,7 +147,7 @@ pub(crate) fn kill_everything_below() {
 /// dumped, and no debugger of the user's attaches. What is executed from here is as usual again.
 pub(crate) fn protect_from_other_processes() {
     // It cannot fail with this value; without it there is one wall less, which the manual does not rely on.
-    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
 /// A process as `/proc` shows it: its parent, and when it started, in ticks after the boot.
@@ -300,54 +254,6 @@ pub(crate) fn is_at_or_below(
     });
     // Last, so that it was the same all the time.
     is_below && is_alive(pid, start)
-}
-
-/// Every living process and its parent.
-fn parents() -> Vec<(Pid, Pid)> {
-    let mut parents = Vec::new();
-    let Ok(entries) = std::fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    for entry in entries.flatten() {
-        let pid = |number: &str| number.parse().ok().and_then(Pid::from_raw);
-        let Some(child) = entry.file_name().to_str().and_then(pid) else {
-            continue;
-        };
-        // It may have ended since it was listed.
-        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
-            continue;
-        };
-        // The name in parentheses may hold anything, parentheses too; state and parent follow the last one.
-        let Some((_, rest)) = stat.rsplit_once(") ") else {
-            continue;
-        };
-        let mut fields = rest.split(' ');
-        let (Some(state), Some(parent)) = (fields.next(), fields.next()) else {
-            continue;
-        };
-        if state != "Z"
-            && let Some(parent) = pid(parent)
-        {
-            parents.push((child, parent));
-        }
-    }
-    parents
-}
-
-fn children(parents: &[(Pid, Pid)], of: Pid) -> Vec<Pid> {
-    let children = parents.iter().filter(|(_, parent)| *parent == of);
-    children.map(|(child, _)| *child).collect()
-}
-
-/// These processes and everything below them, parents before their children.
-fn below(parents: &[(Pid, Pid)], roots: &[Pid]) -> Vec<Pid> {
-    let mut found = roots.to_vec();
-    let mut at = 0;
-    while at < found.len() {
-        found.extend(children(parents, found[at]));
-        at += 1;
-    }
-    found
 }
 
 #[cfg(test)]

@@ -1,10 +1,14 @@
 //! Signals that this process gets: which ones end it, and what its starter has blocked or ignored.
 
+use super::poll::{PollFlags, is_ready};
 use crate::error::{Error, Kind, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP};
-use std::io::Read;
+pub(crate) use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGTSTP};
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 /// Lets this process learn how its children end, also where SIGCHLD was ignored by who started it: the kernel
 /// buries the children of such a process itself and keeps no exit status. What is executed from here has the
@@ -14,7 +18,7 @@ use std::sync::atomic::Ordering;
 /// [`Kind::Io`] where no handler can be made.
 pub(crate) fn keep_exit_statuses() -> Result<()> {
     // Any handler does; nobody looks at the flag.
-    signal_hook::flag::register(signal_hook::consts::SIGCHLD, Arc::default())
+    signal_hook::flag::register(SIGCHLD, Arc::default())
         .map(|_| ())
         .map_err(|error| Error::os(Kind::Io, "cannot listen for signals", error))
 }
@@ -68,6 +72,16 @@ pub(crate) fn end_by_sigint() -> ! {
     std::process::exit(INTERRUPTED.into())
 }
 
+/// Ends this process as the signal does by default, without a core file. It comes back where the signal does not end
+/// a process.
+pub(crate) fn end_by_default_action(number: i32) {
+    super::disable_core_files();
+    let _ = signal_hook::low_level::emulate_default_handler(number);
+    if let Some(signal) = super::Signal::from_named_raw(number) {
+        super::signal_process(super::own_pid(), signal);
+    }
+}
+
 /// Ends this process by SIGINT where that is the signal, else with the status that a shell gives it.
 pub(crate) fn end_by(signal: i32) -> ! {
     match signal {
@@ -85,28 +99,16 @@ fn is_ignored(number: i32) -> bool {
     mask.is_some_and(|mask| mask >> (number - 1) & 1 == 1)
 }
 
-fn on_signals(numbers: &[i32], mut told: impl FnMut(i32) + Send + 'static) -> Result<()> {
-    use std::os::unix::net::UnixStream;
-    use std::sync::atomic::AtomicUsize;
+fn on_signals(numbers: &'static [i32], mut told: impl FnMut(i32) + Send + 'static) -> Result<()> {
     let failed = |error| Error::os(Kind::Io, "cannot listen for signals", error);
-    let (mut woken, waker) = UnixStream::pair().map_err(failed)?;
-    let counts: Vec<_> = numbers
-        .iter()
-        .map(|number| (*number, Arc::new(AtomicUsize::new(0))))
-        .collect();
-    for (number, count) in &counts {
-        // The mark before the wake-up, so that whoever is woken sees it.
-        signal_hook::flag::register_usize(*number, Arc::clone(count), 1).map_err(failed)?;
-        signal_hook::low_level::pipe::register(*number, waker.try_clone().map_err(failed)?)
-            .map_err(failed)?;
-    }
+    let mut signals = SignalPipe::register(numbers).map_err(failed)?;
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
-            let mut sink = [0; 1];
-            while matches!(woken.read(&mut sink), Ok(1)) {
-                for (number, count) in &counts {
-                    if count.swap(0, Ordering::SeqCst) > 0 {
+            loop {
+                signals.wait(None);
+                for number in numbers {
+                    if signals.take(*number) {
                         told(*number);
                     }
                 }
@@ -114,4 +116,55 @@ fn on_signals(numbers: &[i32], mut told: impl FnMut(i32) + Send + 'static) -> Re
         })
         .map_err(failed)?;
     Ok(())
+}
+
+/// Signals as something that can be waited for, and which of them came.
+#[derive(Debug)]
+pub(crate) struct SignalPipe {
+    woken: UnixStream,
+    came: Vec<(i32, Arc<AtomicUsize>)>,
+}
+
+impl SignalPipe {
+    /// Takes these signals from now on, instead of what they do by default.
+    ///
+    /// # Errors
+    /// The process has no descriptors left.
+    pub(crate) fn register(numbers: &[i32]) -> io::Result<SignalPipe> {
+        let (woken, waker) = UnixStream::pair()?;
+        woken.set_nonblocking(true)?;
+        let mut came = Vec::new();
+        for &number in numbers {
+            let flag = Arc::new(AtomicUsize::new(0));
+            // The flag before the wake-up, so that it is seen by the thread that is woken.
+            signal_hook::flag::register_usize(number, Arc::clone(&flag), 1)?;
+            signal_hook::low_level::pipe::register(number, waker.try_clone()?)?;
+            came.push((number, flag));
+        }
+        Ok(SignalPipe { woken, came })
+    }
+
+    /// Did this signal come since the last [`SignalPipe::take`] of it?
+    pub(crate) fn has(&self, number: i32) -> bool {
+        self.flag(number)
+            .is_some_and(|flag| flag.load(Ordering::SeqCst) > 0)
+    }
+
+    /// The same, and forgets it.
+    pub(crate) fn take(&self, number: i32) -> bool {
+        self.flag(number)
+            .is_some_and(|flag| flag.swap(0, Ordering::SeqCst) > 0)
+    }
+
+    fn flag(&self, number: i32) -> Option<&AtomicUsize> {
+        let found = self.came.iter().find(|(known, _)| *known == number);
+        found.map(|(_, flag)| &**flag)
+    }
+
+    /// Waits for one of the signals, at most until `deadline`.
+    pub(crate) fn wait(&mut self, deadline: Option<Instant>) {
+        is_ready(&self.woken, PollFlags::IN, deadline);
+        let mut sink = [0; 64];
+        while matches!(self.woken.read(&mut sink), Ok(1..)) {}
+    }
 }

@@ -1,7 +1,8 @@
 //! Streams: standard ones in whatever mode they were inherited, and waiting for the other end.
 
 use super::CancelToken;
-use rustix::event::{PollFd, PollFlags, Timespec};
+use super::poll::{PollFd, PollFlags, is_ready, poll};
+use rustix::fs::{FileType, OFlags};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -52,11 +53,8 @@ impl<T: Write + AsFd> Write for Blocking<T> {
 }
 
 fn wait_until_ready(stream: &impl AsFd, what: PollFlags) -> io::Result<()> {
-    match rustix::event::poll(&mut [PollFd::new(stream, what)], None) {
-        // An error of the stream is told by using it; an interrupted wait is a short one.
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    // An error of the stream shows when it is used.
+    poll(&mut [PollFd::new(stream, what)], None).map(drop)
 }
 
 /// Waits until `stream` takes more, and says whether it does. Once `flag` is raised it is waited for `patience` and
@@ -75,16 +73,14 @@ pub(crate) fn wait_for_room(
         if deadline.is_none() {
             fds.push(PollFd::new(flag, PollFlags::IN));
         }
-        let left = deadline.map(|end: Instant| end.saturating_duration_since(Instant::now()));
-        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        match rustix::event::poll(&mut fds, timeout.as_ref()) {
-            Ok(0) => return Ok(false),
-            // An error of the stream is told by writing to it.
-            Ok(_) if !fds[0].revents().is_empty() => return Ok(true),
-            Ok(_) => deadline = Some(Instant::now() + patience),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+        if !poll(&mut fds, deadline)? {
+            return Ok(false);
         }
+        // An error of the stream shows when it is written to.
+        if !fds[0].revents().is_empty() {
+            return Ok(true);
+        }
+        deadline = Some(Instant::now() + patience);
     }
 }
 
@@ -102,9 +98,36 @@ pub(crate) fn close_standard_streams() {
     let _ = rustix::stdio::dup2_stderr(&null);
 }
 
+/// Is this a pipe or a socket, whose reader sees what is written while it is written?
+pub(crate) fn is_pipe(stream: impl AsFd) -> bool {
+    rustix::fs::fstat(stream).is_ok_and(|found| {
+        let kind = FileType::from_raw_mode(found.st_mode);
+        matches!(kind, FileType::Fifo | FileType::Socket)
+    })
+}
+
+/// The columns and rows of the terminal that this is; 0 where it does not tell.
+pub(crate) fn terminal_size(stream: impl AsFd) -> Option<(usize, usize)> {
+    let size = rustix::termios::tcgetwinsize(stream).ok()?;
+    Some((usize::from(size.ws_col), usize::from(size.ws_row)))
+}
+
+/// Has reads and writes return at once instead of waiting.
+///
+/// # Errors
+/// The operating system's.
+pub(crate) fn set_nonblocking(stream: impl AsFd) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(&stream)?;
+    Ok(rustix::fs::fcntl_setfl(&stream, flags | OFlags::NONBLOCK)?)
+}
+
+/// Asks for a pipe that holds so many bytes. A limit on the memory of pipes keeps it as it is.
+pub(crate) fn enlarge_pipe(pipe: impl AsFd, bytes: usize) {
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, bytes);
+}
+
 /// Can something be read from this pipe, socket or file at once? Of a device it is not known.
 pub(crate) fn has_input(stream: impl AsFd) -> bool {
-    use rustix::fs::FileType;
     let Ok(found) = rustix::fs::fstat(&stream) else {
         return false;
     };
@@ -112,8 +135,7 @@ pub(crate) fn has_input(stream: impl AsFd) -> bool {
         FileType::RegularFile => found.st_size > 0,
         FileType::Fifo | FileType::Socket => {
             let mut fds = [PollFd::new(&stream, PollFlags::IN)];
-            let now = Timespec::default();
-            matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(1..))
+            matches!(poll(&mut fds, Some(Instant::now())), Ok(true))
                 && fds[0].revents().contains(PollFlags::IN)
         }
         _ => false,
@@ -123,7 +145,5 @@ pub(crate) fn has_input(stream: impl AsFd) -> bool {
 /// Waits until the other end of `stream` is closed, at most for `time`; says whether it is. What was written before
 /// that may still be there to be read.
 pub(crate) fn is_hung_up(stream: impl AsFd, time: Duration) -> bool {
-    let timeout = Timespec::try_from(time).ok();
-    let mut fds = [PollFd::new(&stream, PollFlags::RDHUP)];
-    matches!(rustix::event::poll(&mut fds, timeout.as_ref()), Ok(1..))
+    is_ready(stream, PollFlags::RDHUP, Instant::now().checked_add(time))
 }

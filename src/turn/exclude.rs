@@ -5,10 +5,7 @@
 //! git finds it; nothing is created outside one, and no symbolic link is followed to write.
 
 use super::session;
-use crate::os::open_regular_file;
-use rustix::fs::{Mode, OFlags, mkdirat, open, openat};
-use rustix::io::Errno;
-use std::fs::File;
+use crate::os::{Directory, open_regular_file, user_id};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -29,29 +26,22 @@ pub(super) fn exclude_own_files(workspace: &Path) -> io::Result<()> {
         return Ok(());
     };
     let found = std::fs::symlink_metadata(&repository)?;
-    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+    if !found.is_dir() || found.uid() != user_id() {
         let what = format!(
             "'{}' is not a directory of this user's",
             repository.display()
         );
         return Err(io::Error::other(what));
     }
-    let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let repository = open(&repository, directory, Mode::empty())?;
-    let info = match openat(&repository, "info", directory, Mode::empty()) {
-        Err(Errno::NOENT) => {
-            mkdirat(&repository, "info", Mode::from_raw_mode(0o777))?;
-            openat(&repository, "info", directory, Mode::empty())?
+    let repository = Directory::open(&repository)?;
+    let info = match repository.directory("info") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            repository.create_directory("info")?;
+            repository.directory("info")?
         }
         opened => opened?,
     };
-    let flags = OFlags::RDWR
-        | OFlags::CREATE
-        | OFlags::APPEND
-        | OFlags::CLOEXEC
-        | OFlags::NOFOLLOW
-        | OFlags::NONBLOCK;
-    let mut file = File::from(openat(&info, "exclude", flags, Mode::from_raw_mode(0o666))?);
+    let mut file = info.append("exclude")?;
     let found = file.metadata()?;
     if !found.is_file() || found.len() > MAX_EXCLUDE_BYTES {
         return Err(io::Error::other("info/exclude is not a short regular file"));
@@ -86,7 +76,7 @@ fn find_repository(workspace: &Path, ceilings: &[PathBuf]) -> io::Result<Option<
         let Ok(found) = std::fs::symlink_metadata(&entry) else {
             continue;
         };
-        if found.uid() != rustix::process::geteuid().as_raw() {
+        if found.uid() != user_id() {
             // It may lead into a repository of this user's; git does not use it either.
             return Ok(None);
         }
@@ -171,7 +161,7 @@ mod tests {
 
     #[test]
     fn follows_no_repository_of_another_user() {
-        if !rustix::process::geteuid().is_root() {
+        if user_id() != 0 {
             // Nobody else can give a file away.
             return;
         }

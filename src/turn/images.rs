@@ -10,12 +10,9 @@
 
 use crate::error::{Error, reason};
 use crate::mcp;
-use crate::os::CancelToken;
-use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
+use crate::os::{self, CancelToken, FileLock, TryLock};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -64,7 +61,7 @@ pub(crate) struct Images<'a> {
 struct Directory {
     // In this order: it is removed before its lock is let go.
     path: TempDir,
-    _lock: OwnedFd,
+    _lock: FileLock,
 }
 
 impl<'a> Images<'a> {
@@ -221,15 +218,10 @@ fn make_directory(runtime: &Path) -> Result<Directory, Error> {
         .map_err(cannot)?;
     // The umask may have taken what we need.
     std::fs::set_permissions(path.path(), private).map_err(cannot)?;
-    let lock = open_directory(path.path()).map_err(|error| cannot(error.into()))?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|error| cannot(error.into()))?;
-    Ok(Directory { path, _lock: lock })
-}
-
-fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
+    match os::try_lock_directory(path.path()).map_err(cannot)? {
+        TryLock::Held(lock) => Ok(Directory { path, _lock: lock }),
+        TryLock::Busy => Err(cannot(io::ErrorKind::WouldBlock.into())),
+    }
 }
 
 /// Removes the images that killed plugins left. Those of a plugin that lives are locked.
@@ -247,10 +239,7 @@ fn sweep(runtime: &Path) {
     };
     for entry in left() {
         let path = entry.path();
-        let Ok(directory) = open_directory(&path) else {
-            continue;
-        };
-        if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        if let Ok(TryLock::Held(_lock)) = os::try_lock_directory(&path) {
             log::debug!("removing what a killed plugin left: '{}'", path.display());
             // What stays is tried again by the next turn.
             let _ = std::fs::remove_dir_all(&path);
@@ -264,7 +253,7 @@ fn sweep(runtime: &Path) {
 /// directory must not choose which of this user's files the model gets to see.
 fn open(path: &Path) -> Result<File, String> {
     let found = std::fs::symlink_metadata(path).map_err(|error| reason(&error))?;
-    let user = rustix::process::geteuid().as_raw();
+    let user = os::user_id();
     let target = if !found.is_symlink() {
         path.to_owned()
     } else if found.uid() == user || found.uid() == 0 {
@@ -280,12 +269,12 @@ fn open(path: &Path) -> Result<File, String> {
     if !found.is_file() {
         return Err("it is not a regular file".to_owned());
     }
-    let flags =
-        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(&target, flags, Mode::empty()) {
-        Ok(file) => File::from(file),
-        Err(Errno::LOOP) => return Err("it has become a symbolic link".to_owned()),
-        Err(error) => return Err(reason(&error.into())),
+    let file = match os::open_options_nofollow().read(true).open(&target) {
+        Ok(file) => file,
+        Err(error) if os::is_symlink_error(&error) => {
+            return Err("it has become a symbolic link".to_owned());
+        }
+        Err(error) => return Err(reason(&error)),
     };
     // It may have been replaced since; what is open now cannot be.
     let found = file.metadata().map_err(|error| reason(&error))?;
@@ -559,14 +548,7 @@ mod tests {
     fn rejects_images_that_are_not_regular_files() {
         let place = Place::new();
         let fifo = place.path("fifo.png");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &fifo,
-            rustix::fs::FileType::Fifo,
-            Mode::RUSR | Mode::WUSR,
-            0,
-        )
-        .unwrap();
+        os::make_fifo(&fifo);
         std::fs::write(place.path("real.png"), "pixels").unwrap();
         std::fs::write(place.path("empty.png"), "").unwrap();
         File::create(place.path("large.png"))

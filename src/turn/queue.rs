@@ -16,9 +16,6 @@ use std::time::{Duration, Instant};
 
 /// The lock file in a workspace whose directory cannot be locked (NFS). It stays: unlinking it would let two processes hold "the" lock.
 const LOCK_FILE: &str = ".plexum-codex-session.lock";
-/// How often the other process's lock is tried; `flock` has no wait with a limit.
-const PAUSE: Duration = Duration::from_millis(50);
-
 /// The turns of this process by workspace, each in the order in which they came.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Queue(Arc<QueueInner>);
@@ -193,57 +190,71 @@ pub(crate) fn lock(
     release: impl FnOnce(),
     on_wait: impl FnOnce(&str),
 ) -> Result<Locked> {
-    let file = workspace.join(LOCK_FILE);
     let deadline = Instant::now().checked_add(patience);
     let (mut release, mut on_wait) = (Some(release), Some(on_wait));
-    loop {
-        let (path, tried) = match os::try_lock_directory(workspace) {
-            Ok(tried) => (workspace, Ok(tried)),
-            Err(_) => (file.as_path(), os::try_lock(&file)),
-        };
-        match tried {
-            Ok(TryLock::Held(lock)) => return Ok(Locked::Held(lock)),
-            Ok(TryLock::Busy) => {}
-            Err(_)
-                if std::fs::symlink_metadata(path).is_ok_and(|found| !found.is_file())
-                    && path == file =>
-            {
-                return Err(Error::new(
-                    Kind::Io,
-                    format!("the lock '{}' is not a regular file", path.display()),
-                )
-                .hint("remove it; the next turn makes a new one"));
+    let mut busy = String::new();
+    let locked = os::retry_until(deadline, Some(cancel), || {
+        loop {
+            let path = match try_lock(workspace)? {
+                Attempt::Done(locked) => return Ok(Some(locked)),
+                Attempt::Busy(path) => path,
+            };
+            if cancel.is_cancelled() {
+                return Ok(None);
             }
-            // A read-only or full file system is no reason to refuse the turn.
-            Err(error) => {
-                return Ok(Locked::Without(format!(
-                    "cannot lock '{}': {}; another process could run a turn here at the same time",
-                    path.display(),
-                    crate::error::reason(&error)
-                )));
+            if let Some(release) = release.take() {
+                release();
+                continue;
             }
-        }
-        if cancel.is_cancelled() {
-            return Ok(Locked::Cancelled);
-        }
-        if let Some(release) = release.take() {
-            release();
-            continue;
-        }
-        let holder = || {
-            format!(
+            busy = format!(
                 "another process runs a turn in the workspace '{}'{}",
                 workspace.display(),
-                os::shown_holder(path)
-            )
-        };
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(Error::new(Kind::Busy, holder()).hint("try again when it has ended"));
+                os::shown_holder(&path)
+            );
+            if deadline.is_none_or(|at| Instant::now() < at)
+                && let Some(on_wait) = on_wait.take()
+            {
+                on_wait(&busy);
+            }
+            return Ok(None);
         }
-        if let Some(on_wait) = on_wait.take() {
-            on_wait(&holder());
+    })?;
+    match locked {
+        Some(locked) => Ok(locked),
+        None if cancel.is_cancelled() => Ok(Locked::Cancelled),
+        None => Err(Error::new(Kind::Busy, busy).hint("try again when it has ended")),
+    }
+}
+
+enum Attempt {
+    Done(Locked),
+    /// Another process has the lock on this directory or file.
+    Busy(PathBuf),
+}
+
+/// Tries to lock the workspace itself, or a file in it where directories cannot be locked.
+fn try_lock(workspace: &Path) -> Result<Attempt> {
+    let file = workspace.join(LOCK_FILE);
+    let (path, tried) = match os::try_lock_directory(workspace) {
+        Ok(tried) => (workspace, Ok(tried)),
+        Err(_) => (file.as_path(), os::try_lock(&file)),
+    };
+    match tried {
+        Ok(TryLock::Held(lock)) => Ok(Attempt::Done(Locked::Held(lock))),
+        Ok(TryLock::Busy) => Ok(Attempt::Busy(path.to_owned())),
+        Err(_)
+            if path == file
+                && std::fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) =>
+        {
+            let message = format!("the lock '{}' is not a regular file", path.display());
+            Err(Error::new(Kind::Io, message).hint("remove it; the next turn makes a new one"))
         }
-        os::wait_for(cancel, PAUSE);
+        // A read-only or full file system is no reason to refuse the turn.
+        Err(error) => Ok(Attempt::Done(Locked::Without(format!(
+            "cannot lock '{}': {}; another process could run a turn here at the same time",
+            path.display(),
+            crate::error::reason(&error)
+        )))),
     }
 }
 
@@ -325,7 +336,7 @@ mod tests {
             lock(directory.path(), Duration::MAX, &cancelled, || (), |_| ()),
             Ok(Locked::Cancelled)
         ));
-        for (patience, waits) in [(Duration::ZERO, 0), (2 * PAUSE, 1)] {
+        for (patience, waits) in [(Duration::ZERO, 0), (Duration::from_millis(100), 1)] {
             let mut told = Vec::new();
             let busy = lock(
                 directory.path(),

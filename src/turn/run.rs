@@ -506,13 +506,13 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(workspace).map_err(|error| {
         failed(match error.kind() {
             // A file has its name, or a link that leads nowhere.
-            std::io::ErrorKind::AlreadyExists => rustix::io::Errno::NOTDIR.into(),
+            std::io::ErrorKind::AlreadyExists => os::Errno::NOTDIR.into(),
             _ => error,
         })
     })?;
     let canonical = workspace.canonicalize().map_err(failed)?;
     if !canonical.is_dir() {
-        return Err(failed(rustix::io::Errno::NOTDIR.into()));
+        return Err(failed(os::Errno::NOTDIR.into()));
     }
     Ok(canonical)
 }

@@ -6,10 +6,10 @@
 
 use crate::codex::home::is_thread_id;
 use crate::error::{Error, Kind, Result, reason};
-use rustix::fs::{Mode, OFlags};
+use crate::os;
 use std::fs::{File, FileType};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 /// The session file's name in the workspace.
@@ -53,15 +53,13 @@ pub(crate) fn read(workspace: &Path) -> Result<Stored> {
     if let Some(kind) = irregular(found.file_type()) {
         return Ok(Stored::Unusable(kind.to_owned()));
     }
-    let flags =
-        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = match rustix::fs::open(&path, flags, Mode::empty()) {
-        Ok(file) => File::from(file),
-        Err(rustix::io::Errno::NOENT) => return Ok(Stored::Nothing),
-        Err(rustix::io::Errno::LOOP) => {
+    let file = match os::open_options_nofollow().read(true).open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Stored::Nothing),
+        Err(error) if os::is_symlink_error(&error) => {
             return Ok(Stored::Unusable("it is a symbolic link".to_owned()));
         }
-        Err(error) => return Err(failed(error.into())),
+        Err(error) => return Err(failed(error)),
     };
     if let Some(kind) = irregular(file.metadata().map_err(failed)?.file_type()) {
         return Ok(Stored::Unusable(kind.to_owned()));
@@ -198,18 +196,16 @@ fn write(workspace: &Path, name: &str, thread: &str) -> io::Result<()> {
     debug_assert!(is_thread_id(thread), "checked by whoever heard it");
     let temporary = workspace.join(TEMPORARY);
     let saved = (|| {
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let mode = Mode::RUSR | Mode::WUSR;
-        let file = match rustix::fs::open(&temporary, flags, mode) {
+        let mut options = File::options();
+        options.write(true).create_new(true).mode(0o600);
+        let mut file = match options.open(&temporary) {
             // A crash left it, or somebody put a link there: it is removed, never written through.
-            Err(rustix::io::Errno::EXIST) => {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 std::fs::remove_file(&temporary)?;
-                rustix::fs::open(&temporary, flags, mode)?
+                options.open(&temporary)?
             }
             opened => opened?,
         };
-        let mut file = File::from(file);
         file.write_all(thread.as_bytes())?;
         file.sync_all()?;
         drop(file);
@@ -273,8 +269,7 @@ mod tests {
         };
         std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
         check("symbolic link", BAD);
-        let fifo = rustix::fs::FileType::Fifo;
-        rustix::fs::mknodat(rustix::fs::CWD, &path, fifo, Mode::RWXU, 0).unwrap();
+        os::make_fifo(&path);
         check("FIFO", BAD);
         let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
         check("socket", BAD);

@@ -8,8 +8,7 @@
 use super::pool::Kept;
 use crate::config::Paths;
 use crate::mcp;
-use crate::os::{self, Waker};
-use rustix::event::{PollFd, PollFlags, poll};
+use crate::os::{self, PollFd, PollFlags, Waker};
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -105,8 +104,8 @@ impl Control {
                         PollFd::new(&stopped, PollFlags::IN),
                         PollFd::new(listening.listener(), PollFlags::IN),
                     ];
-                    // An interrupted wait is one that ended early.
-                    let _ = poll(&mut fds, None);
+                    // An error, a lack of memory, is a wait that ended early.
+                    let _ = os::poll(&mut fds, None);
                     if !fds[0].revents().is_empty() {
                         return;
                     }
@@ -135,7 +134,7 @@ impl Drop for Control {
 }
 
 fn serve(mut stream: UnixStream, kept: &Kept) -> io::Result<()> {
-    let Some(peer) = mcp::peer_of_this_user(&stream) else {
+    let Some(peer) = os::peer_of_this_user(&stream) else {
         return Ok(());
     };
     if os::has_ancestor(peer, crate::backend::guard::NAME) {

@@ -15,12 +15,10 @@ use crate::codex::home;
 use crate::codex::writer_lock;
 use crate::config::{BackendChoice, Config, LostThread, McpRegistration, Paths};
 use crate::error::{Kind, reason};
-use crate::os::open_regular_file;
-use crate::os::{CancelToken, check_owner};
+use crate::os::{self, Access, CancelToken, check_owner, open_regular_file};
 use crate::shell;
 use crate::turn::session::{self, Stored};
 use crate::turn::thread::foreign_directory;
-use rustix::fs::{Access, access};
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::fs;
@@ -29,6 +27,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// To read, write and enter a directory.
+const ALL_ACCESS: Access = Access::READ_OK
+    .union(Access::WRITE_OK)
+    .union(Access::EXEC_OK);
 
 /// The PATH that systemd gives to services where nobody sets another.
 const SYSTEMD_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -244,10 +247,9 @@ impl Doctor<'_> {
                 return self.set(&[("binary", &native.to_string_lossy())], &[]);
             }
             if named.is_file()
-                && access(&named, Access::EXEC_OK).is_err()
+                && !os::has_access(&named, Access::EXEC_OK)
                 && ownership::is_own(self.places, &named)
-                && fs::metadata(&named)
-                    .is_ok_and(|found| found.uid() == rustix::process::geteuid().as_raw())
+                && fs::metadata(&named).is_ok_and(|found| found.uid() == os::user_id())
             {
                 return format!(
                     "run: chmod +x {}",
@@ -564,7 +566,7 @@ impl Doctor<'_> {
             ours += 1;
             let why = if self.config.mcp_registration != McpRegistration::Persistent {
                 "\"mcp_registration\" is not \"persistent\"".to_owned()
-            } else if access(Path::new(&entry.transport.command), Access::EXEC_OK).is_err() {
+            } else if !os::has_access(&entry.transport.command, Access::EXEC_OK) {
                 format!("'{}' cannot be executed", entry.transport.command)
             } else {
                 continue;
@@ -1132,12 +1134,10 @@ fn look_at_home(places: &Paths, home: &Path, is_named: bool) -> Result<String, S
         Ok(found) if !found.is_dir() => Err(format!(
             "{shown} is not a directory; set CODEX_HOME, or \"codex_home\" in the config, to one"
         )),
-        Ok(_) if access(home, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK).is_err() => {
-            Err(format!(
-                "{shown} cannot be read and written; {}",
-                open_up(places, home, &instead)
-            ))
-        }
+        Ok(_) if !os::has_access(home, ALL_ACCESS) => Err(format!(
+            "{shown} cannot be read and written; {}",
+            open_up(places, home, &instead)
+        )),
         Ok(_) => match fs::read_dir(home.join("sessions")) {
             Ok(_) => Ok(format!("{shown}")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -1159,7 +1159,7 @@ fn look_at_home(places: &Paths, home: &Path, is_named: bool) -> Result<String, S
         {
             let parent = home.ancestors().skip(1).find(|parent| parent.exists());
             let parent = parent.unwrap_or(home);
-            if parent.is_dir() && access(parent, Access::WRITE_OK | Access::EXEC_OK).is_ok() {
+            if parent.is_dir() && os::has_access(parent, Access::WRITE_OK | Access::EXEC_OK) {
                 Ok(format!("{shown} is not there yet, codex makes it"))
             } else {
                 Err(format!(
@@ -1189,18 +1189,10 @@ fn look_at_workspace(places: &Paths, workspace: &Path) -> Result<String, String>
         Ok(found) if !found.is_dir() => {
             Err(format!("{shown} is not a directory; give another one"))
         }
-        Ok(_)
-            if access(
-                workspace,
-                Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK,
-            )
-            .is_err() =>
-        {
-            Err(format!(
-                "{shown} cannot be read and written; {}",
-                open_up(places, workspace, &other_workspace(places))
-            ))
-        }
+        Ok(_) if !os::has_access(workspace, ALL_ACCESS) => Err(format!(
+            "{shown} cannot be read and written; {}",
+            open_up(places, workspace, &other_workspace(places))
+        )),
         Ok(_) => Ok(format!("{shown}")),
         Err(_) if workspace.is_symlink() => Err(format!(
             "{shown} is a link that leads nowhere; give another one"
@@ -1236,7 +1228,7 @@ fn could_be_made(places: &Paths, directory: &Path, instead: &str) -> Result<Stri
             "{shown} cannot be made, since {} is not a directory; give another one",
             parent.display()
         ))
-    } else if access(parent, Access::WRITE_OK | Access::EXEC_OK).is_err() {
+    } else if !os::has_access(parent, Access::WRITE_OK | Access::EXEC_OK) {
         Err(format!(
             "{shown} is not there and cannot be made in {}; {}",
             parent.display(),
@@ -1249,9 +1241,9 @@ fn could_be_made(places: &Paths, directory: &Path, instead: &str) -> Result<Stri
 
 /// The command that brings a codex where there is none: who is not root cannot install for everybody.
 fn install() -> String {
-    let place = match rustix::process::geteuid().is_root() {
-        true => "",
-        false => "--prefix ~/.local ",
+    let place = match os::user_id() {
+        0 => "",
+        _ => "--prefix ~/.local ",
     };
     format!("run: npm install -g {place}{PACKAGE}")
 }
@@ -1306,7 +1298,7 @@ fn native_beside(script: &Path) -> Option<PathBuf> {
         .chain([package.to_owned()])
         .flat_map(|package| children(&package.join("vendor")))
         .map(|vendor| vendor.join("bin/codex"))
-        .find(|program| program.is_file() && access(program, Access::EXEC_OK).is_ok())
+        .find(|program| program.is_file() && os::has_access(program, Access::EXEC_OK))
 }
 
 /// What a script with `#!/usr/bin/env NAME` wants to be run by.

@@ -5,8 +5,8 @@
 
 use crate::config::Paths;
 use crate::os;
+use crate::os::{Access, has_access, user_id};
 use crate::shell;
-use rustix::fs::{Access, access};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ pub(super) fn is_own(places: &Paths, path: &Path) -> bool {
 fn own_base(base: &Path) -> Option<PathBuf> {
     let base = fs::canonicalize(base).ok()?;
     let owner = fs::metadata(&base).ok()?.uid();
-    (owner == user() && !is_system(&base)).then_some(base)
+    (owner == user_id() && !is_system(&base)).then_some(base)
 }
 
 /// Is this a directory of the system, or one that all users share?
@@ -71,8 +71,8 @@ pub(super) fn may_be_made(places: &Paths, path: &Path) -> bool {
     let Ok(parent) = fs::canonicalize(parent) else {
         return false;
     };
-    let theirs = fs::metadata(&parent).is_ok_and(|found| found.uid() == user());
-    let writable = access(&parent, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+    let theirs = fs::metadata(&parent).is_ok_and(|found| found.uid() == user_id());
+    let writable = has_access(&parent, Access::WRITE_OK | Access::EXEC_OK);
     writable && (is_own(places, &parent) || (theirs && !is_system(&parent)))
 }
 
@@ -80,7 +80,7 @@ pub(super) fn may_be_made(places: &Paths, path: &Path) -> bool {
 /// not there or cannot be written.
 pub(super) fn in_home(places: &Paths, name: &str) -> Option<PathBuf> {
     let home = places.home.as_ref()?;
-    let is_writable = access(home, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+    let is_writable = has_access(home, Access::WRITE_OK | Access::EXEC_OK);
     (is_writable && home.is_dir() && is_own(places, home)).then(|| home.join(name))
 }
 
@@ -92,13 +92,13 @@ pub(super) fn open_up(places: &Paths, path: &Path, instead: &str) -> String {
         return instead.to_owned();
     }
     let writable = match fs::metadata(path) {
-        Ok(found) if found.uid() != user() => {
-            return format!("run as root: chown {} {word}", user());
+        Ok(found) if found.uid() != user_id() => {
+            return format!("run as root: chown {} {word}", user_id());
         }
         Ok(found) => found.permissions().mode() & 0o200 != 0,
         Err(_) => false,
     };
-    if writable && path.is_dir() && access(path, Access::READ_OK | Access::EXEC_OK).is_ok() {
+    if writable && path.is_dir() && has_access(path, Access::READ_OK | Access::EXEC_OK) {
         // The mode is right and the file system says no.
         return format!("its file system cannot be written; {instead}");
     }
@@ -125,7 +125,7 @@ pub(super) fn config_modes(places: &Paths, has_env: bool) -> ConfigModes {
         };
         let shown = path.display();
         let owner = found.uid();
-        if owner != user() && owner != 0 {
+        if owner != user_id() && owner != 0 {
             return ConfigModes::Writable(format!(
                 "{shown} is of user {}, who can name the program that a turn runs; set PLEXUM_PROFILE_ROOT to a directory of your own",
                 os::user_name(owner)
@@ -167,11 +167,6 @@ pub(super) fn config_modes(places: &Paths, has_env: bool) -> ConfigModes {
         ));
     }
     ConfigModes::Fine
-}
-
-/// Who this process runs as.
-fn user() -> u32 {
-    rustix::process::geteuid().as_raw()
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ impl Turn {
         )
         .unwrap();
         // The tests' own process is the client.
-        bridge.admit_below(rustix::process::getpid());
+        bridge.admit_below(os::own_pid());
         Turn {
             base,
             bridge: Some(bridge),
@@ -251,7 +251,7 @@ fn without_the_turns_mark_a_registered_host_is_refused() {
     let settings = settings(base.path(), RegistrationMode::Persistent);
     let start = || Bridge::start("alice", tools(&["echo"]), Arc::clone(&host), &settings);
     let bridge = start().unwrap();
-    bridge.admit_below(rustix::process::getpid());
+    bridge.admit_below(os::own_pid());
     assert_eq!(
         start().unwrap_err().kind(),
         Kind::Busy,
@@ -486,7 +486,7 @@ fn admits_processes_below_the_guard_alone() {
     turn.bridge().admit_nobody();
     let mut early = turn.connect();
     early.send(&hello);
-    turn.bridge().admit_below(rustix::process::getpid());
+    turn.bridge().admit_below(os::own_pid());
     assert_eq!(early.line(), Some(json!({"error": null})));
     turn.client().ping();
 }

@@ -10,13 +10,10 @@
 use super::splice::{Patch, Piece};
 use crate::codex::writer_lock::open_writer;
 use crate::error::{Error, Kind, Result};
-use rustix::fs::{
-    Advice, AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid,
-};
-use std::fs::{File, Metadata};
+use crate::os::{self, Errno};
+use std::fs::{File, FileTimes, Metadata, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::num::NonZeroU64;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// How much is written at once where the pieces are small, and how much of a kept piece is read at once.
@@ -49,13 +46,6 @@ pub(crate) enum Access {
     Rewrite,
 }
 
-/// Opens a file, and no link to one, and waits for nothing.
-fn open_file(path: &Path, mode: OFlags) -> rustix::io::Result<File> {
-    // NONBLOCK: opening a FIFO must not wait for somebody to write to it.
-    let flags = mode | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    rustix::fs::open(path, flags, Mode::empty()).map(File::from)
-}
-
 impl RolloutFile {
     /// Opens a rollout.
     ///
@@ -70,13 +60,16 @@ impl RolloutFile {
                 format!("cannot rewrite '{}': {why}", path.display()),
             )
         };
-        let open = |mode| match open_file(path, mode) {
-            Err(rustix::io::Errno::LOOP) => {
-                Err(refused("it is a symbolic link; name the file itself"))
-            }
-            opened => opened.map_err(|error| failed("open", path)(error.into())),
+        let open = |write| {
+            let mut options = os::open_options_nofollow();
+            options.read(true).write(write).open(path).map_err(|error| {
+                match os::is_symlink_error(&error) {
+                    true => refused("it is a symbolic link; name the file itself"),
+                    false => failed("open", path)(error),
+                }
+            })
         };
-        let mut file = open(OFlags::RDONLY)?;
+        let mut file = open(false)?;
         let mut before = file.metadata().map_err(failed("look at", path))?;
         if !before.is_file() {
             return Err(refused("it is not a regular file"));
@@ -87,24 +80,20 @@ impl RolloutFile {
                     "it has more than one hard link, and the others would keep the old text",
                 ));
             }
-            let lock =
-                |file: &File| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
-            let mut locked = lock(&file);
-            if locked == Err(rustix::io::Errno::BADF) {
+            let mut locked = os::try_lock_file(&file);
+            if let Err(error) = &locked
+                && Errno::from_io_error(error) == Some(Errno::BADF)
+            {
                 // NFS gives this lock only to who may write.
-                file = open(OFlags::RDWR)?;
+                file = open(true)?;
                 before = file.metadata().map_err(failed("look at", path))?;
-                locked = lock(&file);
+                locked = os::try_lock_file(&file);
             }
-            match locked {
-                Ok(()) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => {
-                    return Err(Error::new(
-                        Kind::Busy,
-                        format!("'{}' is being rewritten by another process", path.display()),
-                    ));
-                }
-                Err(error) => return Err(failed("lock", path)(error.into())),
+            if !locked.map_err(failed("lock", path))? {
+                return Err(Error::new(
+                    Kind::Busy,
+                    format!("'{}' is being rewritten by another process", path.display()),
+                ));
             }
         }
         let source = RolloutFile {
@@ -160,10 +149,7 @@ impl RolloutFile {
                     _ => Ok(copied),
                 })
                 .map_err(failed("write", &copy.path))?;
-            // The call that is made for this, sync_file_range, has no safe form here. This one has the same
-            // effect on pages that are not written yet; that it fails is no loss.
-            let _ =
-                rustix::fs::fadvise(&copy.file, done, NonZeroU64::new(copied), Advice::DontNeed);
+            os::start_writing(&copy.file, done, copied);
             done += copied;
         }
         Ok(copy)
@@ -204,28 +190,17 @@ impl RolloutFile {
         let before = &self.before;
         let now = copy.file.metadata().map_err(&wrong)?;
         if (now.uid(), now.gid()) != (before.uid(), before.gid()) {
-            rustix::fs::fchown(
-                &copy.file,
-                Some(Uid::from_raw(before.uid())),
-                Some(Gid::from_raw(before.gid())),
-            )
-            .map_err(|error| failed("keep the owner of", &self.path)(error.into()))?;
+            std::os::unix::fs::fchown(&copy.file, Some(before.uid()), Some(before.gid()))
+                .map_err(failed("keep the owner of", &self.path))?;
         }
         // After the owner, whose change can take bits of the mode away.
-        rustix::fs::fchmod(&copy.file, Mode::from_raw_mode(before.mode()))
-            .map_err(|error| failed("keep the mode of", &self.path)(error.into()))?;
-        let time = |seconds, nanoseconds| Timespec {
-            tv_sec: seconds,
-            tv_nsec: nanoseconds,
+        let mode = Permissions::from_mode(before.mode());
+        (copy.file.set_permissions(mode)).map_err(failed("keep the mode of", &self.path))?;
+        let keep_times = || {
+            let times = FileTimes::new().set_accessed(before.accessed()?);
+            copy.file.set_times(times.set_modified(before.modified()?))
         };
-        rustix::fs::futimens(
-            &copy.file,
-            &Timestamps {
-                last_access: time(before.atime(), before.atime_nsec()),
-                last_modification: time(before.mtime(), before.mtime_nsec()),
-            },
-        )
-        .map_err(|error| failed("keep the times of", &self.path)(error.into()))?;
+        keep_times().map_err(failed("keep the times of", &self.path))?;
         copy.file.sync_all().map_err(wrong)
     }
 
@@ -267,20 +242,12 @@ impl RolloutFile {
     /// nothing is lost. `false` then.
     fn put_in_place(&self, mut copy: Copy) -> Result<bool> {
         let path = &self.path;
-        let wrong = |error: rustix::io::Errno| failed("replace", path)(error.into());
-        let exchange =
-            || rustix::fs::renameat_with(CWD, &copy.path, CWD, path, RenameFlags::EXCHANGE);
-        match exchange() {
-            Ok(()) => {}
+        let wrong = failed("replace", path);
+        if !os::exchange(&copy.path, path).map_err(&wrong)? {
             // Not every file system can. The moment between the last look and the rename is then not covered.
-            Err(
-                rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP,
-            ) => {
-                rustix::fs::renameat(CWD, &copy.path, CWD, path).map_err(wrong)?;
-                copy.stays = true;
-                return Ok(true);
-            }
-            Err(error) => return Err(wrong(error)),
+            std::fs::rename(&copy.path, path).map_err(wrong)?;
+            copy.stays = true;
+            return Ok(true);
         }
         let now = self.file.metadata().map_err(failed("look at", path))?;
         if same_text(&now, &self.before)
@@ -289,7 +256,7 @@ impl RolloutFile {
             // `copy` names the old file now, and removes it.
             return Ok(true);
         }
-        if let Err(error) = exchange() {
+        if let Err(error) = os::exchange(&copy.path, path) {
             copy.stays = true;
             return Err(wrong(error).hint(format!(
                 "what another process wrote just now is in '{}'",
@@ -303,14 +270,14 @@ impl RolloutFile {
     fn is_unchanged(&self) -> Result<bool> {
         let wrong = failed("look at", &self.path);
         let now = self.file.metadata().map_err(&wrong)?;
-        let there = match rustix::fs::statat(CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW) {
+        let there = match std::fs::symlink_metadata(&self.path) {
             Ok(there) => there,
-            Err(rustix::io::Errno::NOENT) => return Ok(false),
-            Err(error) => return Err(wrong(error.into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(wrong(error)),
         };
         Ok(same_text(&now, &self.before)
             && (now.ctime(), now.ctime_nsec()) == (self.before.ctime(), self.before.ctime_nsec())
-            && (there.st_dev, there.st_ino) == (now.dev(), now.ino()))
+            && (there.dev(), there.ino()) == (now.dev(), now.ino()))
     }
 
     fn check_nobody_writes(&self) -> Result<()> {
@@ -363,32 +330,31 @@ impl Copy {
     fn create(path: PathBuf) -> Result<Copy> {
         let wrong = failed("create", &path);
         // Nobody else may read it before it has the file's own mode.
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
-            .map(File::from)
-            .map_err(|error| wrong(error.into()))?;
+        let mut options = File::options();
+        options.write(true).create_new(true).mode(0o600);
+        let file = options.open(&path).map_err(wrong)?;
         let copy = Copy {
             path: path.clone(),
             file,
             stays: false,
         };
         // It is the file itself in a moment: whoever comes then waits until we are through.
-        rustix::fs::flock(&copy.file, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|error| failed("lock", &path)(error.into()))?;
-        Ok(copy)
+        match os::try_lock_file(&copy.file).map_err(failed("lock", &path))? {
+            true => Ok(copy),
+            false => Err(failed("lock", &path)(io::ErrorKind::WouldBlock.into())),
+        }
     }
 }
 
 impl Drop for RolloutFile {
     fn drop(&mut self) {
-        unlock(&self.file);
+        os::unlock_file(&self.file);
     }
 }
 
 impl Drop for Copy {
     fn drop(&mut self) {
-        unlock(&self.file);
+        os::unlock_file(&self.file);
         if !self.stays
             && let Err(error) = remove_leftover(&self.path)
         {
@@ -396,13 +362,6 @@ impl Drop for Copy {
             log::warn!("{error}");
         }
     }
-}
-
-/// Gives the lock on a file back, if there is one. To close the file is not enough: a process that another
-/// thread is just starting has it open, too, until its program runs.
-fn unlock(file: &File) {
-    // It cannot fail on an open file; and if it did, closing does the same a moment later.
-    let _ = rustix::fs::flock(file, FlockOperation::Unlock);
 }
 
 /// Writes pieces one behind the other, many small ones at once.

@@ -1039,7 +1039,7 @@ fn what_cannot_be_replaced_whole_is_refused() {
     check(home.rollout.parent().unwrap(), "it is not a regular file");
     // Would wait for ever if it were opened as a file is.
     let fifo = home.directory.path().join("fifo");
-    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
+    crate::os::make_fifo(&fifo);
     check(&fifo, "it is not a regular file");
     let error = consume_file(
         &home.directory.path().join("none"),
