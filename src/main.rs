@@ -32,15 +32,12 @@ mod rollout;
 mod shell;
 mod turn;
 
-use backend::{Held, ask_to_release};
 use cli::flags::{self, Invocation};
 use config::Paths;
 use error::Result;
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
-use turn::session::{self, Stored};
-use turn::thread;
 
 fn main() -> ExitCode {
     // Before anything is started: the guard, codex and every thread have this process's.
@@ -119,25 +116,7 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
             let mut stdout = os::Blocking(cli::unbuffered_stdout()?);
             cli::parse_rollout::run(&parsed, &mut stdout, &mut stderr)
         }
-        "mutate" => {
-            let places = Paths::from_env();
-            let surroundings = cli::mutate::Surroundings {
-                codex_home: &|| Ok(places.codex_home(&places.load_config()?.config)),
-                release: &|thread| ask_to_release(Held::Thread(thread), &places),
-                session: &|workspace| match session::read(workspace)? {
-                    Stored::Thread(thread) => {
-                        let config = places.load_config()?.config;
-                        match thread::foreign_directory(workspace, &thread, &config, &places) {
-                            Some(other) => Err(thread::foreign(workspace, &thread, &other)),
-                            None => Ok(Some(thread)),
-                        }
-                    }
-                    Stored::Nothing => Ok(None),
-                    Stored::Unusable(why) => Err(session::unusable(workspace, &why)),
-                },
-            };
-            cli::mutate::run(&parsed, &surroundings, &mut stdin, &mut stdout)
-        }
+        "mutate" => cli::mutate::run(&parsed, &mut stdin, &mut stdout),
         "mcp-host" => cli::mcp_host::run(&parsed).map(|()| 0),
         "threads" => cli::threads::run(&parsed, &mut stdout),
         "doctor" => cli::doctor::run(&parsed, &mut stdout),

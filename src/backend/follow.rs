@@ -6,7 +6,7 @@
 //! calls out around the texts that codex prints. The queue is bounded: no more is read than is taken.
 
 use super::Tokens;
-use super::usage::Count;
+use super::usage::TokenCount;
 use crate::canonical::{ContextUse, PlanItem, Telemetry, TurnUsage, Usage};
 use crate::codex::home;
 use crate::mcp::ToolNames;
@@ -56,7 +56,7 @@ pub(super) struct RolloutFollower {
     /// What the thread had used before the turn.
     before: Usage,
     /// What the turn uses.
-    count: Count,
+    count: TokenCount,
     /// Was any use recorded of the thread?
     is_counted: bool,
     telemetry: Telemetry,
@@ -116,7 +116,7 @@ impl RolloutFollower {
         Ok(RolloutFollower::of(
             Lines::followed(growing(open_regular_file(path)?, cancel)),
             None,
-            Count::default(),
+            TokenCount::default(),
         ))
     }
 
@@ -146,7 +146,11 @@ impl RolloutFollower {
         cancel: &CancelToken,
     ) -> io::Result<RolloutFollower> {
         let lines = Lines::followed(growing(open_regular_file(path)?, cancel));
-        Ok(RolloutFollower::of(lines, Some(since), Count::default()))
+        Ok(RolloutFollower::of(
+            lines,
+            Some(since),
+            TokenCount::default(),
+        ))
     }
 
     /// Follows the rollout of a sub-agent that was started since this time. What a fork took over from its parent
@@ -166,7 +170,11 @@ impl RolloutFollower {
         Ok(watch)
     }
 
-    fn of(lines: Lines<Cancellable<File>>, awaits: Option<u64>, count: Count) -> RolloutFollower {
+    fn of(
+        lines: Lines<Cancellable<File>>,
+        awaits: Option<u64>,
+        count: TokenCount,
+    ) -> RolloutFollower {
         RolloutFollower {
             start: lines.offset(),
             lines,
@@ -586,7 +594,10 @@ pub(crate) fn thread_use(
 ///
 /// codex's last total says it, and stands near the end, unless something was lost from it: then it has a mark, or
 /// is not the sum that codex keeps with the single requests from 0.153 on. Only then the whole rollout is read.
-fn at_end(file: &mut File, cancel: &CancelToken) -> io::Result<(u64, Count, Option<ContextUse>)> {
+fn at_end(
+    file: &mut File,
+    cancel: &CancelToken,
+) -> io::Result<(u64, TokenCount, Option<ContextUse>)> {
     let length = file.metadata()?.len();
     let mut piece = 64 << 10;
     loop {
@@ -595,7 +606,7 @@ fn at_end(file: &mut File, cancel: &CancelToken) -> io::Result<(u64, Count, Opti
         // The first line of a piece is likely cut; then it is not JSON and skipped.
         let piece_of_it = io::Read::take(&mut *file, length - start);
         let mut lines = Lines::starting_at(Cancellable::new(piece_of_it, cancel), start);
-        let mut count = Count::default();
+        let mut count = TokenCount::default();
         let (mut last, mut requests, mut has_grown) = (None, None, false);
         let mut holds = None;
         while let Some(line) = lines.next(|kind| kind == LineKind::Usage)? {
@@ -625,7 +636,7 @@ fn at_end(file: &mut File, cancel: &CancelToken) -> io::Result<(u64, Count, Opti
             // Where single requests are recorded, one stands between two totals that differ.
             && (requests == Some(total) || requests.is_none() && has_grown)
         {
-            let mut count = Count::default();
+            let mut count = TokenCount::default();
             count.total(total);
             return Ok((length, count, holds));
         }

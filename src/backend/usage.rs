@@ -10,7 +10,7 @@ use crate::canonical::Usage;
 
 /// Adds up what is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Count {
+pub(super) struct TokenCount {
     /// Where codex's own count stood last.
     total: Usage,
     /// What was used since this began.
@@ -19,7 +19,7 @@ pub(super) struct Count {
     by_request: bool,
 }
 
-impl Count {
+impl TokenCount {
     /// codex's count stands here.
     pub(super) fn total(&mut self, now: Usage) {
         if !self.by_request {
@@ -40,10 +40,10 @@ impl Count {
     }
 
     /// A count that begins anew, from where this one stands.
-    pub(super) fn anew(self) -> Count {
-        Count {
+    pub(super) fn anew(self) -> TokenCount {
+        TokenCount {
             total: self.total,
-            ..Count::default()
+            ..TokenCount::default()
         }
     }
 }

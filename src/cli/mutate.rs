@@ -3,16 +3,22 @@
 //! It does what the daemon's `plexum/session/mutate` does, with the same locks, and prints the same answer.
 
 use super::flags::{Parsed, at_home, usage};
+use super::target::{self, Target};
 use super::{columns, seems, written};
-use crate::codex::home::{find_rollout, is_thread_id};
+use crate::backend::{Held, ask_to_release};
+use crate::codex::home::find_rollout;
+use crate::config::Paths;
+use crate::daemon::parse_mutations;
 use crate::error::{Error, Kind, Result};
 use crate::os::{CancelToken, open_regular_file};
 use crate::rollout::calls::{Calls, Fed};
 use crate::rollout::consume::{
-    ConsumeReport, Mutation, Op, Reach, WriteMode, consume, consume_file, parse,
+    ConsumeReport, Mutation, Op, Reach, WriteMode, consume, consume_file,
 };
 use crate::rollout::lines::{LineKind, Lines};
 use crate::rollout::record;
+use crate::turn::session::{self, Stored};
+use crate::turn::thread::{foreign, foreign_directory};
 use std::collections::HashSet;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
@@ -20,36 +26,20 @@ use std::path::{Path, PathBuf};
 /// The longest list that `--stdin` takes: what the daemon can send in one line, too.
 const LONGEST_LIST: u64 = 64 << 20;
 
-/// What the command needs to know of its surroundings; asked for only if it is needed, so that a broken
-/// config does not matter to `--rollout`.
-pub(crate) struct Surroundings<'a> {
-    /// The codex home.
-    pub(crate) codex_home: &'a dyn Fn() -> Result<PathBuf>,
-    /// Has a plugin let go of a thread that it keeps for its next turn.
-    pub(crate) release: &'a dyn Fn(&str),
-    /// The id of the thread that a workspace's session file names, if it has one.
-    pub(crate) session: &'a dyn Fn(&Path) -> Result<Option<String>>,
-}
-
 /// Runs the command and returns its exit status.
 ///
 /// # Errors
 /// [`Kind::Usage`] for the command line, [`Kind::Params`] for the list on stdin, and what consuming can
 /// meet: see [`crate::rollout::consume::consume`].
-pub(crate) fn run(
-    parsed: &Parsed,
-    surroundings: &Surroundings<'_>,
-    stdin: &mut dyn Read,
-    stdout: &mut dyn Write,
-) -> Result<u8> {
+pub(crate) fn run(parsed: &Parsed, stdin: &mut dyn Read, stdout: &mut dyn Write) -> Result<u8> {
     let choice = choice(parsed, stdin)?;
     let mode = if parsed.has("dry-run") {
         WriteMode::DryRun
     } else {
         WriteMode::Write
     };
-    let target = target(parsed)?;
-    let (mutations, outcome) = match resolve(&target, surroundings, mode)? {
+    let target = rollout_target(parsed)?;
+    let (mutations, outcome) = match resolve(&target, mode)? {
         Some(rollout) => {
             let mutations = choice.mutations(&rollout.path)?;
             let outcome = match &rollout.thread {
@@ -116,20 +106,18 @@ struct Rollout {
 }
 
 /// The rollout that is meant; `None` for a workspace without a session.
-fn resolve(
-    target: &Target<'_>,
-    surroundings: &Surroundings<'_>,
-    mode: WriteMode,
-) -> Result<Option<Rollout>> {
+fn resolve(target: &RolloutTarget, mode: WriteMode) -> Result<Option<Rollout>> {
+    // Only here, so that a broken config does not matter to `--rollout`.
+    let places = Paths::from_env();
     let thread = match target {
-        Target::File(file) => {
+        RolloutTarget::File(file) => {
             return Ok(Some(Rollout {
                 path: file.clone(),
                 thread: None,
             }));
         }
-        Target::Thread(thread) => (*thread).to_owned(),
-        Target::Workspace(workspace) => {
+        RolloutTarget::Of(Target::Thread(thread)) => thread.clone(),
+        RolloutTarget::Of(Target::Workspace(workspace)) => {
             // To the daemon a directory that is not there is one without a session; to a person it is a slip.
             if !workspace.is_dir() {
                 return Err(Error::new(
@@ -140,27 +128,38 @@ fn resolve(
             if mode == WriteMode::Write {
                 crate::os::check_owner("the workspace", workspace)?;
             }
-            match (surroundings.session)(workspace)? {
+            match thread_of_workspace(workspace, &places)? {
                 Some(thread) => thread,
                 None => return Ok(None),
             }
         }
     };
-    let home = (surroundings.codex_home)()?;
+    let home = places.codex_home(&places.load_config()?.config);
     if mode == WriteMode::Write {
-        (surroundings.release)(&thread);
+        // A plugin may keep the thread for its next turn.
+        ask_to_release(Held::Thread(&thread), &places);
     }
-    // To the daemon a rollout that is not there has no calls; a person has most likely named another CODEX_HOME.
     match find_rollout(&home, &thread)? {
         Some(path) => Ok(Some(Rollout {
             path,
             thread: Some((home, thread)),
         })),
-        None => Err(Error::new(
-            Kind::Io,
-            format!("no rollout of thread {thread} in '{}'", home.display()),
-        )
-        .hint("is this the CODEX_HOME that codex used?")),
+        None => Err(target::no_rollout(&thread, &home)),
+    }
+}
+
+/// The id of the workspace's own thread, if it has one.
+fn thread_of_workspace(workspace: &Path, places: &Paths) -> Result<Option<String>> {
+    match session::read(workspace)? {
+        Stored::Thread(thread) => {
+            let config = places.load_config()?.config;
+            match foreign_directory(workspace, &thread, &config, places) {
+                Some(other) => Err(foreign(workspace, &thread, &other)),
+                None => Ok(Some(thread)),
+            }
+        }
+        Stored::Nothing => Ok(None),
+        Stored::Unusable(why) => Err(session::unusable(workspace, &why)),
     }
 }
 
@@ -214,11 +213,13 @@ impl Choice {
             .collect())
     }
 
-    fn why_nothing(&self, mutations: &[Mutation], target: &Target<'_>) -> String {
+    fn why_nothing(&self, mutations: &[Mutation], target: &RolloutTarget) -> String {
         let shown = match target {
-            Target::File(file) => format!("'{}'", file.display()),
-            Target::Thread(thread) => format!("thread {thread}"),
-            Target::Workspace(workspace) => format!("the workspace '{}'", workspace.display()),
+            RolloutTarget::File(file) => format!("'{}'", file.display()),
+            RolloutTarget::Of(Target::Thread(thread)) => format!("thread {thread}"),
+            RolloutTarget::Of(Target::Workspace(workspace)) => {
+                format!("the workspace '{}'", workspace.display())
+            }
         };
         match self {
             Choice::Named(_) if mutations.len() == 1 => {
@@ -324,7 +325,7 @@ fn choice(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Choice> {
                     "the list on stdin says itself what is to be done with each call: give no '--op' and no '--newest'",
                 ));
             }
-            return parse(json).map(Choice::Named);
+            return parse_mutations(json).map(Choice::Named);
         }
         let ids: Vec<&str> = json
             .lines()
@@ -353,30 +354,20 @@ fn choice(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Choice> {
 }
 
 /// Whose calls are meant.
-enum Target<'a> {
-    Workspace(PathBuf),
-    Thread(&'a str),
+enum RolloutTarget {
+    Of(Target),
     File(PathBuf),
 }
 
-fn target(parsed: &Parsed) -> Result<Target<'_>> {
-    let given = (
-        parsed.directory("workspace")?,
-        parsed.text("thread")?,
-        parsed.value("rollout"),
-    );
-    match given {
-        (Some(workspace), None, None) => Ok(Target::Workspace(workspace)),
-        (None, Some(thread), None) if is_thread_id(thread) => Ok(Target::Thread(thread)),
-        (None, Some(thread), None) => Err(usage(format!(
-            "'{thread}' is not a thread id: a UUID was expected"
-        ))),
-        (None, None, Some(file)) => Ok(Target::File(at_home(file))),
-        (None, None, None) => Err(usage(
+fn rollout_target(parsed: &Parsed) -> Result<RolloutTarget> {
+    match (target::given(parsed)?, parsed.value("rollout")) {
+        (Some(target), None) => Ok(RolloutTarget::Of(target)),
+        (None, Some(file)) => Ok(RolloutTarget::File(at_home(file))),
+        (None, None) => Err(usage(
             "whose calls? name a '--workspace', a '--thread' or a '--rollout'",
         )),
-        _ => Err(usage(
-            "'--workspace', '--thread' and '--rollout' exclude each other",
+        (Some(_), Some(_)) => Err(usage(
+            "'--rollout' and '--workspace' or '--thread' both name a rollout: give one of them",
         )),
     }
 }

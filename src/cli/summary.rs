@@ -33,12 +33,12 @@ const BEGINNING: usize = 120;
 /// The calls of one or more rollouts.
 #[derive(Debug, Default)]
 pub(super) struct Summary {
-    rows: Vec<Row>,
+    rows: Vec<CallRow>,
 }
 
 /// One call.
 #[derive(Debug, Serialize)]
-struct Row {
+struct CallRow {
     id: String,
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -95,7 +95,7 @@ impl Summary {
         let mut arguments = Vec::new();
         // A `Vec` takes everything.
         let _ = write_input(&mut arguments, &call.input);
-        self.rows.push(Row {
+        self.rows.push(CallRow {
             id: call.id.clone().into_owned(),
             name: call.name.clone().into_owned(),
             namespace: call
@@ -161,25 +161,25 @@ fn consumed(content: &Content<'_>) -> Option<Consumed> {
 
 impl Summary {
     /// The calls, the biggest first; those of one size in the order in which they were made.
-    fn sorted(&self) -> Vec<&Row> {
-        let mut rows: Vec<&Row> = self.rows.iter().collect();
+    fn sorted(&self) -> Vec<&CallRow> {
+        let mut rows: Vec<&CallRow> = self.rows.iter().collect();
         rows.sort_by_key(|row| std::cmp::Reverse(row.bytes()));
         rows
     }
 
     /// The sum of a part of every call.
-    fn sum(&self, part: impl Fn(&Row) -> u64) -> u64 {
+    fn sum(&self, part: impl Fn(&CallRow) -> u64) -> u64 {
         self.rows.iter().map(part).sum()
     }
 
     /// The sums of each tool, the biggest first, as rows whose id is the number of calls.
-    fn tools(&self) -> Vec<(Row, usize)> {
-        let mut tools: Vec<(Row, usize)> = Vec::new();
+    fn tools(&self) -> Vec<(CallRow, usize)> {
+        let mut tools: Vec<(CallRow, usize)> = Vec::new();
         let mut places = HashMap::new();
         for row in &self.rows {
             let place = *places.entry(row.tool()).or_insert_with(|| {
                 tools.push((
-                    Row {
+                    CallRow {
                         id: String::new(),
                         name: row.name.clone(),
                         namespace: row.namespace.clone(),
@@ -211,7 +211,7 @@ impl Summary {
         #[derive(Serialize)]
         struct JsonRow<'a> {
             #[serde(flatten)]
-            row: &'a Row,
+            row: &'a CallRow,
             /// Of all bytes, from 0 to 1.
             share: f64,
         }
@@ -240,12 +240,12 @@ impl Summary {
             tools: Option<Vec<JsonTool>>,
             total: Total,
         }
-        let all = self.sum(Row::bytes).max(1) as f64;
+        let all = self.sum(CallRow::bytes).max(1) as f64;
         let call = |row| JsonRow {
             row,
-            share: Row::bytes(row) as f64 / all,
+            share: CallRow::bytes(row) as f64 / all,
         };
-        let tool = |(row, calls): (Row, usize)| JsonTool {
+        let tool = |(row, calls): (CallRow, usize)| JsonTool {
             share: row.bytes() as f64 / all,
             name: row.name,
             namespace: row.namespace,
@@ -299,7 +299,7 @@ impl Summary {
             .height
             .map_or(usize::MAX, |height| height.saturating_sub(4).max(1));
         let hidden = rows.len().saturating_sub(most);
-        let sizes = (rows[0].bytes(), self.sum(Row::bytes));
+        let sizes = (rows[0].bytes(), self.sum(CallRow::bytes));
         rows.truncate(most);
         layout.write_head(out, screen, sums)?;
         for row in rows {
@@ -324,7 +324,7 @@ impl Summary {
     }
 }
 
-impl Row {
+impl CallRow {
     fn bytes(&self) -> u64 {
         self.arguments_bytes + self.output_bytes
     }
@@ -342,23 +342,23 @@ impl Row {
 
     fn state(&self) -> &'static str {
         match self {
-            Row {
+            CallRow {
                 consumed: Some(Consumed::Light),
                 ..
             } => "light",
-            Row {
+            CallRow {
                 consumed: Some(Consumed::Heavy),
                 ..
             } => "heavy",
-            Row {
+            CallRow {
                 consumed: Some(Consumed::Cut),
                 ..
             } => "consumed",
-            Row {
+            CallRow {
                 answered: false, ..
             } => "no output",
-            Row { is_error: true, .. } => "error",
-            Row { .. } => "",
+            CallRow { is_error: true, .. } => "error",
+            CallRow { .. } => "",
         }
     }
 }
@@ -387,9 +387,9 @@ const WIDE: usize = 72;
 const NARROWEST: usize = 56;
 
 impl Layout {
-    fn of(rows: &[&Row], screen: &Screen) -> Layout {
+    fn of(rows: &[&CallRow], screen: &Screen) -> Layout {
         let widest =
-            |text: &dyn Fn(&Row) -> usize| rows.iter().map(|row| text(row)).max().unwrap_or(0);
+            |text: &dyn Fn(&CallRow) -> usize| rows.iter().map(|row| text(row)).max().unwrap_or(0);
         let state = widest(&|row| row.state().len());
         let id = widest(&|row| width(&row.id)).clamp(5, 32);
         let tool = widest(&|row| width(&row.tool())).clamp(4, 32);
@@ -436,7 +436,7 @@ impl Layout {
         &self,
         out: &mut impl Write,
         screen: &Screen,
-        row: &Row,
+        row: &CallRow,
         (biggest, all): (u64, u64),
     ) -> io::Result<()> {
         let id = left(&row.id, self.id);
@@ -545,7 +545,7 @@ mod tests {
 
     #[test]
     fn table_fits_every_width() {
-        let row = |id: &str, name: &str, output_bytes| Row {
+        let row = |id: &str, name: &str, output_bytes| CallRow {
             id: id.to_owned(),
             name: name.to_owned(),
             namespace: None,

@@ -20,7 +20,7 @@ const MAX_DEPTH: usize = 4;
 
 /// A workspace and its conversation.
 #[derive(Debug, Serialize)]
-struct Row {
+struct ThreadRow {
     #[serde(serialize_with = "lossy")]
     workspace: PathBuf,
     thread: String,
@@ -84,7 +84,7 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
         }
     };
     let cancel = CancelToken::new()?;
-    let mut rows: Vec<Row> = workspaces
+    let mut rows: Vec<ThreadRow> = workspaces
         .into_iter()
         .filter_map(|workspace| row(workspace, &home, &cancel))
         .collect();
@@ -119,7 +119,7 @@ fn find(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Result<
 }
 
 /// What is known of a workspace; nothing where it has no conversation.
-fn row(workspace: PathBuf, home: &Path, cancel: &CancelToken) -> Option<Row> {
+fn row(workspace: PathBuf, home: &Path, cancel: &CancelToken) -> Option<ThreadRow> {
     let Ok(Stored::Thread(thread)) = session::read(&workspace) else {
         return None;
     };
@@ -133,7 +133,7 @@ fn row(workspace: PathBuf, home: &Path, cancel: &CancelToken) -> Option<Row> {
         .join("thread-writer-locks")
         .join(format!("{thread}.lock"));
     let holder = os::lock_holder(&workspace).or_else(|| os::lock_holder(&lock));
-    Some(Row {
+    Some(ThreadRow {
         last_turn: found.as_ref().and_then(|found| {
             let since = found
                 .modified()
@@ -151,7 +151,7 @@ fn row(workspace: PathBuf, home: &Path, cancel: &CancelToken) -> Option<Row> {
     })
 }
 
-fn write_table(rows: &[Row], out: &mut dyn Write) -> io::Result<()> {
+fn write_table(rows: &[ThreadRow], out: &mut dyn Write) -> io::Result<()> {
     if rows.is_empty() {
         return writeln!(out, "no threads");
     }
@@ -197,7 +197,7 @@ fn write_table(rows: &[Row], out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-fn cells(row: &Row, now: u64) -> [String; 7] {
+fn cells(row: &ThreadRow, now: u64) -> [String; 7] {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let context = row.context.and_then(|context| {
         let window = context.window.filter(|window| *window > 0)?;

@@ -5,12 +5,11 @@
 
 use super::flags::{Parsed, at_home, usage};
 use super::progress::{Progress, StatusLine, Verbosity};
-use super::{color, columns, unbuffered_stdout};
+use super::{color, columns, target, unbuffered_stdout};
 use crate::backend::emitter::Step;
 use crate::backend::emitter::{EventSink, Level};
 use crate::canonical::{ContextUse, Status, StopReason, TurnEvent, TurnResult};
 use crate::codex::failure::is_retry;
-use crate::codex::home::is_thread_id;
 use crate::config::{BackendChoice, Paths};
 use crate::daemon::{check_schema_text, is_effort};
 use crate::error::{Error, Kind, Result, reason};
@@ -166,18 +165,13 @@ fn seconds(parsed: &Parsed, flag: &str) -> Result<Option<Duration>> {
 
 /// The thread that the turn is to be in.
 fn thread_choice(parsed: &Parsed) -> Result<ThreadChoice> {
-    match (parsed.has("fresh"), parsed.text("thread")?) {
+    match (parsed.has("fresh"), target::thread(parsed)?) {
         (true, Some(_)) => Err(usage(
             "'--fresh' begins a thread, '--thread' names one: give one of them",
         )),
         (true, None) => Ok(ThreadChoice::New),
         (false, None) => Ok(ThreadChoice::Stored),
-        (false, Some(thread)) if is_thread_id(thread) => {
-            Ok(ThreadChoice::Adopted(thread.to_ascii_lowercase()))
-        }
-        (false, Some(thread)) => Err(usage(format!(
-            "'--thread {thread}' is not a thread id: a UUID was expected"
-        ))),
+        (false, Some(thread)) => Ok(ThreadChoice::Adopted(thread)),
     }
 }
 
@@ -515,7 +509,7 @@ impl Printer {
     /// Where the image is that codex has generated, from the event that tells its result.
     fn generated_image(&mut self, event: &[u8]) -> Option<String> {
         #[derive(serde::Deserialize)]
-        struct Call<'a> {
+        struct CallEvent<'a> {
             #[serde(borrow)]
             id: Cow<'a, str>,
             name: Option<Cow<'a, str>>,
@@ -531,7 +525,7 @@ impl Printer {
         if !mentions("image_generation") && !self.image.as_deref().is_some_and(mentions) {
             return None;
         }
-        let call: Call<'_> = serde_json::from_slice(event).ok()?;
+        let call: CallEvent<'_> = serde_json::from_slice(event).ok()?;
         if let Some(name) = call.name {
             self.image = (name == "image_generation").then(|| call.id.into_owned());
             return None;

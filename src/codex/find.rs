@@ -11,15 +11,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The least codex that is supported.
-pub(crate) const OLDEST: Version = (0, 135, 0);
+pub(crate) const OLDEST: CodexVersion = (0, 135, 0);
 /// The newest codex that this program was tried with.
-pub(crate) const NEWEST_TRIED: Version = (0, 171, 0);
+pub(crate) const NEWEST_TRIED: CodexVersion = (0, 171, 0);
 
 /// A version of codex: major, minor, patch.
-pub(crate) type Version = (u32, u32, u32);
+pub(crate) type CodexVersion = (u32, u32, u32);
 
 /// Reads a version: `0.169.0`, `0.170.0-alpha.4`.
-pub(crate) fn parse_version(text: &str) -> Option<Version> {
+pub(crate) fn parse_version(text: &str) -> Option<CodexVersion> {
     let mut numbers = text.split('.').map(|number| {
         let end = number.find(|c: char| !c.is_ascii_digit());
         number[..end.unwrap_or(number.len())].parse().ok()
@@ -28,8 +28,8 @@ pub(crate) fn parse_version(text: &str) -> Option<Version> {
 }
 
 /// What is to be said of a codex that is older than supported, or newer than any that was tried.
-pub(crate) fn untried(version: Version) -> Option<String> {
-    let shown = |(major, minor, patch): Version| format!("{major}.{minor}.{patch}");
+pub(crate) fn untried(version: CodexVersion) -> Option<String> {
+    let shown = |(major, minor, patch): CodexVersion| format!("{major}.{minor}.{patch}");
     if version < OLDEST {
         return Some(format!(
             "codex is version {}, and {} is the least that is supported",

@@ -7,6 +7,7 @@ pub(crate) mod ask;
 pub(crate) mod failure;
 pub(crate) mod find;
 pub(crate) mod home;
+pub(crate) mod mcp_servers;
 pub(crate) mod toml;
 pub(crate) mod writer_lock;
 

@@ -6,5 +6,5 @@ pub(crate) mod params;
 mod serve;
 mod tools;
 
-pub(crate) use params::{check_schema_text, is_effort};
+pub(crate) use params::{check_schema_text, is_effort, parse_mutations};
 pub(crate) use serve::{Setup, serve_stdio};

@@ -250,12 +250,17 @@ pub(crate) fn value(params: Option<&RawValue>) -> Result<Cow<'_, str>> {
     let Some(params) = params else {
         return Ok(Cow::Borrowed("{}"));
     };
-    if json::is_deeper_than(params.get().as_bytes(), MAX_DEPTH) {
+    checked(params, "params")
+}
+
+/// The text of a value that does not nest too deep for what reads it.
+fn checked<'a>(json: &'a RawValue, name: &str) -> Result<Cow<'a, str>> {
+    if json::is_deeper_than(json.get().as_bytes(), MAX_DEPTH) {
         let what = format!("cannot be read: it nests deeper than {MAX_DEPTH} levels");
-        return Err(bad("params", what));
+        return Err(bad(name, what));
     }
     // The cursor takes half a surrogate pair for no JSON, wherever it stands.
-    Ok(replace_lone_surrogates(params.get()))
+    Ok(replace_lone_surrogates(json.get()))
 }
 
 /// The root of the parameters.
@@ -364,11 +369,22 @@ fn output_schema(params: &Field<'_>) -> Result<Option<String>> {
 /// # Errors
 /// [`Kind::Params`], with the path of what is wrong.
 pub(crate) fn check_schema_text(json: &str, name: &str) -> Result<()> {
-    let value: &RawValue = serde_json::from_str(json)
+    with_document(json, name, |field| {
+        field.object()?;
+        check_schema(field)
+    })
+}
+
+/// Reads a text that is one JSON value, whose path in messages is `name`.
+fn with_document<T>(
+    json: &str,
+    name: &str,
+    read: impl FnOnce(&Field<'_>) -> Result<T>,
+) -> Result<T> {
+    let json: &RawValue = serde_json::from_str(json)
         .map_err(|error| Error::new(Kind::Params, format!("{name}: not JSON: {error}")))?;
-    let field = Field::new(value.get(), name.to_owned());
-    field.object()?;
-    check_schema(&field)
+    let json = checked(json, name)?;
+    read(&Field::new(json.trim_ascii(), name.to_owned()))
 }
 
 /// Checks what a JSON Schema means whatever the provider supports of it; the provider judges the rest.
@@ -466,30 +482,41 @@ pub(crate) fn stream_tools(params: &Field<'_>) -> Result<Vec<Tool>> {
 pub(crate) fn mutate(params: &Field<'_>) -> Result<(PathBuf, Vec<Mutation>)> {
     params.optional_text("agent_id")?;
     let workspace = workspace(&params.needed("workspace")?)?;
+    let mutations = mutations(&params.needed("mutations")?)?;
+    Ok((workspace, mutations))
+}
+
+/// The list of mutations that a text is, `[{"block_id":"…","op":"…"}]`; other members are ignored.
+///
+/// # Errors
+/// [`Kind::Params`], with the path of what is wrong, below `mutations`.
+pub(crate) fn parse_mutations(json: &str) -> Result<Vec<Mutation>> {
+    with_document(json, "mutations", |field| mutations(field))
+}
+
+fn mutations(list: &Field<'_>) -> Result<Vec<Mutation>> {
     let mut mutations = Vec::new();
-    let list = params.needed("mutations")?;
     for field in list.list()? {
         if mutations.len() == MAX_MUTATIONS {
-            let what =
-                format!("has more than {MAX_MUTATIONS} entries; send them in several requests");
+            let what = format!("has more than {MAX_MUTATIONS} entries: divide it");
             return Err(bad(&list.path, what));
         }
         let op = field.needed("op")?;
         let name = op.text()?;
+        let op = Op::named(&name).ok_or_else(|| {
+            let expected = "expected 'consume-light' or 'consume-heavy'";
+            bad(
+                &op.path,
+                format!("'{name}' is not an operation, {expected}"),
+            )
+        })?;
         mutations.push(Mutation {
-            reach: Reach::All,
             block_id: field.needed("block_id")?.text()?.into_owned(),
-            op: Op::named(&name).ok_or_else(|| {
-                bad(
-                    &op.path,
-                    format!(
-                        "'{name}' is not an operation, expected 'consume-light' or 'consume-heavy'"
-                    ),
-                )
-            })?,
+            op,
+            reach: Reach::All,
         });
     }
-    Ok((workspace, mutations))
+    Ok(mutations)
 }
 
 /// A workspace's path.
@@ -1195,6 +1222,44 @@ mod tests {
             let error = stream(&root(&params.to_string())).unwrap_err();
             assert_eq!(error.kind().rpc_code(), -32602);
             assert_eq!(error.message(), message, "{params}");
+        }
+    }
+
+    #[test]
+    fn reads_list_of_mutations() {
+        let found = parse_mutations(
+            r#" [{"block_id":"a","op":"light","x":1},{"op":"consume-heavy","block_id":""}] "#,
+        );
+        let mutation = |id: &str, op| Mutation {
+            block_id: id.to_owned(),
+            op,
+            reach: Reach::All,
+        };
+        assert_eq!(
+            found.unwrap(),
+            [mutation("a", Op::Light), mutation("", Op::Heavy)]
+        );
+        let many = format!(
+            "[{}{{}}]",
+            r#"{"block_id":"a","op":"light"},"#.repeat(65_536)
+        );
+        for (json, message) in [
+            ("{}", "mutations: expected a list, found an object"),
+            ("[1]", "mutations[0]: expected an object, found a number"),
+            (r#"[{"op":"light"}]"#, "mutations[0].block_id: is missing"),
+            (
+                r#"[{"block_id":"a","op":"light"},{"block_id":"b","op":"eat"}]"#,
+                "mutations[1].op: 'eat' is not an operation, expected 'consume-light' or 'consume-heavy'",
+            ),
+            (
+                "[",
+                "mutations: not JSON: EOF while parsing a list at line 1 column 1",
+            ),
+            (&many, "mutations: has more than 65536 entries: divide it"),
+        ] {
+            let error = parse_mutations(json).unwrap_err();
+            assert_eq!(error.message(), message);
+            assert_eq!(error.kind(), Kind::Params);
         }
     }
 }

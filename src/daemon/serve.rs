@@ -20,7 +20,7 @@ use crate::canonical::Introduction;
 use crate::config::Paths;
 use crate::error::{Error, Kind, Result};
 use crate::jsonrpc::{self, Frame, Id, InvalidMessage, Message};
-use crate::mcp::Version;
+use crate::mcp::ProtocolVersion;
 use crate::os::{self, Blocking, CancelToken};
 use crate::rollout::consume::{self, ConsumeReport, Mutation, WriteMode};
 use crate::turn::queue::{Queue, Ticket};
@@ -584,7 +584,8 @@ impl Server {
     /// Starts to load the config. What is asked for behind `initialize` waits for it in its own thread.
     fn initialize(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
         let value = params::value(params)?;
-        let version = Version::negotiated(&params::protocol_version(&params::root(&value))?);
+        let version =
+            ProtocolVersion::negotiated(&params::protocol_version(&params::root(&value))?);
         let cancel = CancelToken::new()?;
         let next = Arc::new(Initialization::default());
         // One that fails leaves what an earlier one has loaded.

@@ -22,7 +22,7 @@ pub(crate) fn replace_lone_surrogates(json: &str) -> Cow<'_, str> {
     while let Some(found) = memchr::memchr(b'\\', &json.as_bytes()[at..]) {
         let escape = at + found;
         at = match (surrogate(json, escape), surrogate(json, escape + 6)) {
-            (Some(Half::First), Some(Half::Second)) => escape + 12,
+            (Some(Surrogate::First), Some(Surrogate::Second)) => escape + 12,
             (Some(_), _) => {
                 let text = fixed.get_or_insert_with(|| json.to_owned());
                 text.replace_range(escape..escape + 6, "\\ufffd");
@@ -45,17 +45,17 @@ pub(crate) fn truncate(text: &str, max: usize) -> &str {
     &text[..text.floor_char_boundary(max)]
 }
 
-enum Half {
+enum Surrogate {
     First,
     Second,
 }
 
 /// The half of a surrogate pair that the escape at this place is.
-fn surrogate(json: &str, at: usize) -> Option<Half> {
+fn surrogate(json: &str, at: usize) -> Option<Surrogate> {
     let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
     match u16::from_str_radix(digits, 16).ok()? {
-        0xd800..=0xdbff => Some(Half::First),
-        0xdc00..=0xdfff => Some(Half::Second),
+        0xd800..=0xdbff => Some(Surrogate::First),
+        0xdc00..=0xdfff => Some(Surrogate::Second),
         _ => None,
     }
 }

@@ -5,7 +5,7 @@
 //! type that this client does not know, or without what its type needs, becomes text. What is right was measured:
 //! it is what 0.135, 0.148, 0.155 and 0.169 all take.
 
-use super::version::Version;
+use super::version::ProtocolVersion;
 use crate::json::{json_string, why_unreadable};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -99,7 +99,7 @@ enum Theme {
 }
 
 /// The block as MCP has it, whatever the daemon wrote.
-pub(super) fn normalize(raw: &str, version: Version) -> String {
+pub(super) fn normalize(raw: &str, version: ProtocolVersion) -> String {
     if raw.starts_with('"') {
         return format!("{{\"type\":\"text\",\"text\":{raw}}}");
     }
@@ -148,7 +148,7 @@ impl BlockMembers {
 
 impl ContentBlock<'_> {
     /// What of the block can be passed on; `None` where something is missing that its type needs.
-    fn members(&self, version: Version) -> Option<BlockMembers> {
+    fn members(&self, version: ProtocolVersion) -> Option<BlockMembers> {
         let kind = self.kind.as_deref()?;
         let mut members = BlockMembers::default();
         members.add("type", &json_string(kind));
@@ -161,11 +161,11 @@ impl ContentBlock<'_> {
                 members.wrong |= own.is_none();
                 members.add("mimeType", own.or_else(|| string(self.media_type))?);
             }
-            "audio" if version >= Version::V2025_03_26 => {
+            "audio" if version >= ProtocolVersion::V2025_03_26 => {
                 members.add("data", string(self.data)?);
                 members.add("mimeType", string(self.mime_type)?);
             }
-            "resource_link" if version >= Version::V2025_06_18 => {
+            "resource_link" if version >= ProtocolVersion::V2025_06_18 => {
                 members.add("uri", string(self.uri)?);
                 members.add("name", string(self.name)?);
                 members.add_optional("title", self.title, is_string);

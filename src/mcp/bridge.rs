@@ -13,7 +13,7 @@ use super::names::ToolNames;
 use super::register::{self, ServerEntry};
 use super::session::{self, Effect, RequestKey, Session};
 use super::socket::{self, Listening};
-use super::{CallId, RegistrationMode, Settings, Tool, ToolAnswer, ToolCall, ToolHost};
+use super::{BridgeSettings, CallId, RegistrationMode, Tool, ToolAnswer, ToolCall, ToolHost};
 use crate::error::{Error, Kind, Result};
 use crate::os::{self, Pid, PollFd, PollFlags, Waker};
 use serde::{Deserialize, Serialize};
@@ -146,7 +146,7 @@ impl Bridge {
         agent_id: &str,
         tools: Vec<Tool>,
         host: Arc<dyn ToolHost>,
-        settings: &Settings,
+        settings: &BridgeSettings,
     ) -> Result<Bridge> {
         if agent_id.contains('\0') || agent_id.len() > AGENT_ID_BYTES {
             return Err(Error::new(
@@ -224,7 +224,7 @@ impl Bridge {
     }
 
     /// Can it serve another turn of this agent, with these tools? Not where codex has been told of others since.
-    pub(crate) fn serves(&self, agent_id: &str, tools: &[Tool], settings: &Settings) -> bool {
+    pub(crate) fn serves(&self, agent_id: &str, tools: &[Tool], settings: &BridgeSettings) -> bool {
         self.shared.lock().generation == 0 && self.key == key(agent_id, tools, settings)
     }
 
@@ -329,7 +329,7 @@ impl ToolUpdater {
 }
 
 /// What a bridge is started with, as a number.
-fn key(agent_id: &str, tools: &[Tool], settings: &Settings) -> u64 {
+fn key(agent_id: &str, tools: &[Tool], settings: &BridgeSettings) -> u64 {
     let mut hasher = DefaultHasher::new();
     agent_id.hash(&mut hasher);
     (settings.mode, &settings.executable, settings.tool_timeout).hash(&mut hasher);

@@ -5,7 +5,7 @@
 //! [`why_unreadable`]), and a result that codex's reader would drop for its length is cut, and says so.
 
 use super::block::{self, text};
-use super::version::Version;
+use super::version::ProtocolVersion;
 use super::{ToolAnswer, ToolOutput};
 use crate::json::{self, Cursor, limit_depth};
 use crate::json::{json_string, replace_lone_surrogates, truncate, why_unreadable};
@@ -24,7 +24,12 @@ const FRAME: usize = 64;
 const BEGINNING: &str = "{\"content\":[";
 
 /// The `result` of a `tools/call`, as JSON: at most `max` bytes of it.
-pub(super) fn result(tool: &str, answer: ToolAnswer, version: Version, max: usize) -> String {
+pub(super) fn result(
+    tool: &str,
+    answer: ToolAnswer,
+    version: ProtocolVersion,
+    max: usize,
+) -> String {
     let output = match answer {
         Ok(output) => output,
         Err(message) => ToolOutput {
@@ -71,8 +76,9 @@ pub(super) fn result(tool: &str, answer: ToolAnswer, version: Version, max: usiz
         // 0.135 takes a result without any block for none at all, and tells the model of an error.
         blocks.add(text(""));
     }
-    let structured = structured
-        .filter(|raw| raw.starts_with('{') && version >= Version::V2025_06_18 && refusal.is_none());
+    let structured = structured.filter(|raw| {
+        raw.starts_with('{') && version >= ProtocolVersion::V2025_06_18 && refusal.is_none()
+    });
     let length = blocks.length + structured.map_or(0, str::len);
     if length + FRAME <= max {
         blocks.finish(structured, output.is_error)
@@ -226,7 +232,7 @@ fn escaped_head(text: &str, max: usize) -> &str {
 mod tests {
     use super::*;
 
-    fn check(content: &str, structured: Option<&str>, version: Version, expected: &str) {
+    fn check(content: &str, structured: Option<&str>, version: ProtocolVersion, expected: &str) {
         let raw = |json: &str| RawValue::from_string(json.to_owned()).unwrap();
         let output = ToolOutput {
             content: Some(raw(content)),
@@ -244,7 +250,7 @@ mod tests {
 
     #[test]
     fn blocks_that_are_right_pass_and_all_else_is_text() {
-        let newest = Version::V2025_11_25;
+        let newest = ProtocolVersion::V2025_11_25;
         for (content, expected) in [
             // As MCP has them: byte for byte, what is unknown in them too.
             (
@@ -334,7 +340,7 @@ mod tests {
                 check(
                     &format!("[{block}]"),
                     None,
-                    Version::V2025_11_25,
+                    ProtocolVersion::V2025_11_25,
                     &format!("\"content\":[{block}]"),
                 );
             }
@@ -347,7 +353,7 @@ mod tests {
             check(
                 &format!("[{block}]"),
                 None,
-                Version::V2025_11_25,
+                ProtocolVersion::V2025_11_25,
                 &format!("\"content\":[{block}]"),
             );
         }
@@ -400,7 +406,7 @@ mod tests {
             check(
                 &format!("[{given}]"),
                 None,
-                Version::V2025_11_25,
+                ProtocolVersion::V2025_11_25,
                 &format!("\"content\":[{expected}]"),
             );
         }
@@ -409,7 +415,7 @@ mod tests {
     /// What is JSON by its grammar alone, and nothing that codex can read, loses no text.
     #[test]
     fn what_codex_cannot_parse_is_mended_or_text() {
-        let newest = Version::V2025_11_25;
+        let newest = ProtocolVersion::V2025_11_25;
         check(
             r#"["\ud83d",{"type":"text","text":"a\ud83d\ude00\ude00"}]"#,
             Some(r#"{"a\ud800":1}"#),
@@ -447,7 +453,7 @@ mod tests {
             check(
                 "[\"x\"]",
                 Some(&nested("1", depth)),
-                Version::V2025_11_25,
+                ProtocolVersion::V2025_11_25,
                 &format!(
                     r#""content":[{{"type":"text","text":"x"}}],"structuredContent":{limited}"#
                 ),
@@ -461,37 +467,37 @@ mod tests {
             (
                 "[]",
                 Some(r#"{"a":1}"#),
-                Version::V2025_06_18,
+                ProtocolVersion::V2025_06_18,
                 r#""content":[{"type":"text","text":"{\"a\":1}"}],"structuredContent":{"a":1}"#,
             ),
             (
                 r#"["x"]"#,
                 Some(r#"{"a":1}"#),
-                Version::V2025_03_26,
+                ProtocolVersion::V2025_03_26,
                 r#""content":[{"type":"text","text":"x"}]"#,
             ),
             (
                 r#"["x"]"#,
                 Some("[1]"),
-                Version::V2025_11_25,
+                ProtocolVersion::V2025_11_25,
                 r#""content":[{"type":"text","text":"x"}]"#,
             ),
             (
                 r#"["x"]"#,
                 Some("17"),
-                Version::V2025_11_25,
+                ProtocolVersion::V2025_11_25,
                 r#""content":[{"type":"text","text":"x"}]"#,
             ),
             (
                 r#"[{"type":"audio","data":"","mimeType":""}]"#,
                 None,
-                Version::V2024_11_05,
+                ProtocolVersion::V2024_11_05,
                 r#""content":[{"type":"text","text":"{\"type\":\"audio\",\"data\":\"\",\"mimeType\":\"\"}"}]"#,
             ),
             (
                 r#"[{"type":"resource_link","uri":"a:b","name":"x"}]"#,
                 None,
-                Version::V2025_03_26,
+                ProtocolVersion::V2025_03_26,
                 r#""content":[{"type":"text","text":"{\"type\":\"resource_link\",\"uri\":\"a:b\",\"name\":\"x\"}"}]"#,
             ),
         ] {
@@ -528,7 +534,7 @@ mod tests {
                 is_error: false,
                 structured_content: structured.map(raw),
             };
-            let result = result("send", Ok(output), Version::V2025_11_25, MAX);
+            let result = result("send", Ok(output), ProtocolVersion::V2025_11_25, MAX);
             assert!(
                 (least..=MAX).contains(&result.len()),
                 "{} bytes of {}",
@@ -541,7 +547,12 @@ mod tests {
             let first = value["content"][0]["text"].as_str().unwrap();
             assert!(first.contains("tool 'send' was cut"), "{first}");
         }
-        let error = result("send", Err("x".repeat(3000)), Version::V2025_11_25, MAX);
+        let error = result(
+            "send",
+            Err("x".repeat(3000)),
+            ProtocolVersion::V2025_11_25,
+            MAX,
+        );
         assert!(error.len() <= MAX && error.contains("was cut") && error.ends_with("true}"));
     }
 }

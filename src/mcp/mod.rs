@@ -28,7 +28,7 @@ pub(crate) use socket::{
     locked as lock_runtime_directory, place as runtime_place, program_copy,
     short_place as short_runtime_place,
 };
-pub(crate) use version::Version;
+pub(crate) use version::ProtocolVersion;
 
 use crate::error::Error;
 use crate::os::CancelToken;
@@ -101,7 +101,7 @@ pub(crate) enum RegistrationMode {
 
 /// What a bridge has to know of its surroundings.
 #[derive(Debug)]
-pub(crate) struct Settings {
+pub(crate) struct BridgeSettings {
     pub(crate) mode: RegistrationMode,
     /// The daemon's profile directory; sockets lie below it where there is no better place.
     pub(crate) profile: PathBuf,

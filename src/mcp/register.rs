@@ -6,14 +6,14 @@
 //! and the bridge refuses an `mcp-host` without it. And because a server that is refused still costs a start,
 //! the entries of other agents are switched off for the turn, those too that an earlier mode left behind.
 
-use super::{RegistrationMode, Settings, failed};
+use super::{BridgeSettings, RegistrationMode, failed};
 use crate::codex::SERVER_PREFIX;
 use crate::codex::ask::{CommandOutput, ask};
+use crate::codex::mcp_servers::ConfiguredServer;
 use crate::codex::toml;
 use crate::error::{Error, Kind, Result};
 use crate::json::truncate;
 use crate::os::{self, CancelToken};
-use serde::Deserialize;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
@@ -145,7 +145,7 @@ impl ServerEntry {
     }
 
     /// Sees to it that codex's config has this server: `codex mcp add` where it does not, or has another.
-    fn register(&self, settings: &Settings, config: &str) -> Result<()> {
+    fn register(&self, settings: &BridgeSettings, config: &str) -> Result<()> {
         if names(config).contains(&self.name.as_str()) && self.is_registered(settings) {
             return Ok(());
         }
@@ -168,23 +168,14 @@ impl ServerEntry {
     }
 
     /// Is codex's entry for this name this server?
-    fn is_registered(&self, settings: &Settings) -> bool {
-        #[derive(Deserialize)]
-        struct ListedServer {
-            transport: ListedTransport,
-        }
-        #[derive(Deserialize)]
-        struct ListedTransport {
-            command: String,
-            args: Vec<String>,
-        }
+    fn is_registered(&self, settings: &BridgeSettings) -> bool {
         let mut command = codex(settings);
         command.args(["mcp", "get", "--json"]).arg(&self.name);
         // Whatever else `get` says, `add` is what fixes it.
         run(command, settings)
             .ok()
             .filter(|ended| ended.success)
-            .and_then(|ended| serde_json::from_str::<ListedServer>(&ended.stdout).ok())
+            .and_then(|ended| serde_json::from_str::<ConfiguredServer>(&ended.stdout).ok())
             .is_some_and(|entry| {
                 entry.transport.command == self.command && entry.transport.args == self.args
             })
@@ -192,14 +183,14 @@ impl ServerEntry {
 }
 
 /// Begins a command line of codex.
-fn codex(settings: &Settings) -> Command {
+fn codex(settings: &BridgeSettings) -> Command {
     let mut command = Command::new(&settings.codex);
     command.envs(settings.codex_env.iter().map(|(name, value)| (name, value)));
     command
 }
 
 /// Registers the server where the mode asks for it, and gives the config as it is then.
-pub(super) fn prepare(server: &ServerEntry, settings: &Settings) -> Result<String> {
+pub(super) fn prepare(server: &ServerEntry, settings: &BridgeSettings) -> Result<String> {
     let path = settings.codex_home.join("config.toml");
     if settings.mode == RegistrationMode::Turn {
         return read(&path);
@@ -270,7 +261,7 @@ fn others<'a>(config: &'a str, own: &str) -> Vec<&'a str> {
 }
 
 /// Runs a `codex mcp …` to its end, with a limit.
-fn run(command: Command, settings: &Settings) -> Result<CommandOutput> {
+fn run(command: Command, settings: &BridgeSettings) -> Result<CommandOutput> {
     ask(command, CODEX_WAIT, &settings.cancel).map_err(|error| failed(error.message()))
 }
 

@@ -4,11 +4,11 @@
 //! So all of MCP can be tested in memory, and whoever owns the socket ([`super::bridge`]) can serve many calls
 //! at once on one thread: nothing in here waits.
 //!
-//! Formats: <https://modelcontextprotocol.io/specification>, the four versions of [`Version`].
+//! Formats: <https://modelcontextprotocol.io/specification>, the four versions of [`ProtocolVersion`].
 
 use super::catalogue::Catalogue;
 use super::content;
-use super::version::Version;
+use super::version::ProtocolVersion;
 use super::{ToolAnswer, ToolCall};
 use crate::error::Kind;
 use crate::json::{json_string, truncate};
@@ -81,7 +81,7 @@ struct CallProgress {
 #[derive(Debug, Default)]
 pub(crate) struct Session {
     /// Set by `initialize`.
-    version: Option<Version>,
+    version: Option<ProtocolVersion>,
     open: HashMap<RequestKey, ServedCall>,
     /// The open calls by the client's id.
     by_id: HashMap<Id, RequestKey>,
@@ -211,7 +211,7 @@ impl Session {
         if method == "initialize" {
             let wanted = string(params.protocol_version, "protocolVersion")?
                 .ok_or_else(|| missing("protocolVersion"))?;
-            let version = Version::negotiated(&wanted);
+            let version = ProtocolVersion::negotiated(&wanted);
             self.version = Some(version);
             return Ok(Some(format!(
                 "{{\"protocolVersion\":\"{}\",\"capabilities\":{{\"tools\":{{\"listChanged\":true}}}},\"serverInfo\":{{\"name\":\"plexum-openai\",\"version\":\"{}\"}}}}",
@@ -317,10 +317,10 @@ impl Session {
 }
 
 impl CallProgress {
-    fn line(&self, tool: &str, version: Option<Version>, now: Instant) -> String {
+    fn line(&self, tool: &str, version: Option<ProtocolVersion>, now: Instant) -> String {
         let seconds = now.saturating_duration_since(self.since).as_secs();
         let message = match version {
-            Some(version) if version >= Version::V2025_03_26 => {
+            Some(version) if version >= ProtocolVersion::V2025_03_26 => {
                 let message = format!("{} is running", truncate(tool, 256));
                 format!(",\"message\":{}", json_string(&message))
             }

@@ -52,13 +52,13 @@ pub(crate) struct Images<'a> {
     workspace: &'a Path,
     runtime: PathBuf,
     cancel: &'a CancelToken,
-    directory: Option<Directory>,
+    directory: Option<ImageDirectory>,
     total: u64,
 }
 
 /// A directory of ours.
 #[derive(Debug)]
-struct Directory {
+struct ImageDirectory {
     // In this order: it is removed before its lock is let go.
     path: TempDir,
     _lock: FileLock,
@@ -200,7 +200,7 @@ fn runtime_directory(profile: &Path) -> PathBuf {
 }
 
 /// Makes a directory for a turn's images, locked and private from its first moment.
-fn make_directory(runtime: &Path) -> Result<Directory, Error> {
+fn make_directory(runtime: &Path) -> Result<ImageDirectory, Error> {
     // Under the lock nobody sweeps it before it is locked itself.
     let _runtime_lock = mcp::lock_runtime_directory(runtime)?;
     let cannot = |error: io::Error| {
@@ -219,7 +219,7 @@ fn make_directory(runtime: &Path) -> Result<Directory, Error> {
     // The umask may have taken what we need.
     std::fs::set_permissions(path.path(), private).map_err(cannot)?;
     match os::try_lock_directory(path.path()).map_err(cannot)? {
-        TryLock::Held(lock) => Ok(Directory { path, _lock: lock }),
+        TryLock::Held(lock) => Ok(ImageDirectory { path, _lock: lock }),
         TryLock::Busy => Err(cannot(io::ErrorKind::WouldBlock.into())),
     }
 }

@@ -8,7 +8,7 @@ use crate::backend::emitter::Emitter;
 use crate::codex::find;
 use crate::config::McpRegistration;
 use crate::error::{Error, Kind, Result};
-use crate::mcp::{self, Bridge, RegistrationMode, Settings, Tool, ToolHost, ToolUpdater};
+use crate::mcp::{self, Bridge, BridgeSettings, RegistrationMode, Tool, ToolHost, ToolUpdater};
 use crate::os::CancelToken;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -83,7 +83,7 @@ impl Tools {
         if tools.is_empty() {
             return Ok(None);
         }
-        let settings = Settings {
+        let settings = BridgeSettings {
             mode,
             profile: context.places.profile.clone(),
             runtime_dir: mcp::runtime_dir(),

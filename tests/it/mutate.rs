@@ -907,7 +907,7 @@ fn without_a_session_all_are_missing() {
     let (status, stdout, stderr) = thread.mutate(&["-w", ".", "a", "b"], "");
     assert_eq!((status, stdout.as_str()), (1, ""));
     assert!(
-        stderr.ends_with("is this the CODEX_HOME that codex used?\n"),
+        stderr.ends_with("in the config, says where codex keeps its threads\n"),
         "{stderr}"
     );
     // Nor does a person want to hear that all is missing where nobody can tell.
@@ -941,13 +941,13 @@ fn a_wrong_command_line_is_told_and_writes_nothing() {
             &["-w", ".", "-t", THREAD, "a"],
             "",
             2,
-            "'--workspace', '--thread' and '--rollout' exclude each other",
+            "'--workspace' and '--thread' both name a rollout: give one of them",
         ),
         (
             &["-t", "-x", "a"],
             "",
             2,
-            "'-x' is not a thread id: a UUID was expected",
+            "'--thread -x' is not a thread id: a UUID was expected",
         ),
         (
             &["-w", ".", "--op", "eat", "a"],
@@ -966,21 +966,26 @@ fn a_wrong_command_line_is_told_and_writes_nothing() {
             by_workspace,
             "[{\"block_id\":\"a\",\n\"op\":light}]",
             2,
-            "mutations: cannot parse the JSON: expected value at line 2 column 6",
+            "mutations: not JSON: expected value at line 2 column 6",
         ),
         (by_workspace, "", 2, "there is no call id on stdin"),
-        (by_workspace, "{}", 2, "mutations: a list was expected"),
+        (
+            by_workspace,
+            "{}",
+            2,
+            "mutations: expected a list, found an object",
+        ),
         (
             by_workspace,
             r#"[{"block_id":"a","op":"light"},{"block_id":7,"op":"light"}]"#,
             2,
-            "mutations[1].block_id: a string was expected",
+            "mutations[1].block_id: expected a string, found a number",
         ),
         (
             by_workspace,
             r#"[{"block_id":"a","op":"light"},{"block_id":"b","op":"consume"}]"#,
             2,
-            "mutations[1].op: 'consume' is not an operation; 'consume-light' or 'consume-heavy' was expected",
+            "mutations[1].op: 'consume' is not an operation, expected 'consume-light' or 'consume-heavy'",
         ),
         (
             by_workspace,
@@ -992,7 +997,7 @@ fn a_wrong_command_line_is_told_and_writes_nothing() {
             &["-t", "00000000-a027-7a81-b8a0-356e91ab6908", "a"],
             "",
             1,
-            "no rollout of thread <uuid 1> in '<lab>/codex'; is this the CODEX_HOME that codex used?",
+            "codex has no rollout of thread '<uuid 1>' in '<lab>/codex'; CODEX_HOME, or \"codex_home\" in the config, says where codex keeps its threads",
         ),
         (
             &["--rollout", "none.jsonl", "a"],

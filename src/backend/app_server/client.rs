@@ -3,7 +3,7 @@
 //! A server that has ended, or that has not answered in time, is never used again. What it asks for is answered at once:
 //! a request without an answer holds its turn up for ever (0.135.0 to 0.169.0).
 
-use super::message::{self, Message};
+use super::message::{self, ServerMessage};
 use crate::backend::child::{Child, Next, OutputLine};
 use crate::backend::guard::LONGEST_ENDING;
 use crate::codex::failure::Exit;
@@ -201,7 +201,7 @@ impl Client {
                     continue;
                 };
                 match message::parse(line) {
-                    Message::Response {
+                    ServerMessage::Response {
                         id: answered,
                         outcome,
                     } if answered == id => {
@@ -209,11 +209,11 @@ impl Client {
                             .map(<[u8]>::to_vec)
                             .map_err(|message| RequestError::Rejected(message.into_owned()));
                     }
-                    Message::Request { id, method } => {
+                    ServerMessage::Request { id, method } => {
                         let (id, method) = (id.to_vec(), method.into_owned());
                         self.decline(&id, &method);
                     }
-                    Message::Notification(_) if self.kept_bytes < MAX_KEPT => {
+                    ServerMessage::Notification(_) if self.kept_bytes < MAX_KEPT => {
                         self.kept_bytes += line.len();
                         self.kept.push_back(line.to_vec());
                     }

@@ -3,7 +3,7 @@
 //! A server whose inputs have changed is replaced before the next turn. Measured on 0.135.0 to 0.169.0: another login is
 //! never noticed, not even after a 401; the config, instructions and servers only with a thread that is loaded anew.
 
-use super::server::{Recipe, Settings};
+use super::server::{Recipe, ServerSettings};
 use crate::backend::child::CodexCommand;
 use crate::codex::home;
 use serde::Deserialize;
@@ -28,7 +28,7 @@ pub(super) struct Inputs {
     /// A hash of the account, of codex's config and of the instructions in files.
     files: u64,
     /// What a thread is loaded with, beside that.
-    settings: Settings,
+    settings: ServerSettings,
 }
 
 impl Inputs {
@@ -95,10 +95,10 @@ fn account(path: &Path) -> (Option<String>, Option<String>) {
         #[serde(rename = "OPENAI_API_KEY", default)]
         key: Option<String>,
         #[serde(default)]
-        tokens: Option<Tokens>,
+        tokens: Option<LoginTokens>,
     }
     #[derive(Deserialize)]
-    struct Tokens {
+    struct LoginTokens {
         #[serde(default)]
         account_id: Option<String>,
     }

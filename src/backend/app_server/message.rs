@@ -14,7 +14,7 @@ use std::borrow::Cow;
     clippy::large_enum_variant,
     reason = "one at a time, and it is most often the large one"
 )]
-pub(super) enum Message<'a> {
+pub(super) enum ServerMessage<'a> {
     Notification(Notification<'a>),
     /// The server asks for something; `id` is its own, as JSON.
     Request {
@@ -36,14 +36,14 @@ pub(super) struct Notification<'a> {
     pub(super) thread: Option<Cow<'a, str>>,
     /// The turn that it belongs to.
     pub(super) turn: Option<Cow<'a, str>>,
-    pub(super) event: Event<'a>,
+    pub(super) event: ServerEvent<'a>,
 }
 
 /// What is told.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Event<'a> {
+pub(super) enum ServerEvent<'a> {
     TurnStarted,
-    TurnCompleted(TurnEnd),
+    TurnCompleted(TurnCompletion),
     /// A piece of the message of this item.
     TextDelta {
         item: Cow<'a, str>,
@@ -55,8 +55,8 @@ pub(super) enum Event<'a> {
         part: u64,
         text: Cow<'a, str>,
     },
-    ItemStarted(Item<'a>),
-    ItemCompleted(Item<'a>),
+    ItemStarted(ThreadItem<'a>),
+    ItemCompleted(ThreadItem<'a>),
     Plan(Vec<PlanItem>),
     /// What the thread has used.
     Usage(Usage),
@@ -69,7 +69,7 @@ pub(super) enum Event<'a> {
 
 /// How a turn ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum TurnEnd {
+pub(super) enum TurnCompletion {
     Completed,
     Interrupted,
     Failed(String),
@@ -77,18 +77,20 @@ pub(super) enum TurnEnd {
 
 /// A piece of work; which members are there depends on its kind.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Item<'a>(Members<'a, 14>);
+pub(super) struct ThreadItem<'a>(Members<'a, 14>);
 
 /// Reads one line.
-pub(super) fn parse(line: &[u8]) -> Message<'_> {
+pub(super) fn parse(line: &[u8]) -> ServerMessage<'_> {
     let members = Members::of(Some(line), &["id", "method", "params", "result", "error"]);
     let (id, method) = (members.raw("id"), members.text("method"));
     match (id, method) {
-        (Some(id), Some(method)) => Message::Request { id, method },
-        (None, Some(method)) => Message::Notification(notification(&method, members.raw("params"))),
+        (Some(id), Some(method)) => ServerMessage::Request { id, method },
+        (None, Some(method)) => {
+            ServerMessage::Notification(notification(&method, members.raw("params")))
+        }
         (Some(_), None) => {
             let Some(id) = members.number("id") else {
-                return Message::Other;
+                return ServerMessage::Other;
             };
             let error = members.raw("error");
             let outcome = match error {
@@ -97,9 +99,9 @@ pub(super) fn parse(line: &[u8]) -> Message<'_> {
                     .unwrap_or_default()),
                 None => Ok(members.raw("result").unwrap_or_default()),
             };
-            Message::Response { id, outcome }
+            ServerMessage::Response { id, outcome }
         }
-        (None, None) => Message::Other,
+        (None, None) => ServerMessage::Other,
     }
 }
 
@@ -123,51 +125,51 @@ fn notification<'a>(method: &str, params: Option<&'a [u8]>) -> Notification<'a> 
         ],
     );
     let text = |name| params.text(name).unwrap_or_default();
-    let item = || Item::of(params.raw("item"));
+    let item = || ThreadItem::of(params.raw("item"));
     let mut turn = params.text("turnId");
     let event = match method {
         "turn/started" | "turn/completed" => {
             let told = Members::of(params.raw("turn"), &["id", "status", "error"]);
             turn = told.text("id");
             match method {
-                "turn/started" => Event::TurnStarted,
-                _ => Event::TurnCompleted(match told.text("status").as_deref() {
-                    Some("interrupted") => TurnEnd::Interrupted,
-                    Some("failed") => TurnEnd::Failed(
+                "turn/started" => ServerEvent::TurnStarted,
+                _ => ServerEvent::TurnCompleted(match told.text("status").as_deref() {
+                    Some("interrupted") => TurnCompletion::Interrupted,
+                    Some("failed") => TurnCompletion::Failed(
                         Members::of(told.raw("error"), &["message"])
                             .text("message")
                             .unwrap_or_default()
                             .into_owned(),
                     ),
-                    _ => TurnEnd::Completed,
+                    _ => TurnCompletion::Completed,
                 }),
             }
         }
-        "item/agentMessage/delta" => Event::TextDelta {
+        "item/agentMessage/delta" => ServerEvent::TextDelta {
             item: text("itemId"),
             text: text("delta"),
         },
-        "item/reasoning/summaryTextDelta" => Event::ThoughtDelta {
+        "item/reasoning/summaryTextDelta" => ServerEvent::ThoughtDelta {
             item: text("itemId"),
             part: params.number("summaryIndex").unwrap_or(0),
             text: text("delta"),
         },
-        "item/started" => Event::ItemStarted(item()),
-        "item/completed" => Event::ItemCompleted(item()),
+        "item/started" => ServerEvent::ItemStarted(item()),
+        "item/completed" => ServerEvent::ItemCompleted(item()),
         "turn/plan/updated" => {
             let steps = elements(params.raw("plan")).into_iter();
-            Event::Plan(steps.filter_map(plan_item).collect())
+            ServerEvent::Plan(steps.filter_map(plan_item).collect())
         }
         "thread/tokenUsage/updated" => {
             let usage = Members::of(params.raw("tokenUsage"), &["total"]);
-            usage
-                .raw("total")
-                .map_or(Event::Other, |total| Event::Usage(usage_of(total)))
+            usage.raw("total").map_or(ServerEvent::Other, |total| {
+                ServerEvent::Usage(usage_of(total))
+            })
         }
         "error" => {
             let error = Members::of(params.raw("error"), &["message", "additionalDetails"]);
             let message = error.text("message").unwrap_or_default();
-            Event::Error(match error.text("additionalDetails") {
+            ServerEvent::Error(match error.text("additionalDetails") {
                 // As `codex exec` prints it.
                 Some(details) if params.raw("willRetry") == Some(b"true") => {
                     format!("{message} ({details})")
@@ -175,9 +177,9 @@ fn notification<'a>(method: &str, params: Option<&'a [u8]>) -> Notification<'a> 
                 _ => message.into_owned(),
             })
         }
-        "warning" | "guardianWarning" => Event::Warning(text("message")),
-        "deprecationNotice" | "configWarning" => Event::Warning(text("summary")),
-        _ => Event::Other,
+        "warning" | "guardianWarning" => ServerEvent::Warning(text("message")),
+        "deprecationNotice" | "configWarning" => ServerEvent::Warning(text("summary")),
+        _ => ServerEvent::Other,
     };
     Notification {
         thread: params.text("threadId"),
@@ -219,9 +221,9 @@ fn usage_of(total: &[u8]) -> Usage {
     }
 }
 
-impl<'a> Item<'a> {
-    fn of(raw: Option<&'a [u8]>) -> Item<'a> {
-        Item(Members::of(
+impl<'a> ThreadItem<'a> {
+    fn of(raw: Option<&'a [u8]>) -> ThreadItem<'a> {
+        ThreadItem(Members::of(
             raw,
             &[
                 "id",
@@ -307,7 +309,7 @@ mod tests {
 
     fn notification(line: &str) -> Notification<'_> {
         match parse(line.as_bytes()) {
-            Message::Notification(notification) => notification,
+            ServerMessage::Notification(notification) => notification,
             other => panic!("{line}: {other:?}"),
         }
     }
@@ -316,27 +318,27 @@ mod tests {
     fn tells_requests_responses_and_notifications_apart() {
         assert_eq!(
             parse(br#"{"id":0,"method":"item/tool/call","params":{}}"#),
-            Message::Request {
+            ServerMessage::Request {
                 id: b"0",
                 method: "item/tool/call".into()
             }
         );
         assert_eq!(
             parse(br#"{"id":3,"result":{"a":1}}"#),
-            Message::Response {
+            ServerMessage::Response {
                 id: 3,
                 outcome: Ok(b"{\"a\":1}")
             }
         );
         assert_eq!(
             parse(br#"{"id":3,"error":{"code":-32600,"message":"no rollout"}}"#),
-            Message::Response {
+            ServerMessage::Response {
                 id: 3,
                 outcome: Err("no rollout".into())
             }
         );
         for line in [&b"{}"[..], b"[]", b"", b"x", b"{\"id\":\"a\"}"] {
-            assert_eq!(parse(line), Message::Other);
+            assert_eq!(parse(line), ServerMessage::Other);
         }
     }
 
@@ -351,7 +353,7 @@ mod tests {
         );
         assert_eq!(
             delta.event,
-            Event::TextDelta {
+            ServerEvent::TextDelta {
                 item: "m".into(),
                 text: "a\nb".into()
             }
@@ -362,21 +364,21 @@ mod tests {
         assert_eq!(end.turn.as_deref(), Some("u"));
         assert_eq!(
             end.event,
-            Event::TurnCompleted(TurnEnd::Failed("no".to_owned()))
+            ServerEvent::TurnCompleted(TurnCompletion::Failed("no".to_owned()))
         );
         let retry = notification(
             r#"{"method":"error","params":{"threadId":"t","turnId":"u","willRetry":true,"error":{"message":"Reconnecting... 1/2","additionalDetails":"gone"}}}"#,
         );
         assert_eq!(
             retry.event,
-            Event::Error("Reconnecting... 1/2 (gone)".to_owned())
+            ServerEvent::Error("Reconnecting... 1/2 (gone)".to_owned())
         );
         let usage = notification(
             r#"{"method":"thread/tokenUsage/updated","params":{"threadId":"t","tokenUsage":{"total":{"inputTokens":5,"outputTokens":2}}}}"#,
         );
         assert_eq!(
             usage.event,
-            Event::Usage(Usage {
+            ServerEvent::Usage(Usage {
                 input_tokens: 5,
                 output_tokens: 2,
                 ..Usage::default()
@@ -387,22 +389,22 @@ mod tests {
         );
         assert_eq!(
             plan.event,
-            Event::Plan(vec![PlanItem {
+            ServerEvent::Plan(vec![PlanItem {
                 text: "a".to_owned(),
                 status: "in_progress".to_owned()
             }])
         );
         assert_eq!(
             notification(r#"{"method":"new/thing"}"#).event,
-            Event::Other
+            ServerEvent::Other
         );
     }
 
     #[test]
     fn reads_items_as_steps() {
         let step = |line: &'static str| match notification(line).event {
-            Event::ItemCompleted(item) => item.step(true),
-            Event::ItemStarted(item) => item.step(false),
+            ServerEvent::ItemCompleted(item) => item.step(true),
+            ServerEvent::ItemStarted(item) => item.step(false),
             other => panic!("{other:?}"),
         };
         assert_eq!(

@@ -46,7 +46,7 @@ impl Backend for AppServer {
             return Ok(Outcome::not_started(TurnStatus::Cancelled));
         }
         crate::codex::check_prompt_length(&spec.prompt)?;
-        let mut run = run::Run {
+        let mut run = run::AppServerRun {
             pool: &self.pool,
             spec,
             cancel,

@@ -42,11 +42,11 @@ struct PoolShared {
 
 #[derive(Debug, Default)]
 struct PoolState {
-    slots: HashMap<PathBuf, Slot>,
+    slots: HashMap<PathBuf, PoolSlot>,
     /// Servers that are to be started.
     starts: VecDeque<Start>,
     /// Servers that are to be ended, by workspace.
-    ends: Vec<(PathBuf, Slot)>,
+    ends: Vec<(PathBuf, PoolSlot)>,
     /// The workspace of the one that is being ended.
     ending: Option<PathBuf>,
     /// Workspaces whose server is suspended or started again.
@@ -64,7 +64,7 @@ struct Start {
 
 /// What a workspace has.
 #[derive(Debug)]
-struct Slot {
+struct PoolSlot {
     // Before the lock, so that it has ended when that is given up.
     server: Option<Server>,
     lock: Option<FileLock>,
@@ -76,7 +76,7 @@ struct Slot {
     until: Option<Instant>,
 }
 
-impl Slot {
+impl PoolSlot {
     fn is_idle(&self) -> bool {
         !self.is_in_turn && self.server.is_some()
     }
@@ -133,7 +133,7 @@ impl PoolShared {
             }
             let now = Instant::now();
             let PoolState { slots, ends, .. } = &mut *state;
-            let due = |_: &PathBuf, slot: &mut Slot| {
+            let due = |_: &PathBuf, slot: &mut PoolSlot| {
                 slot.is_idle() && slot.until.is_some_and(|until| until <= now)
             };
             ends.extend(slots.extract_if(due));
@@ -188,7 +188,7 @@ impl Pool {
 
     /// Gives the server back, in a turn.
     pub(super) fn put(&self, workspace: &Path, server: Server) {
-        let slot = Slot {
+        let slot = PoolSlot {
             server: Some(server),
             lock: None,
             directory: identity(workspace),
@@ -277,7 +277,7 @@ impl Pool {
         let mut state = self.shared.state();
         state.is_over = true;
         let slots = state.slots.extract_if(|_, slot| slot.is_idle());
-        let mut slots: Vec<Slot> = slots.map(|(_, slot)| slot).collect();
+        let mut slots: Vec<PoolSlot> = slots.map(|(_, slot)| slot).collect();
         slots.extend(state.ends.drain(..).map(|(_, slot)| slot));
         drop(state);
         // All of them first, so that they end at the same time.
@@ -393,15 +393,15 @@ impl Kept {
     }
 
     /// Ends the idle servers that are meant; says whether there was one.
-    fn release_all(&self, is_meant: impl Fn(&Path, &Slot) -> bool) -> bool {
+    fn release_all(&self, is_meant: impl Fn(&Path, &PoolSlot) -> bool) -> bool {
         let mut state = self.0.state();
         let slots = state
             .slots
             .extract_if(|at, slot| slot.is_idle() && is_meant(at, slot));
-        let slots: Vec<Slot> = slots.map(|(_, slot)| slot).collect();
+        let slots: Vec<PoolSlot> = slots.map(|(_, slot)| slot).collect();
         drop(state);
         let is_any = !slots.is_empty();
-        slots.into_iter().for_each(Slot::end);
+        slots.into_iter().for_each(PoolSlot::end);
         is_any
     }
 }
@@ -463,7 +463,7 @@ impl Suspended {
             log::debug!("the server is not kept: {why}");
             return;
         }
-        let slot = Slot {
+        let slot = PoolSlot {
             server: Some(server),
             lock,
             directory,

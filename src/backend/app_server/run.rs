@@ -5,7 +5,7 @@
 //! belongs to another thread or turn is left out: the notifications of sub-agents come on the same pipe.
 
 use super::client::{Client, RequestError};
-use super::message::{self, Event, Item, Message, Notification, TurnEnd};
+use super::message::{self, Notification, ServerEvent, ServerMessage, ThreadItem, TurnCompletion};
 use super::pool::Pool;
 use super::server::{ANSWER, Server};
 use super::texts::Texts;
@@ -39,7 +39,7 @@ const AFTER_REFRESH: Duration = Duration::from_millis(1500);
 const CLEANING: Duration = Duration::from_secs(2);
 
 /// A turn of a server.
-pub(super) struct Run<'a> {
+pub(super) struct AppServerRun<'a> {
     pub(super) pool: &'a Pool,
     pub(super) spec: &'a TurnSpec<'a>,
     pub(super) cancel: &'a CancelToken,
@@ -48,7 +48,7 @@ pub(super) struct Run<'a> {
 }
 
 /// What codex has said so far.
-struct RunState<'a> {
+struct TurnState<'a> {
     reporter: Reporter<'a>,
     texts: Texts,
     /// The request that starts the turn, until it is answered.
@@ -56,7 +56,7 @@ struct RunState<'a> {
     /// The turn's id, once it is known.
     turn: Option<String>,
     has_begun: bool,
-    end: Option<TurnEnd>,
+    end: Option<TurnCompletion>,
     /// The last error that codex told.
     last_error: Option<String>,
     /// Why codex did not start the turn.
@@ -101,12 +101,12 @@ enum SteerStage {
     Echoed,
 }
 
-impl Run<'_> {
+impl AppServerRun<'_> {
     /// Runs the turn. `None` where the server has not even answered the request for it, and another one may: nothing was
     /// told, and this one has ended.
     pub(super) fn run(&self, mut server: Server, emitter: &mut Emitter<'_>) -> Option<Outcome> {
         let begun = os::ticks_since_boot();
-        let mut state = RunState {
+        let mut state = TurnState {
             reporter: Reporter::new(self.spec, self.cancel),
             texts: Texts::default(),
             request: None,
@@ -192,7 +192,7 @@ impl Run<'_> {
     }
 
     /// Tells what the server says until the turn is over or the server is.
-    fn listen(&self, server: &mut Server, state: &mut RunState<'_>, emitter: &mut Emitter<'_>) {
+    fn listen(&self, server: &mut Server, state: &mut TurnState<'_>, emitter: &mut Emitter<'_>) {
         let mut limits = Limits::new(self.spec);
         let mut recorded_since = None;
         let begun = Instant::now();
@@ -277,7 +277,7 @@ impl Run<'_> {
     }
 
     /// Gives codex what the user has said, where the turn takes it.
-    fn steer(&self, client: &mut Client, thread: &str, state: &mut RunState<'_>) {
+    fn steer(&self, client: &mut Client, thread: &str, state: &mut TurnState<'_>) {
         let (Some(steering), Some(turn)) = (self.spec.steering, &state.turn) else {
             return;
         };
@@ -303,7 +303,7 @@ impl Run<'_> {
     fn ask_again(
         &self,
         server: &mut Server,
-        state: &mut RunState<'_>,
+        state: &mut TurnState<'_>,
         emitter: &mut Emitter<'_>,
     ) -> bool {
         state.steered.retain(|it| it.stage >= SteerStage::Accepted);
@@ -311,10 +311,10 @@ impl Run<'_> {
             return false;
         }
         match &state.end {
-            Some(TurnEnd::Completed) if !state.steered.is_empty() => {
+            Some(TurnCompletion::Completed) if !state.steered.is_empty() => {
                 emitter.debug("codex has not answered what the user said meanwhile: it is asked to")
             }
-            Some(TurnEnd::Failed(why))
+            Some(TurnCompletion::Failed(why))
                 if failure::is_refreshed_elsewhere(why) && !state.reporter.worked =>
             {
                 emitter.debug("another codex has just renewed the login: it is asked again");
@@ -339,7 +339,7 @@ impl Run<'_> {
     }
 
     /// Waits for what codex records last of a turn.
-    fn wait_for_record(&self, state: &mut RunState<'_>, emitter: &mut Emitter<'_>) {
+    fn wait_for_record(&self, state: &mut TurnState<'_>, emitter: &mut Emitter<'_>) {
         let deadline = Instant::now() + LAST_RECORDS;
         loop {
             state.reporter.recording.follow(emitter);
@@ -351,7 +351,7 @@ impl Run<'_> {
     }
 
     /// Tells codex to interrupt the turn. It refuses that before the turn has begun.
-    fn interrupt(&self, client: &mut Client, thread: &str, state: &mut RunState<'_>) {
+    fn interrupt(&self, client: &mut Client, thread: &str, state: &mut TurnState<'_>) {
         state.interrupt_at = None;
         if let Some(turn) = &state.turn {
             state.interrupts.push(client.interrupt(thread, turn));
@@ -363,7 +363,7 @@ impl Run<'_> {
         &self,
         client: &mut Client,
         thread: &str,
-        state: &mut RunState<'_>,
+        state: &mut TurnState<'_>,
         emitter: &mut Emitter<'_>,
     ) {
         let mut declined = Vec::new();
@@ -377,16 +377,16 @@ impl Run<'_> {
                 }
             };
             match message::parse(&line) {
-                Message::Notification(_) if state.request.is_some() => {
+                ServerMessage::Notification(_) if state.request.is_some() => {
                     state.early.push(line.into_owned());
                 }
-                Message::Notification(notification) => {
+                ServerMessage::Notification(notification) => {
                     self.notification(notification, thread, state, emitter);
                 }
-                Message::Request { id, method } => {
+                ServerMessage::Request { id, method } => {
                     declined.push((id.to_vec(), method.into_owned()));
                 }
-                Message::Response { id, outcome } if state.request == Some(id) => {
+                ServerMessage::Response { id, outcome } if state.request == Some(id) => {
                     state.request = None;
                     is_answered = true;
                     match outcome {
@@ -394,17 +394,17 @@ impl Run<'_> {
                         Err(message) => state.rejected = Some(message.into_owned()),
                     }
                     for line in std::mem::take(&mut state.early) {
-                        if let Message::Notification(notification) = message::parse(&line) {
+                        if let ServerMessage::Notification(notification) = message::parse(&line) {
                             self.notification(notification, thread, state, emitter);
                         }
                     }
                 }
-                Message::Response { id, outcome } if state.interrupts.contains(&id) => {
+                ServerMessage::Response { id, outcome } if state.interrupts.contains(&id) => {
                     if let Err(message) = outcome {
                         interrupt_rejected(&message, state);
                     }
                 }
-                Message::Response { id, outcome } => {
+                ServerMessage::Response { id, outcome } => {
                     if let Some(at) = state.steered.iter().position(|it| it.request == id) {
                         match outcome {
                             Ok(_) => {
@@ -415,7 +415,7 @@ impl Run<'_> {
                         }
                     }
                 }
-                Message::Other => {}
+                ServerMessage::Other => {}
             }
             if state.end.is_some() {
                 break;
@@ -441,7 +441,7 @@ impl Run<'_> {
         &self,
         notification: Notification<'_>,
         thread: &str,
-        state: &mut RunState<'_>,
+        state: &mut TurnState<'_>,
         emitter: &mut Emitter<'_>,
     ) {
         let Notification {
@@ -457,10 +457,10 @@ impl Run<'_> {
             };
             state.has_foreign |= is_foreign_thread;
             match event {
-                Event::TurnStarted => {
+                ServerEvent::TurnStarted => {
                     state.foreign.insert(of.into_owned(), turn.into_owned());
                 }
-                Event::TurnCompleted(_) => {
+                ServerEvent::TurnCompleted(_) => {
                     state.foreign.remove(&*of);
                 }
                 _ => {}
@@ -469,25 +469,25 @@ impl Run<'_> {
         }
         let wanted = state.stopped.is_none();
         match event {
-            Event::TurnStarted => {
+            ServerEvent::TurnStarted => {
                 state.has_begun = true;
                 emitter.start();
                 state.reporter.thread(thread, emitter);
             }
-            Event::TurnCompleted(end) => state.end = Some(end),
-            Event::Usage(total) => {
+            ServerEvent::TurnCompleted(end) => state.end = Some(end),
+            ServerEvent::Usage(total) => {
                 state.usage = Some(total);
                 state.model_went_on();
             }
             _ if !wanted => {}
-            Event::TextDelta { item, text } => {
+            ServerEvent::TextDelta { item, text } => {
                 state.reporter.worked = true;
                 if state.texts.begins(&item) {
                     state.reporter.recording.follow(emitter);
                 }
                 state.texts.delta(&item, &text, emitter);
             }
-            Event::ThoughtDelta { item, part, text } => {
+            ServerEvent::ThoughtDelta { item, part, text } => {
                 let separator = match &state.thought {
                     Some((known, told)) if *known == *item && *told != part => "\n",
                     _ => "",
@@ -496,30 +496,35 @@ impl Run<'_> {
                 state.thought = Some((item.into_owned(), part));
                 state.reporter.thinking(&text, false, emitter);
             }
-            Event::ItemStarted(item) => self.item_started(&item, state, emitter),
-            Event::ItemCompleted(item) => self.item_completed(&item, state, emitter),
-            Event::Plan(items) => {
+            ServerEvent::ItemStarted(item) => self.item_started(&item, state, emitter),
+            ServerEvent::ItemCompleted(item) => self.item_completed(&item, state, emitter),
+            ServerEvent::Plan(items) => {
                 state.reporter.recording.follow(emitter);
                 state.reporter.plan(items, emitter);
             }
-            Event::Error(message) => {
+            ServerEvent::Error(message) => {
                 emitter.start();
                 state.reporter.trouble(&message, emitter);
                 state.last_error = Some(message);
             }
             // One that is about no thread is about the machine; `codex exec` does not print it.
-            Event::Warning(message) if of.is_none() => {
+            ServerEvent::Warning(message) if of.is_none() => {
                 emitter.debug(&format!("codex: {message}"));
             }
-            Event::Warning(message) => {
+            ServerEvent::Warning(message) => {
                 emitter.start();
                 state.reporter.trouble(&message, emitter);
             }
-            Event::Other => {}
+            ServerEvent::Other => {}
         }
     }
 
-    fn item_started(&self, item: &Item<'_>, state: &mut RunState<'_>, emitter: &mut Emitter<'_>) {
+    fn item_started(
+        &self,
+        item: &ThreadItem<'_>,
+        state: &mut TurnState<'_>,
+        emitter: &mut Emitter<'_>,
+    ) {
         // codex has recovered from it, and goes on.
         state.last_error = None;
         match &*item.kind() {
@@ -542,7 +547,12 @@ impl Run<'_> {
         }
     }
 
-    fn item_completed(&self, item: &Item<'_>, state: &mut RunState<'_>, emitter: &mut Emitter<'_>) {
+    fn item_completed(
+        &self,
+        item: &ThreadItem<'_>,
+        state: &mut TurnState<'_>,
+        emitter: &mut Emitter<'_>,
+    ) {
         match &*item.kind() {
             "agentMessage" => {
                 let (id, text) = (item.text("id"), item.text("text"));
@@ -584,7 +594,7 @@ impl Run<'_> {
     fn clean(
         &self,
         server: &mut Server,
-        state: &RunState<'_>,
+        state: &TurnState<'_>,
         begun: u64,
         emitter: &mut Emitter<'_>,
     ) {
@@ -614,7 +624,7 @@ impl Run<'_> {
     fn give_back(
         &self,
         mut server: Server,
-        state: &RunState<'_>,
+        state: &TurnState<'_>,
         emitter: &mut Emitter<'_>,
     ) -> Option<failure::Exit> {
         let is_over = state.end.is_some() || state.rejected.is_some();
@@ -644,11 +654,11 @@ impl Run<'_> {
 
     fn conclude(
         &self,
-        state: RunState<'_>,
+        state: TurnState<'_>,
         exit: Option<failure::Exit>,
         emitter: &mut Emitter<'_>,
     ) -> Outcome {
-        let RunState {
+        let TurnState {
             reporter,
             end,
             last_error,
@@ -668,11 +678,11 @@ impl Run<'_> {
         let status = match (end, stopped) {
             (_, Some(StopCause::Cancelled)) => TurnStatus::Cancelled,
             (_, Some(StopCause::Limit(error))) => TurnStatus::Failed(error),
-            (Some(TurnEnd::Completed), None) => {
+            (Some(TurnCompletion::Completed), None) => {
                 warn_of_silence(skipped, emitter);
                 TurnStatus::Completed
             }
-            (Some(TurnEnd::Failed(message)), None) => {
+            (Some(TurnCompletion::Failed(message)), None) => {
                 let message = match message.is_empty() {
                     true => said.take().unwrap_or_default(),
                     false => message,
@@ -686,7 +696,7 @@ impl Run<'_> {
                 said = Some(message);
                 status
             }
-            (Some(TurnEnd::Interrupted), None) => TurnStatus::Failed(Error::new(
+            (Some(TurnCompletion::Interrupted), None) => TurnStatus::Failed(Error::new(
                 Kind::CodexFailed,
                 "codex interrupted the turn, and nobody had asked it to",
             )),
@@ -710,7 +720,7 @@ impl Run<'_> {
     }
 }
 
-impl RunState<'_> {
+impl TurnState<'_> {
     /// The model did something: it was given what stands in the conversation.
     fn model_went_on(&mut self) {
         let given = self
@@ -727,7 +737,7 @@ impl RunState<'_> {
 
 /// An interrupt that codex has rejected: said again where the turn has not begun, of which codex says that none is active,
 /// or that one is which has just been interrupted.
-fn interrupt_rejected(message: &str, state: &mut RunState<'_>) {
+fn interrupt_rejected(message: &str, state: &mut TurnState<'_>) {
     if message.contains("no active turn") || message.contains("expected active turn id") {
         state.interrupt_at = Some(Instant::now() + INTERRUPT_AGAIN);
     }

@@ -49,7 +49,7 @@ pub(super) struct Recipe {
     tools: Option<Arc<Bridge>>,
     pub(super) home: PathBuf,
     pub(super) workspace: PathBuf,
-    pub(super) settings: Settings,
+    pub(super) settings: ServerSettings,
     /// The thread to load; `None` begins one.
     thread: Option<String>,
     /// For what could be done where it cannot be started.
@@ -58,7 +58,7 @@ pub(super) struct Recipe {
 
 /// What a thread is loaded with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Settings {
+pub(super) struct ServerSettings {
     /// codex's name of the model; `None` leaves the choice to codex.
     pub(super) model: Option<String>,
     system: Option<String>,
@@ -67,7 +67,7 @@ pub(super) struct Settings {
     pub(super) effort: Option<String>,
 }
 
-impl Settings {
+impl ServerSettings {
     /// The sandbox as a request that loads a thread names it.
     fn sandbox_mode(&self) -> &'static str {
         match self.sandbox {
@@ -173,7 +173,7 @@ impl Recipe {
             tools: spec.tools.map(Arc::clone),
             home: spec.places.codex_home(config),
             workspace: spec.workspace.to_owned(),
-            settings: Settings {
+            settings: ServerSettings {
                 model: model_arg(config, spec.model).map(str::to_owned),
                 system: system.map(str::to_owned),
                 sandbox: config.sandbox,
@@ -294,7 +294,7 @@ impl Server {
     }
 
     /// What its thread was loaded with.
-    pub(super) fn settings(&self) -> &Settings {
+    pub(super) fn settings(&self) -> &ServerSettings {
         &self.recipe.settings
     }
 

@@ -44,7 +44,7 @@ pub(crate) enum Phase {
 
 /// An item; which members are there depends on its kind, and nothing of it is read before it is asked for.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Item<'a>(Members<'a, 14>);
+pub(crate) struct ExecItem<'a>(Members<'a, 14>);
 
 /// A line of codex's to-do list. That somebody is at work on it is only in the rollout.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub(crate) struct Todo {
 
 /// One line.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Event<'a> {
+pub(crate) enum ExecEvent<'a> {
     ThreadStarted {
         thread_id: Cow<'a, str>,
     },
@@ -71,7 +71,7 @@ pub(crate) enum Event<'a> {
     Error {
         message: Cow<'a, str>,
     },
-    Item(Phase, Item<'a>),
+    Item(Phase, ExecItem<'a>),
     /// A type that is not known here.
     Unknown(Cow<'a, str>),
 }
@@ -98,28 +98,28 @@ const ITEM: &[&str; 14] = &[
 ///
 /// # Errors
 /// What is wrong with it, where it is not a JSON object with a `type`.
-pub(crate) fn parse(line: &[u8]) -> Result<Event<'_>, String> {
+pub(crate) fn parse(line: &[u8]) -> Result<ExecEvent<'_>, String> {
     let text = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
     let mut event = Members::none(&["type", "thread_id", "message", "error", "usage"]);
     let mut item = Members::none(ITEM);
     walk(text, &mut event, &mut item).map_err(|NotJson| why_not_an_object(text))?;
     let message_of = |name| event.raw(name).and_then(message);
     let kind = event.text("type").ok_or("no `type`")?;
-    let item = |phase| Event::Item(phase, Item(item));
+    let item = |phase| ExecEvent::Item(phase, ExecItem(item));
     Ok(match &*kind {
-        "thread.started" => Event::ThreadStarted {
+        "thread.started" => ExecEvent::ThreadStarted {
             thread_id: event.text("thread_id").unwrap_or_default(),
         },
-        "turn.started" => Event::TurnStarted,
-        "turn.completed" => Event::TurnCompleted {
+        "turn.started" => ExecEvent::TurnStarted,
+        "turn.completed" => ExecEvent::TurnCompleted {
             usage: event.raw("usage").and_then(Totals::of),
         },
-        "turn.failed" => Event::TurnFailed {
+        "turn.failed" => ExecEvent::TurnFailed {
             message: message_of("error")
                 .or_else(|| message_of("message"))
                 .unwrap_or_default(),
         },
-        "error" => Event::Error {
+        "error" => ExecEvent::Error {
             message: message_of("message")
                 .or_else(|| message_of("error"))
                 .unwrap_or_default(),
@@ -127,7 +127,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Event<'_>, String> {
         "item.started" => item(Phase::Started),
         "item.updated" => item(Phase::Updated),
         "item.completed" => item(Phase::Completed),
-        _ => Event::Unknown(kind),
+        _ => ExecEvent::Unknown(kind),
     })
 }
 
@@ -166,7 +166,7 @@ fn message(raw: &[u8]) -> Option<Cow<'_, str>> {
     text_of(raw).or_else(|| Members::of(Some(raw), &["message"]).text("message"))
 }
 
-impl<'a> Item<'a> {
+impl<'a> ExecItem<'a> {
     /// `agent_message`, `reasoning`, `command_execution`, `file_change`, `mcp_tool_call`, `web_search`, …
     pub(crate) fn kind(&self) -> Cow<'a, str> {
         self.text("type")
@@ -245,15 +245,15 @@ impl Totals {
 mod tests {
     use super::*;
 
-    fn check(line: &str, event: Event<'_>) {
+    fn check(line: &str, event: ExecEvent<'_>) {
         assert_eq!(parse(line.as_bytes()), Ok(event), "{line}");
     }
 
     /// The item of a line of this phase.
     #[track_caller]
-    fn item(line: &str, expected: Phase) -> Item<'_> {
+    fn item(line: &str, expected: Phase) -> ExecItem<'_> {
         match parse(line.as_bytes()) {
-            Ok(Event::Item(phase, item)) if phase == expected => item,
+            Ok(ExecEvent::Item(phase, item)) if phase == expected => item,
             other => panic!("{line}: {other:?}"),
         }
     }
@@ -262,14 +262,14 @@ mod tests {
     fn what_codex_prints_is_read() {
         check(
             r#"{"type":"thread.started","thread_id":"01a1"}"#,
-            Event::ThreadStarted {
+            ExecEvent::ThreadStarted {
                 thread_id: "01a1".into(),
             },
         );
-        check(r#"{"type":"turn.started"}"#, Event::TurnStarted);
+        check(r#"{"type":"turn.started"}"#, ExecEvent::TurnStarted);
         check(
             r#"{"type":"turn.completed","usage":{"input_tokens":200,"cached_input_tokens":20,"cache_write_input_tokens":3,"output_tokens":10,"reasoning_output_tokens":2}}"#,
-            Event::TurnCompleted {
+            ExecEvent::TurnCompleted {
                 usage: Some(Totals {
                     input_tokens: 200,
                     cached_input_tokens: 20,
@@ -281,13 +281,13 @@ mod tests {
         );
         check(
             r#"{"type":"turn.failed","error":{"message":"no \"model\""}}"#,
-            Event::TurnFailed {
+            ExecEvent::TurnFailed {
                 message: "no \"model\"".into(),
             },
         );
         check(
             r#"{"type":"error","message":"Reconnecting... 1/3"}"#,
-            Event::Error {
+            ExecEvent::Error {
                 message: "Reconnecting... 1/3".into(),
             },
         );
@@ -357,25 +357,25 @@ mod tests {
         assert_eq!(none.kind(), "");
         check(
             "\u{feff}{\"type\":\"turn.completed\",\"usage\":null}\r",
-            Event::TurnCompleted { usage: None },
+            ExecEvent::TurnCompleted { usage: None },
         );
         check(
             r#"{"type":"turn.completed","usage":{"input_tokens":-1,"output_tokens":"5","new":1}}"#,
-            Event::TurnCompleted {
+            ExecEvent::TurnCompleted {
                 usage: Some(Totals::default()),
             },
         );
         check(
             r#"{"type":"turn.failed","message":"m"}"#,
-            Event::TurnFailed {
+            ExecEvent::TurnFailed {
                 message: "m".into(),
             },
         );
         check(
             r#"{"type":"thread.renamed"}"#,
-            Event::Unknown("thread.renamed".into()),
+            ExecEvent::Unknown("thread.renamed".into()),
         );
-        check(r#"{"t\u0079pe":"turn.started"}"#, Event::TurnStarted);
+        check(r#"{"t\u0079pe":"turn.started"}"#, ExecEvent::TurnStarted);
     }
 
     #[test]
@@ -385,7 +385,7 @@ mod tests {
             "[".repeat(10_000),
             "]".repeat(10_000)
         );
-        assert_eq!(parse(deep.as_bytes()), Ok(Event::Unknown("x".into())));
+        assert_eq!(parse(deep.as_bytes()), Ok(ExecEvent::Unknown("x".into())));
         for line in [
             &b"{\"type\":\"turn.started\""[..],
             b"[]",

@@ -21,6 +21,6 @@ impl Backend for Exec {
         cancel: &CancelToken,
         emitter: &mut Emitter<'_>,
     ) -> Result<Outcome> {
-        run::Run { spec }.run(cancel, emitter)
+        run::ExecRun { spec }.run(cancel, emitter)
     }
 }

@@ -24,11 +24,11 @@ const AFTER_VERDICT: Duration = Duration::from_secs(10);
 /// How long a printed to-do list waits for its record.
 const PLAN_WAIT: Duration = Duration::from_millis(150);
 /// A turn by one `codex exec`.
-pub(super) struct Run<'a> {
+pub(super) struct ExecRun<'a> {
     pub(super) spec: &'a TurnSpec<'a>,
 }
 
-impl Run<'_> {
+impl ExecRun<'_> {
     /// Runs codex and tells what it says.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 //! text) and can print on after `turn.completed`. Messages come out one by one, as codex gives them; who emits
 //! them joins them.
 
-use super::events::{self, Event, Item, Phase, Todo, Totals};
+use super::events::{self, ExecEvent, ExecItem, Phase, Todo, Totals};
 use crate::backend::emitter::{Step, StepKind, StepState};
 use crate::canonical::PlanItem;
 use std::borrow::Cow;
@@ -67,13 +67,13 @@ impl Translator {
             }
         };
         match event {
-            Event::ThreadStarted { thread_id } => Update::Thread(thread_id),
-            Event::TurnStarted => Update::Nothing("turn.started".into()),
-            Event::TurnCompleted { usage } => {
+            ExecEvent::ThreadStarted { thread_id } => Update::Thread(thread_id),
+            ExecEvent::TurnStarted => Update::Nothing("turn.started".into()),
+            ExecEvent::TurnCompleted { usage } => {
                 self.verdict = Some(TurnOutcome::Completed(usage));
                 Update::End
             }
-            Event::TurnFailed { message } => {
+            ExecEvent::TurnFailed { message } => {
                 let message = match (message.is_empty(), self.last_error.take()) {
                     (true, Some(before)) => before,
                     _ => message.into_owned(),
@@ -81,22 +81,24 @@ impl Translator {
                 self.verdict = Some(TurnOutcome::Failed(message));
                 Update::End
             }
-            Event::Error { message } => {
+            ExecEvent::Error { message } => {
                 self.last_error = Some(message.clone().into_owned());
                 Update::Trouble(message.into_owned())
             }
-            Event::Item(phase, item) => {
+            ExecEvent::Item(phase, item) => {
                 if item.kind() != "error" {
                     // codex has recovered from it, and goes on.
                     self.last_error = None;
                 }
                 Translator::item(phase, &item)
             }
-            Event::Unknown(kind) => Update::Nothing(format!("an event of type '{kind}'").into()),
+            ExecEvent::Unknown(kind) => {
+                Update::Nothing(format!("an event of type '{kind}'").into())
+            }
         }
     }
 
-    fn item<'a>(phase: Phase, item: &Item<'a>) -> Update<'a> {
+    fn item<'a>(phase: Phase, item: &ExecItem<'a>) -> Update<'a> {
         match (&*item.kind(), phase) {
             ("agent_message", Phase::Completed) => Update::Text(item.text("text")),
             ("reasoning", Phase::Completed) => Update::Thinking(item.text("text")),
@@ -135,7 +137,7 @@ fn plan_item(todo: Todo) -> PlanItem {
     }
 }
 
-fn step(phase: Phase, item: &Item<'_>) -> Step {
+fn step(phase: Phase, item: &ExecItem<'_>) -> Step {
     let text = |name| item.text(name).into_owned();
     let exit_code = item.exit_code();
     let failed = matches!(&*item.text("status"), "failed" | "declined")

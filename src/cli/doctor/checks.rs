@@ -10,8 +10,9 @@ use crate::backend::exec::command::{self, TurnArgs};
 use crate::backend::{Held, ask_to_release, list_models, only_by_exec};
 use crate::codex::SERVER_PREFIX;
 use crate::codex::ask::{CommandOutput, ask};
-use crate::codex::find::{self, NEWEST_TRIED, OLDEST, Version, parse_version};
+use crate::codex::find::{self, CodexVersion, NEWEST_TRIED, OLDEST, parse_version};
 use crate::codex::home;
+use crate::codex::mcp_servers::ConfiguredServer;
 use crate::codex::writer_lock;
 use crate::config::{BackendChoice, Config, LostThread, McpRegistration, Paths};
 use crate::error::{Kind, reason};
@@ -19,7 +20,6 @@ use crate::os::{self, Access, CancelToken, check_owner, open_regular_file};
 use crate::shell;
 use crate::turn::session::{self, Stored};
 use crate::turn::thread::foreign_directory;
-use serde::Deserialize;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read, Seek};
@@ -537,17 +537,7 @@ impl Doctor<'_> {
 
     /// Entries of ours in codex's config that no longer lead anywhere.
     fn servers(&mut self, program: &Path, listed: &CommandOutput) {
-        #[derive(Deserialize)]
-        struct ListedServer {
-            name: String,
-            transport: ListedTransport,
-        }
-        #[derive(Deserialize)]
-        struct ListedTransport {
-            #[serde(default)]
-            command: String,
-        }
-        let entries: Vec<ListedServer> = match serde_json::from_str(&listed.stdout) {
+        let entries: Vec<ConfiguredServer> = match serde_json::from_str(&listed.stdout) {
             Ok(entries) => entries,
             Err(error) => {
                 self.report.warn(
@@ -1312,7 +1302,7 @@ fn interpreter(script: &Path) -> Option<String> {
 }
 
 /// The version in `codex-cli 0.169.0`.
-fn version(said: &str) -> Option<Version> {
+fn version(said: &str) -> Option<CodexVersion> {
     let word = said
         .lines()
         .filter(|line| line.starts_with("codex"))

@@ -14,14 +14,14 @@ const LIMIT: Duration = Duration::from_secs(20);
 type Answer = Box<dyn FnOnce(ToolAnswer) + Send>;
 
 /// What the daemon is asked.
-enum Asked {
+enum HostRequest {
     Call(CallId, ToolCall, Answer),
     Cancelled(CallId),
 }
 
 /// A daemon that hands everything to the test. `echo` is answered at once, on the bridge's own thread.
 struct Daemon {
-    asked: Sender<Asked>,
+    asked: Sender<HostRequest>,
     next: Mutex<u64>,
 }
 
@@ -36,13 +36,13 @@ impl ToolHost for Daemon {
             answer(Ok(output(call.arguments.get())));
         } else {
             // The test may be over.
-            let _ = self.asked.send(Asked::Call(id, call, answer));
+            let _ = self.asked.send(HostRequest::Call(id, call, answer));
         }
         id
     }
 
     fn cancel(&self, call: CallId) {
-        let _ = self.asked.send(Asked::Cancelled(call));
+        let _ = self.asked.send(HostRequest::Cancelled(call));
     }
 }
 
@@ -63,14 +63,14 @@ fn tools(names: &[&str]) -> Vec<Tool> {
 }
 
 /// A turn of agent `alice` with the tools `echo` and `slow`.
-struct Turn {
+struct BridgedTurn {
     base: tempfile::TempDir,
     bridge: Option<Bridge>,
-    asked: Receiver<Asked>,
+    asked: Receiver<HostRequest>,
 }
 
-impl Turn {
-    fn new() -> Turn {
+impl BridgedTurn {
+    fn new() -> BridgedTurn {
         let base = tempfile::tempdir().unwrap();
         let (asked, told) = mpsc::channel();
         let host = Daemon {
@@ -86,7 +86,7 @@ impl Turn {
         .unwrap();
         // The tests' own process is the client.
         bridge.admit_below(os::own_pid());
-        Turn {
+        BridgedTurn {
             base,
             bridge: Some(bridge),
             asked: told,
@@ -97,21 +97,21 @@ impl Turn {
         self.bridge.as_ref().unwrap()
     }
 
-    fn asked(&self) -> Asked {
+    fn asked(&self) -> HostRequest {
         self.asked.recv_timeout(LIMIT).expect("the daemon is asked")
     }
 
     fn call(&self) -> (CallId, ToolCall, Answer) {
         match self.asked() {
-            Asked::Call(id, call, answer) => (id, call, answer),
-            Asked::Cancelled(id) => panic!("{id:?} was cancelled"),
+            HostRequest::Call(id, call, answer) => (id, call, answer),
+            HostRequest::Cancelled(id) => panic!("{id:?} was cancelled"),
         }
     }
 
     fn cancelled(&self) -> CallId {
         match self.asked() {
-            Asked::Cancelled(id) => id,
-            Asked::Call(_, call, _) => panic!("{call:?} was asked for"),
+            HostRequest::Cancelled(id) => id,
+            HostRequest::Call(_, call, _) => panic!("{call:?} was asked for"),
         }
     }
 
@@ -128,17 +128,17 @@ impl Turn {
         files.remove(0)
     }
 
-    fn connect(&self) -> Client {
+    fn connect(&self) -> BridgeClient {
         let stream = UnixStream::connect(self.socket()).unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
-        Client {
+        BridgeClient {
             reader: BufReader::new(stream.try_clone().unwrap()),
             stream,
         }
     }
 
     /// A connection past its first line and `initialize`.
-    fn client(&self) -> Client {
+    fn client(&self) -> BridgeClient {
         let mut client = self.connect();
         let token = socket::read_token(&self.socket()).unwrap();
         client.send(&json!({"agent_id": "alice", "token": token}));
@@ -150,8 +150,8 @@ impl Turn {
     }
 }
 
-fn settings(base: &std::path::Path, mode: RegistrationMode) -> Settings {
-    Settings {
+fn settings(base: &std::path::Path, mode: RegistrationMode) -> BridgeSettings {
+    BridgeSettings {
         tool_timeout: Duration::from_secs(9),
         mode,
         profile: base.to_owned(),
@@ -164,12 +164,12 @@ fn settings(base: &std::path::Path, mode: RegistrationMode) -> Settings {
     }
 }
 
-struct Client {
+struct BridgeClient {
     stream: UnixStream,
     reader: BufReader<UnixStream>,
 }
 
-impl Client {
+impl BridgeClient {
     fn send(&mut self, message: &Value) {
         self.stream
             .write_all(format!("{message}\n").as_bytes())
@@ -210,7 +210,7 @@ fn answered(id: u64, text: &str) -> Option<Value> {
 // fault: 46
 #[test]
 fn only_this_turns_own_host_gets_in() {
-    let turn = Turn::new();
+    let turn = BridgedTurn::new();
     let token = socket::read_token(&turn.socket()).unwrap();
     for (hello, why) in [
         (
@@ -276,7 +276,7 @@ fn without_the_turns_mark_a_registered_host_is_refused() {
     ] {
         let stream = UnixStream::connect(&socket).unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
-        let mut client = Client {
+        let mut client = BridgeClient {
             reader: BufReader::new(stream.try_clone().unwrap()),
             stream,
         };
@@ -289,7 +289,7 @@ fn without_the_turns_mark_a_registered_host_is_refused() {
 
 #[test]
 fn calls_go_to_the_daemon_and_back() {
-    let turn = Turn::new();
+    let turn = BridgedTurn::new();
     let mut client = turn.client();
     client.call(1, "slow", &json!({"to": "bob"}));
     let (_, call, answer) = turn.call();
@@ -322,7 +322,7 @@ fn calls_go_to_the_daemon_and_back() {
 
 #[test]
 fn five_hundred_calls_are_in_flight_at_once() {
-    let turn = Turn::new();
+    let turn = BridgedTurn::new();
     let mut client = turn.client();
     for id in 0..500 {
         client.call(id, "slow", &json!({"n": id}));
@@ -353,7 +353,7 @@ fn five_hundred_calls_are_in_flight_at_once() {
 // fault: 48
 #[test]
 fn what_nobody_waits_for_is_taken_back() {
-    let mut turn = Turn::new();
+    let mut turn = BridgedTurn::new();
     let mut client = turn.client();
     client.call(1, "slow", &json!({}));
     let (first, _, answer) = turn.call();
@@ -395,7 +395,7 @@ fn what_nobody_waits_for_is_taken_back() {
 
 #[test]
 fn codex_is_told_that_the_tools_are_others() {
-    let turn = Turn::new();
+    let turn = BridgedTurn::new();
     let mut client = turn.client();
     let warnings = turn
         .bridge()
@@ -426,8 +426,8 @@ fn codex_is_told_that_the_tools_are_others() {
 // fault: 51
 #[test]
 fn connections_that_say_nothing_keep_nobody_out() {
-    let turn = Turn::new();
-    let mut silent: Vec<Client> = (0..100).map(|_| turn.connect()).collect();
+    let turn = BridgedTurn::new();
+    let mut silent: Vec<BridgeClient> = (0..100).map(|_| turn.connect()).collect();
     for (at, client) in silent.iter_mut().enumerate() {
         // Some say half a line, some far too much. One may have given way already to those that came later.
         match at % 3 {
@@ -436,7 +436,7 @@ fn connections_that_say_nothing_keep_nobody_out() {
             _ => {}
         }
     }
-    let mut served: Vec<Client> = (0..SESSIONS_MAX).map(|_| turn.client()).collect();
+    let mut served: Vec<BridgeClient> = (0..SESSIONS_MAX).map(|_| turn.client()).collect();
     let mut one_more = turn.connect();
     let token = socket::read_token(&turn.socket()).unwrap();
     one_more.send(&json!({"agent_id": "alice", "token": token}));
@@ -459,7 +459,7 @@ fn connections_that_say_nothing_keep_nobody_out() {
 /// Who has everything but the turn's guard above it is refused, and so is everybody while no codex runs.
 #[test]
 fn admits_processes_below_the_guard_alone() {
-    let turn = Turn::new();
+    let turn = BridgedTurn::new();
     let token = socket::read_token(&turn.socket()).unwrap();
     let hello = json!({"agent_id": "alice", "token": token});
     let mut served = turn.client();
@@ -494,12 +494,12 @@ fn admits_processes_below_the_guard_alone() {
 // fault: 114
 #[test]
 fn evicts_silent_connections_for_one_that_speaks() {
-    let turn = Turn::new();
-    let silent: Vec<Client> = (0..193).map(|_| turn.connect()).collect();
+    let turn = BridgedTurn::new();
+    let silent: Vec<BridgeClient> = (0..193).map(|_| turn.connect()).collect();
     turn.client().ping();
     // Sessions that never begin MCP.
     let token = socket::read_token(&turn.socket()).unwrap();
-    let mute: Vec<Client> = (0..SESSIONS_MAX)
+    let mute: Vec<BridgeClient> = (0..SESSIONS_MAX)
         .map(|_| {
             let mut client = turn.connect();
             client.send(&json!({"agent_id": "alice", "token": token}));
@@ -515,8 +515,8 @@ fn evicts_silent_connections_for_one_that_speaks() {
 /// The lines without an end of all connections have one limit, and the longest is given up for it.
 #[test]
 fn bounds_unended_lines_of_all_connections() {
-    let turn = Turn::new();
-    let mut clients: Vec<Client> = (0..3).map(|_| turn.client()).collect();
+    let turn = BridgedTurn::new();
+    let mut clients: Vec<BridgeClient> = (0..3).map(|_| turn.client()).collect();
     let part = vec![b'x'; UNENDED_BYTES / 5 * 2];
     for client in &mut clients {
         client.stream.write_all(&part).unwrap();
@@ -540,7 +540,7 @@ fn bounds_unended_lines_of_all_connections() {
 // fault: 50
 #[test]
 fn long_lines_are_bounded_both_ways() {
-    let turn = Turn::new();
+    let turn = BridgedTurn::new();
     let mut client = turn.client();
     let mut writer = client.stream.try_clone().unwrap();
     let writing = std::thread::spawn(move || {

@@ -20,18 +20,18 @@ fn tool(name: &str) -> Tool {
 }
 
 /// A session with two tools, and what it does with lines and answers, as text.
-struct Client {
+struct SessionClient {
     session: Session,
     tools: Catalogue,
     now: Instant,
     keys: Vec<RequestKey>,
 }
 
-impl Client {
-    fn new() -> Client {
+impl SessionClient {
+    fn new() -> SessionClient {
         let (tools, warnings) = Catalogue::new(0, vec![tool("send"), tool("list")]);
         assert_eq!(warnings, [""; 0]);
-        Client {
+        SessionClient {
             session: Session::default(),
             tools,
             now: Instant::now(),
@@ -39,8 +39,8 @@ impl Client {
         }
     }
 
-    fn initialized(version: &str) -> Client {
-        let mut client = Client::new();
+    fn initialized(version: &str) -> SessionClient {
+        let mut client = SessionClient::new();
         let line = format!(
             r#"{{"jsonrpc":"2.0","id":"i","method":"initialize","params":{{"protocolVersion":"{version}","capabilities":{{}},"clientInfo":{{"name":"c","version":"1"}}}}}}"#
         );
@@ -137,7 +137,11 @@ fn versions_are_negotiated() {
             r#"{{"protocolVersion":"{given}","capabilities":{{"tools":{{"listChanged":true}}}},"serverInfo":{{"name":"plexum-openai","version":"{}"}}}}"#,
             env!("CARGO_PKG_VERSION")
         );
-        assert_eq!(Client::new().line(&line), ok("0", &expected), "{wanted}");
+        assert_eq!(
+            SessionClient::new().line(&line),
+            ok("0", &expected),
+            "{wanted}"
+        );
     }
 }
 
@@ -162,9 +166,9 @@ fn before_initialize_there_is_only_ping() {
             no("1", PARAMS, "'protocolVersion' must be a string"),
         ),
     ] {
-        assert_eq!(Client::new().line(line), expected, "{line}");
+        assert_eq!(SessionClient::new().line(line), expected, "{line}");
     }
-    assert_eq!(Client::new().session.tools_changed(), None);
+    assert_eq!(SessionClient::new().session.tools_changed(), None);
 }
 
 // fault: 52
@@ -396,7 +400,7 @@ fn each_message_has_its_answer_or_none() {
             ),
         ),
     ] {
-        let mut client = Client::initialized("2025-11-25");
+        let mut client = SessionClient::initialized("2025-11-25");
         assert_eq!(client.line(line), expected, "{line}");
         assert_eq!(
             client.line(r#"{"jsonrpc":"2.0","id":"p","method":"ping"}"#),
@@ -405,7 +409,7 @@ fn each_message_has_its_answer_or_none() {
         );
     }
     let mut effects = Vec::new();
-    let client = &mut Client::initialized("2025-11-25");
+    let client = &mut SessionClient::initialized("2025-11-25");
     client
         .session
         .line(b"{\"\xff\":1}", &client.tools, client.now, &mut effects);
@@ -417,7 +421,7 @@ fn each_message_has_its_answer_or_none() {
 #[test]
 fn deep_arguments_overflow_no_stack() {
     let deep = format!("{{\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
-    let mut client = Client::initialized("2025-11-25");
+    let mut client = SessionClient::initialized("2025-11-25");
     assert_eq!(
             client.line(&format!(
                 r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"send","arguments":{deep}}}}}"#
@@ -441,7 +445,7 @@ fn call(id: &str, rest: &str) -> String {
 // fault: 49
 #[test]
 fn calls_are_answered_in_any_order_and_once() {
-    let mut client = Client::initialized("2025-06-18");
+    let mut client = SessionClient::initialized("2025-06-18");
     assert_eq!(client.line(&call("1", "")), "call 0 - send {}");
     assert_eq!(client.line(&call("\"1\"", "")), "call 1 - send {}");
     assert_eq!(
@@ -464,7 +468,7 @@ fn calls_are_answered_in_any_order_and_once() {
 
 #[test]
 fn what_is_cancelled_is_never_answered() {
-    let mut client = Client::initialized("2025-06-18");
+    let mut client = SessionClient::initialized("2025-06-18");
     client.line(&call("1", r#","_meta":{"progressToken":"t"}"#));
     client.line(&call("2", ""));
     let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1,"reason":"x"}}"#;
@@ -485,7 +489,7 @@ fn progress_is_told_to_who_asks() {
         ("2025-11-25", r#","message":"send is running""#),
         ("2024-11-05", ""),
     ] {
-        let mut client = Client::initialized(version);
+        let mut client = SessionClient::initialized(version);
         let told = |token: &str, progress: u64| {
             format!(
                 r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{token},"progress":{progress}{message}}}}}"#
@@ -513,8 +517,8 @@ fn progress_is_told_to_who_asks() {
 
 #[test]
 fn rejects_batches_in_every_version() {
-    for version in Version::ALL {
-        let mut client = Client::initialized(version.name());
+    for version in ProtocolVersion::ALL {
+        let mut client = SessionClient::initialized(version.name());
         let batch = format!("[{},{}]", call("1", ""), call("2", ""));
         assert_eq!(client.line(&batch), no("null", REQUEST, BATCH));
         assert_eq!(client.line(&call("1", "")), "call 0 - send {}");

@@ -450,40 +450,5 @@ impl Pairs {
     }
 }
 
-/// Reads the list of mutations that the daemon sends: `[{"block_id":"…","op":"…"}]`. Fields that are not known
-/// are ignored.
-///
-/// # Errors
-/// [`Kind::Params`], naming the field.
-pub(crate) fn parse(json: &str) -> Result<Vec<Mutation>> {
-    let wrong = |message: String| Error::new(Kind::Params, message);
-    let list: serde_json::Value = serde_json::from_str(json)
-        .map_err(|error| wrong(format!("mutations: cannot parse the JSON: {error}")))?;
-    let Some(list) = list.as_array() else {
-        return Err(wrong("mutations: a list was expected".to_owned()));
-    };
-    list.iter()
-        .enumerate()
-        .map(|(at, item)| {
-            let text = |field: &str| {
-                item.get(field)
-                    .and_then(serde_json::Value::as_str)
-                    .ok_or_else(|| wrong(format!("mutations[{at}].{field}: a string was expected")))
-            };
-            let name = text("op")?;
-            let op = Op::named(name).ok_or_else(|| {
-                wrong(format!(
-                    "mutations[{at}].op: '{name}' is not an operation; 'consume-light' or 'consume-heavy' was expected"
-                ))
-            })?;
-            Ok(Mutation {
-                block_id: text("block_id")?.to_owned(),
-                op,
-                reach: Reach::All,
-            })
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests;

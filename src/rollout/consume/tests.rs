@@ -685,7 +685,7 @@ fn replacement(item: &Value, op: Op) -> Value {
 
 /// An item of a call, where it stands and whose half it is.
 #[derive(Debug)]
-struct Half {
+struct HalfCall {
     line: usize,
     pointer: String,
     copied: bool,
@@ -694,7 +694,7 @@ struct Half {
 }
 
 /// All items of calls in a rollout.
-fn halves(lines: &[Option<Value>]) -> Vec<Half> {
+fn halves(lines: &[Option<Value>]) -> Vec<HalfCall> {
     let mut found = Vec::new();
     for (line, record) in lines.iter().enumerate() {
         let Some(record) = record else { continue };
@@ -713,7 +713,7 @@ fn halves(lines: &[Option<Value>]) -> Vec<Half> {
             let id = item["call_id"].as_str().or(item["id"].as_str());
             if let (Some((_, role)), Some(id)) = (place(item), id) {
                 let id = id.to_owned();
-                found.push(Half {
+                found.push(HalfCall {
                     line,
                     pointer,
                     copied,
@@ -727,7 +727,7 @@ fn halves(lines: &[Option<Value>]) -> Vec<Half> {
 }
 
 /// Which of them are to be consumed, if they are asked for: the plain reading of what belongs together.
-fn due(halves: &[Half]) -> Vec<bool> {
+fn due(halves: &[HalfCall]) -> Vec<bool> {
     let mut due = vec![false; halves.len()];
     let complete = |id: &str, end: usize| {
         let before = |role| {
@@ -1242,33 +1242,4 @@ fn a_request_is_checked_before_anything_is_opened() {
             freed_bytes: 0,
         }
     );
-}
-
-#[test]
-fn a_list_of_mutations_is_read_or_its_fault_named() {
-    assert_eq!(
-        parse(r#"[{"block_id":"a","op":"light","x":1},{"op":"consume-heavy","block_id":""}]"#)
-            .unwrap(),
-        [light("a"), heavy("")]
-    );
-    for (json, message) in [
-        ("{}", "mutations: a list was expected"),
-        ("[1]", "mutations[0].op: a string was expected"),
-        (
-            r#"[{"op":"light"}]"#,
-            "mutations[0].block_id: a string was expected",
-        ),
-        (
-            r#"[{"block_id":"a","op":"light"},{"block_id":"b","op":"eat"}]"#,
-            "mutations[1].op: 'eat' is not an operation; 'consume-light' or 'consume-heavy' was expected",
-        ),
-        (
-            "[",
-            "mutations: cannot parse the JSON: EOF while parsing a list at line 1 column 1",
-        ),
-    ] {
-        let error = parse(json).unwrap_err();
-        assert_eq!(error.message(), message);
-        assert_eq!(error.kind(), Kind::Params);
-    }
 }
