@@ -10,8 +10,8 @@
 //!   come of it
 //! * `codex`: what is true of codex whichever way it runs; `mcp`: the daemon's tools; `rollout`: codex's record of a
 //!   thread: reading it, pairing its calls, rewriting it
-//! * `jsonrpc`, `json`, `os`, `config`, `canonical`, `error`, `shell`: JSON-RPC, JSON texts, the operating system, the config file, the
-//!   daemon's types, errors, quoting
+//! * `jsonrpc`, `json`, `os`, `config`, `paths`, `canonical`, `error`, `shell`: JSON-RPC, JSON texts, the operating system,
+//!   the config file, where files are, the daemon's types, errors, quoting
 //!
 //! The way of a turn: a line on stdin, `daemon::message`, `daemon::serve`, the turn's thread, `turn::run`,
 //! `backend::exec` (`command`, `events`, `translate`) or `backend::app_server` (`server`, `message`, `texts`), both with
@@ -28,13 +28,14 @@ mod json;
 mod jsonrpc;
 mod mcp;
 mod os;
+mod paths;
 mod rollout;
 mod shell;
 mod turn;
 
 use cli::flags::{self, Invocation};
-use config::Paths;
 use error::Result;
+use paths::Paths;
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;

@@ -22,10 +22,11 @@ pub(crate) use follow::thread_use;
 
 use crate::canonical::{Telemetry, TurnUsage, Usage};
 use crate::codex::failure::Refusal;
-use crate::config::{BackendChoice, Config, Paths};
+use crate::config::{BackendChoice, Config};
 use crate::error::{Error, Kind, Result, is_exhausted};
 use crate::mcp::Bridge;
 use crate::os::{CancelToken, Errno, FileLock};
+use crate::paths::Paths;
 use app_server::AppServer;
 use emitter::Emitter;
 use exec::Exec;

@@ -10,9 +10,9 @@ mod plugin;
 
 use super::flags::Parsed;
 use super::{color, columns, written};
-use crate::config::Paths;
 use crate::error::Result;
 use crate::os::{self, CancelToken};
+use crate::paths::Paths;
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;

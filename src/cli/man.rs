@@ -128,7 +128,7 @@ mod tests {
             .expect("an example");
         let example = example.split(".Ed").next().unwrap();
         let example = example.replace("\\-", "-").replace("\\(ti", "~");
-        let (_, warnings) = config::parse(&example).unwrap();
+        let (_, warnings) = config::load::parse(&example).unwrap();
         assert_eq!(warnings, [""; 0]);
     }
 

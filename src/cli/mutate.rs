@@ -7,10 +7,10 @@ use super::target::{self, Target};
 use super::{columns, seems, written};
 use crate::backend::{Held, ask_to_release};
 use crate::codex::home::find_rollout;
-use crate::config::Paths;
 use crate::daemon::parse_mutations;
 use crate::error::{Error, Kind, Result};
 use crate::os::{CancelToken, open_regular_file};
+use crate::paths::Paths;
 use crate::rollout::calls::{Calls, Fed};
 use crate::rollout::consume::{
     ConsumeReport, Mutation, Op, Reach, WriteMode, consume, consume_file,

@@ -2,8 +2,8 @@
 
 use super::flags::{Parsed, usage};
 use crate::codex::home::{find_rollout_or_packed, is_thread_id};
-use crate::config::Paths;
 use crate::error::{Error, Kind, Result};
+use crate::paths::Paths;
 use crate::turn::session::{self, Stored};
 use std::path::{Path, PathBuf};
 

@@ -1,8 +1,9 @@
 //! Finding the codex executable, and the environment that it runs in.
 
-use crate::config::{Config, Paths, path_entries};
+use crate::config::Config;
 use crate::error::{Error, Kind, Result, reason};
 use crate::os::{Access, Errno, has_access};
+use crate::paths::{Paths, path_entries};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};

@@ -22,7 +22,8 @@ pub(crate) use run::{prepare_workspace, run};
 pub(crate) use tools::Tools;
 
 use crate::backend::Backends;
-use crate::config::{Config, Paths};
+use crate::config::Config;
+use crate::paths::Paths;
 use std::sync::Arc;
 
 /// What a turn is asked to do.

@@ -8,9 +8,10 @@
 use crate::codex::ask::ask;
 use crate::codex::find;
 use crate::codex::home;
-use crate::config::{Config, Paths};
+use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::os::{CancelToken, open_regular_file};
+use crate::paths::Paths;
 use crate::rollout::packed::Unpacked;
 use memchr::memmem;
 use std::fs::File;

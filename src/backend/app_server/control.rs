@@ -6,9 +6,9 @@
 //! is refused: what an agent starts has no say in other agents' servers.
 
 use super::pool::Kept;
-use crate::config::Paths;
 use crate::mcp;
 use crate::os::{self, PollFd, PollFlags, Waker};
+use crate::paths::Paths;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;

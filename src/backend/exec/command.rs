@@ -7,7 +7,8 @@
 use crate::backend::child::CodexCommand;
 use crate::codex::find::{environment, removed_from_environment};
 use crate::codex::toml;
-use crate::config::{Config, Paths, PromptVia, Sandbox};
+use crate::config::{Config, PromptVia, Sandbox};
+use crate::paths::Paths;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 

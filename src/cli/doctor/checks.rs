@@ -14,9 +14,10 @@ use crate::codex::find::{self, CodexVersion, NEWEST_TRIED, OLDEST, parse_version
 use crate::codex::home;
 use crate::codex::mcp_servers::ConfiguredServer;
 use crate::codex::writer_lock;
-use crate::config::{BackendChoice, Config, LostThread, McpRegistration, Paths};
+use crate::config::{BackendChoice, Config, LostThread, McpRegistration};
 use crate::error::{Kind, reason};
 use crate::os::{self, Access, CancelToken, check_owner, open_regular_file};
+use crate::paths::Paths;
 use crate::shell;
 use crate::turn::session::{self, Stored};
 use crate::turn::thread::foreign_directory;

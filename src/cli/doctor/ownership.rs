@@ -3,9 +3,9 @@
 //! Advice is followed to the letter, by root too: so `chown` and `chmod` are named only for what lies in the user's
 //! own home or profile. A directory of the system is never to be opened up; another directory is to be chosen.
 
-use crate::config::Paths;
 use crate::os;
 use crate::os::{Access, has_access, user_id};
+use crate::paths::Paths;
 use crate::shell;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

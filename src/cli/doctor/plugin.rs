@@ -3,8 +3,9 @@
 use super::Report;
 use crate::canonical::{Manifest, PLUGIN};
 use crate::codex::ask::ask;
-use crate::config::{Config, Paths};
+use crate::config::Config;
 use crate::os::{CancelToken, open_regular_file};
+use crate::paths::Paths;
 use crate::shell;
 use serde_json::Value;
 use std::fs;

@@ -30,6 +30,8 @@ mod jsonrpc;
 mod mcp;
 #[path = "../../../src/os/mod.rs"]
 mod os;
+#[path = "../../../src/paths.rs"]
+mod paths;
 #[path = "../../../src/rollout/mod.rs"]
 mod rollout;
 #[path = "../../../src/shell.rs"]
@@ -405,7 +407,7 @@ pub fn fuzz_config(data: &[u8]) {
         return;
     };
     // Whoever reads the file has taken a BOM away.
-    match config::parse(text) {
+    match config::load::parse(text) {
         Ok((_, warnings)) => {
             let json = text.trim();
             let blank = json.is_empty();

@@ -1,0 +1,361 @@
+//! The keys of the config file: what the pages say of each, its default, and how its value is read.
+
+use super::values::{Bool, Filled, ItemLimit, MapOf, NoNulText, OneOf, Seconds, Strings, Wait};
+use serde::de::{self, MapAccess, Visitor};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+/// A key of the config file, for the pages that list them.
+#[derive(Debug)]
+pub(crate) struct ConfigKey {
+    pub(crate) name: &'static str,
+    pub(crate) kind: &'static str,
+    pub(crate) default: &'static str,
+    /// Words in backquotes are code.
+    pub(crate) meaning: &'static str,
+}
+
+/// Every key that the config file can have.
+pub(crate) const KEYS: &[ConfigKey] = &[
+    ConfigKey {
+        name: "binary",
+        kind: "string",
+        default: "\"codex\"",
+        meaning: "The codex executable. Make it absolute under systemd, whose `PATH` has no nvm or local directories. A leading `~/` is expanded.",
+    },
+    ConfigKey {
+        name: "backend",
+        kind: "string",
+        default: "\"exec\"",
+        meaning: "`\"exec\"`: a `codex exec` for each turn. `\"app-server\"`: a `codex app-server` for each workspace, kept between turns, which tells the text as the model writes it.",
+    },
+    ConfigKey {
+        name: "warm_secs",
+        kind: "whole number",
+        default: "600",
+        meaning: "With `app-server`: how many seconds one that is idle is kept; 0 ends it with the turn.",
+    },
+    ConfigKey {
+        name: "warm_max",
+        kind: "whole number",
+        default: "16",
+        meaning: "With `app-server`: how many that are idle are kept at most; the one that was idle longest goes first.",
+    },
+    ConfigKey {
+        name: "extra_args",
+        kind: "list of strings",
+        default: "[]",
+        meaning: "Passed to codex on every turn, before `resume` where a thread goes on, so that what only `codex exec` takes (`-p`, `-C`, `--add-dir`, `--color`) works in every turn.",
+    },
+    ConfigKey {
+        name: "sandbox",
+        kind: "string",
+        default: "\"danger-full-access\"",
+        meaning: "`\"danger-full-access\"`: the agent may do whatever this user may. `\"workspace-write\"`: codex's own sandbox, in which commands write in the workspace alone and have no network. `\"read-only\"`: they write nothing. Nobody is asked anything, and the daemon's tools work in each of them. `-s` in `extra_args` wins.",
+    },
+    ConfigKey {
+        name: "supported_models",
+        kind: "list of strings",
+        default: "[\"codex\"]",
+        meaning: "The advertised models.",
+    },
+    ConfigKey {
+        name: "model_args",
+        kind: "map of strings or objects",
+        default: "{}",
+        meaning: "Advertised id to codex's `--model` value. `\"\"` and `\"codex\"` pass no `--model`; an id that is not in the map is passed as it is. A value may be an object with `model`, `reasoning_effort` and `service_tier`, each of which may be missing: `{\"model\":\"gpt-5.6\",\"reasoning_effort\":\"high\"}`. What the daemon's request says of the effort wins.",
+    },
+    ConfigKey {
+        name: "mcp_registration",
+        kind: "string",
+        default: "\"turn\"",
+        meaning: "`\"turn\"`: the agent's tools are given to codex with that turn alone and no file of codex is changed. `\"persistent\"`: `codex mcp add` once per agent. `\"off\"`: host tools are not offered.",
+    },
+    ConfigKey {
+        name: "prompt_via",
+        kind: "string",
+        default: "\"stdin\"",
+        meaning: "`\"stdin\"`: never seen in `ps`, no size limit but codex's own. `\"arg\"`: the last argument; what cannot be an argument goes through stdin all the same.",
+    },
+    ConfigKey {
+        name: "lost_thread",
+        kind: "string",
+        default: "\"replay\"",
+        meaning: "When codex no longer knows the stored thread: `\"replay\"` starts a new one with the conversation so far in its prompt, `\"fresh\"` one without, `\"error\"` fails the turn.",
+    },
+    ConfigKey {
+        name: "replay_new",
+        kind: "boolean",
+        default: "true",
+        meaning: "When a thread begins although the daemon has a conversation already (another provider had it, the session file is gone), put the conversation so far into its prompt.",
+    },
+    ConfigKey {
+        name: "busy_wait_secs",
+        kind: "whole number",
+        default: "10",
+        meaning: "How many seconds a turn waits for a workspace that another process uses; 0 is not at all.",
+    },
+    ConfigKey {
+        name: "tool_timeout_secs",
+        kind: "whole number",
+        default: "3600",
+        meaning: "How many seconds codex waits for one of the daemon's tools, at least 1; codex's own limit is 300, in old versions 120.",
+    },
+    ConfigKey {
+        name: "reasoning_events",
+        kind: "boolean",
+        default: "false",
+        meaning: "Emit `thinking_delta`.",
+    },
+    ConfigKey {
+        name: "tool_events",
+        kind: "boolean",
+        default: "true",
+        meaning: "Emit `tool_use` and `tool_result`.",
+    },
+    ConfigKey {
+        name: "idle_timeout_secs",
+        kind: "whole number",
+        default: "3600",
+        meaning: "End a turn when codex has neither printed nor recorded anything for so many seconds; 0 is never.",
+    },
+    ConfigKey {
+        name: "turn_timeout_secs",
+        kind: "whole number",
+        default: "0",
+        meaning: "End a turn after so many seconds; 0 is never.",
+    },
+    ConfigKey {
+        name: "codex_home",
+        kind: "string",
+        default: "unset",
+        meaning: "`CODEX_HOME` for codex and for finding rollouts; else the environment's, else `~/.codex`. A leading `~/` is expanded.",
+    },
+    ConfigKey {
+        name: "env",
+        kind: "map of strings",
+        default: "{}",
+        meaning: "Further environment variables for codex.",
+    },
+];
+
+/// How codex is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BackendChoice {
+    /// A `codex exec` for each turn.
+    Exec,
+    /// A `codex app-server` for each workspace, kept between turns.
+    AppServer,
+}
+
+impl BackendChoice {
+    /// What can be chosen, by the names that the config and the command line have for it.
+    pub(crate) const NAMES: &[(&'static str, BackendChoice)] = &[
+        ("exec", BackendChoice::Exec),
+        ("app-server", BackendChoice::AppServer),
+    ];
+
+    /// The one of this name.
+    pub(crate) fn named(name: &str) -> Option<BackendChoice> {
+        let known = BackendChoice::NAMES.iter();
+        known
+            .into_iter()
+            .find_map(|(known, choice)| (*known == name).then_some(*choice))
+    }
+}
+
+/// What commands of the agent may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sandbox {
+    DangerFullAccess,
+    WorkspaceWrite,
+    ReadOnly,
+}
+
+/// What an advertised model means to codex.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ModelArgs {
+    /// The value of `--model`; `None` is the advertised id.
+    pub(crate) model: Option<String>,
+    pub(crate) reasoning_effort: Option<String>,
+    pub(crate) service_tier: Option<String>,
+}
+
+/// How the daemon's tools are registered with codex.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum McpRegistration {
+    Turn,
+    Persistent,
+    Off,
+}
+
+/// How the prompt reaches codex.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PromptVia {
+    Stdin,
+    Arg,
+}
+
+/// What to do when codex no longer knows the stored thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LostThread {
+    Replay,
+    Fresh,
+    Error,
+}
+
+/// The config file's values, with the defaults for what it does not say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub(crate) binary: String,
+    pub(crate) backend: BackendChoice,
+    /// How long an idle app-server is kept.
+    pub(crate) warm: Duration,
+    /// How many idle ones are kept.
+    pub(crate) warm_max: usize,
+    pub(crate) extra_args: Vec<String>,
+    pub(crate) supported_models: Vec<String>,
+    pub(crate) sandbox: Sandbox,
+    pub(crate) model_args: BTreeMap<String, ModelArgs>,
+    pub(crate) mcp_registration: McpRegistration,
+    pub(crate) prompt_via: PromptVia,
+    pub(crate) lost_thread: LostThread,
+    pub(crate) replay_new: bool,
+    /// How long a workspace that another process uses is waited for.
+    pub(crate) busy_wait: Duration,
+    /// How long codex waits for a tool of the daemon's.
+    pub(crate) tool_timeout: Duration,
+    pub(crate) reasoning_events: bool,
+    pub(crate) tool_events: bool,
+    /// `None` is never.
+    pub(crate) idle_timeout: Option<Duration>,
+    /// `None` is never.
+    pub(crate) turn_timeout: Option<Duration>,
+    pub(crate) codex_home: Option<String>,
+    pub(crate) env: BTreeMap<String, String>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            binary: "codex".to_owned(),
+            backend: BackendChoice::Exec,
+            warm: Duration::from_secs(600),
+            warm_max: 16,
+            extra_args: Vec::new(),
+            supported_models: vec!["codex".to_owned()],
+            sandbox: Sandbox::DangerFullAccess,
+            model_args: BTreeMap::new(),
+            mcp_registration: McpRegistration::Turn,
+            prompt_via: PromptVia::Stdin,
+            lost_thread: LostThread::Replay,
+            replay_new: true,
+            busy_wait: Duration::from_secs(10),
+            tool_timeout: Duration::from_secs(3600),
+            reasoning_events: false,
+            tool_events: true,
+            idle_timeout: Some(Duration::from_secs(3600)),
+            turn_timeout: None,
+            codex_home: None,
+            env: BTreeMap::new(),
+        }
+    }
+}
+
+/// Reads the config from the object that the file is.
+pub(super) struct ConfigVisitor<'a> {
+    /// The key whose value is being read, for the error message.
+    pub(super) key: &'a Cell<Option<String>>,
+    pub(super) unknown: &'a mut Vec<String>,
+}
+
+impl<'de> Visitor<'de> for ConfigVisitor<'_> {
+    type Value = Config;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of config keys")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Config, A::Error> {
+        let mut config = Config::default();
+        let mut seen: Vec<String> = Vec::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if seen.contains(&name) {
+                return Err(de::Error::custom(format!("duplicate key '{name}'")));
+            }
+            self.key.set(Some(name.clone()));
+            match name.as_str() {
+                "binary" => config.binary = map.next_value::<Filled>()?.0,
+                "backend" => config.backend = map.next_value_seed(OneOf(BackendChoice::NAMES))?,
+                "warm_secs" => config.warm = map.next_value::<Wait>()?.0,
+                "warm_max" => config.warm_max = map.next_value::<ItemLimit>()?.0,
+                "extra_args" => config.extra_args = map.next_value::<Strings>()?.0,
+                "supported_models" => config.supported_models = map.next_value::<Strings>()?.0,
+                "sandbox" => {
+                    config.sandbox = map.next_value_seed(OneOf(&[
+                        ("danger-full-access", Sandbox::DangerFullAccess),
+                        ("workspace-write", Sandbox::WorkspaceWrite),
+                        ("read-only", Sandbox::ReadOnly),
+                    ]))?;
+                }
+                "model_args" => {
+                    config.model_args = map.next_value::<MapOf<ModelArgs>>()?.0;
+                }
+                "mcp_registration" => {
+                    config.mcp_registration = map.next_value_seed(OneOf(&[
+                        ("turn", McpRegistration::Turn),
+                        ("persistent", McpRegistration::Persistent),
+                        ("off", McpRegistration::Off),
+                    ]))?;
+                }
+                "prompt_via" => {
+                    config.prompt_via = map.next_value_seed(OneOf(&[
+                        ("stdin", PromptVia::Stdin),
+                        ("arg", PromptVia::Arg),
+                    ]))?;
+                }
+                "lost_thread" => {
+                    config.lost_thread = map.next_value_seed(OneOf(&[
+                        ("replay", LostThread::Replay),
+                        ("fresh", LostThread::Fresh),
+                        ("error", LostThread::Error),
+                    ]))?;
+                }
+                "replay_new" => config.replay_new = map.next_value::<Bool>()?.0,
+                "reasoning_events" => config.reasoning_events = map.next_value::<Bool>()?.0,
+                "tool_events" => config.tool_events = map.next_value::<Bool>()?.0,
+                "busy_wait_secs" => config.busy_wait = map.next_value::<Wait>()?.0,
+                "tool_timeout_secs" => {
+                    config.tool_timeout = map
+                        .next_value::<Seconds>()?
+                        .0
+                        .ok_or_else(|| de::Error::custom("0 would leave no time for any tool"))?;
+                }
+                "idle_timeout_secs" => config.idle_timeout = map.next_value::<Seconds>()?.0,
+                "turn_timeout_secs" => config.turn_timeout = map.next_value::<Seconds>()?.0,
+                "codex_home" => config.codex_home = Some(map.next_value::<Filled>()?.0),
+                "env" => {
+                    let env = map.next_value::<MapOf<NoNulText>>()?.0;
+                    if let Some(name) = env
+                        .keys()
+                        .find(|name| name.is_empty() || name.contains('='))
+                    {
+                        return Err(de::Error::custom(format!(
+                            "'{name}' cannot be the name of an environment variable"
+                        )));
+                    }
+                    config.env = env.into_iter().map(|(name, text)| (name, text.0)).collect();
+                }
+                _ => {
+                    map.next_value::<de::IgnoredAny>()?;
+                    self.unknown.push(name.clone());
+                }
+            }
+            self.key.set(None);
+            seen.push(name);
+        }
+        Ok(config)
+    }
+}

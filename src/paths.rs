@@ -1,0 +1,112 @@
+//! Where this process's files are: the daemon's profile, the user's home, codex's directory.
+
+use crate::config::{self, Config, Loaded};
+use crate::error::Result;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+/// Where this process's things are: taken from the environment once, at the start.
+#[derive(Clone, Debug)]
+pub(crate) struct Paths {
+    /// The daemon's profile: `$PLEXUM_PROFILE_ROOT`, else `~/.plexum`.
+    pub(crate) profile: PathBuf,
+    /// The user's home directory, where there is one.
+    pub(crate) home: Option<PathBuf>,
+    /// `$CODEX_HOME`, where it is set and not empty.
+    codex_home: Option<PathBuf>,
+    /// `$PATH`.
+    path: Option<OsString>,
+}
+
+impl Paths {
+    /// Reads the environment.
+    pub(crate) fn from_env() -> Paths {
+        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let home = std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
+        let profile = match set("PLEXUM_PROFILE_ROOT") {
+            Some(root) => absolute(Path::new(&root)),
+            None => home
+                .clone()
+                .unwrap_or_else(|| PathBuf::from("/"))
+                .join(".plexum"),
+        };
+        Paths {
+            profile,
+            home,
+            codex_home: set("CODEX_HOME").map(|path| absolute(Path::new(&path))),
+            path: set("PATH"),
+        }
+    }
+
+    /// The directory of this plugin's own files in the profile.
+    pub(crate) fn plugin_directory(&self) -> PathBuf {
+        self.profile.join("plugins").join(crate::canonical::PLUGIN)
+    }
+
+    /// The config file's path.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.plugin_directory().join("config.json")
+    }
+
+    /// The `CODEX_HOME` that the config or the environment names; `None` leaves the choice to codex.
+    pub(crate) fn named_codex_home(&self, config: &Config) -> Option<PathBuf> {
+        if let Some(home) = &config.codex_home {
+            return Some(self.expand(home));
+        }
+        match config.env.get("CODEX_HOME") {
+            Some(home) if !home.is_empty() => Some(absolute(Path::new(home))),
+            Some(_) => None,
+            None => self.codex_home.clone(),
+        }
+    }
+
+    /// The directory that codex keeps its threads in, as codex itself chooses it.
+    pub(crate) fn codex_home(&self, config: &Config) -> PathBuf {
+        self.named_codex_home(config).unwrap_or_else(|| {
+            self.home
+                .clone()
+                .unwrap_or_else(|| PathBuf::from("/"))
+                .join(".codex")
+        })
+    }
+
+    /// The `PATH` that codex will have.
+    pub(crate) fn search_path(&self, config: &Config) -> OsString {
+        match config.env.get("PATH") {
+            Some(path) => OsString::from(path),
+            None => self
+                .path
+                .clone()
+                .unwrap_or_else(|| OsString::from("/usr/local/bin:/usr/bin:/bin")),
+        }
+    }
+
+    /// A path from the config: a leading `~/` is the home directory, and the rest becomes absolute.
+    pub(crate) fn expand(&self, path: &str) -> PathBuf {
+        match (path.strip_prefix("~/"), &self.home) {
+            (Some(rest), Some(home)) => home.join(rest),
+            _ => absolute(Path::new(path)),
+        }
+    }
+
+    /// Loads the config file; a missing or empty one is the defaults.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Config`], with path, line and column.
+    pub(crate) fn load_config(&self) -> Result<Loaded> {
+        config::load(&self.config_file())
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    // It fails for the empty path and where there is no current directory; the path as it stands is then the best.
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// `PATH`'s entries in which a program can be looked for.
+pub(crate) fn path_entries(path: &OsStr) -> impl Iterator<Item = PathBuf> {
+    std::env::split_paths(path)
+        .filter(|entry| !entry.as_os_str().is_empty())
+        .collect::<Vec<_>>()
+        .into_iter()
+}
