@@ -491,7 +491,7 @@ pub(crate) fn mutate(params: &Field<'_>) -> Result<(PathBuf, Vec<Mutation>)> {
 /// # Errors
 /// [`Kind::Params`], with the path of what is wrong, below `mutations`.
 pub(crate) fn parse_mutations(json: &str) -> Result<Vec<Mutation>> {
-    with_document(json, "mutations", |field| mutations(field))
+    with_document(json, "mutations", mutations)
 }
 
 fn mutations(list: &Field<'_>) -> Result<Vec<Mutation>> {

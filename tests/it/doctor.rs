@@ -778,18 +778,26 @@ fn a_thread_that_another_codex_holds_is_told() {
         std::process::id()
     );
     assert!(message.starts_with(&told), "{message}");
-    drop(lock);
+    // Closing it is not enough: what another test is just starting has it open too.
+    rustix::fs::flock(&lock, FlockOperation::Unlock).unwrap();
     check(&lab, "thread lock", "ok", "free");
-    // Before 0.147 codex has no locks.
-    let writer = fs::OpenOptions::new().append(true).open(&rollout).unwrap();
+    // Before 0.147 codex has no locks. A process of its own opens the file, so that no other one has it open.
+    let mut writer = Command::new("sh")
+        .args(["-c", "exec 3>>\"$0\"; echo open; read end"])
+        .arg(&rollout)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut open = [0; 5];
+    let stdout = writer.stdout.as_mut().unwrap();
+    std::io::Read::read_exact(stdout, &mut open).unwrap();
     let (status, message) = check_named(&lab, "thread lock");
     assert_eq!(status, "warn");
-    let told = format!(
-        "process {} has the rollout open for writing",
-        std::process::id()
-    );
+    let told = format!("process {} has the rollout open for writing", writer.id());
     assert!(message.starts_with(&told), "{message}");
-    drop(writer);
+    drop(writer.stdin.take());
+    writer.wait().unwrap();
 }
 
 fn hold(path: &Path) -> rustix::fd::OwnedFd {

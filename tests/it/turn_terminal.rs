@@ -405,6 +405,9 @@ fn ctrl_c_ends_a_shell_loop_around_turns() {
     );
     let mut child = std::process::Command::new("setsid")
         .args([
+            // Where the tests run in the background of a script, SIGINT is ignored.
+            "env",
+            "--default-signal=INT",
             "bash",
             "-c",
             "for i in 1 2 3; do \"$0\" turn hi; echo again; done",

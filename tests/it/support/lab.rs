@@ -170,6 +170,9 @@ impl Lab {
         };
         let mut found = ps::of(self.root());
         found.retain(is_server);
+        let pids: Vec<u32> = found.iter().map(|process| process.pid).collect();
+        // A process that a server is just starting has the server's command line until it runs its own program.
+        found.retain(|process| !pids.contains(&process.parent));
         found.iter().map(|process| process.pid).collect()
     }
 
