@@ -1,12 +1,16 @@
-//! What codex writes that is not known here: types of events and records, and members of them.
+//! What codex writes that is not known here: types of events and records, and their members at every depth.
 //!
 //! The known names stand beside the code that reads them, in `known-events.txt`, `known-records.txt` and, for the schema
-//! that `codex app-server` prints of itself, `known-schema.txt`, one a line: a type, or a type and a member of it
-//! (`item.completed/agent_message.text`). Unknown ones are no failure for the
-//! program, which ignores them; they are the first sign that a release of codex has changed something.
-//! `KNOWN_UPDATE=1`, with one test at a time, adds what was found to the lists, and `make compat` prints what a release has besides.
+//! that `codex app-server` prints of itself, `known-schema.txt`; the head of each list says how a name is written.
+//! Names that are not in a list are no failure for the program, which ignores what it does not know; they are the first
+//! sign that a release of codex has changed something. `make compat` prints those of a release, and these tests fail on
+//! those of a version that the tests run on. `KNOWN_UPDATE=1`, with one test at a time, adds to the lists what was
+//! found.
 
-use crate::support::codex::{CHANGED, real, real_codex_by};
+mod schema;
+
+use self::schema::{SchemaNames, response_file};
+use crate::support::codex::{CHANGED, is_at_least, real, real_codex_by};
 use crate::support::{Cli, Daemon, Lab};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,71 +40,150 @@ const REQUESTS: [&str; 9] = [
 /// How often each name was found.
 type Counts = BTreeMap<String, u64>;
 
-fn count(counts: &mut Counts, name: &str, members: Option<&Value>, ignored: &[&str]) {
-    *counts.entry(name.to_owned()).or_default() += 1;
-    let members = members.and_then(Value::as_object).into_iter();
-    for member in members.flat_map(Map::keys) {
-        if !ignored.contains(&member.as_str()) {
-            *counts.entry(format!("{name}.{member}")).or_default() += 1;
+/// The names found so far, and those of the list that they are compared with, which says what is data.
+struct Names {
+    known: BTreeSet<String>,
+    counts: Counts,
+}
+
+impl Names {
+    fn new(list: &str) -> Names {
+        Names {
+            known: known(list),
+            counts: Counts::new(),
         }
     }
+
+    fn add(&mut self, name: String) {
+        *self.counts.entry(name).or_default() += 1;
+    }
+
+    /// Does the list have this name with that mark?
+    fn is_marked(&self, name: &str, mark: &str) -> bool {
+        self.known.contains(&format!("{name}{mark}"))
+    }
+
+    /// The name of a member.
+    fn member(&self, name: &str, key: &str) -> String {
+        if self.is_marked(name, ".*") {
+            return format!("{name}.*");
+        }
+        // A key that is data, and not yet marked as such, may have whatever is in it.
+        format!("{name}.{}", key.escape_debug())
+    }
+
+    /// Adds the names of an object's members, but of these, and of all below.
+    fn add_members(&mut self, name: &str, object: &Map<String, Value>, except: &[&str]) {
+        for (key, value) in object {
+            if !except.contains(&key.as_str()) {
+                let name = self.member(name, key);
+                self.add(name.clone());
+                self.add_below(&name, value);
+            }
+        }
+    }
+
+    /// Adds the names of all that is below the value of this name.
+    fn add_below(&mut self, name: &str, value: &Value) {
+        if self.is_marked(name, ".**") {
+            return;
+        }
+        match value {
+            Value::Array(elements) => {
+                for element in elements {
+                    self.add_below(&format!("{name}[]"), element);
+                }
+            }
+            Value::Object(object) => match object.get("type").and_then(Value::as_str) {
+                Some(form) if !self.is_marked(name, ".*") => {
+                    let name = format!("{name}/{}", form.escape_debug());
+                    self.add(name.clone());
+                    self.add_members(&name, object, &["type"]);
+                }
+                _ => self.add_members(name, object, &[]),
+            },
+            _ => {}
+        }
+    }
+
+    /// Adds the names of an event or a payload. One that has an item with a type is named with both, and the members of
+    /// the item follow that name.
+    fn add_message(&mut self, name: &str, message: &Map<String, Value>) {
+        match message.get("item").filter(|item| item["type"].is_string()) {
+            Some(item) => {
+                self.add_members(name, message, &["type", "item"]);
+                self.add_below(name, item);
+            }
+            None => {
+                self.add(name.to_owned());
+                self.add_members(name, message, &["type"]);
+            }
+        }
+    }
+}
+
+/// The objects in lines of JSON.
+fn objects(lines: &str) -> impl Iterator<Item = Map<String, Value>> {
+    lines
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
 }
 
 /// The names in lines of `codex exec --json`.
-fn event_names(lines: &str, counts: &mut Counts) {
-    for event in lines
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-    {
-        let kind = event["type"].as_str().unwrap_or("?");
-        match event["item"]["type"].as_str() {
-            Some(item) => count(
-                counts,
-                &format!("{kind}/{item}"),
-                event.get("item"),
-                &["type"],
-            ),
-            None => count(counts, kind, Some(&event), &["type"]),
-        }
+fn event_names(lines: &str) -> Counts {
+    let mut names = Names::new(EVENTS);
+    for event in objects(lines) {
+        let kind = event.get("type").and_then(Value::as_str).unwrap_or("?");
+        names.add_message(kind, &event);
     }
+    names.counts
 }
 
 /// The names in lines of a rollout.
-fn record_names(lines: &str, counts: &mut Counts) {
-    for record in lines
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-    {
-        let kind = record["type"].as_str().unwrap_or("?");
-        let payload = &record["payload"];
-        let name = match payload["type"].as_str() {
-            Some(form) => format!("{kind}/{form}"),
-            None => kind.to_owned(),
+fn record_names(lines: &str) -> Counts {
+    let mut names = Names::new(RECORDS);
+    for record in objects(lines) {
+        names.add("record".to_owned());
+        names.add_members("record", &record, &["type", "payload"]);
+        let kind = record.get("type").and_then(Value::as_str).unwrap_or("?");
+        let Some(payload) = record.get("payload").and_then(Value::as_object) else {
+            names.add(kind.to_owned());
+            continue;
         };
-        count(counts, &name, Some(payload), &["type"]);
-        if let Some(item) = payload["item"]["type"].as_str() {
-            let name = format!("{name}/{item}");
-            count(counts, &name, payload.get("item"), &["type"]);
+        match payload.get("type").and_then(Value::as_str) {
+            Some(form) => names.add_message(&format!("{kind}/{form}"), payload),
+            None => names.add_message(kind, payload),
         }
-        count(counts, "record", Some(&record), &["type", "payload"]);
     }
+    names.counts
 }
 
 fn list(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
+/// The head of a list, which says how its names are written, and its names.
+fn read_list(path: &str) -> (String, BTreeSet<String>) {
+    let text = fs::read_to_string(list(path)).unwrap();
+    let (head, names): (Vec<&str>, Vec<&str>) =
+        text.lines().partition(|line| line.starts_with('#'));
+    let head = head.into_iter().map(|line| line.to_owned() + "\n");
+    (
+        head.collect(),
+        names.into_iter().map(str::to_owned).collect(),
+    )
+}
+
 fn known(path: &str) -> BTreeSet<String> {
-    let text = fs::read_to_string(list(path)).unwrap_or_default();
-    text.lines().map(str::to_owned).collect()
+    read_list(path).1
 }
 
 /// The names in what codex has printed and recorded, by the list that they belong into.
 fn found(events: &str, records: &str) -> [(&'static str, Counts); 2] {
-    let (mut of_events, mut of_records) = (Counts::new(), Counts::new());
-    event_names(events, &mut of_events);
-    record_names(records, &mut of_records);
-    [(EVENTS, of_events), (RECORDS, of_records)]
+    [
+        (EVENTS, event_names(events)),
+        (RECORDS, record_names(records)),
+    ]
 }
 
 /// The names that are not in the lists, each with how often it was found.
@@ -122,9 +205,10 @@ fn unknown<const N: usize>(found: [(&str, Counts); N]) -> Vec<String> {
 /// Adds the names to the lists.
 fn learn<const N: usize>(found: [(&str, Counts); N]) {
     for (path, counts) in found {
-        let all: BTreeSet<String> = known(path).into_iter().chain(counts.into_keys()).collect();
-        let text: String = all.into_iter().map(|name| name + "\n").collect();
-        fs::write(list(path), text).unwrap();
+        let (head, known) = read_list(path);
+        let all: BTreeSet<String> = known.into_iter().chain(counts.into_keys()).collect();
+        let names: String = all.into_iter().map(|name| name + "\n").collect();
+        fs::write(list(path), head + &names).unwrap();
     }
 }
 
@@ -155,25 +239,38 @@ fn records(lab: &Lab, thread: &str) -> String {
 fn check(codex: &Path) {
     let command = |id: &str, command: &str| json!([{"id": id, "name": "exec_command", "arguments": {"cmd": command}}]);
     let patch = "*** Begin Patch\n*** Add File: new.txt\n+made by a patch\n*** End Patch\n";
+    let plan = |id: &str, status: &str| {
+        json!([{"id": id, "name": "update_plan",
+            "arguments": {"explanation": "why", "plan": [{"step": "one", "status": status}]}}])
+    };
     let mut lab = Lab::real(
         codex,
         json!([
             {"match": "again", "text": "Once more."},
+            {"match": "fail", "status": 400, "body": {"error": {"message": "no"}}},
             {"times": 1, "text": "First.", "calls": command("call_bad", "echo bad; exit 3")},
             {"after": "call_bad", "calls": [{"id": "call_send", "name": "send", "namespace": "mcp__plexum_host_alice",
                 "arguments": {"to": "bob"}}]},
             {"after": "call_send", "custom_calls": [{"id": "call_patch", "name": "apply_patch", "input": patch}]},
-            {"after": "call_patch", "items": [
+            {"after": "call_patch", "calls": plan("call_plan", "in_progress")},
+            {"after": "call_plan", "calls": plan("call_planned", "completed")},
+            {"after": "call_planned", "items": [
                 {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search", "query": "x"}},
                 {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "**Think**"}]},
                 {"type": "message", "role": "assistant", "id": "msg_1",
                     "content": [{"type": "output_text", "text": "done"}]}]},
+            {"text": "Summary."},
         ]),
     );
     let temporary = lab.path("tmp");
     lab.set_env("TMPDIR", temporary);
     let printed = record_output(&lab);
-    lab.config(json!({"binary": lab.path("codex-and-tee"), "extra_args": ["-m", "gpt-5.5"]}));
+    let mut extra_args = vec!["-m", "gpt-5.5"];
+    if is_at_least(codex, (0, 169, 0)) {
+        // It no longer has the tool unless it is asked to.
+        extra_args.extend(["-c", "tools.update_plan={enabled=true}"]);
+    }
+    lab.config(json!({"binary": lab.path("codex-and-tee"), "extra_args": extra_args}));
     let mut daemon = Daemon::start(&lab);
     daemon.on_tool_call(|_| Some(Ok(json!({"content": [{"type": "text", "text": "sent"}]}))));
     let mut params = Daemon::prompt(&lab, "go");
@@ -182,6 +279,13 @@ fn check(codex: &Path) {
     let turn = daemon.turn(params);
     assert!(turn.text().ends_with("done"), "{turn:?}");
     daemon.turn(Daemon::prompt(&lab, "again"));
+    let failed = daemon.turn(Daemon::prompt(&lab, "fail"));
+    assert!(failed.error_code().is_some(), "{failed:?}");
+    drop(daemon);
+    extra_args.extend(["-c", "model_auto_compact_token_limit=60"]);
+    lab.config(json!({"binary": lab.path("codex-and-tee"), "extra_args": extra_args}));
+    let compacted = Daemon::start(&lab).turn(Daemon::prompt(&lab, "once again"));
+    assert_eq!(compacted.result()["compactions"], 1, "{compacted:?}");
     let found = found(
         &fs::read_to_string(printed).unwrap(),
         &records(&lab, turn.thread()),
@@ -204,42 +308,6 @@ fn report<const N: usize>(found: [(&str, Counts); N]) {
     assert!(unknown.is_empty(), "{unknown:#?}");
 }
 
-/// The names in a part of the schema: of each message its method, of the parameters their members, and the types of
-/// items.
-fn schema_names(kind: &str, schema: &Value, wanted: impl Fn(&str) -> bool, counts: &mut Counts) {
-    let definition = |value: &Value| -> Value {
-        match value["$ref"]
-            .as_str()
-            .and_then(|it| it.strip_prefix("#/definitions/"))
-        {
-            Some(name) => schema["definitions"][name].clone(),
-            None => value.clone(),
-        }
-    };
-    for message in schema["oneOf"].as_array().into_iter().flatten() {
-        let method = message["properties"]["method"]["enum"][0]
-            .as_str()
-            .unwrap_or("?");
-        if wanted(method) {
-            let params = definition(&message["properties"]["params"]);
-            let name = format!("{kind} {method}");
-            count(counts, &name, params.get("properties"), &[]);
-        }
-    }
-    let items = &schema["definitions"]["ThreadItem"]["oneOf"];
-    for item in items.as_array().into_iter().flatten() {
-        let form = item["properties"]["type"]["enum"][0]
-            .as_str()
-            .unwrap_or("?");
-        count(
-            counts,
-            &format!("item {form}"),
-            item.get("properties"),
-            &["type"],
-        );
-    }
-}
-
 /// What is not known of what codex says that its app-server can say, and takes.
 fn check_schema(codex: &Path) {
     let lab = Lab::real(codex, json!([]));
@@ -258,24 +326,26 @@ fn check_schema(codex: &Path) {
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
-    let mut counts = Counts::new();
+    let read = |path: &Path| -> Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
+    let mut names = BTreeSet::new();
     for (file, kind) in [
         ("ServerNotification", "notification"),
         ("ServerRequest", "server-request"),
         ("ClientRequest", "request"),
     ] {
-        let text = fs::read(out.join(format!("{file}.json"))).unwrap();
-        let schema: Value = serde_json::from_slice(&text).unwrap();
+        let schema = read(&out.join(file).with_extension("json"));
         let is_ours = |method: &str| file != "ClientRequest" || REQUESTS.contains(&method);
-        schema_names(kind, &schema, is_ours, &mut counts);
+        SchemaNames::new(&schema, &mut names).add_messages(kind, &schema, is_ours);
     }
     for request in REQUESTS {
         assert!(
-            counts.contains_key(&format!("request {request}")),
+            names.contains(&format!("request {request}")),
             "'{request}' is gone"
         );
+        let schema = read(&response_file(&out, request));
+        SchemaNames::new(&schema, &mut names).add(&format!("response {request}"), &schema);
     }
-    report([(SCHEMA, counts)]);
+    report([(SCHEMA, names.into_iter().map(|name| (name, 1)).collect())]);
 }
 
 real_codex_by! { APP_SERVER,
@@ -304,42 +374,93 @@ fn everything_that_0_155_writes_is_known() {
     }
 }
 
+/// A line of a rollout.
+fn record(kind: &str, payload: Value) -> Value {
+    json!({"timestamp": "t", "type": kind, "payload": payload})
+}
+
 #[test]
-fn what_is_not_known_is_listed() {
-    const THREAD: &str = "01a1fe00-a027-7a81-b8a0-356e91ab6908";
+fn lists_what_is_not_known_by_its_path() {
+    let tool = json!({"id": "i", "type": "mcp_tool_call", "arguments": {"data": {"data": 1}}, "result": {"weight": 1,
+        "content": [{"type": "data", "data": 1}], "structured_content": {"data": 1}}});
+    let changes =
+        json!({"/data": {"type": "add", "content": "", "owner": 1}, "/type": {"type": "copy"}});
+    let calls = [
+        json!({"type": "function_call", "arguments": "{\"data\":1}"}),
+        json!({"type": "message", "content": [{"type": "input_text", "font": "serif"}, {"type": "smell"}]}),
+    ];
     let lab = Lab::fake(json!([
-        {"event": {"type": "thread.started", "thread_id": THREAD}},
+        {"event": {"type": "thread.started", "thread_id": "{thread}"}},
         {"event": {"type": "turn.started", "mood": "good"}},
         {"event": {"type": "thread.renamed", "title": "x"}},
-        {"event": {"type": "item.completed", "item": {"id": "i", "type": "agent_message", "text": "hi", "tone": 1}}},
-        {"event": {"type": "item.completed", "item": {"id": "i", "type": "poem", "lines": 4}}},
-        {"event": {"type": "turn.completed", "usage": {}}},
+        {"event": {"type": "item.completed", "item": {"id": "i", "type": "agent_message", "text": "hi", "tone": 1}, "at": 1}},
+        {"event": {"type": "item.completed", "item": {"id": "i", "type": "poem", "lines": [[{"feet": 5}], 4]}}},
+        {"event": {"type": "item.completed", "item": tool}},
+        {"rollout": [
+            {"timestamp": "t", "type": "session_meta", "payload": {"id": "{thread}"}, "mood": {"of": 1}},
+            record("event_msg", json!({"type": "task_started", "turn_id": "1", "color": "red"})),
+            record("event_msg", json!({"type": "patch_apply_end", "changes": changes})),
+            record("event_msg", json!({"type": "item_completed", "item": {"type": "Reasoning", "depth": 3}, "at": 1})),
+            record("response_item", calls[0].clone()),
+            record("response_item", calls[1].clone()),
+            record("dream", json!({"of": {"what": "sheep"}})),
+        ]},
+        {"event": {"type": "turn.completed", "usage": {"input_tokens": 1, "new_member": {"of": 1}}}},
     ]));
     let printed = record_output(&lab);
     lab.config(json!({"binary": lab.path("codex-and-tee")}));
     let output = Cli::new(&lab, ["turn", "hi"]).run();
     assert_eq!(output.status, 0, "{output:?}");
-    let line = |kind: &str, payload: Value| {
-        json!({"timestamp": "t", "type": kind, "payload": payload, "mood": 1}).to_string() + "\n"
-    };
-    let records = line(
-        "event_msg",
-        json!({"type": "task_started", "turn_id": "1", "color": "red"}),
-    ) + &line("dream", json!({"of": "sheep"}));
+    let thread = lab.stored_thread().unwrap();
+    let found = found(
+        &fs::read_to_string(printed).unwrap(),
+        &records(&lab, &thread),
+    );
     assert_eq!(
-        unknown(found(&fs::read_to_string(printed).unwrap(), &records)),
+        unknown(found),
         [
+            "event item.completed.at: 1",
             "event item.completed/agent_message.tone: 1",
+            "event item.completed/mcp_tool_call.result.weight: 1",
             "event item.completed/poem: 1",
             "event item.completed/poem.id: 1",
             "event item.completed/poem.lines: 1",
+            "event item.completed/poem.lines[][].feet: 1",
             "event thread.renamed: 1",
             "event thread.renamed.title: 1",
+            "event turn.completed.usage.new_member: 1",
+            "event turn.completed.usage.new_member.of: 1",
             "event turn.started.mood: 1",
             "record dream: 1",
             "record dream.of: 1",
+            "record dream.of.what: 1",
+            "record event_msg/item_completed.at: 1",
+            "record event_msg/item_completed/Reasoning.depth: 1",
+            "record event_msg/patch_apply_end.changes.*/add.owner: 1",
+            "record event_msg/patch_apply_end.changes.*/copy: 1",
             "record event_msg/task_started.color: 1",
-            "record record.mood: 2",
+            "record record.mood: 1",
+            "record record.mood.of: 1",
+            "record response_item/message.content[]/input_text.font: 1",
+            "record response_item/message.content[]/smell: 1",
         ]
     );
+}
+
+/// A name below one that is marked as data is never found.
+#[test]
+fn lists_name_nothing_below_data() {
+    for path in [EVENTS, RECORDS] {
+        let known = known(path);
+        for mark in [".*", ".**"] {
+            for data in known.iter().filter_map(|name| name.strip_suffix(mark)) {
+                let below = |name: &&String| {
+                    let rest = name.strip_prefix(data).unwrap_or_default();
+                    let is_member = rest.starts_with(['.', '/', '[']);
+                    is_member && rest != mark && !(mark == ".*" && rest.starts_with(".*"))
+                };
+                assert_eq!(known.iter().find(below), None, "{path}: {data}{mark}");
+            }
+        }
+    }
 }
