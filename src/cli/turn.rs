@@ -166,13 +166,15 @@ fn seconds(parsed: &Parsed, flag: &str) -> Result<Option<Duration>> {
 
 /// The thread that the turn is to be in.
 fn thread_choice(parsed: &Parsed) -> Result<ThreadChoice> {
-    match (parsed.has("fresh"), target::thread(parsed)?) {
+    match (parsed.has("fresh"), parsed.text("thread")?) {
         (true, Some(_)) => Err(usage(
             "'--fresh' begins a thread, '--thread' names one: give one of them",
         )),
         (true, None) => Ok(ThreadChoice::New),
-        (false, None) => Ok(ThreadChoice::Stored),
-        (false, Some(thread)) => Ok(ThreadChoice::Adopted(thread)),
+        (false, _) => {
+            let thread = target::thread(parsed)?;
+            Ok(thread.map_or(ThreadChoice::Stored, ThreadChoice::Adopted))
+        }
     }
 }
 
