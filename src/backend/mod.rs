@@ -13,6 +13,7 @@ mod recording;
 mod reporter;
 pub(crate) mod steering;
 mod usage;
+mod version;
 
 pub(crate) use app_server::control::{Held, ask_to_release};
 pub(crate) use app_server::models::list_models;

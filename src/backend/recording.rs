@@ -5,9 +5,11 @@
 
 use super::emitter::Emitter;
 use super::follow::{Recorded, RolloutFollower};
+use super::version::VersionCheck;
 use super::{Account, Tokens, TurnSpec};
 use crate::canonical::{PlanItem, Status, TurnUsage, Usage};
-use crate::codex::{find, home};
+use crate::codex::find::{self, CodexVersion};
+use crate::codex::home;
 use crate::error::{Error, Kind, Result};
 use crate::os::{self, CancelToken, open_regular_file};
 use crate::rollout::lines::Lines;
@@ -15,7 +17,6 @@ use crate::rollout::record::{self, TurnEnd};
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How often a rollout is looked at that grows.
@@ -65,6 +66,7 @@ pub(super) struct Recording<'a> {
     /// How many printed texts have no record of the same words.
     misprinted: u32,
     agents: Agents,
+    version: VersionCheck,
 }
 
 /// What of the recorded texts codex has not said itself.
@@ -98,6 +100,7 @@ impl<'a> Recording<'a> {
             last_text: None,
             misprinted: 0,
             agents: Agents::default(),
+            version: VersionCheck::begin(spec, cancel),
         }
     }
 
@@ -167,21 +170,10 @@ impl<'a> Recording<'a> {
         self.find_record();
     }
 
-    /// Says once in a process that codex's version was not tried. The first record of a thread tells it at no cost.
-    fn warn_of_version(&self, emitter: &mut Emitter<'_>) {
-        static TOLD: AtomicBool = AtomicBool::new(false);
-        if TOLD.load(Ordering::Relaxed) {
-            return;
-        }
-        let version = self.new_rollout.as_deref().and_then(|path| {
-            let version = record::origin(&first_line(path)?)?.version?;
-            find::untried(find::parse_version(&version)?)
-        });
-        if let Some(why) = version
-            && !TOLD.swap(true, Ordering::Relaxed)
-        {
-            emitter.warn(&why);
-        }
+    /// The version of codex, where this turn has begun the thread.
+    fn recorded_version(&self) -> Option<CodexVersion> {
+        let version = record::origin(&first_line(self.new_rollout.as_deref()?)?)?.version?;
+        find::parse_version(&version)
     }
 
     /// What the turn took. `totals` is what codex has told of the thread at its end.
@@ -204,7 +196,8 @@ impl<'a> Recording<'a> {
                 "the turn's tokens and tool calls cannot be told: {error}"
             ));
         }
-        self.warn_of_version(emitter);
+        let version = self.recorded_version();
+        self.version.finish(version, emitter);
         Account {
             tokens,
             telemetry: telemetry.unwrap_or_default(),

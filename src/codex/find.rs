@@ -1,8 +1,9 @@
 //! Finding the codex executable, and the environment that it runs in.
 
+use super::ask::ask;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result, reason};
-use crate::os::{Access, Errno, has_access};
+use crate::os::{Access, CancelToken, Errno, has_access};
 use crate::paths::{Paths, path_entries};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -10,11 +11,15 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// The least codex that is supported.
 pub(crate) const OLDEST: CodexVersion = (0, 135, 0);
 /// The newest codex that this program was tried with.
 pub(crate) const NEWEST_TRIED: CodexVersion = (0, 171, 0);
+
+/// How long codex may take to say its version; it takes 0.01 s.
+const VERSION_LIMIT: Duration = Duration::from_secs(2);
 
 /// A version of codex: major, minor, patch.
 pub(crate) type CodexVersion = (u32, u32, u32);
@@ -26,6 +31,22 @@ pub(crate) fn parse_version(text: &str) -> Option<CodexVersion> {
         number[..end.unwrap_or(number.len())].parse().ok()
     });
     Some((numbers.next()??, numbers.next()??, numbers.next()??))
+}
+
+/// The version in what `codex --version` prints, `codex-cli 0.169.0`.
+pub(crate) fn version_in(printed: &str) -> Option<CodexVersion> {
+    let word = printed
+        .lines()
+        .filter(|line| line.starts_with("codex"))
+        .find_map(|line| line.split_whitespace().nth(1))?;
+    parse_version(word)
+}
+
+/// Asks codex for its version; `None` where it does not say it.
+pub(crate) fn ask_version(mut codex: Command, cancel: &CancelToken) -> Option<CodexVersion> {
+    codex.arg("--version");
+    let output = ask(codex, VERSION_LIMIT, cancel).ok()?;
+    version_in(&output.stdout)
 }
 
 /// What is to be said of a codex that is older than supported, or newer than any that was tried.
@@ -233,6 +254,19 @@ fn runs_here(head: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_version_that_codex_prints() {
+        for (said, expected) in [
+            ("codex-cli 0.169.0\n", Some((0, 169, 0))),
+            ("WARNING: x.y\ncodex-cli 1.2.3-alpha.4\n", Some((1, 2, 3))),
+            ("git version 2.39.5\n", None),
+            ("codex-cli new\n", None),
+            ("", None),
+        ] {
+            assert_eq!(version_in(said), expected, "{said:?}");
+        }
+    }
 
     #[test]
     fn tells_versions_that_were_not_tried() {

@@ -1115,16 +1115,21 @@ fn tells_once_that_codexs_version_was_not_tried() {
     ] {
         let lab = Lab::fake(Value::Null);
         lab.config(json!({"binary": lab.codex(), "env": {"FAKE_CODEX_VERSION": version}}));
-        let mut daemon = Daemon::start(&lab);
-        for _ in 0..2 {
-            let mut params = Daemon::prompt(&lab, "hi");
-            params["thread"] = "new".into();
-            assert_eq!(daemon.turn(params).stop_reason(), "end_turn");
+        // The first record of a thread that begins has the version; a process that only resumes threads asks codex.
+        for threads in [["new", "new"], ["stored", "stored"]] {
+            let mut daemon = Daemon::start(&lab);
+            for thread in threads {
+                let mut params = Daemon::prompt(&lab, "hi");
+                if thread == "new" {
+                    params["thread"] = thread.into();
+                }
+                assert_eq!(daemon.turn(params).stop_reason(), "end_turn");
+            }
+            let logs = daemon.logs().iter().map(Value::to_string);
+            let logs: Vec<_> = logs
+                .filter(|log| log.contains("codex is version"))
+                .collect();
+            assert_eq!(logs.len(), told, "{version}, {threads:?}: {logs:?}");
         }
-        let logs = daemon.logs().iter().map(Value::to_string);
-        let logs: Vec<_> = logs
-            .filter(|log| log.contains("codex is version"))
-            .collect();
-        assert_eq!(logs.len(), told, "{version}: {logs:?}");
     }
 }

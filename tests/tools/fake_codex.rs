@@ -308,6 +308,11 @@ impl Mode {
     }
 }
 
+/// The version that it says it is.
+fn version() -> String {
+    std::env::var("FAKE_CODEX_VERSION").unwrap_or_else(|_| "0.169.0".to_owned())
+}
+
 struct Codex {
     mode: Mode,
     arguments: Vec<String>,
@@ -544,7 +549,7 @@ impl Codex {
     /// What codex does when all is well, and what it says where it is not.
     fn behave(&mut self) -> Result<(), Failure> {
         match self.mode {
-            Mode::Version => write_stdout(b"codex-cli 0.169.0\n")?,
+            Mode::Version => write_stdout(format!("codex-cli {}\n", version()).as_bytes())?,
             Mode::Login => write_stderr(b"Logged in using an API key - sk-fake\n")?,
             Mode::Mcp => {}
             Mode::Other => {
@@ -681,8 +686,7 @@ impl Codex {
                 let (date, time) = (&now[..10], now[11..19].replace(':', "-"));
                 let directory = self.home()?.join("sessions").join(date.replace('-', "/"));
                 fs::create_dir_all(&directory)?;
-                let version = std::env::var("FAKE_CODEX_VERSION");
-                let version = version.as_deref().unwrap_or("0.169.0");
+                let version = version();
                 let meta = json!({"timestamp": now, "type": "session_meta", "payload": {
                     "id": self.thread, "timestamp": now, "cwd": std::env::current_dir()?.to_string_lossy(),
                     "originator": "codex_exec", "cli_version": version, "source": "exec"}});

@@ -10,7 +10,7 @@ use crate::backend::exec::command::{self, TurnArgs};
 use crate::backend::{Held, ask_to_release, list_models, only_by_exec};
 use crate::codex::SERVER_PREFIX;
 use crate::codex::ask::{CommandOutput, ask};
-use crate::codex::find::{self, CodexVersion, NEWEST_TRIED, OLDEST, parse_version};
+use crate::codex::find::{self, NEWEST_TRIED, OLDEST};
 use crate::codex::home;
 use crate::codex::mcp_servers::ConfiguredServer;
 use crate::codex::writer_lock;
@@ -199,7 +199,7 @@ impl Doctor<'_> {
                 return None;
             }
         };
-        let Some(version) = version(&answer.stdout) else {
+        let Some(version) = find::version_in(&answer.stdout) else {
             let said = first_line(&answer.stdout).or(first_line(&answer.stderr));
             self.report.fail(
                 "codex",
@@ -1302,15 +1302,6 @@ fn interpreter(script: &Path) -> Option<String> {
     words.find(|word| !word.starts_with('-')).map(str::to_owned)
 }
 
-/// The version in `codex-cli 0.169.0`.
-fn version(said: &str) -> Option<CodexVersion> {
-    let word = said
-        .lines()
-        .filter(|line| line.starts_with("codex"))
-        .find_map(|line| line.split_whitespace().nth(1))?;
-    parse_version(word)
-}
-
 fn first_line(text: &str) -> Option<&str> {
     text.lines().map(str::trim).find(|line| !line.is_empty())
 }
@@ -1361,19 +1352,6 @@ fn json(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_are_read() {
-        for (said, expected) in [
-            ("codex-cli 0.169.0\n", Some((0, 169, 0))),
-            ("WARNING: x.y\ncodex-cli 1.2.3-alpha.4\n", Some((1, 2, 3))),
-            ("git version 2.39.5\n", None),
-            ("codex-cli new\n", None),
-            ("", None),
-        ] {
-            assert_eq!(version(said), expected, "{said:?}");
-        }
-    }
 
     #[test]
     fn values_of_codexs_config_are_found() {
