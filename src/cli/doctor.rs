@@ -4,9 +4,14 @@
 //! semicolon what to do, as a command or a key of the config that can be taken as it stands. A check that
 //! could only ever say `ok` has no place here.
 
+mod account;
 mod checks;
+mod directories;
 mod ownership;
 mod plugin;
+mod program;
+mod setup;
+mod thread;
 
 use super::flags::Parsed;
 use super::{color, columns, written};

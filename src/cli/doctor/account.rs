@@ -1,0 +1,259 @@
+//! What codex says of itself: its config, its MCP servers, whether somebody is logged in.
+
+use super::checks::Doctor;
+use crate::codex::SERVER_PREFIX;
+use crate::codex::ask::CommandOutput;
+use crate::codex::mcp_servers::ConfiguredServer;
+use crate::config::McpRegistration;
+use crate::os::{self, Access, open_regular_file};
+use crate::shell;
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+impl Doctor<'_> {
+    /// What codex itself says of its config and its login.
+    pub(super) fn ask_codex(&mut self, program: &Path) {
+        let asked = self
+            .ask(program, &["login", "status"])
+            .and_then(|login| Ok((login, self.ask(program, &["mcp", "list", "--json"])?)));
+        let (login, servers) = match asked {
+            Ok(answers) => answers,
+            Err(error) => {
+                self.report.fail("codex config", error.message());
+                return;
+            }
+        };
+        let config_file = self.places.codex_home(&self.config).join("config.toml");
+        // Of all subcommands this one says best where a config is wrong (0.135 and 0.169).
+        let wrong = login
+            .stderr
+            .lines()
+            .find_map(|line| line.strip_prefix("Error loading configuration: "));
+        if let Some(wrong) = wrong {
+            self.report.fail(
+                "codex config",
+                format!(
+                    "codex cannot use its config: {wrong}; fix {}",
+                    config_file.display()
+                ),
+            );
+            return;
+        }
+        self.arguments(program);
+        self.servers(program, &servers);
+        let text = read_config(&config_file);
+        if let Some(argument) = self.profile() {
+            let message = format!(
+                "not looked at: \"extra_args\" has {argument}, and what a profile of codex asks for only a turn shows"
+            );
+            self.report.warn("login", message);
+            return;
+        }
+        let provider = self
+            .setting("model_provider")
+            .map(|name| name.trim_matches(['"', '\'']).to_owned())
+            .or_else(|| toml_text(&text, "model_provider"))
+            .filter(|name| name != "openai");
+        match provider {
+            Some(provider) => self.provider(&provider, &text),
+            None => self.login(program, &login),
+        }
+    }
+
+    /// Entries of ours in codex's config that no longer lead anywhere.
+    pub(super) fn servers(&mut self, program: &Path, listed: &CommandOutput) {
+        let entries: Vec<ConfiguredServer> = match serde_json::from_str(&listed.stdout) {
+            Ok(entries) => entries,
+            Err(error) => {
+                self.report.warn(
+                    "codex config",
+                    format!("'codex mcp list --json' is not understood ({error}): is this codex newer than this program?"),
+                );
+                return;
+            }
+        };
+        let mut lost = Vec::new();
+        let mut ours = 0;
+        for entry in entries
+            .iter()
+            .filter(|entry| entry.name.starts_with(SERVER_PREFIX))
+        {
+            ours += 1;
+            let why = if self.config.mcp_registration != McpRegistration::Persistent {
+                "\"mcp_registration\" is not \"persistent\"".to_owned()
+            } else if !os::has_access(&entry.transport.command, Access::EXEC_OK) {
+                format!("'{}' cannot be executed", entry.transport.command)
+            } else {
+                continue;
+            };
+            lost.push((entry.name.as_str(), why));
+        }
+        let Some((first, why)) = lost.first() else {
+            let message = match ours {
+                0 => "no leftover entries of ours in codex's config".to_owned(),
+                1 => "1 entry of ours in codex's config, and it leads somewhere".to_owned(),
+                more => format!("{more} entries of ours in codex's config lead somewhere"),
+            };
+            self.report.ok("codex config", message);
+            return;
+        };
+        let removal: Vec<String> = lost
+            .iter()
+            .map(|(name, _)| {
+                let codex = self.codex_by_hand(program);
+                format!("{codex} mcp remove {}", shell::quote_path(name))
+            })
+            .collect();
+        let more = match lost.len() - 1 {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        self.report.warn(
+            "codex config",
+            format!(
+                "the server '{first}'{more} leads nowhere: {why}; run: {}",
+                removal.join(" && ")
+            ),
+        );
+    }
+
+    /// A provider of the operator's own, which needs no login but perhaps a key.
+    pub(super) fn provider(&mut self, provider: &str, text: &str) {
+        let table = format!("model_providers.{provider}");
+        // codex has a few of its own (ollama, lmstudio, ...), more with each version, so this is not a failure.
+        if !text.contains(&table) && self.setting(&format!("{table}.base_url")).is_none() {
+            let message = format!(
+                "codex uses the provider '{provider}', which is none in its config.toml: one of codex's own?"
+            );
+            self.report.warn("login", message);
+            return;
+        }
+        let key = toml_text(text, &format!("{table}.env_key"));
+        match key {
+            None => self.report.ok(
+                "login",
+                format!("codex uses the provider '{provider}', which asks for no key"),
+            ),
+            Some(name) if self.variable(&name).is_some() => self.report.ok(
+                "login",
+                format!("codex uses the provider '{provider}', and its key {name} is set"),
+            ),
+            Some(name) => self.report.fail(
+                "login",
+                format!(
+                    "codex uses the provider '{provider}', and its key {name} is not set; {}",
+                    self.set(&[], &[(&name, "...")])
+                ),
+            ),
+        }
+    }
+
+    pub(super) fn login(&mut self, program: &Path, answer: &CommandOutput) {
+        if answer.success {
+            let said = first_line(&answer.stderr).or(first_line(&answer.stdout));
+            self.report
+                .ok("login", said.unwrap_or("codex is logged in"));
+        } else if self.config.env.contains_key("CODEX_API_KEY") {
+            self.report.ok(
+                "login",
+                "not logged in, but the config's \"env\" has CODEX_API_KEY",
+            );
+        } else if self.variable("CODEX_API_KEY").is_some() {
+            self.report.ok(
+                "login",
+                format!(
+                    "not logged in, but CODEX_API_KEY is set; for a daemon that does not have it, {}",
+                    self.set(&[], &[("CODEX_API_KEY", "...")])
+                ),
+            );
+        } else if self.variable("OPENAI_API_KEY").is_some() {
+            self.report.fail(
+                "login",
+                format!(
+                    "OPENAI_API_KEY is set, but 'codex exec' reads only CODEX_API_KEY, and codex is not logged in; run: printenv OPENAI_API_KEY | {} login --with-api-key",
+                    self.codex_by_hand(program)
+                ),
+            );
+        } else {
+            self.report.fail(
+                "login",
+                format!(
+                    "codex is not logged in; run: {} login",
+                    self.codex_by_hand(program)
+                ),
+            );
+        }
+    }
+}
+
+/// codex's config, which may lie behind a link; nothing where it cannot be read, or is not a file.
+pub(super) fn read_config(file: &Path) -> String {
+    const MOST: u64 = 16 << 20;
+    let mut text = String::new();
+    let opened = fs::canonicalize(file).and_then(|file| open_regular_file(&file));
+    // What codex makes of it codex says.
+    let _ = opened.and_then(|file| file.take(MOST).read_to_string(&mut text));
+    text
+}
+
+pub(super) fn first_line(text: &str) -> Option<&str> {
+    text.lines().map(str::trim).find(|line| !line.is_empty())
+}
+
+/// The string at this key of a TOML file, as far as lines of the form `key = "value"` tell. Whatever is
+/// written in a rarer form is taken as not there.
+pub(super) fn toml_text(text: &str, wanted: &str) -> Option<String> {
+    let plain = |key: &str| key.replace(['"', '\'', ' ', '\t'], "");
+    let mut table = String::new();
+    for line in text.lines() {
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix('[') {
+            table = plain(name.split(']').next().unwrap_or_default()) + ".";
+        } else if let Some((key, value)) = line.split_once('=')
+            && format!("{table}{}", plain(key)) == wanted
+        {
+            let value = value.trim();
+            let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+            return value[1..].split(quote).next().map(str::to_owned);
+        }
+    }
+    None
+}
+
+/// Is this key of a TOML file `true`, in the same plain forms?
+pub(super) fn toml_flag(text: &str, wanted: &str) -> bool {
+    let plain = |key: &str| key.replace(['"', '\'', ' ', '\t'], "");
+    let mut table = String::new();
+    let mut is = false;
+    for line in text.lines() {
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix('[') {
+            table = plain(name.split(']').next().unwrap_or_default()) + ".";
+        } else if let Some((key, value)) = line.split_once('=')
+            && format!("{table}{}", plain(key)) == wanted
+        {
+            is = value.split('#').next().unwrap_or_default().trim() == "true";
+        }
+    }
+    is
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_codexs_config_are_found() {
+        let text = "# model_provider = \"no\"\nmodel_provider = \"loop back\" # yes\n\n[model_providers.'loop']\nname=1\nenv_key = 'KEY'\n[other]\nmodel = \"x\"\n";
+        for (key, expected) in [
+            ("model_provider", Some("loop back")),
+            ("model_providers.loop.env_key", Some("KEY")),
+            ("other.model", Some("x")),
+            ("model", None),
+            ("model_providers.loop.name", None),
+        ] {
+            assert_eq!(toml_text(text, key).as_deref(), expected, "{key}");
+        }
+    }
+}

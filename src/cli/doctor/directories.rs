@@ -1,0 +1,201 @@
+//! The directories that a turn needs: codex's home, that of the sockets, a workspace.
+
+use super::checks::{Doctor, json};
+use super::ownership::{self, open_up};
+use crate::config::McpRegistration;
+use crate::error::reason;
+use crate::os::{self, Access, check_owner};
+use crate::paths::Paths;
+use crate::shell;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// To read, write and enter a directory.
+const ALL_ACCESS: Access = Access::READ_OK
+    .union(Access::WRITE_OK)
+    .union(Access::EXEC_OK);
+
+impl Doctor<'_> {
+    /// codex's directory. The result says whether codex can use it.
+    pub(super) fn codex_home(&mut self) -> bool {
+        let home = self.places.codex_home(&self.config);
+        let is_named = self.places.named_codex_home(&self.config).is_some();
+        if let Err(error) = check_owner("the codex home", &home) {
+            self.report.fail("codex home", error.message());
+            return false;
+        }
+        match look_at_home(self.places, &home, is_named) {
+            Ok(message) => {
+                self.report.ok("codex home", message);
+                true
+            }
+            Err(message) => {
+                self.report.fail("codex home", message);
+                false
+            }
+        }
+    }
+
+    /// The directory for the sockets through which codex reaches the daemon's tools.
+    pub(super) fn sockets(&mut self) {
+        if self.config.mcp_registration == McpRegistration::Off {
+            return;
+        }
+        let directory =
+            crate::mcp::runtime_place(crate::mcp::runtime_dir().as_deref(), &self.places.profile);
+        let instead = match ownership::in_home(self.places, ".plexum") {
+            Some(own) => format!(
+                "choose a directory of your own: set PLEXUM_PROFILE_ROOT to {}",
+                shell::quote_path(&own.to_string_lossy())
+            ),
+            None => "choose a directory of your own: set PLEXUM_PROFILE_ROOT to one".to_owned(),
+        };
+        // Looked at and not made: a turn makes it when it needs it.
+        let sound = match fs::symlink_metadata(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                could_be_made(self.places, &directory, &instead)
+            }
+            _ => crate::mcp::check_runtime_directory(&directory)
+                .map(|()| directory.display().to_string())
+                .map_err(|error| match error.message().split_once("; run: chmod ") {
+                    // Made anew, it has the right mode, and nothing of others is opened or closed.
+                    Some((what, _)) if !ownership::is_own(self.places, &directory) => {
+                        let word = shell::quote_path(&directory.to_string_lossy());
+                        format!("{what}; run: mv {word} {word}.old")
+                    }
+                    _ => error.message().to_owned(),
+                }),
+        };
+        match sound {
+            Ok(message) => self.report.ok("sockets", message),
+            Err(message) => self.report.fail("sockets", message),
+        }
+    }
+}
+
+/// What is good about codex's directory, or what is wrong with it.
+pub(super) fn look_at_home(places: &Paths, home: &Path, is_named: bool) -> Result<String, String> {
+    let shown = home.display();
+    let own = ownership::in_home(places, ".codex").filter(|own| own != home);
+    let instead = match own {
+        Some(own) => format!(
+            "choose a directory of your own: set \"codex_home\" in the config to {}",
+            json(&own.to_string_lossy())
+        ),
+        // It is this one that cannot be used.
+        None => "choose a directory of your own: set HOME, or \"codex_home\" in the config, to one"
+            .to_owned(),
+    };
+    match fs::metadata(home) {
+        Ok(found) if !found.is_dir() => Err(format!(
+            "{shown} is not a directory; set CODEX_HOME, or \"codex_home\" in the config, to one"
+        )),
+        Ok(_) if !os::has_access(home, ALL_ACCESS) => Err(format!(
+            "{shown} cannot be read and written; {}",
+            open_up(places, home, &instead)
+        )),
+        Ok(_) => match fs::read_dir(home.join("sessions")) {
+            Ok(_) => Ok(format!("{shown}")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(format!("{shown}, no threads yet"))
+            }
+            Err(error) => Err(format!(
+                "cannot read {shown}/sessions, without which no tool call can be told: {}; {}",
+                reason(&error),
+                open_up(places, &home.join("sessions"), &instead)
+            )),
+        },
+        // Only its own default is made by codex, with all that it lies in.
+        Err(error)
+            if !is_named
+                && matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+        {
+            let parent = home.ancestors().skip(1).find(|parent| parent.exists());
+            let parent = parent.unwrap_or(home);
+            if parent.is_dir() && os::has_access(parent, Access::WRITE_OK | Access::EXEC_OK) {
+                Ok(format!("{shown} is not there yet, codex makes it"))
+            } else {
+                Err(format!(
+                    "{shown} is not there and cannot be made in {}; {instead}",
+                    parent.display()
+                ))
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!(
+            "{shown} is not there, and codex makes none but ~/.codex; {}",
+            match ownership::may_be_made(places, home) {
+                true => format!(
+                    "run: mkdir -p {}",
+                    shell::quote_path(&home.to_string_lossy())
+                ),
+                false => instead,
+            }
+        )),
+        Err(error) => Err(format!("cannot look at {shown}: {}", reason(&error))),
+    }
+}
+
+/// What is good about a workspace, or what is wrong with it.
+pub(super) fn look_at_workspace(places: &Paths, workspace: &Path) -> Result<String, String> {
+    let shown = workspace.display();
+    match fs::metadata(workspace) {
+        Ok(found) if !found.is_dir() => {
+            Err(format!("{shown} is not a directory; give another one"))
+        }
+        Ok(_) if !os::has_access(workspace, ALL_ACCESS) => Err(format!(
+            "{shown} cannot be read and written; {}",
+            open_up(places, workspace, &other_workspace(places))
+        )),
+        Ok(_) => Ok(format!("{shown}")),
+        Err(_) if workspace.is_symlink() => Err(format!(
+            "{shown} is a link that leads nowhere; give another one"
+        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            could_be_made(places, workspace, &other_workspace(places))
+        }
+        Err(error) => Err(format!("cannot look at {shown}: {}", reason(&error))),
+    }
+}
+
+/// What to do about a workspace that is not this user's to change.
+pub(super) fn other_workspace(places: &Paths) -> String {
+    match ownership::in_home(places, "workspace") {
+        Some(own) => format!(
+            "choose a directory of your own as the workspace, such as {}",
+            shell::quote_path(&own.to_string_lossy())
+        ),
+        None => "choose a directory of your own as the workspace".to_owned(),
+    }
+}
+
+/// Whether a directory that is not there could be made.
+pub(super) fn could_be_made(
+    places: &Paths,
+    directory: &Path,
+    instead: &str,
+) -> Result<String, String> {
+    let shown = directory.display();
+    let parent = directory
+        .ancestors()
+        .skip(1)
+        .find(|directory| directory.exists());
+    let parent = parent.unwrap_or(Path::new("/"));
+    if !parent.is_dir() {
+        Err(format!(
+            "{shown} cannot be made, since {} is not a directory; give another one",
+            parent.display()
+        ))
+    } else if !os::has_access(parent, Access::WRITE_OK | Access::EXEC_OK) {
+        Err(format!(
+            "{shown} is not there and cannot be made in {}; {}",
+            parent.display(),
+            open_up(places, parent, instead)
+        ))
+    } else {
+        Ok(format!("{shown} is not there yet, the first turn makes it"))
+    }
+}

@@ -1,0 +1,239 @@
+//! The config file, and what it and `extra_args` have codex do.
+
+use super::account::{read_config, toml_flag, toml_text};
+use super::checks::Doctor;
+use super::ownership::{self, ConfigModes};
+use crate::backend::exec::command::{self, TurnArgs};
+use crate::backend::{list_models, only_by_exec};
+use crate::config::BackendChoice;
+use std::ffi::OsString;
+use std::path::Path;
+
+/// An id that no thread has.
+const NO_THREAD: &str = "00000000-0000-7000-8000-000000000000";
+
+impl Doctor<'_> {
+    /// The config file. The result says whether it is known what it asks for.
+    pub(super) fn config(&mut self) -> bool {
+        let path = self.places.config_file();
+        match self.places.load_config() {
+            Ok(loaded) => {
+                let modes = ownership::config_modes(self.places, !loaded.config.env.is_empty());
+                if loaded.warnings.is_empty() && matches!(modes, ConfigModes::Fine) {
+                    let message = if loaded.found {
+                        format!("{}", path.display())
+                    } else {
+                        format!("there is no {}: the defaults hold", path.display())
+                    };
+                    self.report.ok("config", message);
+                }
+                for warning in loaded.warnings {
+                    self.report.warn("config", warning);
+                }
+                match modes {
+                    ConfigModes::Fine => {}
+                    ConfigModes::Writable(message) => self.report.fail("config", message),
+                    ConfigModes::Readable(message) => self.report.warn("config", message),
+                }
+                self.config = loaded.config;
+                self.config_is_there = loaded.found;
+                true
+            }
+            Err(error) => {
+                self.report.fail("config", error.message());
+                false
+            }
+        }
+    }
+
+    /// Can codex be run in the way that the config asks for?
+    pub(super) fn backend(&mut self) {
+        if self.config.backend == BackendChoice::Exec {
+            return;
+        }
+        if let Some(why) = only_by_exec(&self.config) {
+            let message = format!(
+                "{why}: turns are run by 'codex exec'; remove it from the config, or set \"backend\" to \"exec\""
+            );
+            return self.report.warn("backend", message);
+        }
+        match list_models(&self.config, self.places, self.cancel) {
+            Ok(models) => {
+                let message = format!("codex app-server, which lists {} models", models.len());
+                self.report.ok("backend", message);
+            }
+            Err(error) => {
+                let message = format!(
+                    "codex app-server cannot be used, turns are run by 'codex exec': {}; {}",
+                    error.message(),
+                    self.other_binary()
+                );
+                self.report.warn("backend", message);
+            }
+        }
+    }
+
+    /// A sandbox with the network in it: what is kept from writing files can send them away, and reach what else
+    /// listens on this machine.
+    pub(super) fn network(&mut self) {
+        const KEY: &str = "sandbox_workspace_write.network_access";
+        let file = self.places.codex_home(&self.config).join("config.toml");
+        let text = read_config(&file);
+        let place = match self.setting(KEY) {
+            Some("true") => "\"extra_args\"".to_owned(),
+            Some(_) => return,
+            None if toml_flag(&text, KEY) => file.display().to_string(),
+            None => return,
+        };
+        let mut arguments = self.config.extra_args.iter().map(String::as_str);
+        let bypassed =
+            arguments.any(|argument| argument == "--dangerously-bypass-approvals-and-sandbox");
+        let sandbox = self.sandbox_in_arguments().or_else(|| {
+            self.setting("sandbox_mode")
+                .map(|mode| mode.trim_matches(['"', '\'']).to_owned())
+        });
+        let sandbox = sandbox.or_else(|| toml_text(&text, "sandbox_mode"));
+        if !bypassed && sandbox.as_deref() == Some("workspace-write") {
+            self.report.warn(
+                "sandbox",
+                format!("the sandbox \"workspace-write\" has network_access = true by {place}: its commands reach the network and every service of this machine; set it to false if they need none"),
+            );
+        }
+    }
+
+    /// What `-s` or `--sandbox` in `extra_args` says.
+    pub(super) fn sandbox_in_arguments(&self) -> Option<String> {
+        let arguments = &self.config.extra_args;
+        let mut sandbox = None;
+        for (at, argument) in arguments.iter().enumerate() {
+            sandbox = match argument.as_str() {
+                "-s" | "--sandbox" => arguments.get(at + 1).map(String::as_str),
+                "--full-auto" => Some("workspace-write"),
+                argument => argument
+                    .strip_prefix("--sandbox=")
+                    .or_else(|| argument.strip_prefix("-s").filter(|mode| !mode.is_empty())),
+            }
+            .or(sandbox);
+        }
+        sandbox.map(str::to_owned)
+    }
+
+    /// Whether codex takes the config's `extra_args`, where a turn has them.
+    pub(super) fn arguments(&mut self, program: &Path) {
+        if self.config.extra_args.is_empty() {
+            return;
+        }
+        let fix = format!(
+            "fix \"extra_args\" in {}",
+            self.places.config_file().display()
+        );
+        let is = |flags: &[&str]| {
+            let mut arguments = self.config.extra_args.iter();
+            arguments.find(|argument| flags.contains(&argument.as_str()))
+        };
+        if let Some(flag) = is(&["-h", "--help", "-V", "--version"]) {
+            let message =
+                format!("\"extra_args\" has {flag}, with which codex ends before its work; {fix}");
+            self.report.fail("arguments", message);
+            return;
+        }
+        if let Some(flag) = is(&["--ephemeral"]) {
+            let message = format!(
+                "\"extra_args\" has {flag}: codex keeps no thread, so that every turn begins a new one; {fix}"
+            );
+            self.report.warn("arguments", message);
+        }
+        // The flags as a turn has them, up to its `--`. Help comes only where all before it is in order; settings
+        // and features are looked at later than that.
+        let mut flags = command::build(program, &self.config, self.places, &no_call()).args;
+        flags.truncate(flags.iter().take_while(|flag| *flag != "--").count());
+        let asked = |more: &[&str]| {
+            let mut asked = flags.clone();
+            asked.extend(more.iter().map(OsString::from));
+            asked
+        };
+        let mut features = settings(&self.config.extra_args);
+        features.extend(["features", "list"]);
+        for arguments in [
+            asked(&["-", "--help"]),
+            asked(&["resume", NO_THREAD, "-", "--help"]),
+            features.iter().map(OsString::from).collect(),
+        ] {
+            let Ok(answer) = self.ask(program, &arguments) else {
+                return;
+            };
+            if answer.success {
+                continue;
+            }
+            let said = answer.stderr.lines().find_map(|line| {
+                let start = ["error: ", "Error: ", "Error parsing -c overrides: "];
+                start.iter().find_map(|start| line.strip_prefix(start))
+            });
+            let said = match said.unwrap_or(answer.stderr.trim()) {
+                // The prompt, ours, which another word has the place of.
+                "unexpected argument '-' found" => {
+                    "a word in it is neither a flag nor a flag's value"
+                }
+                said => said,
+            };
+            let message = format!("codex refuses \"extra_args\": {said}; {fix}");
+            self.report.fail("arguments", message);
+            return;
+        }
+    }
+
+    /// What codex's `-c`, in any of its spellings, sets in `extra_args`; the last one counts.
+    pub(super) fn setting(&self, key: &str) -> Option<&str> {
+        let settings = self.config.extra_args.iter().rev().map(|argument| {
+            let argument = argument.strip_prefix("--config=").unwrap_or(argument);
+            argument.strip_prefix("-c").unwrap_or(argument)
+        });
+        let mut values = settings.filter_map(|setting| setting.split_once('='));
+        values.find_map(|(name, value)| (name.trim() == key).then(|| value.trim()))
+    }
+
+    /// The flag in `extra_args` by which codex is to take another profile of its config.
+    pub(super) fn profile(&self) -> Option<&str> {
+        let mut arguments = self.config.extra_args.iter().map(String::as_str);
+        arguments.find(|argument| {
+            *argument == "--profile"
+                || argument.starts_with("--profile=")
+                || (argument.starts_with("-p") && !argument.starts_with("--"))
+        })
+    }
+}
+
+/// A call of codex that asks nothing of a model.
+pub(super) fn no_call() -> TurnArgs<'static> {
+    TurnArgs {
+        thread: None,
+        model: "",
+        system: None,
+        system_in_thread: false,
+        images: &[],
+        schema: None,
+        reasoning_effort: None,
+        prompt: "",
+        tool_args: &[],
+        workspace: Path::new("/"),
+    }
+}
+
+/// The settings and features among `extra_args`, which every subcommand of codex takes.
+pub(super) fn settings(extra_args: &[String]) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut arguments = extra_args.iter().map(String::as_str);
+    while let Some(argument) = arguments.next() {
+        if matches!(argument, "-c" | "--config" | "--enable" | "--disable") {
+            found.push(argument);
+            found.extend(arguments.next());
+        } else if ["--config=", "--enable=", "--disable="]
+            .iter()
+            .any(|start| argument.starts_with(start))
+            || (argument.starts_with("-c") && !argument.starts_with("--"))
+        {
+            found.push(argument);
+        }
+    }
+    found
+}
