@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_quoted_for_the_shell() {
+    fn quotes_words_for_shell() {
         assert_eq!(quote_path("/a/b-c.json"), "/a/b-c.json");
         assert_eq!(quote_path("it's {x}"), "'it'\\''s {x}'");
         assert_eq!(quote_path(""), "''");

@@ -776,7 +776,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_found_however_they_are_cut() {
+    fn finds_lines_across_reads() {
         let text = b"one\n\ntwo and more\nthree\nfragment";
         let whole = [
             Ok("one".to_owned()),
@@ -791,7 +791,7 @@ mod tests {
 
     // fault: 13
     #[test]
-    fn a_line_too_long_is_skipped_and_the_next_counts() {
+    fn skips_overlong_line() {
         let mut text = vec![b'x'; 40 << 20];
         text.extend_from_slice(b"\nnext\n");
         text.extend(vec![b'y'; LONGEST_LINE]);
@@ -804,7 +804,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_stderr_is_made_readable() {
+    fn makes_stderr_readable() {
         assert_eq!(
             readable_tail(b"\x1b[31merror\x1b[0m: bad\r\n\n  at\x07 x \n"),
             "error: bad\n  at x"

@@ -687,7 +687,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_thread_has_used_is_found_in_its_rollout() {
+    fn finds_usage_in_rollout() {
         let (before, between) = (long(), long());
         let cases: &[(&str, Vec<String>, u64, u64)] = &[
             ("nothing", vec![], 0, 0),
@@ -815,7 +815,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_that_was_found_late_begins_where_it_began() {
+    fn late_found_turn_starts_at_its_beginning() {
         let begins = |second: u8| {
             let payload = json!({"type": "task_started", "turn_id": "x"});
             line("event_msg", &payload).replace("00.000Z", &format!("{second:02}.000Z"))

@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_speaks_learns_what_came_of_it() {
+    fn answers_each_steer() {
         let steering = Steering::new().unwrap();
         let (early, answered) = words("early");
         steering.say(early);

@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn colour_is_for_who_wants_it() {
+    fn color_follows_flag_and_environment() {
         for (flag, terminal, variable, expected) in [
             (None, true, ("TERM", "xterm"), true),
             (None, false, ("TERM", "xterm"), false),

@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn characters_take_the_columns_that_terminals_give_them() {
+    fn measures_character_widths() {
         for (text, columns) in [
             ("", 0),
             ("plain", 5),
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_cut_where_it_does_not_fit() {
+    fn cuts_lines_to_width() {
         for (text, columns, expected) in [
             ("wc -l", 5, "wc -l"),
             ("wc -l", 4, "wc …"),
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_terminal_would_obey_is_taken_out() {
+    fn replaces_control_characters() {
         for (text, expected) in [
             ("a\tb\n", "a\tb\n"),
             ("a\r\nb", "a\nb"),
@@ -315,7 +315,7 @@ mod tests {
 
     // fault: 108
     #[test]
-    fn json_for_a_terminal_is_escaped() {
+    fn escapes_json_for_terminal() {
         for (json, expected) in [
             ("{\"a\":\"é👨\u{200d}👩\"}\n", "{\"a\":\"é👨\u{200d}👩\"}\n"),
             (
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_clipped_with_their_indent() {
+    fn clips_lines_with_indent() {
         for (line, columns, expected) in [
             ("  a  b \n", 80, "  a  b"),
             ("\ta\x1b", 80, " a\u{fffd}"),
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_broken_at_spaces() {
+    fn wraps_lines_at_spaces() {
         for (text, columns, expected) in [
             ("a b c", 80, "a b c"),
             ("aaa bbb ccc", 7, "aaa bbb\n  ccc"),

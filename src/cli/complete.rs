@@ -372,7 +372,7 @@ mod tests {
 
     /// That the scripts work is shown in the shells themselves; here, that they leave nothing out.
     #[test]
-    fn every_flag_and_subcommand_is_in_every_script() {
+    fn scripts_have_every_flag_and_subcommand() {
         for (shell, script) in [("bash", bash()), ("zsh", zsh()), ("fish", fish())] {
             for command in flags::SUBCOMMANDS {
                 assert!(script.contains(command.name), "{shell}: {}", command.name);
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_quoted_for_their_shell() {
+    fn quotes_texts_for_each_shell() {
         assert_eq!(quoted("it's"), "'it'\\''s'");
         assert_eq!(fish_quoted("it's \\"), "'it\\'s \\\\'");
         assert_eq!(zsh_text("read [{`a`:1}]"), "read \\[{'a'\\:1}\\]");

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_report_is_a_line_a_check() {
+    fn report_has_one_line_per_check() {
         let mut report = Report::default();
         report.ok("config", "there");
         assert!(!report.failed());
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_terminal_gets_wrapped_lines_and_whole_commands() {
+    fn wraps_lines_but_not_commands() {
         let mut report = Report::default();
         report.warn(
             "login",

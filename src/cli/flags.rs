@@ -806,7 +806,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_sound() {
+    fn flag_table_is_consistent() {
         for command in SUBCOMMANDS {
             let mut seen: Vec<String> = Vec::new();
             for flag in command.flags.iter().chain(COMMON) {
@@ -841,7 +841,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_are_written_every_usual_way() {
+    fn parses_every_form_of_flags() {
         for line in [
             &["turn", "-w", "x", "hi"][..],
             &["turn", "-wx", "hi"],
@@ -859,7 +859,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_a_mend() {
+    fn rejects_unknown_flags_with_suggestion() {
         for (line, message) in [
             (
                 &["trun"][..],

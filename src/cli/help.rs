@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn no_line_is_wider_than_80_columns() {
+    fn lines_fit_80_columns() {
         for (name, page) in every() {
             let mut examples = false;
             for line in page.lines() {
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn code_is_quoted_once() {
+    fn quotes_code_once() {
         assert_eq!(plain("`a b` and `c`."), "'a b' and 'c'.");
         assert_eq!(plain("see `x` or `\"y\"`"), "see 'x' or \"y\"");
     }
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn short_help_fits_a_screen_and_whole_help_says_more() {
+    fn short_help_fits_screen() {
         for command in flags::SUBCOMMANDS {
             let short = text(Help::Short, Some(command));
             let whole = text(Help::Whole, Some(command));
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_in_the_tables_is_told() {
+    fn help_has_everything_in_tables() {
         let whole = text(Help::Whole, None);
         for key in config::KEYS {
             assert!(
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn long_words_and_exact_fits_are_not_lost() {
+    fn wraps_long_words_and_exact_fits() {
         for (input, expected) in [
             ("a b", "    a b\n".to_owned()),
             (

@@ -528,7 +528,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_live_line_fits() {
+    fn live_line_fits_width() {
         let second = Duration::from_secs(1);
         for (time, now, others, columns, expected) in [
             (second * 12, "$ ls", "", 79, "12 s: $ ls"),
@@ -553,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_told() {
+    fn formats_durations() {
         for (millis, rough_text, exact_text) in [
             (0, "0 s", "0.0 s"),
             (649, "0 s", "0.6 s"),
@@ -571,7 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_shown_without_their_shell() {
+    fn strips_shell_from_commands() {
         for (command, expected) in [
             ("/bin/bash -lc 'wc -l poem.txt'", "wc -l poem.txt"),
             ("bash -lc ls", "ls"),

@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tells_what_is_not_a_rollout() {
+    fn recognizes_files_that_are_not_rollouts() {
         for (text, expected) in [
             ("", Some("is empty")),
             (" \n\n", Some("is empty")),

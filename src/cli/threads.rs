@@ -242,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_and_sizes_are_short() {
+    fn formats_ages_and_sizes() {
         let ages = [0, 59, 60, 3599, 3600, 86_399, 86_400, 40 * 86_400].map(ago);
         assert_eq!(
             ages,

@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_says_and_how_it_ends_is_told() {
+    fn captures_output_and_status() {
         let limit = Duration::from_secs(20);
         let never = CancelToken::new().unwrap();
         let answer = ask(shell("echo out; echo err >&2; exit 3"), limit, &never).unwrap();
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hangs_is_ended() {
+    fn kills_command_at_limit() {
         let never = CancelToken::new().unwrap();
         let error = ask(shell("sleep 600"), Duration::from_millis(50), &never).unwrap_err();
         assert_eq!(
@@ -154,7 +154,7 @@ mod tests {
         );
     }
     #[test]
-    fn what_nobody_wants_any_more_is_ended() {
+    fn kills_command_on_cancel() {
         let limit = Duration::from_secs(60);
         let cancel = CancelToken::new().unwrap();
         let raiser = {

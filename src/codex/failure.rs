@@ -899,7 +899,7 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
 
     #[test]
-    fn knows_when_to_try_again() {
+    fn finds_retry_time() {
         // 2026-11-26 02:40:00
         let now = 1_795_660_800;
         for (message, offset, expected) in [
@@ -943,7 +943,7 @@ mod tests {
     // fault: 91
     /// Each response of a provider, as both versions told it, has the code and the `retryable` that it should.
     #[test]
-    fn each_measured_response_has_its_code() {
+    fn classifies_measured_responses() {
         let mut wrong = Vec::new();
         let measured = include_str!("failure/measured.jsonl");
         assert!(measured.lines().count() > 100);
@@ -966,7 +966,7 @@ mod tests {
     // fault: 91
     /// More of the kind, which were not sent through codex one by one.
     #[test]
-    fn providers_words_have_a_code() {
+    fn classifies_provider_messages() {
         for (message, kind) in [
             (
                 r#"{"error":{"message":"The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).","status":"INVALID_ARGUMENT","code":400}}"#,
@@ -1051,7 +1051,7 @@ mod tests {
     // fault: 91
     /// Only the server that lends the daemon's tools is `mcp_failed`.
     #[test]
-    fn names_the_mcp_server_that_failed() {
+    fn names_failed_mcp_server() {
         let fatal = |servers: &str| Exit {
             status: std::process::ExitStatus::from_raw(256),
             stderr: format!(
@@ -1094,7 +1094,7 @@ mod tests {
     }
 
     #[test]
-    fn what_codex_says_has_a_code() {
+    fn classifies_codex_messages() {
         for (message, kind, retryable) in [
             (
                 "{\"error\": {\"message\": \"The 'gpt-9' model is not supported when using Codex with a ChatGPT account.\", \"type\": \"invalid_request_error\", \"code\": null}}",
@@ -1223,7 +1223,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_without_a_word_is_told_with_what_is_known() {
+    fn describes_silent_end() {
         let exit = |status: i32, stderr: &str| Exit {
             status: std::process::ExitStatus::from_raw(status),
             stderr: stderr.to_owned(),

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_versions_that_were_not_tried() {
+    fn reports_untried_versions() {
         for (text, told) in [
             (
                 "0.134.9",
@@ -303,7 +303,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn what_cannot_be_started_is_told_apart() {
+    fn classifies_unusable_executables() {
         let directory = tempfile::tempdir().unwrap();
         let config = Config {
             env: [(

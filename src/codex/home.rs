@@ -331,7 +331,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_uuid_is_a_thread_id() {
+    fn accepts_only_uuids_as_thread_ids() {
         for (id, expected) in [
             ("01a1fe00-a027-7a81-b8a0-356e91ab6908", true),
             ("01A1FE00-A027-7A81-B8A0-356E91AB6908", true),
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_is_counted_right() {
+    fn computes_dates() {
         for (day, expected) in [
             (0, (1970, 1, 1)),
             (-1, (1969, 12, 31)),
@@ -372,7 +372,7 @@ mod tests {
     const OLD: &str = "67e55044-10b1-426f-9247-bb680e5fe0c8"; // version 4: no date
 
     #[test]
-    fn a_rollout_is_found_where_codex_puts_it() {
+    fn finds_rollout_by_thread_id() {
         let own = format!("rollout-2026-11-21T12-06-56-{ID}.jsonl");
         let next = format!("rollout-2026-11-22T01-06-56-{ID}.jsonl");
         let last = format!("rollout-2026-11-20T23-06-56-{ID}.jsonl");
@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn names_all_rollouts_of_a_thread_that_has_several() {
+    fn lists_all_rollouts_of_one_thread() {
         let own = format!("rollout-2026-11-21T12-06-56-{ID}.jsonl");
         let later = format!("rollout-2026-11-21T12-06-57-{ID}.jsonl");
         for files in [
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packed_rollout_is_told() {
+    fn recognizes_packed_rollout() {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("sessions/2026/11/21");
         fs::create_dir_all(&directory).unwrap();
@@ -549,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_name_tells_the_thread_and_the_home() {
+    fn derives_thread_and_home_from_path() {
         let path = PathBuf::from(format!("/h/sessions/2026/11/21/rollout-2026-{ID}.jsonl"));
         assert_eq!(thread_of(&path).as_deref(), Some(ID));
         assert_eq!(home_of(&path), Some(Path::new("/h")));

@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prompt_is_counted_in_characters() {
+    fn prompt_limit_counts_characters() {
         assert!(check_prompt_length(&"é".repeat(LONGEST_PROMPT)).is_ok());
         let error = check_prompt_length(&"é".repeat(LONGEST_PROMPT + 1)).unwrap_err();
         assert_eq!(error.kind(), Kind::Params);

@@ -254,7 +254,7 @@ mod tests {
     const OLD: &str = "67e55044-10b1-426f-9247-bb680e5fe0c8";
 
     #[test]
-    fn one_thread_has_one_writer() {
+    fn allows_one_writer_per_thread() {
         let home = tempfile::tempdir().unwrap();
         let lock = home.path().join(format!("thread-writer-locks/{ID}.lock"));
         let held = WriterLock::take(home.path(), ID).unwrap();
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_is_a_link_is_not_followed() {
+    fn does_not_follow_linked_lock() {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("thread-writer-locks");
         fs::create_dir(&directory).unwrap();
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_the_file_open_for_writing_is_seen() {
+    fn finds_process_with_file_open_for_writing() {
         use std::process::{Command, Stdio};
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("rollout-x.jsonl");

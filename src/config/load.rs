@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_is_read() {
+    fn reads_every_key() {
         let (config, warnings) = parse(
             r#"{"binary":"~/bin/codex","backend":"app-server","warm_secs":60,"warm_max":2,"extra_args":["-c","x=1"],"sandbox":"read-only","supported_models":["a","b"],
                "model_args":{"a":"gpt-5","b":{"reasoning_effort":"high","service_tier":"fast"}},"tool_timeout_secs":9,"mcp_registration":"off","prompt_via":"arg","lost_thread":"error",
@@ -249,14 +249,14 @@ mod tests {
 
     // fault: 63
     #[test]
-    fn nothing_is_the_defaults() {
+    fn empty_config_is_the_defaults() {
         for text in ["", "  \n", "{}"] {
             assert_eq!(parse(text).unwrap().0, Config::default(), "{text:?}");
         }
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_its_place() {
+    fn errors_have_line_and_column() {
         wrong("{", "1:1: EOF while parsing an object");
         wrong(
             "{\n  \"binary\": 3\n}",
@@ -311,7 +311,7 @@ mod tests {
 
     // fault: 64
     #[test]
-    fn an_unknown_key_is_a_warning_with_the_nearest() {
+    fn warns_of_unknown_key_with_suggestion() {
         let (_, warnings) = parse("{\"binry\":\"x\",\"zzz\":[1]}").unwrap();
         assert_eq!(
             warnings,
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_regular_file_is_read() {
+    fn reads_only_regular_files() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config.json");
         assert!(!load(&path).unwrap().found);

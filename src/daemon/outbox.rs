@@ -226,7 +226,7 @@ mod tests {
 
     // fault: 87
     #[test]
-    fn unread_responses_flood_and_events_do_not() {
+    fn limits_unread_responses_but_not_events() {
         let (reader, writer) = std::io::pipe().unwrap();
         let (outbox, _thread) = Outbox::start(writer, || {}).unwrap();
         outbox.push(b"e\n".repeat(RESPONSES_LIMIT));

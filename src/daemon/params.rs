@@ -904,7 +904,7 @@ mod tests {
 
     // fault: 66
     #[test]
-    fn the_prompt_is_every_user_message_after_the_last_response() {
+    fn prompt_is_every_user_message_after_last_response() {
         let request = asked(json!([
             {"role": "user", "content": "first"},
             {"role": "assistant", "content": [{"type": "text", "text": "yes"}, {"type": "tool_use", "id": "1", "name": "ls"}]},
@@ -974,7 +974,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_messages_are_one_prompt() {
+    fn joins_many_messages_into_one_prompt() {
         let messages: Vec<Value> = (0..1000)
             .map(|number| json!({"role": "user", "content": number.to_string()}))
             .collect();
@@ -1050,7 +1050,7 @@ mod tests {
 
     // fault: 68
     #[test]
-    fn a_block_of_an_unknown_type_keeps_its_place_and_a_name() {
+    fn unknown_block_keeps_place_and_name() {
         for (block, name) in [
             (json!({"type": "audio", "name": "call.mp3"}), "call.mp3"),
             (json!({"type": "audio", "path": "/x/call.mp3"}), "call.mp3"),
@@ -1075,7 +1075,7 @@ mod tests {
 
     // fault: 111
     #[test]
-    fn the_name_of_a_url_has_no_secrets() {
+    fn names_of_urls_have_no_secrets() {
         for (url, name) in [
             ("https://example.org/a/cat.png?x=1", "cat.png"),
             ("https://user:key@example.org/a/cat.png#key", "cat.png"),
@@ -1104,7 +1104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_of_a_long_conversation_is_kept() {
+    fn keeps_newest_part_of_long_conversation() {
         const LONGEST: usize = crate::turn::prompt::LONGEST_REPLAY;
         let mut messages = vec![json!({"role": "user", "content": "old"})];
         for _ in 0..10 {
@@ -1117,7 +1117,7 @@ mod tests {
     }
 
     #[test]
-    fn images_come_in_every_form() {
+    fn reads_every_form_of_image() {
         let request = asked(json!([{"role": "user", "content": [
             {"type": "text", "text": "see"},
             {"type": "image", "media_type": "image/gif", "data": "aGk="},
@@ -1152,7 +1152,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_names_the_field() {
+    fn errors_name_the_field() {
         let messages = json!([{"role": "user", "content": "hi"}]);
         for (params, message) in [
             (json!([]), "params: expected an object, found a list"),

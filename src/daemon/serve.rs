@@ -987,7 +987,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_has_a_code_of_events_where_it_is_one() {
+    fn maps_errors_to_codes() {
         for (kind, code) in [
             (Kind::Parse, None),
             (Kind::Request, None),
@@ -1014,7 +1014,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_is_answered() {
+    fn every_request_is_answered() {
         let said = talk(&[
             r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#,
             r#"{"jsonrpc":"2.0","id":"two","method":"nothing"}"#,

@@ -581,7 +581,7 @@ mod tests {
 
     /// Neither a call that waits for its event nor one whose event waits for room is told once it is cancelled.
     #[test]
-    fn a_held_call_that_is_cancelled_is_not_told() {
+    fn does_not_send_held_call_that_is_cancelled() {
         for is_told in [false, true] {
             let (reader, writer) = std::io::pipe().unwrap();
             let (outbox, _thread) = Outbox::start(writer, || {}).unwrap();

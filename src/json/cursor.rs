@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_json_is_what_serde_json_takes() {
+    fn accepts_what_serde_json_accepts() {
         for text in [
             "",
             " ",
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_has_no_limit() {
+    fn walks_any_depth() {
         for (open, close) in [("[", "]"), ("{\"a\":", "}"), ("[{\"a\":", "}]")] {
             let text = open.repeat(100_000) + "1" + &close.repeat(100_000);
             assert!(valid(&text));
@@ -481,7 +481,7 @@ mod tests {
 
     // fault: 89
     #[test]
-    fn deep_values_become_strings() {
+    fn limits_depth_by_strings() {
         let nested = |levels: usize| {
             "[{\"a\\\"]\":1,\"b\":".repeat(levels / 2) + "[]" + &"}]".repeat(levels / 2)
         };
@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_gives_the_places() {
+    fn walk_yields_spans() {
         let text = r#" { "a" : [ 1 , "x\"y" ] , "b\u0063" : { } , "d" : -1.5e3 } "#;
         let mut cursor = Cursor::new(text);
         let mut found = Vec::new();

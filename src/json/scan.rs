@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_a_string_is_what_serde_json_takes() {
+    fn accepts_strings_that_serde_json_accepts() {
         const PARTS: &[&[u8]] = &[
             b"\\\\",
             b"\\\"",

@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn halves_of_surrogate_pairs_are_replaced_and_nothing_else() {
+    fn replaces_only_lone_surrogates() {
         for (json, expected) in [
             (r#""\ud83d\ude00 \u00e9 \\ud83d é""#, None),
             (r#""\uD83D\uDE00\\\ud83d\ude00""#, None),
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_codex_cannot_read_is_found() {
+    fn finds_what_codex_cannot_read() {
         let lists = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         let objects = |depth: usize| format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth));
         for (json, part) in [

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_that_are_right_pass_and_all_else_is_text() {
+    fn passes_valid_blocks_and_turns_others_into_text() {
         let newest = ProtocolVersion::V2025_11_25;
         for (content, expected) in [
             // As MCP has them: byte for byte, what is unknown in them too.
@@ -318,7 +318,7 @@ mod tests {
 
     /// codex refuses the whole result for a member of the wrong type, even for one that says nothing to a model.
     #[test]
-    fn a_member_that_is_wrong_goes_and_the_block_stays() {
+    fn drops_wrong_members_of_blocks() {
         let deep = format!("{}{}", "[".repeat(101), "]".repeat(101));
         let text = |members: &str| format!(r#"{{"type":"text","text":"t"{members}}}"#);
         let link =
@@ -414,7 +414,7 @@ mod tests {
 
     /// What is JSON by its grammar alone, and nothing that codex can read, loses no text.
     #[test]
-    fn what_codex_cannot_parse_is_mended_or_text() {
+    fn fixes_what_codex_cannot_parse() {
         let newest = ProtocolVersion::V2025_11_25;
         check(
             r#"["\ud83d",{"type":"text","text":"a\ud83d\ude00\ude00"}]"#,
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_gets_what_its_version_knows() {
+    fn adapts_blocks_to_protocol_version() {
         for (content, structured, version, expected) in [
             (
                 "[]",
@@ -508,7 +508,7 @@ mod tests {
     // fault: 50
     /// What is over the line is cut to just under it, is an error, says so first, and stays JSON.
     #[test]
-    fn what_codex_would_drop_is_cut() {
+    fn truncates_overlong_results() {
         const MAX: usize = 2000;
         let long = |unit: &str| json_string(&unit.repeat(3000));
         let image = format!(

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_the_own_name_of_a_tool() {
+    fn maps_model_name_to_tool_name() {
         let long = "long-".repeat(16);
         let tools = ["x-y", "fabric.send", "fabric_send", "a b/c:d", &long];
         let names = ToolNames::new("plexum-host-alice", tools.into_iter());

@@ -283,7 +283,7 @@ mod tests {
 
     // fault: 47
     #[test]
-    fn names_are_stable_short_and_never_shared() {
+    fn server_names_are_stable_short_and_unique() {
         for (id, expected) in [
             ("alice", "plexum-host-alice"),
             ("Alice_1-b", "plexum-host-Alice_1-b"),
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_survive_every_character() {
+    fn quotes_every_character_in_arguments() {
         let server = ServerEntry::new(
             "a\"b\\c\n\u{7f}é",
             Path::new("/opt/my \"tools\"/plexum-openai"),

@@ -511,7 +511,7 @@ mod tests {
 
     // fault: 44
     #[test]
-    fn the_directory_is_the_first_that_is_ours_and_short_enough() {
+    fn chooses_first_own_and_short_directory() {
         let base = tempfile::tempdir().unwrap();
         let (runtime, profile) = (base.path().join("r"), base.path().join("p"));
         std::fs::create_dir(&runtime).unwrap();
@@ -545,7 +545,7 @@ mod tests {
 
     // fault: 45
     #[test]
-    fn a_directory_that_is_not_private_is_refused() {
+    fn rejects_directory_that_is_not_private() {
         let base = tempfile::tempdir().unwrap();
         let real = base.path().join("real");
         std::fs::DirBuilder::new()
@@ -601,7 +601,7 @@ mod tests {
 
     // fault: 117
     #[test]
-    fn names_the_owner_of_a_squatted_directory() {
+    fn names_owner_of_squatted_directory() {
         if os::user_id() != 0 {
             // Only root can make what belongs to somebody else.
             return;
@@ -629,7 +629,7 @@ mod tests {
 
     // fault: 45
     #[test]
-    fn a_socket_is_private_and_leaves_nothing() {
+    fn socket_is_private_and_removed() {
         let base = tempfile::tempdir().unwrap();
         let directory = private(base.path());
         let listening = Listening::start(&directory, "a").unwrap();
@@ -651,7 +651,7 @@ mod tests {
 
     // fault: 43
     #[test]
-    fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
+    fn replaces_only_stale_sockets() {
         let base = tempfile::tempdir().unwrap();
         let directory = private(base.path());
         let path = directory.join("a.sock");
@@ -690,7 +690,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_plugin_left_is_removed() {
+    fn removes_files_of_killed_plugin() {
         let base = tempfile::tempdir().unwrap();
         let directory = private(base.path());
         drop(UnixListener::bind(directory.join("dead.sock")).unwrap());
@@ -708,7 +708,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_others_is_not_read() {
+    fn rejects_token_of_others() {
         let base = tempfile::tempdir().unwrap();
         let socket = base.path().join("a.sock");
         let token = base.path().join("a.token");

@@ -305,7 +305,7 @@ mod tests {
 
     // fault: 80
     #[test]
-    fn rejects_what_is_not_a_regular_file() {
+    fn opens_only_regular_files() {
         let directory = tempfile::tempdir().unwrap();
         let rejected = |path: &Path, what: &str| {
             let error = open_regular_file(path).unwrap_err().to_string();

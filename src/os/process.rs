@@ -262,7 +262,7 @@ mod tests {
 
     // fault: 102
     #[test]
-    fn knows_a_pid_that_is_used_again() {
+    fn recognizes_reused_pid() {
         let (me, parent) = (
             rustix::process::getpid(),
             rustix::process::getppid().unwrap(),
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_whether_proc_hides_processes() {
+    fn recognizes_hidepid() {
         let root = "29 1 254:0 / / rw,relatime - ext4 /dev/vda rw";
         for (options, hides) in [
             ("rw", false),

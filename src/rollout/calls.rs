@@ -647,7 +647,7 @@ mod tests {
     use serde_json::{Value, json};
 
     #[test]
-    fn content_blocks_have_the_form_of_mcp() {
+    fn writes_content_blocks_as_mcp_does() {
         for (recorded, told) in [
             (r#""input_text""#, r#""input_text""#),
             (
@@ -732,7 +732,7 @@ mod tests {
 
     // fault: 113
     #[test]
-    fn calls_without_output_are_capped() {
+    fn caps_calls_without_output() {
         let mut calls = Calls::default();
         let mut given_up = Vec::new();
         let total = 3 * MAX_OPEN;
@@ -766,7 +766,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_script_calls_is_its_own() {
+    fn assigns_nested_calls_to_their_script() {
         let wait = json!({"type": "function_call", "name": "wait", "call_id": "w",
             "arguments": "{\"cell_id\":\"1\"}"});
         let waited = json!({"type": "function_call_output", "call_id": "w", "output": "done"});

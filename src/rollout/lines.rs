@@ -568,7 +568,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_come_whole_with_their_places() {
+    fn yields_whole_lines_with_offsets() {
         let call = CALL.len() as u64;
         let other = OTHER.len() as u64;
         check("", &[], 0);
@@ -599,7 +599,7 @@ mod tests {
 
     // fault: 56
     #[test]
-    fn long_lines_are_held_only_if_wanted() {
+    fn holds_long_lines_only_on_request() {
         let long = format!(
             "{}{}\"}}}}  ",
             &OTHER[..OTHER.len() - 3],
@@ -623,7 +623,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_too_long_is_cut_to_its_head() {
+    fn cuts_overlong_line_to_its_head() {
         for more in [1, READ, 3 * ROOMY] {
             let long = CALL.replace("\"x\"", &format!("\"{}\"", "x".repeat(LONGEST + more)));
             check(
@@ -638,7 +638,7 @@ mod tests {
     }
 
     #[test]
-    fn more_can_come_after_the_end() {
+    fn follows_growing_input() {
         /// Ends after each part.
         struct Parts(Vec<&'static str>);
         impl Read for Parts {
@@ -675,7 +675,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_tell_the_kind() {
+    fn head_tells_kind_of_line() {
         let line = |record: &str, payload: &str| {
             format!(r#"{{"timestamp":"t","ordinal":12,"type":"{record}","payload":{{{payload}"#)
         };

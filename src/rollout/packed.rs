@@ -104,7 +104,7 @@ mod tests {
 
     // fault: 119
     #[test]
-    fn stops_at_the_cap() {
+    fn stops_unpacking_at_limit() {
         let mut text = String::new();
         Capped::new("12345".as_bytes(), 5)
             .read_to_string(&mut text)

@@ -122,7 +122,7 @@ mod tests {
     const LINE: &str = ".plexum-codex-session*\n";
 
     #[test]
-    fn appends_what_is_missing_and_keeps_the_rest() {
+    fn appends_missing_pattern() {
         let root = tempfile::tempdir().unwrap();
         let workspace = root.path().join("a/b");
         fs::create_dir_all(&workspace).unwrap();
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn follows_no_repository_of_another_user() {
+    fn ignores_repository_of_another_user() {
         if user_id() != 0 {
             // Nobody else can give a file away.
             return;
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_repository_of_a_worktree() {
+    fn finds_repository_of_worktree() {
         let root = tempfile::tempdir().unwrap();
         let git = root.path().join("main/.git");
         let tree = git.join("worktrees/tree");

@@ -400,7 +400,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_decoded() {
+    fn decodes_base64() {
         for (text, bytes) in [
             ("", &b""[..]),
             ("aGk=", b"hi"),
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn data_urls_are_taken_and_no_others() {
+    fn accepts_only_data_urls() {
         assert_eq!(
             data_url("data:image/gif;base64,aGk%3D"),
             Ok((b"hi".to_vec(), "image/gif".to_owned()))
@@ -490,7 +490,7 @@ mod tests {
 
     // fault: 100
     #[test]
-    fn images_become_private_files_and_go_again() {
+    fn stores_images_in_private_files() {
         let place = Place::new();
         std::fs::write(place.path("a,b \u{e9}.png"), "pixels").unwrap();
         let mut images = place.images();
@@ -529,7 +529,7 @@ mod tests {
 
     // fault: 100
     #[test]
-    fn images_of_the_dead_are_swept_and_those_of_the_living_are_not() {
+    fn removes_images_of_killed_plugins_only() {
         let place = Place::new();
         let mut living = place.images();
         living.add(&data()).unwrap();
@@ -586,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn images_are_not_copied_for_a_cancelled_turn() {
+    fn cancelled_turn_copies_no_images() {
         let place = Place::new();
         place.cancel.cancel();
         let mut images = place.images();

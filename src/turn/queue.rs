@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_workspace_is_served_in_order_and_others_are_not_held_up() {
+    fn serves_workspace_in_order_without_blocking_others() {
         let queue = Queue::default();
         let never = CancelToken::new().unwrap();
         let (a, b) = (Path::new("/a"), Path::new("/b"));
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn two_paths_of_one_directory_share_a_queue() {
+    fn paths_of_one_directory_share_queue() {
         let directory = tempfile::tempdir().unwrap();
         let link = directory.path().join("link");
         std::os::unix::fs::symlink(directory.path(), &link).unwrap();
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_raised_flag_ends_the_wait() {
+    fn cancel_ends_wait() {
         let queue = Queue::default();
         let _first = queue.join(Path::new("/a"));
         let second = queue.join(Path::new("/a"));
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn another_process_keeps_the_lock() {
+    fn waits_for_lock_of_another_process() {
         let directory = tempfile::tempdir().unwrap();
         let never = CancelToken::new().unwrap();
         let Ok(Locked::Held(held)) = lock(directory.path(), Duration::ZERO, &never, || (), |_| ())

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_each_workspace_once_and_forgets_the_older_half() {
+    fn lists_workspaces_once_and_drops_older_half() {
         let directory = tempfile::tempdir().unwrap();
         let plugin = directory.path();
         assert_eq!(list(plugin).unwrap(), Vec::<PathBuf>::new());

@@ -228,7 +228,7 @@ mod tests {
     const ID: &str = "01a1fdf6-cd77-75f3-a4e6-2e7b46178746";
 
     #[test]
-    fn only_a_thread_id_is_taken() {
+    fn accepts_only_thread_ids() {
         let directory = tempfile::tempdir().unwrap();
         let stored = |bytes: &[u8]| {
             std::fs::write(directory.path().join(FILE), bytes).unwrap();
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_aside_what_is_not_a_regular_file() {
+    fn sets_aside_session_file_that_is_not_regular() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(FILE);
         let check = |what: &str, name: &str| {
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn saving_replaces_whatever_lies_in_the_way() {
+    fn save_replaces_leftovers() {
         let directory = tempfile::tempdir().unwrap();
         let elsewhere = directory.path().join("elsewhere");
         std::fs::write(&elsewhere, "precious").unwrap();

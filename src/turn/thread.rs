@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_the_directories_of_a_rollout() {
+    fn finds_directories_in_rollout() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("rollout");
         let meta = |padding: usize| {
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_where_extra_args_have_codex_work() {
+    fn finds_working_directory_in_extra_args() {
         for (arguments, expected) in [
             (&["-m", "x"][..], None),
             (&["-C", "/a"], Some("/a")),

@@ -33,7 +33,7 @@ fn steer(daemon: &mut Daemon, stream: i64, text: &str) -> i64 {
 }
 
 real_codex_by! { APP_SERVER,
-    fn a_message_is_told_as_it_is_written(codex: &Path) {
+    fn streams_text_as_it_is_written(codex: &Path) {
         let text = words(100);
         let lab = Lab::real(codex, json!([{"text": text, "words": true, "event_delay_ms": 10}]));
         let mut turn = Cli::new(&lab, ["turn", "--json", "hi"]).spawn();
@@ -56,7 +56,7 @@ real_codex_by! { APP_SERVER,
 }
 
 real_codex_by! { APP_SERVER,
-    fn text_streams_to_a_pipe_whole(codex: &Path) {
+    fn streams_text_to_pipe(codex: &Path) {
         let lab = Lab::real(codex, json!([
             {"text": "\n\n I look. \n", "words": true, "calls": [{"name": "exec_command", "arguments": {"cmd": "true"}}]},
             {"text": "It is\n\ndone.", "words": true},
@@ -70,7 +70,7 @@ real_codex_by! { APP_SERVER,
 }
 
 real_codex_by! { APP_SERVER,
-    fn a_message_whose_stream_is_dropped_goes_on_or_is_discarded(codex: &Path) {
+    fn continues_or_discards_message_of_dropped_stream(codex: &Path) {
         let lab = Lab::real_with_retries(codex, json!([
             {"match": "same", "times": 1, "text": "One two three", "words": true, "drop_after": 4},
             {"match": "same", "text": "One two three four", "words": true},
@@ -90,7 +90,7 @@ real_codex_by! { APP_SERVER,
 }
 
 real_codex_by! { APP_SERVER,
-    fn thoughts_are_told_as_they_come(codex: &Path) {
+    fn streams_reasoning(codex: &Path) {
         let lab = Lab::real(codex, json!([{"reasoning": "I think so", "text": "Yes", "words": true}]));
         lab.config(json!({"reasoning_events": true}));
         let turn = Daemon::start(&lab).turn(Daemon::prompt(&lab, "hi"));
@@ -101,7 +101,7 @@ real_codex_by! { APP_SERVER,
 }
 
 real_codex_by! { APP_SERVER,
-    fn the_next_turn_is_run_by_the_same_server_unless_what_it_has_read_is_another(codex: &Path) {
+    fn replaces_server_when_its_inputs_change(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         let config = lab.codex_home().join("config.toml");
         let mut daemon = Daemon::start(&lab);
@@ -150,7 +150,7 @@ real_codex_by! { APP_SERVER,
 }
 
 real_codex_by! { APP_SERVER,
-    fn so_many_servers_are_kept_and_so_long(codex: &Path) {
+    fn keeps_servers_up_to_warm_max_and_warm_secs(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         lab.config(json!({"warm_max": 2}));
         let mut daemon = Daemon::start(&lab);
@@ -179,7 +179,7 @@ real_codex_by! { APP_SERVER,
 }
 
 real_codex_by! { APP_SERVER,
-    fn a_cancelled_turn_leaves_the_server_and_nothing_else(codex: &Path) {
+    fn cancel_keeps_server_and_ends_commands(codex: &Path) {
         let command = "setsid sleep 601 & touch ../started; sleep 600";
         let lab = Lab::real(codex, json!([
             {"match": "command", "times": 1, "calls": [{"name": "exec_command", "arguments": {"cmd": command, "yield_time_ms": 60_000}}]},
@@ -218,7 +218,7 @@ real_codex_by! { APP_SERVER,
 }
 
 real_codex_by! { APP_SERVER,
-    fn a_server_that_dies_or_stops_ends_its_turn_alone(codex: &Path) {
+    fn dead_or_stopped_server_fails_only_its_turn(codex: &Path) {
         let lab = Lab::real(codex, json!([
             {"match": "command", "times": 1, "calls": [{"name": "exec_command", "arguments": {"cmd": "touch ../started; sleep 600", "yield_time_ms": 60_000}}]},
             {"text": "next"},
@@ -242,7 +242,7 @@ real_codex_by! { APP_SERVER,
 }
 
 real_codex_by! { APP_SERVER,
-    fn whoever_wants_the_thread_gets_it_between_turns(codex: &Path) {
+    fn releases_thread_between_turns(codex: &Path) {
         let lab = Lab::real(codex, json!([
             {"times": 1, "calls": [{"name": "exec_command", "arguments": {"cmd": "seq 1000"}}]},
             {"text": "ok"},
@@ -274,7 +274,7 @@ real_codex_by! { APP_SERVER,
 }
 
 real_codex_by! { APP_SERVER,
-    fn what_is_consumed_between_turns_is_so_for_the_model(codex: &Path) {
+    fn model_sees_calls_consumed_between_turns(codex: &Path) {
         let lab = Lab::real(codex, json!([
             {"times": 1, "calls": [{"name": "exec_command", "arguments": {"cmd": "seq 1000"}}]},
             {"text": "ok"},
@@ -299,7 +299,7 @@ real_codex_by! { APP_SERVER,
 }
 
 real_codex_by! { APP_SERVER,
-    fn words_of_the_user_reach_the_running_turn_once(codex: &Path) {
+    fn steers_running_turn_exactly_once(codex: &Path) {
         let lab = Lab::real(codex, json!([
             {"match": "tool", "times": 1, "calls": [{"name": "exec_command", "arguments": {"cmd": "touch ../started; sleep 0.5"}}]},
             {"match": "stream", "times": 1, "text": words(20), "words": true, "event_delay_ms": 50},
@@ -346,7 +346,7 @@ real_codex_by! { APP_SERVER,
 }
 
 real_codex_by! { APP_SERVER,
-    fn nobody_asks_the_model_but_the_daemon(codex: &Path) {
+    fn makes_no_requests_of_its_own(codex: &Path) {
         let goal = json!([{"name": "create_goal", "arguments": {"objective": "go on"}}]);
         let lab = Lab::real(codex, json!([
             {"match": "server", "times": 1, "calls": goal},
@@ -364,7 +364,7 @@ real_codex_by! { APP_SERVER,
 }
 
 real_codex_by! { APP_SERVER,
-    fn a_workspace_gives_itself_nothing(codex: &Path) {
+    fn ignores_config_of_workspace(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         let git = Command::new("git").arg("init").arg("-q").arg(lab.workspace()).status();
         assert!(git.unwrap().success());
@@ -387,7 +387,7 @@ real_codex_by! { APP_SERVER,
 }
 
 real_codex_by! { APP_SERVER,
-    fn exec_takes_the_place_of_a_server_that_cannot_be(codex: &Path) {
+    fn falls_back_to_exec(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         let script = format!("#!/bin/sh\n[ \"$1\" = app-server ] && {{ echo no such command >&2; exit 2; }}\nexec '{}' \"$@\"\n", codex.display());
         let without = lab.path("without");
@@ -422,14 +422,14 @@ real_codex_by! { APP_SERVER,
 
 /// What differs most between versions, on those between the oldest and the newest.
 #[test]
-fn versions_between_do_the_same() {
+fn backends_agree_on_versions_between() {
     for version in ["0.148.0", CHANGED] {
         for run in [
-            a_cancelled_turn_leaves_the_server_and_nothing_else::run,
-            what_is_consumed_between_turns_is_so_for_the_model::run,
-            whoever_wants_the_thread_gets_it_between_turns::run,
-            a_workspace_gives_itself_nothing::run,
-            words_of_the_user_reach_the_running_turn_once::run,
+            cancel_keeps_server_and_ends_commands::run,
+            model_sees_calls_consumed_between_turns::run,
+            releases_thread_between_turns::run,
+            ignores_config_of_workspace::run,
+            steers_running_turn_exactly_once::run,
         ] {
             run_on(version, APP_SERVER, run);
         }
@@ -438,7 +438,7 @@ fn versions_between_do_the_same() {
 
 /// Servers that start at the same time in a codex home that has no databases yet disturb each other there.
 #[test]
-fn first_turns_at_once_are_all_run_by_servers() {
+fn starts_servers_at_once_in_new_home() {
     run_on(CHANGED, APP_SERVER, |codex| {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         let mut daemon = Daemon::start(&lab);
@@ -486,7 +486,7 @@ fn login(number: u64) -> String {
 
 real_codex_by! { APP_SERVER,
     /// Of several that renew a login at once all but one are told that they came too late.
-    fn a_login_that_another_codex_renews_is_no_failure(codex: &Path) {
+    fn survives_login_renewed_by_another_codex(codex: &Path) {
         let expired = json!({"error": {"message": "expired", "code": "token_expired"}});
         let reused = json!({"error": {"message": "used", "code": "refresh_token_reused"}});
         let mut lab = Lab::real(codex, json!([
@@ -522,7 +522,7 @@ real_codex_by! { APP_SERVER,
 
 real_codex_by! { APP_SERVER,
     /// What an agent starts has no say in what the plugin keeps of others.
-    fn an_agent_has_no_other_agents_server_ended(codex: &Path) {
+    fn agent_cannot_end_server_of_another(codex: &Path) {
         let program = env!("CARGO_BIN_EXE_plexum-openai");
         let command = format!("'{program}' mutate --thread $(cat ../thread) call_x; '{program}' doctor -w ../b; touch ../done");
         let lab = Lab::real(codex, json!([

@@ -27,7 +27,7 @@ fn script(turn: u32) -> [Value; 3] {
 real_codex! {
     /// In each sandbox, in a new and in a resumed thread: a command writes only where it may, nobody is asked, and
     /// the lent tool works.
-    fn each_sandbox_holds_commands_and_not_the_lent_tools(codex: &Path) {
+    fn sandbox_confines_commands_but_not_host_tools(codex: &Path) {
         for (sandbox, writes) in [("read-only", false), ("workspace-write", true), ("danger-full-access", true)] {
             let lab = Lab::real(codex, json!([script(0), script(1)].concat()));
             lab.config(json!({"sandbox": sandbox}));
@@ -51,7 +51,7 @@ real_codex! {
 
 real_codex! {
     /// What a name stands for reaches the model in a new and in a resumed thread; the request's own effort wins.
-    fn a_name_stands_for_model_effort_and_tier(codex: &Path) {
+    fn model_args_set_model_effort_and_tier(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "hi"}]));
         // A model that each version knows to have efforts and tiers: 0.135 asks for them only there.
         lab.config(json!({"model_args": {
@@ -85,7 +85,7 @@ real_codex! {
 
 real_codex! {
     /// codex waits for a lent tool as long as the config says, and the model is told where that is over.
-    fn a_lent_tool_has_the_time_that_the_config_says(codex: &Path) {
+    fn tool_timeout_applies_to_host_tools(codex: &Path) {
         let [_, call, text] = script(0);
         let lab = Lab::real(codex, json!([call, text]));
         lab.config(json!({"tool_timeout_secs": 1}));

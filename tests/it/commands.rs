@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{Read, Write};
 
 #[test]
-fn a_reader_that_has_gone_is_no_error() {
+fn ignores_closed_stdout() {
     let lab = Lab::fake(Value::Null);
     let lines = [
         ("session_meta", serde_json::json!({})),
@@ -36,7 +36,7 @@ fn a_reader_that_has_gone_is_no_error() {
 
 /// Whoever shares a pipe or a terminal may have put it into non-blocking mode.
 #[test]
-fn streams_that_do_not_block_are_waited_for() {
+fn waits_for_nonblocking_streams() {
     let lab = Lab::fake(Value::Null);
     let line = |payload: Value| {
         let line =
@@ -77,7 +77,7 @@ fn streams_that_do_not_block_are_waited_for() {
 }
 
 #[test]
-fn an_empty_workspace_is_a_slip() {
+fn rejects_empty_workspace_argument() {
     let lab = Lab::fake(Value::Null);
     for args in [
         &["turn", "hi"][..],
@@ -97,7 +97,7 @@ fn an_empty_workspace_is_a_slip() {
 }
 
 #[test]
-fn a_tilde_that_the_shell_has_left_is_the_home_directory() {
+fn expands_tilde_in_arguments() {
     let lab = Lab::fake(Value::Null);
     let output = Cli::new(&lab, ["turn", "--workspace=~/agents/alice", "hi"]).run();
     assert_eq!(output.status, 0, "{output:?}");
@@ -106,7 +106,7 @@ fn a_tilde_that_the_shell_has_left_is_the_home_directory() {
 }
 
 #[test]
-fn what_is_no_workspace_is_told_and_none_is_made_for_nothing() {
+fn rejects_unusable_workspace_and_creates_none_on_usage_error() {
     let lab = Lab::fake(Value::Null);
     fs::write(lab.path("workspace/file"), "").unwrap();
     std::os::unix::fs::symlink("nowhere", lab.path("workspace/link")).unwrap();
@@ -127,7 +127,7 @@ fn what_is_no_workspace_is_told_and_none_is_made_for_nothing() {
 }
 
 #[test]
-fn an_image_that_nobody_writes_is_not_waited_for() {
+fn rejects_fifo_image_without_waiting() {
     let lab = Lab::fake(Value::Null);
     let fifo = lab.path("workspace/image.png");
     mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
@@ -139,7 +139,7 @@ fn an_image_that_nobody_writes_is_not_waited_for() {
 }
 
 #[test]
-fn a_list_that_cannot_be_read_is_told() {
+fn reports_unreadable_workspace_list() {
     let lab = Lab::fake(Value::Null);
     let output = Cli::new(&lab, ["mutate", "-w", ".", "--stdin"])
         .stdin(*b"[\"\xff\"]")

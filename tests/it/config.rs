@@ -29,7 +29,7 @@ fn check_refused(lab: &Lab, shown: &str, parts: &[&str]) {
 
 // fault: 64
 #[test]
-fn what_is_wrong_is_told_with_its_place() {
+fn reports_config_error_with_line_and_column() {
     let lab = Lab::fake(Value::Null);
     for (config, parts) in [
         ("{\n  \"binary\": \"x\",\n}", &["3"][..]),
@@ -71,7 +71,7 @@ fn what_is_wrong_is_told_with_its_place() {
 
 // fault: 65
 #[test]
-fn what_is_no_file_is_refused_and_never_waited_for() {
+fn rejects_config_that_is_not_a_regular_file() {
     for kind in ["directory", "fifo", "large", "dangling"] {
         let lab = Lab::fake(Value::Null);
         let path = lab.config_file();
@@ -94,7 +94,7 @@ fn what_is_no_file_is_refused_and_never_waited_for() {
 
 // fault: 63
 #[test]
-fn what_is_fine_is_fine() {
+fn accepts_valid_config() {
     for config in [
         None,
         Some(""),
@@ -129,7 +129,7 @@ fn what_is_fine_is_fine() {
 }
 
 #[test]
-fn the_profile_is_where_it_is_said_to_be() {
+fn finds_profile_by_environment() {
     let lab = Lab::fake(Value::Null);
     let models = |cli: &Cli<'_>| -> Value {
         let output = cli.run();

@@ -33,7 +33,7 @@ fn unshare(arguments: &[&str]) -> Option<Command> {
 
 // fault: 90
 #[test]
-fn missing_proc_is_named() {
+fn reports_missing_proc() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start(&lab);
     daemon.turn(Daemon::prompt(&lab, "hi"));

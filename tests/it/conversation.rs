@@ -79,7 +79,7 @@ fn image_files(run: &Value) -> Vec<PathBuf> {
 
 // fault: 66, 67, 68
 real_codex! {
-    fn every_new_message_reaches_the_model(codex: &Path) {
+    fn sends_every_new_message_to_model(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         write_pixel(&lab.path("a.png"));
         write_pixel(&lab.workspace().join("b.png"));
@@ -133,7 +133,7 @@ real_codex! {
 
 // fault: 69
 real_codex! {
-    fn a_known_conversation_is_replayed_to_a_thread_that_begins(codex: &Path) {
+    fn replays_known_conversation_to_new_thread(codex: &Path) {
         for (config, replayed) in [(json!({}), true), (json!({"replay_new": false}), false)] {
             let lab = Lab::real(codex, json!([{"text": "ok"}]));
             lab.config(config);
@@ -184,7 +184,7 @@ fn count_in_last_request(lab: &Lab, text: &str) -> usize {
 
 // fault: 70
 real_codex! {
-    fn the_system_text_outlives_a_compaction(codex: &Path) {
+    fn system_text_survives_compaction(codex: &Path) {
         let short = "Speak like a \"pirate\".\n[a]\nb = 'c' \\ \u{1f980}".to_owned();
         let lines = "a line\n".repeat(18_000);
         let long = "long ".repeat(50_000) + "end";
@@ -218,7 +218,7 @@ real_codex! {
 
 // fault: 77
 real_codex! {
-    fn extra_args_work_on_every_turn(codex: &Path) {
+    fn extra_args_apply_to_every_turn(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         fs::write(lab.codex_home().join("fast.config.toml"), "model = \"gpt-5-fast\"\n").unwrap();
         write_pixel(&lab.path("a.png"));
@@ -256,7 +256,7 @@ real_codex! {
 
 // fault: 100
 #[test]
-fn images_are_private_while_codex_runs_and_gone_afterwards() {
+fn image_files_are_private_and_removed_after_turn() {
     let lab = Lab::fake(json!([
         {"touch": "{cwd}/../running"},
         {"wait_for": "{cwd}/../go"},
@@ -339,7 +339,7 @@ fn rejects_images_that_would_block() {
 
 // fault: 107
 real_codex_by! { EXEC,
-    fn an_image_that_becomes_a_fifo_does_not_hang_codex(codex: &Path) {
+    fn image_replaced_by_fifo_does_not_hang_codex(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         let path = lab.workspace().join("a.png");
         write_pixel(&path);
@@ -366,7 +366,7 @@ real_codex_by! { EXEC,
 
 // fault: 111
 #[test]
-fn the_url_of_an_image_keeps_its_secrets() {
+fn redacts_secrets_in_image_url() {
     let mut lab = Lab::fake(Value::Null);
     lab.set_env("RUST_LOG", "trace");
     let mut daemon = Daemon::start(&lab);
@@ -404,7 +404,7 @@ fn the_url_of_an_image_keeps_its_secrets() {
 
 // fault: 103
 #[test]
-fn the_arguments_of_codex_have_the_system_text_as_documented_and_no_prompt() {
+fn process_arguments_have_system_text_but_no_prompt() {
     let lab = Lab::fake(Value::Null);
     let mut params = Daemon::prompt(&lab, "a private prompt");
     params["request"]["system"] = json!("Be brief.");

@@ -89,7 +89,7 @@ fn follow(lab: &Lab, name: &str, status: &str, message: &str, after: &str) {
 }
 
 #[test]
-fn a_sound_set_up_is_told_as_one() {
+fn reports_sound_setup() {
     let lab = Lab::fake(healthy());
     let (status, message) = check_named(&lab, "codex");
     assert_eq!(status, "ok");
@@ -124,7 +124,7 @@ fn a_sound_set_up_is_told_as_one() {
 }
 
 #[test]
-fn the_config_file_is_checked_as_a_turn_reads_it() {
+fn checks_config_file_as_a_turn_reads_it() {
     let lab = Lab::fake(healthy());
     lab.raw_config(b"{\n  \"binary\" \"codex\"}");
     check(
@@ -153,7 +153,7 @@ fn the_config_file_is_checked_as_a_turn_reads_it() {
 }
 
 #[test]
-fn a_codex_that_is_not_there_is_told() {
+fn reports_missing_codex() {
     let mut lab = Lab::fake(healthy());
     let install = install();
     let home = lab.path("home").to_string_lossy().into_owned();
@@ -237,7 +237,7 @@ fn with_npm(lab: &mut Lab, arguments: &str, what: &str) {
 }
 
 #[test]
-fn what_is_no_codex_is_told() {
+fn reports_binary_that_is_not_codex() {
     let lab = Lab::fake(json!({"version": [{"out": "git version 2.39.5"}]}));
     check(
         &lab,
@@ -251,7 +251,7 @@ fn what_is_no_codex_is_told() {
 }
 
 #[test]
-fn an_old_codex_is_told() {
+fn reports_unsupported_codex_version() {
     let old = json!({"version": [{"out": "codex-cli 0.98.0"}]});
     // Where npm has put it, npm is told to put the new one.
     for (directory, arguments) in [
@@ -288,7 +288,7 @@ fn an_old_codex_is_told() {
 
 /// A relative path leads to somewhere else for a daemon.
 #[test]
-fn a_relative_path_to_codex_is_told() {
+fn reports_relative_path_to_codex() {
     let lab = Lab::fake(healthy());
     symlink(lab.codex(), lab.path("workspace/codex")).unwrap();
     lab.config(json!({"binary": "./codex"}));
@@ -302,7 +302,7 @@ fn a_relative_path_to_codex_is_told() {
 
 /// The trap that most fall into: codex is found in the login shell's PATH, but not under systemd.
 #[test]
-fn a_codex_that_systemd_does_not_find_is_told() {
+fn reports_codex_outside_systemd_path() {
     let mut lab = Lab::fake(healthy());
     fs::create_dir(lab.path("bin")).unwrap();
     symlink(lab.codex(), lab.path("bin/codex-of-mine")).unwrap();
@@ -333,7 +333,7 @@ fn a_codex_that_systemd_does_not_find_is_told() {
 
 /// npm's codex is a script for node, and node is often in a directory that systemd does not look into.
 #[test]
-fn a_codex_that_needs_a_node_is_told() {
+fn reports_codex_that_needs_node() {
     let mut lab = Lab::fake(healthy());
     let package = lab.path("lib/node_modules/@openai/codex");
     fs::create_dir_all(package.join("bin")).unwrap();
@@ -385,7 +385,7 @@ fn a_codex_that_needs_a_node_is_told() {
 }
 
 #[test]
-fn a_missing_login_is_told() {
+fn reports_missing_login() {
     let out = json!([{"err": "Not logged in"}, {"exit": 1}]);
     let mut lab = Lab::fake(json!({"mcp": [{"out": "[]"}], "login": out}));
     let (status, message) = check_named(&lab, "login");
@@ -422,7 +422,7 @@ fn a_missing_login_is_told() {
 
 /// With the real codex, since its fix is codex's own command.
 #[test]
-fn a_key_that_codex_does_not_read_is_told() {
+fn reports_api_key_variable_that_codex_ignores() {
     for version in [codex::OLDEST, codex::NEWEST] {
         let Some(codex) = codex::real(version) else {
             return;
@@ -444,7 +444,7 @@ fn a_key_that_codex_does_not_read_is_told() {
 }
 
 #[test]
-fn a_provider_is_found_however_it_is_named() {
+fn finds_provider_in_config_and_arguments() {
     let lab = Lab::fake(healthy());
     let text = "[model_providers.mine]\nbase_url = \"http://127.0.0.1:1\"\n";
     fs::write(lab.codex_home().join("config.toml"), text).unwrap();
@@ -485,7 +485,7 @@ fn a_provider_is_found_however_it_is_named() {
 }
 
 #[test]
-fn a_provider_without_its_key_is_told() {
+fn reports_provider_without_key() {
     let mut lab = Lab::fake(healthy());
     let text = "model_provider = \"mine\"\n[model_providers.mine]\nenv_key = \"KEY_OF_MINE\"\n";
     fs::write(lab.codex_home().join("config.toml"), text).unwrap();
@@ -508,7 +508,7 @@ fn a_provider_without_its_key_is_told() {
 
 // fault: 95
 #[test]
-fn advises_another_home_where_this_one_cannot_be_made() {
+fn advises_another_home_when_home_cannot_be_created() {
     let mut lab = Lab::fake(healthy());
     lab.set_env("HOME", lab.path("none/deep"));
     lab.set_env("CODEX_HOME", "");
@@ -526,7 +526,7 @@ fn advises_another_home_where_this_one_cannot_be_made() {
 
 // fault: 77
 real_codex_by! { EXEC,
-    fn tells_of_extra_args_that_codex_refuses(codex: &Path) {
+    fn reports_extra_args_that_codex_rejects(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         for (arguments, expected) in [
             (&["--nonsense"][..], "codex refuses \"extra_args\": unexpected argument '--nonsense' found; fix \"extra_args\" in "),
@@ -555,7 +555,7 @@ real_codex_by! { EXEC,
 }
 
 #[test]
-fn a_codex_home_that_is_not_there_is_told() {
+fn reports_missing_codex_home() {
     let lab = Lab::fake(healthy());
     fs::remove_dir_all(lab.codex_home()).unwrap();
     check(
@@ -575,7 +575,7 @@ fn a_codex_home_that_is_not_there_is_told() {
 }
 
 #[test]
-fn a_directory_for_sockets_that_is_not_private_is_told() {
+fn reports_runtime_directory_that_is_not_private() {
     let mut lab = Lab::fake(healthy());
     // Not in the lab: a socket's path has to be short.
     let short = tempfile::tempdir_in("/tmp").unwrap();
@@ -619,7 +619,7 @@ fn a_directory_for_sockets_that_is_not_private_is_told() {
 
 /// The profile, where there is no runtime directory.
 #[test]
-fn a_profile_that_cannot_be_written_is_told() {
+fn reports_unwritable_profile() {
     let mut lab = Lab::fake(healthy());
     let short = tempfile::tempdir_in("/tmp").unwrap();
     let profile = short.path().join("profile");
@@ -638,7 +638,7 @@ fn a_profile_that_cannot_be_written_is_told() {
 }
 
 #[test]
-fn a_workspace_that_is_none_is_told() {
+fn reports_unusable_workspace() {
     let lab = Lab::fake(healthy());
     fs::remove_dir(lab.workspace()).unwrap();
     let directory = lab.path("home");
@@ -697,7 +697,7 @@ fn a_workspace_that_is_none_is_told() {
 }
 
 #[test]
-fn a_session_file_that_is_none_is_told() {
+fn reports_unusable_session_file() {
     let lab = Lab::fake(healthy());
     fs::write(lab.session_file(), "-cmcp_servers.x.command=y").unwrap();
     check(
@@ -717,7 +717,7 @@ fn a_session_file_that_is_none_is_told() {
 }
 
 #[test]
-fn a_lost_thread_is_told() {
+fn reports_lost_thread() {
     let lab = Lab::fake(healthy());
     fs::write(lab.session_file(), THREAD).unwrap();
     check(
@@ -741,7 +741,7 @@ fn a_lost_thread_is_told() {
 }
 
 #[test]
-fn a_thread_that_a_full_disk_has_left_is_told() {
+fn reports_empty_rollout_left_by_full_disk() {
     let lab = Lab::fake(healthy());
     fs::write(lab.session_file(), THREAD).unwrap();
     let directory = lab.codex_home().join("archived_sessions");
@@ -759,7 +759,7 @@ fn a_thread_that_a_full_disk_has_left_is_told() {
 }
 
 #[test]
-fn a_thread_that_another_codex_holds_is_told() {
+fn reports_thread_held_by_another_process() {
     let lab = Lab::fake(healthy());
     fs::write(lab.session_file(), THREAD).unwrap();
     let directory = lab.codex_home().join("sessions/2026/11/21");
@@ -809,7 +809,7 @@ fn hold(path: &Path) -> rustix::fd::OwnedFd {
 
 /// Entries in codex's config are read, and removed, by codex itself.
 #[test]
-fn servers_that_lead_nowhere_are_told() {
+fn reports_stale_mcp_servers() {
     let Some(codex) = codex::real(codex::NEWEST) else {
         return;
     };
@@ -860,7 +860,7 @@ fn servers_that_lead_nowhere_are_told() {
 }
 
 #[test]
-fn a_config_that_codex_cannot_use_is_told() {
+fn reports_config_that_codex_rejects() {
     let Some(codex) = codex::real(codex::NEWEST) else {
         return;
     };
@@ -880,7 +880,7 @@ fn a_config_that_codex_cannot_use_is_told() {
 }
 
 #[test]
-fn an_interruption_ends_the_codex_that_is_asked() {
+fn interrupt_ends_running_codex() {
     for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
         let lab = Lab::fake(json!({
             "version": [{"touch": "{cwd}/started"}, {"wait_for": "{cwd}/never"}],
@@ -918,7 +918,7 @@ fn an_interruption_ends_the_codex_that_is_asked() {
 }
 
 #[test]
-fn a_directory_for_temporary_files_is_no_matter_of_codexs() {
+fn works_without_temporary_directory() {
     let mut lab = Lab::fake(healthy());
     lab.set_env("TMPDIR", "/nonexistent");
     assert_eq!(check_named(&lab, "codex").0, "ok");
@@ -961,7 +961,7 @@ fn never_advises_changing_directories_of_the_system() {
 /// As `sudo plexum-openai` meets them: what it made in them would be root's.
 // fault: 95, 109
 #[test]
-fn tells_whose_a_directory_of_another_user_is() {
+fn reports_owner_of_another_users_directory() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
@@ -1037,7 +1037,7 @@ fn rejects_config_that_others_can_change() {
 /// Nobody may ever write into it.
 // fault: 80
 #[test]
-fn waits_for_no_fifo() {
+fn does_not_wait_for_fifos() {
     let id = "01a1fe09-e49e-7b41-ae77-ccf89ea932da";
     let lab = Lab::fake(healthy());
     let day = lab.codex_home().join("sessions/2026/11/21");
@@ -1055,7 +1055,7 @@ fn waits_for_no_fifo() {
 
 // fault: 105
 #[test]
-fn finds_no_native_codex_outside_npms_package() {
+fn finds_native_codex_only_in_npm_package() {
     let mut lab = Lab::fake(healthy());
     // What a directory of many users' has beside the script's own.
     let script = lab.path("share/bin/codex.js");
@@ -1074,7 +1074,7 @@ fn finds_no_native_codex_outside_npms_package() {
 }
 
 #[test]
-fn tells_of_a_sandbox_with_network_access() {
+fn reports_sandbox_with_network_access() {
     let lab = Lab::fake(healthy());
     let config =
         "sandbox_mode = \"workspace-write\"\n[sandbox_workspace_write]\nnetwork_access = true\n";
@@ -1094,7 +1094,7 @@ fn tells_of_a_sandbox_with_network_access() {
 }
 
 #[test]
-fn checks_each_workspace_that_is_given() {
+fn checks_each_given_workspace() {
     let lab = Lab::fake(healthy());
     fs::create_dir(lab.path("second")).unwrap();
     fs::write(lab.path("second/.plexum-codex-session"), THREAD).unwrap();
@@ -1138,7 +1138,7 @@ fn installed(lab: &Lab) -> std::path::PathBuf {
 }
 
 #[test]
-fn tells_of_an_installed_plugin_that_is_another() {
+fn reports_outdated_installed_plugin() {
     let lab = Lab::fake(healthy());
     let directory = installed(&lab);
     let program = directory.join("plexum-openai-provider-plugin");

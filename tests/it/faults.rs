@@ -88,7 +88,7 @@ fn traced(lab: &Lab, strace: &Path, options: &[&str], arguments: &[&str]) -> Out
 
 // fault: 2
 #[test]
-fn a_workspace_that_vanishes_or_is_closed_is_told() {
+fn reports_workspace_that_vanishes_or_is_closed() {
     // It is removed while a turn waits for it.
     let lab = Lab::fake(Value::Null);
     let held = [
@@ -130,7 +130,7 @@ fn a_workspace_that_vanishes_or_is_closed_is_told() {
 
 // fault: 63
 #[test]
-fn a_config_that_cannot_be_read_is_an_error() {
+fn unreadable_config_fails_turn() {
     let Some(strace) = programs::find("strace") else {
         return;
     };
@@ -151,7 +151,7 @@ fn a_config_that_cannot_be_read_is_an_error() {
 
 // fault: 7
 #[test]
-fn the_signal_that_killed_codex_is_named() {
+fn names_signal_that_killed_codex() {
     let lab = Lab::fake(Value::Null);
     for name in [
         "SEGV", "BUS", "ABRT", "ILL", "FPE", "SYS", "PIPE", "HUP", "INT", "XCPU", "KILL",
@@ -180,7 +180,7 @@ fn the_signal_that_killed_codex_is_named() {
 // fault: 7
 /// Who starts the plugin may have SIGCHLD ignored, which is inherited.
 #[test]
-fn an_exit_status_is_known_where_sigchld_was_ignored() {
+fn knows_exit_status_with_sigchld_ignored() {
     let lab = Lab::fake(json!({
         "new": begun([json!({"err": "no luck"}), json!({"exit": 3})]),
         "mcp": [{"out": "[]"}],
@@ -210,7 +210,7 @@ fn an_exit_status_is_known_where_sigchld_was_ignored() {
 
 // fault: 8
 #[test]
-fn codex_is_ended_in_steps() {
+fn ends_codex_in_steps() {
     let lab = Lab::fake(Value::Null);
     let note = |name: &str| {
         format!(
@@ -243,7 +243,7 @@ fn codex_is_ended_in_steps() {
 
 // fault: 22
 #[test]
-fn a_cancel_ends_all_of_a_turn_in_time() {
+fn cancel_ends_process_tree_in_time() {
     let obedient = |lab: &Lab| {
         begun([
             json!({"grandchild": {"setsid": true, "holds_pipes": true}}),
@@ -281,7 +281,7 @@ fn a_cancel_ends_all_of_a_turn_in_time() {
 // fault: 22
 /// The guard is what ends codex and its commands. One that cannot is ended with all that it would have ended.
 #[test]
-fn a_guard_that_is_stopped_leaves_nothing_either() {
+fn kills_tree_below_stopped_guard() {
     let Some(strace) = programs::find("strace") else {
         return;
     };
@@ -322,7 +322,7 @@ real_codex! {
     /// The real codex is asked first: it records the turn as aborted. What its tool has started in a session of
     /// its own, and does not end when it is told to, is ended all the same, when the plugin is killed too; and
     /// after a normal end it stays.
-    fn the_commands_of_the_real_codex_are_ended_with_it(codex: &Path) {
+    fn ends_commands_of_real_codex(codex: &Path) {
         let leave = "(trap '' INT TERM HUP; setsid sleep 600 >/dev/null 2>&1) & touch ../started";
         let script = |wait: &str| {
             let command = json!({"cmd": format!("{leave}{wait}"), "yield_time_ms": 60_000});
@@ -369,7 +369,7 @@ real_codex! {
 
 real_codex! {
     /// The codex of a plugin that was killed records its turn as aborted, and only then the next one begins.
-    fn a_new_plugin_waits_for_the_real_codex_of_a_killed_one(codex: &Path) {
+    fn restarted_plugin_waits_for_orphaned_real_codex(codex: &Path) {
         let command = json!({"cmd": "touch ../started; sleep 600", "yield_time_ms": 60_000});
         let lab = Lab::real(codex, json!([
             {"match": "first", "times": 1, "calls": [{"name": "exec_command", "arguments": command}]},
@@ -394,7 +394,7 @@ real_codex! {
 
 // fault: 37, 40
 #[test]
-fn the_end_comes_within_five_seconds_whatever_codex_does() {
+fn shuts_down_within_five_seconds() {
     for (how, status) in [("stdin", 0), ("TERM", 143), ("INT", 130), ("KILL", 137)] {
         let lab = Lab::fake(Value::Null);
         let (mut daemon, _) = in_a_turn(&lab, stubborn(&lab));
@@ -417,7 +417,7 @@ fn the_end_comes_within_five_seconds_whatever_codex_does() {
 // fault: 37
 /// codex is also run for its config, before the turn's own codex: that ends as soon.
 #[test]
-fn a_registration_that_hangs_ends_when_it_is_told_to() {
+fn cancels_hanging_registration() {
     for (how, status) in [
         ("cancel", Some(0)),
         ("stdin", Some(0)),
@@ -463,7 +463,7 @@ fn a_registration_that_hangs_ends_when_it_is_told_to() {
 
 // fault: 11
 #[test]
-fn what_stays_on_purpose_stays_and_what_holds_a_pipe_does_not() {
+fn keeps_background_processes_but_not_pipe_holders() {
     let lab = Lab::fake(Value::Null);
     let kinds = [
         (json!({}), true),
@@ -509,7 +509,7 @@ fn what_stays_on_purpose_stays_and_what_holds_a_pipe_does_not() {
 /// The kernel's refusals to make a process, a thread, a pipe, one at a time, in plugin and guard: the turn ends
 /// with a word that says so, or nothing came of it.
 #[test]
-fn a_spawn_that_fails_is_typed() {
+fn classifies_spawn_errors() {
     let Some(strace) = programs::find("strace") else {
         return;
     };
@@ -552,7 +552,7 @@ fn a_spawn_that_fails_is_typed() {
 // fault: 31
 /// Where the second codex cannot even be started, after the first has said something.
 #[test]
-fn a_turn_that_has_begun_always_ends() {
+fn started_turn_always_ends() {
     let lab = Lab::fake(Value::Null);
     fs::copy(lab.codex(), lab.path("codex-copy")).unwrap();
     lab.config(json!({"binary": lab.path("codex-copy")}));
@@ -576,7 +576,7 @@ fn a_turn_that_has_begun_always_ends() {
 
 // fault: 24
 #[test]
-fn two_hundred_turns_at_once_are_each_whole_and_small() {
+fn runs_two_hundred_turns_at_once() {
     const TURNS: usize = 200;
     let lab = Lab::fake(Value::Null);
     fs::create_dir(lab.path("started")).unwrap();
@@ -639,7 +639,7 @@ fn save_over(lab: &Lab, run: impl FnOnce() -> Output) -> (Output, String) {
 
 // fault: 28, 29
 #[test]
-fn a_save_is_the_old_id_or_the_new_one() {
+fn session_save_is_atomic() {
     let Some(strace) = programs::find("strace") else {
         return;
     };
@@ -719,7 +719,7 @@ fn a_save_is_the_old_id_or_the_new_one() {
 
 // fault: 28
 #[test]
-fn a_disk_that_takes_nothing_keeps_the_old_thread() {
+fn full_disk_keeps_old_thread() {
     let lab = Lab::fake(Value::Null);
     let mount = |options: &str| {
         let mounted = Command::new("mount")
@@ -767,7 +767,7 @@ fn a_disk_that_takes_nothing_keeps_the_old_thread() {
 
 // fault: 30
 #[test]
-fn a_workspace_that_stays_taken_is_busy() {
+fn reports_busy_workspace_after_wait() {
     let lab = Lab::fake(Value::Null);
     lab.script(json!([{"touch": lab.path("started")}, {"wait_for": lab.path("go")}, "default"]));
     let mut first = Cli::new(&lab, ["turn", "first"]).spawn();
@@ -819,7 +819,7 @@ fn a_workspace_that_stays_taken_is_busy() {
 
 // fault: 56
 #[test]
-fn a_huge_rollout_is_read_and_rewritten_in_bounded_memory() {
+fn huge_rollout_needs_bounded_memory() {
     let Some(prlimit) = programs::find("prlimit") else {
         return;
     };

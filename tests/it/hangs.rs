@@ -61,7 +61,7 @@ impl Drop for Freezer {
 // fault: 78, 79
 /// Another agent's turn completes, the hanging one is cancelled without its thread, and the end comes.
 #[test]
-fn frozen_workspace_holds_up_nobody_else() {
+fn frozen_workspace_does_not_block_other_agents() {
     let lab = Lab::fake(Value::Null);
     let Some(freezer) = Freezer::mount(&lab) else {
         return;
@@ -94,7 +94,7 @@ fn frozen_workspace_holds_up_nobody_else() {
 // fault: 79
 /// The longest way to the end: a thread that hangs, and a codex that ignores every signal but SIGKILL.
 #[test]
-fn end_comes_in_time_whatever_hangs() {
+fn shuts_down_in_time_when_anything_hangs() {
     let lab = Lab::fake(Value::Null);
     let Some(freezer) = Freezer::mount(&lab) else {
         return;

@@ -97,7 +97,7 @@ fn printed(program: &Path, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_program_is_installed_and_taken_away() {
+fn installs_and_uninstalls_program() {
     let Some(home) = Home::new() else { return };
     // make expands the tilde where the shell does not.
     let said = home.make(&["install", "PREFIX=~/.local"]);
@@ -139,7 +139,7 @@ fn the_program_is_installed_and_taken_away() {
 }
 
 #[test]
-fn the_plugin_is_installed_and_its_config_is_the_operators() {
+fn installs_plugin_and_keeps_config() {
     let Some(home) = Home::new() else { return };
     let directory = ".plexum/plugins/plexum-openai-provider";
     let config = || fs::read_to_string(home.path(directory).join("config.json")).unwrap();
@@ -237,7 +237,7 @@ fn writes_config_for_its_owner_alone() {
 /// The script lies in a directory of many users', and what is beside that is anybody's.
 // fault: 105
 #[test]
-fn installs_no_codex_from_outside_npms_package() {
+fn configures_codex_only_from_npm_package() {
     let Some(home) = Home::new() else { return };
     let script = home.path("shared/mine/bin/codex");
     for program in [
@@ -262,7 +262,7 @@ fn installs_no_codex_from_outside_npms_package() {
 
 // fault: 118
 #[test]
-fn quotes_what_is_odd_in_prefix_and_profile() {
+fn quotes_special_characters_in_prefix_and_profile() {
     for name in [
         "a b",
         "it's",

@@ -58,7 +58,7 @@ fn command(phase: &str, status: &str) -> Value {
 }
 
 #[test]
-fn a_turn_can_be_followed_and_its_secrets_are_its_own() {
+fn logs_turn_without_secrets() {
     let thread = "01a1fe00-a027-7a81-b8a0-356e91ab6908";
     let item = |item: Value| json!({"event": {"type": "item.completed", "item": item}});
     let script = json!([
@@ -141,7 +141,7 @@ fn a_turn_can_be_followed_and_its_secrets_are_its_own() {
 
 /// By hand the person sees the commands, and the log still has none of them.
 #[test]
-fn the_log_of_a_turn_by_hand_has_no_secrets() {
+fn turn_subcommand_logs_no_secrets() {
     let mut lab = Lab::fake(json!([
         "read_stdin",
         {"event": {"type": "thread.started", "thread_id": "01a1fe00-a027-7a81-b8a0-356e91ab6908"}},
@@ -168,7 +168,7 @@ fn the_log_of_a_turn_by_hand_has_no_secrets() {
 
 /// With the real codex and a tool of the daemon's, whose arguments and answer pass through here.
 #[test]
-fn a_tools_arguments_and_answer_are_not_logged() {
+fn logs_no_tool_arguments_or_results() {
     let Some(codex) = codex::real(codex::NEWEST) else {
         return;
     };

@@ -90,7 +90,7 @@ real_codex! {
     // fault: 93
     /// A tool whose schema providers refuse is offered in a form that they take, and the others as they are; what
     /// the model gives reaches the daemon as it gave it.
-    fn a_schema_with_alternatives_is_offered(codex: &Path) {
+    fn offers_tool_whose_schema_has_alternatives(codex: &Path) {
         let lab = Lab::real(codex, json!([
             {"times": 1, "calls": [{"name": "lookup", "namespace": "mcp__plexum_host_a", "arguments": {"name": "x", "more": [1]}, "id": "call_0"}]},
             {"text": "done"},

@@ -22,7 +22,7 @@ fn last_body(lab: &Lab) -> Value {
 }
 
 real_codex! {
-    fn an_output_schema_and_an_effort_reach_the_model(codex: &Path) {
+    fn output_schema_and_effort_reach_model(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "{\"word\":\"yes\"}"}]));
         let schema = json!({"type": "object", "properties": {"word": {"type": "string"}},
             "required": ["word"], "additionalProperties": false});
@@ -46,7 +46,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn a_thread_is_begun_or_adopted_as_asked(codex: &Path) {
+    fn starts_or_adopts_thread_as_requested(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         let mut daemon = Daemon::start(&lab);
         let first = daemon.turn(Daemon::prompt(&lab, "the first words")).thread().to_owned();
@@ -83,7 +83,7 @@ real_codex! {
 }
 
 #[test]
-fn the_file_of_an_output_schema_is_private_and_goes_with_the_turn() {
+fn output_schema_file_is_private_and_removed() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start(&lab);
     let waits = json!(["read_stdin", {"event": {"type": "thread.started", "thread_id": "{thread}"}},
@@ -124,7 +124,7 @@ fn the_file_of_an_output_schema_is_private_and_goes_with_the_turn() {
 }
 
 real_codex! {
-    fn what_the_thread_holds_is_what_the_last_request_counted(codex: &Path) {
+    fn context_is_that_of_the_last_request(codex: &Path) {
         let used = |input: u64| json!({"input": input, "cached": 0, "output": 7, "reasoning": 0});
         let calls = json!([{"id": "call_a", "name": "exec_command", "arguments": {"cmd": "true"}}]);
         let lab = Lab::real(codex, json!([
@@ -159,7 +159,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn the_limits_of_the_account_are_told(codex: &Path) {
+    fn reports_rate_limits(codex: &Path) {
         let window = |name: &str, part: &str| format!("x-codex-{name}-{part}");
         let limits = |used: &str| {
             let mut headers = json!({});
@@ -204,7 +204,7 @@ real_codex! {
 
 real_codex! {
     /// Without the account's limits there is only codex's sentence, in the local time and without seconds.
-    fn a_usage_limit_says_when_it_is_over(codex: &Path) {
+    fn usage_limit_error_has_retry_at(codex: &Path) {
         let reached = json!({"error": {"type": "usage_limit_reached", "message": "The usage limit has been reached",
             "resets_at": 1_990_000_000_u64}});
         let mut lab = Lab::real(codex, json!([{"status": 429, "body": reached}]));
@@ -217,7 +217,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn a_request_that_is_tried_again_is_told(codex: &Path) {
+    fn reports_retried_request(codex: &Path) {
         let lab = Lab::real_with_retries(codex, json!([{"drop_after": 1, "text": "no"}, {"text": "yes"}]), 2);
         let mut daemon = Daemon::start(&lab);
         let turn = daemon.turn(Daemon::prompt(&lab, "hi"));
@@ -229,7 +229,7 @@ real_codex! {
 }
 
 #[test]
-fn a_turn_that_waits_for_its_workspace_is_told() {
+fn reports_queued_turn() {
     let lab = Lab::fake(Value::Null);
     let started = json!({"event": {"type": "thread.started", "thread_id": "{thread}"}});
     lab.script(json!({"runs": [["read_stdin", started, {"wait_for": lab.path("go")}, "default"], ["default"]]}));
@@ -254,7 +254,7 @@ fn a_turn_that_waits_for_its_workspace_is_told() {
 }
 
 real_codex! {
-    fn a_compaction_is_shown_by_hand(codex: &Path) {
+    fn turn_subcommand_shows_compaction(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         assert_eq!(Cli::new(&lab, ["turn", "first"]).run().status, 0);
         lab.config(json!({"extra_args": ["-c", "model_auto_compact_token_limit=60"]}));
@@ -267,7 +267,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn the_plan_is_told_whenever_it_changes(codex: &Path) {
+    fn reports_each_change_of_plan(codex: &Path) {
         let plan = |id: &str, one: &str, two: &str| json!([{"id": id, "name": "update_plan", "arguments":
             {"plan": [{"step": "one", "status": one}, {"step": "two", "status": two}]}}]);
         let lab = Lab::real(codex, json!([
@@ -287,7 +287,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn the_daemons_tools_have_their_own_names_and_blocks(codex: &Path) {
+    fn tool_events_have_host_tool_names_and_blocks(codex: &Path) {
         let call = json!([{"id": "call_a", "name": "fabric_send", "namespace": "mcp__plexum_host_alice", "arguments": {"to": "x"}}]);
         let lab = Lab::real(codex, json!([{"match": "send", "times": 1, "calls": call}, {"text": "sent"}]));
         let mut daemon = Daemon::start(&lab);
@@ -315,7 +315,7 @@ real_codex! {
 
 real_codex! {
     /// An image is told once, with its file where codex saves it, and else with its data; of the rollout likewise.
-    fn tells_a_generated_image_with_its_id(codex: &Path) {
+    fn reports_generated_image_with_call_id(codex: &Path) {
         const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
         let image = |id: &str, prompt: &str| {
             json!({"type": "image_generation_call", "id": id, "status": "completed",
@@ -357,7 +357,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn a_web_search_is_told_with_its_id(codex: &Path) {
+    fn reports_web_search_with_call_id(codex: &Path) {
         let search = json!({"type": "web_search_call", "id": "ws_1", "status": "completed",
             "action": {"type": "search", "query": "weather"}});
         let said = json!({"type": "message", "role": "assistant", "id": "msg_1",

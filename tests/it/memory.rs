@@ -212,7 +212,7 @@ fn request_costs_at_most_four_times_its_bytes() {
 
 // fault: 86
 #[test]
-fn nothing_of_a_request_stays() {
+fn frees_memory_of_requests() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start(&lab);
     daemon.turn(Daemon::prompt(&lab, "hi"));
@@ -265,7 +265,7 @@ fn tool_result_costs_at_most_four_times_its_bytes() {
 
 // fault: 87
 #[test]
-fn unread_errors_stop_the_reading() {
+fn stops_reading_while_errors_are_unread() {
     const LINES: usize = 400_000;
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start(&lab);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 real_codex_by! { EXEC,
     /// Without an account codex lists the models that it came with.
-    fn lists_the_models_of_codex(codex: &Path) {
+    fn lists_models_of_codex(codex: &Path) {
         let lab = Lab::real(codex, json!([]));
         let mut daemon = Daemon::start(&lab);
         let answer = daemon.call(method::MODELS, json!({}));
@@ -42,7 +42,7 @@ fn start(lab: &Lab, script: &str) -> Daemon {
 }
 
 #[test]
-fn tells_why_codex_cannot_list_its_models() {
+fn reports_why_models_cannot_be_listed() {
     let lab = Lab::fake(Value::Null);
     let answers = |list: &str| {
         format!(
@@ -83,7 +83,7 @@ fn tells_why_codex_cannot_list_its_models() {
 
 /// What codex lists in parts, and what it would not show to people.
 #[test]
-fn lists_every_page_and_nothing_hidden() {
+fn lists_models_of_every_page_except_hidden() {
     let lab = Lab::fake(Value::Null);
     let script = r#"read line; echo '{"id":1,"result":{}}'; read line
 read line; echo 'noise'; echo '{"id":2,"method":"x/request","params":{}}'
@@ -102,7 +102,7 @@ cat >&2"#;
 }
 
 #[test]
-fn a_codex_that_hangs_is_ended() {
+fn ends_hanging_codex() {
     let lab = Lab::fake(Value::Null);
     let started = lab.path("started");
     let script = format!(

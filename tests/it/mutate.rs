@@ -200,7 +200,7 @@ fn check(case: &Case) {
 }
 
 #[test]
-fn outputs_of_all_shapes() {
+fn consumes_outputs_of_every_shape() {
     let list = r#"[{"type":"input_text","text":"x"},{"type":"input_image","image_url":"data:image/png;base64,AAAA"}]"#;
     let custom = |input: &str| {
         line(&format!(
@@ -272,7 +272,7 @@ fn outputs_of_all_shapes() {
 }
 
 #[test]
-fn several_calls_at_once() {
+fn consumes_several_calls_at_once() {
     let heavy_b = call("b").replace(r#""{\"cmd\":\"ls\"}""#, r#""{}""#);
     check(&Case {
         what: "one light, one heavy, one left alone, one that has no output, one that is not there",
@@ -306,7 +306,7 @@ fn several_calls_at_once() {
 }
 
 #[test]
-fn copies_in_a_compacted_history() {
+fn consumes_copies_in_compacted_history() {
     let item = |line: &str| {
         let at = line.find(r#""payload":"#).unwrap() + 10;
         line[at..line.len() - r#","x":1.50}"#.len()].to_owned()
@@ -337,7 +337,7 @@ fn copies_in_a_compacted_history() {
 
 /// What a script of codex's code mode called has no output of its own. The script's goes once all are named.
 #[test]
-fn calls_made_in_code_mode() {
+fn consumes_calls_of_code_mode() {
     let script = line(
         r#"{"type":"custom_tool_call","call_id":"outer","name":"exec","input":"await tools.exec_command({cmd: 'ls'})"}"#,
     );
@@ -378,7 +378,7 @@ fn calls_made_in_code_mode() {
 }
 
 #[test]
-fn a_marker_longer_than_what_it_replaces() {
+fn leaves_outputs_shorter_than_the_marker() {
     for (what, before, op, after, touched) in [
         ("an empty output has no room", r#""""#, "light", r#""""#, 0),
         (
@@ -430,7 +430,7 @@ fn a_marker_longer_than_what_it_replaces() {
 
 /// Light, then heavy, then light again: the stronger one stays.
 #[test]
-fn a_stronger_operation_later() {
+fn applies_heavy_after_light() {
     let thread = Thread::new(&text(&[call("a"), output("a", LONG)]));
     let consume =
         |op: &str| thread.answer(&["--workspace", ".", "--op", op, "a"], "")["touched"].clone();
@@ -449,7 +449,7 @@ fn a_stronger_operation_later() {
 /// Bad lines, blank lines, unknown fields, odd spelling, no final newline: whatever is not asked for stays as it
 /// is, byte for byte, and so does what is asked for but for its value.
 #[test]
-fn everything_else_stays_as_it_is() {
+fn changes_nothing_else() {
     let target = "{ \"payload\" : {\"z\":1e5, \"output\":\"0123456789abcdef0123456789\",\t\"call_id\":\"\\u0061\",\"type\":\"function_call_output\"} , \"type\":\"response_item\",\"n\":1.10 }";
     let mut bytes = Vec::new();
     for part in [
@@ -543,7 +543,7 @@ fn newest_consumes_the_last_of_calls_with_one_id() {
 }
 
 #[test]
-fn by_workspace_thread_and_file() {
+fn selects_rollout_by_workspace_thread_or_file() {
     let old = text(&[call("a"), output("a", LONG)]);
     let new = text(&[
         call("a"),
@@ -600,7 +600,7 @@ fn by_workspace_thread_and_file() {
 }
 
 #[test]
-fn mode_owner_and_times_are_kept() {
+fn keeps_mode_owner_and_times() {
     let thread = Thread::new(&text(&[call("a"), output("a", LONG)]));
     fs::set_permissions(&thread.rollout, Permissions::from_mode(0o4750)).unwrap();
     // Only root can give a file away.
@@ -630,7 +630,7 @@ fn mode_owner_and_times_are_kept() {
 }
 
 #[test]
-fn what_cannot_be_replaced_is_refused() {
+fn rejects_files_that_cannot_be_replaced() {
     let old = text(&[call("a"), output("a", LONG)]);
     let thread = Thread::new(&old);
     let refused = |file: &str, why: &str| {
@@ -694,7 +694,7 @@ fn what_cannot_be_replaced_is_refused() {
 
 /// Another codex has the thread: it holds the lock as codex does, by flock on the thread's own file.
 #[test]
-fn a_thread_in_use_is_left_alone() {
+fn rejects_thread_in_use() {
     let old = text(&[call("a"), output("a", LONG)]);
     let thread = Thread::new(&old);
     fs::create_dir(thread.locks()).unwrap();
@@ -740,7 +740,7 @@ fn a_thread_in_use_is_left_alone() {
 
 /// A turn of our own has the thread: the daemon's request waits for its end, a command beside it does not.
 #[test]
-fn between_turns_and_not_during_one() {
+fn waits_for_running_turn() {
     let thread = Thread::new(&text(&[call("a"), output("a", LONG)]));
     let (at_work, go_on) = (thread.lab.path("at-work"), thread.lab.path("go-on"));
     thread.lab.script(json!([
@@ -780,7 +780,7 @@ fn between_turns_and_not_during_one() {
 }
 
 #[test]
-fn chooses_calls_by_size_and_age_and_takes_plain_ids() {
+fn selects_calls_by_size_age_and_plain_ids() {
     let rollout = || {
         let outputs = [("a", 10), ("b", 3000), ("c", 200), ("d", 4000)];
         let lines = outputs
@@ -856,7 +856,7 @@ fn chooses_calls_by_size_and_age_and_takes_plain_ids() {
 }
 
 #[test]
-fn a_leftover_of_a_crash_is_removed() {
+fn removes_leftover_of_crashed_run() {
     let old = text(&[call("a"), output("a", LONG)]);
     let thread = Thread::new(&old);
     let name = thread.rollout.file_name().unwrap().to_str().unwrap();
@@ -878,7 +878,7 @@ fn a_leftover_of_a_crash_is_removed() {
 }
 
 #[test]
-fn without_a_session_all_are_missing() {
+fn reports_all_missing_without_session() {
     let thread = Thread::new(&text(&[call("a"), output("a", LONG)]));
     let missing = json!({"requested": 2, "touched": 0, "missing": ["a", "b"], "freed_bytes": 0});
     let mutations = json!([{"block_id": "a", "op": "light"}, {"block_id": "b", "op": "light"}]);
@@ -919,7 +919,7 @@ fn without_a_session_all_are_missing() {
 }
 
 #[test]
-fn a_wrong_command_line_is_told_and_writes_nothing() {
+fn rejects_wrong_command_lines_and_writes_nothing() {
     let old = text(&[call("a"), output("a", LONG)]);
     let thread = Thread::new(&old);
     let before = thread.metadata();
@@ -1023,7 +1023,7 @@ fn a_wrong_command_line_is_told_and_writes_nothing() {
 
 /// A reader of the answer that is gone is no reason for a message: the work is done.
 #[test]
-fn a_reader_that_is_gone() {
+fn ignores_closed_stdout() {
     let thread = Thread::new(&text(&[call("a"), output("a", LONG)]));
     let mut child = Cli::new(&thread.lab, ["mutate", "-w", ".", "--stdin"]).spawn();
     drop(child.stdout.take());

@@ -224,7 +224,7 @@ fn can_fail(name: &str) -> bool {
 
 /// As NFS does it: who has opened a file for reading alone gets no exclusive lock on it.
 #[test]
-fn a_lock_that_only_a_writer_gets() {
+fn locks_on_file_systems_that_lock_only_for_writers() {
     let Some(strace) = strace() else { return };
     let place = Place::new();
     place.reset();
@@ -247,7 +247,7 @@ fn a_lock_that_only_a_writer_gets() {
 
 // fault: 60
 #[test]
-fn the_old_file_or_the_new_one() {
+fn rewrite_is_atomic() {
     let Some(strace) = strace() else { return };
     let place = Place::new();
     place.reset();
@@ -376,7 +376,7 @@ impl Place {
 // fault: 58
 /// While the rewrite is at work the thread's lock is held as codex holds it, and keeps a second run away.
 #[test]
-fn two_runs_do_not_meet() {
+fn concurrent_runs_exclude_each_other() {
     let Some(strace) = strace() else { return };
     let place = Place::new();
     place.reset();
@@ -418,7 +418,7 @@ fn two_runs_do_not_meet() {
 /// Somebody without codex's lock writes to the rollout, or puts another in its place, at the worst moments: what
 /// was written stays, and is consumed where that can be.
 #[test]
-fn what_happens_meanwhile_is_not_lost() {
+fn keeps_lines_appended_during_rewrite() {
     let Some(strace) = strace() else { return };
     let place = Place::new();
     let more = "{\"type\":\"event_msg\",\"payload\":{\"type\":\"more\"}}\n";

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 #[test]
-fn mandoc_has_nothing_to_say() {
+fn mandoc_lint_is_clean() {
     let Some(mandoc) = programs::find("mandoc") else {
         return;
     };
@@ -80,7 +80,7 @@ fn protocol_page() -> String {
 }
 
 #[test]
-fn the_protocol_page_names_every_code() {
+fn protocol_page_has_every_error_code() {
     let page = protocol_page();
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/error.rs");
     let source = std::fs::read_to_string(source).unwrap();
@@ -120,7 +120,7 @@ fn protocol_page_has_a_section_for_every_name() {
 }
 
 #[test]
-fn the_json_in_the_protocol_page_is_json() {
+fn json_in_protocol_page_is_valid() {
     let page = protocol_page();
     let mut examples = 0;
     for block in page.split(".Bd -literal\n").skip(1) {
@@ -135,7 +135,7 @@ fn the_json_in_the_protocol_page_is_json() {
 }
 
 #[test]
-fn the_examples_in_the_events_page_are_right() {
+fn examples_in_events_page_are_real() {
     if programs::find("jq").is_none() {
         return;
     }

@@ -88,7 +88,7 @@ fn told_content(recorded: &Value) -> Value {
 }
 
 #[test]
-fn every_kind_of_call_is_told_in_the_order_of_the_outputs() {
+fn prints_calls_in_order_of_outputs() {
     let item = |name: &str, rest: Value| {
         let mut payload = json!({"type": name});
         payload
@@ -190,7 +190,7 @@ fn every_kind_of_call_is_told_in_the_order_of_the_outputs() {
 }
 
 #[test]
-fn calls_inside_code_mode_name_their_outer_call() {
+fn nested_calls_name_their_parent() {
     let nested = |id: &str, status: &str, started: u64| {
         (
             "event_msg",
@@ -254,7 +254,7 @@ fn calls_inside_code_mode_name_their_outer_call() {
 }
 
 #[test]
-fn bad_lines_are_passed_over_and_counted() {
+fn skips_and_counts_bad_lines() {
     let good = rollout(&[call("a", "{}"), output("a", "b")]);
     let (first, second) = good.split_once('\n').unwrap();
     let torn = &first[..first.len() - 9];
@@ -305,14 +305,14 @@ fn bad_lines_are_passed_over_and_counted() {
 }
 
 #[test]
-fn two_records_on_one_line_are_none() {
+fn rejects_two_records_on_one_line() {
     let good = rollout(&[call("a", "{}"), output("a", "b")]);
     let told = "plexum-openai: '<lab>/rollout.jsonl': skipped 1 line that is not JSON (line 1)\n";
     check(&[], good.replacen("\n", "", 1), &[], told);
 }
 
 #[test]
-fn several_files_are_read_one_after_another() {
+fn reads_several_files_in_order() {
     let lab = Lab::fake(Value::Null);
     let (first, missing, second) = (lab.path("first"), lab.path("missing"), lab.path("second"));
     fs::write(&first, rollout(&[call("a", "{}"), output("a", "1")])).unwrap();
@@ -344,7 +344,7 @@ fn several_files_are_read_one_after_another() {
 }
 
 #[test]
-fn gives_the_calls_of_one_tool_or_those_that_failed_alone() {
+fn filters_calls_by_tool_and_errors() {
     let send = |id: &str| {
         let payload =
             json!({"type": "function_call", "name": "send", "arguments": "{}", "call_id": id});
@@ -396,7 +396,7 @@ fn gives_the_calls_of_one_tool_or_those_that_failed_alone() {
 }
 
 #[test]
-fn a_thread_and_a_workspace_are_found() {
+fn finds_rollout_by_thread_and_workspace() {
     let lab = Lab::fake(Value::Null);
     let thread = "01a1fd57-0000-7000-a000-000000000001";
     let directory = lab.codex_home().join("archived_sessions");
@@ -438,7 +438,7 @@ fn a_thread_and_a_workspace_are_found() {
 }
 
 #[test]
-fn a_summary_has_the_biggest_first() {
+fn summary_is_sorted_by_size() {
     let lab = Lab::fake(Value::Null);
     let file = lab.path("rollout.jsonl");
     let items = [
@@ -508,7 +508,7 @@ fn a_summary_has_the_biggest_first() {
 }
 
 #[test]
-fn a_large_file_is_told_in_order() {
+fn keeps_order_in_large_file() {
     // Of every size that fits a block, once and many times, or goes over one; the last line has no newline.
     let sizes = [1, 70, 900, 70_000, 5, 1 << 20, 3000, 400_000, 12, 2 << 20];
     let (mut text, mut expected) = (String::new(), Vec::new());
@@ -545,7 +545,7 @@ fn a_large_file_is_told_in_order() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_error() {
+fn ignores_closed_stdout() {
     let lab = Lab::fake(Value::Null);
     let file = lab.path("rollout.jsonl");
     // Some of it is read by one thread alone, more by two.
@@ -576,7 +576,7 @@ fn a_reader_that_leaves_is_no_error() {
 }
 
 #[test]
-fn what_is_here_is_told_before_more_comes() {
+fn prints_available_calls_before_end_of_input() {
     let lab = Lab::fake(Value::Null);
     let mut child = Cli::new(&lab, ["parse-rollout"]).spawn();
     let mut stdin = child.stdin.take().unwrap();
@@ -875,7 +875,7 @@ fn reference(lines: &[Vec<u8>]) -> Vec<Value> {
 }
 
 #[test]
-fn random_lines_say_what_a_full_parse_says() {
+fn agrees_with_serde_json_on_random_lines() {
     let lab = Lab::fake(Value::Null);
     let file = lab.path("rollout.jsonl");
     let mut told = 0;
@@ -906,7 +906,7 @@ fn random_lines_say_what_a_full_parse_says() {
 
 // fault: 96
 #[test]
-fn rejects_what_is_not_a_rollout() {
+fn rejects_files_that_are_not_rollouts() {
     for (bytes, told) in [
         (b"".as_slice(), "it is empty"),
         (b"\n \n", "it is empty"),
@@ -968,7 +968,7 @@ fn with_packed(place: impl FnOnce(&std::path::Path)) -> Lab {
 
 // fault: 76, 119
 #[test]
-fn reads_a_packed_rollout_that_it_finds() {
+fn reads_packed_rollout() {
     let Some(zstd) = crate::programs::find("zstd") else {
         return;
     };
@@ -1007,7 +1007,7 @@ fn reads_a_packed_rollout_that_it_finds() {
 
 // fault: 76, 119
 #[test]
-fn rejects_a_packed_rollout_that_is_not_a_file() {
+fn rejects_packed_rollout_that_is_not_a_file() {
     let fifo = |path: &std::path::Path| {
         rustix::fs::mknodat(
             rustix::fs::CWD,
@@ -1052,7 +1052,7 @@ fn rejects_a_packed_rollout_that_is_not_a_file() {
 
 /// Whoever names a FIFO means it.
 #[test]
-fn reads_fifos_that_are_named() {
+fn reads_named_fifos() {
     let lab = Lab::fake(Value::Null);
     fs::write(
         lab.path("rollout.jsonl"),
@@ -1082,7 +1082,7 @@ fn message(role: &str, text: &str) -> (&'static str, Value) {
 }
 
 #[test]
-fn messages_stand_among_the_calls_with_their_times() {
+fn prints_messages_among_calls_with_times() {
     let lab = Lab::fake(Value::Null);
     let file = lab.path("rollout.jsonl");
     let items = [
@@ -1113,7 +1113,7 @@ fn messages_stand_among_the_calls_with_their_times() {
 
 /// Also where the file is replaced meanwhile, as consuming a call does it, and until the reader leaves.
 #[test]
-fn follows_a_rollout_that_grows() {
+fn follows_growing_rollout() {
     let lab = Lab::fake(Value::Null);
     let file = lab.path("rollout-2026-11-21T12-06-56-01a1fd57-0000-7000-a000-000000000009.jsonl");
     let meta = (
@@ -1159,7 +1159,7 @@ fn follows_a_rollout_that_grows() {
 }
 
 #[test]
-fn tells_which_flags_do_not_go_together() {
+fn rejects_contradicting_flags() {
     let lab = Lab::fake(Value::Null);
     for (arguments, told) in [
         (

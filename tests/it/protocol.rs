@@ -29,7 +29,7 @@ fn start_endless(daemon: &mut Daemon, lab: &Lab) -> i64 {
 
 // fault: 33, 34
 #[test]
-fn lines_that_are_no_requests_are_answered_and_the_connection_lives_on() {
+fn answers_invalid_lines_and_keeps_connection() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start_uninitialised(&lab);
     let mut check = |line: &[u8], id: Value, code: i64, part: &str| {
@@ -114,7 +114,7 @@ fn lines_that_are_no_requests_are_answered_and_the_connection_lives_on() {
 
 /// Two sides that answer each other's errors never come to an end.
 #[test]
-fn an_answer_is_never_answered() {
+fn never_answers_responses() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start_uninitialised(&lab);
     for line in [
@@ -138,7 +138,7 @@ fn an_answer_is_never_answered() {
 // fault: 42
 /// Where such a line is refused depends on where the depth is; that it is, and by an error, does not.
 #[test]
-fn json_of_any_depth_is_an_error() {
+fn rejects_deeply_nested_json() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start(&lab);
     let deep = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
@@ -176,7 +176,7 @@ fn json_of_any_depth_is_an_error() {
 
 // fault: 33
 #[test]
-fn a_line_over_the_cap_is_skipped_and_answered() {
+fn skips_and_answers_overlong_line() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start_uninitialised(&lab);
     let mebibyte = vec![b'x'; 1 << 20];
@@ -193,7 +193,7 @@ fn a_line_over_the_cap_is_skipped_and_answered() {
 
 // fault: 34, 37
 #[test]
-fn what_is_tolerated_is_passed_over() {
+fn ignores_unknown_members_and_blank_lines() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start_uninitialised(&lab);
     daemon.send_bytes(b"\n\r\n   \n");
@@ -224,7 +224,7 @@ fn introduced(version: &str, models: &Value) -> Value {
 }
 
 #[test]
-fn initialize_negotiates_the_version_and_tells_the_manifest() {
+fn initialize_negotiates_version_and_has_manifest() {
     let lab = Lab::fake(Value::Null);
     for (config, models) in [
         ("{}", json!(["codex"])),
@@ -298,7 +298,7 @@ fn rejects_requests_before_initialize() {
 }
 
 #[test]
-fn initialize_again_loads_the_config_anew_and_keeps_the_old_one_where_it_fails() {
+fn second_initialize_reloads_config() {
     let lab = Lab::fake(Value::Null);
     lab.config(json!({"supported_models": ["one"]}));
     let mut daemon = Daemon::start(&lab);
@@ -317,7 +317,7 @@ fn initialize_again_loads_the_config_anew_and_keeps_the_old_one_where_it_fails()
 
 /// Nothing that goes on, and not the end either, keeps a ping from its response.
 #[test]
-fn ping_is_answered_at_once() {
+fn answers_ping_at_once() {
     let lab = Lab::fake(Value::Null);
     lab.script(json!([
         "read_stdin",
@@ -337,7 +337,7 @@ fn ping_is_answered_at_once() {
 }
 
 #[test]
-fn logs_are_sent_from_the_level_asked_for_on() {
+fn sends_logs_from_requested_level() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start(&lab);
     let set = |daemon: &mut Daemon, level: Value| {
@@ -397,7 +397,7 @@ fn logs_are_sent_from_the_level_asked_for_on() {
 }
 
 #[test]
-fn steer_is_refused_while_codex_takes_one_prompt() {
+fn exec_backend_refuses_steer() {
     let lab = Lab::fake(Value::Null);
     lab.script(endless(&lab));
     let mut daemon = Daemon::start(&lab);
@@ -426,7 +426,7 @@ fn steer_is_refused_while_codex_takes_one_prompt() {
 
 // fault: 19
 #[test]
-fn bad_parameters_are_named_and_start_nothing() {
+fn rejects_bad_parameters_by_path() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start(&lab);
     let workspace = lab.workspace();
@@ -554,7 +554,7 @@ fn bad_parameters_are_named_and_start_nothing() {
 }
 
 #[test]
-fn a_plain_turn_is_whole() {
+fn emits_complete_plain_turn() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start(&lab);
     // `content` may be a plain string, `model` and the agent's `id` may be left out, and what else stands
@@ -598,7 +598,7 @@ fn a_plain_turn_is_whole() {
 
 /// Who cuts a text by UTF-16 units leaves such halves, and JSON can carry them.
 #[test]
-fn half_a_character_is_replaced() {
+fn replaces_lone_surrogates() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start(&lab);
     let workspace = json!(lab.workspace());
@@ -619,7 +619,7 @@ fn half_a_character_is_replaced() {
 
 // fault: 35
 #[test]
-fn an_id_in_use_is_refused_and_the_first_undisturbed() {
+fn rejects_duplicate_request_id() {
     let lab = Lab::fake(Value::Null);
     lab.script(json!([{"touch": lab.path("started")}, {"wait_for": lab.path("go")}, "default"]));
     let mut daemon = Daemon::start(&lab);
@@ -637,7 +637,7 @@ fn an_id_in_use_is_refused_and_the_first_undisturbed() {
 }
 
 #[test]
-fn cancel_ends_a_turn_and_nothing_else() {
+fn cancel_ends_only_its_turn() {
     let lab = Lab::fake(Value::Null);
     lab.script(json!({"runs": [endless(&lab), ["default"]]}));
     let mut daemon = Daemon::start(&lab);
@@ -667,7 +667,7 @@ fn cancel_ends_a_turn_and_nothing_else() {
 }
 
 #[test]
-fn cancelled_notification_ends_a_turn() {
+fn cancelled_notification_ends_turn() {
     let lab = Lab::fake(Value::Null);
     lab.script(endless(&lab));
     let mut daemon = Daemon::start(&lab);
@@ -678,7 +678,7 @@ fn cancelled_notification_ends_a_turn() {
 
 // fault: 23
 #[test]
-fn cancel_reaches_a_turn_that_waits_for_its_workspace() {
+fn cancels_queued_turn() {
     let lab = Lab::fake(Value::Null);
     lab.script(endless(&lab));
     let thread = "01a1fe00-a027-7a81-b8a0-356e91ab6908";
@@ -700,7 +700,7 @@ fn cancel_reaches_a_turn_that_waits_for_its_workspace() {
 
 /// A codex that ignores every polite signal, and a child of it in a session of its own.
 #[test]
-fn cancel_ends_what_does_not_want_to_end() {
+fn cancel_ends_codex_that_ignores_signals() {
     let lab = Lab::fake(Value::Null);
     lab.script(json!([
         "read_stdin",
@@ -730,7 +730,7 @@ fn cancel_ends_what_does_not_want_to_end() {
 
 // fault: 37
 #[test]
-fn the_end_of_stdin_answers_what_runs_and_what_waits() {
+fn end_of_stdin_answers_running_and_queued_turns() {
     let lab = Lab::fake(Value::Null);
     lab.script(endless(&lab));
     let mut daemon = Daemon::start(&lab);
@@ -747,7 +747,7 @@ fn the_end_of_stdin_answers_what_runs_and_what_waits() {
 // fault: 37
 /// What a turn has said goes out before the plugin does, to a daemon that takes its time.
 #[test]
-fn a_daemon_that_reads_late_gets_all_at_the_end() {
+fn late_reader_gets_all_responses() {
     let lab = Lab::fake(Value::Null);
     let text = "x".repeat(100_000);
     lab.script(json!([
@@ -780,7 +780,7 @@ fn a_daemon_that_reads_late_gets_all_at_the_end() {
 }
 
 #[test]
-fn answers_that_cannot_be_written_are_told() {
+fn reports_responses_that_cannot_be_written() {
     let lab = Lab::fake(Value::Null);
     let full = std::fs::OpenOptions::new()
         .write(true)
@@ -814,7 +814,7 @@ fn answers_that_cannot_be_written_are_told() {
 // fault: 37
 /// One that never reads holds up the end for 5 seconds at most.
 #[test]
-fn a_daemon_that_does_not_read_does_not_keep_the_plugin() {
+fn exits_when_daemon_does_not_read() {
     let lab = Lab::fake(Value::Null);
     let mut child = Command::new(env!("CARGO_BIN_EXE_plexum-openai"))
         .env_clear()
@@ -839,7 +839,7 @@ fn a_daemon_that_does_not_read_does_not_keep_the_plugin() {
 
 // fault: 37
 #[test]
-fn the_end_of_stdin_ends_all() {
+fn end_of_stdin_ends_everything() {
     let lab = Lab::fake(Value::Null);
     lab.script(endless(&lab));
     let mut daemon = Daemon::start(&lab);
@@ -857,7 +857,7 @@ fn the_end_of_stdin_ends_all() {
 
 // fault: 40
 #[test]
-fn signals_end_all_children_first() {
+fn signals_end_children_first() {
     for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130)] {
         let lab = Lab::fake(Value::Null);
         lab.script(endless(&lab));
@@ -871,7 +871,7 @@ fn signals_end_all_children_first() {
 }
 
 #[test]
-fn killing_the_plugin_ends_codex() {
+fn kills_tree_on_parent_death() {
     let lab = Lab::fake(Value::Null);
     lab.script(json!([
         "read_stdin",
@@ -890,7 +890,7 @@ fn killing_the_plugin_ends_codex() {
 // fault: 40
 /// A plugin that is started again at once waits until the codex of the one that was killed has been ended.
 #[test]
-fn a_new_plugin_waits_for_the_codex_of_a_killed_one() {
+fn restarted_plugin_waits_for_orphaned_codex() {
     let lab = Lab::fake(Value::Null);
     assert_eq!(Cli::new(&lab, ["turn", "before"]).run().status, 0);
     lab.script(json!({"runs": [
@@ -923,7 +923,7 @@ fn a_new_plugin_waits_for_the_codex_of_a_killed_one() {
 
 // fault: 39
 #[test]
-fn a_daemon_that_is_gone_is_a_quiet_end() {
+fn exits_quietly_when_daemon_is_gone() {
     let lab = Lab::fake(Value::Null);
     lab.script(endless(&lab));
     let mut child = Command::new(env!("CARGO_BIN_EXE_plexum-openai"))
@@ -964,7 +964,7 @@ fn a_daemon_that_is_gone_is_a_quiet_end() {
 // fault: 38
 /// Whoever has the other descriptors of a stream can make it non-blocking: nothing to read, or no room, is not an end.
 #[test]
-fn streams_in_non_blocking_mode_are_waited_for() {
+fn waits_for_nonblocking_streams() {
     let lab = Lab::fake(Value::Null);
     let event = json!({"type": "item.completed",
         "item": {"id": "item_0", "type": "agent_message", "text": "x".repeat(100_000)}});
@@ -1018,7 +1018,7 @@ fn streams_in_non_blocking_mode_are_waited_for() {
 
 // fault: 38
 #[test]
-fn a_daemon_that_does_not_read_costs_no_memory_and_can_cancel() {
+fn unread_output_is_bounded_and_cancellable() {
     let lab = Lab::fake(Value::Null);
     lab.script(json!([
         "read_stdin",
@@ -1051,7 +1051,7 @@ fn a_daemon_that_does_not_read_costs_no_memory_and_can_cancel() {
 }
 
 #[test]
-fn turns_of_different_workspaces_run_side_by_side() {
+fn turns_of_different_workspaces_run_concurrently() {
     let lab = Lab::fake(Value::Null);
     // Each waits for the other: one after the other would wait for ever.
     lab.script(json!({"runs": [
@@ -1113,7 +1113,7 @@ fn turns_of_one_workspace_run_in_order() {
 
 // fault: 22
 #[test]
-fn many_turns_leave_nothing_open() {
+fn many_turns_leak_no_descriptors() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start(&lab);
     let mut turn = |number: usize| {

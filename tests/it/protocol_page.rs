@@ -119,7 +119,7 @@ impl Plugin {
 }
 
 #[test]
-fn session_in_the_page_is_real() {
+fn session_in_protocol_page_is_real() {
     let lab = Lab::fake(Value::Null);
     let record = |payload: Value| json!({"timestamp": "{now}", "ordinal": 1, "type": "response_item", "payload": payload});
     let call = json!({"to": "bob", "text": "hello"});
@@ -167,7 +167,7 @@ fn session_in_the_page_is_real() {
 }
 
 #[test]
-fn client_in_the_page_works() {
+fn client_in_protocol_page_works() {
     let Some(python) = programs::find("python3") else {
         return;
     };

@@ -183,7 +183,7 @@ fn equal(lab: Option<&Lab>, text: &str) -> String {
 }
 
 #[test]
-fn the_sessions_in_the_readme_are_real() {
+fn sessions_in_readme_are_real() {
     let Some(lab) = home() else {
         return;
     };
@@ -230,7 +230,7 @@ fn the_sessions_in_the_readme_are_real() {
 }
 
 #[test]
-fn the_other_commands_in_the_readme_are_there() {
+fn commands_in_readme_exist() {
     let text = fs::read_to_string(page("README.md")).unwrap();
     let mut targets = 0;
     for block in blocks(&text, "sh") {
@@ -272,7 +272,7 @@ fn the_other_commands_in_the_readme_are_there() {
 }
 
 #[test]
-fn the_config_in_the_readme_is_one() {
+fn config_in_readme_is_valid() {
     let text = fs::read_to_string(page("README.md")).unwrap();
     let lab = Lab::fake(json!({"mcp": [{"out": "[]"}]}));
     let configs = blocks(&text, "json");
@@ -287,7 +287,7 @@ fn the_config_in_the_readme_is_one() {
 
 /// The man page's EXAMPLES, each in a home where a turn has been run.
 #[test]
-fn the_examples_in_the_man_page_work() {
+fn examples_in_man_page_work() {
     let Some(lab) = home() else {
         return;
     };

@@ -188,14 +188,14 @@ fn check_calls(codex: &Path) {
 }
 
 real_codex! {
-    fn every_call_is_told_once_and_while_it_runs(codex: &Path) {
+    fn emits_every_call_once_while_it_runs(codex: &Path) {
         check_calls(codex);
     }
 }
 
 /// The same where outputs became lists.
 #[test]
-fn every_call_is_told_once_and_while_it_runs_as_0_155_writes_it() {
+fn emits_every_call_once_while_it_runs_on_0_155() {
     run_on(CHANGED, EXEC, check_calls);
     run_on(CHANGED, APP_SERVER, check_calls);
 }
@@ -295,13 +295,13 @@ fn check_code_mode(codex: &Path, commands: bool) {
 }
 
 real_codex! {
-    fn calls_of_a_script_name_its_call(codex: &Path) {
+    fn nested_calls_name_their_parent(codex: &Path) {
         check_code_mode(codex, !codex.to_string_lossy().contains(OLDEST));
     }
 }
 
 #[test]
-fn calls_of_a_script_name_its_call_as_0_155_writes_it() {
+fn nested_calls_name_their_parent_on_0_155() {
     run_on(CHANGED, EXEC, |codex| check_code_mode(codex, true));
     run_on(CHANGED, APP_SERVER, |codex| check_code_mode(codex, true));
 }
@@ -402,7 +402,7 @@ fn codex_of(lab: &Lab) -> u32 {
 }
 
 #[test]
-fn what_a_broken_script_called_is_its_own() {
+fn calls_of_failed_script_are_its_own() {
     for version in [CHANGED, NEWEST] {
         if let Some(codex) = real(version) {
             check_broken_scripts(&codex);
@@ -412,7 +412,7 @@ fn what_a_broken_script_called_is_its_own() {
 
 real_codex! {
     /// What the user and the model said, and nothing that codex puts before it.
-    fn messages_are_those_of_user_and_model(codex: &Path) {
+    fn prints_messages_of_user_and_model(codex: &Path) {
         let calls = json!([{"id": "call_a", "name": "exec_command", "arguments": {"cmd": "echo hi"}}]);
         let lab = Lab::real(codex, json!([{"match": "go on", "times": 1, "text": "I will.", "calls": calls}, {"text": "done"}]));
         std::fs::write(lab.workspace().join("AGENTS.md"), "be brief").unwrap();

@@ -30,7 +30,7 @@ fn state(lab: &Lab, part: &str) -> (String, bool) {
 
 // fault: 25
 #[test]
-fn absent_and_empty_are_a_new_thread() {
+fn absent_and_empty_session_file_start_new_thread() {
     for content in [None, Some(""), Some("\n"), Some("  \r\n")] {
         let lab = Lab::fake(Value::Null);
         if let Some(content) = content {
@@ -54,7 +54,7 @@ fn absent_and_empty_are_a_new_thread() {
 }
 
 #[test]
-fn a_uuid_is_read_however_it_is_written() {
+fn reads_uuid_in_any_case_and_white_space() {
     for written in [
         KNOWN.to_owned(),
         format!("{KNOWN}\n"),
@@ -80,7 +80,7 @@ fn a_uuid_is_read_however_it_is_written() {
 
 // fault: 26
 #[test]
-fn what_is_no_uuid_is_set_aside() {
+fn sets_aside_invalid_session_file() {
     for content in [
         &b"garbage"[..],
         b"-cmcp_servers.evil.command=\"touch x\"",
@@ -112,7 +112,7 @@ fn what_is_no_uuid_is_set_aside() {
 
 // fault: 27, 116
 #[test]
-fn sets_aside_what_is_not_a_regular_file() {
+fn sets_aside_session_file_that_is_not_regular() {
     for kind in ["symlink", "dangling", "directory", "fifo"] {
         let lab = Lab::fake(Value::Null);
         let path = lab.session_file();
@@ -148,7 +148,7 @@ fn sets_aside_what_is_not_a_regular_file() {
 
 // fault: 29
 #[test]
-fn a_stale_temporary_file_does_no_harm() {
+fn ignores_stale_temporary_file() {
     let lab = Lab::fake(Value::Null);
     for name in [".plexum-codex-session.tmp", ".plexum-codex-session.bad"] {
         fs::write(lab.workspace().join(name), "stale").unwrap();
@@ -158,7 +158,7 @@ fn a_stale_temporary_file_does_no_harm() {
 }
 
 #[test]
-fn a_workspace_that_cannot_be_written_keeps_the_old_thread() {
+fn unwritable_workspace_keeps_old_thread() {
     // root may write everywhere, but not into what is mounted read-only or immutable: neither is to be had in
     // a test, so the directory's mode has to do, and root's run shows nothing.
     if rustix::process::geteuid().is_root() {
@@ -180,7 +180,7 @@ fn a_workspace_that_cannot_be_written_keeps_the_old_thread() {
 
 // fault: 31
 #[test]
-fn an_unknown_thread_is_tried_once_and_replaced() {
+fn replaces_unknown_thread_after_one_attempt() {
     let lab = Lab::fake(Value::Null);
     fs::write(lab.session_file(), KNOWN).unwrap();
     assert_eq!(state(&lab, KNOWN), ("replaced".to_owned(), true));
@@ -196,7 +196,7 @@ fn an_unknown_thread_is_tried_once_and_replaced() {
 
 /// Where the new thread fails too, the old one may be found again another day.
 #[test]
-fn a_replacement_that_fails_keeps_the_old_thread() {
+fn failed_replacement_keeps_old_thread() {
     let lab = Lab::fake(Value::Null);
     fs::write(lab.session_file(), KNOWN).unwrap();
     lab.script(json!({"new": ["read_stdin", {"err": "no luck"}, {"exit": 1}]}));
@@ -208,7 +208,7 @@ fn a_replacement_that_fails_keeps_the_old_thread() {
 
 // fault: 32
 #[test]
-fn a_thread_that_is_open_elsewhere_is_busy() {
+fn reports_thread_open_elsewhere_as_busy() {
     let lab = Lab::fake(Value::Null);
     assert_eq!(state(&lab, "").0, "new");
     let thread = lab.stored_thread().unwrap();
@@ -239,7 +239,7 @@ fn a_thread_that_is_open_elsewhere_is_busy() {
 
 // fault: 30
 #[test]
-fn two_processes_take_turns_in_one_workspace() {
+fn serializes_processes_in_one_workspace() {
     let lab = Lab::fake(Value::Null);
     lab.script(json!({"runs": [
         [{"touch": lab.path("started")}, {"wait_for": lab.path("go")}, "default"],

@@ -70,25 +70,25 @@ fn check(shell: &str, command: &str, load: &str) {
 }
 
 #[test]
-fn bash_completes() {
+fn completes_in_bash() {
     check("bash", "bash --norc --noprofile -i", "source scripts/bash");
 }
 
 #[test]
-fn zsh_completes_from_its_function_path() {
+fn completes_in_zsh_from_fpath() {
     let load = "fpath=($PWD/scripts $fpath); autoload -Uz compinit; compinit -u -D";
     check("zsh", "zsh -f -i", load);
 }
 
 #[test]
-fn zsh_completes_from_a_sourced_script() {
+fn completes_in_zsh_when_sourced() {
     let load = "autoload -Uz compinit; compinit -u -D; source scripts/_plexum-openai";
     check("zsh", "zsh -f -i", load);
 }
 
 /// fish has a command that gives the candidates of a line, with what they are.
 #[test]
-fn fish_completes() {
+fn completes_in_fish() {
     let Some(fish) = programs::find("fish") else {
         return;
     };

@@ -109,7 +109,7 @@ fn list(directory: &Path, files: &mut BTreeSet<PathBuf>) {
 
 // fault: 22
 #[test]
-fn a_long_run_leaves_nothing() {
+fn long_run_leaks_nothing() {
     let turns: usize = match std::env::var("SOAK") {
         Ok(turns) => turns.parse().expect("SOAK is a number of turns"),
         Err(_) => 60,

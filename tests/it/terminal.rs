@@ -171,7 +171,7 @@ fn screen(written: &str, columns: usize) -> Vec<String> {
 }
 
 #[test]
-fn the_stand_in_for_a_terminal_is_one() {
+fn emulated_terminal_interprets_output() {
     for (written, shown) in [
         ("abc\r\nd", &["abc", "d"][..]),
         ("abc\rx", &["xbc"]),

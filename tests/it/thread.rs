@@ -44,7 +44,7 @@ fn stored(workspace: &Path) -> String {
 
 // fault: 71, 101
 real_codex! {
-    fn a_copied_workspace_gets_its_own_thread(codex: &Path) {
+    fn copied_workspace_gets_own_thread(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         let alice = lab.workspace();
         shell("git", &["init", "-q"], &alice);
@@ -99,7 +99,7 @@ real_codex! {
 
 // fault: 71
 real_codex! {
-    fn a_moved_workspace_keeps_its_thread_where_another_takes_its_path(codex: &Path) {
+    fn moved_workspace_keeps_thread(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         let mut daemon = Daemon::start(&lab);
         let (alice, there) = (lab.workspace(), lab.path("there"));
@@ -130,7 +130,7 @@ real_codex! {
 
 // fault: 80
 real_codex! {
-    fn a_rollout_that_codex_would_wait_for_is_given_up(codex: &Path) {
+    fn replaces_thread_whose_rollout_is_a_fifo(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         let mut daemon = Daemon::start(&lab);
         let first = daemon.turn(Daemon::prompt(&lab, "one")).thread().to_owned();
@@ -149,7 +149,7 @@ real_codex! {
 
 // fault: 71
 real_codex! {
-    fn a_workspace_whose_codex_works_elsewhere_keeps_its_thread(codex: &Path) {
+    fn keeps_thread_when_codex_changes_directory(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         let elsewhere = lab.path("elsewhere");
         fs::create_dir(&elsewhere).unwrap();
@@ -169,7 +169,7 @@ real_codex! {
 
 // fault: 73
 real_codex! {
-    fn an_archived_thread_is_brought_back(codex: &Path) {
+    fn unarchives_archived_thread(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         // codex archives none that is loaded.
         lab.config(json!({"warm_secs": 0}));
@@ -200,7 +200,7 @@ real_codex! {
 
 // fault: 74
 real_codex! {
-    fn a_thread_that_cannot_be_opened_is_replaced(codex: &Path) {
+    fn replaces_thread_that_cannot_be_opened(codex: &Path) {
         for (name, damage) in [
             ("ordinal", &b"{\"timestamp\":\"2026-11-21T12:00:00.000Z\",\"type\":\"event_msg\",\"payload\":{\"type\":\"token_count\",\"info\":null,\"rate_limits\":null}}\n"[..]),
             ("garbage", b"\xff\xfe\xfd\n"),
@@ -240,7 +240,7 @@ real_codex! {
 
 // fault: 74
 real_codex! {
-    fn a_conversation_of_another_account_is_replaced(codex: &Path) {
+    fn replaces_conversation_of_another_account(codex: &Path) {
         let refused = json!({"error": {"message": "The encrypted content could not be verified.",
             "type": "invalid_request_error", "param": null, "code": "invalid_encrypted_content"}});
         let lab = Lab::real(codex, json!([
@@ -258,7 +258,7 @@ real_codex! {
 
 // fault: 75
 real_codex! {
-    fn a_moved_codex_home_is_foretold(codex: &Path) {
+    fn doctor_foretells_moved_codex_home(codex: &Path) {
         let call = json!([{"name": "exec_command", "arguments": {"cmd": "echo hi"}}]);
         let lab = Lab::real(codex, json!([{"match": "three", "calls": call, "times": 1}, {"text": "ok"}]));
         let doctor = || Cli::new(&lab, ["doctor", "-w"]).arg(lab.workspace()).run().stdout;
@@ -311,7 +311,7 @@ real_codex! {
 
 // fault: 76
 real_codex! {
-    fn a_packed_rollout_is_not_taken_for_a_moved_one(codex: &Path) {
+    fn packed_rollout_is_not_reported_as_moved(codex: &Path) {
         let Some(zstd) = crate::programs::find("zstd") else {
             return;
         };
@@ -339,7 +339,7 @@ fn refusing(lines: &[&str]) -> Lab {
 
 // fault: 74
 #[test]
-fn no_thread_is_given_up_for_what_passes() {
+fn keeps_thread_on_passing_failures() {
     const PREFIX: &str = "Error: thread/resume: thread/resume failed: ";
     for (lines, code, runs) in [
         (
@@ -385,7 +385,7 @@ fn no_thread_is_given_up_for_what_passes() {
 
 // fault: 74, 92
 #[test]
-fn a_refused_thread_can_be_an_error() {
+fn lost_thread_error_fails_turn() {
     for line in [
         "Error: thread/resume: thread/resume failed: /a/database/b is odd (code -32603)",
         "Error: thread/resume: thread/resume failed: no rollout found for thread id x (code -32600)",
@@ -401,7 +401,7 @@ fn a_refused_thread_can_be_an_error() {
 
 // fault: 72
 #[test]
-fn git_does_not_see_the_session_file() {
+fn session_file_is_excluded_from_git() {
     let lab = Lab::fake(Value::Null);
     let repository = lab.path("repository");
     let tree = lab.path("tree");
@@ -434,7 +434,7 @@ fn git_does_not_see_the_session_file() {
 
 // fault: 115
 #[test]
-fn a_busy_workspace_names_who_holds_it() {
+fn busy_workspace_names_holder() {
     let lab = Lab::fake(Value::Null);
     let directory = fs::File::open(lab.workspace()).unwrap();
     rustix::fs::flock(&directory, FlockOperation::LockExclusive).unwrap();
@@ -446,7 +446,7 @@ fn a_busy_workspace_names_who_holds_it() {
 
 // fault: 115
 #[test]
-fn a_lock_that_is_not_a_file_is_named() {
+fn reports_lock_that_is_not_a_file() {
     let lab = Lab::fake(Value::Null);
     let day = lab.codex_home().join("sessions/2026/11/21");
     let locks = lab.codex_home().join("thread-writer-locks");
@@ -474,7 +474,7 @@ fn a_lock_that_is_not_a_file_is_named() {
 
 // fault: 76
 #[test]
-fn a_packed_rollout_is_healthy_and_busy() {
+fn doctor_accepts_packed_rollout() {
     let lab = Lab::fake(Value::Null);
     let day = lab.codex_home().join("sessions/2026/11/21");
     fs::create_dir_all(&day).unwrap();
@@ -510,7 +510,7 @@ fn a_packed_rollout_is_healthy_and_busy() {
 
 // fault: 106
 #[test]
-fn several_rollouts_of_a_thread_are_an_error() {
+fn rejects_several_rollouts_of_one_thread() {
     let lab = Lab::fake(Value::Null);
     let day = lab.codex_home().join("sessions/2026/11/21");
     fs::create_dir_all(&day).unwrap();
@@ -534,7 +534,7 @@ fn several_rollouts_of_a_thread_are_an_error() {
 
 // fault: 71, 101, 106
 #[test]
-fn a_packed_rollout_or_a_decoy_hides_no_foreign_thread() {
+fn detects_foreign_thread_behind_packed_or_decoy_rollout() {
     for (packed, decoy) in [(true, false), (false, true)] {
         if packed && crate::programs::find("zstd").is_none() {
             continue;
@@ -573,7 +573,7 @@ fn a_packed_rollout_or_a_decoy_hides_no_foreign_thread() {
 
 // fault: 109
 #[test]
-fn what_belongs_to_another_user_is_refused() {
+fn rejects_files_of_another_user() {
     if crate::support::user::User::one().is_none() {
         return;
     }

@@ -25,7 +25,7 @@ fn in_workspace(lab: &Lab, name: &str) -> Value {
 
 real_codex! {
     /// Those that turns ran in, the newest first, with what codex counted; and those below a directory that is named.
-    fn lists_what_turns_ran_in(codex: &Path) {
+    fn lists_workspaces_of_turns(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "hi", "usage": {"input": 1000, "cached": 0, "output": 20, "reasoning": 0}}]));
         assert_eq!(list(&lab, &[]), [""; 0].map(Value::from));
         let mut daemon = Daemon::start(&lab);
@@ -62,7 +62,7 @@ real_codex! {
 }
 
 #[test]
-fn shows_who_has_a_turn_in_a_workspace() {
+fn shows_holder_of_workspace() {
     let lab = Lab::fake(Value::Null);
     assert!(Cli::new(&lab, ["turn", "hi"]).run().status == 0);
     lab.script(json!([{"touch": lab.path("started")}, {"wait_for": lab.path("go")}, "default"]));
@@ -83,7 +83,7 @@ fn shows_who_has_a_turn_in_a_workspace() {
 }
 
 #[test]
-fn two_hundred_workspaces_are_listed_in_no_time() {
+fn lists_two_hundred_workspaces_quickly() {
     let lab = Lab::fake(Value::Null);
     let day = lab.codex_home().join("sessions/2026/11/21");
     fs::create_dir_all(&day).unwrap();

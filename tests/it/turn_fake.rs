@@ -89,7 +89,7 @@ fn check_success(script: Value, text: &str, warning: Option<&str>) -> Turn {
 
 // fault: 1, 3, 4
 #[test]
-fn a_codex_that_cannot_be_started_is_told_apart() {
+fn classifies_codex_that_cannot_start() {
     let lab = Lab::fake(Value::Null);
     let file = |name: &str, bytes: &[u8], mode: u32| {
         let path = lab.path(name);
@@ -145,7 +145,7 @@ fn a_codex_that_cannot_be_started_is_told_apart() {
 
 // fault: 2
 #[test]
-fn a_workspace_that_cannot_be_is_told() {
+fn reports_unusable_workspace() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start(&lab);
     fs::write(lab.path("file"), "").unwrap();
@@ -168,7 +168,7 @@ fn a_workspace_that_cannot_be_is_told() {
 
 // fault: 5, 6, 7
 #[test]
-fn a_codex_that_says_nothing_of_its_end() {
+fn reports_silent_end_of_codex() {
     check_failure(json!(["read_stdin"]), "codex_failed", &["status 0"]);
     check_failure(
         json!(["read_stdin", {"err": "first line"}, {"err": "the last words"}, {"exit": 3}]),
@@ -198,7 +198,7 @@ fn a_codex_that_says_nothing_of_its_end() {
 
 // fault: 8, 10
 #[test]
-fn a_codex_that_hangs_is_ended() {
+fn idle_timeout_ends_hanging_codex() {
     check_failure(
         begun([json!({"sleep_ms": 100_000})]),
         "idle_timeout",
@@ -244,7 +244,7 @@ fn a_codex_that_hangs_is_ended() {
 
 // fault: 8
 #[test]
-fn what_a_turn_has_open_is_not_idle() {
+fn running_call_is_not_idle() {
     // A command that codex has told of runs longer than the limit, and is the turn's own business; and what
     // codex records counts as much as what it prints.
     let command = |kind: &str, status: &str| {
@@ -289,7 +289,7 @@ fn what_a_turn_has_open_is_not_idle() {
 // fault: 8
 /// A daemon that does not read holds codex up: that is not idleness of codex's.
 #[test]
-fn a_daemon_that_does_not_read_does_not_make_codex_idle() {
+fn unread_output_is_not_idle() {
     let lab = Lab::fake(Value::Null);
     lab.config(json!({"idle_timeout_secs": 2}));
     let event = json!({"type": "item.completed",
@@ -312,7 +312,7 @@ fn a_daemon_that_does_not_read_does_not_make_codex_idle() {
 
 /// What codex has said before its end counts, however late the daemon takes it.
 #[test]
-fn the_last_words_wait_for_a_daemon_that_does_not_read() {
+fn last_events_wait_for_slow_daemon() {
     let lab = Lab::fake(Value::Null);
     let event = json!({"type": "item.completed",
         "item": {"id": "item_0", "type": "agent_message", "text": "x".repeat(200_000)}});
@@ -337,7 +337,7 @@ fn the_last_words_wait_for_a_daemon_that_does_not_read() {
 
 // fault: 9, 13
 #[test]
-fn floods_are_drained_in_bounded_memory() {
+fn drains_floods_in_bounded_memory() {
     let lab = Lab::fake(Value::Null);
     let prefix = "{\"type\":\"item.completed\",\"item\":{\"id\":\"item_0\",\"type\":\"command_execution\",\"aggregated_output\":\"";
     lab.script(json!({"runs": [
@@ -367,7 +367,7 @@ fn floods_are_drained_in_bounded_memory() {
 }
 
 #[test]
-fn a_large_message_is_whole() {
+fn keeps_large_message_whole() {
     let prefix = "{\"type\":\"item.completed\",\"item\":{\"id\":\"item_0\",\"type\":\"agent_message\",\"text\":\"";
     check_success(
         begun([
@@ -381,7 +381,7 @@ fn a_large_message_is_whole() {
 
 // fault: 11
 #[test]
-fn what_holds_the_pipes_is_waited_for_in_bounds() {
+fn waits_briefly_for_processes_that_hold_pipes() {
     let start = Instant::now();
     // What outlives a good turn in peace is the agent's business; the test ends it.
     for grandchild in [
@@ -428,7 +428,7 @@ fn what_holds_the_pipes_is_waited_for_in_bounds() {
 
 // fault: 12, 14
 #[test]
-fn bytes_that_are_no_events_are_passed_over() {
+fn ignores_bytes_that_are_not_events() {
     check_success(
         begun([
             json!({"raw": "\n\r\n  \n"}),
@@ -457,7 +457,7 @@ fn bytes_that_are_no_events_are_passed_over() {
 
 // fault: 12
 #[test]
-fn a_flood_of_lines_that_are_no_events_is_counted() {
+fn counts_flood_of_lines_that_are_not_events() {
     let mut steps: Vec<Value> = vec![json!({"out": "usage: codex"}); 1000];
     steps.extend([message("a"), completed()]);
     let lab = Lab::fake(begun(steps));
@@ -479,7 +479,7 @@ fn a_flood_of_lines_that_are_no_events_is_counted() {
 
 // fault: 15, 16, 17
 #[test]
-fn a_turn_has_one_end() {
+fn emits_one_end_per_turn() {
     check_success(
         begun([message("a"), completed(), completed(), message("late")]),
         "a",
@@ -519,7 +519,7 @@ fn a_turn_has_one_end() {
 }
 
 #[test]
-fn every_call_gets_one_result() {
+fn emits_one_result_per_call() {
     let item = |kind: &str, item: Value| json!({"event": {"type": kind, "item": item}});
     let line = |payload: Value| json!({"rollout": [{"timestamp": "{now}", "type": "response_item", "payload": payload}]});
     let turn = check_success(
@@ -579,7 +579,7 @@ fn every_call_gets_one_result() {
 }
 
 #[test]
-fn tool_events_can_be_off_and_reasoning_on() {
+fn config_switches_tool_and_reasoning_events() {
     let script = begun([
         json!({"event": {"type": "item.completed", "item": {"id": "item_0", "type": "reasoning", "text": "hm"}}}),
         json!({"rollout": [
@@ -624,7 +624,7 @@ fn tool_events_can_be_off_and_reasoning_on() {
 
 // fault: 18
 #[test]
-fn thread_ids_are_checked() {
+fn rejects_invalid_thread_ids() {
     let started = |id: &str| json!({"event": {"type": "thread.started", "thread_id": id}});
     let known = "01a1fe09-e49e-7b41-ae77-ccf89ea932da";
     let other = "01a1fe09-ebc6-70c3-9bc6-c77e92a5ccbe";
@@ -657,7 +657,7 @@ fn thread_ids_are_checked() {
 
 // fault: 20
 #[test]
-fn a_prompt_that_is_not_read_is_no_hang() {
+fn unread_prompt_does_not_hang() {
     let long = "x".repeat(1_000_000);
     for (steps, code, part) in [
         (
@@ -696,7 +696,7 @@ fn a_prompt_that_is_not_read_is_no_hang() {
 }
 
 #[test]
-fn codex_is_started_as_configured() {
+fn starts_codex_as_configured() {
     let mut lab = Lab::fake(Value::Null);
     lab.set_env("RUST_BACKTRACE", "1");
     lab.config(json!({
@@ -767,7 +767,7 @@ fn codex_is_started_as_configured() {
 
 // fault: 21
 #[test]
-fn a_lack_of_processes_is_an_error_and_no_end() {
+fn process_limit_fails_turn_and_not_plugin() {
     // The limit is the plugin's own and its children's; one that it had before does no harm.
     let lab = Lab::fake(Value::Null);
     lab.script(json!({"runs": [["default"]]}));
@@ -798,7 +798,7 @@ fn a_lack_of_processes_is_an_error_and_no_end() {
 
 // fault: 23
 #[test]
-fn a_turn_can_be_cancelled_at_every_point_of_its_life() {
+fn cancels_turn_at_every_point() {
     let lab = Lab::fake(Value::Null);
     let mut daemon = Daemon::start(&lab);
     for number in 0..40_u64 {
@@ -907,7 +907,7 @@ fn recorded_end_of_turn_counts_as_printed() {
 
 // fault: 83
 #[test]
-fn recorded_end_is_only_this_turns() {
+fn ignores_recorded_end_of_other_turn() {
     // The end of another turn, and an abort.
     check_failure(
         begun([
@@ -936,7 +936,7 @@ fn recorded_end_is_only_this_turns() {
 
 // fault: 83
 #[test]
-fn recorded_text_between_printed_ones_is_told_in_its_place() {
+fn emits_recorded_text_between_printed_ones_in_order() {
     let from_agent =
         json!({"author": "/main/a", "recipient": "/main", "content": "hi"}).to_string();
     check_success(
@@ -1001,7 +1001,7 @@ fn warns_of_empty_turn() {
 
 // fault: 99
 #[test]
-fn skipped_text_is_taken_from_the_rollout() {
+fn takes_skipped_text_from_rollout() {
     let long = json!({"long_line": {"prefix": "{\"type\":\"item.completed\",\"item\":{\"type\":\"agent_message\",\"text\":\"",
         "bytes": 17 << 20, "suffix": "\"}}"}});
     check_success(
@@ -1070,7 +1070,7 @@ fn calls_without_output_are_capped_in_a_turn() {
 
 // fault: 89
 #[test]
-fn deep_json_of_codex_reaches_the_daemon() {
+fn passes_on_deeply_nested_json() {
     let deep = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
     let call =
         json!({"type": "function_call", "name": "x", "call_id": "a", "arguments": deep(10_000)});
@@ -1106,7 +1106,7 @@ fn deep_json_of_codex_reaches_the_daemon() {
 
 /// A codex that is older than supported, or newer than any that was tried, is told once in a process.
 #[test]
-fn tells_once_that_codexs_version_was_not_tried() {
+fn reports_untried_codex_version_once() {
     for (version, told) in [
         ("0.134.2", 1),
         ("0.135.0", 0),

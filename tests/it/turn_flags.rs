@@ -37,7 +37,7 @@ fn ask(lab: &Lab, arguments: &[&str]) -> (String, String, i32) {
 }
 
 #[test]
-fn each_verbosity_has_its_lines_on_stderr() {
+fn verbosity_selects_lines_on_stderr() {
     let lab = lab();
     let (stdout, stderr, _) = ask(&lab, &[]);
     assert_eq!(stdout, "on my way\n\nthe title\n");
@@ -65,7 +65,7 @@ fn each_verbosity_has_its_lines_on_stderr() {
 }
 
 #[test]
-fn the_last_message_alone_is_for_scripts() {
+fn last_prints_only_last_message() {
     let (stdout, stderr, status) = ask(&lab(), &["--last", "-q"]);
     assert_eq!(
         (stdout.as_str(), stderr.as_str(), status),
@@ -74,7 +74,7 @@ fn the_last_message_alone_is_for_scripts() {
 }
 
 #[test]
-fn an_error_is_told_once_in_each_verbosity_but_json() {
+fn reports_error_once_in_each_verbosity() {
     let lab = Lab::fake(json!([
         {"event": {"type": "thread.started", "thread_id": "01a1fe00-a027-7a81-b8a0-356e91ab6908"}},
         {"event": {"type": "error", "message": "no such luck"}},
@@ -93,7 +93,7 @@ fn an_error_is_told_once_in_each_verbosity_but_json() {
 }
 
 #[test]
-fn stdin_is_appended_where_that_is_asked_for() {
+fn dash_appends_stdin_to_prompt() {
     let lab = Lab::fake(Value::Null);
     let prompt = |arguments: &[&str], stdin: &str| {
         let output = Cli::new(&lab, ["turn", "--fresh"])
@@ -121,7 +121,7 @@ fn stdin_is_appended_where_that_is_asked_for() {
 }
 
 #[test]
-fn rejects_flags_that_contradict_each_other_or_say_nothing() {
+fn rejects_contradicting_and_empty_flags() {
     let lab = Lab::fake(Value::Null);
     fs::write(lab.path("schema"), "[]").unwrap();
     let schema = lab.path("schema").display().to_string();
@@ -171,7 +171,7 @@ fn rejects_flags_that_contradict_each_other_or_say_nothing() {
 }
 
 #[test]
-fn the_last_of_a_repeated_flag_counts() {
+fn last_of_repeated_flag_wins() {
     let lab = Lab::fake(Value::Null);
     let output = Cli::new(
         &lab,
@@ -184,7 +184,7 @@ fn the_last_of_a_repeated_flag_counts() {
 }
 
 #[test]
-fn help_and_version_are_subcommands_too() {
+fn help_and_version_are_subcommands() {
     let lab = Lab::fake(Value::Null);
     let stdout = |arguments: &[&str]| Cli::new(&lab, arguments.to_vec()).run().stdout;
     assert_eq!(stdout(&["help"]), stdout(&["--help"]));
@@ -194,7 +194,7 @@ fn help_and_version_are_subcommands_too() {
 
 /// The limits of the command line go before those of the config.
 #[test]
-fn timeout_and_wait_replace_the_configs() {
+fn timeout_and_wait_override_config() {
     let lab = Lab::fake(Value::Null);
     lab.config(json!({"binary": lab.codex(), "turn_timeout_secs": 50, "busy_wait_secs": 50}));
     lab.script(json!([{"touch": lab.path("started")}, {"wait_for": lab.path("go")}, "default"]));
@@ -218,7 +218,7 @@ fn timeout_and_wait_replace_the_configs() {
 
 real_codex! {
     /// Thread, effort and schema reach codex.
-    fn thread_effort_and_schema_reach_the_model(codex: &Path) {
+    fn thread_effort_and_schema_reach_model(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "{\"a\":1}"}]));
         fs::write(lab.path("schema.json"), r#"{"type":"object","properties":{"a":{"type":"integer"}}}"#).unwrap();
         let schema = lab.path("schema.json").display().to_string();

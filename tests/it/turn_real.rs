@@ -103,7 +103,7 @@ fn check_two_turns(lab: &Lab, turns: &[(Vec<Value>, Value)]) {
 }
 
 real_codex! {
-    fn two_turns_and_a_tool_call_by_the_protocol(codex: &Path) {
+    fn runs_two_turns_with_tool_call_by_protocol(codex: &Path) {
         let lab = Lab::real(codex, two_turns());
         let mut daemon = Daemon::start(&lab);
         let turns: Vec<_> = ["the first question", "the second question"]
@@ -120,7 +120,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn two_turns_and_a_tool_call_by_hand(codex: &Path) {
+    fn runs_two_turns_with_tool_call_by_hand(codex: &Path) {
         let lab = Lab::real(codex, two_turns());
         let turns: Vec<_> = ["the first question", "the second question"]
             .into_iter()
@@ -151,7 +151,7 @@ fn events_and_result(stdout: &str) -> (Vec<Value>, Value) {
 }
 
 real_codex! {
-    fn plain_output_is_the_text(codex: &Path) {
+    fn prints_text_on_stdout(codex: &Path) {
         let lab = Lab::real(codex, two_turns());
         let output = Cli::new(&lab, ["turn"]).stdin("the first question").run();
         assert_eq!((output.status, output.stdout.as_str()), (0, "I look.\n\nIt says hi.\n"), "{output:?}");
@@ -163,7 +163,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn usage_is_of_the_turn_alone(codex: &Path) {
+    fn usage_is_that_of_the_turn(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "a"}, {"text": "b"}, {"text": "c"}]));
         // Each time another process: nothing but the workspace and codex's files is remembered.
         for number in 1..=3 {
@@ -177,7 +177,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn what_codex_recovers_from_is_no_error(codex: &Path) {
+    fn recovered_errors_do_not_fail_turn(codex: &Path) {
         let lab = Lab::real_with_retries(
             codex,
             json!([
@@ -196,7 +196,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn what_fails_for_good_is_one_typed_error(codex: &Path) {
+    fn final_failure_is_one_typed_error(codex: &Path) {
         for (status, body, code, retryable) in [
             (
                 400,
@@ -321,20 +321,20 @@ fn check_prompts(codex: &std::path::Path, config: Value) {
 
 // fault: 19
 real_codex! {
-    fn prompts_reach_the_model_whole_by_stdin(codex: &Path) {
+    fn prompts_reach_model_unchanged_by_stdin(codex: &Path) {
         check_prompts(codex, json!({}));
     }
 }
 
 // fault: 19
 real_codex! {
-    fn prompts_reach_the_model_whole_by_argument(codex: &Path) {
+    fn prompts_reach_model_unchanged_by_argument(codex: &Path) {
         check_prompts(codex, json!({"prompt_via": "arg"}));
     }
 }
 
 real_codex! {
-    fn prompts_reach_the_model_whole_from_the_command_line(codex: &Path) {
+    fn prompts_reach_model_unchanged_from_command_line(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         for prompt in ["--help", "-x", "resume", "it's \"a\"\nb", "\u{1f980}"] {
             let output = Cli::new(&lab, ["turn", "--", prompt]).run();
@@ -351,7 +351,7 @@ real_codex! {
 
 // fault: 26
 real_codex! {
-    fn a_session_file_cannot_bring_arguments(codex: &Path) {
+    fn session_file_cannot_inject_arguments(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         let evil = lab.path("evil");
         fs::write(
@@ -382,7 +382,7 @@ const PIXEL_BYTES: &[u8] = &[
 ];
 
 real_codex! {
-    fn images_reach_the_model(codex: &Path) {
+    fn images_reach_model(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         let odd = lab.path("a, b \u{e9}.png");
         fs::write(&odd, PIXEL_BYTES).unwrap();
@@ -456,7 +456,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn images_by_flag_reach_the_model(codex: &Path) {
+    fn images_by_flag_reach_model(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         let odd = lab.path("a,b.png");
         fs::write(&odd, PIXEL_BYTES).unwrap();
@@ -492,7 +492,7 @@ fn conversation(lab: &Lab) -> Value {
 
 // fault: 31
 real_codex! {
-    fn a_lost_thread_is_replaced_with_the_conversation(codex: &Path) {
+    fn replays_conversation_of_lost_thread(codex: &Path) {
         for (setting, replayed) in [(None, true), (Some("replay"), true), (Some("fresh"), false)] {
             let lab = Lab::real(codex, json!([{"text": "Hello Ada."}, {"text": "Ada."}]));
             if let Some(setting) = setting {
@@ -520,7 +520,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn a_thread_whose_rollout_has_no_beginning_is_lost(codex: &Path) {
+    fn rollout_without_session_meta_is_lost(codex: &Path) {
         // What a full disk leaves, and what a power cut can.
         for (what, keep) in [("an empty file", 0), ("half a line", 100)] {
             let lab = Lab::real(codex, json!([{"text": "Hello Ada."}, {"text": "Ada."}]));
@@ -543,7 +543,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn a_lost_thread_can_be_an_error(codex: &Path) {
+    fn lost_thread_can_fail_turn(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "Hello Ada."}]));
         lab.config(json!({"lost_thread": "error"}));
         let mut daemon = Daemon::start(&lab);
@@ -558,7 +558,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn a_long_conversation_is_replayed_by_its_newest_part(codex: &Path) {
+    fn replays_newest_part_of_long_conversation(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "Hello Ada."}, {"text": "ok"}]));
         let mut daemon = Daemon::start(&lab);
         lose_thread(&lab, &mut daemon);
@@ -580,7 +580,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn fresh_starts_a_new_thread_and_keeps_the_old_one_until_then(codex: &Path) {
+    fn fresh_starts_new_thread_and_keeps_old_id(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "a"}, {"text": "b"}]));
         let first = Cli::new(&lab, ["turn", "hi"]).run();
         assert_eq!(first.status, 0, "{first:?}");
@@ -596,7 +596,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn a_reader_that_leaves_is_no_failure_to_speak_of(codex: &Path) {
+    fn ignores_closed_stdout(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "a", "event_delay_ms": 50}, {"text": "b"}]));
         let mut child = Cli::new(&lab, ["turn", "--json", "hi"]).spawn();
         drop(child.stdin.take());
@@ -617,7 +617,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn a_turn_that_is_cancelled_leaves_nothing(codex: &Path) {
+    fn cancelled_turn_leaves_nothing(codex: &Path) {
         let lab = Lab::real(
             codex,
             json!([
@@ -643,7 +643,7 @@ real_codex! {
 }
 
 real_codex! {
-    fn a_signal_ends_a_turn_by_hand(codex: &Path) {
+    fn signal_ends_turn_subcommand(codex: &Path) {
         for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143)] {
             let lab = Lab::real(
                 codex,

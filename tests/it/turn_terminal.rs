@@ -135,7 +135,7 @@ fn timeless(lines: &[String]) -> Vec<String> {
 }
 
 #[test]
-fn a_terminal_shows_what_goes_on_and_keeps_what_is_done() {
+fn shows_live_line_and_keeps_finished_steps() {
     let x = "x".repeat(80);
     for (columns, live, done) in [
         (
@@ -192,7 +192,7 @@ fn a_terminal_shows_what_goes_on_and_keeps_what_is_done() {
 }
 
 #[test]
-fn only_the_answer_is_on_stdout() {
+fn stdout_has_only_the_response() {
     let lab = Lab::fake(Value::Null);
     lab.script(work(&lab));
     fs::write(lab.path("go"), "").unwrap();
@@ -206,7 +206,7 @@ fn only_the_answer_is_on_stdout() {
 }
 
 #[test]
-fn a_turn_that_waits_for_another_does_not_say_that_it_works() {
+fn queued_turn_shows_that_it_waits() {
     if programs::find("script").is_none() {
         return;
     }
@@ -223,7 +223,7 @@ fn a_turn_that_waits_for_another_does_not_say_that_it_works() {
 }
 
 #[test]
-fn an_answer_that_cannot_be_written_is_a_failure() {
+fn fails_when_stdout_cannot_be_written() {
     let lab = Lab::fake(Value::Null);
     lab.script(work(&lab));
     fs::write(lab.path("go"), "").unwrap();
@@ -242,7 +242,7 @@ fn an_answer_that_cannot_be_written_is_a_failure() {
 }
 
 #[test]
-fn a_pipe_gets_plain_lines() {
+fn prints_plain_lines_to_pipe() {
     let lab = Lab::fake(Value::Null);
     lab.script(work(&lab));
     fs::write(lab.path("go"), "").unwrap();
@@ -264,7 +264,7 @@ plexum-openai: done in <time>; 1840 tokens in (900 from cache), 30 out; thread <
 }
 
 #[test]
-fn colour_and_a_live_line_are_for_who_wants_them() {
+fn colour_and_live_line_follow_environment() {
     for (arguments, variable, color, live) in [
         ("hi", ("LC_ALL", "C.UTF-8"), true, true),
         ("hi", ("NO_COLOR", "1"), false, true),
@@ -300,7 +300,7 @@ fn colour_and_a_live_line_are_for_who_wants_them() {
 }
 
 #[test]
-fn ctrl_c_ends_the_turn_and_a_second_one_at_once() {
+fn ctrl_c_cancels_and_second_one_kills() {
     let lab = Lab::fake(Value::Null);
     let running = |more: Vec<Value>| -> Value {
         let steps = [
@@ -356,7 +356,7 @@ fn ctrl_c_ends_the_turn_and_a_second_one_at_once() {
 
 /// Whoever reads stdout may have stopped reading; the turn can still be ended.
 #[test]
-fn a_reader_that_does_not_read_does_not_keep_a_turn() {
+fn unread_stdout_does_not_block_cancel() {
     let lab = Lab::fake(Value::Null);
     let flood = [
         json!({"long_line": {"bytes": 1 << 20, "suffix": "\"}}",
@@ -392,7 +392,7 @@ fn a_reader_that_does_not_read_does_not_keep_a_turn() {
 
 // fault: 97
 #[test]
-fn ctrl_c_ends_a_shell_loop_around_turns() {
+fn ctrl_c_ends_shell_loop() {
     let lab = Lab::fake(Value::Null);
     lab.script(
         begin()
@@ -483,7 +483,7 @@ fn shows_commands_as_written_and_why_they_failed() {
 }
 
 #[test]
-fn ctrl_z_stops_codex_too_and_fg_continues_it() {
+fn ctrl_z_stops_codex_and_fg_continues_it() {
     let lab = Lab::fake(Value::Null);
     let steps = [
         json!({"touch": lab.path("started")}),

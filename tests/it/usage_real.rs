@@ -77,7 +77,7 @@ fn check_killed(codex: &Path, recorded: (&str, usize), counted: u64) {
 }
 
 #[test]
-fn a_codex_that_was_killed_does_not_spoil_the_count() {
+fn counts_usage_after_killed_codex() {
     // In 0.135 nothing at all is recorded of what the killed one had used.
     for (version, recorded, counted) in [
         (OLDEST, ("\"call_long\"", 1), 0),
@@ -91,7 +91,7 @@ fn a_codex_that_was_killed_does_not_spoil_the_count() {
 }
 
 real_codex! {
-    fn a_full_context_window_does_not_spoil_the_count(codex: &Path) {
+    fn counts_usage_with_full_context_window(codex: &Path) {
         let lab = Lab::real(
             codex,
             json!([
@@ -128,7 +128,7 @@ fn pack(path: &Path) {
 }
 
 #[test]
-fn a_turn_on_a_packed_rollout_is_told_alone_and_whole() {
+fn counts_usage_on_packed_rollout() {
     for (version, backend) in [
         (INDEXED, EXEC),
         (CHANGED, EXEC),
@@ -163,7 +163,7 @@ fn check_packed(codex: &Path) {
 }
 
 #[test]
-fn a_thread_that_an_older_codex_began_is_counted_on() {
+fn counts_usage_of_thread_begun_by_older_codex() {
     let (Some(old), Some(new)) = (real(INDEXED), real(NEWEST)) else {
         return;
     };
@@ -222,7 +222,7 @@ fn check_sub_agents(codex: &Path) {
 
 // fault: 94
 #[test]
-fn sub_agents_are_counted_and_their_calls_are_told() {
+fn counts_sub_agents_and_emits_their_calls() {
     for version in [OLDEST, INDEXED, CHANGED, NEWEST] {
         run_on(version, EXEC, check_sub_agents);
         run_on(version, APP_SERVER, check_sub_agents);

@@ -69,7 +69,7 @@ fn runtime(lab: &Lab) -> Vec<PathBuf> {
 // fault: 102
 real_codex! {
     /// The plugin's file is deleted and replaced while it runs; its processes show their own file to nobody.
-    fn tools_are_lent_while_the_plugin_is_upgraded(codex: &Path) {
+    fn exposes_tools_while_plugin_is_upgraded(codex: &Path) {
         let Some(user) = User::one() else { return };
         let lab = Lab::real_of(user, codex, calls(4));
         let plugin = lab.path("plugin");
@@ -102,7 +102,7 @@ real_codex! {
 // fault: 102
 real_codex! {
     /// `hidepid` hides processes that are not dumpable from their own user too: then nobody's ancestors are to be seen.
-    fn tools_are_lent_where_proc_hides_processes(codex: &Path) {
+    fn exposes_tools_with_hidepid(codex: &Path) {
         let Some(user) = User::one() else { return };
         let (Some(unshare), Some(setpriv)) = (programs::find("unshare"), programs::find("setpriv")) else { return };
         let lab = Lab::real_of(user, codex, calls(1));
@@ -121,7 +121,7 @@ real_codex! {
 // fault: 102
 real_codex! {
     /// What an agent's own processes can do about those of this program: nothing, but end them.
-    fn no_process_of_the_user_looks_into_ours(codex: &Path) {
+    fn own_processes_cannot_be_inspected(codex: &Path) {
         let Some(user) = User::one() else { return };
         let lab = Lab::real_of(user, codex, calls(1));
         let root = lab.root().to_owned();
@@ -156,7 +156,7 @@ real_codex! {
 // fault: 102
 real_codex! {
     /// A registered server has its socket in everybody's config.
-    fn tools_of_a_registered_server_are_lent(codex: &Path) {
+    fn exposes_tools_of_registered_server(codex: &Path) {
         let Some(user) = User::one() else { return };
         let lab = Lab::real_of(user, codex, calls(2));
         lab.config(json!({"mcp_registration": "persistent"}));
@@ -172,7 +172,7 @@ real_codex! {
 
 // fault: 102
 #[test]
-fn a_sub_agent_calls_a_lent_tool() {
+fn sub_agent_calls_host_tool() {
     let Some(codex) = real(NEWEST) else { return };
     let Some(user) = User::one() else { return };
     let call = |name: &str, namespace: &str, arguments: Value, id: &str| json!([{"name": name, "namespace": namespace, "arguments": arguments, "id": id}]);
@@ -214,7 +214,7 @@ fn a_sub_agent_calls_a_lent_tool() {
 
 // fault: 109, 115
 #[test]
-fn what_is_another_users_is_refused_and_told() {
+fn reports_files_of_another_user() {
     let Some((alice, bob)) = User::two() else {
         return;
     };
@@ -282,7 +282,7 @@ fn what_is_another_users_is_refused_and_told() {
 // fault: 109
 /// What root makes in another user's directory that user could not write.
 #[test]
-fn root_makes_nothing_in_a_directory_of_another_user() {
+fn root_creates_nothing_in_another_users_directory() {
     let Some(user) = User::one() else { return };
     let lab = Lab::fake_of(user, Value::Null);
     let new = lab.path("new");
@@ -312,7 +312,7 @@ fn root_makes_nothing_in_a_directory_of_another_user() {
 // fault: 115
 real_codex! {
     /// A coordination lock that codex cannot open ends every turn of a new codex: what to do is said.
-    fn a_lock_that_cannot_be_opened_is_told_with_its_fix(codex: &Path) {
+    fn reports_unopenable_lock_with_fix(codex: &Path) {
         let Some(user) = User::one() else { return };
         let lab = Lab::real_of(user, codex, json!([{"text": "ok"}]));
         let has_locks = is_at_least(codex, (0, 169, 0));
@@ -354,7 +354,7 @@ real_codex! {
 
 // fault: 117
 #[test]
-fn a_squatted_directory_for_sockets_is_told() {
+fn reports_squatted_runtime_directory() {
     let Some((_, bob)) = User::two() else { return };
     // Of no other test: the directory's name has the user's number.
     let alice = User::of(61_236);
@@ -394,7 +394,7 @@ fn a_squatted_directory_for_sockets_is_told() {
 
 // fault: 100, 104
 #[test]
-fn images_and_keys_are_hidden_from_a_second_user() {
+fn hides_images_and_keys_from_other_users() {
     let Some((alice, bob)) = User::two() else {
         return;
     };
@@ -446,7 +446,7 @@ fn images_and_keys_are_hidden_from_a_second_user() {
 // fault: 102
 real_codex! {
     /// What an agent starts to stay leaves its turn behind, and with it the tools.
-    fn a_process_that_outlives_its_turn_is_refused(codex: &Path) {
+    fn rejects_process_that_outlives_its_turn(codex: &Path) {
         let Some(user) = User::one() else { return };
         let escape = lab_script();
         let command = json!({"cmd": "setsid sh -c 'sh escape.sh >/dev/null 2>&1 </dev/null &'"});
@@ -490,7 +490,7 @@ done
 // fault: 102, 114
 real_codex! {
     /// Whoever floods the socket from outside the turn takes no place of its codex.
-    fn a_flood_from_outside_keeps_codex_in(codex: &Path) {
+    fn flood_from_outside_does_not_evict_codex(codex: &Path) {
         let (Some(user), Some(perl)) = (User::one(), programs::find("perl")) else { return };
         let lab = Lab::real_of(user, codex, calls(1));
         let flood = "use IO::Socket::UNIX; while (1) { my @held; for (glob($ARGV[0])) { for my $i (1..100) { push @held, IO::Socket::UNIX->new(Peer => $_, Timeout => 1) } } select(undef, undef, undef, 0.001) }";

@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_what_it_was() {
+    fn round_trips_requests() {
         for held in [
             Held::Workspace(Path::new("/a b/\n")),
             Held::Thread("01a21bef"),

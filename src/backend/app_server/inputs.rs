@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn trusted_directories_are_no_change_of_the_config() {
+    fn ignores_trusted_directories_in_config() {
         let before = b"model = \"a\"\n[mcp_servers.x]\ncommand = \"y\"\n";
         let after = b"model = \"a\"\n\n[projects.\"/w\"]\ntrust_level = \"trusted\"\n\n[mcp_servers.x]\ncommand = \"y\"\n";
         assert_eq!(config(before), config(after));
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refreshed_token_is_no_other_account() {
+    fn refreshed_token_keeps_account() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("auth.json");
         let of = |text: &str| {

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_each_delta_once_without_white_space_at_the_ends() {
+    fn emits_deltas_once_and_trimmed() {
         assert_eq!(
             told(&[
                 ("a", "\n\nI "),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_completed_item_has_the_last_word() {
+    fn completed_item_overrides_deltas() {
         assert_eq!(
             told(&[("a", "A B C "), ("a!", "A B C D")]),
             ["0:A B C", "0: D"]
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_was_broken_off_goes_on_where_the_next_begins_as_it_did() {
+    fn continues_dropped_message_with_common_beginning() {
         assert_eq!(
             told(&[("a", "A B"), ("b", "A"), ("b", " B C"), ("b!", "A B C D")]),
             ["0:A B", "0: C", "0: D"]

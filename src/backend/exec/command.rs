@@ -308,7 +308,7 @@ mod tests {
     const RETRIES: [&str; 2] = ["-c", "features.unbounded_connection_retries=false"];
 
     #[test]
-    fn a_new_thread_reads_its_prompt_from_stdin() {
+    fn new_thread_reads_prompt_from_stdin() {
         let config = Config::default();
         for prompt in ["hi", "-", "--help", "resume"] {
             let built = build(
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_has_its_place() {
+    fn orders_arguments() {
         let config = Config {
             extra_args: vec!["--x".into()],
             model_args: [("big".to_owned(), as_model("gpt-5"))].into(),
@@ -386,7 +386,7 @@ mod tests {
 
     // fault: 77
     #[test]
-    fn extra_args_stand_before_resume_and_not_twice() {
+    fn extra_args_precede_resume_once() {
         let resumed = TurnArgs {
             thread: Some("T"),
             model: "gpt-5",
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_an_argument_goes_through_stdin() {
+    fn prompt_that_is_no_argument_goes_through_stdin() {
         let config = Config {
             prompt_via: PromptVia::Arg,
             ..Config::default()
@@ -454,7 +454,7 @@ mod tests {
 
     // fault: 70
     #[test]
-    fn a_system_text_that_cannot_be_an_argument_heads_the_prompt() {
+    fn overlong_system_text_heads_prompt() {
         let config = Config::default();
         let built = |system: &str, system_in_thread| {
             let call = TurnArgs {
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn the_model_is_mapped() {
+    fn maps_model() {
         let config = Config {
             model_args: [("a", "gpt-5"), ("none", ""), ("same", "codex")]
                 .map(|(id, model)| (id.to_owned(), as_model(model)))

@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_codex_prints_is_read() {
+    fn reads_events_of_codex() {
         check(
             r#"{"type":"thread.started","thread_id":"01a1"}"#,
             ExecEvent::ThreadStarted {
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_event_is_refused() {
+    fn rejects_lines_that_are_not_events() {
         let deep = format!(
             "{{\"type\":\"x\",\"y\":{}{}}}",
             "[".repeat(10_000),

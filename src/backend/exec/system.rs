@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_came_last_counts() {
+    fn last_system_text_counts() {
         let text = "say \"hi\"\n".repeat(20_000);
         let cancel = CancelToken::new().unwrap();
         let said = serde_json::json!({"type": "response_item", "payload": {"role": "user",

@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_turn_is_translated() {
+    fn translates_turn() {
         let mut translator = Translator::default();
         let mut said = |line: &'static str| translator.line(line.as_bytes());
         assert_eq!(
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_told_once() {
+    fn reports_failure_once() {
         let mut translator = Translator::default();
         assert_eq!(
             translator.line(br#"{"type":"error","message":"no"}"#),

@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_of_codexs_config_are_found() {
+    fn finds_values_in_codex_config() {
         let text = "# model_provider = \"no\"\nmodel_provider = \"loop back\" # yes\n\n[model_providers.'loop']\nname=1\nenv_key = 'KEY'\n[other]\nmodel = \"x\"\n";
         for (key, expected) in [
             ("model_provider", Some("loop back")),

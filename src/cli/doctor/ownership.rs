@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn directories_of_the_system_are_nobodys() {
+    fn knows_system_directories() {
         for (path, expected) in [
             ("/", true),
             ("/usr", true),

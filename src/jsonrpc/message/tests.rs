@@ -17,7 +17,7 @@ fn frames(bytes: &[u8]) -> Vec<Result<String, Frame>> {
 }
 
 #[test]
-fn lines_are_framed() {
+fn frames_lines() {
     assert_eq!(frames(b""), []);
     assert_eq!(frames(b"\n\r\n \n"), []);
     assert_eq!(
@@ -31,7 +31,7 @@ fn lines_are_framed() {
 }
 
 #[test]
-fn a_line_over_the_cap_is_skipped() {
+fn skips_line_over_limit() {
     let mut bytes = vec![b'x'; LONGEST_LINE];
     bytes.extend_from_slice(b"\r\n");
     bytes.extend(vec![b'y'; LONGEST_LINE + 1]);
@@ -49,7 +49,7 @@ fn a_line_over_the_cap_is_skipped() {
 }
 
 #[test]
-fn messages_are_told_apart() {
+fn classifies_messages() {
     let request = |line: &str| match parse(line.as_bytes()) {
         Ok(Message::Request { id, method, .. }) => (id, method),
         other => panic!("{line}: {other:?}"),
@@ -86,7 +86,7 @@ fn messages_are_told_apart() {
 }
 
 #[test]
-fn what_is_no_message_is_refused() {
+fn rejects_invalid_messages() {
     let deep = format!(
         "{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"m\",\"params\":{}",
         "[".repeat(10_000)
@@ -157,7 +157,7 @@ fn what_is_no_message_is_refused() {
     }
 }
 #[test]
-fn answers_that_are_wrong_are_told_apart_from_requests() {
+fn distinguishes_invalid_responses_from_requests() {
     for (line, id, part) in [
         (
             r#"{"jsonrpc":"2.0","id":1,"result":1,"error":{}}"#,
@@ -217,7 +217,7 @@ fn answers_that_are_wrong_are_told_apart_from_requests() {
 }
 
 #[test]
-fn a_long_message_is_cut() {
+fn truncates_long_message() {
     for (length, kept) in [
         (LONGEST_MESSAGE, LONGEST_MESSAGE),
         (LONGEST_MESSAGE + 1, LONGEST_MESSAGE + "…".len()),
@@ -231,7 +231,7 @@ fn a_long_message_is_cut() {
 
 /// What a line is the response to that is too long or not JSON, as far as that can be told.
 #[test]
-fn tells_what_a_broken_line_responds_to() {
+fn finds_id_of_broken_response() {
     let tool = Some(Id::Text("tool-7".to_owned()));
     for (beginning, end, id) in [
         (

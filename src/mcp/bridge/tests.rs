@@ -209,7 +209,7 @@ fn answered(id: u64, text: &str) -> Option<Value> {
 
 // fault: 46
 #[test]
-fn only_this_turns_own_host_gets_in() {
+fn admits_only_mcp_host_of_this_turn() {
     let turn = BridgedTurn::new();
     let token = socket::read_token(&turn.socket()).unwrap();
     for (hello, why) in [
@@ -241,7 +241,7 @@ fn only_this_turns_own_host_gets_in() {
 
 /// A stored entry of codex's config starts an `mcp-host` for whoever runs codex.
 #[test]
-fn without_the_turns_mark_a_registered_host_is_refused() {
+fn rejects_registered_host_without_turn_mark() {
     let base = tempfile::tempdir().unwrap();
     let host = Daemon {
         asked: mpsc::channel().0,
@@ -288,7 +288,7 @@ fn without_the_turns_mark_a_registered_host_is_refused() {
 }
 
 #[test]
-fn calls_go_to_the_daemon_and_back() {
+fn relays_calls_to_daemon_and_back() {
     let turn = BridgedTurn::new();
     let mut client = turn.client();
     client.call(1, "slow", &json!({"to": "bob"}));
@@ -321,7 +321,7 @@ fn calls_go_to_the_daemon_and_back() {
 }
 
 #[test]
-fn five_hundred_calls_are_in_flight_at_once() {
+fn relays_five_hundred_calls_at_once() {
     let turn = BridgedTurn::new();
     let mut client = turn.client();
     for id in 0..500 {
@@ -352,7 +352,7 @@ fn five_hundred_calls_are_in_flight_at_once() {
 
 // fault: 48
 #[test]
-fn what_nobody_waits_for_is_taken_back() {
+fn cancels_calls_of_closed_connection() {
     let mut turn = BridgedTurn::new();
     let mut client = turn.client();
     client.call(1, "slow", &json!({}));
@@ -394,7 +394,7 @@ fn what_nobody_waits_for_is_taken_back() {
 }
 
 #[test]
-fn codex_is_told_that_the_tools_are_others() {
+fn notifies_codex_of_changed_tools() {
     let turn = BridgedTurn::new();
     let mut client = turn.client();
     let warnings = turn
@@ -425,7 +425,7 @@ fn codex_is_told_that_the_tools_are_others() {
 
 // fault: 51
 #[test]
-fn connections_that_say_nothing_keep_nobody_out() {
+fn silent_connections_do_not_block_others() {
     let turn = BridgedTurn::new();
     let mut silent: Vec<BridgeClient> = (0..100).map(|_| turn.connect()).collect();
     for (at, client) in silent.iter_mut().enumerate() {
@@ -458,7 +458,7 @@ fn connections_that_say_nothing_keep_nobody_out() {
 // fault: 102
 /// Who has everything but the turn's guard above it is refused, and so is everybody while no codex runs.
 #[test]
-fn admits_processes_below_the_guard_alone() {
+fn admits_only_processes_below_guard() {
     let turn = BridgedTurn::new();
     let token = socket::read_token(&turn.socket()).unwrap();
     let hello = json!({"agent_id": "alice", "token": token});
@@ -539,7 +539,7 @@ fn bounds_unended_lines_of_all_connections() {
 
 // fault: 50
 #[test]
-fn long_lines_are_bounded_both_ways() {
+fn bounds_long_lines_in_both_directions() {
     let turn = BridgedTurn::new();
     let mut client = turn.client();
     let mut writer = client.stream.try_clone().unwrap();
@@ -566,7 +566,7 @@ fn long_lines_are_bounded_both_ways() {
 }
 
 #[test]
-fn ids_that_no_program_can_be_given_are_refused() {
+fn rejects_agent_ids_that_are_no_arguments() {
     let base = tempfile::tempdir().unwrap();
     let host: Arc<dyn ToolHost> = Arc::new(Daemon {
         asked: mpsc::channel().0,

@@ -120,7 +120,7 @@ fn answered(id: &str, text: &str) -> String {
 }
 
 #[test]
-fn versions_are_negotiated() {
+fn negotiates_version() {
     for (wanted, given) in [
         ("2025-11-25", "2025-11-25"),
         ("2025-06-18", "2025-06-18"),
@@ -146,7 +146,7 @@ fn versions_are_negotiated() {
 }
 
 #[test]
-fn before_initialize_there_is_only_ping() {
+fn answers_only_ping_before_initialize() {
     for (line, expected) in [
         (r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#, ok("1", "{}")),
         (
@@ -173,7 +173,7 @@ fn before_initialize_there_is_only_ping() {
 
 // fault: 52
 #[test]
-fn each_message_has_its_answer_or_none() {
+fn answers_each_kind_of_message() {
     let listed = r#"{"tools":[{"name":"send","description":"does send","inputSchema":{"type":"object"}},{"name":"list","description":"does list","inputSchema":{"type":"object"}}]}"#;
     let params = |id: &str, message: &str| no(id, PARAMS, message);
     for (line, expected) in [
@@ -419,7 +419,7 @@ fn each_message_has_its_answer_or_none() {
 }
 
 #[test]
-fn deep_arguments_overflow_no_stack() {
+fn deep_arguments_do_not_overflow_stack() {
     let deep = format!("{{\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
     let mut client = SessionClient::initialized("2025-11-25");
     assert_eq!(
@@ -444,7 +444,7 @@ fn call(id: &str, rest: &str) -> String {
 
 // fault: 49
 #[test]
-fn calls_are_answered_in_any_order_and_once() {
+fn answers_calls_in_any_order_and_once() {
     let mut client = SessionClient::initialized("2025-06-18");
     assert_eq!(client.line(&call("1", "")), "call 0 - send {}");
     assert_eq!(client.line(&call("\"1\"", "")), "call 1 - send {}");
@@ -467,7 +467,7 @@ fn calls_are_answered_in_any_order_and_once() {
 }
 
 #[test]
-fn what_is_cancelled_is_never_answered() {
+fn never_answers_cancelled_calls() {
     let mut client = SessionClient::initialized("2025-06-18");
     client.line(&call("1", r#","_meta":{"progressToken":"t"}"#));
     client.line(&call("2", ""));
@@ -484,7 +484,7 @@ fn what_is_cancelled_is_never_answered() {
 }
 
 #[test]
-fn progress_is_told_to_who_asks() {
+fn reports_progress_on_request() {
     for (version, message) in [
         ("2025-11-25", r#","message":"send is running""#),
         ("2024-11-05", ""),
@@ -526,7 +526,7 @@ fn rejects_batches_in_every_version() {
 }
 
 #[test]
-fn tools_are_listed_once_in_order_and_in_pages() {
+fn lists_tools_in_order_and_pages() {
     let many: Vec<Tool> = (0..450).map(|number| tool(&format!("t{number}"))).collect();
     let big = |number: usize| Tool {
         description: Some("x".repeat(400_000)),
@@ -564,7 +564,7 @@ fn tools_are_listed_once_in_order_and_in_pages() {
 
 // fault: 52
 #[test]
-fn a_tool_that_cannot_be_offered_as_it_is_is_warned_of() {
+fn warns_of_tools_that_cannot_be_offered() {
     let given = |name: &str, schema: &str| Tool {
         input_schema: RawValue::from_string(schema.to_owned()).ok(),
         description: None,

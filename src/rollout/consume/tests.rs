@@ -104,7 +104,7 @@ const HEAVY: &str = r#""...(tool called)""#;
 
 // fault: 53, 55
 #[test]
-fn every_shape_is_consumed() {
+fn consumes_every_shape_of_output() {
     let a = call("a");
     let heavy_a = a.replace(r#""{\"cmd\":\"ls\"}""#, r#""{}""#);
     let pair = |text: &str| [a.clone(), output("a", text)];
@@ -211,7 +211,7 @@ fn every_shape_is_consumed() {
 
 // fault: 54
 #[test]
-fn what_has_no_other_half_is_missing() {
+fn reports_unpaired_calls_as_missing() {
     let a = call("a");
     let out = output("a", LONG);
     let with = |line: &str, from: &str, to: &str| line.replace(from, to);
@@ -253,7 +253,7 @@ fn what_has_no_other_half_is_missing() {
 
 // fault: 62
 #[test]
-fn a_marker_is_cut_to_what_fits() {
+fn truncates_marker_to_fit() {
     let a = call("a");
     for (before, op, after) in [
         (r#""""#, Op::Light, r#""""#),
@@ -298,7 +298,7 @@ fn a_marker_is_cut_to_what_fits() {
 }
 
 #[test]
-fn one_consumption_after_another() {
+fn consumes_repeatedly() {
     let a = call("a");
     let heavy_a = a.replace(r#""{\"cmd\":\"ls\"}""#, r#""{}""#);
     let long = output("a", LONG);
@@ -358,7 +358,7 @@ fn one_consumption_after_another() {
 
 // fault: 54
 #[test]
-fn ids_that_come_twice_are_paired_in_order() {
+fn pairs_repeated_ids_in_order() {
     let first = call("a");
     let second = first.replace("ls", "rm");
     let done = |line: &str| {
@@ -402,7 +402,7 @@ fn ids_that_come_twice_are_paired_in_order() {
 
 // fault: 55
 #[test]
-fn copies_in_a_compacted_history_are_consumed_too() {
+fn consumes_copies_in_compacted_history() {
     let compacted = |items: &str| {
         format!(
             r#"{{"timestamp":"t","type":"compacted","payload":{{"message":"m","replacement_history":[{items}],"replacement_history_metadata":[null,{{"a":1}}]}}}}"#
@@ -471,7 +471,7 @@ fn copies_in_a_compacted_history_are_consumed_too() {
 }
 
 #[test]
-fn a_nested_id_stands_for_its_call_once_all_are_named() {
+fn nested_ids_consume_their_call_when_all_are_named() {
     let exec = line(
         r#"{"type":"custom_tool_call","call_id":"outer","name":"exec","input":"await tools.x()"}"#,
     );
@@ -761,7 +761,7 @@ fn due(halves: &[HalfCall]) -> Vec<bool> {
 
 // fault: 53
 #[test]
-fn random_rollouts_are_consumed_right() {
+fn consumes_random_rollouts() {
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
     let (mut touched, mut missing, mut whole, mut cut) = (0, 0, 0, 0);
     for round in 0..4_000 {
@@ -943,7 +943,7 @@ fn pair() -> String {
 
 // fault: 59, 61
 #[test]
-fn a_file_is_rewritten_in_place() {
+fn rewrites_file_in_place() {
     let (new, _) = consumed(pair().as_bytes(), &[light("a")]);
     let freed = json_bytes(&pair()) - json_bytes(std::str::from_utf8(&new).unwrap());
     let home = Home::new(&pair());
@@ -1011,7 +1011,7 @@ fn a_file_is_rewritten_in_place() {
 
 // fault: 59
 #[test]
-fn what_cannot_be_replaced_whole_is_refused() {
+fn rejects_files_that_cannot_be_replaced() {
     let home = Home::new(&pair());
     let link = home.rollout.with_file_name("rollout-link.jsonl");
     let check = |path: &Path, message: &str| {
@@ -1057,7 +1057,7 @@ fn what_cannot_be_replaced_whole_is_refused() {
 
 // fault: 58
 #[test]
-fn a_thread_in_use_is_busy() {
+fn reports_thread_in_use_as_busy() {
     let home = Home::new(&pair());
     let held = WriterLock::take(home.directory.path(), THREAD).unwrap();
     let error = home.consume(&[light("a")], WriteMode::Write).unwrap_err();
@@ -1102,7 +1102,7 @@ fn a_thread_in_use_is_busy() {
 }
 
 #[test]
-fn a_leftover_of_a_killed_run_is_removed() {
+fn removes_leftover_of_killed_run() {
     let home = Home::new(&pair());
     let name = format!(
         ".{}.plexum-tmp",
@@ -1122,7 +1122,7 @@ fn replaced(source: &RolloutFile, patches: &[Patch]) -> Replaced {
 
 // fault: 57
 #[test]
-fn a_change_in_between_is_noticed() {
+fn notices_concurrent_change() {
     let home = Home::new(&pair());
     let made = |source: &RolloutFile| {
         let never = CancelToken::new().unwrap();
@@ -1201,7 +1201,7 @@ fn copy_of(home: &Home) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_request_is_checked_before_anything_is_opened() {
+fn checks_request_before_opening_files() {
     let none = Path::new("/nonexistent");
     let nothing = consume(
         none,

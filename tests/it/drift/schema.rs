@@ -111,7 +111,7 @@ pub(super) fn response_file(directory: &Path, request: &str) -> PathBuf {
 }
 
 #[test]
-fn names_all_that_a_schema_has() {
+fn lists_every_name_in_schema() {
     let schema = json!({
         "oneOf": [{"properties": {"method": {"enum": ["a/b"]}, "params": {"$ref": "#/definitions/Params"}}}],
         "definitions": {

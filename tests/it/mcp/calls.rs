@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 // fault: 52
 #[test]
-fn the_tools_can_change_while_codex_runs() {
+fn tools_change_during_turn() {
     let mut held = Held::new(&["old"]);
     let mut host = Host::start(&held);
     let list = |host: &mut Host| -> Vec<String> {
@@ -47,7 +47,7 @@ fn the_tools_can_change_while_codex_runs() {
 
 /// A codex that was started without tools has no server that could get some; that is said.
 #[test]
-fn tools_that_come_too_late_are_told() {
+fn reports_tools_changed_too_late() {
     let lab = Runtime::new(Lab::fake(Value::Null));
     lab.script(json!([
         {"touch": lab.path("started")},
@@ -75,7 +75,7 @@ fn tools_that_come_too_late_are_told() {
 
 /// The daemon is told of the calls that nobody waits for, when it ends the plugin too.
 #[test]
-fn the_end_takes_the_open_calls_back() {
+fn shutdown_cancels_open_calls() {
     let mut held = Held::new(&["t"]);
     held.daemon.on_tool_call(|_| None);
     let mut host = Host::start(&held);
@@ -92,7 +92,7 @@ fn the_end_takes_the_open_calls_back() {
 // fault: 41
 /// Nobody waits for an answer that has come and cannot be used; the caller is told what is wrong with it.
 #[test]
-fn an_answer_that_cannot_be_used_ends_its_call() {
+fn unusable_response_ends_its_call() {
     let mut held = Held::new(&["t"]);
     held.daemon.on_tool_call(|_| None);
     let mut host = Host::start(&held);
@@ -164,7 +164,7 @@ fn an_answer_that_cannot_be_used_ends_its_call() {
 
 /// The way of a call from codex's side to the daemon and back costs less than a millisecond.
 #[test]
-fn a_call_is_quick() {
+fn call_latency_is_low() {
     const CALLS: usize = 200;
     let mut held = Held::new(&["echo"]);
     echo(&mut held.daemon);
@@ -198,7 +198,7 @@ fn a_call_is_quick() {
 /// A call whose `tool_use` is never recorded goes on all the same, after a few no more of them wait, and with
 /// `tool_events: false` none does.
 #[test]
-fn a_call_that_is_not_recorded_waits_a_moment() {
+fn unrecorded_call_is_held_briefly() {
     const HOLD: Duration = Duration::from_millis(250);
     for (config, held_calls) in [(json!({}), 3), (json!({"tool_events": false}), 0)] {
         let lab = Runtime::new(Lab::fake(Value::Null));
@@ -238,7 +238,7 @@ fn a_call_that_is_not_recorded_waits_a_moment() {
 // fault: 49
 /// Five hundred calls are in flight at once, and the daemon answers them in an order of its own.
 #[test]
-fn five_hundred_calls_at_once() {
+fn relays_five_hundred_calls_at_once() {
     const CALLS: usize = 500;
     let mut held = Held::new(&["wait"]);
     held.daemon.on_tool_call(|_| None);

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 #[test]
-fn a_host_lives_no_longer_than_either_side() {
+fn mcp_host_ends_with_either_side() {
     let held = Held::new(&["never"]);
     // codex closes stdin, in the middle of a call too.
     let mut host = Host::start(&held);
@@ -42,7 +42,7 @@ fn a_host_lives_no_longer_than_either_side() {
 }
 
 #[test]
-fn a_host_by_hand_says_what_is_wrong() {
+fn mcp_host_reports_usage_errors() {
     let lab = Lab::fake(Value::Null);
     let dir = tempfile::Builder::new()
         .prefix("pxo")

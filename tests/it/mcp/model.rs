@@ -78,7 +78,7 @@ fn config(lab: &Lab) -> String {
 real_codex! {
     /// The daemon knows a call by its event before it is asked to run it, one after the other and at once, and one
     /// without events does not wait for them.
-    fn a_call_is_told_before_it_is_asked_for(codex: &Path) {
+    fn tool_use_precedes_tool_call(codex: &Path) {
         let call = |id: &str| {
             json!({"name": "send", "namespace": namespace("alice"), "arguments": {"to": id}, "id": id})
         };
@@ -112,7 +112,7 @@ real_codex! {
 
 real_codex! {
     /// The tools are in the model's first request, a call goes to the daemon and its answer to the model.
-    fn a_call_goes_to_the_daemon_and_back(codex: &Path) {
+    fn relays_call_to_daemon_and_back(codex: &Path) {
         let lab = Runtime::new(Lab::real(codex, calls("alice", &["send", "fail", "many"])));
         let before = config(&lab);
         let mut daemon = Daemon::start(&lab);
@@ -248,14 +248,14 @@ fn check_every_answer(codex: &Path) {
 
 // fault: 41
 real_codex! {
-    fn every_answer_reaches_the_model(codex: &Path) {
+    fn every_result_reaches_model(codex: &Path) {
         check_every_answer(codex);
     }
 }
 
 /// A version between those, whose reader takes other numbers than either.
 #[test]
-fn every_answer_reaches_the_model_of_the_version_between() {
+fn every_result_reaches_model_of_version_between() {
     if let Some(codex) = codex::real(codex::CHANGED) {
         check_every_answer(&codex);
     }
@@ -264,14 +264,14 @@ fn every_answer_reaches_the_model_of_the_version_between() {
 // fault: 47
 real_codex! {
     /// Three agents at once, each with a tool of its own: none sees another's, nothing of codex's is written.
-    fn agents_have_their_own_tools_alone(codex: &Path) {
+    fn agents_see_only_their_own_tools(codex: &Path) {
         isolation(codex, "turn", &["alice", "bob", "carol-1"]);
     }
 }
 
 real_codex! {
     /// The same with servers that are registered with codex for good, eight at the same moment.
-    fn registered_agents_have_their_own_tools_alone(codex: &Path) {
+    fn registered_agents_see_only_their_own_tools(codex: &Path) {
         let agents = ["a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8"];
         isolation(codex, "persistent", &agents);
     }
@@ -347,7 +347,7 @@ fn isolation(codex: &Path, registration: &str, agents: &[&str]) {
 
 real_codex! {
     /// Without tools there is no server, and without registration there are no tools.
-    fn no_tools_cost_nothing(codex: &Path) {
+    fn starts_no_server_without_tools(codex: &Path) {
         for (registration, tools) in [("turn", &[][..]), ("off", &["send"])] {
             let lab = Runtime::new(Lab::real(codex, json!([{"text": "hi"}])));
             lab.config(json!({"mcp_registration": registration}));
@@ -363,7 +363,7 @@ real_codex! {
 // fault: 41
 real_codex! {
     /// A call that is never answered ends with the turn; an answer after that is ignored.
-    fn a_call_without_an_answer_ends_with_the_turn(codex: &Path) {
+    fn unanswered_call_ends_with_turn(codex: &Path) {
         let lab = Runtime::new(Lab::real(codex, calls("alice", &["never"])));
         let mut daemon = Daemon::start(&lab);
         daemon.on_tool_call(|_| None);
@@ -383,7 +383,7 @@ real_codex! {
 // fault: 40, 48
 real_codex! {
     /// Whatever ends in the middle of a call, nothing hangs and nothing is left.
-    fn whatever_dies_in_a_call_nothing_is_left(codex: &Path) {
+    fn leaves_nothing_when_a_process_dies_in_a_call(codex: &Path) {
         for what in ["daemon", "SIGTERM", "plugin", "codex", "mcp-host"] {
             let lab = Runtime::new(Lab::real(codex, calls("alice", &["never"])));
             let mut daemon = Daemon::start(&lab);
@@ -463,7 +463,7 @@ fn daemon_consumes(lab: &Lab, daemon: &mut Daemon, call: &str, before: &[u32]) -
 
 real_codex_by! { APP_SERVER,
     /// The tools are lent to one turn after the other, by the same server as long as they are the same.
-    fn tools_are_lent_to_the_next_turn_of_a_kept_server(codex: &Path) {
+    fn kept_server_gets_tools_of_next_turn(codex: &Path) {
         let call = |id: &str, tool: &str| json!({"match": id, "times": 1, "calls": [{"id": id, "name": tool, "namespace": namespace("alice")}]});
         let lab = Runtime::new(Lab::real(codex, json!([
             call("call_a", "send"), call("call_b", "send"), call("call_c", "read"), call("call_d", "read"), call("call_f", "send"),

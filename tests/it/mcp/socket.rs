@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 // fault: 46
 #[test]
-fn a_host_of_another_turn_is_refused() {
+fn rejects_mcp_host_of_another_turn() {
     let held = Held::new(&["x"]);
     let socket = held.socket.to_str().unwrap();
     let output = Cli::new(
@@ -45,7 +45,7 @@ fn a_host_of_another_turn_is_refused() {
 // fault: 46
 /// The kernel says who connects; neither the directory nor the mode of the socket is all that keeps others out.
 #[test]
-fn another_user_is_refused() {
+fn rejects_another_user() {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
     if User::one().is_none() {
@@ -96,7 +96,7 @@ fn another_user_is_refused() {
 // fault: 43
 /// A live listener where a registered agent's socket should be is not touched, and the turn says so.
 #[test]
-fn a_live_listener_is_not_stolen() {
+fn keeps_live_listener() {
     let lab = Runtime::new(Lab::fake(Value::Null));
     lab.config(json!({"mcp_registration": "persistent"}));
     let directory = lab.short.path().join("plexum-openai");
@@ -122,7 +122,7 @@ fn a_live_listener_is_not_stolen() {
 // fault: 45
 /// A directory for sockets that is not private is refused, and what to do is said.
 #[test]
-fn a_directory_of_others_is_refused() {
+fn rejects_runtime_directory_of_others() {
     let lab = Runtime::new(Lab::fake(Value::Null));
     let directory = lab.short.path().join("plexum-openai");
     fs::create_dir(lab.path("elsewhere")).unwrap();
