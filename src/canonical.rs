@@ -1,4 +1,4 @@
-//! The daemon's types: what a provider is, what a turn tells while it runs, and what it cost.
+//! The daemon's types: what a provider is, the events of a turn, and what it cost.
 //!
 //! Pure data. The names and shapes are those of the wire contract (`man/plexum-openai-protocol.7`); how they
 //! are framed is `plugin`'s business, and where they come from is `turn`'s.
@@ -252,7 +252,7 @@ pub(crate) enum TurnEvent<'a> {
         state: Status,
         #[serde(skip_serializing_if = "Option::is_none")]
         detail: Option<Cow<'a, str>>,
-        /// The number of a message of which a part was told and that does not go on.
+        /// The number of a message of which a part was emitted and that does not go on.
         #[serde(skip_serializing_if = "Option::is_none")]
         discarded_message: Option<usize>,
     },
@@ -286,7 +286,7 @@ pub(crate) struct RateWindow {
     pub(crate) resets_at: Option<u64>,
 }
 
-/// The limits of the account, as the provider told them last. At least one of them is there.
+/// The limits of the account, as the provider reported them last. At least one of them is there.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct RateLimits {
     pub(crate) primary: Option<RateWindow>,

@@ -2,12 +2,12 @@
 //!
 //! Code branches on the [`Kind`]; people read the message, which says what failed, on what, why, and what to
 //! do where that is known. Exit status, JSON-RPC code and canonical error code all come from the kind, here
-//! and nowhere else, so that a terminal, the daemon and a script are told the same thing.
+//! and nowhere else, so that a terminal, the daemon and a script get the same message.
 
 use std::fmt;
 use std::io;
 
-/// What kind of thing went wrong, as far as code has to tell the kinds apart.
+/// What kind of thing went wrong, as far as code has to distinguish the kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The command line is wrong.

@@ -406,7 +406,7 @@ impl Child {
             add(stderr.as_fd(), PollFlags::IN, |ready| ready.stderr = true);
         }
         if let Some(input) = &self.stdin {
-            // Asked for nothing, it tells only that nobody reads it any more.
+            // Polled for nothing, it only reports that its reader is gone.
             let flags = match input.written < input.unwritten.len() || !input.stays_open {
                 true => PollFlags::OUT,
                 false => PollFlags::empty(),
@@ -447,7 +447,7 @@ impl Child {
         match input.pipe.write(&input.unwritten[input.written..]) {
             Ok(more) => input.written += more,
             Err(error) if again(&error) => return,
-            // codex does not want it. What it says of that, or its exit, is what will be told.
+            // codex does not read it. Its own message, or its exit, is what will be reported.
             Err(_) => {
                 self.stdin = None;
                 return;
@@ -654,7 +654,7 @@ struct LineBuffer {
     searched: usize,
     /// The end of the first line, where it is known.
     end: Option<usize>,
-    /// Bytes of a line too long, while its end has not come; then what [`OutputLine::Skipped`] tells.
+    /// Bytes of a line too long, while its end has not come; then what [`OutputLine::Skipped`] reports.
     skipping: Option<u64>,
     skipped: Option<u64>,
 }

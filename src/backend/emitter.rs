@@ -12,13 +12,13 @@ use std::borrow::Cow;
 pub(crate) struct Emitter<'a> {
     pub(crate) sink: &'a mut dyn EventSink,
     pub(crate) started: bool,
-    /// The error that was told.
+    /// The error that was emitted.
     pub(crate) failed: Option<TurnError>,
-    /// It was told that the turn waits.
+    /// It was emitted that the turn waits.
     pub(crate) is_queued: bool,
     /// Messages of the assistant so far.
     pub(crate) texts: usize,
-    /// Events of tool calls so far, told or not wanted.
+    /// Events of tool calls so far, emitted or not wanted.
     pub(crate) calls: usize,
 }
 
@@ -34,7 +34,7 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Tells `message_start`, if it was not told.
+    /// Emits `message_start`, once.
     pub(crate) fn start(&mut self) {
         if !self.started {
             self.started = true;
@@ -180,19 +180,19 @@ impl<'a> Emitter<'a> {
     }
 }
 
-/// Where a turn tells what happens.
+/// Where the events of a turn go.
 pub(crate) trait EventSink {
     /// One event, in the order of the contract. It may be kept back until the next [`EventSink::flush`].
     fn event(&mut self, event: &TurnEvent<'_>);
     /// One event that is JSON already.
     fn raw_event(&mut self, event: &[u8]);
-    /// The message or the thought that was told last is whole, or does not go on.
+    /// The message or the thought that was emitted last is whole, or does not go on.
     fn text_ends(&mut self) {}
     /// Something for the log that is not an event.
     fn log(&mut self, level: Level, message: &str);
     /// What codex is doing, for people.
     fn step(&mut self, _step: &Step) {}
-    /// Does a tool call wait for its `tool_use` to be told?
+    /// Does a tool call wait for its `tool_use` event?
     fn holds_calls(&self) -> bool {
         false
     }
@@ -205,7 +205,7 @@ pub(crate) trait EventSink {
     }
 }
 
-/// How serious something told to the daemon's log is.
+/// The level of a message to the daemon's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
     Debug,

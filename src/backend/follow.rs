@@ -1,7 +1,7 @@
 //! Following the rollout of a running turn: tool calls with codex's own ids, as codex records them.
 //!
 //! codex's events have no call ids and its rollout has no progress, so a turn listens to both. The rollout is
-//! read from where it stood when the turn began, so a turn costs what it wrote and tells nothing of an earlier
+//! read from where it stood when the turn began, so a turn costs what it wrote and emits nothing of an earlier
 //! one. What it says is queued in codex's order, texts of the assistant among the calls, and the turn takes the
 //! calls out around the texts that codex prints. The queue is bounded: no more is read than is taken.
 
@@ -441,7 +441,7 @@ impl RolloutFollower {
     }
 }
 
-/// A rollout that is read as it grows. What codex records while it is being ended is still told, as far as it can be
+/// A rollout that is read as it grows. What codex records while it is being ended is still emitted, as far as it can be
 /// read in a moment.
 fn growing(file: File, cancel: &CancelToken) -> Cancellable<File> {
     Cancellable::patient(file, cancel, Duration::from_millis(500))
@@ -565,7 +565,7 @@ impl Taker<'_> {
         }
     }
 
-    /// Looks at a call before it is told.
+    /// Looks at a call before it is emitted.
     fn note_call(&mut self, call: &mut record::Call<'_>) {
         self.rename(call);
         if call.name == "update_plan" && call.namespace.is_none() {
@@ -656,7 +656,7 @@ mod tests {
         format!("{line}\n")
     }
 
-    /// Where codex's count stands, in input tokens; and the sum that it tells with it.
+    /// Where codex's count stands, in input tokens; and the sum that it reports with it.
     fn total(input: u64, sum: u64) -> String {
         let used = json!({"input_tokens": input, "output_tokens": 0, "total_tokens": sum});
         line(

@@ -13,7 +13,7 @@
 //! exit status on and what an agent started to stay lives on.
 //!
 //! The guard talks on no channel of its own. Its streams are codex's and it lets go of them once codex runs.
-//! SIGTERM tells it to end codex. That codex could not be started is told on stdout by a line that no codex
+//! SIGTERM tells it to end codex. That codex could not be started is reported on stdout by a line that no codex
 //! prints ([`SPAWN_ERROR`]) and exit status 127.
 
 use crate::os::{self, Pid, SIGCHLD, SIGINT, SIGTERM, Signal, SignalPipe};
@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 /// The first argument that makes this executable a guard.
 pub(crate) const NAME: &str = "codex-guard";
-/// How the line begins that tells why codex could not be started; an errno follows.
+/// How the line begins that reports why codex could not be started; an errno follows.
 pub(crate) const SPAWN_ERROR: &str = "plexum-openai codex-guard: cannot start codex: errno ";
 
 /// How long a codex that ends when its stdin is closed has for that. It needs 0.07 s (0.135 to 0.169), and at SIGINT it
@@ -69,7 +69,7 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
     let signals = SignalPipe::register(&SIGNALS);
     // Before the plugin is looked for: no codex runs that another plugin could take for ended.
     let _lock = (!lock.is_empty()).then(|| os::keep_locked(Path::new(&lock)));
-    // The plugin may have died before the kernel was asked to tell.
+    // The plugin may have died before the kernel was asked for the signal.
     if os::own_parent() != Some(plugin) {
         return 143;
     }
@@ -176,7 +176,7 @@ fn wait_for_end(codex: Pid, time: Duration, signals: &mut SignalPipe) -> Option<
 /// Ends every process below this one: SIGTERM, a short grace, SIGKILL until none is left.
 fn sweep(signals: &mut SignalPipe) {
     os::end_own_descendants(LEFT_BEHIND, AFTER_KILL, |next_look| {
-        // Only children tell of their end.
+        // Only the end of a child sends a signal.
         signals.wait(Some(next_look));
         while os::reap().is_some() {}
     });

@@ -192,7 +192,7 @@ pub(crate) struct Tokens {
     pub(crate) thread: Option<Usage>,
 }
 
-/// What a turn's response tells of what it took.
+/// What a turn's response reports of its cost.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Account {
     pub(crate) tokens: Tokens,

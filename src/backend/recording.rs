@@ -1,4 +1,4 @@
-//! What codex records of a turn while it runs, told among what it says: tool calls with codex's own ids, the calls of
+//! Emits what codex records of a turn while it runs, among what it reports: tool calls with codex's own ids, the calls of
 //! sub-agents, tokens, how the turn ended.
 //!
 //! The rollout has everything and has it first; what codex says beside it, whichever way it is run, has no call ids.
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 /// How often a rollout is looked at that grows.
 pub(super) const TICK: Duration = Duration::from_millis(40);
 
-/// How long a printed text waits for its record, so that the calls before it are told before it.
+/// How long a printed text waits for its record, so that the calls before it are emitted before it.
 const RECORD_WAIT: Duration = Duration::from_millis(300);
 
 /// After so many texts in a row without a record, none is waited for any more.
@@ -40,7 +40,7 @@ const AGENT_PAUSE: Duration = Duration::from_millis(150);
 /// The longest first line of a rollout that is read: it holds codex's whole instructions.
 const MAX_META: u64 = 4 << 20;
 
-/// How much is still told of tool calls after a cancel, in bytes: a daemon that does not read has it pile up.
+/// How much of tool calls is still emitted after a cancel, in bytes: a daemon that does not read has it pile up.
 const MAX_AFTER_CANCEL: usize = 8 << 20;
 
 /// The record of a running turn.
@@ -61,7 +61,7 @@ pub(super) struct Recording<'a> {
     pause: Duration,
     /// How many printed texts in a row were not found in it.
     unmatched: u32,
-    /// The text that was told last.
+    /// The text that was emitted last.
     last_text: Option<String>,
     /// How many printed texts have no record of the same words.
     misprinted: u32,
@@ -118,7 +118,7 @@ impl<'a> Recording<'a> {
         self.begun = now();
     }
 
-    /// This text was told.
+    /// This text was emitted.
     pub(super) fn set_last_text(&mut self, text: &str) {
         self.last_text = Some(text.trim().to_owned());
     }
@@ -176,7 +176,7 @@ impl<'a> Recording<'a> {
         find::parse_version(&version)
     }
 
-    /// What the turn took. `totals` is what codex has told of the thread at its end.
+    /// What the turn took. `totals` is what codex has reported of the thread at its end.
     pub(super) fn account(mut self, totals: Option<Usage>, emitter: &mut Emitter<'_>) -> Account {
         let telemetry = self.follower.as_ref().map(|it| it.telemetry().clone());
         let recorded = self.follower.as_mut().and_then(|it| it.tokens(totals));
@@ -306,7 +306,7 @@ impl<'a> Recording<'a> {
         }
     }
 
-    /// Tells everything that is recorded and was not told, the turn being over; texts only where codex has not
+    /// Emits everything that is recorded and was not emitted, the turn being over; texts only where codex has not
     /// printed them.
     pub(super) fn emit_remaining(&mut self, left: Unprinted, emitter: &mut Emitter<'_>) {
         self.find_agents(emitter);

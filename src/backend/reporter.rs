@@ -1,4 +1,4 @@
-//! What codex says of a running turn, told to whoever asked for it: texts, steps, plans and trouble from what it
+//! Emits what codex reports of a running turn: texts, steps, plans and trouble from what it
 //! prints, tool calls from what it records, each in its place. The same whichever way codex is run.
 
 use super::emitter::{Emitter, Step, StepKind, StepState};
@@ -15,7 +15,7 @@ use serde_json::json;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// So many warnings of codex, and lines that are not events, are told as warnings in a turn; the rest at `debug`.
+/// So many warnings of codex, and lines that are not events, are emitted as warnings in a turn; the rest at `debug`.
 const MAX_TROUBLES: u64 = 20;
 
 /// What codex says where it cannot write into a rollout (0.135.0 to 0.169.0).
@@ -40,9 +40,9 @@ pub(super) struct Reporter<'a> {
     is_unrecorded: bool,
     /// The items that codex has reported as begun and not as over.
     open: HashSet<String>,
-    /// The web searches that were told.
+    /// The web searches that were emitted.
     searches: HashSet<String>,
-    /// The to-do list that was told last.
+    /// The to-do list that was emitted last.
     plan: Option<Vec<PlanItem>>,
 }
 
@@ -230,7 +230,7 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    /// What the turn came to, beside its status. `totals` is what codex has told of the thread at its end.
+    /// What the turn came to, beside its status. `totals` is what codex has reported of the thread at its end.
     pub(super) fn conclude(self, totals: Option<Usage>, emitter: &mut Emitter<'_>) -> Concluded {
         Concluded {
             thread: self.recording.thread().map(str::to_owned),

@@ -1,6 +1,6 @@
 //! What a turn alone has used, and its thread.
 //!
-//! codex counts over the whole thread, tells that total and records it, and a new codex goes on from what was
+//! codex counts over the whole thread, reports that total and records it, and a new codex goes on from what was
 //! recorded last. Two things are lost on that way, measured on 0.135.0 to 0.169.0: a request that does not fit
 //! the context window any more sets the count to 0, and a codex that is killed in mid-call has not recorded its
 //! last request in it. So what is used is added up here from how the total grows; and from 0.153 on, where codex

@@ -1,4 +1,4 @@
-//! What help tells besides the flags: what the program is, its files, its environment, its exit statuses. Data
+//! What help has besides the flags: what the program is, its files, its environment, its exit statuses. Data
 //! alone; words in backquotes are code.
 
 /// The program's name, as it is installed and as every message begins.

@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 /// How many columns there are where nobody says.
 const USUAL: usize = 80;
 
-/// The width of this terminal in columns; where it tells none, what `COLUMNS` says.
+/// The width of this terminal in columns; where it has none, that of `COLUMNS`.
 pub(super) fn terminal_width(stream: impl AsFd) -> usize {
     let told = || std::env::var("COLUMNS").ok()?.parse().ok();
     os::terminal_size(stream)

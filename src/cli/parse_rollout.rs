@@ -27,7 +27,7 @@ use std::time::Duration;
 ///
 /// # Errors
 /// [`Kind::Usage`] and [`Kind::Config`], and [`Kind::Io`] where stdout cannot be written. A file that cannot be
-/// read is told on stderr, and the others are read all the same.
+/// read is reported on stderr, and the others are read all the same.
 pub(crate) fn run(
     parsed: &Parsed,
     stdout: &mut (dyn Write + Send),
@@ -395,7 +395,7 @@ struct Events<'a, W> {
     out: &'a mut W,
     /// With the event of each open call that is wanted.
     calls: Calls<Vec<u8>>,
-    /// Are calls without an output told, too?
+    /// Are calls without an output printed, too?
     all: bool,
     filter: &'a Filter<'a>,
     /// The member that each event has where there are several files.

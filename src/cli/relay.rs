@@ -76,7 +76,7 @@ impl Skipped {
     }
 }
 
-/// Why there is no end to tell of.
+/// Why the end was not reached.
 #[derive(Debug)]
 pub(super) enum RelayError {
     /// There is no thread to be had.

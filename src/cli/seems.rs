@@ -125,7 +125,7 @@ fn kind_of_line(line: &[u8]) -> Seen {
 
 const OLD: &str = "it seems to be a rollout of a codex from before September 2025, whose lines have no payload; no supported codex goes on with it";
 
-/// What the first bytes tell of formats that are not text.
+/// The formats that are not text, by their first bytes.
 fn format_of(head: &[u8]) -> Option<&'static str> {
     let formats: [(&[u8], &str); 11] = [
         (

@@ -1,6 +1,6 @@
 //! `turn`: one turn in a workspace, for people and scripts.
 //!
-//! The same turn as the daemon's, told to a terminal: the assistant's text or the canonical events on stdout,
+//! The same turn as the daemon's, printed for a terminal: the assistant's text or the canonical events on stdout,
 //! what codex does meanwhile on stderr.
 
 use super::flags::{Parsed, at_home, usage};
@@ -394,7 +394,7 @@ impl Printer {
         }
     }
 
-    /// stdout takes no more: the turn has nobody to tell.
+    /// stdout takes no more.
     fn stop(&mut self, error: &io::Error) {
         if error.kind() == io::ErrorKind::BrokenPipe {
             self.closed = true;
@@ -509,7 +509,7 @@ fn context_fill(result: &TurnResult) -> String {
 }
 
 impl Printer {
-    /// Where the image is that codex has generated, from the event that tells its result.
+    /// Where the image is that codex has generated, from the event of its result.
     fn generated_image(&mut self, event: &[u8]) -> Option<String> {
         #[derive(serde::Deserialize)]
         struct CallEvent<'a> {

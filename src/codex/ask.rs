@@ -26,7 +26,7 @@ pub(crate) struct CommandOutput {
     pub(crate) stderr: String,
 }
 
-/// Runs a command to its end, for `limit`, or until `cancel` is raised and little longer.
+/// Runs a command to its end, for `limit`, or until shortly after `cancel` is cancelled.
 ///
 /// # Errors
 /// [`Kind::CodexFailed`] where it cannot be run or does not end.

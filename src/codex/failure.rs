@@ -422,7 +422,7 @@ const OVERLOADED_CODES: [&str; 8] = [
 /// What codex said, taken apart. Everything is in lower case.
 #[derive(Debug, Default)]
 struct ParsedFailure {
-    /// The HTTP status, where codex tells it.
+    /// The HTTP status, where codex reports it.
     status: Option<u16>,
     /// `code` and `type` of the body, of the innermost first.
     codes: Vec<String>,
@@ -486,7 +486,7 @@ impl ParsedFailure {
                 Some(Value::String(code)) => self
                     .codes
                     .push(code.rsplit('#').next().unwrap_or(code).to_owned()),
-                // OpenRouter and llama.cpp: the status again, where codex does not tell it.
+                // OpenRouter and llama.cpp: the status again, where codex does not report it.
                 Some(Value::Number(code)) if self.status.is_none() => {
                     self.status = code.as_u64().and_then(|code| u16::try_from(code).ok());
                 }
@@ -941,7 +941,7 @@ mod tests {
     }
 
     // fault: 91
-    /// Each response of a provider, as both versions told it, has the code and the `retryable` that it should.
+    /// Each response of a provider, as both versions worded it, has the code and the `retryable` that it should.
     #[test]
     fn classifies_measured_responses() {
         let mut wrong = Vec::new();

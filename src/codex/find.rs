@@ -148,7 +148,7 @@ pub(crate) fn in_path(name: &str, path: &OsStr) -> Option<PathBuf> {
         .find(|file| file.is_file() && has_access(file, Access::EXEC_OK))
 }
 
-/// Why the file cannot be executed, as far as looking at it tells.
+/// Why the file cannot be executed, as far as a look at it shows.
 fn check(file: &Path, path: &OsStr) -> std::result::Result<(), String> {
     let metadata = std::fs::metadata(file).map_err(|error| reason(&error))?;
     if metadata.is_dir() {

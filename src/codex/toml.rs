@@ -1,4 +1,4 @@
-//! The little of TOML that codex is told things in.
+//! The little of TOML that is needed to pass values to codex.
 
 /// Text as a TOML basic string.
 pub(crate) fn string(text: &str) -> String {

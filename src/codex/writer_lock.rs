@@ -120,7 +120,7 @@ pub(crate) fn check_coordination_lock(home: &Path) -> Result<()> {
     }
 }
 
-/// The process that holds this file open for writing, other than ourselves, as far as `/proc` tells: of our
+/// The process that holds this file open for writing, other than ourselves, as far as `/proc` shows: of our
 /// own user, in our own pid namespace. `None` where there is none or none can be seen.
 ///
 /// # Errors

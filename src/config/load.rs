@@ -117,7 +117,7 @@ pub(crate) fn parse(text: &str) -> std::result::Result<(Config, Vec<String>), St
         })
         .and_then(|config| json.end().map(|()| config))
         .map_err(|error| {
-            // Of a value that is not an object serde_json tells the place before it, column 0.
+            // Of a value that is not an object serde_json reports the position before it, column 0.
             let place = format!("{}:{}: ", error.line(), error.column().max(1));
             let said = error.to_string();
             let said = match said.rfind(" at line ") {

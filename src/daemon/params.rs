@@ -23,7 +23,7 @@ const MAX_TOOLS: usize = 10_000;
 const MAX_MUTATIONS: usize = 65_536;
 /// The most images and blocks of other types that a prompt can have.
 const MAX_ATTACHMENTS: usize = 4096;
-/// How many messages are named that are left out; of the rest only the number is told.
+/// How many messages are named that are left out; of the rest only the number is reported.
 const MAX_LEFT_OUT_WARNINGS: usize = 100;
 /// The longest schema of an output, in bytes: twice what providers take.
 const LONGEST_SCHEMA: usize = 256 << 10;

@@ -46,7 +46,7 @@ const ABANDONED_ENDING: Duration = Duration::from_millis(150);
 /// How long the last lines may take to be written at least. A daemon that reads, however slowly, has the whole
 /// time of the end for them: what it does not get it cannot ask for again.
 const LAST_LINES: Duration = Duration::from_millis(300);
-/// When a cancelled turn's codex is told to end by the loop: its thread, which does that at once, must hang.
+/// When the loop ends a cancelled turn's codex itself: its thread, which does that at once, must hang.
 const NUDGE_AFTER: Duration = Duration::from_millis(1000);
 /// How long after that a cancelled turn's thread may take before the turn is answered without it. codex has its
 /// time to end in it ([`LONGEST_ENDING`](crate::backend::guard::LONGEST_ENDING)).
@@ -317,7 +317,7 @@ impl Initialization {
         self.changed.notify_all();
     }
 
-    /// How it went, once that is known; [`Initialized::NotYet`] where `cancel` is raised before.
+    /// How it went, once that is known; [`Initialized::NotYet`] where `cancel` is cancelled before.
     fn wait(&self, cancel: &CancelToken) -> Initialized {
         let mut state = self.state();
         while matches!(*state, Initialized::NotYet) && !cancel.is_cancelled() {
@@ -531,7 +531,7 @@ impl Server {
         }
     }
 
-    /// A notification has no response that could tell.
+    /// A notification has no response that could report it.
     fn warn_of_unusable(&self, method: &str, result: Result<()>) {
         if let Err(error) = result {
             let message = format!("a `{method}` that cannot be used: {error}");

@@ -104,7 +104,7 @@ pub(super) struct DaemonSink {
     pending: Arc<Mutex<Pending>>,
 }
 
-/// What a stream has told and what of it still waits to be queued.
+/// The events of a stream that were queued, and those that still wait for it.
 #[derive(Default)]
 struct Pending {
     lines: Vec<u8>,
@@ -115,17 +115,17 @@ struct Pending {
     open_calls: Vec<String>,
     /// Calls whose `tool_use` event is to come first.
     held: Vec<HeldCall>,
-    /// How many calls in a row were not told in time.
+    /// How many calls in a row were not emitted in time.
     untold: u32,
-    /// Does the turn tell `tool_use` events?
+    /// Does the turn emit `tool_use` events?
     has_tool_events: bool,
     /// Does the turn wait for room in the outbox, and for nothing else?
     waits_for_room: bool,
-    /// Its thread is not waited for any more: what else it tells is dropped.
+    /// Its thread is not waited for any more: further events are dropped.
     abandoned: bool,
 }
 
-/// A call of one of the daemon's tools that codex made before its record was told.
+/// A call of one of the daemon's tools that codex made before its `tool_use` was emitted.
 struct HeldCall {
     number: u64,
     /// codex's own id of it.
@@ -138,7 +138,7 @@ struct HeldCall {
 
 impl Pending {
     /// Lets those calls go whose event is queued, or which have waited long enough. They never wait among the lines: a
-    /// call that is cancelled there would be told after its cancel.
+    /// call that is cancelled there would be emitted after its cancel.
     fn release_calls(&mut self, outbox: &Outbox) {
         if !self.lines.is_empty() {
             return;
@@ -201,7 +201,7 @@ impl StreamHandle {
         pending(&self.pending).waits_for_room
     }
 
-    /// Ends the stream in the place of its thread, from which nothing is told any more.
+    /// Ends the stream in the place of its thread, whose further events are dropped.
     pub(super) fn abandon(&self) -> TurnResult {
         let mut pending = pending(&self.pending);
         pending.abandoned = true;
@@ -223,7 +223,7 @@ impl StreamHandle {
                     json!({"type": "tool_result", "id": id, "content": content, "is_error": true}),
                 );
             }
-            // Its error was told: that is how it ends, and only the end itself is missing.
+            // Its error was emitted: that is how it ends, and only the end itself is missing.
             let stop_reason = match has_failed {
                 true => StopReason::Error,
                 false => StopReason::Cancelled,
@@ -289,12 +289,12 @@ impl DaemonSink {
         }
     }
 
-    /// From now on calls of the daemon's tools are held back until their `tool_use` event is told.
+    /// From now on calls of the daemon's tools are held back until their `tool_use` event is emitted.
     pub(super) fn expect_tool_events(&self) {
         pending(&self.pending).has_tool_events = true;
     }
 
-    /// A hold on what this sink tells.
+    /// A hold on the calls of this sink.
     pub(super) fn handle(&self) -> StreamHandle {
         StreamHandle {
             outbox: self.outbox.clone(),
@@ -359,7 +359,7 @@ impl EventSink for DaemonSink {
             r#type: String,
             id: Option<String>,
         }
-        // First: a call that comes meanwhile must not take the event for one that is told.
+        // First: a call that comes meanwhile must not take the event for an emitted one.
         self.line(|out| out.extend_from_slice(event));
         if let Ok(Head {
             r#type: kind,
@@ -579,7 +579,7 @@ mod tests {
     use super::*;
     use std::io::{BufRead, BufReader};
 
-    /// Neither a call that waits for its event nor one whose event waits for room is told once it is cancelled.
+    /// Neither a call that waits for its event nor one whose event waits for room is sent once it is cancelled.
     #[test]
     fn does_not_send_held_call_that_is_cancelled() {
         for is_told in [false, true] {

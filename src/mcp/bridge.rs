@@ -223,7 +223,7 @@ impl Bridge {
         })
     }
 
-    /// Can it serve another turn of this agent, with these tools? Not where codex has been told of others since.
+    /// Can it serve another turn of this agent, with these tools? Not where codex has been notified of others since.
     pub(crate) fn serves(&self, agent_id: &str, tools: &[Tool], settings: &BridgeSettings) -> bool {
         self.shared.lock().generation == 0 && self.key == key(agent_id, tools, settings)
     }
@@ -305,7 +305,7 @@ impl Bridge {
 pub(crate) struct ToolUpdater(Arc<BridgeState>);
 
 impl ToolUpdater {
-    /// Replaces the tools, tells codex's side, and gives what was wrong with the new ones.
+    /// Replaces the tools, notifies codex's side, and gives what was wrong with the new ones.
     pub(crate) fn change(&self, tools: Vec<Tool>) -> Vec<String> {
         let generation = {
             let mut inbox = self.0.lock();
@@ -345,7 +345,7 @@ impl Drop for Bridge {
         self.shared.lock().stop = true;
         self.shared.wake();
         if let Some(thread) = self.thread.take() {
-            // A panic over there was told there; what it held is gone with it.
+            // A panic over there was reported there; what it held is gone with it.
             let _ = thread.join();
         }
     }
@@ -412,7 +412,7 @@ struct Serving {
     no_accept_before: Option<Instant>,
 }
 
-/// One connection. It is a stranger until its first line was right.
+/// One connection. It is not authenticated until its first line was right.
 struct Connection {
     stream: UnixStream,
     /// Who connected, as the kernel says, and when that process started.

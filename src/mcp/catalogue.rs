@@ -1,4 +1,4 @@
-//! The tools as codex is told of them: checked, and in pages.
+//! The tools as codex lists them: checked, and in pages.
 
 use super::Tool;
 use super::schema::{self, InputSchema};

@@ -90,7 +90,7 @@ pub(crate) trait ToolHost: Send + Sync {
     fn cancel(&self, call: CallId);
 }
 
-/// How codex is told of an agent's tools.
+/// How an agent's tools are made known to codex.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum RegistrationMode {
     /// With that turn's command line alone. Nothing of codex's is written.

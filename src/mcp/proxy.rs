@@ -137,7 +137,7 @@ fn welcome(stream: &mut UnixStream, path: &Path) -> Result<()> {
         }
         let mut fds = vec![PollFd::new(&*stream, PollFlags::IN)];
         if stdin_open {
-            // Asked for nothing, it tells only of its end.
+            // Polled for nothing, it only reports its end.
             fds.push(PollFd::new(&stdin, PollFlags::empty()));
         }
         os::poll(&mut fds, Some(deadline)).map_err(lost)?;
@@ -187,7 +187,7 @@ fn file(stream: impl AsFd) -> std::io::Result<File> {
     stream.as_fd().try_clone_to_owned().map(File::from)
 }
 
-/// Copies until either side ends. Why it ended is no matter: the other side is told by the close.
+/// Copies until either side ends. Why it ended does not matter: the other side sees the close.
 fn copy(mut from: impl Read, mut to: impl Write) -> Copied {
     let mut buffer = vec![0; BUFFER];
     loop {

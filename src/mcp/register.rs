@@ -1,4 +1,4 @@
-//! How codex is told of an agent's server: its name, the arguments of codex that lend it for one run, and the
+//! How an agent's server is made known to codex: its name, the arguments of codex that lend it for one run, and the
 //! entry that `codex mcp add` writes where the config asks for that.
 //!
 //! An entry in codex's config is everybody's: every agent's codex starts it, sees its tools and can act in

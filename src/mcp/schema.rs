@@ -294,7 +294,7 @@ fn quote_path(path: &str) -> String {
     format!("'#{}'", truncate(path, 128))
 }
 
-/// Removes the references that lead nowhere: a provider refuses a request for one.
+/// Removes dangling references: a provider refuses a request for one.
 fn remove_broken_references(schema: &mut Value, ignored: &mut Vec<String>) {
     fn collect(schema: &Value, root: &Value, broken: &mut BTreeSet<String>) {
         match schema {

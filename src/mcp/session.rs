@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// A caller that asks for progress is told so often that the call is still running.
+/// How often a caller that asks for progress is notified that the call is still running.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// The most calls that one connection may have open: far over what a model asks for at once.
 const OPEN_CALLS_MAX: usize = 4096;

@@ -301,7 +301,7 @@ fn at(path: &Path) -> SocketState {
     match os::connect_without_waiting(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => SocketState::Stale,
         Err(error) if error.kind() == ErrorKind::NotFound => SocketState::Nothing,
-        // A full queue, no descriptors left: what cannot be told to be dead is not touched.
+        // A full queue, no descriptors left: what is not known to be dead is not touched.
         _ => SocketState::Live,
     }
 }
@@ -309,7 +309,7 @@ fn at(path: &Path) -> SocketState {
 /// Removes a socket and its token, in the directory whose lock this is.
 fn remove(lock: &Directory, name: &str) {
     for end in [SOCKET_END, TOKEN_END] {
-        // It may not be there; what cannot be removed is told by what is made in its place.
+        // It may not be there; what cannot be removed is reported by what is made in its place.
         let _ = lock.remove(&format!("{name}{end}"));
     }
 }

@@ -10,21 +10,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// A flag that one thread raises and another notices, also while it waits in `poll`.
+/// A token that one thread cancels and others notice, also while they wait in `poll`.
 #[derive(Clone, Debug)]
 pub(crate) struct CancelToken(Arc<CancelState>);
 
 #[derive(Debug)]
 struct CancelState {
-    raised: AtomicBool,
-    /// Woken when the flag is raised, and never reset.
+    is_cancelled: AtomicBool,
+    /// Woken on the cancel, and never reset.
     waker: Waker,
-    /// The pidfds of what runs for whoever looks at the flag.
+    /// The pidfds of the children that run for what can be cancelled.
     children: Mutex<Vec<Weak<OwnedFd>>>,
 }
 
 impl CancelToken {
-    /// A flag that is not raised.
+    /// A token that is not cancelled.
     ///
     /// # Errors
     /// [`Kind::Io`] where the process has no descriptors left.
@@ -33,7 +33,7 @@ impl CancelToken {
             Error::os(Kind::Io, "cannot make an eventfd", error).with_retryable(true)
         })?;
         Ok(CancelToken(Arc::new(CancelState {
-            raised: AtomicBool::new(false),
+            is_cancelled: AtomicBool::new(false),
             waker,
             children: Mutex::default(),
         })))
@@ -46,7 +46,7 @@ impl CancelToken {
         children.push(Arc::downgrade(pidfd));
     }
 
-    /// Sends SIGTERM to the children, for a thread that has seen the flag raised and does not come to it: it hangs
+    /// Sends SIGTERM to the children, for a thread that should end them and hangs
     /// in the file system.
     pub(crate) fn end_children(&self) {
         for child in self.children().iter().filter_map(Weak::upgrade) {
@@ -62,15 +62,15 @@ impl CancelToken {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Raises the flag; it stays up.
+    /// Cancels it for good.
     pub(crate) fn cancel(&self) {
-        if !self.0.raised.swap(true, Ordering::SeqCst) {
+        if !self.0.is_cancelled.swap(true, Ordering::SeqCst) {
             self.0.waker.wake();
         }
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.0.raised.load(Ordering::SeqCst)
+        self.0.is_cancelled.load(Ordering::SeqCst)
     }
 }
 
@@ -80,12 +80,12 @@ impl AsFd for CancelToken {
     }
 }
 
-/// A reader that reads no more once a flag is raised, for what is too long to be read to its end then.
+/// A reader that fails once a token is cancelled, for input that is too long to be read to its end then.
 #[derive(Debug)]
 pub(crate) struct Cancellable<R> {
     input: R,
     cancel: CancelToken,
-    /// How long it goes on reading after the flag, and since when it does.
+    /// How long it goes on reading after the cancel, and since when it does.
     patience: Duration,
     since: Option<Instant>,
 }
@@ -95,7 +95,7 @@ impl<R> Cancellable<R> {
         Cancellable::patient(input, cancel, Duration::ZERO)
     }
 
-    /// One that reads on for so long where the flag is raised, counted anew after each end of the input.
+    /// One that reads on for so long after the cancel, counted anew after each end of the input.
     pub(crate) fn patient(input: R, cancel: &CancelToken, patience: Duration) -> Cancellable<R> {
         Cancellable {
             input,
@@ -122,7 +122,7 @@ impl<R: Read> Read for Cancellable<R> {
     }
 }
 
-/// Waits until `flag` is raised, at most for `time`.
+/// Waits for the cancel, at most for `time`.
 pub(crate) fn wait_for(flag: &CancelToken, time: Duration) {
     is_ready(flag, PollFlags::IN, Instant::now().checked_add(time));
 }

@@ -144,7 +144,7 @@ pub(crate) fn keep_locked(path: &Path) -> Option<File> {
                 std::thread::park();
             }
         };
-        // Without it an orphaned codex is only seen by its own lock: nothing to tell.
+        // Without it an orphaned codex is only seen by its own lock, which is nothing to report.
         let _ = std::thread::Builder::new()
             .name("workspace lock".to_owned())
             .spawn(wait);
@@ -156,14 +156,14 @@ pub(crate) fn keep_locked(path: &Path) -> Option<File> {
 }
 
 /// The process that holds `flock`'s or `fcntl`'s lock on this file, other than ourselves: its id and its name, as
-/// far as `/proc` tells.
+/// far as `/proc` shows.
 pub(crate) fn lock_holder(path: &Path) -> Option<(u32, String)> {
     use std::os::unix::fs::MetadataExt;
     let inode = std::fs::symlink_metadata(path).ok()?.ino();
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     locks.lines().find_map(|line| {
         // `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`; one that waits has `->` before its kind. The device
-        // is not compared: file systems with several have another one here than stat tells.
+        // is not compared: file systems with several have another one here than in stat.
         let fields: Vec<&str> = line.split_whitespace().collect();
         let [_, kind, _, _, pid, file, ..] = fields[..] else {
             return None;

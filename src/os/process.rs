@@ -165,7 +165,7 @@ pub(crate) fn is_alive(pid: Pid, start: u64) -> bool {
     parent_and_start(pid).is_some_and(|(_, started)| started == start)
 }
 
-/// When a process started, which tells it from another that gets its pid later.
+/// When a process started, which distinguishes it from another that gets its pid later.
 pub(crate) fn start_of(pid: Pid) -> Option<u64> {
     parent_and_start(pid).map(|(_, start)| start)
 }

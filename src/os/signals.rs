@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// Lets this process learn how its children end, also where SIGCHLD was ignored by who started it: the kernel
-/// buries the children of such a process itself and keeps no exit status. What is executed from here has the
+/// Lets this process learn how its children end, also where whoever started it ignores SIGCHLD: the kernel
+/// reaps the children of such a process itself and keeps no exit status. What is executed from here has the
 /// signal's default again.
 ///
 /// # Errors

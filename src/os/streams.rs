@@ -57,7 +57,7 @@ fn wait_until_ready(stream: &impl AsFd, what: PollFlags) -> io::Result<()> {
     poll(&mut [PollFd::new(stream, what)], None).map(drop)
 }
 
-/// Waits until `stream` takes more, and says whether it does. Once `flag` is raised it is waited for `patience` and
+/// Waits until `stream` takes more, and says whether it does. Once `flag` is cancelled it is waited for `patience` and
 /// no longer.
 ///
 /// # Errors
@@ -106,7 +106,7 @@ pub(crate) fn is_pipe(stream: impl AsFd) -> bool {
     })
 }
 
-/// The columns and rows of the terminal that this is; 0 where it does not tell.
+/// The columns and rows of the terminal that this is; 0 where it is not known.
 pub(crate) fn terminal_size(stream: impl AsFd) -> Option<(usize, usize)> {
     let size = rustix::termios::tcgetwinsize(stream).ok()?;
     Some((usize::from(size.ws_col), usize::from(size.ws_row)))

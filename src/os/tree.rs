@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// How long what was killed is looked for again; longer only in uninterruptible sleep.
 const AFTER_KILL: Duration = Duration::from_millis(500);
-/// The pause between two looks: nothing tells of the end of a process that is not a child.
+/// The pause between two looks: the end of a process that is not a child cannot be waited for.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Sends `signal` to each process that `find` gives, once, until it gives `None` or `grace` is over; says whether it gave

@@ -9,7 +9,7 @@
 //! The price of not reading is known: of a line that is ignored, only the head and the last byte are looked
 //! at. A line whose end is missing is counted as truncated; one that is broken in the middle is not noticed.
 //!
-//! It reads in file order and only forward, every byte once, and tells where each line begins. A caller that
+//! It reads in file order and only forward, every byte once, and reports where each line begins. A caller that
 //! copies while it scans can hand in a reader that writes down what passes through it.
 
 use crate::json::plain_end;

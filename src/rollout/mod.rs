@@ -2,7 +2,7 @@
 //!
 //! `lines` finds the lines and decides by their heads which of them matter, `json` walks over one that does,
 //! `string` over what is long in it.
-//! For reading, `record` says what such a line tells and `calls` what belongs together. For consuming,
+//! For reading, `record` parses such a line and `calls` pairs what belongs together. For consuming,
 //! `splice` says what of a line is replaced, `mutate` which lines those are, and `replace` puts the new file
 //! in the old one's place. Nothing here knows JSON-RPC or starts a process.
 

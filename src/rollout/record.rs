@@ -50,7 +50,7 @@ pub(crate) enum Record<'a> {
         context: Option<ContextUse>,
         rate_limits: Option<RateLimits>,
     },
-    /// What the provider told of the account's limits, without a count.
+    /// What the provider reported of the account's limits, without a count.
     Limits(RateLimits),
     /// A turn runs with this model.
     Model(String),
@@ -112,14 +112,14 @@ pub(crate) struct Output<'a> {
 pub(crate) enum Content<'a> {
     /// A JSON string or list, as it stands.
     Json(&'a [u8]),
-    /// Something else: its JSON text, or a note of ours, is what is to be told as a string.
+    /// Something else: its JSON text, or a note of ours, is emitted as a string.
     Text(Cow<'a, str>),
     /// A generated image: the file, or else the JSON string with its Base64 data.
     Image {
         path: Option<Cow<'a, str>>,
         data: &'a [u8],
     },
-    /// It was in a line of so many bytes, which is not held: a note of ours is told in its place.
+    /// It was in a line of so many bytes, which is not held: a note of ours is emitted in its place.
     LeftOut(u64),
 }
 

@@ -233,7 +233,7 @@ fn sweep(runtime: &Path) {
     if left().next().is_none() {
         return;
     }
-    // What cannot be swept now stays for the next turn; one that makes a directory tells what is wrong.
+    // What cannot be swept now stays for the next turn; one that creates a directory reports what is wrong.
     let Ok(_runtime_lock) = mcp::lock_runtime_directory(runtime) else {
         return;
     };

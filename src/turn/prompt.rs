@@ -1,4 +1,4 @@
-//! What of the daemon's conversation codex is told: the new messages as one prompt, the older ones as a record.
+//! What of the daemon's conversation codex gets: the new messages as one prompt, the older ones as a record.
 //!
 //! Nothing that the daemon sent is left out without a word: what cannot go along leaves a placeholder in its
 //! place, and a warning where it is new.

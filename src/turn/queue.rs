@@ -87,7 +87,7 @@ impl Queue {
 }
 
 impl Ticket {
-    /// Waits until this place is the first; `false` where `cancel` was raised before. Where it has to wait at all,
+    /// Waits until this place is the first; `false` where `cancel` was cancelled before. Where it has to wait at all,
     /// `on_wait` is called, at least once.
     pub(crate) fn wait(&self, cancel: &CancelToken, mut on_wait: impl FnMut()) -> bool {
         let mut state = self.queue.state();
@@ -173,7 +173,7 @@ pub(crate) enum Locked {
     Held(FileLock),
     /// The lock cannot be had on this file system; the reason is for a warning.
     Without(String),
-    /// `cancel` was raised first.
+    /// `cancel` was cancelled first.
     Cancelled,
 }
 

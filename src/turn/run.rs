@@ -505,7 +505,7 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
     os::check_owner("the workspace", workspace)?;
     std::fs::create_dir_all(workspace).map_err(|error| {
         failed(match error.kind() {
-            // A file has its name, or a link that leads nowhere.
+            // A file has its name, or a dangling link.
             std::io::ErrorKind::AlreadyExists => os::Errno::NOTDIR.into(),
             _ => error,
         })
@@ -517,7 +517,7 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
     Ok(canonical)
 }
 
-/// What a person is told of a thread that codex does not go on with.
+/// The message about a thread that codex does not go on with.
 fn why_refused(refusal: &Refusal, thread: &str) -> String {
     match refusal {
         Refusal::Unopened(reason) => {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// How long a server has to end once its stdin is closed; it takes 0.03 to 0.07 s (0.135.0 to 0.169.0).
 pub(super) const ENDING: Duration = Duration::from_millis(1000);
 
-/// How much is kept of what a server tells while an answer is waited for, in bytes. codex sends a few kilobytes.
+/// How much is kept of the messages of a server while a response is waited for, in bytes. codex sends a few kilobytes.
 const MAX_KEPT: usize = 16 << 20;
 
 /// What is never of use here, of the notifications that there are many of.
@@ -122,7 +122,7 @@ impl Client {
         self.send("turn/interrupt", &params)
     }
 
-    /// Greets the server, which is the first that it is to be told.
+    /// Initializes the server, which has to be the first request.
     pub(super) fn initialize(
         &mut self,
         limit: Duration,
@@ -165,7 +165,7 @@ impl Client {
         self.child.send(answer.as_bytes());
     }
 
-    /// Sends a request and waits for its result. What the server tells meanwhile is kept for [`Client::line`].
+    /// Sends a request and waits for its result. Other messages of the server are kept for [`Client::line`].
     pub(super) fn request(
         &mut self,
         method: &str,
@@ -223,7 +223,7 @@ impl Client {
         }
     }
 
-    /// Waits until there is a line, the server has ended, somebody wakes it, `cancel` is raised or `deadline` has passed.
+    /// Waits until there is a line, the server has ended, somebody wakes it, `cancel` is cancelled or `deadline` has passed.
     pub(super) fn next(&mut self, cancel: Option<&CancelToken>, deadline: Option<Instant>) -> Next {
         if !self.kept.is_empty() {
             return Next::Line;

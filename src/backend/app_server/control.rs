@@ -127,7 +127,7 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.stop.wake();
         if let Some(thread) = self.thread.take() {
-            // A panic over there was told there.
+            // A panic over there was reported there.
             let _ = thread.join();
         }
     }

@@ -55,7 +55,7 @@ impl Inputs {
     }
 }
 
-/// What tells whether a file is the same and has the same content.
+/// What identifies a file and its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileState {
     device: u64,

@@ -30,7 +30,7 @@ pub(super) enum ServerMessage<'a> {
     Other,
 }
 
-/// Something that the server tells of a thread.
+/// A notification of the server about a thread.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Notification<'a> {
     pub(super) thread: Option<Cow<'a, str>>,
@@ -39,7 +39,7 @@ pub(super) struct Notification<'a> {
     pub(super) event: ServerEvent<'a>,
 }
 
-/// What is told.
+/// What a notification reports.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ServerEvent<'a> {
     TurnStarted,

@@ -1,7 +1,7 @@
-//! Turns by `codex app-server`: a process for each workspace, which is kept between turns and tells texts as the model
+//! Turns by `codex app-server`: a process for each workspace, which is kept between turns and streams texts as the model
 //! writes them.
 //!
-//! Everything that holds for a `codex exec` holds here: a turn reads the same files, is told by the same events, and
+//! Everything that holds for a `codex exec` holds here: a turn reads the same files, emits the same events, and
 //! leaves nothing running. Where codex cannot serve like this the turn is run by `codex exec`.
 
 mod client;
@@ -31,7 +31,7 @@ pub(crate) struct AppServer {
     pub(super) pool: Pool,
     /// A codex that does not serve like this.
     unusable: Mutex<Option<FileState>>,
-    /// It was told that `codex exec` is used instead.
+    /// It was reported that `codex exec` is used instead.
     is_told: AtomicBool,
 }
 

@@ -1,4 +1,4 @@
-//! The models that codex has, asked of its `app-server`: the only one of its interfaces that tells them.
+//! The models that codex has, asked of its `app-server`: the only one of its interfaces that lists them.
 //!
 //! It needs no account: without one the list is the catalogue that came with codex (0.135.0 to 0.169.0).
 
@@ -30,7 +30,7 @@ pub(crate) struct Model {
     pub(crate) efforts: Vec<String>,
 }
 
-/// Asks codex for its models. Ends soon after `cancel` is raised.
+/// Asks codex for its models. Ends soon after `cancel` is cancelled.
 ///
 /// # Errors
 /// [`Kind::CodexMissing`], and [`Kind::CodexFailed`] where codex cannot say.

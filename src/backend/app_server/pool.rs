@@ -4,7 +4,7 @@
 //! turn there beside a server that has its thread loaded, whatever codex itself thinks of that (0.135 has no lock of its
 //! own). A server has nobody who listens while it is idle; it has nothing to say then.
 //!
-//! Servers are started by a thread of the pool's, which lives as long as they do: the kernel tells a guard of the end of
+//! Servers are started by a thread of the pool's, which lives as long as they do: the kernel signals a guard the end of
 //! the thread that has started it, not of the process.
 
 use super::client::ENDING;
@@ -98,7 +98,7 @@ impl PoolShared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The same, once no server of this workspace is being ended or started any more, or `cancel` is raised.
+    /// The same, once no server of this workspace is being ended or started any more, or `cancel` is cancelled.
     fn state_of(
         &self,
         workspace: &Path,
@@ -298,7 +298,7 @@ impl Drop for Pool {
         let keeper = self.shared.keeper.lock();
         let keeper = keeper.unwrap_or_else(PoisonError::into_inner).take();
         if let Some(keeper) = keeper {
-            // A panic over there was told there.
+            // A panic over there was reported there.
             let _ = keeper.join();
         }
     }

@@ -1,7 +1,7 @@
 //! One turn by a server that has the thread loaded: from `turn/start` to the turn's end, and what is to be cleaned up
 //! behind it.
 //!
-//! Everything is told by the turn's own thread, which waits for the server, the rollout, a cancel and the time at once. What
+//! Everything is emitted by the turn's own thread, which waits for the server, the rollout, a cancel and the time at once. What
 //! belongs to another thread or turn is left out: the notifications of sub-agents come on the same pipe.
 
 use super::client::{Client, RequestError};
@@ -29,9 +29,9 @@ use std::time::{Duration, Instant};
 const AFTER_INTERRUPT: Duration = Duration::from_millis(1000);
 /// When an interrupt is repeated that came before the turn had begun.
 const INTERRUPT_AGAIN: Duration = Duration::from_millis(5);
-/// How long codex may take to tell the end of a turn that it has recorded.
+/// How long codex may take to report the end of a turn that it has recorded.
 const AFTER_RECORD: Duration = Duration::from_secs(3);
-/// How long the rollout may be behind what was told: 0.3 ms (0.135.0).
+/// How long the rollout may be behind the notifications: 0.3 ms (0.135.0).
 const LAST_RECORDS: Duration = Duration::from_millis(50);
 /// How long another codex that renews the login has to write it down.
 const AFTER_REFRESH: Duration = Duration::from_millis(1500);
@@ -57,7 +57,7 @@ struct TurnState<'a> {
     turn: Option<String>,
     has_begun: bool,
     end: Option<TurnCompletion>,
-    /// The last error that codex told.
+    /// The last error that codex reported.
     last_error: Option<String>,
     /// Why codex did not start the turn.
     rejected: Option<String>,
@@ -67,7 +67,7 @@ struct TurnState<'a> {
     /// The turns of other threads that run, by thread.
     foreign: HashMap<String, String>,
     has_foreign: bool,
-    /// The part of a summary of what the model thought that is being told.
+    /// The part of a summary of what the model thought that is being emitted.
     thought: Option<(String, u64)>,
     stopped: Option<StopCause>,
     /// When the turn was interrupted, and when that is to be said again.
@@ -557,7 +557,7 @@ impl AppServerRun<'_> {
             "agentMessage" => {
                 let (id, text) = (item.text("id"), item.text("text"));
                 state.reporter.worked = true;
-                // Where none of it was told yet, the calls before it are told first.
+                // Where none of it was emitted yet, the calls before it are emitted first.
                 let is_untold = state.texts.begins(&id) && !text.trim().is_empty();
                 let recording = &mut state.reporter.recording;
                 if is_untold {
@@ -629,7 +629,7 @@ impl AppServerRun<'_> {
     ) -> Option<failure::Exit> {
         let is_over = state.end.is_some() || state.rejected.is_some();
         if !is_over {
-            // It has ended, or does not do what it is told.
+            // It has ended, or does not do what it is asked.
             let exit = match state.stopped {
                 Some(_) => server.client.kill(),
                 None => server.close(),
@@ -743,7 +743,7 @@ fn interrupt_rejected(message: &str, state: &mut TurnState<'_>) {
     }
 }
 
-/// The id of the turn that the result of `turn/start` tells.
+/// The id of the turn in the result of `turn/start`.
 fn turn_id(result: &[u8]) -> Option<String> {
     let result = crate::json::Members::of(Some(result), &["turn"]);
     let turn = crate::json::Members::of(result.raw("turn"), &["id"]);

@@ -1,10 +1,10 @@
-//! The assistant's messages of a turn, told as they are written and corrected where they turn out otherwise.
+//! The assistant's messages of a turn, emitted as they are written and corrected where they turn out otherwise.
 //!
-//! A delta is told at once, white space at the ends of a message aside, which the completed item has not (measured on
-//! 0.135.0 to 0.169.0). An item that is completed has the last word: what is missing is told, and where it says
-//! something else the message that was told is discarded by its number. A message that another one follows without
+//! A delta is emitted at once, white space at the ends of a message aside, which the completed item has not (measured on
+//! 0.135.0 to 0.169.0). An item that is completed has the last word: what is missing is emitted, and where it says
+//! something else the emitted message is discarded by its number. A message that another one follows without
 //! having been completed was broken off: codex asks the model again after a dropped stream, and 0.169 cuts a message off
-//! for what the user says meanwhile. Where the new one begins as the old one did it is told as the same message.
+//! for what the user says meanwhile. Where the new one begins as the old one did it is emitted as the same message.
 
 use crate::backend::emitter::Emitter;
 
@@ -15,19 +15,19 @@ pub(super) struct Texts {
     item: Option<String>,
     /// What has come of it.
     received: String,
-    /// Up to where that was told, in bytes.
+    /// Up to where that was emitted, in bytes.
     told_to: usize,
-    /// What was told of a message that was broken off, while this one may go on as it did.
+    /// What was emitted of a message that was broken off, while this one may go on as it did.
     broken_off: String,
 }
 
 impl Texts {
-    /// Is the item of the next delta a new one, before which something else may have to be told?
+    /// Is the item of the next delta a new one, before which something else may have to be emitted?
     pub(super) fn begins(&self, item: &str) -> bool {
         self.item.as_deref() != Some(item)
     }
 
-    /// What was told of the message that is not complete.
+    /// What was emitted of the message that is not complete.
     fn told(&self) -> &str {
         match self.broken_off.as_str() {
             "" => self.received[..self.told_to].trim_start(),
@@ -97,7 +97,7 @@ impl Texts {
     }
 }
 
-/// Tells what of `text` was not told yet; all of it, as another message, where something else was.
+/// Emits what of `text` was not emitted yet; all of it, as another message, where something else was.
 fn tell(told: &str, text: &str, emitter: &mut Emitter<'_>) {
     match text.strip_prefix(told) {
         Some("") => {}
@@ -116,7 +116,7 @@ mod tests {
     use crate::backend::emitter::{EventSink, Level};
     use crate::canonical::TurnEvent;
 
-    /// What is told, a piece of text with its message's number before it.
+    /// What is emitted, a piece of text with its message's number before it.
     #[derive(Default)]
     struct Told(Vec<String>);
 

@@ -1,4 +1,4 @@
-//! One run of codex for a turn: from its start to its end, everything it says told on the way.
+//! One run of codex for a turn: from its start to its end, with everything it reports emitted on the way.
 //!
 //! A turn has one attempt, or two when codex no longer knows the stored thread and a new one takes over.
 
@@ -29,10 +29,10 @@ pub(super) struct ExecRun<'a> {
 }
 
 impl ExecRun<'_> {
-    /// Runs codex and tells what it says.
+    /// Runs codex and emits what it reports.
     ///
     /// # Errors
-    /// codex could not be started; nothing was told then.
+    /// codex could not be started; nothing was emitted then.
     pub(super) fn run(&self, cancel: &CancelToken, emitter: &mut Emitter<'_>) -> Result<Outcome> {
         if cancel.is_cancelled() {
             return Ok(Outcome::not_started(TurnStatus::Cancelled));
@@ -230,7 +230,7 @@ impl ExecRun<'_> {
         }
     }
 
-    /// Takes in what a line says, and tells it where it is `wanted`.
+    /// Handles a line, and emits it where it is `wanted`.
     fn handle_line(
         &self,
         line: OutputLine<'_>,

@@ -1,7 +1,7 @@
 //! From codex's lines to what they mean for a turn.
 //!
 //! A small state machine without I/O. It keeps apart what failed for good from what codex recovered from, and
-//! lets nothing through after the end: codex tells a failure twice (`error`, then `turn.failed`, with the same
+//! lets nothing through after the end: codex reports a failure twice (`error`, then `turn.failed`, with the same
 //! text) and can print on after `turn.completed`. Messages come out one by one, as codex gives them; who emits
 //! them joins them.
 
@@ -13,7 +13,7 @@ use std::borrow::Cow;
 /// How codex said that the turn ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TurnOutcome {
-    /// With the thread's totals, where codex told them.
+    /// With the thread's totals, where codex reported them.
     Completed(Option<Totals>),
     Failed(String),
 }
@@ -43,7 +43,7 @@ pub(crate) enum Update<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Translator {
     verdict: Option<TurnOutcome>,
-    /// The last `error` that codex printed: the reason, if nothing else tells one.
+    /// The last `error` that codex printed: the reason, if nothing else gives one.
     last_error: Option<String>,
 }
 
@@ -58,7 +58,7 @@ impl Translator {
         }
         let event = match events::parse(line) {
             Ok(event) => event,
-            // NUL bytes, invalid UTF-8, a stray print of some library: told, and the next line counts.
+            // NUL bytes, invalid UTF-8, a stray print of some library: reported, and the next line counts.
             Err(why) => {
                 return Update::Trouble(format!(
                     "codex printed a line of {} bytes that is not an event: {why}",

@@ -20,7 +20,7 @@ pub(super) const LIMIT: Duration = Duration::from_secs(15);
 
 /// Runs every check that applies.
 ///
-/// Once `cancel` is raised codex is not waited for, and the report is worth nothing.
+/// Once `cancel` is cancelled codex is not waited for, and the report is worth nothing.
 pub(super) fn examine(
     places: &Paths,
     workspaces: &[PathBuf],
@@ -61,7 +61,7 @@ pub(super) struct Doctor<'a> {
     /// The defaults, until the file was read.
     pub(super) config: Config,
     pub(super) config_is_there: bool,
-    /// codex's, once it has told it.
+    /// codex's, once it is known.
     pub(super) version: Option<(u32, u32, u32)>,
     pub(super) cancel: &'a CancelToken,
     pub(super) report: &'a mut Report,

@@ -1,4 +1,4 @@
-//! The plugin in the daemon's profile: whether what the daemon starts is this program, and is told as it is.
+//! The plugin in the daemon's profile: whether what the daemon starts is this program, and its manifest is up to date.
 
 use super::Report;
 use crate::canonical::{Manifest, PLUGIN};
@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-/// How long the installed program may take to tell its version.
+/// How long the installed program may take to print its version.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// The longest manifest or daemon's config that is read, in bytes.
@@ -91,7 +91,7 @@ fn look(
             ));
         }
     }
-    // The daemon reads the manifest before it starts the plugin, and what `initialize` tells after that.
+    // The daemon reads the manifest before it starts the plugin, and the result of `initialize` after that.
     let wanted = serde_json::to_value(Manifest::new(&config.supported_models));
     let wanted = wanted.expect("plain structs");
     let is_equal = match read(manifest) {

@@ -65,7 +65,7 @@ pub(crate) struct ConsumeReport {
 }
 
 impl ConsumeReport {
-    /// What is told of a workspace without a session, and of a thread without a rollout.
+    /// The report for a workspace without a session, and of a thread without a rollout.
     pub(crate) fn all_missing(mutations: &[Mutation]) -> ConsumeReport {
         ConsumeReport {
             requested: mutations.len(),
@@ -80,7 +80,7 @@ impl ConsumeReport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WriteMode {
     Write,
-    /// Only tell what would be done. Takes no lock either.
+    /// Only report what would be done. Takes no lock either.
     DryRun,
 }
 
@@ -223,7 +223,7 @@ impl Plan {
     }
 }
 
-/// Which call each call inside code mode was made in, for all of a rollout: as it was told when they happened.
+/// Which call each call inside code mode was made in, for all of a rollout: as it was emitted when they happened.
 ///
 /// What a script wrote after it yielded is in the output of the `wait` call that fetched it. That call has an
 /// id of its own, by which the daemon consumes it; it is not meant by the ids of what the script called.

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 /// How much is written at once where the pieces are small, and how much of a kept piece is read at once.
 const BUFFER: usize = 64 * 1024;
 
-/// How much is copied before the disk is told to begin with it.
+/// How much is copied before the disk is asked to begin writing it.
 const PART: u64 = 8 << 20;
 
 /// A file that nobody else of us rewrites as long as this lives.
@@ -129,7 +129,7 @@ impl RolloutFile {
     /// Makes a copy of the text, for [`RolloutFile::replace`]. It is cut short once `stops` says so.
     ///
     /// The kernel copies by itself, and on some file systems only notes that the bytes are shared. After each
-    /// part the disk is told to begin with it, so that it works while the next part is copied, and the sync at
+    /// part the disk is asked to begin writing it, so that it works while the next part is copied, and the sync at
     /// the end has little left to wait for.
     ///
     /// # Errors
