@@ -1,7 +1,7 @@
 //! Turns by `codex app-server`, for what no other backend does: servers that are kept, deltas, words of the user into a
 //! running turn. Everything that both do is tested on both where it stands (`real_codex!`).
 
-use crate::support::codex::{self, APP_SERVER, CHANGED, real_codex_by, run_on};
+use crate::support::codex::{self, APP_SERVER, CHANGED, real_codex_by, run_at_once, run_on};
 use crate::support::daemon::check_turn;
 use crate::support::ps;
 use crate::support::{Cli, Daemon, Lab, method, wait_until};
@@ -423,16 +423,14 @@ real_codex_by! { APP_SERVER,
 /// What differs most between versions, on those between the oldest and the newest.
 #[test]
 fn backends_agree_on_versions_between() {
-    for version in ["0.148.0", CHANGED] {
-        for run in [
-            cancel_keeps_server_and_ends_commands::run,
-            model_sees_calls_consumed_between_turns::run,
-            releases_thread_between_turns::run,
-            ignores_config_of_workspace::run,
-            steers_running_turn_exactly_once::run,
-        ] {
-            run_on(version, APP_SERVER, run);
-        }
+    for run in [
+        cancel_keeps_server_and_ends_commands::run,
+        model_sees_calls_consumed_between_turns::run,
+        releases_thread_between_turns::run,
+        ignores_config_of_workspace::run,
+        steers_running_turn_exactly_once::run,
+    ] {
+        run_at_once(&[("0.148.0", APP_SERVER, run), (CHANGED, APP_SERVER, run)]);
     }
 }
 

@@ -855,7 +855,7 @@ fn recorded_end_of_turn_counts_as_printed() {
     let count = json!({"type": "token_count", "info": {"total_token_usage":
         {"input_tokens": 70, "output_tokens": 7, "total_tokens": 77}}});
     let silent = json!({"sleep_ms": 100_000});
-    for (records, text) in [
+    let cases = [
         // Nothing was printed at all.
         (
             vec![recorded([
@@ -891,18 +891,25 @@ fn recorded_end_of_turn_counts_as_printed() {
             ],
             "all",
         ),
-    ] {
-        let start = Instant::now();
-        let script = begun(records.into_iter().chain([silent.clone()]));
-        let turn = check_success(script, text, Some("recorded the end"));
-        assert!(
-            start.elapsed() >= Duration::from_secs(9),
-            "codex may still print it"
-        );
-        if text == "The answer." && turn.result()["usage"]["input_tokens"] != 0 {
-            assert_eq!(turn.result()["usage"]["input_tokens"], 70, "{turn:?}");
+    ];
+    // Each waits for as long as codex may still print what it has recorded.
+    std::thread::scope(|scope| {
+        for (records, text) in cases {
+            let silent = &silent;
+            scope.spawn(move || {
+                let start = Instant::now();
+                let script = begun(records.into_iter().chain([silent.clone()]));
+                let turn = check_success(script, text, Some("recorded the end"));
+                assert!(
+                    start.elapsed() >= Duration::from_secs(9),
+                    "codex may still print it"
+                );
+                if text == "The answer." && turn.result()["usage"]["input_tokens"] != 0 {
+                    assert_eq!(turn.result()["usage"]["input_tokens"], 70, "{turn:?}");
+                }
+            });
         }
-    }
+    });
 }
 
 // fault: 83

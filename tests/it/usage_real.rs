@@ -1,7 +1,9 @@
 //! What the real codex's turns and threads have used, where its own count is wrong: it was killed, the context
 //! window was full, the rollout was packed, or an older codex had begun the thread.
 
-use crate::support::codex::{APP_SERVER, CHANGED, EXEC, NEWEST, OLDEST, real, real_codex, run_on};
+use crate::support::codex::{
+    APP_SERVER, CHANGED, EXEC, NEWEST, OLDEST, real, real_codex, run_at_once, run_on,
+};
 use crate::support::daemon::check_turn;
 use crate::support::{Daemon, Lab, Turn, method, ps, wait_until};
 use rustix::process::Signal;
@@ -224,7 +226,9 @@ fn check_sub_agents(codex: &Path) {
 #[test]
 fn counts_sub_agents_and_emits_their_calls() {
     for version in [OLDEST, INDEXED, CHANGED, NEWEST] {
-        run_on(version, EXEC, check_sub_agents);
-        run_on(version, APP_SERVER, check_sub_agents);
+        run_at_once(&[
+            (version, EXEC, check_sub_agents),
+            (version, APP_SERVER, check_sub_agents),
+        ]);
     }
 }

@@ -97,6 +97,15 @@ pub(crate) fn run_on(version: &str, backend: &'static str, run: fn(&Path)) {
 
 pub(crate) use real_codex;
 
+/// [`run_on`] for several at once: these tests wait most of their time.
+pub(crate) fn run_at_once(runs: &[(&str, &'static str, fn(&Path))]) {
+    std::thread::scope(|scope| {
+        for (version, backend, run) in runs {
+            scope.spawn(move || run_on(version, backend, *run));
+        }
+    });
+}
+
 /// The real codex of this version, where it has been fetched. `make compat` names in `COMPAT` the version that stands
 /// for all of them.
 ///
