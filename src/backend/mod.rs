@@ -18,7 +18,7 @@ mod version;
 pub(crate) use app_server::control::{Held, ask_to_release};
 pub(crate) use app_server::models::list_models;
 pub(crate) use app_server::pool::Suspended;
-pub(crate) use app_server::server::only_by_exec;
+pub(crate) use app_server::recipe::only_by_exec;
 pub(crate) use follow::thread_use;
 
 use crate::canonical::{Telemetry, TurnUsage, Usage};

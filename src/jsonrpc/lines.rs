@@ -1,6 +1,6 @@
 //! Lines of a stream, one message each, with a cap on their length.
 
-use super::message::{Id, id_of_broken_response};
+use super::message::{Id, OVERLONG_PEEK_BYTES, id_of_broken_response};
 use memchr::memchr;
 use std::io::{self, BufRead};
 
@@ -11,9 +11,6 @@ pub(crate) const LONGEST_LINE: usize = 64 << 20;
 /// the first, and a block of this size goes back to the system when it is freed: of one that is freed at a size of
 /// less than 32 MiB, glibc learns to keep blocks of that size for later.
 const LONG_LINE: usize = 64 << 10;
-
-/// How much of the beginning and of the end of a longer line is looked at.
-pub(super) const OVERLONG_PEEK_BYTES: usize = 1024;
 
 /// What reading the next line gave.
 #[derive(Debug, PartialEq, Eq)]

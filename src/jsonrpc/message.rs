@@ -1,6 +1,5 @@
 //! What a line is: telling requests, notifications and responses apart, and writing responses.
 
-use super::lines::OVERLONG_PEEK_BYTES;
 use crate::error::{Error, Kind};
 use crate::json::{self, Members, truncate};
 use memchr::memrchr;
@@ -9,6 +8,9 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
+
+/// How much of the beginning and of the end of a longer line is looked at.
+pub(super) const OVERLONG_PEEK_BYTES: usize = 1024;
 
 /// The longest id, in bytes as JSON. A turn has several copies of its request's.
 const LONGEST_ID: usize = 4096;

@@ -5,7 +5,6 @@
 //! connection is closed, once nothing of that is held any more or a turn holds it. Nothing is told. Whoever is below a guard
 //! is refused: what an agent starts has no say in other agents' servers.
 
-use super::pool::Kept;
 use crate::mcp;
 use crate::os::{self, PollFd, PollFlags, Waker};
 use crate::paths::Paths;
@@ -82,11 +81,14 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Listens, and ends what is idle of `kept` when it is asked to.
+    /// Listens, and calls `release` with what somebody else wants.
     ///
     /// # Errors
     /// A private directory, a descriptor or a thread cannot be had.
-    pub(super) fn start(places: &Paths, kept: Kept) -> crate::error::Result<Control> {
+    pub(super) fn start(
+        places: &Paths,
+        release: impl Fn(Held<'_>) -> bool + Send + 'static,
+    ) -> crate::error::Result<Control> {
         let failed = |error| {
             let what = "cannot listen for who wants a workspace";
             crate::error::Error::os(crate::error::Kind::Io, what, error)
@@ -111,7 +113,7 @@ impl Control {
                     }
                     if let Ok((stream, _)) = listening.listener().accept() {
                         // Whoever does not say what it wants gets nothing.
-                        let _ = serve(stream, &kept);
+                        let _ = serve(stream, &release);
                     }
                 }
             })
@@ -133,7 +135,7 @@ impl Drop for Control {
     }
 }
 
-fn serve(mut stream: UnixStream, kept: &Kept) -> io::Result<()> {
+fn serve(mut stream: UnixStream, release: &dyn Fn(Held<'_>) -> bool) -> io::Result<()> {
     let Some(peer) = os::peer_of_this_user(&stream) else {
         return Ok(());
     };
@@ -145,11 +147,9 @@ fn serve(mut stream: UnixStream, kept: &Kept) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut request = Vec::new();
     (&mut stream).take(LONGEST).read_to_end(&mut request)?;
-    match Held::decode(&request) {
-        Some(Held::Workspace(path)) => kept.release(path),
-        Some(Held::Thread(id)) => kept.release_thread(id, None),
-        None => false,
-    };
+    if let Some(held) = Held::decode(&request) {
+        release(held);
+    }
     Ok(())
 }
 

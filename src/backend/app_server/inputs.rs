@@ -3,7 +3,7 @@
 //! A server whose inputs have changed is replaced before the next turn. Measured on 0.135.0 to 0.169.0: another login is
 //! never noticed, not even after a 401; the config, instructions and servers only with a thread that is loaded anew.
 
-use super::server::{Recipe, ServerSettings};
+use super::recipe::{Recipe, ServerSettings};
 use crate::backend::child::CodexCommand;
 use crate::codex::home;
 use serde::Deserialize;

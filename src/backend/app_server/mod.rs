@@ -10,8 +10,10 @@ mod inputs;
 mod message;
 pub(crate) mod models;
 pub(crate) mod pool;
+pub(crate) mod recipe;
 mod run;
-pub(crate) mod server;
+mod server;
+mod start;
 mod texts;
 
 use super::emitter::Emitter;
@@ -21,7 +23,8 @@ use crate::error::Result;
 use crate::os::CancelToken;
 use inputs::FileState;
 use pool::Pool;
-use server::{Recipe, Server, StartError};
+use recipe::Recipe;
+use server::{Server, StartError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 

@@ -3,7 +3,7 @@
 //! It needs no account: without one the list is the catalogue that came with codex (0.135.0 to 0.169.0).
 
 use super::client::{Client, RequestError};
-use super::server;
+use super::recipe;
 use crate::backend::child::Child;
 use crate::codex::find;
 use crate::config::Config;
@@ -40,7 +40,7 @@ pub(crate) fn list_models(
     cancel: &CancelToken,
 ) -> Result<Vec<Model>> {
     let program = find::find_codex(&config.binary, config, places)?;
-    let command = server::command(&program, vec!["app-server".into()], config, places);
+    let command = recipe::command(&program, vec!["app-server".into()], config, places);
     let child = Child::start(&command, None)?;
     cancel.attach(child.pidfd());
     let mut asked = Asked {

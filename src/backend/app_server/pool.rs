@@ -8,12 +8,14 @@
 //! the thread that has started it, not of the process.
 
 use super::client::ENDING;
-use super::control::Control;
-use super::server::{Recipe, Server};
+use super::control::{Control, Held};
+use super::recipe::Recipe;
+use super::server::Server;
+use super::start::{FirstStarts, Starter};
 use crate::backend::child::{Child, CodexCommand};
 use crate::error::{Error, Kind, Result};
 use crate::mcp::Bridge;
-use crate::os::{self, CancelToken, FileLock};
+use crate::os::{CancelToken, FileLock};
 use crate::paths::Paths;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::unix::fs::MetadataExt;
@@ -36,8 +38,7 @@ struct PoolShared {
     keeper: Mutex<Option<JoinHandle<()>>>,
     state: Mutex<PoolState>,
     changed: Condvar,
-    /// The programs of which a server has answered. One that is not among them is started by itself.
-    answered: Mutex<Vec<PathBuf>>,
+    first_starts: FirstStarts,
 }
 
 #[derive(Debug, Default)]
@@ -261,7 +262,11 @@ impl Pool {
         drop(state);
         self.shared.changed.notify_all();
         self.control.get_or_init(|| {
-            let control = Control::start(places, self.kept());
+            let kept = self.kept();
+            let control = Control::start(places, move |held| match held {
+                Held::Workspace(path) => kept.release(path),
+                Held::Thread(id) => kept.release_thread(id, None),
+            });
             let failed = |error: &Error| log::warn!("{error}; what is kept is kept");
             control.inspect_err(failed).ok()
         });
@@ -323,22 +328,6 @@ impl Kept {
         })
     }
 
-    /// Starts a server. While it runs, `lock` is kept locked.
-    ///
-    /// # Errors
-    /// As [`Child::start`].
-    pub(super) fn spawn(&self, command: &CodexCommand, lock: Option<&Path>) -> Result<Child> {
-        self.start_keeper()?;
-        let (answer, child) = sync_channel(1);
-        self.0.state().starts.push_back(Start {
-            command: command.clone(),
-            lock: lock.map(Path::to_owned),
-            answer,
-        });
-        self.0.changed.notify_all();
-        child.recv().unwrap_or_else(|_| Err(no_keeper(None)))
-    }
-
     fn start_keeper(&self) -> Result<()> {
         let mut keeper = self.0.keeper.lock().unwrap_or_else(PoisonError::into_inner);
         if keeper.as_ref().is_none_or(JoinHandle::is_finished) {
@@ -349,25 +338,6 @@ impl Kept {
             *keeper = Some(started.map_err(|error| no_keeper(Some(error)))?);
         }
         Ok(())
-    }
-
-    /// Waits until no server of this program is being started that none has been started of before.
-    pub(super) fn first_start(&self, program: &Path, cancel: &CancelToken) -> FirstStart<'_> {
-        loop {
-            let answered = match self.0.answered.try_lock() {
-                Ok(answered) => answered,
-                Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(std::sync::TryLockError::WouldBlock) if cancel.is_cancelled() => {
-                    return FirstStart(None);
-                }
-                Err(std::sync::TryLockError::WouldBlock) => {
-                    os::wait_for(cancel, Duration::from_millis(3));
-                    continue;
-                }
-            };
-            let is_known = answered.iter().any(|known| known == program);
-            return FirstStart((!is_known).then(|| (answered, program.to_owned())));
-        }
     }
 
     /// Ends the server of this workspace, and keeps what it takes to start another one like it. No turn runs there until
@@ -403,6 +373,24 @@ impl Kept {
         let is_any = !slots.is_empty();
         slots.into_iter().for_each(PoolSlot::end);
         is_any
+    }
+}
+
+impl Starter for Kept {
+    fn spawn(&self, command: &CodexCommand, lock: Option<&Path>) -> Result<Child> {
+        self.start_keeper()?;
+        let (answer, child) = sync_channel(1);
+        self.0.state().starts.push_back(Start {
+            command: command.clone(),
+            lock: lock.map(Path::to_owned),
+            answer,
+        });
+        self.0.changed.notify_all();
+        child.recv().unwrap_or_else(|_| Err(no_keeper(None)))
+    }
+
+    fn first_starts(&self) -> &FirstStarts {
+        &self.0.first_starts
     }
 }
 
@@ -478,18 +466,6 @@ impl Suspended {
                 slot.end();
             }
             false => drop(state.slots.insert(hold.workspace.clone(), slot)),
-        }
-    }
-}
-
-/// The first start of a program, while which there is no other.
-pub(super) struct FirstStart<'a>(Option<(MutexGuard<'a, Vec<PathBuf>>, PathBuf)>);
-
-impl FirstStart<'_> {
-    /// It has answered: others may be started side by side.
-    pub(super) fn succeeded(self) {
-        if let Some((mut answered, program)) = self.0 {
-            answered.push(program);
         }
     }
 }

@@ -6,23 +6,15 @@
 
 use super::client::{Client, RequestError};
 use super::inputs::{FileState, Inputs};
-use super::pool::Kept;
-use crate::backend::TurnSpec;
-use crate::backend::child::CodexCommand;
-use crate::backend::exec::command::{ExtraArgs, model_arg};
+use super::recipe::{Recipe, ServerSettings};
+use super::start::Starter;
 use crate::codex::failure::{self, Exit, Refusal};
-use crate::codex::find::{environment, removed_from_environment};
-use crate::codex::toml;
-use crate::config::{Config, Sandbox};
 use crate::error::{Error, Kind};
 use crate::json::{Members, elements};
 use crate::mcp::Bridge;
 use crate::os::{self, CancelToken};
-use crate::paths::Paths;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::borrow::Cow;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,55 +31,6 @@ const LARGEST: u64 = 512 << 20;
 const WRITER: Duration = Duration::from_secs(1);
 /// What a server says that cannot open codex's databases beside others which start just now (0.135.0 to 0.155.0).
 const DATABASE: &str = "failed to initialize sqlite state runtime";
-
-/// How a server is started and has its thread loaded.
-#[derive(Clone, Debug)]
-pub(super) struct Recipe {
-    pub(super) command: CodexCommand,
-    /// The lock on the workspace, where it could be had.
-    lock: Option<PathBuf>,
-    /// What lends it the daemon's tools, which lives as long as it.
-    tools: Option<Arc<Bridge>>,
-    pub(super) home: PathBuf,
-    pub(super) workspace: PathBuf,
-    pub(super) settings: ServerSettings,
-    /// The thread to load; `None` begins one.
-    thread: Option<String>,
-    /// For what could be done where it cannot be started.
-    config_file: PathBuf,
-}
-
-/// What a thread is loaded with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ServerSettings {
-    /// codex's name of the model; `None` leaves the choice to codex.
-    pub(super) model: Option<String>,
-    system: Option<String>,
-    sandbox: Sandbox,
-    /// How much the model is to think, unless `extra_args` say it. It goes along with each turn, but sticks to the thread.
-    pub(super) effort: Option<String>,
-}
-
-impl ServerSettings {
-    /// The sandbox as a request that loads a thread names it.
-    fn sandbox_mode(&self) -> &'static str {
-        match self.sandbox {
-            Sandbox::DangerFullAccess => "danger-full-access",
-            Sandbox::WorkspaceWrite => "workspace-write",
-            Sandbox::ReadOnly => "read-only",
-        }
-    }
-
-    /// What the commands of a turn may do, as `turn/start` takes it.
-    pub(super) fn sandbox_policy(&self) -> Value {
-        let policy = match self.sandbox {
-            Sandbox::DangerFullAccess => "dangerFullAccess",
-            Sandbox::WorkspaceWrite => "workspaceWrite",
-            Sandbox::ReadOnly => "readOnly",
-        };
-        json!({"type": policy})
-    }
-}
 
 /// A running server.
 #[derive(Debug)]
@@ -119,103 +62,16 @@ pub(super) enum StartError {
     Cancelled,
 }
 
-/// What of the config only `codex exec` can do; why is for a message.
-pub(crate) fn only_by_exec(config: &Config) -> Option<String> {
-    let extra = ExtraArgs::of(&config.extra_args, &mut Vec::new());
-    if let Err(argument) = extra.check_common() {
-        let what = format!("\"extra_args\" has '{argument}', which only 'codex exec' takes");
-        return Some(what);
-    }
-    // To a thread it can only be given with a request that writes codex's config.
-    (config.sandbox == Sandbox::WorkspaceWrite)
-        .then(|| "\"sandbox\" is \"workspace-write\"".to_owned())
-}
-
-impl Recipe {
-    /// That of this turn; what only `codex exec` can do is an error.
-    pub(super) fn of(spec: &TurnSpec<'_>, warnings: &mut Vec<String>) -> Result<Recipe, String> {
-        let config = spec.config;
-        if let Some(why) = only_by_exec(config) {
-            return Err(format!("{why} in the config"));
-        }
-        let extra = ExtraArgs::of(&config.extra_args, warnings);
-        let images = spec.images.iter().map(AsRef::as_ref);
-        if let Some(path) = images
-            .chain([spec.workspace])
-            .find(|path| path.to_str().is_none())
-        {
-            return Err(format!("the path '{}' is not valid UTF-8", path.display()));
-        }
-        let mut args: Vec<OsString> = vec!["app-server".into()];
-        for setting in [
-            // A goal that the model sets would start turn after turn of its own.
-            "features.goals=false",
-            "features.unbounded_connection_retries=false",
-        ] {
-            args.extend(["-c".into(), setting.into()]);
-        }
-        let model_args = config.model_args.get(spec.model);
-        if let Some(tier) = model_args.and_then(|args| args.service_tier.as_deref()) {
-            let setting = format!("service_tier={}", toml::string(tier));
-            args.extend(["-c".into(), setting.into()]);
-        }
-        args.extend(spec.tools.map(|it| it.codex_args()).unwrap_or_default());
-        // After ours, so that they have the last word.
-        args.extend(extra.args().iter().map(Into::into));
-        let effort = model_args.and_then(|args| args.reasoning_effort.as_deref());
-        let effort = spec.reasoning_effort.or(effort);
-        let effort = effort.filter(|_| !extra.sets("model_reasoning_effort"));
-        let system = spec
-            .system
-            .filter(|_| !extra.sets("developer_instructions"));
-        Ok(Recipe {
-            command: command(spec.program, args, config, spec.places),
-            lock: spec.lock.map(Path::to_owned),
-            tools: spec.tools.map(Arc::clone),
-            home: spec.places.codex_home(config),
-            workspace: spec.workspace.to_owned(),
-            settings: ServerSettings {
-                model: model_arg(config, spec.model).map(str::to_owned),
-                system: system.map(str::to_owned),
-                sandbox: config.sandbox,
-                effort: effort.map(str::to_owned),
-            },
-            thread: spec.thread.map(str::to_owned),
-            config_file: spec.places.config_file(),
-        })
-    }
-}
-
-/// How a server is started with these arguments.
-pub(super) fn command(
-    program: &Path,
-    args: Vec<OsString>,
-    config: &Config,
-    places: &Paths,
-) -> CodexCommand {
-    CodexCommand {
-        program: program.to_owned(),
-        args,
-        // One that stays: the workspace may be removed and made again.
-        directory: "/".into(),
-        env: environment(config, places),
-        env_removed: removed_from_environment(config),
-        stdin: Some(String::new()),
-        keeps_stdin: true,
-        warnings: Vec::new(),
-    }
-}
-
 impl Server {
     /// Starts a server and has it load the thread, or begin one, once `replaced` has ended.
     pub(super) fn start(
-        pool: &Kept,
+        starter: &dyn Starter,
         recipe: Recipe,
         replaced: Option<Server>,
         cancel: &CancelToken,
     ) -> Result<Server, StartError> {
         let inputs = Inputs::now(&recipe);
-        let connected = connect(pool, &recipe, cancel);
+        let connected = connect(starter, &recipe, cancel);
         // Only now: it ends while the new one starts.
         if let Some(replaced) = replaced {
             replaced.close();
@@ -311,13 +167,17 @@ impl Server {
 }
 
 /// Starts a server and greets it.
-fn connect(pool: &Kept, recipe: &Recipe, cancel: &CancelToken) -> Result<Client, StartError> {
+fn connect(
+    starter: &dyn Starter,
+    recipe: &Recipe,
+    cancel: &CancelToken,
+) -> Result<Client, StartError> {
     /// How often one is started anew whose databases were locked.
     const TRIES: u32 = 4;
     for attempt in 1.. {
         // In a new codex home the databases are made by the first; others that start meanwhile fail.
-        let first = pool.first_start(&recipe.command.program, cancel);
-        let child = pool
+        let first = starter.first_starts().wait(&recipe.command.program, cancel);
+        let child = starter
             .spawn(&recipe.command, recipe.lock.as_deref())
             .map_err(StartError::NotStarted)?;
         let mut client = Client::new(child);

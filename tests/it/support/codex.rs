@@ -97,8 +97,11 @@ pub(crate) fn run_on(version: &str, backend: &'static str, run: fn(&Path)) {
 
 pub(crate) use real_codex;
 
+/// A version, a backend, and what to run.
+type Run<'a> = (&'a str, &'static str, fn(&Path));
+
 /// [`run_on`] for several at once: these tests wait most of their time.
-pub(crate) fn run_at_once(runs: &[(&str, &'static str, fn(&Path))]) {
+pub(crate) fn run_at_once(runs: &[Run<'_>]) {
     std::thread::scope(|scope| {
         for (version, backend, run) in runs {
             scope.spawn(move || run_on(version, backend, *run));
