@@ -13,9 +13,8 @@ use crate::codex::mcp_servers::ConfiguredServer;
 use crate::codex::toml;
 use crate::error::{Error, Kind, Result};
 use crate::json::truncate;
-use crate::os::{self, CancelToken};
+use crate::os::{self, CancelToken, Directory};
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::process::Command;
@@ -202,7 +201,7 @@ pub(super) fn prepare(server: &ServerEntry, settings: &BridgeSettings) -> Result
     read(&path)
 }
 
-fn lock(directory: &Path, cancel: &CancelToken) -> Result<File> {
+fn lock(directory: &Path, cancel: &CancelToken) -> Result<Directory> {
     let cannot = |error: std::io::Error| {
         Error::os(
             Kind::McpFailed,
@@ -210,9 +209,9 @@ fn lock(directory: &Path, cancel: &CancelToken) -> Result<File> {
             error,
         )
     };
-    let mut options = os::open_options();
-    let opened = options.read(true).open(directory).map_err(cannot)?;
-    let attempt = || os::try_lock_file(&opened).map(|held| held.then_some(()));
+    // A home that is a link to one is none the worse.
+    let opened = Directory::open_following(directory).map_err(cannot)?;
+    let attempt = || os::try_lock_file(opened.as_file()).map(|held| held.then_some(()));
     match os::retry_until(Some(Instant::now() + CODEX_WAIT), Some(cancel), attempt) {
         Ok(Some(())) => Ok(opened),
         Ok(None) => {
@@ -330,6 +329,29 @@ mod tests {
                     .all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
             );
         }
+    }
+
+    #[test]
+    fn locks_codex_home_only_if_it_is_a_directory() {
+        let base = tempfile::tempdir().unwrap();
+        let cancel = CancelToken::new().unwrap();
+        let (home, link) = (base.path().join("home"), base.path().join("link"));
+        std::fs::create_dir(&home).unwrap();
+        std::os::unix::fs::symlink(&home, &link).unwrap();
+        let held = lock(&link, &cancel).unwrap();
+        cancel.cancel();
+        assert_eq!(lock(&home, &cancel).unwrap_err().kind(), Kind::Busy);
+        drop(held);
+        lock(&home, &cancel).unwrap();
+        let file = base.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(
+            lock(&file, &cancel).unwrap_err().message(),
+            format!(
+                "cannot lock codex's directory '{}': Not a directory",
+                file.display()
+            )
+        );
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub(crate) fn memory_file(name: &str) -> io::Result<File> {
 }
 
 /// An open directory, in which files are opened and made by their name: whatever takes its path meanwhile is not met.
-/// A symbolic link is never followed.
+/// In it no symbolic link is ever followed.
 #[derive(Debug)]
 pub(crate) struct Directory(File);
 
@@ -85,6 +85,15 @@ impl Directory {
     /// The operating system's, a link at the end of the path or what is not a directory being one.
     pub(crate) fn open(path: &Path) -> io::Result<Directory> {
         let mut options = with_flags(OFlags::DIRECTORY | OFlags::NOFOLLOW);
+        options.read(true).open(path).map(Directory)
+    }
+
+    /// The same, through a link at the end of the path.
+    ///
+    /// # Errors
+    /// The operating system's, what is not a directory being one.
+    pub(crate) fn open_following(path: &Path) -> io::Result<Directory> {
+        let mut options = with_flags(OFlags::DIRECTORY);
         options.read(true).open(path).map(Directory)
     }
 
