@@ -220,7 +220,7 @@ fn make_directory(runtime: &Path) -> Result<ImageDirectory, Error> {
     std::fs::set_permissions(path.path(), private).map_err(cannot)?;
     match os::try_lock_directory(path.path()).map_err(cannot)? {
         TryLock::Held(lock) => Ok(ImageDirectory { path, _lock: lock }),
-        TryLock::Busy => Err(cannot(io::ErrorKind::WouldBlock.into())),
+        TryLock::Busy => Err(cannot(os::Errno::WOULDBLOCK.into())),
     }
 }
 

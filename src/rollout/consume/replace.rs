@@ -341,7 +341,7 @@ impl Copy {
         // It is the file itself in a moment: whoever comes then waits until we are through.
         match os::try_lock_file(&copy.file).map_err(failed("lock", &path))? {
             true => Ok(copy),
-            false => Err(failed("lock", &path)(io::ErrorKind::WouldBlock.into())),
+            false => Err(failed("lock", &path)(Errno::WOULDBLOCK.into())),
         }
     }
 }
