@@ -200,10 +200,10 @@ fn busy(thread: &str, path: &Path) -> Error {
 fn coordinate(directory: &Path) -> Result<File> {
     let path = directory.join(".coordination.lock");
     let file = open_lock(&path)?;
-    let attempt = || try_lock(&file, &path).map(|held| held.then_some(()));
-    match os::retry_until(Some(Instant::now() + COORDINATION_WAIT), None, attempt)? {
-        Some(()) => Ok(file),
-        None => {
+    let deadline = Instant::now() + COORDINATION_WAIT;
+    match os::lock_file_until(&file, deadline, None).map_err(cannot_lock(&path))? {
+        true => Ok(file),
+        false => {
             let holder = os::shown_holder(&path);
             let message = format!("'{}' is held by another process{holder}", path.display());
             Err(Error::new(Kind::Busy, message))
@@ -240,10 +240,11 @@ fn open_lock(path: &Path) -> Result<File> {
 
 /// Takes the lock if nobody has it.
 fn try_lock(file: &File, path: &Path) -> Result<bool> {
-    os::try_lock_file(file).map_err(|error| {
-        let message = format!("cannot lock '{}'", path.display());
-        Error::os(Kind::Io, message, error)
-    })
+    os::try_lock_file(file).map_err(cannot_lock(path))
+}
+
+fn cannot_lock(path: &Path) -> impl Fn(io::Error) -> Error {
+    move |error| Error::os(Kind::Io, format!("cannot lock '{}'", path.display()), error)
 }
 
 #[cfg(test)]

@@ -211,10 +211,9 @@ fn lock(directory: &Path, cancel: &CancelToken) -> Result<Directory> {
     };
     // A home that is a link to one is none the worse.
     let opened = Directory::open_following(directory).map_err(cannot)?;
-    let attempt = || os::try_lock_file(opened.as_file()).map(|held| held.then_some(()));
-    match os::retry_until(Some(Instant::now() + CODEX_WAIT), Some(cancel), attempt) {
-        Ok(Some(())) => Ok(opened),
-        Ok(None) => {
+    match os::lock_file_until(opened.as_file(), Instant::now() + CODEX_WAIT, Some(cancel)) {
+        Ok(true) => Ok(opened),
+        Ok(false) => {
             let message = format!(
                 "another process holds the lock on '{}'",
                 directory.display()

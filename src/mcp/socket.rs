@@ -164,10 +164,9 @@ pub(crate) fn locked(directory: &Path) -> Result<Directory> {
 }
 
 fn lock(opened: Directory, directory: &Path) -> Result<Directory> {
-    let attempt = || os::try_lock_file(opened.as_file()).map(|held| held.then_some(()));
-    match os::retry_until(Some(Instant::now() + LOCK_WAIT), None, attempt) {
-        Ok(Some(())) => Ok(opened),
-        Ok(None) => {
+    match os::lock_file_until(opened.as_file(), Instant::now() + LOCK_WAIT, None) {
+        Ok(true) => Ok(opened),
+        Ok(false) => {
             let message = format!(
                 "another process holds the lock on '{}' for more than {} seconds",
                 directory.display(),

@@ -3,7 +3,7 @@
 use super::CancelToken;
 use super::files::{Directory, open_options_nofollow};
 use rustix::fs::{FlockOperation, fcntl_lock};
-use std::fs::{File, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ pub(crate) enum TryLock {
 /// The operating system's, a symlink at `path` being `ELOOP`.
 pub(crate) fn try_lock(path: &Path) -> io::Result<TryLock> {
     use rustix::io::Errno;
-    let file = open_lock(path, true)?;
+    let file = lock_file_options().create(true).open(path)?;
     // First, since over NFS the two kinds of lock are one, and this process's own would be in its way.
     match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => fcntl_lock(&file, FlockOperation::NonBlockingUnlock)?,
@@ -87,6 +87,20 @@ pub(crate) fn try_lock_file(file: &File) -> io::Result<bool> {
     }
 }
 
+/// Takes the lock of [`try_lock_file`], waiting for it at most until `deadline` has passed or `cancel` is cancelled; says
+/// whether it is held now.
+///
+/// # Errors
+/// The operating system's.
+pub(crate) fn lock_file_until(
+    file: &File,
+    deadline: Instant,
+    cancel: Option<&CancelToken>,
+) -> io::Result<bool> {
+    let attempt = || try_lock_file(file).map(|held| held.then_some(()));
+    Ok(retry_until(Some(deadline), cancel, attempt)?.is_some())
+}
+
 /// Gives back a lock of [`try_lock_file`]. To close the file is not enough: a process that another thread is just starting
 /// has it open too, until its program runs.
 pub(crate) fn unlock_file(file: &File) {
@@ -110,15 +124,17 @@ pub(crate) fn retry_until<T, E>(
     let mut pause = SHORTEST;
     loop {
         let found = attempt()?;
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         if found.is_some()
             || cancel.is_some_and(CancelToken::is_cancelled)
-            || deadline.is_some_and(|at| Instant::now() >= at)
+            || left.is_some_and(|left| left.is_zero())
         {
             return Ok(found);
         }
+        let time = left.map_or(pause, |left| left.min(pause));
         match cancel {
-            Some(cancel) => super::wait_for(cancel, pause),
-            None => std::thread::sleep(pause),
+            Some(cancel) => super::wait_for(cancel, time),
+            None => std::thread::sleep(time),
         }
         pause = (2 * pause).min(LONGEST);
     }
@@ -150,7 +166,7 @@ pub(crate) fn keep_locked(path: &Path) -> Option<File> {
             .spawn(wait);
         return None;
     }
-    let file = open_lock(path, false).ok()?;
+    let file = lock_file_options().open(path).ok()?;
     let locked = fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive);
     locked.is_ok().then_some(file)
 }
@@ -192,11 +208,8 @@ pub(crate) fn shown_holder(path: &Path) -> String {
     }
 }
 
-fn open_lock(path: &Path, create: bool) -> io::Result<File> {
-    open_options_nofollow()
-        .read(true)
-        .write(true)
-        .create(create)
-        .mode(0o600)
-        .open(path)
+fn lock_file_options() -> OpenOptions {
+    let mut options = open_options_nofollow();
+    options.read(true).write(true).mode(0o600);
+    options
 }

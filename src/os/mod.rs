@@ -24,8 +24,8 @@ pub(crate) use files::{
 };
 pub(crate) use limits::{limit_open_files, open_files_before, raise_open_files};
 pub(crate) use lock::{
-    FileLock, TryLock, keep_locked, lock_holder, retry_until, shown_holder, try_lock,
-    try_lock_directory, try_lock_file, unlock_file,
+    FileLock, TryLock, keep_locked, lock_file_until, lock_holder, retry_until, shown_holder,
+    try_lock, try_lock_directory, try_lock_file, unlock_file,
 };
 pub(crate) use poll::{PollFd, PollFlags, is_ready, poll};
 pub(crate) use process::{
