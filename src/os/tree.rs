@@ -4,6 +4,7 @@
 //! below it. There is no portable form of that.
 
 use super::process::{Pid, Signal, own_pid, signal_process, start_of};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 /// How long what was killed is looked for again; longer only in uninterruptible sleep.
@@ -11,22 +12,24 @@ const AFTER_KILL: Duration = Duration::from_millis(500);
 /// The pause between two looks: the end of a process that is not a child cannot be waited for.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Sends `signal` to each process that `find` gives, once, until it gives `None` or `grace` is over; says whether it gave
-/// `None`. `wait` is called between two looks, with when the next one is due at the latest.
-pub(crate) fn signal_until_gone(
+/// Sends `signal` to each process that `find` gives, until it gives `None` or `grace` is over; says whether it gave `None`.
+/// `wait` is called between two looks, with when the next one is due at the latest.
+///
+/// Each process gets it once, so that its handler runs once. SIGKILL has no handler and is sent at each look: what is
+/// started meanwhile can have the pid of a process that was killed before, where few pids are left.
+fn signal_until_gone(
     signal: Signal,
     grace: Duration,
     mut find: impl FnMut() -> Option<Vec<Pid>>,
     mut wait: impl FnMut(Instant),
 ) -> bool {
     let deadline = Instant::now() + grace;
-    let mut signalled = Vec::new();
+    let mut signalled = HashSet::new();
     loop {
         let Some(left) = find() else { return true };
         for pid in left {
-            if !signalled.contains(&pid) {
+            if signalled.insert(pid) || signal == Signal::KILL {
                 signal_process(pid, signal);
-                signalled.push(pid);
             }
         }
         let now = Instant::now();
