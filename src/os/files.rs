@@ -1,4 +1,4 @@
-//! Opening files that may be anything, and whose they are.
+//! Files: opened whatever they may be by now, made private, exchanged; who may use them, and whose they are.
 
 use crate::error::{Error, Kind, Result};
 use crate::shell;
@@ -27,6 +27,16 @@ fn with_flags(flags: OFlags) -> OpenOptions {
     let mut options = OpenOptions::new();
     options.custom_flags(flags.bits().cast_signed());
     options
+}
+
+/// Makes a file that this user alone may read and write. What is there already is an error
+/// ([`io::ErrorKind::AlreadyExists`]), a symbolic link too, wherever it leads.
+///
+/// # Errors
+/// The operating system's.
+pub(crate) fn create_private_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// Was nothing opened since there is a symbolic link at the end of the path?

@@ -19,8 +19,9 @@ pub(crate) use cancel::{CancelToken, Cancellable, wait_for};
 #[cfg(test)]
 pub(crate) use files::make_fifo;
 pub(crate) use files::{
-    Directory, check_owner, exchange, has_access, is_symlink_error, memory_file, open_options,
-    open_options_nofollow, open_regular_file, start_writing, user_id, user_name,
+    Directory, check_owner, create_private_file, exchange, has_access, is_symlink_error,
+    memory_file, open_options, open_options_nofollow, open_regular_file, start_writing, user_id,
+    user_name,
 };
 pub(crate) use limits::{limit_open_files, open_files_before, raise_open_files};
 pub(crate) use lock::{

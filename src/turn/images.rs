@@ -11,10 +11,10 @@
 use crate::error::{Error, reason};
 use crate::mcp;
 use crate::os::{self, CancelToken, FileLock, TryLock};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -130,12 +130,7 @@ impl<'a> Images<'a> {
     fn copy(&self, mut from: impl Read, path: &Path) -> Result<u64, String> {
         let cannot =
             |error: io::Error| format!("cannot write '{}': {}", path.display(), reason(&error));
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(cannot)?;
+        let mut file = os::create_private_file(path).map_err(cannot)?;
         // The umask may have taken what codex needs.
         file.set_permissions(PermissionsExt::from_mode(0o600))
             .map_err(cannot)?;

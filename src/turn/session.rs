@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result, reason};
 use crate::os;
 use std::fs::{File, FileType};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 /// The session file's name in the workspace.
@@ -196,13 +196,11 @@ fn write(workspace: &Path, name: &str, thread: &str) -> io::Result<()> {
     debug_assert!(is_thread_id(thread), "checked by whoever heard it");
     let temporary = workspace.join(TEMPORARY);
     let saved = (|| {
-        let mut options = File::options();
-        options.write(true).create_new(true).mode(0o600);
-        let mut file = match options.open(&temporary) {
+        let mut file = match os::create_private_file(&temporary) {
             // A crash left it, or somebody put a link there: it is removed, never written through.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 std::fs::remove_file(&temporary)?;
-                options.open(&temporary)?
+                os::create_private_file(&temporary)?
             }
             opened => opened?,
         };

@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::os::{self, Errno};
 use std::fs::{File, FileTimes, Metadata, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// How much is written at once where the pieces are small, and how much of a kept piece is read at once.
@@ -330,9 +330,7 @@ impl Copy {
     fn create(path: PathBuf) -> Result<Copy> {
         let wrong = failed("create", &path);
         // Nobody else may read it before it has the file's own mode.
-        let mut options = File::options();
-        options.write(true).create_new(true).mode(0o600);
-        let file = options.open(&path).map_err(wrong)?;
+        let file = os::create_private_file(&path).map_err(wrong)?;
         let copy = Copy {
             path: path.clone(),
             file,
