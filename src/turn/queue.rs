@@ -206,14 +206,15 @@ pub(crate) fn lock(
                 release();
                 continue;
             }
-            busy = format!(
-                "another process runs a turn in the workspace '{}'{}",
-                workspace.display(),
-                os::shown_holder(&path)
-            );
-            if deadline.is_none_or(|at| Instant::now() < at)
-                && let Some(on_wait) = on_wait.take()
-            {
+            let is_late = deadline.is_some_and(|at| Instant::now() >= at);
+            if is_late || on_wait.is_some() {
+                busy = format!(
+                    "another process runs a turn in the workspace '{}'{}",
+                    workspace.display(),
+                    os::shown_holder(&path)
+                );
+            }
+            if !is_late && let Some(on_wait) = on_wait.take() {
                 on_wait(&busy);
             }
             return Ok(None);

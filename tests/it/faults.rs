@@ -295,7 +295,7 @@ fn kills_tree_below_stopped_guard() {
     // What is killed is gone before anything more is done: then nothing is found any more that only it led to.
     let mut command = Command::new(strace);
     command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=kill"]);
-    command.args(["-e", "inject=kill:delay_exit=50000"]);
+    command.args(["-e", "inject=kill:delay_exit=20000"]);
     command.arg(env!("CARGO_BIN_EXE_plexum-openai"));
     let mut daemon = Daemon::start_by(&lab, &mut command);
     daemon.init();
