@@ -12,7 +12,7 @@ use crate::codex::home;
 use crate::mcp::ToolNames;
 use crate::os::open_regular_file;
 use crate::os::{CancelToken, Cancellable};
-use crate::rollout::calls::{Calls, Fed, write_result, write_use};
+use crate::rollout::calls::{Calls, MatchedRecord, write_result, write_use};
 use crate::rollout::lines::{LineKind, Lines};
 use crate::rollout::record::{self, Record, TurnEnd};
 use std::collections::VecDeque;
@@ -533,35 +533,35 @@ impl Taker<'_> {
             return;
         };
         match fed {
-            Fed::Call { mut call, given_up } => {
+            MatchedRecord::Call { mut call, evicted } => {
                 self.note_call(&mut call);
                 self.event(|out| write_use(out, &call, None, agent));
-                for (id, ()) in given_up {
+                for (id, ()) in evicted {
                     log::warn!("too many calls have no output; '{id}' is told as one without");
                     self.push(Recorded::Event(no_output(&id)));
                 }
             }
-            Fed::Output {
+            MatchedRecord::Output {
                 output, is_error, ..
             } => self.event(|out| write_result(out, &output.id, &output.content, is_error)),
-            Fed::Whole { mut call, parent } => {
+            MatchedRecord::Complete { mut call, parent } => {
                 self.note_call(&mut call.call);
                 self.event(|out| write_use(out, &call.call, parent.as_deref(), agent));
                 self.event(|out| write_result(out, &call.call.id, &call.content, call.failed));
             }
-            Fed::Other(Record::Turn { id, .. }) => *self.turn = Some(id.into_owned()),
-            Fed::Other(Record::TurnEnd { id, end }) => {
+            MatchedRecord::Other(Record::Turn { id, .. }) => *self.turn = Some(id.into_owned()),
+            MatchedRecord::Other(Record::TurnEnd { id, end }) => {
                 let is_another = matches!((&id, &self.turn), (Some(id), Some(turn)) if id != turn);
                 if !is_another {
                     self.end.get_or_insert(end);
                 }
             }
-            Fed::Other(Record::Message {
+            MatchedRecord::Other(Record::Message {
                 is_user: false,
                 text,
                 ..
             }) => self.push(Recorded::Text(text, Instant::now())),
-            Fed::Other(_) => {}
+            MatchedRecord::Other(_) => {}
         }
     }
 

@@ -11,7 +11,7 @@ use crate::daemon::parse_mutations;
 use crate::error::{Error, Kind, Result};
 use crate::os::{CancelToken, open_regular_file};
 use crate::paths::Paths;
-use crate::rollout::calls::{Calls, Fed};
+use crate::rollout::calls::{Calls, MatchedRecord};
 use crate::rollout::consume::{
     ConsumeReport, Mutation, Op, Reach, WriteMode, consume, consume_file,
 };
@@ -245,7 +245,7 @@ fn calls_of(rollout: &Path) -> io::Result<Vec<(String, u64)>> {
         let Ok(record) = record::read(&line) else {
             continue;
         };
-        if let Some(Fed::Output { output, .. }) = calls.feed(record, |_| ((), 0)) {
+        if let Some(MatchedRecord::Output { output, .. }) = calls.feed(record, |_| ((), 0)) {
             found.push((output.id.into_owned(), output.content.bytes()));
         }
     }

@@ -11,7 +11,7 @@ use super::{columns, target, written};
 use crate::codex::home::civil;
 use crate::error::{Error, Kind, Result, reason};
 use crate::os::{Blocking, is_hung_up, open_regular_file};
-use crate::rollout::calls::{Calls, Fed, write_open_result, write_use};
+use crate::rollout::calls::{Calls, MatchedRecord, write_open_result, write_use};
 use crate::rollout::packed::Unpacked;
 use crate::rollout::record::{Call, Content, Record};
 use std::ffi::OsString;
@@ -470,15 +470,15 @@ impl<W: Write> RecordSink for Events<'_, W> {
             false => (Vec::new(), 0),
         });
         match fed {
-            Some(Fed::Call { given_up, .. }) => {
-                for (_, event) in given_up {
+            Some(MatchedRecord::Call { evicted, .. }) => {
+                for (_, event) in evicted {
                     self.given_up += 1;
                     if self.all && !filter.errors {
                         self.write(&event)?;
                     }
                 }
             }
-            Some(Fed::Output {
+            Some(MatchedRecord::Output {
                 output,
                 kept,
                 is_error,
@@ -486,7 +486,7 @@ impl<W: Write> RecordSink for Events<'_, W> {
                 self.write(&kept)?;
                 self.write_result(&output.id, &output.content, is_error, output.at)?;
             }
-            Some(Fed::Whole { call, parent })
+            Some(MatchedRecord::Complete { call, parent })
                 if filter.has_tool(&call.call) && filter.has_result(call.failed) =>
             {
                 self.write(&use_event(&call.call, parent.as_deref()))?;
@@ -525,8 +525,8 @@ impl RecordSink for Rows<'_> {
             (place, 0)
         });
         match fed {
-            Some(Fed::Call { given_up, .. }) => self.given_up += given_up.len() as u64,
-            Some(Fed::Output {
+            Some(MatchedRecord::Call { evicted, .. }) => self.given_up += evicted.len() as u64,
+            Some(MatchedRecord::Output {
                 output,
                 kept: Some(place),
                 is_error,

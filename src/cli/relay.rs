@@ -8,7 +8,7 @@
 //! cache, and memory does not grow with the file.
 
 use crate::rollout::lines::{LineBlock, LineKind, Lines};
-use crate::rollout::record::{self, Record, Unread};
+use crate::rollout::record::{self, Record, UnreadableLine};
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -213,7 +213,7 @@ impl<R: Read, S: RecordSink> Runner<'_, R, S> {
             } else {
                 end.bad.add(Skipped {
                     count: lines.truncated(),
-                    first: lines.first_torn(),
+                    first: lines.first_truncated(),
                 });
             }
             let mut parts = Vec::new();
@@ -223,8 +223,8 @@ impl<R: Read, S: RecordSink> Runner<'_, R, S> {
                         end.any |= !matches!(record, Record::Other);
                         parts.push(S::prepare(record));
                     }
-                    Err(Unread::NotJson) => end.bad.add(Skipped::one(line.number)),
-                    Err(Unread::TooLong) => end.long.add(Skipped::one(line.number)),
+                    Err(UnreadableLine::NotJson) => end.bad.add(Skipped::one(line.number)),
+                    Err(UnreadableLine::TooLong) => end.long.add(Skipped::one(line.number)),
                 }
             }
             let Ok(output_turn) = self.output_turn.from.recv() else {

@@ -131,7 +131,7 @@ impl<'a> Field<'a> {
             .members
             .iter()
             .rev()
-            .find(|(key, _)| json::is(key, name))
+            .find(|(key, _)| json::str_eq(key, name))
             .map(|(_, value)| *value);
         match remembered.truncated {
             true => self.find(name),
@@ -143,7 +143,7 @@ impl<'a> Field<'a> {
     fn find(&self, name: &str) -> Option<&'a str> {
         let mut found = None;
         self.walk(|key, value| {
-            if json::is(key, name) {
+            if json::str_eq(key, name) {
                 found = Some(value);
             }
             true

@@ -11,7 +11,7 @@ use crate::error::{Error, Kind};
 use crate::jsonrpc::{self, Id};
 use crate::mcp::{CallId, ToolAnswer, ToolCall, ToolHost, ToolOutput};
 use crate::os::CancelToken;
-use crate::rollout::lines::NESTED;
+use crate::rollout::lines::NESTED_ID_PREFIX;
 use serde_json::json;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
@@ -169,7 +169,7 @@ impl StreamHandle {
     fn hold(&self, number: u64, call_id: Option<&str>, line: Vec<u8>) -> Option<Vec<u8>> {
         let mut pending = pending(&self.pending);
         // A call that is made inside code mode is recorded when it is over.
-        let call_id = call_id.filter(|id| !id.starts_with(NESTED));
+        let call_id = call_id.filter(|id| !id.starts_with(NESTED_ID_PREFIX));
         let is_told = call_id.is_some_and(|id| pending.open_calls.iter().any(|open| open == id));
         match call_id {
             Some(call_id)

@@ -1,25 +1,24 @@
-//! Walking over one JSON text without building it: what is ignored is checked and never copied, and
-//! what is looked for comes out as the place where it stands.
+//! A cursor over a JSON text: values are validated and skipped in place, and located by their byte ranges.
 //!
-//! Two users need the places and not the values: `calls` writes strings and arguments out as codex wrote
-//! them, and the rewrite replaces bytes in the middle of a line and leaves the rest as it was. A text is
-//! taken as JSON exactly where serde_json would take it for a value, with two differences that are wanted:
-//! there is no limit on how deep it nests (nothing here recurses), and a number may be too large for a float.
+//! Two users need ranges instead of values: `calls` emits strings and arguments exactly as codex wrote them, and
+//! `consume` replaces bytes in the middle of a line and keeps the rest of it. A text is accepted exactly where
+//! `serde_json::from_str::<Value>` accepts it, with two intended differences: the nesting depth is not limited (nothing
+//! here recurses), and a number may exceed the range of `f64`.
 
 use super::scan;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Where a value or a key stands in the text, without the white space around it, strings with their quotes.
+/// The byte range of a value or a key in the text: without surrounding whitespace, with the quotes of a string.
 pub(crate) type Span = Range<usize>;
 
-/// The text is not JSON, or not the kind of value that was asked for.
+/// The text is not JSON, or the value is not of the requested kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotJson;
 
 type JsonResult<T> = std::result::Result<T, NotJson>;
 
-/// What kind of value comes next.
+/// The kind of the next value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum JsonKind {
     Object,
@@ -29,13 +28,13 @@ pub(crate) enum JsonKind {
     Scalar,
 }
 
-/// A place in a JSON text, moving forward over it.
+/// A forward-only position in a JSON text.
 ///
-/// An object is walked so; whoever got a key must consume its value before asking for the next key:
+/// The value of a key must be consumed before the next key is requested:
 /// ```text
 /// cursor.open(JsonKind::Object)?;
 /// while let Some(key) = cursor.key()? {
-///     if is(&text[key], "id") { id = Some(cursor.value()?) } else { cursor.value()?; }
+///     if str_eq(&text[key], "id") { id = Some(cursor.value()?) } else { cursor.value()?; }
 /// }
 /// cursor.end()?;
 /// ```
@@ -43,12 +42,12 @@ pub(crate) enum JsonKind {
 pub(crate) struct Cursor<'a> {
     text: &'a [u8],
     at: usize,
-    /// Nothing stands yet in the object or list that was opened last.
+    /// The object or array that was opened last has had no member or element yet.
     at_container_start: bool,
 }
 
 impl<'a> Cursor<'a> {
-    /// A cursor before the first byte. What it skips is valid UTF-8, too.
+    /// A cursor before the first byte. Strings that it skips are checked to be UTF-8.
     pub(crate) fn new(text: &'a (impl AsRef<[u8]> + ?Sized)) -> Cursor<'a> {
         Cursor {
             text: text.as_ref(),
@@ -57,9 +56,9 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// What kind of value comes next, judged by its first byte.
+    /// The kind of the next value, by its first byte.
     pub(crate) fn kind(&mut self) -> JsonResult<JsonKind> {
-        self.blank();
+        self.skip_whitespace();
         match self.peek() {
             Some(b'{') => Ok(JsonKind::Object),
             Some(b'[') => Ok(JsonKind::Array),
@@ -69,7 +68,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Goes into the object or list that comes next.
+    /// Enters the next value, which must be an object or an array of this kind.
     pub(crate) fn open(&mut self, kind: JsonKind) -> JsonResult<()> {
         if self.kind()? != kind || !matches!(kind, JsonKind::Object | JsonKind::Array) {
             return Err(NotJson);
@@ -79,43 +78,42 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// The next key of the object that the cursor is in, its value next; `None` leaves the object.
+    /// The next key of the current object; its value follows. `None` leaves the object.
     pub(crate) fn key(&mut self) -> JsonResult<Option<Span>> {
         match self.text.get(self.at..self.at + 2) {
-            // As most keys stand: right behind the comma, or right at the beginning.
+            // The common case, without whitespace: right behind the comma or the opening brace.
             Some(b",\"") if !self.at_container_start => self.at += 1,
             Some([b'"', _]) if self.at_container_start => self.at_container_start = false,
             _ => {
                 if !self.step(b'}')? {
                     return Ok(None);
                 }
-                self.blank();
+                self.skip_whitespace();
             }
         }
         let key = self.string()?;
         if self.peek() != Some(b':') {
-            self.blank();
+            self.skip_whitespace();
         }
-        self.byte(b':')?;
+        self.expect_byte(b':')?;
         Ok(Some(key))
     }
 
-    /// Is there another element in the list that the cursor is in? `false` leaves the list.
+    /// Whether the current array has another element. `false` leaves the array.
     pub(crate) fn element(&mut self) -> JsonResult<bool> {
         self.step(b']')
     }
 
-    /// Passes over the value that comes next and tells where it stands.
+    /// Skips the next value and returns its range.
     pub(crate) fn value(&mut self) -> JsonResult<Span> {
-        self.blank();
+        self.skip_whitespace();
         let start = self.at;
-        // One bit a level, set for an object: memory is an eighth of a byte for each level of nesting. Up to 64
-        // levels need no allocation.
+        // One bit for each open level, set for an object; up to 64 levels need no allocation.
         let mut levels = 0u64;
         let mut outer: Vec<u64> = Vec::new();
         let mut depth = 0usize;
         loop {
-            // Here a value comes next.
+            // A value is next.
             match self.peek() {
                 Some(b'"') => {
                     self.string()?;
@@ -134,13 +132,13 @@ impl<'a> Cursor<'a> {
                     };
                     depth += 1;
                 }
-                Some(b't') => self.word(b"true")?,
-                Some(b'f') => self.word(b"false")?,
-                Some(b'n') => self.word(b"null")?,
+                Some(b't') => self.literal(b"true")?,
+                Some(b'f') => self.literal(b"false")?,
+                Some(b'n') => self.literal(b"null")?,
                 Some(b'-' | b'0'..=b'9') => self.number()?,
                 _ => return Err(NotJson),
             }
-            // Here the next key or element comes, or the end of one or more levels.
+            // A key, an element, or the end of one or more levels is next.
             loop {
                 if depth == 0 {
                     return Ok(start..self.at);
@@ -159,13 +157,13 @@ impl<'a> Cursor<'a> {
                     levels = outer.pop().expect("pushed when this level was entered");
                 }
             }
-            self.blank();
+            self.skip_whitespace();
         }
     }
 
-    /// Nothing but white space may follow.
+    /// Checks that only whitespace follows.
     pub(crate) fn end(&mut self) -> JsonResult<()> {
-        self.blank();
+        self.skip_whitespace();
         if self.at == self.text.len() {
             Ok(())
         } else {
@@ -173,9 +171,9 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Goes on to the next key or element, over the comma before it, or over the closing byte.
+    /// Moves to the next key or element, over the comma before it; `false` where the closing byte was consumed.
     fn step(&mut self, close: u8) -> JsonResult<bool> {
-        self.blank();
+        self.skip_whitespace();
         let at_container_start = std::mem::take(&mut self.at_container_start);
         match self.peek() {
             Some(byte) if byte == close => {
@@ -184,8 +182,8 @@ impl<'a> Cursor<'a> {
             }
             Some(b',') if !at_container_start => {
                 self.at += 1;
-                self.blank();
-                // A comma before the end is not JSON.
+                self.skip_whitespace();
+                // A trailing comma is not JSON.
                 if self.peek() == Some(close) {
                     Err(NotJson)
                 } else {
@@ -201,13 +199,13 @@ impl<'a> Cursor<'a> {
         self.text.get(self.at).copied()
     }
 
-    fn blank(&mut self) {
+    fn skip_whitespace(&mut self) {
         while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
             self.at += 1;
         }
     }
 
-    fn byte(&mut self, byte: u8) -> JsonResult<()> {
+    fn expect_byte(&mut self, byte: u8) -> JsonResult<()> {
         if self.peek() != Some(byte) {
             return Err(NotJson);
         }
@@ -215,7 +213,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    fn word(&mut self, word: &[u8]) -> JsonResult<()> {
+    fn literal(&mut self, word: &[u8]) -> JsonResult<()> {
         if !self.text[self.at..].starts_with(word) {
             return Err(NotJson);
         }
@@ -257,29 +255,29 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// A string from its opening quote on.
+    /// Skips a string, from its opening quote on.
     fn string(&mut self) -> JsonResult<Span> {
         let start = self.at;
-        self.byte(b'"')?;
+        self.expect_byte(b'"')?;
         self.at = scan::end(self.text, self.at).ok_or(NotJson)?;
         Ok(start..self.at)
     }
 }
 
-/// What a raw JSON string says. `raw` is a string that a [`Cursor`] has skipped, with its quotes.
+/// The text of a raw JSON string. `raw` is a string that a [`Cursor`] has skipped, with its quotes.
 pub(crate) fn decode<'a>(raw: &'a (impl AsRef<[u8]> + ?Sized)) -> Cow<'a, str> {
     let raw = raw.as_ref();
     let inner = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
     if memchr::memchr(b'\\', inner).is_none() {
-        // What the cursor let pass is UTF-8.
+        // The cursor has checked the UTF-8.
         return Cow::Borrowed(std::str::from_utf8(inner).unwrap_or_default());
     }
-    // And serde_json takes it as well; the empty string stands for what cannot be.
+    // The cursor accepts only what serde_json accepts; other callers' invalid strings decode to the empty string.
     Cow::Owned(serde_json::from_slice(raw).unwrap_or_default())
 }
 
-/// What a raw JSON string says, as bytes: for comparing it with ASCII words, which needs no look at its UTF-8.
-pub(crate) fn word(raw: &[u8]) -> Cow<'_, [u8]> {
+/// As [`decode`], but bytes: comparing them with ASCII needs no second UTF-8 check.
+pub(crate) fn decode_bytes(raw: &[u8]) -> Cow<'_, [u8]> {
     let inner = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
     if inner.contains(&b'\\') {
         Cow::Owned(decode(raw).into_owned().into_bytes())
@@ -288,27 +286,27 @@ pub(crate) fn word(raw: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Is this raw JSON string (with its quotes) this text, however it is escaped?
-pub(crate) fn is(raw: &(impl AsRef<[u8]> + ?Sized), text: &str) -> bool {
-    *word(raw.as_ref()) == *text.as_bytes()
+/// Whether this raw JSON string (with its quotes) equals `text`, however it is escaped.
+pub(crate) fn str_eq(raw: &(impl AsRef<[u8]> + ?Sized), text: &str) -> bool {
+    *decode_bytes(raw.as_ref()) == *text.as_bytes()
 }
 
-/// How many levels of objects and lists a value may have that is passed on. What reads it may have a limit of its
-/// own: serde_json gives up at 128.
+/// How many levels of objects and arrays a value may have when it is passed on. Readers have limits of their own:
+/// serde_json's is 128.
 pub(crate) const MAX_DEPTH: usize = 100;
 
-/// A JSON value in which whatever is nested deeper than [`MAX_DEPTH`] is a string, which holds the JSON text that
-/// stood there. `json` is JSON already; what is not comes back in some form, but never with a panic.
+/// Replaces every value nested deeper than [`MAX_DEPTH`] by a string that holds its JSON text. `json` must be valid;
+/// the result for other input is unspecified, but there is no panic.
 pub(crate) fn limit_depth(json: &[u8]) -> Cow<'_, [u8]> {
-    // Most values are long strings, which need no look.
+    // Most values are long strings, which have no depth.
     if json.starts_with(b"\"") {
         return Cow::Borrowed(json);
     }
     let mut limited = Vec::new();
-    // Up to here `json` is copied.
+    // `json[..copied]` is in `limited` already.
     let mut copied = 0;
     let mut depth = 0usize;
-    // Where the value begins that is too deep, while it lasts.
+    // Start of the value that is too deep, while inside it.
     let mut deep = None;
     let mut at = 0;
     while let Some(byte) = json.get(at) {
@@ -334,7 +332,7 @@ pub(crate) fn limit_depth(json: &[u8]) -> Cow<'_, [u8]> {
                     limited.extend_from_slice(&json[copied..start]);
                     copied = at + 1;
                     let text = String::from_utf8_lossy(&json[start..copied]);
-                    // Writing to memory does not fail.
+                    // Writing to a Vec does not fail.
                     let _ = serde_json::to_writer(&mut limited, &text);
                 }
             }
@@ -349,7 +347,7 @@ pub(crate) fn limit_depth(json: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(limited)
 }
 
-/// Do more than so many objects and lists stand in each other? `json` is JSON already.
+/// Whether objects and arrays nest deeper than `levels`. `json` must be valid.
 pub(crate) fn is_deeper_than(json: &[u8], levels: usize) -> bool {
     let mut depth = 0usize;
     let mut at = 0;
@@ -366,7 +364,7 @@ pub(crate) fn is_deeper_than(json: &[u8], levels: usize) -> bool {
     false
 }
 
-/// Is the whole of this text one JSON value?
+/// Whether the whole text is one JSON value.
 pub(crate) fn valid(text: &(impl AsRef<[u8]> + ?Sized)) -> bool {
     let mut cursor = Cursor::new(text);
     cursor.value().and_then(|_| cursor.end()).is_ok()
@@ -376,7 +374,7 @@ pub(crate) fn valid(text: &(impl AsRef<[u8]> + ?Sized)) -> bool {
 mod tests {
     use super::*;
 
-    /// serde_json is the judge of what is JSON.
+    /// `serde_json` decides what is JSON.
     fn check(text: &str) {
         let judge = serde_json::from_str::<serde_json::Value>(text).is_ok();
         assert_eq!(valid(text), judge, "{text:?}");
@@ -457,7 +455,7 @@ mod tests {
             "{\"a\":{\"b\":[1,{\"c\":null}]}}",
         ] {
             check(text);
-            // Cut anywhere, and with anything behind it.
+            // Truncated anywhere, and with trailing bytes.
             for end in 0..text.len() {
                 if text.is_char_boundary(end) {
                     check(&text[..end]);
@@ -489,7 +487,7 @@ mod tests {
             let json = nested(levels);
             assert_eq!(limit_depth(json.as_bytes()), Cow::Borrowed(json.as_bytes()));
         }
-        // The list in the middle is the 101st level.
+        // The array in the middle is level 101.
         let limited = limit_depth(nested(100).as_bytes()).into_owned();
         assert_eq!(
             String::from_utf8(limited).unwrap(),
@@ -554,8 +552,8 @@ mod tests {
                 ("\"d\"", "-1.5e3")
             ]
         );
-        assert!(is(r#""b\u0063""#, "bc"));
-        assert!(!is(r#""b\u0063""#, "b"));
+        assert!(str_eq(r#""b\u0063""#, "bc"));
+        assert!(!str_eq(r#""b\u0063""#, "b"));
         assert_eq!(decode(r#""x\"y""#), "x\"y");
     }
 }

@@ -1,12 +1,12 @@
-//! The members of an object that somebody asks for, by name; everything else in it is ignored.
+//! Selected members of a JSON object, by name; all others are ignored.
 //!
-//! This is how everything is read that may have members nobody here knows, and known ones of another type: those
-//! count as absent. Where a key is there twice the last one counts, as in any parsed JSON object.
+//! For every object that may have unknown members, or known ones of an unexpected type: the latter count as absent.
+//! Of duplicate keys the last one counts, as in a parsed JSON object.
 
-use super::cursor::{Cursor, JsonKind, NotJson, decode, word};
+use super::cursor::{Cursor, JsonKind, NotJson, decode, decode_bytes};
 use std::borrow::Cow;
 
-/// The members of an object that were asked for, raw.
+/// The raw values of the requested members of an object.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Members<'a, const N: usize> {
     names: &'static [&'static str; N],
@@ -14,7 +14,7 @@ pub(crate) struct Members<'a, const N: usize> {
 }
 
 impl<'a, const N: usize> Members<'a, N> {
-    /// None of these.
+    /// No member is present.
     pub(crate) fn none(names: &'static [&'static str; N]) -> Members<'a, N> {
         Members {
             names,
@@ -22,7 +22,7 @@ impl<'a, const N: usize> Members<'a, N> {
         }
     }
 
-    /// Those of the object of `text` that `cursor` stands before.
+    /// Reads the next object of `cursor`, whose text is `text`.
     ///
     /// # Errors
     /// It is not an object, or not JSON.
@@ -36,7 +36,7 @@ impl<'a, const N: usize> Members<'a, N> {
         Ok(members)
     }
 
-    /// Adds those of the object of `text` that `cursor` stands before.
+    /// As [`Members::walk`], into members that may have been set before.
     ///
     /// # Errors
     /// As [`Members::walk`].
@@ -53,44 +53,44 @@ impl<'a, const N: usize> Members<'a, N> {
         Ok(())
     }
 
-    /// Those of what may be an object.
+    /// Reads the object `text`. Where it is absent or not an object, no member is present.
     pub(crate) fn of(text: Option<&'a [u8]>, names: &'static [&'static str; N]) -> Members<'a, N> {
         let text = text.unwrap_or_default();
         Members::walk(text, &mut Cursor::new(text), names).unwrap_or_else(|_| Members::none(names))
     }
 
-    /// Takes note of a member, if it was asked for.
+    /// Sets a member, if it was requested.
     pub(crate) fn set(&mut self, key: &[u8], value: &'a [u8]) {
-        let key = word(key);
+        let key = decode_bytes(key);
         if let Some(at) = self.names.iter().position(|name| name.as_bytes() == &*key) {
             self.values[at] = Some(value);
         }
     }
 
-    /// The member of this name, as it stands, if it is there and not `null`.
+    /// The raw value of a requested member, where it is present and not `null`.
     pub(crate) fn raw(&self, name: &str) -> Option<&'a [u8]> {
         let at = self.names.iter().position(|known| *known == name);
         debug_assert!(at.is_some(), "'{name}' was not asked for");
         self.values[at?].filter(|raw| *raw != b"null")
     }
 
-    /// What the member of this name says, if it is a string.
+    /// The text of a requested member, where it is a string.
     pub(crate) fn text(&self, name: &str) -> Option<Cow<'a, str>> {
         text_of(self.raw(name)?)
     }
 
-    /// The number that the member of this name is, if it is one without sign and point.
+    /// The value of a requested member, where it is an unsigned integer.
     pub(crate) fn number(&self, name: &str) -> Option<u64> {
         std::str::from_utf8(self.raw(name)?).ok()?.parse().ok()
     }
 }
 
-/// What a value says, if it is a string.
+/// The text of a raw value, where it is a string.
 pub(crate) fn text_of(raw: &[u8]) -> Option<Cow<'_, str>> {
     raw.starts_with(b"\"").then(|| decode(raw))
 }
 
-/// The elements of what may be a list.
+/// The raw elements of an array; none where it is absent or not an array. Stops at the first one that is not JSON.
 pub(crate) fn elements(raw: Option<&[u8]>) -> Vec<&[u8]> {
     let raw = raw.unwrap_or_default();
     let mut cursor = Cursor::new(raw);

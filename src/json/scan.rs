@@ -1,26 +1,25 @@
-//! Where a JSON string ends, and that it is one: the bytes that most of a rollout's time goes into.
+//! Finds the end of a JSON string and validates the string; reading a rollout spends most of its time here.
 //!
-//! Every escape is checked, every control character found, every character known to be UTF-8: the verdict is
-//! serde_json's. What makes it fast is that nothing is looked at in order. A block of 64 bytes is compared as a
-//! whole, in loops over arrays that any build turns into vector instructions, without unsafe. Most blocks show
-//! so that nothing in them is needs_slow_path, though one byte in sixteen is a backslash; the few others are looked at
-//! through masks of one bit a byte.
+//! Every escape, control character and UTF-8 sequence is checked, with serde_json's result. It is fast: blocks of 64
+//! bytes are compared as a whole, in loops over arrays that the compiler turns into vector instructions without
+//! `unsafe`. Most blocks need nothing else, though one byte in sixteen is a backslash; the others take a slow path
+//! that works on masks of one bit a byte.
 
 use std::ops::Range;
 
-/// How many bytes are looked at at once.
+/// The block size in bytes.
 const BLOCK: usize = 64;
-/// How many bytes before a block its bytes depend on: a character of four bytes reaches so far back.
+/// How many bytes before a block its validity depends on: a UTF-8 sequence has up to four.
 const BACK: usize = 3;
-/// Strings up to this length are looked at in order. Keys and ids are not longer.
+/// Strings up to this many bytes are scanned eight bytes at a time. Keys and ids are not longer.
 const SHORT: usize = 48;
 
 /// A block and the bytes before it.
 type Window = [u8; BACK + BLOCK];
 
-/// The place behind the closing quote of the string whose inside begins at `start`; `None` where it is none.
+/// The offset behind the closing quote of the string whose contents begin at `start`; `None` where it is invalid.
 ///
-/// As serde_json has it, half a surrogate pair is wrong, though the grammar of JSON would let it pass.
+/// As in serde_json, an unpaired surrogate is invalid, although the grammar of JSON allows it.
 pub(crate) fn end(text: &[u8], start: usize) -> Option<usize> {
     let (mut at, plain) = short_end(text, start);
     if text.get(at) == Some(&b'"') {
@@ -28,7 +27,7 @@ pub(crate) fn end(text: &[u8], start: usize) -> Option<usize> {
         return (plain || std::str::from_utf8(inside).is_ok()).then_some(at + 1);
     }
     if !plain {
-        // Whose characters are still to be looked at.
+        // The UTF-8 of these bytes is still unchecked.
         at = start;
     }
     let mut before = Before::default();
@@ -47,7 +46,7 @@ pub(crate) fn end(text: &[u8], start: usize) -> Option<usize> {
         let glance = glance(window);
         if glance.needs_slow_path || before.run {
             if let Some(end) = check_block_slow(text, at, window, &mut before)? {
-                // Up to three bytes back a character can have begun that is not over.
+                // A sequence that is incomplete at the end of the last block begins up to three bytes before this one.
                 let right = !glance.high
                     || std::str::from_utf8(&text[first_of_character(text, at)..end - 1]).is_ok();
                 return right.then_some(end);
@@ -62,8 +61,8 @@ pub(crate) fn end(text: &[u8], start: usize) -> Option<usize> {
     }
 }
 
-/// The first byte from `start` on that has a meaning in a string, or the end of what is short; and are the bytes
-/// before it all ASCII?
+/// The offset of the first special byte from `start` on, but at most [`SHORT`] bytes further; and whether the bytes
+/// before it are all ASCII.
 #[inline(always)]
 fn short_end(text: &[u8], start: usize) -> (usize, bool) {
     let (mut at, mut high) = (start, 0);
@@ -84,8 +83,8 @@ fn short_end(text: &[u8], start: usize) -> (usize, bool) {
     (end, high == 0 && text[at..end].is_ascii())
 }
 
-/// The block at `at` where the text does not reach so far. Zeros stand for what is not there: they are neither
-/// backslashes nor allowed in a string.
+/// The block at `at`, near an end of the text. Missing bytes are 0, which is neither a backslash nor allowed in a
+/// string.
 #[cold]
 #[inline(never)]
 fn window_at_edge(text: &[u8], at: usize) -> Window {
@@ -96,32 +95,33 @@ fn window_at_edge(text: &[u8], at: usize) -> Window {
     window
 }
 
-/// What of the blocks so far matters for the next one.
+/// State carried from one block to the next.
 #[derive(Default)]
 struct Before {
-    /// Does the last byte escape what comes next? `None` where that can be seen by the byte alone.
+    /// Whether the last byte escapes the next one; `None` where the byte alone tells.
     escape: Option<bool>,
-    /// The last byte is a backslash that does not escape what comes next.
+    /// The last byte is a backslash that does not escape the next byte.
     run: bool,
-    /// Where the `u` of the second half of a surrogate pair has to stand.
+    /// Where the `u` of a low surrogate's escape must be.
     half: Option<usize>,
 }
 
-/// What can be told of a block without going through it.
+/// The result of the comparison of a whole block.
 struct Glance {
-    /// There may be more in it than plain characters and the usual, short escapes.
+    /// The block may have more than plain characters and the common two-byte escapes.
     needs_slow_path: bool,
-    /// It or the bytes before it are not all ASCII.
+    /// The block or the bytes before it are not all ASCII.
     high: bool,
 }
 
-/// All ones or all zeros: what vector instructions make of a comparison.
+/// All ones or all zeros, as a vector comparison yields.
 #[inline(always)]
 fn ones_if(is: bool) -> u8 {
     if is { 0xFF } else { 0 }
 }
 
-/// What a byte means depends on the backslashes right before it: after one it is escaped. Two are needs_slow_path.
+/// Classifies a block by pairs of bytes: a byte is escaped where a backslash precedes it. Two backslashes in a row need
+/// the slow path.
 #[inline(always)]
 fn glance(window: &Window) -> Glance {
     const LANES: usize = 16;
@@ -129,7 +129,7 @@ fn glance(window: &Window) -> Glance {
     for row in (BACK..window.len()).step_by(LANES) {
         for lane in 0..LANES {
             let (byte, first) = (window[row + lane], window[row + lane - 1]);
-            // A quote is right where it is escaped, these are right anywhere, all others where they are not.
+            // `n` and `t` are valid escaped or not; a quote must be escaped, and any other byte must not be.
             let usual = ones_if(byte == b'n') | ones_if(byte == b't');
             needs_slow_path[lane] |= (ones_if(first == b'\\') ^ ones_if(byte == b'"')) & !usual;
             high[lane] |= byte;
@@ -147,8 +147,8 @@ fn glance(window: &Window) -> Glance {
     }
 }
 
-/// A block byte by byte: `Some` with the place behind the closing quote where the string ends in it. `None` is
-/// the outer one where something is wrong.
+/// Checks a block byte by byte. `None`: invalid; `Some(None)`: the string continues behind the block;
+/// `Some(Some(end))`: the offset behind the closing quote.
 #[cold]
 #[inline(never)]
 fn check_block_slow(
@@ -161,8 +161,8 @@ fn check_block_slow(
     let block = &window[BACK..];
     let slashes = mask(block, |byte| byte == b'\\');
     let stops = mask(block, |byte| byte == b'"' || byte < 0x20);
-    // Which bytes are escaped: in every run of backslashes each second one, and what follows a run of an needs_slow_path
-    // length. A run that begins at an needs_slow_path place, added to, carries into the place behind it.
+    // Escaped is every second byte of a run of backslashes, and the byte behind a run of odd length. Adding the run
+    // to a bit at its odd start carries into the bit behind its end.
     let escape = u64::from(before.escape.unwrap_or(window[BACK - 1] == b'\\'));
     let slashes = slashes & !escape;
     let follow = slashes << 1 | escape;
@@ -205,13 +205,13 @@ fn mask(block: &[u8], is: impl Fn(u8) -> bool) -> u64 {
     let mut mask = 0;
     for (place, eight) in ones.chunks_exact(8).enumerate() {
         let eight = u64::from_le_bytes(eight.try_into().expect("eight bytes"));
-        // The product gathers the lowest bits of eight bytes in its highest byte, the first one lowest.
+        // The multiplication gathers the lowest bits of eight bytes in the highest byte, the first byte's lowest.
         mask |= (eight.wrapping_mul(0x0102_0408_1020_4080) >> 56) << (place * 8);
     }
     mask
 }
 
-/// The four digits behind the `u` that stands here.
+/// The UTF-16 unit of an escape whose `u` is at `at`.
 fn unit(text: &[u8], at: usize) -> Option<u32> {
     let digits = text.get(at + 1..at + 5)?;
     digits.iter().try_fold(0, |unit, digit| {
@@ -219,8 +219,8 @@ fn unit(text: &[u8], at: usize) -> Option<u32> {
     })
 }
 
-/// Are the bytes of a block right as UTF-8, as far as they and those before them tell? What is missing at its
-/// end is missed in the next block.
+/// Whether a block is valid UTF-8 as far as it and the bytes before it show. A sequence that is incomplete at its end
+/// is found in the next block.
 fn characters(window: &Window) -> bool {
     const LANES: usize = 16;
     let mut wrong = [0u8; LANES];
@@ -230,9 +230,9 @@ fn characters(window: &Window) -> bool {
             let (byte, first, second, third) =
                 (window[at], window[at - 1], window[at - 2], window[at - 3]);
             let continues = ones_if(byte & 0xC0 == 0x80);
-            // Bytes of which two, three and four byte characters begin.
+            // Lead bytes of sequences of two, three and four bytes.
             let has_to = ones_if(first >= 0xC0) | ones_if(second >= 0xE0) | ones_if(third >= 0xF0);
-            // Longer than needed, a surrogate, beyond the last character.
+            // Overlong forms, surrogates, and values above U+10FFFF.
             let never = ones_if(byte & 0xFE == 0xC0) | ones_if(byte >= 0xF5);
             let outside = (ones_if(first == 0xE0) & ones_if(byte < 0xA0))
                 | (ones_if(first == 0xED) & ones_if(byte >= 0xA0))
@@ -244,7 +244,7 @@ fn characters(window: &Window) -> bool {
     wrong == [0; LANES]
 }
 
-/// Where the character begins that reaches up to `at` or over it.
+/// The start of the UTF-8 sequence that reaches up to `at` or over it.
 fn first_of_character(text: &[u8], at: usize) -> usize {
     let back: Range<usize> = at.saturating_sub(BACK)..at;
     back.rev()
@@ -255,12 +255,11 @@ fn first_of_character(text: &[u8], at: usize) -> usize {
 const ONES: u64 = u64::MAX / 255;
 const HIGHS: u64 = ONES << 7;
 
-/// The lowest bit set is the top bit of the first of eight bytes that has a meaning in a string; zero where none
-/// has.
+/// The lowest set bit is the top bit of the first special byte of eight; zero where there is none.
 #[inline(always)]
 fn finds(word: u64) -> u64 {
-    // The usual trick: a byte below n borrows from its top bit when n is taken away from it. A borrow can spoil
-    // only the bytes above one that is a true find, and the lowest find is the one that is used.
+    // A byte below n borrows from its top bit when n is subtracted. A borrow can falsify only bytes above a true
+    // find, and the lowest find is the one that is used.
     let quote = word ^ (ONES * b'"' as u64);
     let slash = word ^ (ONES * b'\\' as u64);
     let finds = (word.wrapping_sub(ONES * 0x20) & !word)
@@ -269,8 +268,8 @@ fn finds(word: u64) -> u64 {
     finds & HIGHS
 }
 
-/// The first byte from `at` on that has a meaning in a string (a quote, a backslash, a control character), or
-/// `end`, or the end of the text.
+/// The offset of the first special byte from `at` on (a quote, a backslash, a control character), or `end`, or the end
+/// of the text.
 #[inline]
 pub(crate) fn plain_end(text: &[u8], mut at: usize, end: usize) -> usize {
     while at + 8 <= end
@@ -296,17 +295,17 @@ pub(crate) fn plain_end(text: &[u8], mut at: usize, end: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// serde_json is the judge of what is a string.
+    /// `serde_json` decides what is a string.
     fn check(inside: &[u8]) {
         let text = [b"\"", inside, b"\""].concat();
-        let judge = serde_json::from_slice::<String>(&text).is_ok();
-        // With nothing behind it, and with more than is looked at at once.
+        let expected = serde_json::from_slice::<String>(&text).is_ok();
+        // At the end of the text, and with more than a block behind it.
         for behind in [0, 5, 200] {
             let text = [&text, &b" \\\"\xFF,"[..behind.min(5)], &vec![b' '; behind]].concat();
             let end = end(&text, 1);
             assert_eq!(
                 end == Some(inside.len() + 2),
-                judge,
+                expected,
                 "{:?} and {behind} bytes: {end:?}",
                 String::from_utf8_lossy(inside),
             );
@@ -350,13 +349,13 @@ mod tests {
             b"\xF5\x80\x80\x80",
             b"\xFF",
         ];
-        // Every part and every wrong one at every place of a block, alone and in rows.
+        // Every valid and invalid part at every place of a block, alone and repeated.
         for part in PARTS.iter().chain(WRONG) {
             for times in [1, 2, 3, 70] {
                 for before in 0..2 * BLOCK + 3 {
                     let row = part.repeat(times);
                     let before = vec![b'a'; before];
-                    // With a whole block behind them, which the end of the string is not in.
+                    // With a whole block behind them, so that the string does not end in theirs.
                     let behind = [b'b'; BLOCK];
                     check(&[&before, &row[..]].concat());
                     check(&[&before, &row[..], &behind].concat());
@@ -364,7 +363,7 @@ mod tests {
                 }
             }
         }
-        // Mixed without a plan, every third one with something wrong in it. A fixed sequence that looks random.
+        // Pseudo-random mixtures, a third of them with an invalid part.
         let mut state = 1u64;
         let mut roll = |sides: usize| {
             state = state

@@ -1,24 +1,23 @@
-//! What of JSON codex's own reader takes.
+//! Adapts JSON to what codex's own reader accepts, and quotes and truncates texts.
 //!
-//! A tool's answer is passed on as the daemon wrote it, and the grammar of JSON allows more than that reader
-//! (serde_json into typed structs): half a surrogate pair as an escape, any depth, any number. A message with
-//! one of these is not a message for it: the turn of 0.169 then waits for an answer for ever, and 0.135 closes the
-//! connection and with it all tools. So the first is fixed here, and what has one of the others is found.
+//! A tool's response is passed on as the daemon wrote it, and the grammar of JSON allows more than codex's reader
+//! (serde_json into typed structs): unpaired surrogates, any depth, any number. A message with one of these is lost: a
+//! turn of codex 0.169 then waits for the response for ever, and 0.135 closes the connection and with it all tools.
+//! Unpaired surrogates are replaced here; the others are detected.
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
 use std::fmt;
 
-/// How many lists and objects a value may have in each other. The reader takes 127, of which the message around
-/// a value takes a few, and so do the rollout and the events that codex puts it into afterwards.
+/// How deep a value may nest. codex's reader takes 127 levels, some of which the message around a value needs, and so
+/// do the rollout and the events that codex writes it into.
 const NESTING_MAX: usize = 100;
 
-/// The same JSON with U+FFFD for every escape that is half a surrogate pair, as everything does that cannot
-/// have such a half: the length stays, and all other bytes.
+/// Replaces every escape of an unpaired surrogate by that of U+FFFD. All other bytes and the length stay.
 pub(crate) fn replace_lone_surrogates(json: &str) -> Cow<'_, str> {
     let mut fixed: Option<String> = None;
     let mut at = 0;
-    // JSON has a backslash in strings alone, and everything up to the fourth digit of an escape is ASCII.
+    // Backslashes occur in strings only, and an escape is ASCII up to its fourth digit.
     while let Some(found) = memchr::memchr(b'\\', &json.as_bytes()[at..]) {
         let escape = at + found;
         at = match (surrogate(json, escape), surrogate(json, escape + 6)) {
@@ -28,19 +27,19 @@ pub(crate) fn replace_lone_surrogates(json: &str) -> Cow<'_, str> {
                 text.replace_range(escape..escape + 6, "\\ufffd");
                 escape + 6
             }
-            // The backslash and what it escapes.
+            // A backslash and the character that it escapes.
             (None, _) => escape + 2,
         };
     }
     fixed.map_or(Cow::Borrowed(json), Cow::Owned)
 }
 
-/// A string as JSON.
+/// Quotes a text as a JSON string.
 pub(crate) fn json_string(text: &str) -> String {
     serde_json::to_string(text).expect("a string is always JSON")
 }
 
-/// At most `max` bytes of `text`, whole characters.
+/// The longest prefix of `text` of at most `max` bytes that ends at a character boundary.
 pub(crate) fn truncate(text: &str, max: usize) -> &str {
     &text[..text.floor_char_boundary(max)]
 }
@@ -50,7 +49,7 @@ enum Surrogate {
     Second,
 }
 
-/// The half of a surrogate pair that the escape at this place is.
+/// Which half of a surrogate pair the escape at `at` is, if any.
 fn surrogate(json: &str, at: usize) -> Option<Surrogate> {
     let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
     match u16::from_str_radix(digits, 16).ok()? {
@@ -60,7 +59,7 @@ fn surrogate(json: &str, at: usize) -> Option<Surrogate> {
     }
 }
 
-/// Why codex's reader would refuse this JSON, where it would.
+/// Why codex's reader would reject this JSON; `None` where it would not.
 pub(crate) fn why_unreadable(json: &str) -> Option<String> {
     let mut reader = serde_json::Deserializer::from_str(json);
     let read = Checked { left: NESTING_MAX }.deserialize(&mut reader);
@@ -69,9 +68,9 @@ pub(crate) fn why_unreadable(json: &str) -> Option<String> {
         .map(|error| error.to_string())
 }
 
-/// Reads a value as the reader does, and keeps nothing of it: what is not looked at is not checked either.
+/// Deserializes a value and discards it. `IgnoredAny` would not do: it does not check what it skips.
 struct Checked {
-    /// How many lists and objects may still be opened.
+    /// How many more arrays and objects may be opened.
     left: usize,
 }
 

@@ -1,32 +1,32 @@
-//! Lines of a stream, one message each, with a cap on their length.
+//! Reads one message a line, with a limit on the length of a line.
 
 use super::message::{Id, OVERLONG_PEEK_BYTES, id_of_broken_response};
 use memchr::memchr;
 use std::io::{self, BufRead};
 
-/// The longest line that is taken, in bytes; a longer one is skipped to its end.
+/// The longest line that is accepted, in bytes; a longer one is skipped to its end.
 pub(crate) const LONGEST_LINE: usize = 64 << 20;
 
-/// A line longer than this gets the room for the longest at once. Untouched pages cost nothing, no copy grows beside
-/// the first, and a block of this size goes back to the system when it is freed: of one that is freed at a size of
-/// less than 32 MiB, glibc learns to keep blocks of that size for later.
+/// A line longer than this, in bytes, reserves the space of the longest one at once. Untouched pages cost nothing, the
+/// line is not copied while it grows, and a block of that size is returned to the system when it is freed: glibc raises
+/// its mmap threshold to the size of freed blocks of up to 32 MiB and keeps those for later.
 const LONG_LINE: usize = 64 << 10;
 
-/// What reading the next line gave.
+/// The result of reading a line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Frame {
     /// A line, without its end, in the buffer that was passed.
     Line,
-    /// A line over the cap; it was skipped. The id is there where it was the answer to a request.
+    /// A line over the limit, which was skipped. The id is set where it was the response to a request.
     TooLong(Option<Id>),
-    /// The end of the stream.
+    /// The stream has ended.
     End,
 }
 
-/// Reads the next line that is not blank into `line`. The last one need not have an end.
+/// Reads the next line that is not blank into `line`. The last line may lack its line end.
 ///
 /// # Errors
-/// The stream's.
+/// Those of the stream.
 pub(crate) fn read_line(stream: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Result<Frame> {
     loop {
         line.clear();
@@ -48,7 +48,7 @@ pub(crate) fn read_line(stream: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Res
             anything = true;
             let end = memchr(b'\n', chunk);
             let part = &chunk[..end.unwrap_or(chunk.len())];
-            // A `\r` before the end does not count; one byte more or less does not matter either.
+            // One byte more: a `\r` before the line end is removed below.
             if !too_long && line.len() + part.len() > LONGEST_LINE + 1 {
                 too_long = true;
                 tail = line.split_off(line.len().saturating_sub(OVERLONG_PEEK_BYTES));

@@ -1,4 +1,4 @@
-//! What a line is: telling requests, notifications and responses apart, and writing responses.
+//! Classifies a line as a request, notification or response, and writes responses.
 
 use crate::error::{Error, Kind};
 use crate::json::{self, Members, truncate};
@@ -9,12 +9,12 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 
-/// How much of the beginning and of the end of a longer line is looked at.
+/// How many bytes of the beginning and of the end of an overlong line are examined.
 pub(super) const OVERLONG_PEEK_BYTES: usize = 1024;
 
-/// The longest id, in bytes as JSON. A turn has several copies of its request's.
+/// The longest id, in bytes as JSON. A turn keeps several copies of its request's id.
 const LONGEST_ID: usize = 4096;
-/// How long an error's message may be, in bytes. What it quotes is the daemon's, and that may be a whole line.
+/// The longest message of an error, in bytes. It can quote what the daemon sent, and that can be a whole line.
 const LONGEST_MESSAGE: usize = 16 << 10;
 
 /// A JSON-RPC id: a string or an integer.
@@ -33,7 +33,7 @@ impl Id {
         }
     }
 
-    /// The id that this JSON is. Nothing else is read: it may be as long as the line.
+    /// The id that this JSON is. The length is checked first: it can be as long as the line.
     pub(crate) fn from_json(json: &str) -> Option<Id> {
         if json.len() > LONGEST_ID {
             return None;
@@ -53,7 +53,7 @@ impl Id {
     }
 }
 
-/// A message.
+/// A JSON-RPC message.
 #[derive(Debug)]
 pub(crate) enum Message<'a> {
     Request {
@@ -65,17 +65,17 @@ pub(crate) enum Message<'a> {
         method: String,
         params: Option<&'a RawValue>,
     },
-    /// The response to a request of ours.
+    /// The response to one of our requests.
     Response {
         id: Id,
         outcome: Result<&'a RawValue, &'a RawValue>,
     },
-    /// An answer that cannot be used: to what, where it says that, and why. It is not a request, however wrong it
-    /// is, and is not answered: two sides that answer each other's answers never come to an end.
+    /// A response that cannot be used: its id, where it has one, and the reason. It is never answered with an error, as
+    /// an invalid request is: two peers that answer each other's responses would never stop.
     InvalidResponse { id: Option<Id>, why: String },
 }
 
-/// A line that is not a message: the id to answer with, where there is one, and the error.
+/// A line that is not a message: the error, and the id to respond with, where there is one.
 #[derive(Debug)]
 pub(crate) struct InvalidMessage {
     pub(crate) id: Option<Id>,
@@ -98,15 +98,15 @@ struct Envelope<'a> {
     error: Option<&'a RawValue>,
 }
 
-/// Keeps `null` apart from absent.
+/// Distinguishes `null` from absent.
 fn present<'de, D: serde::Deserializer<'de>>(json: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(json).map(Some)
 }
 
-/// Says what a line is.
+/// Parses and classifies a line.
 ///
 /// # Errors
-/// -32700 where it is not JSON, -32600 where it is JSON but no message.
+/// -32700 where the line is not JSON, -32600 where it is JSON but not a message.
 pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, InvalidMessage> {
     let parse_error = |why: &dyn std::fmt::Display| InvalidMessage {
         id: None,
@@ -119,12 +119,12 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, InvalidMessage> {
         ))
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    // A derived struct would take a list for its fields in order.
+    // A derived struct would also accept an array, as its fields in order.
     let parsed = match text.trim_start().starts_with('[') {
         false => serde_json::from_str::<Envelope<'_>>(text),
         true => match serde_json::from_str::<IgnoredAny>(text) {
             Ok(_) => {
-                return Err(refused(
+                return Err(invalid(
                     None,
                     "batches are not supported: send one message a line",
                 ));
@@ -135,13 +135,13 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, InvalidMessage> {
     let envelope = match parsed {
         Ok(envelope) => envelope,
         Err(error) if error.is_data() => {
-            // It stopped at the first thing that is not an envelope; is the rest JSON at all?
+            // It stopped at the first member that does not fit; -32700 takes precedence where the rest is not JSON.
             return match (
                 serde_json::from_str::<IgnoredAny>(text),
                 id_of_broken_response(line, &[]),
             ) {
                 (Err(error), _) => Err(parse_error(&error)),
-                (Ok(_), None) => Err(refused(None, &format!("no request: {error}"))),
+                (Ok(_), None) => Err(invalid(None, &format!("no request: {error}"))),
                 (Ok(_), id) => Ok(Message::InvalidResponse {
                     id,
                     why: error.to_string(),
@@ -151,27 +151,27 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, InvalidMessage> {
         Err(error) => return Err(parse_error(&error)),
     };
     let id = envelope.id.and_then(|id| Id::from_json(id.get()));
-    let is_answer =
+    let is_response =
         envelope.method.is_none() && (envelope.result.is_some() || envelope.error.is_some());
-    let wrong = |id, why: &str| match is_answer {
+    let reject = |id, why: &str| match is_response {
         true => Ok(Message::InvalidResponse {
             id,
             why: why.to_owned(),
         }),
-        false => Err(refused(id, why)),
+        false => Err(invalid(id, why)),
     };
     let version = envelope.jsonrpc.map_or("", RawValue::get);
-    if !version.starts_with('"') || !json::is(version, "2.0") {
-        return wrong(id, "`jsonrpc` must be \"2.0\"");
+    if !version.starts_with('"') || !json::str_eq(version, "2.0") {
+        return reject(id, "`jsonrpc` must be \"2.0\"");
     }
-    if is_answer {
-        return Ok(answer(id, envelope.result, envelope.error));
+    if is_response {
+        return Ok(response(id, envelope.result, envelope.error));
     }
     if envelope.id.is_some() && id.is_none() {
         let why = format!("`id` must be a string or an integer of at most {LONGEST_ID} bytes");
-        return Err(refused(None, &why));
+        return Err(invalid(None, &why));
     }
-    // `null` is how some write a member that is not there.
+    // Some peers write `null` for an absent member.
     let error = envelope.error.filter(|error| error.get() != "null");
     let method = envelope
         .method
@@ -180,30 +180,30 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, InvalidMessage> {
         (Some(Ok(method)), None, None) => {
             let params = envelope.params;
             if params.is_some_and(|params| !params.get().starts_with(['{', '['])) {
-                return Err(refused(id, "`params` must be an object"));
+                return Err(invalid(id, "`params` must be an object"));
             }
             Ok(match id {
                 Some(id) => Message::Request { id, method, params },
                 None => Message::Notification { method, params },
             })
         }
-        (Some(_), None, None) => Err(refused(id, "`method` must be a string")),
-        (None, ..) => Err(refused(id, "`method` is missing")),
-        _ => Err(refused(
+        (Some(_), None, None) => Err(invalid(id, "`method` must be a string")),
+        (None, ..) => Err(invalid(id, "`method` is missing")),
+        _ => Err(invalid(
             id,
             "a message has one of `method`, `result` and `error`",
         )),
     }
 }
 
-/// The answer with these members, of which there is one at least.
-fn answer<'a>(
+/// The response with these members, at least one of which is present.
+fn response<'a>(
     id: Option<Id>,
     result: Option<&'a RawValue>,
     error: Option<&'a RawValue>,
 ) -> Message<'a> {
     let is_null = |json: &&RawValue| json.get() == "null";
-    // Some write both, and null for the one that it is not.
+    // Some peers write both, the unused one as null.
     let outcome = match (result, error.filter(|error| !is_null(error))) {
         (Some(result), None) => Ok(result),
         (result, Some(error)) if result.is_none_or(|result| is_null(&result)) => Err(error),
@@ -218,7 +218,7 @@ fn answer<'a>(
             id: None,
             why: "it has no `id`".to_owned(),
         },
-        // What a peer says of a line that it could not read.
+        // A peer's error for a line of ours that it could not parse.
         (None, Err(error)) => {
             let shown = error.get();
             let shown = truncate(shown, OVERLONG_PEEK_BYTES);
@@ -230,11 +230,11 @@ fn answer<'a>(
     }
 }
 
-/// The id of the request that a line answers which cannot be read as a whole: so much can be told from its
-/// beginning, or, as many write the id last, from its end.
+/// The id of the request that an unreadable line responds to: from its beginning or, as many peers write the id last,
+/// from its end. `None` where the line is not recognized as a response.
 pub(crate) fn id_of_broken_response(beginning: &[u8], end: &[u8]) -> Option<Id> {
     let mut members = MessageMembers::default();
-    // Up to where it cannot be read any more.
+    // Fails where the line was cut or is damaged; the members before that are known then.
     let _ = serde_json::Deserializer::from_slice(beginning).deserialize_map(&mut members);
     if members.method || !members.outcome {
         return None;
@@ -242,7 +242,7 @@ pub(crate) fn id_of_broken_response(beginning: &[u8], end: &[u8]) -> Option<Id> 
     members.id.or_else(|| last_id(end))
 }
 
-/// What was seen of a message.
+/// The members of a message that were seen before it became unreadable.
 #[derive(Default)]
 struct MessageMembers {
     id: Option<Id>,
@@ -274,7 +274,7 @@ impl<'de> Visitor<'de> for &mut MessageMembers {
     }
 }
 
-/// The string that is the last member of a line, where that member is an id.
+/// The last member of a line, where it is an `id` and a string.
 fn last_id(end: &[u8]) -> Option<Id> {
     let line = end.trim_ascii_end().strip_suffix(b"}")?;
     let text = line.trim_ascii_end().strip_suffix(b"\"")?;
@@ -286,14 +286,14 @@ fn last_id(end: &[u8]) -> Option<Id> {
     Some(Id::Text(id))
 }
 
-fn refused(id: Option<Id>, why: &str) -> InvalidMessage {
+fn invalid(id: Option<Id>, why: &str) -> InvalidMessage {
     InvalidMessage {
         id,
         error: Error::new(Kind::Request, why),
     }
 }
 
-/// The response to a request with a result, which is JSON; without a line end.
+/// A response with a result; `result` is JSON. Without a line end.
 pub(crate) fn result_response(id: &Id, result: &str) -> String {
     format!(
         "{{\"jsonrpc\":\"2.0\",\"id\":{},\"result\":{result}}}",
@@ -301,7 +301,7 @@ pub(crate) fn result_response(id: &Id, result: &str) -> String {
     )
 }
 
-/// The response with an error, without a line end. `None` is the id of a message that has none that could be read.
+/// An error response, without a line end. `None` is for a message whose id could not be read.
 pub(crate) fn error_response(
     id: Option<&Id>,
     code: i64,
@@ -322,7 +322,7 @@ pub(crate) fn error_response(
     format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{body}}}")
 }
 
-/// The message of an error response, where it has one.
+/// The message of an error object, where it has one that is not empty.
 pub(crate) fn error_message(error: &RawValue) -> Option<String> {
     let members = Members::of(Some(error.get().as_bytes()), &["message"]);
     let message = members.text("message")?;

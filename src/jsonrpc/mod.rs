@@ -1,6 +1,6 @@
-//! JSON-RPC 2.0, one message a line: for the link to the daemon and for the MCP server that codex talks to.
+//! JSON-RPC 2.0, one message a line: for the daemon and for the MCP server that codex talks to.
 //!
-//! Nothing here knows a method's name.
+//! No method names here.
 
 mod lines;
 mod message;

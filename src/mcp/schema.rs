@@ -172,10 +172,10 @@ fn look_at_top(schema: &str) -> Result<(Option<&str>, bool), json::NotJson> {
     let (mut kind, mut has_combiner) = (None, false);
     while let Some(key) = cursor.key()? {
         let (key, value) = (&schema[key], &schema[cursor.value()?]);
-        if json::is(key, "type") {
+        if json::str_eq(key, "type") {
             kind = Some(value);
         }
-        has_combiner |= COMBINERS.iter().any(|keyword| json::is(key, keyword));
+        has_combiner |= COMBINERS.iter().any(|keyword| json::str_eq(key, keyword));
     }
     Ok((kind, has_combiner))
 }

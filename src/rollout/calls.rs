@@ -1,11 +1,10 @@
-//! Which output belongs to which call, and what both look like to the daemon.
+//! Matches calls and outputs, and writes both as the daemon's events.
 //!
-//! [`Calls`] is fed with the records of a rollout in order and knows at any moment which calls are open; it
-//! does no I/O. Whoever feeds it says what is to be kept of an open call: `parse-rollout` keeps its event,
-//! `--summary` its size, a running turn nothing.
+//! [`Calls`] is fed with the records of a rollout in order and tracks which calls are open; it does no I/O. The caller
+//! chooses what is kept of an open call: `parse-rollout` its event, `--summary` its size, a running turn nothing.
 //!
-//! Events are written as JSON at once: what codex wrote is checked where it is read and then passed on as it
-//! stands, and most of a rollout's calls never become a value here.
+//! Events are written as JSON directly: codex's JSON is validated where it is read and then passed on unchanged, and
+//! most calls of a rollout are never deserialized.
 
 use super::record::{Call, CallInput, Content, Nested, Output, Record};
 use crate::json;
@@ -15,11 +14,11 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
 
-/// How many calls without an output are kept, and how many bytes of them. codex runs a handful at once, and gives
-/// each an output before its turn ends: what is over this is damage.
+/// How many calls without an output are kept, and how many bytes of them. codex runs a handful at once, and writes the
+/// output of each before its turn ends: more than this is damage.
 const MAX_OPEN: usize = 16_384;
 const MAX_OPEN_BYTES: usize = 64 << 20;
-/// How many scripts of code mode, and calls that wait for one, are kept of a turn.
+/// How many scripts of code mode, and `wait` calls, are kept of a turn.
 const MAX_SCRIPTS: usize = 4_096;
 
 /// The calls of one rollout.
@@ -30,11 +29,11 @@ pub(crate) struct Calls<T> {
     open_bytes: usize,
     count: u64,
     scripts: Scripts,
-    /// The generated image that was seen last.
+    /// The id of the generated image that was seen last.
     last_image: Option<String>,
 }
 
-/// The open calls of one id, in the order in which they came: an id can come twice, and its outputs then too.
+/// The open calls of one id, oldest first: ids can repeat, and their outputs then do, too.
 #[derive(Debug)]
 struct OpenCalls<T> {
     first: OpenCall<T>,
@@ -43,38 +42,38 @@ struct OpenCalls<T> {
 
 #[derive(Debug)]
 struct OpenCall<T> {
-    /// Its place among all calls.
-    place: u64,
-    /// Is it over, and did it fail? Known of MCP calls before their outputs come.
+    /// Its index among all calls.
+    index: u64,
+    /// Whether it has ended, and failed. Known of MCP calls before their outputs.
     ended: bool,
     failed: bool,
-    /// What it costs to keep, in bytes.
+    /// The size of what is kept of it, in bytes.
     bytes: usize,
     kept: T,
 }
 
-/// What a record says, once it is known what belongs to what.
+/// A record, once it is matched with the calls before it.
 #[derive(Debug)]
-pub(crate) enum Fed<'a, T> {
-    /// A call was begun. Where too many are open the older half is given up and comes back: whoever feeds the records
-    /// has to say so. An output that comes later belongs to no call then.
+pub(crate) enum MatchedRecord<'a, T> {
+    /// A call has begun. Where too many are open, the older half is evicted and returned, for the caller to report.
+    /// Later outputs of evicted calls match no call.
     Call {
         call: Call<'a>,
-        given_up: Vec<(String, T)>,
+        evicted: Vec<(String, T)>,
     },
-    /// A call has its output.
+    /// The output of a call.
     Output {
         output: Output<'a>,
         kept: T,
         is_error: bool,
     },
-    /// A call that is recorded in one with its result: one that was made in a script, by the call `parent`, or a
+    /// A call that is recorded together with its result: one that the script of the call `parent` made, or a
     /// generated image.
-    Whole {
+    Complete {
         call: Nested<'a>,
         parent: Option<String>,
     },
-    /// Not about a call.
+    /// Not part of a call.
     Other(Record<'a>),
 }
 
@@ -92,53 +91,53 @@ impl<T> Default for Calls<T> {
 }
 
 impl<T> Calls<T> {
-    /// Takes the next record. Of a call, `keep` says what is kept until its output comes, and how many bytes that is.
+    /// Takes the next record. `keep` returns what to keep of a call until its output, and the size of that in bytes.
     pub(crate) fn feed<'a>(
         &mut self,
         record: Record<'a>,
         keep: impl FnOnce(&Call<'a>) -> (T, usize),
-    ) -> Option<Fed<'a, T>> {
+    ) -> Option<MatchedRecord<'a, T>> {
         match record {
             Record::Turn { id, at } => {
                 self.scripts.turn(&id);
-                Some(Fed::Other(Record::Turn { id, at }))
+                Some(MatchedRecord::Other(Record::Turn { id, at }))
             }
             Record::Call(call) => {
                 let (kept, size) = keep(&call);
-                let given_up = self.begin(&call, kept, size);
-                Some(Fed::Call { call, given_up })
+                let evicted = self.begin(&call, kept, size);
+                Some(MatchedRecord::Call { call, evicted })
             }
             Record::Ended { id, failed } => {
                 self.ended(&id, failed);
                 None
             }
             Record::Output(output) => {
-                let (kept, failed) = self.answer(&output)?;
-                Some(Fed::Output {
+                let (kept, failed) = self.take_output(&output)?;
+                Some(MatchedRecord::Output {
                     is_error: failed || output.failed,
                     output,
                     kept,
                 })
             }
-            Record::Nested(call) => Some(Fed::Whole {
+            Record::Nested(call) => Some(MatchedRecord::Complete {
                 parent: self.scripts.parent(&call).map(str::to_owned),
                 call,
             }),
             Record::Image(call) => {
                 let id = call.call.id.as_ref();
                 let is_new = self.last_image.replace(id.to_owned()).as_deref() != Some(id);
-                is_new.then_some(Fed::Whole { call, parent: None })
+                is_new.then_some(MatchedRecord::Complete { call, parent: None })
             }
-            other => Some(Fed::Other(other)),
+            other => Some(MatchedRecord::Other(other)),
         }
     }
 
-    /// A call was recorded; `size` is what is kept of it, in bytes. Gives what is given up.
+    /// Adds an open call of which `size` bytes are kept. Returns the evicted ones.
     fn begin(&mut self, call: &Call<'_>, kept: T, size: usize) -> Vec<(String, T)> {
         self.scripts.begin(call);
         let bytes = size + call.id.len();
-        let given_up = if self.open_count >= MAX_OPEN || self.open_bytes + bytes > MAX_OPEN_BYTES {
-            self.give_up_older_half()
+        let evicted = if self.open_count >= MAX_OPEN || self.open_bytes + bytes > MAX_OPEN_BYTES {
+            self.evict_older_half()
         } else {
             Vec::new()
         };
@@ -146,7 +145,7 @@ impl<T> Calls<T> {
         self.open_bytes += bytes;
         let open = OpenCall {
             bytes,
-            place: self.count,
+            index: self.count,
             ended: false,
             failed: false,
             kept,
@@ -161,10 +160,10 @@ impl<T> Calls<T> {
             }
             Entry::Occupied(mut queue) => queue.get_mut().more.push_back(open),
         }
-        given_up
+        evicted
     }
 
-    fn give_up_older_half(&mut self) -> Vec<(String, T)> {
+    fn evict_older_half(&mut self) -> Vec<(String, T)> {
         let mut all = self.drain();
         let newer = all.split_off(all.len().div_ceil(2));
         for (id, open) in newer {
@@ -183,7 +182,7 @@ impl<T> Calls<T> {
         all.into_iter().map(|(id, open)| (id, open.kept)).collect()
     }
 
-    /// An MCP call is over; its output is still to come.
+    /// Marks an MCP call as ended; its output is still to come.
     fn ended(&mut self, id: &str, failed: bool) {
         let Some(queue) = self.open.get_mut(id) else {
             return;
@@ -195,10 +194,10 @@ impl<T> Calls<T> {
         }
     }
 
-    /// An output was recorded: what is kept of its call, and whether that failed. `None` where no call is open that
-    /// it could belong to.
-    fn answer(&mut self, output: &Output<'_>) -> Option<(T, bool)> {
-        self.scripts.answer(output);
+    /// Removes the call of an output: what was kept of it, and whether it failed. `None` where no call of that id is
+    /// open.
+    fn take_output(&mut self, output: &Output<'_>) -> Option<(T, bool)> {
+        self.scripts.take_output(output);
         let queue = self.open.get_mut(output.id.as_ref())?;
         let open = match queue.more.pop_front() {
             Some(next) => std::mem::replace(&mut queue.first, next),
@@ -209,16 +208,16 @@ impl<T> Calls<T> {
         Some((open.kept, open.failed))
     }
 
-    /// Is a call open?
+    /// Whether a call is open.
     pub(crate) fn any_open(&self) -> bool {
         !self.open.is_empty()
     }
 
-    /// Is a call open that was recorded after `count` others?
+    /// Whether a call is open that was recorded after `count` others.
     pub(crate) fn any_open_since(&self, count: u64) -> bool {
         let mut queues = self.open.values();
         // The last of a queue is the newest of its id.
-        queues.any(|queue| queue.more.back().unwrap_or(&queue.first).place >= count)
+        queues.any(|queue| queue.more.back().unwrap_or(&queue.first).index >= count)
     }
 
     /// How many calls were recorded.
@@ -226,7 +225,7 @@ impl<T> Calls<T> {
         self.count
     }
 
-    /// The calls that never got an output, in the order in which they came: their ids and what was kept.
+    /// Removes all calls that have no output, in the order of the rollout: their ids and what was kept.
     pub(crate) fn unanswered(&mut self) -> Vec<(String, T)> {
         let open = self.drain();
         open.into_iter().map(|(id, open)| (id, open.kept)).collect()
@@ -243,48 +242,47 @@ impl<T> Calls<T> {
                     .map(move |open| (id.clone(), open))
             })
             .collect();
-        open.sort_by_key(|(_, open)| open.place);
+        open.sort_by_key(|(_, open)| open.index);
         open
     }
 }
 
-/// The scripts of code mode, and which of them runs.
+/// The scripts of code mode, and which of them is running.
 ///
-/// The model's `exec` calls run one after the other, in the order in which they came, even when they came
-/// together. A script that takes long yields: the call gets its output, which names a cell, and the script
-/// goes on in that cell while other calls run, until a `wait` call fetches the rest. What a script calls is
-/// recorded when it is over, without the call that it was made in, but with the time when it began and the
-/// script's turn. A cell outlives its turn, and is gone with the codex that it was in; what it calls later is
-/// still recorded as of its own turn.
+/// codex runs the model's `exec` calls one after the other, in order, even when they came together. A script that
+/// takes long yields: its call gets an output that names a cell, and the script continues in that cell beside other
+/// calls until a `wait` call fetches the rest. A call made by a script is recorded when it has ended: without the
+/// script's call id, but with the time when it began and the script's turn. A cell outlives its turn and ends with its
+/// codex process; the calls that it makes later are still recorded with its own turn.
 #[derive(Debug, Default)]
 struct Scripts {
-    /// The turn that began last.
+    /// The id of the latest turn.
     turn: Option<String>,
-    /// Recorded and without an output, in order: the first one runs.
+    /// Those without an output, in order: the first one is running.
     open: VecDeque<Script>,
-    /// Those that yielded, with their cells. One that nobody waits for stays here.
+    /// Those that yielded, with the names of their cells. One that no call waits for stays here.
     cells: Vec<(String, Script)>,
-    /// The `wait` calls that are open, and their cells.
+    /// The open `wait` calls, with the names of their cells.
     waits: Vec<(String, String)>,
-    /// The one that was over last: what it called can be recorded after it, when it was aborted.
+    /// The one that ended last: calls of an aborted script can be recorded after its output.
     last: Option<Script>,
-    /// When the last output of a script came.
-    free: Option<u64>,
+    /// When the last output of a script came, in milliseconds since 1970.
+    idle_since: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
 struct Script {
     id: String,
     turn: Option<String>,
-    /// From when on the call ran, and until when, in milliseconds since 1970: before, an earlier one ran, and
-    /// after, it was over or in a cell.
+    /// When the script ran, in milliseconds since 1970: before `from` an earlier one ran; after `to` it had ended or
+    /// continued in a cell.
     from: Option<u64>,
     to: Option<u64>,
 }
 
 impl Scripts {
     fn turn(&mut self, id: &str) {
-        // Before a turn ends each of its calls gets an output: where one has none, codex was killed.
+        // codex writes the output of each call before its turn ends; where one is missing, codex was killed.
         self.open.clear();
         self.waits.clear();
         self.turn = Some(id.to_owned());
@@ -296,7 +294,7 @@ impl Scripts {
         }
         match (call.name.as_ref(), &call.input) {
             ("exec", CallInput::Json(_)) => {
-                // codex runs one at a time, and answers it: of so many the older ones are damage.
+                // codex runs one at a time and writes its output: the oldest of so many are damage.
                 if self.open.len() == MAX_SCRIPTS {
                     self.open.pop_front();
                 }
@@ -324,18 +322,18 @@ impl Scripts {
         }
     }
 
-    fn answer(&mut self, output: &Output<'_>) {
+    fn take_output(&mut self, output: &Output<'_>) {
         if let Some(at) = self.open.iter().position(|script| script.id == output.id) {
             let mut script = self
                 .open
                 .remove(at)
                 .expect("a script at the place where it was found");
-            script.from = script.from.max(self.free);
+            script.from = script.from.max(self.idle_since);
             script.to = output.at;
-            self.free = output.at;
+            self.idle_since = output.at;
             match &output.cell {
                 Some(cell) => {
-                    // Each codex counts its cells anew: an older one of this name is gone.
+                    // Each codex process numbers its cells anew: an older one of this name is gone.
                     self.cells.retain(|(name, _)| name != cell);
                     if self.cells.len() == MAX_SCRIPTS {
                         self.cells.remove(0);
@@ -354,7 +352,7 @@ impl Scripts {
         }
     }
 
-    /// The script that made a call.
+    /// The id of the script's call that made a nested call.
     fn parent(&self, nested: &Nested<'_>) -> Option<&str> {
         let script = match &nested.turn {
             Some(turn) => self.of_turn(Some(turn), nested.started),
@@ -365,8 +363,7 @@ impl Scripts {
         script.map(|script| script.id.as_str())
     }
 
-    /// The script of this turn that made a call at this time. Both are known or not; what is not known is not
-    /// asked for.
+    /// The script of this turn that made a call at this time. An unknown turn or time matches any.
     fn of_turn(&self, turn: Option<&str>, started: Option<u64>) -> Option<&Script> {
         let fits = |script: &&Script| match (turn, script.turn.as_deref()) {
             (Some(turn), Some(own)) => turn == own,
@@ -378,8 +375,8 @@ impl Scripts {
         };
         let open = self.open.front().filter(fits);
         let last = self.last.as_ref().filter(fits);
-        let current = open.filter(|script| before(script.from.max(self.free)));
-        // What an aborted script had called is recorded after its output.
+        let current = open.filter(|script| before(script.from.max(self.idle_since)));
+        // The calls of an aborted script are recorded after its output.
         let aborted = || {
             last.filter(|script| {
                 let (from, to) = (script.from, script.to);
@@ -396,7 +393,7 @@ impl Scripts {
     }
 }
 
-/// Writes the `tool_use` event of a call, which the thread `agent` of a sub-agent made, where there is one.
+/// Writes the `tool_use` event of a call; `agent` is the thread of the sub-agent that made it, if one did.
 pub(crate) fn write_use(
     out: &mut impl Write,
     call: &Call<'_>,
@@ -435,7 +432,7 @@ pub(crate) fn write_result(
     out.write_all(b"}")
 }
 
-/// The same without the closing brace, for members that follow.
+/// As [`write_result`], without the closing brace: the caller adds members and closes the object.
 pub(crate) fn write_open_result(
     out: &mut impl Write,
     id: &str,
@@ -449,7 +446,7 @@ pub(crate) fn write_open_result(
     write!(out, ",\"is_error\":{is_error}")
 }
 
-/// Writes the arguments of a call: as JSON, or as a string where they are none.
+/// Writes the arguments of a call: as JSON, or as a string where they are not valid JSON.
 pub(crate) fn write_input(out: &mut impl Write, input: &CallInput<'_>) -> io::Result<()> {
     match input {
         CallInput::Json(raw) => out.write_all(&json::limit_depth(raw)),
@@ -476,7 +473,7 @@ pub(crate) fn write_input(out: &mut impl Write, input: &CallInput<'_>) -> io::Re
     }
 }
 
-/// Writes what a call gave, a JSON string or a list.
+/// Writes the content of an output: a JSON string or an array.
 pub(crate) fn write_content(out: &mut impl Write, content: &Content<'_>) -> io::Result<()> {
     match content {
         Content::Json(raw) => {
@@ -502,11 +499,11 @@ pub(crate) fn write_content(out: &mut impl Write, content: &Content<'_>) -> io::
             out.write_all(data)?;
             write!(out, ",\"mimeType\":\"{}\"}}]", image_type(data))
         }
-        Content::LeftOut(length) => write!(out, "\"[an output of {length} bytes, left out]\""),
+        Content::Omitted(length) => write!(out, "\"[an output of {length} bytes, left out]\""),
     }
 }
 
-/// The type of an image, by the beginning of its Base64 data, a JSON string.
+/// The MIME type of an image, by the first characters of its Base64 data, which is a JSON string.
 fn image_type(data: &[u8]) -> &'static str {
     match data.get(1..).unwrap_or_default() {
         [b'/', b'9', b'j', ..] => "image/jpeg",
@@ -516,8 +513,8 @@ fn image_type(data: &[u8]) -> &'static str {
     }
 }
 
-/// The texts of a list, as JSON strings, where it is written as codex writes a list of texts alone: then one look
-/// is enough.
+/// The texts of an array of text blocks alone, as raw JSON strings, where it is written exactly as codex writes it: a
+/// fast path that needs one pass.
 fn plain_texts(json: &[u8]) -> Option<Vec<&[u8]>> {
     const BLOCK: &[u8] = b"{\"type\":\"input_text\",\"text\":\"";
     let mut texts = Vec::new();
@@ -548,7 +545,7 @@ fn write_texts(out: &mut impl Write, texts: &[&[u8]]) -> io::Result<()> {
     out.write_all(b"]")
 }
 
-/// A block of a content list.
+/// A content block as it is written to the daemon.
 #[derive(serde::Serialize)]
 #[serde(untagged)]
 enum McpBlock<'a> {
@@ -562,25 +559,25 @@ enum McpBlock<'a> {
         #[serde(rename = "mimeType")]
         mime_type: String,
     },
-    /// An image that is somewhere else.
+    /// An image that is referred to by its URL.
     Link {
         r#type: &'static str,
         url: Cow<'a, str>,
     },
-    /// As codex recorded it.
+    /// A block that is passed on as codex recorded it.
     Other(&'a RawValue),
 }
 
-/// The blocks of a list in MCP's form, where codex's is another.
+/// The blocks of an array in MCP's form; `None` where they need no conversion.
 fn mcp_blocks(json: &[u8]) -> Option<Vec<McpBlock<'_>>> {
     let has = |part: &[u8]| memchr::memmem::find(json, part).is_some();
-    // Any character of a type can be escaped.
+    // `put_` is part of codex's types; any of its characters can be escaped.
     if !json.starts_with(b"[") || !has(b"put_") && !has(b"\\u00") {
         return None;
     }
     let blocks: Vec<&RawValue> = serde_json::from_slice(json).ok()?;
     fn block<'a>(raw: &'a RawValue) -> Option<McpBlock<'a>> {
-        // Of a key that stands twice the last one counts.
+        // The last of duplicate keys counts.
         let block: HashMap<String, &'a RawValue> = serde_json::from_str(raw.get()).ok()?;
         let text = |name| block.get(name).filter(|raw| raw.get().starts_with('"'));
         match json::decode(text("type")?.get().as_bytes()).as_ref() {
@@ -627,7 +624,7 @@ fn image_block(url: Cow<'_, str>) -> McpBlock<'_> {
     }
 }
 
-/// A JSON text on one line. A line break in it can only stand between its parts.
+/// A valid JSON text on one line: line breaks can only be whitespace between its tokens.
 fn one_line(json: &str) -> Cow<'_, str> {
     if memchr::memchr2(b'\n', b'\r', json.as_bytes()).is_some() {
         Cow::Owned(json.replace(['\n', '\r'], " "))
@@ -648,7 +645,7 @@ mod tests {
 
     #[test]
     fn writes_content_blocks_as_mcp_does() {
-        for (recorded, told) in [
+        for (recorded, expected) in [
             (r#""input_text""#, r#""input_text""#),
             (
                 r#"[{"type":"text","text":"a"}]"#,
@@ -669,11 +666,11 @@ mod tests {
         ] {
             let mut out = Vec::new();
             write_content(&mut out, &Content::Json(recorded.as_bytes())).unwrap();
-            assert_eq!(String::from_utf8(out).unwrap(), told);
+            assert_eq!(String::from_utf8(out).unwrap(), expected);
         }
     }
 
-    /// A record in the second of its place, and with it what a script called: its time is that second's middle.
+    /// A rollout line recorded in this second; [`nested`] uses the middle of a second.
     fn line(second: usize, payload: &Value) -> String {
         let kind = match payload["type"].as_str() {
             Some("task_started" | "item_completed" | "patch_apply_end" | "mcp_tool_call_end") => {
@@ -701,7 +698,7 @@ mod tests {
         output(id, &format!("Script running with cell ID {cell}\n"))
     }
 
-    /// What the script of a turn called from a second on.
+    /// A call that a script of this turn made in this second.
     fn nested(id: &str, turn: &str, second: u64) -> Value {
         json!({"type": "item_completed", "turn_id": turn, "started_at_ms": 1_795_262_400_500 + second * 1000,
             "item": {"type": "CommandExecution", "id": format!("exec-{id}")}})
@@ -718,7 +715,8 @@ mod tests {
         let mut found = Vec::new();
         for line in &lines {
             let record = record::parse(line).unwrap();
-            if let Some(Fed::Whole { call, parent }) = calls.feed(record, |_| ((), 0)) {
+            if let Some(MatchedRecord::Complete { call, parent }) = calls.feed(record, |_| ((), 0))
+            {
                 let id = call.call.id.trim_start_matches("exec-").to_owned();
                 found.push((id, parent));
             }
@@ -734,35 +732,35 @@ mod tests {
     #[test]
     fn caps_calls_without_output() {
         let mut calls = Calls::default();
-        let mut given_up = Vec::new();
+        let mut evicted = Vec::new();
         let total = 3 * MAX_OPEN;
         for number in 0..total {
             let line = line(0, &exec(&format!("call_{number}")));
             let Ok(Record::Call(call)) = record::parse(&line) else {
                 panic!("{line}")
             };
-            given_up.extend(calls.begin(&call, number, 0));
+            evicted.extend(calls.begin(&call, number, 0));
             assert!(calls.open_count <= MAX_OPEN && calls.scripts.open.len() <= MAX_SCRIPTS);
         }
         let kept = calls.unanswered();
-        // Each is either kept or given back, in order.
-        let all: Vec<_> = given_up.iter().chain(&kept).map(|(_, at)| *at).collect();
+        // Each is either kept or evicted, in order.
+        let all: Vec<_> = evicted.iter().chain(&kept).map(|(_, at)| *at).collect();
         assert_eq!(all, (0..total).collect::<Vec<_>>());
-        // Bytes count as well, and the newest still has its output.
+        // Bytes are limited as well, and the newest call still finds its output.
         let mut calls = Calls::default();
         for id in ["a", "b", "c"] {
             let line = line(0, &exec(id));
             let Ok(Record::Call(call)) = record::parse(&line) else {
                 panic!("{line}")
             };
-            let given_up = calls.begin(&call, (), MAX_OPEN_BYTES / 2);
-            assert_eq!(given_up.len(), usize::from(id != "a"), "{id}");
+            let evicted = calls.begin(&call, (), MAX_OPEN_BYTES / 2);
+            assert_eq!(evicted.len(), usize::from(id != "a"), "{id}");
         }
         let last = line(0, &output("c", ""));
         let Ok(Record::Output(output)) = record::parse(&last) else {
             panic!("{last}")
         };
-        assert!(calls.answer(&output).is_some() && !calls.any_open());
+        assert!(calls.take_output(&output).is_some() && !calls.any_open());
     }
 
     #[test]
@@ -870,9 +868,9 @@ mod tests {
                 exec("a"),
                 nested("in-a", "1", 0),
                 turn("2"),
-                nested("of-nobody", "2", 2),
+                nested("without-script", "2", 2),
             ],
-            &[("in-a", Some("a")), ("of-nobody", None)],
+            &[("in-a", Some("a")), ("without-script", None)],
         );
         let old = |id: &str, turn: &str| json!({"type": "patch_apply_end", "call_id": format!("exec-{id}"), "turn_id": turn});
         let mcp = |id: &str| json!({"type": "mcp_tool_call_end", "call_id": format!("exec-{id}")});

@@ -1,40 +1,39 @@
-//! The lines of a rollout, fast: which of them matter is decided by their first bytes.
+//! Splits a rollout into lines and classifies them by their first bytes.
 //!
-//! Most bytes of a rollout lie in lines that nobody here asks for. So line ends are found at memory speed, the
-//! head of a line (as codex writes it: timestamp, ordinal, type, the payload's type) says what the line is, and
-//! a line that is not wanted is ignored unread, however long it is, and never held. A line with a head in
-//! any other form (other key order, spaces, escapes) is [`LineKind::Unknown`]: it is given to the caller whole, who
-//! finds out by walking over it what it is.
+//! Most bytes of a rollout are in lines that no caller asks for. So line ends are searched with memchr, the head of a
+//! line (as codex writes it: timestamp, ordinal, type, the payload's type) tells its kind, and a line that the caller's
+//! filter rejects is skipped without being parsed or held in memory, however long it is. A line with a head in another
+//! form (key order, spaces, escapes) is [`LineKind::Unknown`]; it always reaches the caller, who has to parse it.
 //!
-//! The price of not reading is known: of a line that is ignored, only the head and the last byte are looked
-//! at. A line whose end is missing is counted as truncated; one that is broken in the middle is not noticed.
+//! Only the head and the last byte of a skipped line are examined: a line whose end is missing is counted as truncated;
+//! damage in the middle of a line is not detected.
 //!
-//! It reads in file order and only forward, every byte once, and reports where each line begins. A caller that
-//! copies while it scans can hand in a reader that writes down what passes through it.
+//! Bytes are read once, in file order, and each line has its offset. A caller that copies while it scans can pass a
+//! reader that records what is read through it.
 
 use crate::json::plain_end;
 use std::io::{self, Read};
 use std::mem;
 use std::ops::Range;
 
-/// How much is read at a time: small enough to stay in the processor's cache until it is scanned.
+/// How many bytes are read at a time: few enough to stay in the CPU cache until they are scanned.
 const READ: usize = 256 * 1024;
-/// How much is read at a time where the memory is held for as long as a turn takes.
+/// The same for a rollout that is followed, whose buffer is held as long as a turn takes.
 const FOLLOWED: usize = 64 * 1024;
-/// How much is read at a time where threads take turns: the more, the less they wait for each other.
+/// The same for reading in blocks on two threads: larger blocks mean less waiting for each other.
 const BLOCK: usize = 1 << 20;
-/// In what codex writes, the kind of a line is known by here; four UUIDs would fit in.
+/// By here, in bytes, the kind of a line that codex wrote is known; there is space for four UUIDs.
 const HEAD: usize = 512;
-/// The longest line that is held. codex cuts a command's output at 1 MiB and refuses MCP lines over 16 MiB,
-/// which escaping can double once more.
+/// The longest line that is held, in bytes. codex truncates a command's output at 1 MiB and rejects MCP lines over
+/// 16 MiB, which escaping can double.
 pub(crate) const LONGEST: usize = 32 << 20;
-/// After a line longer than this, its memory is given back.
-const ROOMY: usize = 4 << 20;
+/// The buffer is shrunk after a line that made it larger than this, in bytes.
+const MAX_IDLE_BUFFER: usize = 4 << 20;
 
-/// How the ids of calls begin that were made inside code mode.
-pub(crate) const NESTED: &str = "exec-";
+/// The prefix of the ids of calls that were made inside code mode.
+pub(crate) const NESTED_ID_PREFIX: &str = "exec-";
 
-/// What a line of a rollout is, as far as anybody here cares.
+/// The kind of a line, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LineKind {
     /// `response_item`: a call of a tool.
@@ -43,7 +42,7 @@ pub(crate) enum LineKind {
     Output,
     /// `response_item`: a message, of whatever role.
     Message,
-    /// `event_msg`: an MCP call is over, or one that was made inside code mode is.
+    /// `event_msg`: an MCP call, or a call made inside code mode, has ended.
     Item,
     /// `response_item` or `event_msg`: an image was generated.
     Image,
@@ -51,21 +50,21 @@ pub(crate) enum LineKind {
     Usage,
     /// `event_msg`: a turn begins.
     Turn,
-    /// `event_msg`: a turn is over.
+    /// `event_msg`: a turn has ended.
     TurnEnd,
     /// `turn_context`: what a turn runs with.
     Context,
-    /// The conversation so far was replaced by a shorter one, which this line holds.
+    /// `compacted`: the conversation so far was replaced by a shorter one, which this line contains.
     Compacted,
     /// Nothing of the above.
     Other,
-    /// Not the form in which codex writes: to be found out by reading the line.
+    /// The head is not in the form that codex writes: the line has to be parsed.
     Unknown,
 }
 
 impl LineKind {
-    /// The kind of a line, by its `type`, its payload's `type`, in an `item_completed` the item's type, and the id
-    /// of the item or the call. Where a part is missing, or no string, it is the empty string.
+    /// The kind of a line, by its `type`, its payload's `type`, the item's type in an `item_completed`, and the id of
+    /// the item or the call. A part that is missing or not a string is passed as the empty string.
     pub(crate) fn of(record: &[u8], payload: &[u8], item: &[u8], id: &[u8]) -> LineKind {
         match (record, payload) {
             (
@@ -79,15 +78,15 @@ impl LineKind {
             (b"response_item", b"message") => LineKind::Message,
             (b"response_item", b"image_generation_call")
             | (b"event_msg", b"image_generation_end") => LineKind::Image,
-            // Of a command, everything is in the call's own output; only inside code mode it has none.
+            // The output of a command is in the call's own output; only inside code mode there is no such line.
             (b"event_msg", b"item_completed")
-                if item == b"McpToolCall" || id.starts_with(NESTED.as_bytes()) =>
+                if item == b"McpToolCall" || id.starts_with(NESTED_ID_PREFIX.as_bytes()) =>
             {
                 LineKind::Item
             }
-            // What 0.135 writes instead, for MCP calls and patches alone.
+            // 0.135 writes these instead, for MCP calls and patches alone.
             (b"event_msg", b"mcp_tool_call_end") => LineKind::Item,
-            (b"event_msg", b"patch_apply_end") if id.starts_with(NESTED.as_bytes()) => {
+            (b"event_msg", b"patch_apply_end") if id.starts_with(NESTED_ID_PREFIX.as_bytes()) => {
                 LineKind::Item
             }
             (b"event_msg", b"token_count") | (b"token_usage_record", _) => LineKind::Usage,
@@ -134,17 +133,17 @@ impl LineKind {
     }
 }
 
-/// A JSON string without escapes, and what follows it.
+/// Splits a JSON string without escapes from the text behind it.
 fn word(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let text = text.strip_prefix(b"\"")?;
     let (word, rest) = text.split_at(plain_end(text, 0, text.len()));
     Some((word, rest.strip_prefix(b"\"")?))
 }
 
-/// One line.
+/// A line of a rollout.
 #[derive(Debug)]
 pub(crate) struct Line<'a> {
-    /// Where it begins, in bytes from where reading began.
+    /// Its offset in bytes, from where reading began.
     pub(crate) offset: u64,
     /// Its number, from 1, counted from where reading began.
     pub(crate) number: u64,
@@ -153,7 +152,7 @@ pub(crate) struct Line<'a> {
     /// The line without its newline; where it is longer than [`LONGEST`], only its first bytes.
     pub(crate) bytes: &'a [u8],
     pub(crate) kind: LineKind,
-    /// Did a newline end it?
+    /// Whether a newline ends it.
     #[cfg_attr(
         not(test),
         expect(dead_code, reason = "the tests of every way of reading compare it")
@@ -162,49 +161,49 @@ pub(crate) struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// Was the line too long to be held?
+    /// Whether the line was too long to be held.
     pub(crate) fn cut(&self) -> bool {
         (self.bytes.len() as u64) < self.length
     }
 }
 
-/// The lines of a reader.
+/// Reads the lines of a rollout.
 #[derive(Debug)]
 pub(crate) struct Lines<R> {
     input: R,
     /// How much is read at a time, in bytes.
     size: usize,
     buffer: Vec<u8>,
-    /// Where the line begins that is being read, or what came last of it if it is being skipped.
+    /// Where in the buffer the current line begins; of a skipped one, the bytes that were read last.
     start: usize,
-    /// No newline stands in `start..scanned`.
+    /// There is no newline in `start..scanned`.
     scanned: usize,
-    /// What lies behind here was not read.
+    /// The end of the bytes that were read.
     end: usize,
-    /// Where the line begins in the input.
+    /// The offset of the current line in the input.
     offset: u64,
-    /// The line is longer than what is held of it.
-    passing: Option<SkippedLine>,
+    /// The state of the current line where its bytes are not all held.
+    skipped: Option<SkippedLine>,
     truncated: u64,
-    /// The number of the first of them.
-    first_torn: Option<u64>,
-    /// How many lines were looked at.
+    /// The number of the first truncated line.
+    first_truncated: Option<u64>,
+    /// How many lines have ended.
     number: u64,
 }
 
-/// A line whose bytes are not held any more.
+/// A line whose bytes are not all held.
 #[derive(Debug)]
 struct SkippedLine {
     kind: LineKind,
-    /// How many of its first bytes stand at the beginning of the buffer; none if the line is not wanted.
+    /// How many of its first bytes are at the beginning of the buffer; 0 if the filter rejects it.
     kept: usize,
-    /// How long the line is as far as it was let go.
+    /// How many of its bytes have left the buffer.
     length: u64,
-    /// The last byte so far that is not blank.
+    /// The last byte so far that is not whitespace.
     last: u8,
 }
 
-/// Some lines of a reader, with the memory that they stand in.
+/// Some lines, with the buffer that holds their bytes.
 #[derive(Debug, Default)]
 pub(crate) struct LineBlock {
     buffer: Vec<u8>,
@@ -214,28 +213,28 @@ pub(crate) struct LineBlock {
 impl LineBlock {
     /// The lines, in order.
     pub(crate) fn lines(&self) -> impl Iterator<Item = Line<'_>> {
-        self.lines.iter().map(|found| found.lend(&self.buffer))
+        self.lines.iter().map(|found| found.line(&self.buffer))
     }
 }
 
-/// A line that was found, before its bytes are lent out.
+/// A line as a range of a buffer.
 #[derive(Debug)]
 struct FoundLine {
     offset: u64,
     number: u64,
     length: u64,
-    place: Range<usize>,
+    range: Range<usize>,
     kind: LineKind,
     ended: bool,
 }
 
 impl FoundLine {
-    fn lend<'a>(&self, buffer: &'a [u8]) -> Line<'a> {
+    fn line<'a>(&self, buffer: &'a [u8]) -> Line<'a> {
         Line {
             offset: self.offset,
             number: self.number,
             length: self.length,
-            bytes: &buffer[self.place.clone()],
+            bytes: &buffer[self.range.clone()],
             kind: self.kind,
             ended: self.ended,
         }
@@ -243,12 +242,12 @@ impl FoundLine {
 }
 
 impl<R: Read> Lines<R> {
-    /// The lines of `input` from where it stands.
+    /// The lines of `input` from its current position on.
     pub(crate) fn new(input: R) -> Lines<R> {
         Lines::starting_at(input, 0)
     }
 
-    /// The lines of `input` from where it stands, many at a time: for [`Lines::block`].
+    /// The same for [`Lines::block`], which reads many lines at a time.
     pub(crate) fn in_blocks(input: R) -> Lines<R> {
         Lines {
             size: BLOCK,
@@ -256,7 +255,7 @@ impl<R: Read> Lines<R> {
         }
     }
 
-    /// The lines of `input`, with little memory: for a rollout that is followed, as each of many turns does.
+    /// The same with a small buffer: for a rollout that is followed, by each of many turns.
     pub(crate) fn followed(input: R) -> Lines<R> {
         Lines {
             size: FOLLOWED,
@@ -264,7 +263,7 @@ impl<R: Read> Lines<R> {
         }
     }
 
-    /// The lines of `input`, which stands at `offset` of what the lines are to be told as places of.
+    /// The same; the current position of `input` counts as `offset`.
     pub(crate) fn starting_at(input: R, offset: u64) -> Lines<R> {
         Lines {
             input,
@@ -274,31 +273,31 @@ impl<R: Read> Lines<R> {
             scanned: 0,
             end: 0,
             offset,
-            passing: None,
+            skipped: None,
             number: 0,
             truncated: 0,
-            first_torn: None,
+            first_truncated: None,
         }
     }
 
-    /// The next line that is ended by a newline and wanted; lines of an unknown kind always are, blank ones
-    /// never. `None` at the end of the input: what came behind the last newline is kept, so that more of it
-    /// may come, and [`Lines::rest`] gives it.
+    /// The next complete line whose kind `filter` accepts; lines of unknown kind are always returned, blank ones never.
+    /// `None` at the end of the input: an incomplete last line is kept, so that it can be continued by a later call or
+    /// returned by [`Lines::rest`].
     pub(crate) fn next(
         &mut self,
-        wanted: impl Fn(LineKind) -> bool,
+        filter: impl Fn(LineKind) -> bool,
     ) -> io::Result<Option<Line<'_>>> {
         loop {
             match memchr::memchr(b'\n', &self.buffer[self.scanned..self.end]) {
                 Some(at) => {
                     let newline = self.scanned + at;
-                    if let Some(found) = self.finish(newline, true, &wanted) {
-                        return Ok(Some(found.lend(&self.buffer)));
+                    if let Some(found) = self.finish(newline, true, &filter) {
+                        return Ok(Some(found.line(&self.buffer)));
                     }
                 }
                 None => {
                     self.scanned = self.end;
-                    if !self.fill(&wanted)? {
+                    if !self.fill(&filter)? {
                         return Ok(None);
                     }
                 }
@@ -306,37 +305,37 @@ impl<R: Read> Lines<R> {
         }
     }
 
-    /// At the end of the input: the last line, if it has no newline and is wanted.
-    pub(crate) fn rest(&mut self, wanted: impl Fn(LineKind) -> bool) -> Option<Line<'_>> {
-        let found = self.finish(self.end, false, &wanted)?;
-        Some(found.lend(&self.buffer))
+    /// At the end of the input: the last line, if it has no newline and `filter` accepts it.
+    pub(crate) fn rest(&mut self, filter: impl Fn(LineKind) -> bool) -> Option<Line<'_>> {
+        let found = self.finish(self.end, false, &filter)?;
+        Some(found.line(&self.buffer))
     }
 
-    /// Reads on until something that is wanted was found, and puts it into `block` in place of what was there.
-    /// The last line needs no newline. `false` at the end of the input.
+    /// Replaces the contents of `block` by the next lines that `filter` accepts, at least one. The last line needs no
+    /// newline. `false` at the end of the input.
     ///
-    /// Nothing is copied but the beginning of a line whose end is not read yet: the bytes are read into the
-    /// memory of the block, which stays near to the processor that works on it.
+    /// Only an incomplete last line is copied: the bytes are read into the block's own buffer, which stays in the cache
+    /// of the thread that uses it.
     pub(crate) fn block(
         &mut self,
         block: &mut LineBlock,
-        wanted: impl Fn(LineKind) -> bool,
+        filter: impl Fn(LineKind) -> bool,
     ) -> io::Result<bool> {
         block.lines.clear();
         self.change_buffer(&mut block.buffer);
         let more = loop {
             while let Some(at) = memchr::memchr(b'\n', &self.buffer[self.scanned..self.end]) {
-                let found = self.finish(self.scanned + at, true, &wanted);
+                let found = self.finish(self.scanned + at, true, &filter);
                 block.lines.extend(found);
             }
             self.scanned = self.end;
             if !block.lines.is_empty() {
                 break Ok(true);
             }
-            match self.fill(&wanted) {
+            match self.fill(&filter) {
                 Ok(true) => {}
                 Ok(false) => {
-                    block.lines.extend(self.finish(self.end, false, &wanted));
+                    block.lines.extend(self.finish(self.end, false, &filter));
                     break Ok(false);
                 }
                 Err(error) => break Err(error),
@@ -346,7 +345,7 @@ impl<R: Read> Lines<R> {
         more
     }
 
-    /// Goes on in another memory, with the bytes that were read and not used yet; the old one takes its place.
+    /// Exchanges the buffer for another one, and copies the bytes that are not used yet.
     fn change_buffer(&mut self, other: &mut Vec<u8>) {
         let left = &self.buffer[self.start..self.end];
         if other.len() < left.len() {
@@ -357,47 +356,47 @@ impl<R: Read> Lines<R> {
         mem::swap(&mut self.buffer, other);
     }
 
-    /// Where the line begins that [`Lines::next`] will look at next.
+    /// The offset of the line that [`Lines::next`] will examine next.
     pub(crate) fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// The number of the first line that was skipped and whose end was missing.
-    pub(crate) fn first_torn(&self) -> Option<u64> {
-        self.first_torn
+    /// The number of the first skipped line whose end was missing.
+    pub(crate) fn first_truncated(&self) -> Option<u64> {
+        self.first_truncated
     }
 
-    /// How many lines were skipped whose end was missing.
+    /// How many skipped lines had no end.
     pub(crate) fn truncated(&self) -> u64 {
         self.truncated
     }
 
-    /// The line that is being read ends at `end`: tells what it was, if it is wanted, and goes on behind it.
+    /// Ends the current line at `end`. Returns it if `filter` accepts it.
     fn finish(
         &mut self,
         end: usize,
         ended: bool,
-        wanted: &impl Fn(LineKind) -> bool,
+        filter: &impl Fn(LineKind) -> bool,
     ) -> Option<FoundLine> {
         let offset = self.offset;
         let bytes = &self.buffer[self.start..end];
-        let (length, kind, last, place) = match self.passing.take() {
-            Some(passing) => (
-                passing.length + bytes.len() as u64,
-                passing.kind,
-                last_byte(bytes).or(Some(passing.last)),
-                0..passing.kept,
+        let (length, kind, last, range) = match self.skipped.take() {
+            Some(skipped) => (
+                skipped.length + bytes.len() as u64,
+                skipped.kind,
+                last_byte(bytes).or(Some(skipped.last)),
+                0..skipped.kept,
             ),
             None => {
                 let kind = LineKind::of_head(bytes);
                 let held = match bytes.len() {
-                    _ if kind != LineKind::Unknown && !wanted(kind) => 0,
-                    // The block that was read last can reach further than what is held.
+                    _ if kind != LineKind::Unknown && !filter(kind) => 0,
+                    // The last read can have gone beyond what is held.
                     length if length > LONGEST => HEAD,
                     length => length,
                 };
-                let place = self.start..self.start + held;
-                (bytes.len() as u64, kind, last_byte(bytes), place)
+                let range = self.start..self.start + held;
+                (bytes.len() as u64, kind, last_byte(bytes), range)
             }
         };
         let newline = usize::from(ended);
@@ -405,28 +404,28 @@ impl<R: Read> Lines<R> {
         self.start = end + newline;
         self.scanned = self.start;
         self.offset = offset + length + newline as u64;
-        if place.is_empty() {
+        if range.is_empty() {
             let truncated = last.is_some_and(|last| last != b'}');
             self.truncated += u64::from(truncated);
             if truncated {
-                self.first_torn.get_or_insert(self.number);
+                self.first_truncated.get_or_insert(self.number);
             }
         }
-        (last.is_some() && !place.is_empty()).then_some(FoundLine {
+        (last.is_some() && !range.is_empty()).then_some(FoundLine {
             offset,
             number: self.number,
             length,
-            place,
+            range,
             kind,
             ended,
         })
     }
 
-    /// Reads on; no newline stands in the buffer. `false` at the end of the input.
-    fn fill(&mut self, wanted: &impl Fn(LineKind) -> bool) -> io::Result<bool> {
-        self.compact_buffer(wanted);
+    /// Reads more; the buffer has no newline. `false` at the end of the input.
+    fn fill(&mut self, filter: &impl Fn(LineKind) -> bool) -> io::Result<bool> {
+        self.compact_buffer(filter);
         if self.end == self.buffer.len() {
-            let more = self.buffer.len().clamp(self.size, ROOMY);
+            let more = self.buffer.len().clamp(self.size, MAX_IDLE_BUFFER);
             self.buffer.resize(self.buffer.len() + more, 0);
         }
         loop {
@@ -442,21 +441,21 @@ impl<R: Read> Lines<R> {
         }
     }
 
-    /// Makes room: keeps of the line what has to be kept and moves it to the front.
-    fn compact_buffer(&mut self, wanted: &impl Fn(LineKind) -> bool) {
+    /// Moves the bytes that are still needed to the front of the buffer.
+    fn compact_buffer(&mut self, filter: &impl Fn(LineKind) -> bool) {
         let bytes = &self.buffer[self.start..self.end];
-        if let Some(passing) = &mut self.passing {
-            passing.length += bytes.len() as u64;
-            passing.last = last_byte(bytes).unwrap_or(passing.last);
-            (self.start, self.end) = (passing.kept, passing.kept);
+        if let Some(skipped) = &mut self.skipped {
+            skipped.length += bytes.len() as u64;
+            skipped.last = last_byte(bytes).unwrap_or(skipped.last);
+            (self.start, self.end) = (skipped.kept, skipped.kept);
         } else {
             let kind = LineKind::of_head(bytes);
             let kept = match bytes.len() {
                 ..HEAD => None,
-                _ if kind != LineKind::Unknown && !wanted(kind) => Some(0),
+                _ if kind != LineKind::Unknown && !filter(kind) => Some(0),
                 length => (length > LONGEST).then_some(HEAD),
             };
-            self.passing = kept.map(|kept| SkippedLine {
+            self.skipped = kept.map(|kept| SkippedLine {
                 kind,
                 kept,
                 length: bytes.len() as u64,
@@ -466,20 +465,20 @@ impl<R: Read> Lines<R> {
             if self.start > 0 {
                 self.buffer.copy_within(self.start..self.start + held, 0);
             }
-            // Of a line that is ignored, what comes next is read behind the head that is kept of it.
+            // Of a skipped line, what follows is read behind the head that is kept of it.
             (self.start, self.end) = (kept.unwrap_or(0), held);
         }
         self.scanned = self.end;
         if self.end < self.size {
             self.buffer.truncate(self.size);
-            if self.buffer.capacity() > ROOMY {
+            if self.buffer.capacity() > MAX_IDLE_BUFFER {
                 self.buffer.shrink_to_fit();
             }
         }
     }
 }
 
-/// The last byte that is not blank. A line is padded with spaces where a part of it was consumed.
+/// The last byte that is not whitespace. A line is padded with spaces where a part of it was consumed.
 fn last_byte(bytes: &[u8]) -> Option<u8> {
     bytes
         .iter()
@@ -492,7 +491,7 @@ fn last_byte(bytes: &[u8]) -> Option<u8> {
 mod tests {
     use super::*;
 
-    /// A reader that gives a few bytes at a time, and says "interrupted" between them.
+    /// A reader that returns a few bytes at a time, and `Interrupted` in between.
     struct Drops<'a> {
         bytes: &'a [u8],
         most: usize,
@@ -514,9 +513,9 @@ mod tests {
     const OTHER: &str =
         r#"{"timestamp":"t","type":"event_msg","payload":{"type":"agent_message","message":""}}"#;
 
-    /// Every way of reading gives these lines (offset, length, what is held, ended), and so many truncated ones.
+    /// Every way of reading gives these lines (offset, length, bytes held, ended) and this number of truncated ones.
     fn check(text: &str, expected: &[(u64, u64, &str, bool)], truncated: u64) {
-        let wanted = |kind| kind == LineKind::Call;
+        let is_call = |kind| kind == LineKind::Call;
         for most in [1, 3, 64, 4096, usize::MAX] {
             if text.len() / most > 100_000 {
                 continue;
@@ -527,31 +526,31 @@ mod tests {
                 interrupt: false,
             };
             let mut found = Vec::new();
-            let told = |line: Line<'_>| {
+            let parts = |line: Line<'_>| {
                 let held = std::str::from_utf8(line.bytes).unwrap().to_owned();
                 assert_eq!(line.cut(), line.length > LONGEST as u64);
                 (line.offset, line.length, held, line.ended)
             };
             let mut one_by_one = Lines::new(input());
-            while let Some(line) = one_by_one.next(wanted).unwrap() {
-                found.push(told(line));
+            while let Some(line) = one_by_one.next(is_call).unwrap() {
+                found.push(parts(line));
             }
-            found.extend(one_by_one.rest(wanted).map(told));
+            found.extend(one_by_one.rest(is_call).map(parts));
             let count = found.len();
-            // As two threads do it.
+            // As `parse-rollout` does on two threads.
             let mut blocks = [LineBlock::default(), LineBlock::default()];
             let mut in_blocks = Lines::in_blocks(input());
             let mut more = true;
             while more {
                 blocks.rotate_left(1);
-                more = in_blocks.block(&mut blocks[0], wanted).unwrap();
-                found.extend(blocks[0].lines().map(told));
+                more = in_blocks.block(&mut blocks[0], is_call).unwrap();
+                found.extend(blocks[0].lines().map(parts));
             }
             let found: Vec<_> = found
                 .iter()
                 .map(|(offset, length, held, ended)| (*offset, *length, held.as_str(), *ended))
                 .collect();
-            // Not `assert_eq`, which would print the long ones whole.
+            // Not `assert_eq`, which would print long lines in full.
             for found in [&found[..count], &found[count..]] {
                 assert!(
                     found == expected,
@@ -583,7 +582,7 @@ mod tests {
             ],
             0,
         );
-        // Torn in the middle of what is not wanted, and of what is.
+        // A truncated line that the filter rejects, and one that it accepts.
         let truncated = &OTHER[..OTHER.len() - 2];
         check(
             &format!("{truncated}\n{CALL}\n{truncated}"),
@@ -624,7 +623,7 @@ mod tests {
 
     #[test]
     fn cuts_overlong_line_to_its_head() {
-        for more in [1, READ, 3 * ROOMY] {
+        for more in [1, READ, 3 * MAX_IDLE_BUFFER] {
             let long = CALL.replace("\"x\"", &format!("\"{}\"", "x".repeat(LONGEST + more)));
             check(
                 &format!("{long}\n{CALL}\n"),
@@ -639,7 +638,7 @@ mod tests {
 
     #[test]
     fn follows_growing_input() {
-        /// Ends after each part.
+        /// Returns 0 bytes after each part.
         struct Parts(Vec<&'static str>);
         impl Read for Parts {
             fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -743,7 +742,7 @@ mod tests {
                 item(thread, r#""type":"McpToolCall","id":"call_1""#),
                 LineKind::Item,
             ),
-            // Everything that codex does not write so.
+            // Not in the form that codex writes.
             (
                 item("", r#""type":"McpToolCall","id":"call_1""#),
                 LineKind::Unknown,

@@ -1,10 +1,9 @@
-//! codex's rollout files: one JSON record a line, everything that a thread ever said and did.
+//! codex's rollout files: one JSON record a line, everything that was said and done in a thread.
 //!
-//! `lines` finds the lines and decides by their heads which of them matter, `json` walks over one that does,
-//! `string` over what is long in it.
-//! For reading, `record` parses such a line and `calls` pairs what belongs together. For consuming,
-//! `splice` says what of a line is replaced, `mutate` which lines those are, and `replace` puts the new file
-//! in the old one's place. Nothing here knows JSON-RPC or starts a process.
+//! `lines` splits a rollout into lines and selects them by their first bytes. For reading, `record` parses one line and
+//! `calls` matches calls and outputs; `packed` decompresses. For consuming, `consume::splice` decides what of a line is
+//! replaced, `consume` which lines, and `consume::replace` puts the new file in place of the old one. No JSON-RPC and
+//! no codex process here.
 
 pub(crate) mod calls;
 pub(crate) mod consume;

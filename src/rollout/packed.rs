@@ -1,6 +1,6 @@
-//! Reading a rollout that codex has packed as `.jsonl.zst`, by way of the program `zstd`.
+//! Reads a rollout that codex has compressed as `.jsonl.zst`, through the program `zstd`.
 //!
-//! A packed file of a few kilobytes can hold more than any disk: no more than [`LONGEST`] bytes are taken from it.
+//! A compressed file of a few kilobytes can expand without limit: at most [`LONGEST`] bytes are read from it.
 
 use crate::error::{Error, Kind, Result, reason};
 use std::fs::File;
@@ -8,17 +8,17 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-/// How much is read of what was packed: codex's own rollouts are smaller by far.
+/// The most that is read of the decompressed text, in bytes: codex's own rollouts are far smaller.
 const LONGEST: u64 = 4 << 30;
 
-/// What a packed file has in it. Dropping it ends the program that unpacks.
+/// The decompressed text. Dropping it kills and reaps `zstd`.
 pub(crate) struct Unpacked {
     child: Child,
     out: Capped<ChildStdout>,
 }
 
 impl Unpacked {
-    /// Begins to unpack.
+    /// Starts `zstd`.
     ///
     /// # Errors
     /// [`Kind::Io`] where there is no `zstd`, or it cannot be started.
@@ -51,7 +51,7 @@ impl Unpacked {
 impl Read for Unpacked {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.out.read(buffer)?;
-        // The end of the pipe is one of the file only where zstd says so.
+        // End of file counts only if zstd exits with status 0.
         if read == 0 && !buffer.is_empty() && !self.child.wait()?.success() {
             return Err(io::Error::other(
                 "it is packed, and damaged: zstd cannot unpack all of it",
@@ -63,7 +63,7 @@ impl Read for Unpacked {
 
 impl Drop for Unpacked {
     fn drop(&mut self) {
-        // It has ended, or nobody wants more of it; that it cannot be ended any more is fine.
+        // Fails only where zstd has been reaped already.
         let _ = self.child.kill();
         if let Err(error) = self.child.wait() {
             log::debug!("cannot wait for zstd: {}", reason(&error));
@@ -71,7 +71,7 @@ impl Drop for Unpacked {
     }
 }
 
-/// A reader that gives so many bytes and then an error where there are more.
+/// A reader that returns at most `left` bytes, and then an error if there are more.
 struct Capped<R> {
     input: R,
     left: u64,

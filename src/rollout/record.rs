@@ -1,62 +1,62 @@
-//! What one line of a rollout says about tool calls: a record, its parts still as they stand in the line.
+//! Parses one line of a rollout into a [`Record`], whose values are slices of the line.
 //!
-//! Both eras are read here: 0.135 and its `…_end` events, and the `item_completed` of 0.148 and later. Where a
-//! key stands twice the last one counts, as in any parsed JSON object. Unknown types and keys are ignored.
-//! What belongs to what is not known here, that is `calls`.
+//! Both formats are read: the `…_end` events of 0.135, and the `item_completed` of 0.148 and later. The last of
+//! duplicate keys counts, as in a parsed JSON object. Unknown types and keys are ignored. How records belong together is
+//! the matter of `calls`.
 
-use super::lines::{Line, LineKind, NESTED};
+use super::lines::{Line, LineKind, NESTED_ID_PREFIX};
 use crate::canonical::{ContextUse, RateLimits, Usage};
 use crate::json::{self, Cursor, Members, NotJson, decode, text_of};
 use std::borrow::Cow;
 
-/// What a line says, as far as anybody here cares.
+/// The contents of a line, as far as they matter here.
 #[derive(Debug)]
 pub(crate) enum Record<'a> {
     Call(Call<'a>),
     Output(Output<'a>),
-    /// An MCP call is over, whose output comes in a line of its own. That one does not say if it failed.
+    /// An MCP call has ended. Its output is in another line, which does not tell whether it failed.
     Ended {
         id: Cow<'a, str>,
         failed: bool,
     },
-    /// A call that was made inside code mode: all that is recorded of it, in one line, when it is over.
+    /// A call made inside code mode: one line, written when it has ended, is all that is recorded of it.
     Nested(Nested<'a>),
-    /// An image was generated, which the provider does: a call and its result in one. 0.135 records it twice, first
-    /// with the file that it was saved to; versions from 0.148 on save none.
+    /// A generated image: the provider's call and its result in one. 0.135 records it twice, first with the file that
+    /// it was saved to; versions from 0.148 on save no file.
     Image(Nested<'a>),
-    /// A message of the user or the assistant; codex puts its own words to the model in messages of the user, too.
+    /// A message of the user or the assistant. codex's own texts for the model are messages of the user, too.
     Message {
         is_user: bool,
         text: String,
         /// When it was recorded, in milliseconds since 1970.
         at: Option<u64>,
     },
-    /// A turn begins.
+    /// A turn has begun.
     Turn {
         id: Cow<'a, str>,
         at: Option<u64>,
     },
-    /// A turn is over.
+    /// A turn has ended.
     TurnEnd {
         id: Option<Cow<'a, str>>,
         end: TurnEnd,
     },
-    /// Where codex's count of the thread's tokens stands.
+    /// The total of the thread's tokens that codex has counted.
     Total {
         used: Usage,
-        /// Is it what was counted since the thread began? A request over the context window sets it back to 0,
-        /// and leaves as its mark a `total_tokens` that is not the sum of the others.
+        /// Whether it covers the whole thread. A request that exceeds the context window resets the count to 0; its
+        /// `total_tokens` is not the sum of the other counters from then on.
         is_whole: bool,
         context: Option<ContextUse>,
         rate_limits: Option<RateLimits>,
     },
-    /// What the provider reported of the account's limits, without a count.
+    /// The account's rate limits, without a token count.
     Limits(RateLimits),
-    /// A turn runs with this model.
+    /// The model of a turn.
     Model(String),
     /// The conversation so far was replaced by a shorter one.
     Compacted,
-    /// What one request used, and all of the thread's that are so recorded: from 0.153 on.
+    /// The tokens of one request, and those of all requests of the thread recorded this way: from 0.153 on.
     Request {
         used: Usage,
         thread: Usage,
@@ -64,12 +64,12 @@ pub(crate) enum Record<'a> {
     Other,
 }
 
-/// How a turn ended, as codex recorded it.
+/// How a turn ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TurnEnd {
-    /// With the last message of the assistant, where there was one: a failed turn has none.
+    /// With the assistant's last message; a failed turn has none.
     Completed(Option<String>),
-    /// With codex's word for the reason: `interrupted`, `replaced`, …
+    /// With codex's reason: `interrupted`, `replaced`, …
     Aborted(String),
 }
 
@@ -87,22 +87,22 @@ pub(crate) struct Call<'a> {
 /// The arguments of a call.
 #[derive(Debug)]
 pub(crate) enum CallInput<'a> {
-    /// A JSON value, as it stands.
+    /// A raw JSON value.
     Json(&'a [u8]),
-    /// A JSON string that has JSON in it, or should have.
+    /// A raw JSON string whose text is JSON, or should be.
     Encoded(&'a [u8]),
-    /// A JSON object made up of these members, as they stand.
+    /// A JSON object made of these members, whose values are raw JSON.
     Object(Vec<(&'static str, &'a [u8])>),
 }
 
-/// What a call gave.
+/// The output of a call.
 #[derive(Debug)]
 pub(crate) struct Output<'a> {
     pub(crate) id: Cow<'a, str>,
     pub(crate) content: Content<'a>,
-    /// Does its text say that the call failed?
+    /// Whether its text reports that the call failed.
     pub(crate) failed: bool,
-    /// The script that this is the output of goes on, in a cell of this name.
+    /// The name of the cell in which the script continues, where this is the output of a script that yielded.
     pub(crate) cell: Option<String>,
     pub(crate) at: Option<u64>,
 }
@@ -110,17 +110,17 @@ pub(crate) struct Output<'a> {
 /// The content of an output.
 #[derive(Debug)]
 pub(crate) enum Content<'a> {
-    /// A JSON string or list, as it stands.
+    /// A raw JSON string or array.
     Json(&'a [u8]),
-    /// Something else: its JSON text, or a note of ours, is emitted as a string.
+    /// Text that becomes a JSON string: the JSON of a value of another type, or a note of ours.
     Text(Cow<'a, str>),
-    /// A generated image: the file, or else the JSON string with its Base64 data.
+    /// A generated image: the path of its file, or else the raw JSON string with its Base64 data.
     Image {
         path: Option<Cow<'a, str>>,
         data: &'a [u8],
     },
-    /// It was in a line of so many bytes, which is not held: a note of ours is emitted in its place.
-    LeftOut(u64),
+    /// The line was too long to be held; its length in bytes, which a note reports in place of the content.
+    Omitted(u64),
 }
 
 /// A call that was made inside code mode.
@@ -131,18 +131,18 @@ pub(crate) struct Nested<'a> {
     pub(crate) failed: bool,
     /// When it began, in milliseconds since 1970.
     pub(crate) started: Option<u64>,
-    /// The turn of the call that it was made in; 0.135 does not say it of MCP calls.
+    /// The turn of the script that made it; 0.135 does not record it for MCP calls.
     pub(crate) turn: Option<Cow<'a, str>>,
 }
 
-/// Whose thread a rollout is, by its first line.
+/// Where a thread comes from, by the first line of its rollout.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Origin {
-    /// The thread of the agent that started it, where it is a sub-agent's.
+    /// The thread that spawned it, where it is a sub-agent's.
     pub(crate) parent: Option<String>,
-    /// The thread that the whole tree of agents began with; from 0.148 on, and of a thread of its own itself.
+    /// The root thread of the tree of agents, which can be the thread itself; from 0.148 on.
     pub(crate) session: Option<String>,
-    /// The version of the codex that began it.
+    /// The version of codex that created it.
     pub(crate) version: Option<String>,
 }
 
@@ -163,7 +163,7 @@ pub(crate) fn origin(line: &[u8]) -> Option<Origin> {
         .text("parent_thread_id")
         .or_else(|| spawned.text("parent_thread_id"));
     Some(Origin {
-        // A fork of a thread by a person has a parent in some versions, and is not a sub-agent.
+        // A fork made by a person has a parent in some versions, too, but is not a sub-agent's thread.
         parent: parent
             .filter(|_| source.raw("subagent").is_some())
             .map(Cow::into_owned),
@@ -172,7 +172,7 @@ pub(crate) fn origin(line: &[u8]) -> Option<Origin> {
     })
 }
 
-/// What is asked for of a payload. Of the parts of a record, some are there in one kind and some in another.
+/// The members of a payload that are read, of all types of records.
 const PAYLOAD: &[&str; PAYLOAD_MEMBERS] = &[
     "type",
     "call_id",
@@ -208,7 +208,7 @@ const PAYLOAD: &[&str; PAYLOAD_MEMBERS] = &[
 
 const PAYLOAD_MEMBERS: usize = 30;
 
-/// What is asked for of an item, likewise.
+/// The members of an item that are read.
 const ITEM: &[&str; 15] = &[
     "type",
     "id",
@@ -227,27 +227,27 @@ const ITEM: &[&str; 15] = &[
     "path",
 ];
 
-/// Why a line could not be read.
+/// Why a line could not be parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unread {
+pub(crate) enum UnreadableLine {
     /// It is not JSON.
     NotJson,
-    /// It is too long to be held, and its first bytes do not say whose output it is.
+    /// It is too long to be held, and its head does not identify the call that it is the output of.
     TooLong,
 }
 
-/// Reads one line.
+/// Parses a line.
 ///
 /// # Errors
-/// See [`Unread`].
-pub(crate) fn read<'a>(line: &Line<'a>) -> Result<Record<'a>, Unread> {
+/// See [`UnreadableLine`].
+pub(crate) fn read<'a>(line: &Line<'a>) -> Result<Record<'a>, UnreadableLine> {
     if line.cut() {
-        return parse_cut(line).ok_or(Unread::TooLong);
+        return parse_cut(line).ok_or(UnreadableLine::TooLong);
     }
-    parse(line.bytes).map_err(|NotJson| Unread::NotJson)
+    parse(line.bytes).map_err(|NotJson| UnreadableLine::NotJson)
 }
 
-/// Reads the text of one line.
+/// Parses the text of a line.
 ///
 /// # Errors
 /// It is not JSON.
@@ -262,8 +262,8 @@ pub(crate) fn parse(line: &(impl AsRef<[u8]> + ?Sized)) -> Result<Record<'_>, No
     let (mut record, mut timestamp, mut payload) = (None, None, None);
     cursor.open(json::JsonKind::Object)?;
     while let Some(key) = cursor.key()? {
-        match json::word(&line[key]).as_ref() {
-            // Walked into at once and not skipped first: most bytes of the line are in it.
+        match json::decode_bytes(&line[key]).as_ref() {
+            // Parsed directly instead of skipped first: it has most of the line's bytes.
             b"payload" if cursor.kind()? == json::JsonKind::Object => {
                 payload = Some(Members::walk(line, &mut cursor, PAYLOAD)?);
             }
@@ -283,31 +283,31 @@ pub(crate) fn parse(line: &(impl AsRef<[u8]> + ?Sized)) -> Result<Record<'_>, No
     let (Some(record), Some(payload)) = (record, payload) else {
         return Ok(Record::Other);
     };
-    Ok(understand(&record, &payload, at).unwrap_or(Record::Other))
+    Ok(classify(&record, &payload, at).unwrap_or(Record::Other))
 }
 
-/// The record that these parts make, if anybody cares.
-fn understand<'a>(
+/// The record that a line's parts make; `None` where it does not matter here.
+fn classify<'a>(
     record: &str,
     payload: &Members<'a, PAYLOAD_MEMBERS>,
     at: Option<u64>,
 ) -> Option<Record<'a>> {
-    let form = payload.text("type").unwrap_or_default();
+    let payload_type = payload.text("type").unwrap_or_default();
     let item = Members::of(payload.raw("item"), ITEM);
-    let id = match form.as_ref() {
+    let id = match payload_type.as_ref() {
         "item_completed" => item.text("id"),
         _ => payload.text("call_id"),
     };
     let kind = item.text("type").unwrap_or_default();
     match LineKind::of(
         record.as_bytes(),
-        form.as_bytes(),
+        payload_type.as_bytes(),
         kind.as_bytes(),
         id.as_deref().unwrap_or_default().as_bytes(),
     ) {
         LineKind::Call => {
             let json = |name| CallInput::Json(payload.raw(name).unwrap_or(b"null"));
-            let (name, input) = match form.as_ref() {
+            let (name, input) = match payload_type.as_ref() {
                 "function_call" => (
                     payload.text("name"),
                     CallInput::arguments(payload.raw("arguments")),
@@ -317,7 +317,7 @@ fn understand<'a>(
                 _ => (Some("tool_search".into()), json("arguments")),
             };
             Some(Record::Call(Call {
-                // The older form of a shell call has only an `id`.
+                // The legacy form of a shell call has only an `id`.
                 id: payload.text("call_id").or_else(|| payload.text("id"))?,
                 name: name.unwrap_or_default(),
                 namespace: payload.text("namespace"),
@@ -326,14 +326,14 @@ fn understand<'a>(
             }))
         }
         LineKind::Output => {
-            let content = match form.as_ref() {
+            let content = match payload_type.as_ref() {
                 "tool_search_output" => Content::text(payload.raw("tools").unwrap_or(b"[]")),
                 _ => Content::of(payload.raw("output")),
             };
             let beginning = content.beginning();
             Some(Record::Output(Output {
                 id: payload.text("call_id")?,
-                failed: tells_failure(&beginning),
+                failed: reports_failure(&beginning),
                 cell: running_cell(&beginning),
                 content,
                 at,
@@ -349,8 +349,8 @@ fn understand<'a>(
         },
         LineKind::Item => {
             let id = id?;
-            let nested = id.starts_with(NESTED);
-            let mut over = match form.as_ref() {
+            let nested = id.starts_with(NESTED_ID_PREFIX);
+            let mut ended = match payload_type.as_ref() {
                 "item_completed" => completed(&kind, &item, payload.raw("item")?),
                 "patch_apply_end" => patched(payload, payload.raw("success") == Some(b"true")),
                 _ => mcp_ended(payload),
@@ -358,14 +358,14 @@ fn understand<'a>(
             if !nested {
                 return Some(Record::Ended {
                     id,
-                    failed: over.failed,
+                    failed: ended.failed,
                 });
             }
-            over.call.id = id;
-            over.call.at = at;
-            over.started = payload.number("started_at_ms");
-            over.turn = payload.text("turn_id");
-            Some(Record::Nested(over))
+            ended.call.id = id;
+            ended.call.at = at;
+            ended.started = payload.number("started_at_ms");
+            ended.turn = payload.text("turn_id");
+            Some(Record::Nested(ended))
         }
         LineKind::Image => {
             let prompt = payload.raw("revised_prompt").map(|raw| ("prompt", raw));
@@ -392,7 +392,7 @@ fn understand<'a>(
         LineKind::Turn => payload.text("turn_id").map(|id| Record::Turn { id, at }),
         LineKind::TurnEnd => Some(Record::TurnEnd {
             id: payload.text("turn_id"),
-            end: match form.as_ref() {
+            end: match payload_type.as_ref() {
                 "task_complete" => TurnEnd::Completed(
                     payload
                         .text("last_agent_message")
@@ -443,7 +443,7 @@ fn understand<'a>(
     }
 }
 
-/// An `item_completed` of a kind that is a call, all but its id and its times.
+/// The call in an `item_completed`, without its id and its times.
 fn completed<'a, const N: usize>(
     kind: &Cow<'a, str>,
     members: &Members<'a, N>,
@@ -480,7 +480,7 @@ fn completed<'a, const N: usize>(
             Content::of(None),
             !completed,
         ),
-        // One that is not known here: all that is recorded of it.
+        // An unknown type: the whole item.
         _ => Nested::new(
             kind.clone(),
             CallInput::Json(item),
@@ -490,14 +490,14 @@ fn completed<'a, const N: usize>(
     }
 }
 
-/// What 0.135 writes when an MCP call is over.
+/// An `mcp_tool_call_end`, which 0.135 writes instead of `item_completed`.
 fn mcp_ended<'a>(payload: &Members<'a, PAYLOAD_MEMBERS>) -> Nested<'a> {
     let invocation = Members::of(payload.raw("invocation"), &["server", "tool", "arguments"]);
     let result = Members::of(payload.raw("result"), &["Ok", "Err"]);
     mcp(&invocation, result.raw("Ok"), result.raw("Err"))
 }
 
-/// A patch, as both eras write it.
+/// A patch, in either format.
 fn patched<'a, const N: usize>(members: &Members<'a, N>, applied: bool) -> Nested<'a> {
     let changes = members.raw("changes").map(|changes| ("changes", changes));
     Nested::new(
@@ -520,7 +520,7 @@ fn mcp<'a, const N: usize>(
         Content::of(error.or_else(|| result.raw("content"))),
         error.is_some() || result.raw("isError") == Some(b"true"),
     );
-    // The namespace that codex gives to a server's tools.
+    // codex names the namespace of a server's tools so.
     let server = call.text("server").unwrap_or_default();
     nested.call.namespace = Some(format!("mcp__{}", server.replace('-', "_")).into());
     nested
@@ -550,7 +550,7 @@ impl<'a> Nested<'a> {
 }
 
 impl<'a> CallInput<'a> {
-    /// How many bytes it takes at most, about.
+    /// Its approximate size in bytes.
     pub(crate) fn len(&self) -> usize {
         match self {
             CallInput::Json(raw) | CallInput::Encoded(raw) => raw.len(),
@@ -581,7 +581,7 @@ impl<'a> Content<'a> {
         Content::Text(String::from_utf8_lossy(raw))
     }
 
-    /// How long it is, in bytes: of a string without its quotes, as it stands.
+    /// Its raw length in bytes, without the quotes of a string.
     pub(crate) fn bytes(&self) -> u64 {
         match self {
             Content::Json(raw) => {
@@ -590,11 +590,11 @@ impl<'a> Content<'a> {
             }
             Content::Text(text) => text.len() as u64,
             Content::Image { data, .. } => data.len() as u64,
-            Content::LeftOut(length) => *length,
+            Content::Omitted(length) => *length,
         }
     }
 
-    /// Its text, if it is a short one and there is nothing else in it.
+    /// Its text, if that is shorter than 256 bytes and the only block.
     pub(crate) fn only_text(&self) -> Option<String> {
         const SHORT: usize = 256;
         let Content::Json(raw) = self else {
@@ -611,7 +611,7 @@ impl<'a> Content<'a> {
         }
     }
 
-    /// How its first text begins: far enough for what codex puts before the output itself.
+    /// The beginning of its first text: long enough for the header that codex puts before an output.
     fn beginning(&self) -> String {
         let Content::Json(raw) = self else {
             return String::new();
@@ -635,8 +635,8 @@ impl<'a> Content<'a> {
     }
 }
 
-/// The beginning of a raw JSON string, as much of it as codex's own words before an output take: up to a line
-/// `Output:`, or to a length that none of them reaches.
+/// The beginning of a raw JSON string, long enough for the header that codex puts before an output: up to a line
+/// `Output:`, or to 256 bytes, which no header reaches.
 fn beginning(raw: &[u8]) -> String {
     const MOST: usize = 256;
     let mut text = Vec::with_capacity(MOST);
@@ -655,7 +655,7 @@ fn beginning(raw: &[u8]) -> String {
             b'r' => b'\r',
             b't' => b'\t',
             b'"' | b'\\' | b'/' => *escaped,
-            // codex's words need no other escape. Somebody who writes them with others gets the slow way.
+            // codex's headers need no other escape; other texts take the slow path.
             _ => return decode(raw).chars().take(MOST).collect(),
         });
         if *escaped == b'n' {
@@ -665,19 +665,18 @@ fn beginning(raw: &[u8]) -> String {
             line = text.len();
         }
     }
-    // It may end in the middle of a character.
+    // It can end inside a UTF-8 sequence.
     String::from_utf8(text)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-/// Does an output that begins so belong to a call that failed?
+/// Whether an output with this beginning is that of a failed call.
 ///
-/// The rollout has no field for it: codex leaves it to the model to read. A command's output begins with a
-/// header that ends at `Output:` and has the exit code; a call that codex refused or that broke off has a
-/// sentence of codex's in the output's place; a script in code mode says how it ended in its first line. An
-/// MCP result always has a header without an exit code before it, so that nothing a server says is taken for
-/// any of these.
-fn tells_failure(beginning: &str) -> bool {
+/// The rollout has no field for it: codex leaves it to the model to read. The output of a command begins with a header
+/// that ends at `Output:` and has the exit code; where codex rejected a call or it was aborted, a sentence replaces the
+/// output; a script of code mode reports its result in the first line. An MCP result always has a header without an
+/// exit code, so that no text of a server is mistaken for one of these.
+fn reports_failure(beginning: &str) -> bool {
     const SENTENCES: &[&str] = &[
         "unsupported call: ",
         "unsupported custom tool call: ",
@@ -709,13 +708,13 @@ fn tells_failure(beginning: &str) -> bool {
     false
 }
 
-/// The cell in which the script goes on whose output begins so.
+/// The cell in which a script continues, by the beginning of its output.
 fn running_cell(beginning: &str) -> Option<String> {
     let rest = beginning.strip_prefix("Script running with cell ID ")?;
     rest.lines().next().map(str::to_owned)
 }
 
-/// The texts of a message.
+/// The concatenated texts of a message.
 fn message_text(content: &[u8]) -> String {
     let mut text = String::new();
     let mut cursor = Cursor::new(content);
@@ -733,12 +732,12 @@ fn message_text(content: &[u8]) -> String {
     text
 }
 
-/// What can be told of an output whose line is too long to be held, by its first bytes.
+/// Parses the head of a line that is too long to be held; `None` unless it is an output with an id.
 fn parse_cut<'a>(line: &Line<'a>) -> Option<Record<'a>> {
     if line.kind != LineKind::Output {
         return None;
     }
-    // In a line that codex wrote, nothing but plain words and ids stands before the output.
+    // codex writes only plain ASCII names and ids before the output.
     let plain = line
         .bytes
         .split(|byte| *byte >= 0x80 || *byte == b'\\')
@@ -748,14 +747,14 @@ fn parse_cut<'a>(line: &Line<'a>) -> Option<Record<'a>> {
     let (id, _) = rest.split_once('"')?;
     Some(Record::Output(Output {
         id: id.into(),
-        content: Content::LeftOut(line.length),
+        content: Content::Omitted(line.length),
         failed: false,
         cell: None,
         at: None,
     }))
 }
 
-/// codex's counters. `cache_write_input_tokens` is there from 0.145 on.
+/// codex's token counters. `cache_write_input_tokens` exists from 0.145 on.
 fn usage(raw: &[u8]) -> Option<Usage> {
     let counters = Members::of(
         Some(raw),
@@ -777,7 +776,7 @@ fn usage(raw: &[u8]) -> Option<Usage> {
     })
 }
 
-/// The limits of an account; `None` where there is neither of the two windows.
+/// The rate limits of an account; `None` where both windows are missing.
 fn rate_limits(raw: &[u8]) -> Option<RateLimits> {
     let windows = Members::of(Some(raw), &["primary", "secondary"]);
     let window = |name| serde_json::from_slice(windows.raw(name)?).ok();
@@ -794,7 +793,7 @@ pub(crate) fn millis(timestamp: &str) -> Option<u64> {
     let (year, month, day) = (part(0..4)?, part(5..7)?, part(8..10)?);
     let (hour, minute, second) = (part(11..13)?, part(14..16)?, part(17..19)?);
     let fraction = part(20..23).unwrap_or_default();
-    // Days of the civil calendar, the year taken to begin in March so that the leap day is its last.
+    // Days of the civil calendar; years begin in March, so that the leap day is the last one.
     let (year, month) = if month > 2 {
         (year, month - 3)
     } else {

@@ -141,7 +141,7 @@ fn walk<'a>(
     cursor.open(JsonKind::Object)?;
     while let Some(key) = cursor.key()? {
         let key = &text[key];
-        if json::is(key, "item") && cursor.kind()? == JsonKind::Object {
+        if json::str_eq(key, "item") && cursor.kind()? == JsonKind::Object {
             item.walk_into(text, &mut cursor)?;
         } else {
             event.set(key, &text[cursor.value()?]);

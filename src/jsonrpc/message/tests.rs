@@ -145,15 +145,15 @@ fn rejects_invalid_messages() {
             Some(Id::Integer(1)),
         ),
     ] {
-        let refused = parse(line).unwrap_err();
+        let invalid = parse(line).unwrap_err();
         let shown = String::from_utf8_lossy(&line[..line.len().min(80)]);
         assert_eq!(
-            refused.error.kind().rpc_code(),
+            invalid.error.kind().rpc_code(),
             code,
             "{shown}: {}",
-            refused.error
+            invalid.error
         );
-        assert_eq!(refused.id, id, "{shown}");
+        assert_eq!(invalid.id, id, "{shown}");
     }
 }
 #[test]
@@ -229,7 +229,7 @@ fn truncates_long_message() {
     }
 }
 
-/// What a line is the response to that is too long or not JSON, as far as that can be told.
+/// The response can be too long or not JSON.
 #[test]
 fn finds_id_of_broken_response() {
     let tool = Some(Id::Text("tool-7".to_owned()));
@@ -245,7 +245,7 @@ fn finds_id_of_broken_response() {
             tool.clone(),
         ),
         (r#"{"error":"#, r#","id":"tool-7"}"#, tool.clone()),
-        // The end of something inside, a request, nothing.
+        // The end of a nested object, a request, neither response nor request.
         (r#"{"result":"#, r#","id":"tool-7"}}"#, None),
         (r#"{"result":"#, r#"x\"id\":\"tool-7\"}"#, None),
         (r#"{"method":"m","id":"tool-7","params":"#, "", None),

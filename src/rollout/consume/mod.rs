@@ -1,15 +1,14 @@
-//! Consuming tool calls: what the model no longer has to see leaves the rollout, between turns.
+//! Consumes tool calls: removes from the rollout, between turns, what the model no longer has to see.
 //!
-//! codex builds the model's view from the rollout whenever it resumes a thread. An output that is replaced
-//! here is what the model sees next. The copies in `event_msg` records and in codex's SQLite files do not
-//! reach the model and stay, and so does everything else, byte for byte.
+//! codex builds the model's view from the rollout whenever it resumes a thread. An output that is replaced here is what
+//! the model sees next. The copies in `event_msg` records and in codex's SQLite files do not reach the model and stay,
+//! as does everything else, byte for byte.
 //!
-//! The file is read once to find the places, and only if something is to be changed it is copied and the copy
-//! patched: a request that changes nothing writes nothing. Memory is for the places of the calls that were asked
-//! for, not for the file.
+//! The file is read once to find the values, and copied and patched only if something changes: a request that changes
+//! nothing writes nothing. Memory grows with the selected calls, not with the file.
 //!
-//! What a call is, here: a call and, after it, its output. One half alone is left as it is, and its id counts
-//! as missing, because codex makes up the other half or drops it.
+//! A call is consumed only together with an output behind it. A call without an output, or the reverse, is left
+//! unchanged and its id counts as missing: codex invents or drops the other half.
 
 mod replace;
 pub(crate) mod splice;
@@ -18,8 +17,8 @@ use crate::codex::home;
 use crate::codex::writer_lock::WriterLock;
 use crate::error::{Error, Kind, Result};
 use crate::os::{CancelToken, Cancellable};
-use crate::rollout::calls::{Calls, Fed};
-use crate::rollout::lines::{self, Lines, NESTED};
+use crate::rollout::calls::{Calls, MatchedRecord};
+use crate::rollout::lines::{self, Lines, NESTED_ID_PREFIX};
 use crate::rollout::record;
 use replace::{Access, Replaced, RolloutFile};
 use serde::Serialize;
@@ -29,43 +28,42 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read};
 use std::path::Path;
 
-/// How often a file is tried that changes while it is rewritten. codex appends in bursts, at the end of a turn.
+/// How often the rewrite of a file that changes meanwhile is tried. codex appends in bursts, at the end of a turn.
 const TRIES: usize = 3;
 
-/// What is to be done with one call.
+/// A request to consume a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mutation {
-    /// The call's id, or that of a call made inside it.
+    /// The id of the call, or of a call made inside it.
     pub(crate) block_id: String,
     pub(crate) op: Op,
     pub(crate) reach: Reach,
 }
 
-/// Which of the calls of one id are meant: some models number their calls anew in every turn (`list_dir:0`).
+/// Which of the calls of one id are consumed: some models number their calls anew in every turn (`list_dir:0`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Reach {
     #[default]
     All,
-    /// The last one with an output. Copies in compacted histories, which cannot be told apart, stay.
+    /// The last one with an output. Copies in compacted histories, which cannot be told apart, are not consumed.
     Newest,
 }
 
-/// What was done. An id that is neither touched nor missing was consumed before.
+/// The result of a request. An id that is neither touched nor missing was consumed before.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct ConsumeReport {
-    /// How many ids the request names.
+    /// The number of ids in the request.
     pub(crate) requested: usize,
-    /// Of how many of them something was changed.
+    /// How many of them were changed.
     pub(crate) touched: usize,
-    /// Those that the rollout has no call with an output for, in the order of the request.
+    /// Those without a call and output in the rollout, in the order of the request.
     pub(crate) missing: Vec<String>,
-    /// How many bytes of JSON codex no longer reads, with the copies of a compacted history. The file keeps its
-    /// length.
+    /// By how many bytes the JSON became shorter, including copies in a compacted history. The file keeps its length.
     pub(crate) freed_bytes: u64,
 }
 
 impl ConsumeReport {
-    /// The report for a workspace without a session, and of a thread without a rollout.
+    /// The report for a workspace without a session, or a thread without a rollout.
     pub(crate) fn all_missing(mutations: &[Mutation]) -> ConsumeReport {
         ConsumeReport {
             requested: mutations.len(),
@@ -76,21 +74,20 @@ impl ConsumeReport {
     }
 }
 
-/// Whether anything is written.
+/// Whether the rollout is rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WriteMode {
     Write,
-    /// Only report what would be done. Takes no lock either.
+    /// Only reports what would change. Takes no lock.
     DryRun,
 }
 
-/// Consumes calls of a thread of the codex home `home`. A thread without a rollout has no calls: all of them
-/// are missing.
+/// Consumes calls of a thread of the codex home `home`. Without a rollout, all ids are missing.
 ///
 /// # Errors
-/// [`Kind::Params`] where an id is named twice; [`Kind::Busy`] where codex has the thread open, or the file
-/// changes all the time; [`Kind::Io`]. In each case nothing was changed, unless the message says that only the
-/// directory could not be synced.
+/// [`Kind::Params`] where an id is duplicate; [`Kind::Busy`] where codex has the thread open, or the file changes at
+/// each try; [`Kind::Io`]. The rollout is unchanged then, unless the message says that only the directory could not be
+/// synced.
 pub(crate) fn consume(
     home: &Path,
     thread: &str,
@@ -108,7 +105,7 @@ pub(crate) fn consume(
     consume_locked(&rollout, Some((home, thread)), mutations, mode, cancel)
 }
 
-/// Consumes calls in this rollout file. Where it lies in a codex home, codex's lock on its thread is taken.
+/// Consumes calls in a rollout file. If it is in a codex home, codex's writer lock on its thread is taken.
 ///
 /// # Errors
 /// Those of [`consume`].
@@ -124,7 +121,7 @@ pub(crate) fn consume_file(
     let path = std::path::absolute(path)
         .map_err(|error| Error::os(Kind::Io, format!("cannot find '{}'", path.display()), error))?;
     let thread = home::thread_of(&path);
-    // A directory that only looks like a codex home has no locks, and is not given any.
+    // Without the lock directory it only looks like a codex home, and gets no locks.
     let home = home::home_of(&path).filter(|home| home.join("thread-writer-locks").is_dir());
     let never = CancelToken::new()?;
     consume_locked(&path, home.zip(thread.as_deref()), mutations, mode, &never)
@@ -171,7 +168,7 @@ fn consume_locked(
             return Ok(plan.outcome);
         }
         let copied = source.copy(&|| cancel.is_cancelled());
-        // A copy that was cut short is not a copy.
+        // A cancelled copy is incomplete.
         if cancel.is_cancelled() {
             return Err(cancelled(path));
         }
@@ -191,7 +188,7 @@ fn cancelled(path: &Path) -> Error {
     Error::new(Kind::Busy, message)
 }
 
-/// What is to be written, and what it amounts to.
+/// The patches, and their report.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) patches: Vec<Patch>,
@@ -210,36 +207,39 @@ impl Plan {
         })
     }
 
-    /// `open` gives the rollout from its beginning.
+    /// `open` returns the rollout from its beginning.
     pub(crate) fn read<R: Read>(open: impl Fn() -> R, mutations: &[Mutation]) -> io::Result<Plan> {
-        let outer = if mutations.iter().any(|it| it.block_id.starts_with(NESTED)) {
+        let outer = if mutations
+            .iter()
+            .any(|it| it.block_id.starts_with(NESTED_ID_PREFIX))
+        {
             outer_calls(open())?
         } else {
             HashMap::new()
         };
-        let wanted = Selection::new(mutations, &outer);
-        let lines = wanted.lines(open())?;
-        Ok(wanted.plan(&lines))
+        let selection = Selection::new(mutations, &outer);
+        let lines = selection.lines(open())?;
+        Ok(selection.plan(&lines))
     }
 }
 
-/// Which call each call inside code mode was made in, for all of a rollout: as it was emitted when they happened.
+/// Maps each call made inside code mode to the `exec` call that made it, as the events of the turns reported it.
 ///
-/// What a script wrote after it yielded is in the output of the `wait` call that fetched it. That call has an
-/// id of its own, by which the daemon consumes it; it is not meant by the ids of what the script called.
+/// The output of a script that yielded is in the `wait` call that fetched it. That call has its own id, by which it is
+/// consumed; the ids of the script's calls do not select it.
 fn outer_calls(input: impl Read) -> io::Result<HashMap<String, String>> {
     use lines::LineKind::{Call, Item, Output, Turn};
     let mut outer = HashMap::new();
     let mut calls = Calls::default();
     let mut note = |line: &lines::Line<'_>| {
-        // One that is given up is of no interest: only where the scripts stand is asked for here.
-        let fed = record::parse(line.bytes)
+        // Evicted calls do not matter: only the scripts are of interest here.
+        let matched = record::parse(line.bytes)
             .ok()
             .and_then(|record| calls.feed(record, |_| ((), 0)));
-        if let Some(Fed::Whole {
+        if let Some(MatchedRecord::Complete {
             call,
             parent: Some(parent),
-        }) = fed
+        }) = matched
         {
             outer.insert(call.call.id.into_owned(), parent);
         }
@@ -255,24 +255,24 @@ fn outer_calls(input: impl Read) -> io::Result<HashMap<String, String>> {
     Ok(outer)
 }
 
-/// The calls that are to be consumed.
+/// The selected calls.
 struct Selection<'a> {
     mutations: &'a [Mutation],
-    /// For each mutation the call that its id stands for, if it stands for one.
+    /// For each mutation the index of the call that it selects, if any.
     calls: Vec<Option<usize>>,
-    /// The number of each id.
+    /// The index of each id.
     numbers: HashMap<&'a str, usize>,
-    /// What is to be done with each.
+    /// The operation on each call.
     ops: Vec<Op>,
-    /// Of which only the newest call is meant.
+    /// Whether only the newest call of the id is selected.
     newest: Vec<bool>,
 }
 
 impl<'a> Selection<'a> {
-    /// An id of a nested call stands for its outer call if all the outer call's nested ones are named. Then
-    /// the weakest of their operations counts, and a stronger one that names the outer call itself wins.
+    /// The id of a nested call selects its outer call if all nested ones of that are named, with the weakest of their
+    /// operations. A stronger operation on the outer call itself takes precedence.
     fn new(mutations: &'a [Mutation], outer: &'a HashMap<String, String>) -> Selection<'a> {
-        let mut wanted = Selection {
+        let mut selection = Selection {
             mutations,
             calls: Vec::new(),
             numbers: HashMap::new(),
@@ -283,7 +283,7 @@ impl<'a> Selection<'a> {
             .iter()
             .map(|it| (it.block_id.as_str(), it.op))
             .collect();
-        // For each outer call what its nested ones have in common; nothing if one of them is not named.
+        // For each outer call the weakest operation on its nested ones; `None` if one of them is not named.
         let mut common: HashMap<&str, Option<Op>> = HashMap::new();
         for (nested, outer) in outer {
             let op = ops.get(nested.as_str()).copied();
@@ -298,25 +298,25 @@ impl<'a> Selection<'a> {
                 None => Some((id, mutation.op)),
                 Some(outer) => common[outer.as_str()].map(|op| (outer.as_str(), op)),
             };
-            wanted.calls.push(call.map(|(id, op)| {
-                let next = wanted.ops.len();
-                let number = *wanted.numbers.entry(id).or_insert(next);
+            selection.calls.push(call.map(|(id, op)| {
+                let next = selection.ops.len();
+                let number = *selection.numbers.entry(id).or_insert(next);
                 if number == next {
-                    wanted.ops.push(op);
-                    wanted.newest.push(true);
+                    selection.ops.push(op);
+                    selection.newest.push(true);
                 }
-                wanted.newest[number] &= mutation.reach == Reach::Newest;
-                wanted.ops[number] = wanted.ops[number].max(op);
+                selection.newest[number] &= mutation.reach == Reach::Newest;
+                selection.ops[number] = selection.ops[number].max(op);
                 number
             }));
         }
-        wanted
+        selection
     }
 
-    /// The lines of a rollout that have something of these calls.
+    /// The lines that contain selected calls.
     fn lines(&self, input: impl Read) -> io::Result<Vec<PatchLine>> {
-        let number = |id: &str| self.numbers.get(id).copied();
-        let of_interest = |line: &lines::Line<'_>| {
+        let index_of = |id: &str| self.numbers.get(id).copied();
+        let patchable = |line: &lines::Line<'_>| {
             if line.cut() {
                 log::warn!(
                     "the line at {} is left as it is: its {} bytes are more than is held",
@@ -327,10 +327,10 @@ impl<'a> Selection<'a> {
             }
             let text = std::str::from_utf8(line.bytes).ok()?;
             let certain = matches!(line.kind, lines::LineKind::Call | lines::LineKind::Output);
-            if certain && splice::is_of_another(text, &number) {
+            if certain && splice::is_of_another(text, &index_of) {
                 return None;
             }
-            splice::read(line.offset, text, &number)
+            splice::read(line.offset, text, &index_of)
         };
         let kinds = |kind| {
             matches!(
@@ -341,22 +341,22 @@ impl<'a> Selection<'a> {
         let mut found = Vec::new();
         let mut lines = Lines::new(input);
         while let Some(line) = lines.next(kinds)? {
-            found.extend(of_interest(&line));
+            found.extend(patchable(&line));
         }
         if let Some(line) = lines.rest(kinds) {
-            found.extend(of_interest(&line));
+            found.extend(patchable(&line));
         }
         Ok(found)
     }
 
-    /// What is to be done in these lines, all the lines of a rollout that matter, in order.
+    /// The plan for these lines: all that contain selected calls, in order.
     fn plan(&self, lines: &[PatchLine]) -> Plan {
         let pairs = Pairs::find(&self.newest, lines);
         let mut touched = vec![false; self.ops.len()];
         let mut patches = Vec::new();
         for (at, line) in lines.iter().enumerate() {
             let op = |site: &splice::Site| {
-                let paired = if site.copied {
+                let paired = if site.in_compacted_history {
                     pairs.complete[site.id] && !self.newest[site.id]
                 } else {
                     pairs.sites.contains(&(at, site.id))
@@ -392,22 +392,22 @@ impl<'a> Selection<'a> {
     }
 }
 
-/// Which halves of calls belong together.
+/// Which calls and outputs belong together.
 struct Pairs {
-    /// Of each id: is there a call and an output behind it?
+    /// For each id, whether it has a call and an output behind it.
     complete: Vec<bool>,
-    /// The halves outside compacted histories that have another half, by line and id.
+    /// The calls and outputs outside compacted histories that have their other half, as (line, id).
     sites: HashSet<(usize, usize)>,
 }
 
 impl Pairs {
-    /// An id can stand for several calls one after the other: each output belongs to the first call before it
-    /// that has none yet, and where all have one it is a further output of the last.
+    /// An id can have several calls one after the other: an output belongs to the first call before it that has none
+    /// yet, or, if all have one, to the last.
     ///
-    /// In a compacted history everything is a copy, of which the model sees what is left: there a half counts
-    /// as complete if the id has a pair anywhere.
+    /// A compacted history has copies, possibly of one half alone: these count as complete if the id has a pair
+    /// anywhere.
     ///
-    /// Of an id of which only the newest call is meant, the others have no other half.
+    /// Of an id of which only the newest call is selected, the others count as incomplete.
     fn find(newest: &[bool], lines: &[PatchLine]) -> Pairs {
         let ids = newest.len();
         let mut pairs = Pairs {
@@ -422,13 +422,13 @@ impl Pairs {
                 match site.role {
                     LineRole::Call => {
                         called[site.id] = true;
-                        if !site.copied {
+                        if !site.in_compacted_history {
                             open[site.id].push_back(at);
                         }
                     }
                     LineRole::Output if called[site.id] => {
                         pairs.complete[site.id] = true;
-                        if !site.copied {
+                        if !site.in_compacted_history {
                             let halves = &mut halves[site.id];
                             if let Some(call) = open[site.id].pop_front() {
                                 if newest[site.id] {

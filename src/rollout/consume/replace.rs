@@ -1,11 +1,10 @@
-//! Replacing a rollout by a patched copy of it: all or nothing.
+//! Replaces a rollout by a patched copy, atomically.
 //!
-//! The copy is made next to the file, synced, and takes its place in one step; whoever looks finds the old
-//! file or the new one, whole, whatever happens at whatever moment. A run that was killed leaves a copy
-//! behind, under a name that the next run knows and removes.
+//! The copy is made next to the file, synced, and exchanged with it in one step: a reader finds the old file or the new
+//! one, complete, even after a crash. A killed run leaves its copy behind, under a name that the next run removes.
 //!
-//! The file itself is only ever read, and never through a symbolic link. That it may be rewritten at all, which
-//! is codex's to say, the caller has settled before.
+//! The file itself is only read, and never through a symbolic link. Whether codex permits the rewrite is for the caller
+//! to check.
 
 use super::splice::{Patch, Piece};
 use crate::codex::writer_lock::open_writer;
@@ -16,13 +15,13 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// How much is written at once where the pieces are small, and how much of a kept piece is read at once.
+/// How many bytes are collected before a write.
 const BUFFER: usize = 64 * 1024;
 
-/// How much is copied before the disk is asked to begin writing it.
+/// How many bytes are copied before their writeback is started.
 const PART: u64 = 8 << 20;
 
-/// A file that nobody else of us rewrites as long as this lives.
+/// A rollout that no other run rewrites while this value lives.
 #[derive(Debug)]
 pub(crate) struct RolloutFile {
     path: PathBuf,
@@ -30,19 +29,19 @@ pub(crate) struct RolloutFile {
     before: Metadata,
 }
 
-/// How a replacement went.
+/// The result of a replacement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Replaced {
     Done,
-    /// The file was changed by somebody else in the meantime; nothing was done.
+    /// The file was changed by another process meanwhile; nothing was replaced.
     Changed,
 }
 
-/// Whether the file is only looked at.
+/// Whether the file is only read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     Look,
-    /// Other runs are locked out, and what a killed one left behind is removed.
+    /// Other runs are locked out, and the copy of a killed one is removed.
     Rewrite,
 }
 
@@ -50,9 +49,8 @@ impl RolloutFile {
     /// Opens a rollout.
     ///
     /// # Errors
-    /// [`Kind::Io`] where it cannot be opened or is something that cannot be replaced by a copy without half
-    /// of it being lost: a symbolic link, one of several hard links, no file at all. [`Kind::Busy`] where
-    /// another process rewrites it or has it open for writing.
+    /// [`Kind::Io`] where it cannot be opened or cannot be replaced by a copy: a symbolic link, one of several hard
+    /// links, not a regular file. [`Kind::Busy`] where another process rewrites it or has it open for writing.
     pub(crate) fn open(path: &Path, access: Access) -> Result<RolloutFile> {
         let refused = |why: &str| {
             Error::new(
@@ -84,7 +82,7 @@ impl RolloutFile {
             if let Err(error) = &locked
                 && Errno::from_io_error(error) == Some(Errno::BADF)
             {
-                // NFS gives this lock only to who may write.
+                // NFS grants an exclusive lock only to a descriptor open for writing.
                 file = open(true)?;
                 before = file.metadata().map_err(failed("look at", path))?;
                 locked = os::try_lock_file(&file);
@@ -103,8 +101,7 @@ impl RolloutFile {
         };
         if access == Access::Rewrite {
             source.check_nobody_writes()?;
-            // Only under the lock, and only while the path is still this file: otherwise the copy may be one
-            // that is just being made.
+            // Only under the lock, and only while the path is still this file: otherwise the copy may be another run's.
             if source.is_unchanged()? {
                 remove_leftover(&source.copy_path())?;
             }
@@ -114,7 +111,7 @@ impl RolloutFile {
 
     /// The file's bytes from the beginning.
     pub(crate) fn reader(&self) -> impl Read + '_ {
-        // What is appended from now on is none of our business: it shows as a change.
+        // Bytes that are appended from now on are detected as a change.
         let from_start = Reader {
             file: &self.file,
             at: 0,
@@ -126,17 +123,16 @@ impl RolloutFile {
         &self.path
     }
 
-    /// Makes a copy of the text, for [`RolloutFile::replace`]. It is cut short once `stops` says so.
+    /// Makes a copy for [`RolloutFile::replace`]. It stays incomplete once `stops` returns true.
     ///
-    /// The kernel copies by itself, and on some file systems only notes that the bytes are shared. After each
-    /// part the disk is asked to begin writing it, so that it works while the next part is copied, and the sync at
-    /// the end has little left to wait for.
+    /// The kernel copies, on some file systems by sharing extents. Writeback of each part is started while the next one
+    /// is copied, so that little is left for the sync at the end.
     ///
     /// # Errors
-    /// [`Kind::Io`]; then there is no copy any more.
+    /// [`Kind::Io`]; the copy is removed then.
     pub(crate) fn copy(&self, stops: &dyn Fn() -> bool) -> Result<Copy> {
         let copy = Copy::create(self.copy_path())?;
-        // Nobody else moves in it: it is read without.
+        // The file's position is used here only; all other reads are positional.
         let mut from = &self.file;
         from.seek(SeekFrom::Start(0))
             .map_err(failed("read", &self.path))?;
@@ -158,14 +154,14 @@ impl RolloutFile {
     /// Puts the copy, with these patches, in the file's place.
     ///
     /// # Errors
-    /// [`Kind::Io`], with the file as it was; only where the directory cannot be synced in the end the new file
-    /// is there already. [`Kind::Busy`] where another process has opened the file for writing.
+    /// [`Kind::Io`], with the file unchanged, unless the directory could not be synced at the end: then the new file
+    /// is in place. [`Kind::Busy`] where another process has opened the file for writing.
     pub(crate) fn replace(&self, copied: Result<Copy>, patches: &[Patch]) -> Result<Replaced> {
         let finished = copied.and_then(|copy| {
             self.finish(&copy, patches)?;
             Ok(copy)
         });
-        // First of all: where the file became shorter in the meantime, the copy has failed.
+        // Before the copy's error is reported: the copy fails where the file became shorter meanwhile.
         if !self.is_unchanged()? {
             return Ok(Replaced::Changed);
         }
@@ -181,7 +177,7 @@ impl RolloutFile {
         Ok(Replaced::Done)
     }
 
-    /// Makes a copy of the text the new file.
+    /// Applies the patches, the owner, the mode and the times to the copy, and syncs it.
     fn finish(&self, copy: &Copy, patches: &[Patch]) -> Result<()> {
         let wrong = failed("write", &copy.path);
         for patch in patches {
@@ -193,7 +189,7 @@ impl RolloutFile {
             std::os::unix::fs::fchown(&copy.file, Some(before.uid()), Some(before.gid()))
                 .map_err(failed("keep the owner of", &self.path))?;
         }
-        // After the owner, whose change can take bits of the mode away.
+        // After the owner, whose change can clear mode bits.
         let mode = Permissions::from_mode(before.mode());
         (copy.file.set_permissions(mode)).map_err(failed("keep the mode of", &self.path))?;
         let keep_times = || {
@@ -237,27 +233,27 @@ impl RolloutFile {
         out.flush()
     }
 
-    /// Exchanges the two and then looks whether the old file was left alone to the end: whoever opened it for
-    /// appending a moment ago still writes to it, wherever it is named now. If so they are exchanged back and
-    /// nothing is lost. `false` then.
+    /// Exchanges the two and then checks that the old file was not changed until then: a process that opened it for
+    /// appending just before writes to it under its new name, too. If it was changed they are exchanged back, nothing
+    /// is lost, and the result is `false`.
     fn put_in_place(&self, mut copy: Copy) -> Result<bool> {
         let path = &self.path;
         let wrong = failed("replace", path);
         if !os::exchange(&copy.path, path).map_err(&wrong)? {
-            // Not every file system can. The moment between the last look and the rename is then not covered.
+            // Not every file system supports it. A change between the last check and the rename is lost then.
             std::fs::rename(&copy.path, path).map_err(wrong)?;
-            copy.stays = true;
+            copy.persist = true;
             return Ok(true);
         }
         let now = self.file.metadata().map_err(failed("look at", path))?;
         if same_text(&now, &self.before)
             && matches!(open_writer(path, (now.dev(), now.ino())), Ok(None))
         {
-            // `copy` names the old file now, and removes it.
+            // `copy` is the path of the old file now, and removes it.
             return Ok(true);
         }
         if let Err(error) = os::exchange(&copy.path, path) {
-            copy.stays = true;
+            copy.persist = true;
             return Err(wrong(error).hint(format!(
                 "what another process wrote just now is in '{}'",
                 copy.path.display()
@@ -266,7 +262,7 @@ impl RolloutFile {
         Ok(false)
     }
 
-    /// Is the file at this path still the one that was opened, as it was then?
+    /// Whether the path is still the file that was opened, unchanged since.
     fn is_unchanged(&self) -> Result<bool> {
         let wrong = failed("look at", &self.path);
         let now = self.file.metadata().map_err(&wrong)?;
@@ -294,8 +290,8 @@ impl RolloutFile {
         }
     }
 
-    /// Where the copy is made. Always the same name, so that what a killed run left is found without a search;
-    /// codex skips names that do not begin with `rollout-`.
+    /// The path of the copy. It is always the same, so that a killed run's copy is found without a search; codex
+    /// ignores names that do not begin with `rollout-`.
     fn copy_path(&self) -> PathBuf {
         let mut name = std::ffi::OsString::from(".");
         name.push(self.path.file_name().unwrap_or_default());
@@ -304,7 +300,7 @@ impl RolloutFile {
     }
 }
 
-/// Reads a file without moving in it.
+/// Reads a file from an offset of its own, without moving the file's position.
 struct Reader<'a> {
     file: &'a File,
     at: u64,
@@ -318,25 +314,25 @@ impl Read for Reader<'_> {
     }
 }
 
-/// The copy, removed again unless it stays.
+/// The copy, removed when dropped unless `persist` is set.
 #[derive(Debug)]
 pub(crate) struct Copy {
     path: PathBuf,
     file: File,
-    stays: bool,
+    persist: bool,
 }
 
 impl Copy {
     fn create(path: PathBuf) -> Result<Copy> {
         let wrong = failed("create", &path);
-        // Nobody else may read it before it has the file's own mode.
+        // Only the owner may read it before it gets the file's mode.
         let file = os::create_private_file(&path).map_err(wrong)?;
         let copy = Copy {
             path: path.clone(),
             file,
-            stays: false,
+            persist: false,
         };
-        // It is the file itself in a moment: whoever comes then waits until we are through.
+        // It is about to become the rollout: another run that opens it then must wait.
         match os::try_lock_file(&copy.file).map_err(failed("lock", &path))? {
             true => Ok(copy),
             false => Err(failed("lock", &path)(Errno::WOULDBLOCK.into())),
@@ -353,16 +349,16 @@ impl Drop for RolloutFile {
 impl Drop for Copy {
     fn drop(&mut self) {
         os::unlock_file(&self.file);
-        if !self.stays
+        if !self.persist
             && let Err(error) = remove_leftover(&self.path)
         {
-            // It does no harm, and the next run tries again.
+            // It does no harm, and the next run removes it.
             log::warn!("{error}");
         }
     }
 }
 
-/// Writes pieces one behind the other, many small ones at once.
+/// Writes consecutive pieces, small ones together.
 struct PieceWriter<'a> {
     file: &'a File,
     at: u64,
@@ -393,7 +389,7 @@ fn remove_leftover(path: &Path) -> Result<()> {
     }
 }
 
-/// Do these say that the bytes are the same? Not the change time: a rename moves it on some file systems.
+/// Whether length and modification time are equal. Not the change time: a rename changes it on some file systems.
 fn same_text(a: &Metadata, b: &Metadata) -> bool {
     let text = |meta: &Metadata| (meta.len(), meta.mtime(), meta.mtime_nsec());
     text(a) == text(b)

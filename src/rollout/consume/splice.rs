@@ -1,17 +1,17 @@
-//! What of a line is replaced, and by what: pure, one line at a time.
+//! Decides what of a line is replaced, and by what: pure functions, one line at a time.
 //!
-//! A line keeps its length in bytes, always. codex notes byte offsets into its rollouts (from 0.148 in
-//! `thread_history_1.sqlite`, and forks note one into their parent's), and a line that became shorter would
-//! move everything behind it. So what is saved becomes spaces at the line's end, which JSON allows, and a
-//! marker that is longer than what it replaces is cut. Spaces from an earlier time are room again.
+//! A line never changes its length in bytes. codex stores byte offsets into its rollouts (from 0.148 on in
+//! `thread_history_1.sqlite`, and a fork stores one into its parent's rollout), and a shorter line would move all bytes
+//! behind it. So freed bytes become spaces at the line's end, which JSON allows, and a marker that is longer than the
+//! value it replaces is truncated. Later runs can use that padding for longer markers.
 //!
-//! The text is never printed anew: key order, number formats and escapes of what stays are codex's own.
+//! The rest of a line is never serialized again: key order, number formats and escapes stay codex's own.
 
-use crate::json::{Cursor, JsonKind, NotJson, Span, decode, is};
+use crate::json::{Cursor, JsonKind, NotJson, Span, decode, str_eq};
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// What is to be done with a call. The order is that of strength.
+/// How a call is consumed, the weaker operation first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Op {
     /// The outputs become `...(consumed)`.
@@ -21,7 +21,7 @@ pub(crate) enum Op {
 }
 
 impl Op {
-    /// The operation of this name: the daemon's own names, and the short ones.
+    /// The operation of this name: one of the daemon's names or their short forms.
     pub(crate) fn named(name: &str) -> Option<Op> {
         match name {
             "consume-light" | "light" => Some(Op::Light),
@@ -38,42 +38,42 @@ impl Op {
     }
 }
 
-/// Which half of a call stands somewhere.
+/// Which half of a call an item is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LineRole {
     Call,
     Output,
 }
 
-/// A value that can be replaced.
+/// A kind of value that can be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Slot {
-    /// An output: a string, or a list of content blocks. Every codex since 0.135 takes a string for either.
+    /// An output: a string, or an array of content blocks. Every codex since 0.135 accepts a string for either.
     Output,
-    /// What a search for tools found.
+    /// The result of a search for tools.
     Tools,
-    /// Arguments: JSON in a string, as the Responses API has them.
+    /// Arguments as JSON in a string, as the Responses API has them.
     Text,
-    /// Arguments as JSON itself.
+    /// Arguments as a JSON object.
     Object,
     /// The input of a free-form call.
     Input,
-    /// What a `local_shell_call` runs. codex insists on the type and on a list of words.
+    /// The action of a `local_shell_call`. codex requires its type and an array as the command.
     Action,
 }
 
-/// What comes into a slot.
+/// The replacement of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Replacement {
-    /// A string that may be cut to what fits.
+    /// A string that may be truncated.
     Marker(&'static str),
-    /// All of it, or nothing.
+    /// JSON that is written completely or not at all.
     Whole(&'static str),
 }
 
 impl Slot {
-    /// What `op` puts here; nothing where `op` leaves it alone.
-    fn filled(self, op: Op) -> Option<Replacement> {
+    /// The replacement under `op`; `None` where `op` keeps the value.
+    fn replacement(self, op: Op) -> Option<Replacement> {
         match (self, op) {
             (Slot::Output, op) => Some(Replacement::Marker(op.marker())),
             (Slot::Tools, _) => Some(Replacement::Whole("[]")),
@@ -89,7 +89,7 @@ impl Slot {
 }
 
 impl Replacement {
-    /// Its length in bytes where there is room for all of it.
+    /// Its full length in bytes, as JSON.
     fn length(self) -> u64 {
         match self {
             Replacement::Marker(text) => text.len() as u64 + 2,
@@ -97,83 +97,83 @@ impl Replacement {
         }
     }
 
-    /// The JSON of it that is no longer than `most` bytes, if that is worth anything.
+    /// Its JSON in at most `most` bytes; `None` where nothing useful fits.
     fn within(self, most: u64) -> Option<Cow<'static, str>> {
         match self {
             Replacement::Whole(text) => (text.len() as u64 <= most).then_some(Cow::Borrowed(text)),
             Replacement::Marker(text) => {
-                let room = usize::try_from(most.saturating_sub(2)).unwrap_or(usize::MAX);
-                // The markers are ASCII without anything that JSON escapes.
-                let cut = &text[..text.len().min(room)];
+                let available = usize::try_from(most.saturating_sub(2)).unwrap_or(usize::MAX);
+                // The markers are ASCII without characters that JSON escapes.
+                let cut = &text[..text.len().min(available)];
                 (!cut.is_empty()).then(|| Cow::Owned(format!("\"{cut}\"")))
             }
         }
     }
 }
 
-/// A place in a line where a call or an output of interest stands.
+/// A call or an output in a line.
 #[derive(Clone, Debug)]
 pub(crate) struct Site {
-    /// Which of the wanted ids it has.
+    /// The index of its id among the selected ones.
     pub(crate) id: usize,
     pub(crate) role: LineRole,
-    /// It stands in the history that a `compacted` line holds.
-    pub(crate) copied: bool,
+    /// It is in the history of a `compacted` line.
+    pub(crate) in_compacted_history: bool,
     slot: Slot,
-    /// Where the value stands, in bytes from the beginning of the line.
+    /// The range of its value, in bytes from the beginning of the line.
     span: Range<u64>,
-    /// What stands there, if it is short enough to be something that we wrote.
+    /// The raw value, if it is short enough to be one of our replacements.
     raw: Option<Box<str>>,
 }
 
-/// No replacement is longer.
+/// No replacement is longer, in bytes.
 const LONGEST_NEW: usize = 32;
 
-/// A line that has something of interest, without its bytes.
+/// A line that contains selected calls or outputs, without its bytes.
 #[derive(Debug)]
 pub(crate) struct PatchLine {
-    /// Where it begins in the file.
+    /// Its offset in the file.
     pub(crate) offset: u64,
     pub(crate) sites: Vec<Site>,
-    /// Where its JSON ends, in bytes from its beginning.
+    /// The end of its JSON, in bytes from its beginning.
     json: u64,
-    /// Where the spaces behind that end.
-    room: u64,
+    /// The end of the spaces behind the JSON, likewise.
+    padding_end: u64,
 }
 
 /// A piece of a line's new text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Piece {
     Text(Cow<'static, str>),
-    /// What stands at this place of the old file.
+    /// The bytes of this range of the old file.
     Keep(Range<u64>),
     Spaces(u64),
 }
 
-/// What is written over a part of the file, from `at` on; as long as what it covers.
+/// New bytes for the file at offset `at`, as many as they replace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Patch {
     pub(crate) at: u64,
     pub(crate) pieces: Vec<Piece>,
-    /// How many bytes shorter the line's JSON becomes; less than 0 where a marker takes room of the spaces.
+    /// By how many bytes the line's JSON becomes shorter; negative where a marker uses padding.
     pub(crate) freed: i64,
 }
 
-/// Is this, by the first `call_id` of its payload, certainly a line of another call? For lines that are known
-/// to be a call or an output; an answer of `false` says nothing.
-pub(crate) fn is_of_another(text: &str, wanted: &dyn Fn(&str) -> Option<usize>) -> bool {
+/// Whether the first `call_id` of the payload shows that a line belongs to another call. For lines that are known to be
+/// a call or an output; `false` means that the line has to be parsed.
+pub(crate) fn is_of_another(text: &str, index_of: &dyn Fn(&str) -> Option<usize>) -> bool {
     let id = || -> Result<Option<Span>, NotJson> {
         let mut cursor = Cursor::new(text);
         cursor.open(JsonKind::Object)?;
         while let Some(key) = cursor.key()? {
-            if !is(&text[key], "payload") {
+            if !str_eq(&text[key], "payload") {
                 cursor.value()?;
                 continue;
             }
             cursor.open(JsonKind::Object)?;
             while let Some(key) = cursor.key()? {
                 let value = cursor.value()?;
-                if is(&text[key], "call_id") {
+                if str_eq(&text[key], "call_id") {
                     return Ok(Some(value));
                 }
             }
@@ -182,19 +182,21 @@ pub(crate) fn is_of_another(text: &str, wanted: &dyn Fn(&str) -> Option<usize>) 
         Ok(None)
     };
     match id() {
-        Ok(Some(id)) if text[id.clone()].starts_with('"') => wanted(&decode(&text[id])).is_none(),
+        Ok(Some(id)) if text[id.clone()].starts_with('"') => index_of(&decode(&text[id])).is_none(),
         _ => false,
     }
 }
 
-/// Finds in a line what belongs to the calls that `wanted` knows. `None` where there is nothing of that, and
-/// for a line that is not JSON or has a key of ours twice: codex does not read such a line either.
+/// Finds the selected calls and outputs in a line; `index_of` maps an id to its index. `None` where there are none, and
+/// for a line that is not JSON or has duplicates of the keys used here: codex does not read such a line either.
 pub(crate) fn read(
     offset: u64,
     text: &str,
-    wanted: &dyn Fn(&str) -> Option<usize>,
+    index_of: &dyn Fn(&str) -> Option<usize>,
 ) -> Option<PatchLine> {
-    let sites = sites(text, wanted).ok().filter(|sites| !sites.is_empty())?;
+    let sites = sites(text, index_of)
+        .ok()
+        .filter(|sites| !sites.is_empty())?;
     let json = text.trim_end_matches([' ', '\t', '\r', '\n']).len();
     let spaces = text[json..]
         .bytes()
@@ -204,11 +206,11 @@ pub(crate) fn read(
         offset,
         sites,
         json: json as u64,
-        room: (json + spaces) as u64,
+        padding_end: (json + spaces) as u64,
     })
 }
 
-fn sites(text: &str, wanted: &dyn Fn(&str) -> Option<usize>) -> Result<Vec<Site>, NotJson> {
+fn sites(text: &str, index_of: &dyn Fn(&str) -> Option<usize>) -> Result<Vec<Site>, NotJson> {
     let mut cursor = Cursor::new(text);
     let [record, payload] = keys(&mut cursor, text, ["type", "payload"])?;
     cursor.end()?;
@@ -216,9 +218,9 @@ fn sites(text: &str, wanted: &dyn Fn(&str) -> Option<usize>) -> Result<Vec<Site>
         return Ok(Vec::new());
     };
     let mut found = Vec::new();
-    if is(&text[record.clone()], "response_item") {
-        found.extend(item(text, payload, false, wanted)?);
-    } else if is(&text[record], "compacted") {
+    if str_eq(&text[record.clone()], "response_item") {
+        found.extend(find_site(text, payload, false, index_of)?);
+    } else if str_eq(&text[record], "compacted") {
         let mut cursor = Cursor::new(&text[payload.clone()]);
         let [history] = keys(&mut cursor, &text[payload.clone()], ["replacement_history"])?;
         let Some(history) = history.map(|span| within(&payload, span)) else {
@@ -231,20 +233,20 @@ fn sites(text: &str, wanted: &dyn Fn(&str) -> Option<usize>) -> Result<Vec<Site>
         cursor.open(JsonKind::Array)?;
         while cursor.element()? {
             let element = within(&history, cursor.value()?);
-            found.extend(item(text, element, true, wanted)?);
+            found.extend(find_site(text, element, true, index_of)?);
         }
     }
     Ok(found)
 }
 
-/// The place of interest in one item of the Responses API, if it has one.
-fn item(
+/// The call or output that an item of the Responses API is, if its id is selected.
+fn find_site(
     text: &str,
-    place: Span,
-    copied: bool,
-    wanted: &dyn Fn(&str) -> Option<usize>,
+    span: Span,
+    in_compacted_history: bool,
+    index_of: &dyn Fn(&str) -> Option<usize>,
 ) -> Result<Option<Site>, NotJson> {
-    let inner = &text[place.clone()];
+    let inner = &text[span.clone()];
     let mut cursor = Cursor::new(inner);
     if cursor.kind()? != JsonKind::Object {
         return Ok(None);
@@ -275,11 +277,11 @@ fn item(
     };
     let text_of = |span: Option<Span>| span.and_then(|span| decode_string(&inner[span]));
     let id = match role {
-        // The older form of a shell call has only an `id`.
+        // The legacy form of a shell call has only an `id`.
         LineRole::Call => text_of(call_id).or_else(|| text_of(id)),
         LineRole::Output => text_of(call_id),
     };
-    let (Some(id), Some(value)) = (id.and_then(|id| wanted(&id)), value) else {
+    let (Some(id), Some(value)) = (id.and_then(|id| index_of(&id)), value) else {
         return Ok(None);
     };
     let raw = &inner[value.clone()];
@@ -290,23 +292,23 @@ fn item(
         (Some("function_call" | "tool_search_call"), b'{') => Slot::Object,
         (Some("custom_tool_call"), b'"') => Slot::Input,
         (Some("local_shell_call"), b'{') => Slot::Action,
-        // Of a type that no codex writes: it is left alone.
+        // A type that no codex writes: left unchanged.
         _ => return Ok(None),
     };
     Ok(Some(Site {
         id,
         role,
-        copied,
+        in_compacted_history,
         slot,
         raw: (raw.len() <= LONGEST_NEW).then(|| raw.into()),
-        span: as_u64(within(&place, value)),
+        span: as_u64(within(&span, value)),
     }))
 }
 
-/// The values of these keys of the object that comes next.
+/// The values of these keys of the next object.
 ///
 /// # Errors
-/// Where it is not an object, and where one of the keys stands there twice.
+/// It is not an object, or it has duplicates of these keys.
 fn keys<const N: usize>(
     cursor: &mut Cursor<'_>,
     text: &str,
@@ -316,7 +318,9 @@ fn keys<const N: usize>(
     cursor.open(JsonKind::Object)?;
     while let Some(key) = cursor.key()? {
         let value = cursor.value()?;
-        if let Some(at) = names.iter().position(|name| is(&text[key.clone()], name))
+        if let Some(at) = names
+            .iter()
+            .position(|name| str_eq(&text[key.clone()], name))
             && found[at].replace(value).is_some()
         {
             return Err(NotJson);
@@ -329,7 +333,7 @@ fn decode_string(raw: &str) -> Option<Cow<'_, str>> {
     raw.starts_with('"').then(|| decode(raw))
 }
 
-/// A place in a part of the text, as a place in the text.
+/// Converts a range of a part of the text to one of the text.
 fn within(part: &Span, span: Span) -> Span {
     part.start + span.start..part.start + span.end
 }
@@ -339,13 +343,13 @@ fn as_u64(span: Span) -> Range<u64> {
 }
 
 impl Site {
-    /// What `op` puts here. Nothing where it leaves the place alone: `Light` does not undo `Heavy`.
-    fn new_text(&self, op: Op) -> Option<Replacement> {
+    /// The replacement under `op`; `None` where the value is kept: `Light` does not undo `Heavy`.
+    fn replacement(&self, op: Op) -> Option<Replacement> {
         let undone = op == Op::Light && self.slot == Slot::Output && self.is_heavy();
-        self.slot.filled(op).filter(|_| !undone)
+        self.slot.replacement(op).filter(|_| !undone)
     }
 
-    /// Is this the heavy marker, whole or cut to where it still differs from the light one?
+    /// Whether the value is the heavy marker, whole or truncated behind its common prefix with the light one.
     fn is_heavy(&self) -> bool {
         let same = Op::Heavy
             .marker()
@@ -361,28 +365,31 @@ impl Site {
 }
 
 impl PatchLine {
-    /// The patch that does with each place what `op_of` says, and the ids that it changes something of.
-    /// `None` where nothing changes.
+    /// The patch that applies `op_of` to each site, and the indexes of the ids that it changes. `None` where nothing
+    /// changes.
     pub(crate) fn patch(&self, op_of: impl Fn(&Site) -> Option<Op>) -> Option<(Patch, Vec<usize>)> {
         let chosen: Vec<(&Site, Replacement)> = self
             .sites
             .iter()
-            .filter_map(|site| Some((site, site.new_text(op_of(site)?)?)))
+            .filter_map(|site| Some((site, site.replacement(op_of(site)?)?)))
             .collect();
-        // The room that there is for markers longer than what they replace: the spaces at the end, and what
-        // the other places give.
-        let mut room = self.room - self.json;
+        // Bytes available for markers that are longer than their values: the padding, and what the other sites free.
+        let mut available = self.padding_end - self.json;
         for (site, new) in &chosen {
-            room += length(&site.span).saturating_sub(new.length());
+            available += length(&site.span).saturating_sub(new.length());
         }
         let mut texts = Vec::new();
         let mut changed = Vec::new();
         for (site, new) in chosen {
             let old = length(&site.span);
-            let Some(text) = new.within(if new.length() <= old { old } else { old + room }) else {
+            let Some(text) = new.within(if new.length() <= old {
+                old
+            } else {
+                old + available
+            }) else {
                 continue;
             };
-            room -= (text.len() as u64).saturating_sub(old);
+            available -= (text.len() as u64).saturating_sub(old);
             if site.raw.as_deref() != Some(&*text) {
                 changed.push(site.id);
             }
@@ -411,15 +418,15 @@ impl PatchLine {
             pieces.push(kept(at..self.json));
             written += self.json - at;
         }
-        // What is written never exceeds the room: `patch` has counted it.
-        let spaces = (self.room - start).saturating_sub(written);
+        // Not negative: `patch` has kept within the available bytes.
+        let spaces = (self.padding_end - start).saturating_sub(written);
         if spaces > 0 {
             pieces.push(Piece::Spaces(spaces));
         }
         Patch {
             at: self.offset + start,
             pieces,
-            // A line is at most 32 MiB long.
+            // The casts cannot wrap: a line is at most 32 MiB long.
             freed: self.json as i64 - (start + written) as i64,
         }
     }

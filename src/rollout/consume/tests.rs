@@ -1,4 +1,4 @@
-//! Consuming, shown on texts, on random rollouts and on files.
+//! Tests of consuming: on texts, on random rollouts and on files.
 
 use super::splice::Piece;
 use super::*;
@@ -22,12 +22,12 @@ fn heavy(id: &str) -> Mutation {
     mutation(id, Op::Heavy)
 }
 
-/// What consuming makes of a text.
-/// How much of a rollout is JSON, and not padding.
+/// The JSON of a rollout in bytes, without padding.
 fn json_bytes(text: &str) -> u64 {
     text.lines().map(|line| line.trim_end().len() as u64).sum()
 }
 
+/// The text and the report after consuming.
 fn consumed(text: &[u8], mutations: &[Mutation]) -> (Vec<u8>, ConsumeReport) {
     let plan = Plan::read(|| text, mutations).unwrap();
     let mut new = text.to_vec();
@@ -46,7 +46,7 @@ fn consumed(text: &[u8], mutations: &[Mutation]) -> (Vec<u8>, ConsumeReport) {
     (new, plan.outcome)
 }
 
-/// These lines become those, and the request counts so; a second time nothing changes.
+/// `before` becomes `after`, with this report; a second run changes nothing.
 fn check(
     what: &str,
     before: &[&str],
@@ -189,7 +189,7 @@ fn consumes_every_shape_of_output() {
                 r#"{"timestamp":"t","type":"response_item","payload":{"type":"function_call_output","call_id":"a","output":"torn"#.to_owned(),
                 String::new(),
                 output("b", LONG),
-                // The return stays where it was, at the line's end.
+                // The `\r` stays where it was, at the line's end.
                 format!("{}{}\r", output("a", LIGHT), " ".repeat(LONG.len() - LIGHT.len())),
                 format!("{{\"type\":\"event_msg\",\"payload\":{{\"call_id\":\"a\",\"output\":{LONG}}}}}"),
             ],
@@ -286,7 +286,7 @@ fn truncates_marker_to_fit() {
         let expected = usize::from(op == Op::Heavy || before != after);
         assert_eq!(outcome.touched, expected, "{before}");
     }
-    // With room at the line's end, it is not cut, and what is left of the room stays.
+    // With padding it is not truncated, and the rest of the padding stays.
     for spaces in [1, 5, 12, 13, 20] {
         let text = format!("{a}\n{}{}\n", output("a", r#""x""#), " ".repeat(spaces));
         let (new, _) = consumed(text.as_bytes(), &[light("a")]);
@@ -349,7 +349,7 @@ fn consumes_repeatedly() {
             "{what}"
         );
     }
-    // The same where the markers were cut.
+    // The same with truncated markers.
     let text = format!("{a}\n{}", output("a", r#""0123456""#));
     let (heavy_text, _) = consumed(text.as_bytes(), &[heavy("a")]);
     let (new, outcome) = consumed(&heavy_text, &[light("a")]);
@@ -445,7 +445,7 @@ fn consumes_copies_in_compacted_history() {
         1,
         &[],
     );
-    // Room is shared: what one place gives, another can use, and then it is used up.
+    // Bytes freed by one value are available to another one, until they are used up.
     let shared = format!(
         "{},{},{},{}",
         inner(&b),
@@ -549,7 +549,7 @@ fn nested_ids_consume_their_call_when_all_are_named() {
     );
 }
 
-/// A generator of random numbers that gives the same ones every time: a failure can be had again.
+/// A deterministic random number generator, so that a failure can be reproduced.
 struct Random(u64);
 
 impl Random {
@@ -580,7 +580,7 @@ impl Random {
             .collect()
     }
 
-    /// An item of the Responses API, of a call with one of a few ids.
+    /// An item of the Responses API, with one of a few ids.
     fn item(&mut self) -> Value {
         let id = self.pick(&["call_1", "call_2", "call_3", "call_é\"", "exec-9"]);
         let text = self.text();
@@ -652,8 +652,8 @@ impl Random {
     }
 }
 
-/// What is consumed of an item of this type, and whether that is the call or its output.
-fn place(item: &Value) -> Option<(&'static str, LineRole)> {
+/// The field of an item that is consumed, and which half of a call the item is.
+fn consumed_field(item: &Value) -> Option<(&'static str, LineRole)> {
     let (field, role) = match item["type"].as_str()? {
         "function_call" | "tool_search_call" => ("arguments", LineRole::Call),
         "custom_tool_call" => ("input", LineRole::Call),
@@ -666,7 +666,7 @@ fn place(item: &Value) -> Option<(&'static str, LineRole)> {
     (!item[field].is_number()).then_some((field, role))
 }
 
-/// What stands there after `op`.
+/// The value of that field after `op`.
 fn replacement(item: &Value, op: Op) -> Value {
     match (item["type"].as_str().unwrap(), op) {
         ("tool_search_output", _) => json!([]),
@@ -674,7 +674,7 @@ fn replacement(item: &Value, op: Op) -> Value {
         ("function_call_output" | "custom_tool_call_output", Op::Heavy) => {
             json!("...(tool called)")
         }
-        (_, Op::Light) => item[place(item).unwrap().0].clone(),
+        (_, Op::Light) => item[consumed_field(item).unwrap().0].clone(),
         ("function_call", Op::Heavy) => json!("{}"),
         ("tool_search_call", Op::Heavy) => json!({}),
         ("custom_tool_call", Op::Heavy) => json!(""),
@@ -683,17 +683,17 @@ fn replacement(item: &Value, op: Op) -> Value {
     }
 }
 
-/// An item of a call, where it stands and whose half it is.
+/// An item of a call: where it is, and which half.
 #[derive(Debug)]
 struct HalfCall {
     line: usize,
     pointer: String,
-    copied: bool,
+    in_compacted_history: bool,
     id: String,
     role: LineRole,
 }
 
-/// All items of calls in a rollout.
+/// All such items of a rollout.
 fn halves(lines: &[Option<Value>]) -> Vec<HalfCall> {
     let mut found = Vec::new();
     for (line, record) in lines.iter().enumerate() {
@@ -708,15 +708,15 @@ fn halves(lines: &[Option<Value>]) -> Vec<HalfCall> {
             }
             _ => Vec::new(),
         };
-        for (pointer, copied) in places {
+        for (pointer, in_compacted_history) in places {
             let item = record.pointer(&pointer).unwrap();
             let id = item["call_id"].as_str().or(item["id"].as_str());
-            if let (Some((_, role)), Some(id)) = (place(item), id) {
+            if let (Some((_, role)), Some(id)) = (consumed_field(item), id) {
                 let id = id.to_owned();
                 found.push(HalfCall {
                     line,
                     pointer,
-                    copied,
+                    in_compacted_history,
                     id,
                     role,
                 });
@@ -726,7 +726,7 @@ fn halves(lines: &[Option<Value>]) -> Vec<HalfCall> {
     found
 }
 
-/// Which of them are to be consumed, if they are asked for: the plain reading of what belongs together.
+/// Which of them are consumed if their ids are selected: a direct implementation of the pairing rules.
 fn due(halves: &[HalfCall]) -> Vec<bool> {
     let mut due = vec![false; halves.len()];
     let complete = |id: &str, end: usize| {
@@ -741,14 +741,14 @@ fn due(halves: &[HalfCall]) -> Vec<bool> {
         before(LineRole::Call) < last && before(LineRole::Call).is_some()
     };
     for (at, half) in halves.iter().enumerate() {
-        if half.copied {
+        if half.in_compacted_history {
             due[at] = complete(&half.id, halves.len());
         } else if half.role == LineRole::Output && complete(&half.id, at + 1) {
             due[at] = true;
             let call = (0..at).find(|call| {
                 let call_half = &halves[*call];
                 !due[*call]
-                    && !call_half.copied
+                    && !call_half.in_compacted_history
                     && (call_half.role, &call_half.id) == (LineRole::Call, &half.id)
             });
             if let Some(call) = call {
@@ -789,7 +789,7 @@ fn consumes_random_rollouts() {
         let new = String::from_utf8(new).unwrap();
         let why = || format!("round {round}: {mutations:?}\n{text}\n{new}");
 
-        // Every line has its old length, and what is not JSON its old text.
+        // Every line keeps its length, and a line that is not JSON its text.
         let parsed = |text: &str| -> Vec<Option<Value>> {
             text.split('\n')
                 .map(|line| serde_json::from_str(line).ok())
@@ -802,13 +802,13 @@ fn consumes_random_rollouts() {
             let is_json = serde_json::from_str::<Value>(old).is_ok();
             assert!(is_json || old == new, "{}", why());
         }
-        let room: Vec<usize> = new
+        let padding: Vec<usize> = new
             .split('\n')
             .map(|line| line.trim_end_matches(['\r', '\t']))
             .map(|line| line.len() - line.trim_end_matches(' ').len())
             .collect();
 
-        // What was asked for has become what it should, and put back as it was, all is as it was.
+        // The selected values are replaced, and nothing else has changed.
         let halves = halves(&old_lines);
         let due = due(&halves);
         let mut changed: Vec<&str> = Vec::new();
@@ -825,7 +825,7 @@ fn consumes_random_rollouts() {
                 let record = lines[half.line].as_ref().unwrap();
                 record.pointer(&half.pointer).unwrap().clone()
             };
-            let field = place(&item(&old_lines)).unwrap().0;
+            let field = consumed_field(&item(&old_lines)).unwrap().0;
             let (old, new) = (
                 item(&old_lines)[field].clone(),
                 item(&new_lines)[field].clone(),
@@ -834,8 +834,8 @@ fn consumes_random_rollouts() {
             if new == full {
                 whole += 1;
             } else {
-                // Only where there is no room for more. Printed anew a text is never longer than it stood there.
-                let most = new.to_string().len() + room[half.line];
+                // Only where not all of it fits. Serialized again, a text is never longer than before.
+                let most = new.to_string().len() + padding[half.line];
                 assert!(
                     most.max(old.to_string().len()) < full.to_string().len(),
                     "{old} {new} {}",
@@ -883,7 +883,7 @@ fn consumes_random_rollouts() {
     }
     assert!(
         touched > 1_000 && missing > 1_000 && whole > 1_000 && cut > 100,
-        "the cases are worth something: {touched} {missing} {whole} {cut}"
+        "the cases are too uniform: {touched} {missing} {whole} {cut}"
     );
 }
 
@@ -919,7 +919,7 @@ impl Home {
         fs::read_to_string(&self.rollout).unwrap()
     }
 
-    /// Nothing but the rollout may be left in its directory, and no lock.
+    /// The rollout is the only file in its directory, and there is no lock file.
     fn check_tidy(&self) {
         assert_eq!(
             fs::read_dir(self.rollout.parent().unwrap())
@@ -1037,7 +1037,7 @@ fn rejects_files_that_cannot_be_replaced() {
     );
     fs::remove_file(&link).unwrap();
     check(home.rollout.parent().unwrap(), "it is not a regular file");
-    // Would wait for ever if it were opened as a file is.
+    // Opening it without O_NONBLOCK would block.
     let fifo = home.directory.path().join("fifo");
     crate::os::make_fifo(&fifo);
     check(&fifo, "it is not a regular file");
@@ -1068,7 +1068,7 @@ fn reports_thread_in_use_as_busy() {
     assert_eq!(home.text(), pair());
     drop(held);
 
-    // What codex before 0.147 has instead of a lock: the open file.
+    // codex before 0.147 has no lock; it keeps the file open.
     let file = fs::File::options()
         .append(true)
         .open(&home.rollout)
@@ -1109,7 +1109,7 @@ fn removes_leftover_of_killed_run() {
         home.rollout.file_name().unwrap().to_str().unwrap()
     );
     fs::write(home.rollout.with_file_name(&name), "half of").unwrap();
-    // Even by a run that has nothing to change.
+    // Even if the run changes nothing.
     home.consume(&[light("x")], WriteMode::Write).unwrap();
     home.check_tidy();
     assert_eq!(home.text(), pair());
@@ -1173,7 +1173,7 @@ fn rewrites_file_of_several_parts() {
     assert!(home.text().as_bytes() == new);
     home.check_tidy();
 
-    // A copy that is cut short leaves nothing.
+    // A cancelled copy is removed.
     let source = RolloutFile::open(&home.rollout, Access::Rewrite).unwrap();
     let copy = source.copy(&|| true).unwrap();
     assert!(copy_of(&home).exists());
@@ -1181,7 +1181,7 @@ fn rewrites_file_of_several_parts() {
     drop(source);
     home.check_tidy();
 
-    // A change after it was read is noticed, also one that makes the copy fail.
+    // Concurrent changes are detected here, too, also one that makes the copying fail.
     for length in [large.len() as u64 + 1, 1 << 20] {
         fs::write(&home.rollout, &large).unwrap();
         let source = RolloutFile::open(&home.rollout, Access::Rewrite).unwrap();

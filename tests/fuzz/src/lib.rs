@@ -357,7 +357,7 @@ pub fn fuzz_rewrite(data: &[u8]) {
 }
 
 fn has_nested(mutations: &[rollout::consume::Mutation]) -> bool {
-    let nested = rollout::lines::NESTED;
+    let nested = rollout::lines::NESTED_ID_PREFIX;
     mutations.iter().any(|it| it.block_id.starts_with(nested))
 }
 
