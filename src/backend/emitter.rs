@@ -1,6 +1,6 @@
-//! What a turn emits: its events in the contract's order, whichever way codex is run.
+//! Emits a turn's events in the order of the protocol, whichever way codex is run.
 //!
-//! One `message_start` is first, one `message_end` last, and there is at most one `error`.
+//! `message_start` is first and `message_end` last, once each; there is at most one `error`.
 
 use super::Account;
 use crate::canonical::{Status, StopReason, ThreadState, TurnError, TurnEvent, TurnResult};
@@ -8,17 +8,17 @@ use crate::codex::home;
 use crate::error::Error;
 use std::borrow::Cow;
 
-/// Keeps the order of the events.
+/// Emits a turn's events, and tracks what it has emitted.
 pub(crate) struct Emitter<'a> {
     pub(crate) sink: &'a mut dyn EventSink,
     pub(crate) started: bool,
     /// The error that was emitted.
     pub(crate) failed: Option<TurnError>,
-    /// It was emitted that the turn waits.
+    /// A `status` event with `queued` was emitted.
     pub(crate) is_queued: bool,
-    /// Messages of the assistant so far.
+    /// The number of messages of the assistant so far.
     pub(crate) texts: usize,
-    /// Events of tool calls so far, emitted or not wanted.
+    /// The number of tool call events so far, including those that the config suppresses.
     pub(crate) calls: usize,
 }
 
@@ -34,7 +34,7 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Emits `message_start`, once.
+    /// Emits `message_start`, unless it was.
     pub(crate) fn start(&mut self) {
         if !self.started {
             self.started = true;
@@ -52,7 +52,8 @@ impl<'a> Emitter<'a> {
         self.sink.raw_event(event);
     }
 
-    /// A message of the assistant; from the second on it is set off, so that joined deltas read well.
+    /// Emits a whole message of the assistant. From the second on it begins with an empty line, so that deltas can be
+    /// joined.
     pub(crate) fn text(&mut self, text: &str) {
         if !text.is_empty() {
             self.begin_text(text);
@@ -60,7 +61,7 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// The beginning of a message of the assistant.
+    /// Emits the beginning of a message of the assistant.
     pub(crate) fn begin_text(&mut self, text: &str) {
         let message = self.texts;
         let text = match message {
@@ -71,19 +72,19 @@ impl<'a> Emitter<'a> {
         self.event(&TurnEvent::TextDelta { text, message });
     }
 
-    /// More of the message that was begun last.
-    pub(crate) fn more_text(&mut self, text: &str) {
+    /// Emits more of the current message.
+    pub(crate) fn continue_text(&mut self, text: &str) {
         let message = self.texts.saturating_sub(1);
         let text = Cow::Borrowed(text);
         self.event(&TurnEvent::TextDelta { text, message });
     }
 
-    /// The message that was begun last is whole.
+    /// Completes the current message.
     pub(crate) fn end_text(&mut self) {
         self.sink.text_ends();
     }
 
-    /// The message that was begun last does not go on: codex asks the model for another one in its place.
+    /// Reports that the current message is discarded: codex requests another one in its place.
     pub(crate) fn discard_text(&mut self, detail: &str) {
         self.end_text();
         self.event(&TurnEvent::Status {
@@ -102,7 +103,7 @@ impl<'a> Emitter<'a> {
         });
     }
 
-    /// The turn waits for its workspace. Told at once, and once.
+    /// Reports that the turn waits for its workspace: once, without delay.
     pub(crate) fn queued(&mut self, detail: &str) {
         if !self.is_queued {
             self.is_queued = true;
@@ -111,7 +112,7 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Gives out what was kept back.
+    /// Writes out what the sink has buffered.
     pub(crate) fn flush(&mut self) {
         self.sink.flush();
     }
@@ -180,32 +181,32 @@ impl<'a> Emitter<'a> {
     }
 }
 
-/// Where the events of a turn go.
+/// Receives a turn's events.
 pub(crate) trait EventSink {
-    /// One event, in the order of the contract. It may be kept back until the next [`EventSink::flush`].
+    /// An event, in the order of the protocol. It may be buffered until the next [`EventSink::flush`].
     fn event(&mut self, event: &TurnEvent<'_>);
-    /// One event that is JSON already.
+    /// An event that is JSON already.
     fn raw_event(&mut self, event: &[u8]);
-    /// The message or the thought that was emitted last is whole, or does not go on.
+    /// The current message or thought is complete, or will not be continued.
     fn text_ends(&mut self) {}
-    /// Something for the log that is not an event.
+    /// A log message, which is not an event.
     fn log(&mut self, level: Level, message: &str);
-    /// What codex is doing, for people.
+    /// A step of codex's work, for a person at a terminal.
     fn step(&mut self, _step: &Step) {}
-    /// Does a tool call wait for its `tool_use` event?
+    /// Whether a call of one of the daemon's tools waits until its `tool_use` is emitted.
     fn holds_calls(&self) -> bool {
         false
     }
-    /// Gives out what was kept back. Where the other side does not read, this waits until it does or the turn
-    /// is cancelled; what could not be given out stays.
+    /// Writes out what was buffered. Where the other side does not read, this waits until it does or the turn is
+    /// cancelled; what could not be written stays buffered.
     fn flush(&mut self);
-    /// Gives out everything, the turn being over, and waits for that without regard to a cancel.
+    /// Writes out everything at the end of the turn, and does not stop for a cancel.
     fn finish(&mut self) {
         self.flush();
     }
 }
 
-/// The level of a message to the daemon's log.
+/// The level of a log message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
     Debug,
@@ -213,7 +214,7 @@ pub(crate) enum Level {
 }
 
 impl Level {
-    /// Its name on the wire, one of MCP's.
+    /// Its name in the protocol, one of MCP's.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Level::Debug => "debug",
@@ -222,14 +223,14 @@ impl Level {
     }
 }
 
-/// A step of codex's work, for people at a terminal.
+/// A step of codex's work, for a person at a terminal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
-    /// The same for the start and the end of one piece of work; new in every process of codex's.
+    /// The same for the start and the end of one item; numbered anew in every process of codex.
     pub(crate) key: String,
     pub(crate) state: StepState,
     pub(crate) what: StepKind,
-    /// What a command that is over has printed.
+    /// The output of a completed command.
     pub(crate) output: String,
 }
 
@@ -251,6 +252,6 @@ pub(crate) enum StepKind {
     Files(Vec<String>),
     /// A web search, by its query.
     Search(String),
-    /// An item of a kind that has no form of its own here.
+    /// An item of another type.
     Other(String),
 }

@@ -1,9 +1,8 @@
-//! Following the rollout of a running turn: tool calls with codex's own ids, as codex records them.
+//! Follows the rollout of a running turn: tool calls with codex's own ids, as codex records them.
 //!
-//! codex's events have no call ids and its rollout has no progress, so a turn listens to both. The rollout is
-//! read from where it stood when the turn began, so a turn costs what it wrote and emits nothing of an earlier
-//! one. What it says is queued in codex's order, texts of the assistant among the calls, and the turn takes the
-//! calls out around the texts that codex prints. The queue is bounded: no more is read than is taken.
+//! codex's output has no call ids and its rollout has no progress, so a turn needs both. The rollout is read from its
+//! length at the beginning of the turn. Its records are queued in order, texts of the assistant among the calls, and
+//! the turn takes the calls around the texts that codex prints. The queue is bounded: reading pauses while it is full.
 
 use super::Tokens;
 use super::usage::TokenCount;
@@ -22,58 +21,58 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a text that was recorded may keep what was recorded behind it waiting for codex to print it.
-const UNPRINTED: Duration = Duration::from_millis(500);
-/// How much may be queued, in bytes, before no more is read. One line may go over it.
+/// How long records behind a text wait until codex has printed the text.
+const PRINT_WAIT: Duration = Duration::from_millis(500);
+/// How many bytes may be queued before reading pauses. One line may exceed it.
 const MAX_QUEUED: usize = 1 << 20;
-/// How much is kept of texts that codex did not print in time, in bytes.
-const MAX_LATE: usize = 4 << 20;
+/// How many bytes of texts are kept that codex did not print in time.
+const MAX_UNPRINTED: usize = 4 << 20;
 
-/// A rollout that grows.
+/// A growing rollout.
 #[derive(Debug)]
 pub(super) struct RolloutFollower {
     lines: Lines<Cancellable<File>>,
-    /// Where the reading began.
+    /// The offset where reading began.
     start: u64,
-    /// The turn is the first that began since then, in milliseconds since 1970. `None` once it has begun.
+    /// The turn is the first one that began after this time, in milliseconds since 1970. `None` once it was found.
     awaits: Option<u64>,
-    /// The thread, where it is a sub-agent's.
+    /// The thread, if it is a sub-agent's.
     agent: Option<String>,
     calls: Calls<()>,
     queue: VecDeque<Recorded>,
     /// How many bytes are queued.
     queued: usize,
-    /// Texts that codex did not print in time. It may print them still.
-    late: VecDeque<String>,
-    /// The turn that began last.
+    /// Texts that codex did not print in time. It may still print them.
+    unprinted: VecDeque<String>,
+    /// The id of the codex turn that began last.
     turn: Option<String>,
-    /// How the turn ended, once that is recorded.
+    /// How the turn ended, once codex has recorded it.
     end: Option<TurnEnd>,
-    /// codex has reported everything as over that was recorded before so many calls.
+    /// All calls before this number are completed, as codex has reported.
     reported: u64,
-    /// Was a call recorded that may have started a sub-agent, since this was asked last?
+    /// A call that may have started a sub-agent was recorded since the last [`RolloutFollower::has_spawned`].
     spawned: bool,
-    /// What the thread had used before the turn.
+    /// The tokens that the thread had used before the turn.
     before: Usage,
-    /// What the turn uses.
+    /// The tokens of the turn.
     count: TokenCount,
-    /// Was any use recorded of the thread?
+    /// Whether the thread has any record of tokens.
     is_counted: bool,
     telemetry: Telemetry,
-    /// The list of the last `update_plan` call.
+    /// The to-do list of the last `update_plan` call.
     plan: Vec<PlanItem>,
     /// The daemon's names of its tools.
     names: Option<Arc<ToolNames>>,
 }
 
-/// What was recorded.
+/// A queued record.
 #[derive(Debug)]
 pub(super) enum Recorded {
     /// An event, as JSON.
     Event(Vec<u8>),
-    /// A text of the assistant, and when it was seen here.
+    /// A text of the assistant, and when it was read.
     Text(String, Instant),
-    /// The conversation was made shorter.
+    /// The conversation was compacted.
     Compacted,
 }
 
@@ -87,7 +86,7 @@ impl Recorded {
     }
 }
 
-fn wanted(kind: LineKind) -> bool {
+fn is_turn_record(kind: LineKind) -> bool {
     matches!(
         kind,
         LineKind::Call
@@ -103,15 +102,15 @@ fn wanted(kind: LineKind) -> bool {
     )
 }
 
-fn wanted_before(kind: LineKind) -> bool {
+fn is_earlier_record(kind: LineKind) -> bool {
     matches!(kind, LineKind::Turn | LineKind::Usage)
 }
 
 impl RolloutFollower {
-    /// Follows the rollout of a thread that the turn has begun.
+    /// Follows the rollout of a thread that the turn has created.
     ///
     /// # Errors
-    /// The operating system's.
+    /// Those of the operating system.
     pub(super) fn new_thread(path: &Path, cancel: &CancelToken) -> io::Result<RolloutFollower> {
         Ok(RolloutFollower::of(
             Lines::followed(growing(open_regular_file(path)?, cancel)),
@@ -120,27 +119,27 @@ impl RolloutFollower {
         ))
     }
 
-    /// Follows the rollout of a thread that is about to go on.
+    /// Follows the rollout of a thread that is about to be resumed.
     ///
     /// # Errors
-    /// The operating system's.
+    /// Those of the operating system.
     pub(super) fn known_thread(path: &Path, cancel: &CancelToken) -> io::Result<RolloutFollower> {
         let mut file = open_regular_file(path)?;
         let (length, count, context) = at_end(&mut file, cancel)?;
         file.seek(SeekFrom::Start(length))?;
         let lines = Lines::starting_at(growing(file, cancel), length);
-        let mut watch = RolloutFollower::of(lines, None, count);
-        watch.is_counted = count.used() != Usage::default();
-        watch.telemetry.context = context;
-        Ok(watch)
+        let mut follower = RolloutFollower::of(lines, None, count);
+        follower.is_counted = count.used() != Usage::default();
+        follower.telemetry.context = context;
+        Ok(follower)
     }
 
-    /// Follows the rollout of a thread that went on at this time, in milliseconds since 1970, and whose rollout
-    /// could not be read then: one that was packed, which codex unpacks.
+    /// Follows a rollout from the first turn that began after this time, in milliseconds since 1970. For a rollout that
+    /// could not be read before the turn: a compressed one, which codex decompresses.
     ///
     /// # Errors
-    /// The operating system's.
-    pub(super) fn late(
+    /// Those of the operating system.
+    pub(super) fn starting_since(
         path: &Path,
         since: u64,
         cancel: &CancelToken,
@@ -153,11 +152,11 @@ impl RolloutFollower {
         ))
     }
 
-    /// Follows the rollout of a sub-agent that was started since this time. What a fork took over from its parent
-    /// stands before its own first turn, and is not its own.
+    /// Follows the rollout of a sub-agent that was started after this time. A fork's rollout begins with turns of its
+    /// parent, which are skipped.
     ///
     /// # Errors
-    /// The operating system's.
+    /// Those of the operating system.
     pub(super) fn sub_agent(
         path: &Path,
         thread: &str,
@@ -165,9 +164,9 @@ impl RolloutFollower {
         cancel: &CancelToken,
     ) -> io::Result<RolloutFollower> {
         let since = home::time_of_id(thread).map_or(since, |made| made.max(since));
-        let mut watch = RolloutFollower::late(path, since, cancel)?;
-        watch.agent = Some(thread.to_owned());
-        Ok(watch)
+        let mut follower = RolloutFollower::starting_since(path, since, cancel)?;
+        follower.agent = Some(thread.to_owned());
+        Ok(follower)
     }
 
     fn of(
@@ -183,13 +182,13 @@ impl RolloutFollower {
             calls: Calls::default(),
             queue: VecDeque::new(),
             queued: 0,
-            late: VecDeque::new(),
+            unprinted: VecDeque::new(),
             turn: None,
             end: None,
             reported: 0,
             spawned: false,
             before: count.used(),
-            count: count.anew(),
+            count: count.restarted(),
             is_counted: false,
             telemetry: Telemetry::default(),
             plan: Vec::new(),
@@ -197,28 +196,27 @@ impl RolloutFollower {
         }
     }
 
-    /// The same, telling the daemon's tools by these names.
+    /// Renames the daemon's tools to these names.
     pub(super) fn with_names(mut self, names: Option<Arc<ToolNames>>) -> RolloutFollower {
         self.names = names;
         self
     }
 
-    /// Takes what was recorded since, unless so much is queued that it has to be taken first; says whether that
-    /// was anything.
+    /// Reads new records until the queue is full. Returns whether there were any.
     pub(super) fn poll(&mut self) -> bool {
         let before = self.lines.offset();
         while !self.is_full() {
-            let wanted = match self.awaits {
-                Some(_) => wanted_before,
-                None => wanted,
+            let filter = match self.awaits {
+                Some(_) => is_earlier_record,
+                None => is_turn_record,
             };
-            match self.lines.next(wanted) {
-                // It holds the whole new conversation, and may be longer than a line that is read.
+            match self.lines.next(filter) {
+                // It contains the whole new conversation and can be too long to be held.
                 Ok(Some(line)) if line.kind == LineKind::Compacted => {
                     self.compacted();
                 }
                 Ok(Some(line)) => {
-                    // A line that cannot be read is codex's to fix; the turn's end does not hang on it.
+                    // An unreadable line is ignored; the turn's end does not depend on it.
                     let Ok(record) = record::read(&line) else {
                         continue;
                     };
@@ -254,12 +252,12 @@ impl RolloutFollower {
                         {
                             self.awaits = None;
                             self.before = self.count.used();
-                            self.count = self.count.anew();
+                            self.count = self.count.restarted();
                             self.turn = Some(id.into_owned());
                         }
                         (_, Some(_)) => {}
                         (record, None) => {
-                            let mut taker = Taker {
+                            let mut handler = RecordHandler {
                                 agent: self.agent.as_deref(),
                                 calls: &mut self.calls,
                                 queue: &mut self.queue,
@@ -270,7 +268,7 @@ impl RolloutFollower {
                                 plan: &mut self.plan,
                                 names: self.names.as_deref(),
                             };
-                            taker.take(record);
+                            handler.handle(record);
                         }
                     }
                 }
@@ -292,13 +290,13 @@ impl RolloutFollower {
         }
     }
 
-    /// Is so much queued that no more is read?
+    /// Whether the queue is full.
     pub(super) fn is_full(&self) -> bool {
         self.queued >= MAX_QUEUED
     }
 
-    /// What the turn has used, and the thread with it. `totals` is what codex has printed at its end. `None` where
-    /// the turn was not found.
+    /// The tokens of the turn, and of the thread. `totals` are the thread's tokens that codex reported at the end.
+    /// `None` where the turn was not found.
     pub(super) fn tokens(&mut self, totals: Option<Usage>) -> Option<Tokens> {
         if self.awaits.is_some() {
             return None;
@@ -314,22 +312,22 @@ impl RolloutFollower {
         })
     }
 
-    /// What was recorded of the turn's requests besides.
+    /// Other data of the turn's requests.
     pub(super) fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }
 
-    /// Was anything recorded since the reading began?
+    /// Whether anything was recorded since reading began.
     pub(super) fn has_grown(&self) -> bool {
         self.lines.offset() > self.start
     }
 
-    /// The to-do list of the last `update_plan` call, whatever became of it.
+    /// The to-do list of the last `update_plan` call, whether or not that succeeded.
     pub(super) fn plan(&self) -> &[PlanItem] {
         &self.plan
     }
 
-    /// What the turn of this sub-agent has used.
+    /// The tokens of the turn of this sub-agent.
     pub(super) fn used(&self) -> Usage {
         match self.awaits {
             Some(_) => Usage::default(),
@@ -337,29 +335,29 @@ impl RolloutFollower {
         }
     }
 
-    /// Is a call recorded that has no output yet and that codex has not reported as over?
+    /// Whether a call is recorded that has no output yet and that codex has not reported as completed.
     ///
-    /// `is_reported_open`: codex has reported something that has begun and is not over.
+    /// `is_reported_open`: codex has reported a step that has not completed.
     pub(super) fn is_running(&self, is_reported_open: bool) -> bool {
         self.calls.any_open_since(self.reported) || is_reported_open && self.calls.any_open()
     }
 
-    /// codex has reported that everything is over which it had reported as begun.
+    /// Notes that codex has reported the completion of every step that it had reported as started.
     pub(super) fn all_reported_over(&mut self) {
         self.reported = self.calls.count();
     }
 
-    /// What is recorded as the turn's end is none.
-    pub(super) fn goes_on(&mut self) {
+    /// Discards the recorded end: another codex turn continues this one.
+    pub(super) fn continue_turn(&mut self) {
         self.end = None;
     }
 
-    /// How the turn ended, once that is recorded.
+    /// How the turn ended, once codex has recorded it.
     pub(super) fn end(&self) -> Option<&TurnEnd> {
         self.end.as_ref()
     }
 
-    /// Was a call answered that may have started a sub-agent, since this was asked last?
+    /// Whether a call that may have started a sub-agent was recorded since the last time.
     pub(super) fn has_spawned(&mut self) -> bool {
         std::mem::take(&mut self.spawned)
     }
@@ -370,49 +368,51 @@ impl RolloutFollower {
         Some(first)
     }
 
-    /// The next of what is queued that no text stands before, never a text; a text that codex does not print is ignored in time, and
-    /// at once where nothing would be read any more.
+    /// The next record before a text, never a text itself. A text that codex does not print in time is set aside, at
+    /// once if the queue is full.
     pub(super) fn next_before_text(&mut self) -> Option<Recorded> {
         loop {
             match self.queue.front()? {
-                Recorded::Text(_, seen) if seen.elapsed() <= UNPRINTED && !self.is_full() => {
+                Recorded::Text(_, seen) if seen.elapsed() <= PRINT_WAIT && !self.is_full() => {
                     return None;
                 }
                 _ => {}
             }
             match self.pop()? {
-                Recorded::Text(text, _) => self.keep_late(text),
+                Recorded::Text(text, _) => self.set_aside(text),
                 other => return Some(other),
             }
         }
     }
 
-    fn keep_late(&mut self, text: String) {
-        // What a sub-agent says goes to its parent, and is never printed.
+    fn set_aside(&mut self, text: String) {
+        // A sub-agent's texts go to its parent, and are never printed.
         if self.agent.is_some() || is_from_agent(&text) {
             return;
         }
-        self.late.push_back(text);
-        while self.late.len() > 1 && self.late.iter().map(String::len).sum::<usize>() > MAX_LATE {
-            self.late.pop_front();
+        self.unprinted.push_back(text);
+        while self.unprinted.len() > 1
+            && self.unprinted.iter().map(String::len).sum::<usize>() > MAX_UNPRINTED
+        {
+            self.unprinted.pop_front();
         }
     }
 
-    /// Gives what was recorded before this text, which codex now prints: calls, and texts that it has not printed.
-    /// `None` while it is not recorded.
-    pub(super) fn before(&mut self, text: &str) -> Option<Vec<Recorded>> {
+    /// Takes what was recorded before this text, which codex has printed: calls, and texts that it has not printed.
+    /// `None` while the text is not recorded.
+    pub(super) fn take_before(&mut self, text: &str) -> Option<Vec<Recorded>> {
         let text = text.trim();
-        if let Some(at) = self.late.iter().position(|late| late.trim() == text) {
-            let unprinted = self.late.drain(..=at).take(at);
+        if let Some(at) = self.unprinted.iter().position(|late| late.trim() == text) {
+            let passed = self.unprinted.drain(..=at).take(at);
             let seen = Instant::now();
-            return Some(unprinted.map(|text| Recorded::Text(text, seen)).collect());
+            return Some(passed.map(|text| Recorded::Text(text, seen)).collect());
         }
         let at = self.queue.iter().position(
             |recorded| matches!(recorded, Recorded::Text(recorded, _) if recorded.trim() == text),
         )?;
         let seen = Instant::now();
-        let late = self.late.drain(..);
-        let mut before: Vec<Recorded> = late.map(|text| Recorded::Text(text, seen)).collect();
+        let unprinted = self.unprinted.drain(..);
+        let mut before: Vec<Recorded> = unprinted.map(|text| Recorded::Text(text, seen)).collect();
         for _ in 0..at {
             before.extend(self.pop());
         }
@@ -421,9 +421,9 @@ impl RolloutFollower {
         Some(before)
     }
 
-    /// The next of what is queued, whatever it is; a text that was late comes first.
-    pub(super) fn next_left(&mut self) -> Option<Recorded> {
-        if let Some(text) = self.late.pop_front() {
+    /// The next record, of any kind; texts that were set aside come first.
+    pub(super) fn next_remaining(&mut self) -> Option<Recorded> {
+        if let Some(text) = self.unprinted.pop_front() {
             return Some(Recorded::Text(text, Instant::now()));
         }
         loop {
@@ -434,20 +434,20 @@ impl RolloutFollower {
         }
     }
 
-    /// An error for each call that never got an output.
+    /// An error result for each call without an output.
     pub(super) fn unanswered(&mut self) -> Vec<Vec<u8>> {
         let unanswered = self.calls.unanswered();
         unanswered.iter().map(|(id, ())| no_output(id)).collect()
     }
 }
 
-/// A rollout that is read as it grows. What codex records while it is being ended is still emitted, as far as it can be
-/// read in a moment.
+/// A rollout that is read while it grows, and for another 0.5 s after a cancel: the last records of a turn that is
+/// being stopped are emitted, too.
 fn growing(file: File, cancel: &CancelToken) -> Cancellable<File> {
     Cancellable::patient(file, cancel, Duration::from_millis(500))
 }
 
-/// The result of a call that has none.
+/// The error result of a call without an output.
 fn no_output(id: &str) -> Vec<u8> {
     serde_json::json!({
         "type": "tool_result",
@@ -459,8 +459,8 @@ fn no_output(id: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// The list that an `update_plan` call has.
-fn planned(call: &record::Call<'_>) -> Option<Vec<PlanItem>> {
+/// The to-do list in an `update_plan` call.
+fn parse_plan(call: &record::Call<'_>) -> Option<Vec<PlanItem>> {
     #[derive(serde::Deserialize)]
     struct Arguments {
         plan: Vec<PlanStep>,
@@ -482,7 +482,7 @@ fn planned(call: &record::Call<'_>) -> Option<Vec<PlanItem>> {
     )
 }
 
-/// Is this a message of one agent to another? codex records those as texts of the assistant, as JSON.
+/// Whether this is a message between agents. codex records those as texts of the assistant, as JSON.
 fn is_from_agent(text: &str) -> bool {
     text.starts_with('{')
         && serde_json::from_str::<serde_json::Value>(text).is_ok_and(|message| {
@@ -490,8 +490,8 @@ fn is_from_agent(text: &str) -> bool {
         })
 }
 
-/// Where a record goes.
-struct Taker<'a> {
+/// Distributes records to the follower's fields.
+struct RecordHandler<'a> {
     agent: Option<&'a str>,
     calls: &'a mut Calls<()>,
     queue: &'a mut VecDeque<Recorded>,
@@ -503,7 +503,7 @@ struct Taker<'a> {
     names: Option<&'a ToolNames>,
 }
 
-impl Taker<'_> {
+impl RecordHandler<'_> {
     fn push(&mut self, recorded: Recorded) {
         *self.queued += recorded.bytes();
         self.queue.push_back(recorded);
@@ -516,7 +516,7 @@ impl Taker<'_> {
         self.push(Recorded::Event(bytes));
     }
 
-    /// Gives a call of one of the daemon's tools the daemon's name for it.
+    /// Replaces codex's name of one of the daemon's tools by the daemon's.
     fn rename(&self, call: &mut record::Call<'_>) {
         let namespace = call.namespace.as_deref().unwrap_or_default();
         let own = self
@@ -527,12 +527,12 @@ impl Taker<'_> {
         }
     }
 
-    fn take(&mut self, record: Record<'_>) {
+    fn handle(&mut self, record: Record<'_>) {
         let agent = self.agent;
-        let Some(fed) = self.calls.feed(record, |_| ((), 0)) else {
+        let Some(matched) = self.calls.feed(record, |_| ((), 0)) else {
             return;
         };
-        match fed {
+        match matched {
             MatchedRecord::Call { mut call, evicted } => {
                 self.note_call(&mut call);
                 self.event(|out| write_use(out, &call, None, agent));
@@ -565,21 +565,21 @@ impl Taker<'_> {
         }
     }
 
-    /// Looks at a call before it is emitted.
+    /// Evaluates a call before it is emitted.
     fn note_call(&mut self, call: &mut record::Call<'_>) {
         self.rename(call);
         if call.name == "update_plan" && call.namespace.is_none() {
-            *self.plan = planned(call).unwrap_or_default();
+            *self.plan = parse_plan(call).unwrap_or_default();
         }
-        // Each kind of multi-agent tools that codex has has one that starts an agent.
+        // Every version of codex's multi-agent tools has one with this suffix that starts an agent.
         *self.spawned |= call.name.ends_with("_agent");
     }
 }
 
-/// What the thread of this rollout has used, where it is known, and what it holds.
+/// The tokens that the thread of this rollout has used, where they are known, and the use of its context window.
 ///
 /// # Errors
-/// The operating system's.
+/// Those of the operating system.
 pub(crate) fn thread_use(
     rollout: &Path,
     cancel: &CancelToken,
@@ -590,25 +590,25 @@ pub(crate) fn thread_use(
     Ok(((used != Usage::default()).then_some(used), context))
 }
 
-/// The length of a rollout in bytes, what its thread has used so far, and what it holds.
+/// The length of a rollout in bytes, the tokens of its thread, and the use of its context window.
 ///
-/// codex's last total says it, and stands near the end, unless something was lost from it: then it has a mark, or
-/// is not the sum that codex keeps with the single requests from 0.153 on. Only then the whole rollout is read.
+/// codex's last total is near the end and sufficient, unless tokens were lost from it: then it is marked, or differs
+/// from the sum that codex records with each request from 0.153 on. Only then the whole rollout is read.
 fn at_end(
     file: &mut File,
     cancel: &CancelToken,
 ) -> io::Result<(u64, TokenCount, Option<ContextUse>)> {
     let length = file.metadata()?.len();
-    let mut piece = 64 << 10;
+    let mut chunk = 64 << 10;
     loop {
-        let start = length.saturating_sub(piece);
+        let start = length.saturating_sub(chunk);
         file.seek(SeekFrom::Start(start))?;
-        // The first line of a piece is likely cut; then it is not JSON and skipped.
+        // The first line of a chunk is usually incomplete; then it is not JSON and is skipped.
         let piece_of_it = io::Read::take(&mut *file, length - start);
         let mut lines = Lines::starting_at(Cancellable::new(piece_of_it, cancel), start);
         let mut count = TokenCount::default();
         let (mut last, mut requests, mut has_grown) = (None, None, false);
-        let mut holds = None;
+        let mut last_context = None;
         while let Some(line) = lines.next(|kind| kind == LineKind::Usage)? {
             match record::read(&line) {
                 Ok(Record::Total {
@@ -618,7 +618,7 @@ fn at_end(
                     ..
                 }) => {
                     count.total(used);
-                    holds = context.or(holds);
+                    last_context = context.or(last_context);
                     has_grown |= last.is_some_and(|(before, _)| before != used);
                     last = Some((used, is_whole));
                 }
@@ -630,17 +630,17 @@ fn at_end(
             }
         }
         if start == 0 {
-            return Ok((length, count, holds));
+            return Ok((length, count, last_context));
         }
         if let Some((total, true)) = last
-            // Where single requests are recorded, one stands between two totals that differ.
+            // With requests on record, there is one between any two totals that differ.
             && (requests == Some(total) || requests.is_none() && has_grown)
         {
             let mut count = TokenCount::default();
             count.total(total);
-            return Ok((length, count, holds));
+            return Ok((length, count, last_context));
         }
-        piece = piece.saturating_mul(16);
+        chunk = chunk.saturating_mul(16);
     }
 }
 
@@ -656,7 +656,7 @@ mod tests {
         format!("{line}\n")
     }
 
-    /// Where codex's count stands, in input tokens; and the sum that it reports with it.
+    /// codex's total, in input tokens, and the sum that it records with it.
     fn total(input: u64, sum: u64) -> String {
         let used = json!({"input_tokens": input, "output_tokens": 0, "total_tokens": sum});
         line(
@@ -673,7 +673,7 @@ mod tests {
         )
     }
 
-    /// Something longer than the piece that is read first.
+    /// A line longer than the first chunk.
     fn long() -> String {
         let output = json!({"call_id": "x", "output": "x".repeat(100_000)});
         line("response_item", &output)
@@ -783,31 +783,34 @@ mod tests {
         for (what, lines, thread, counted) in cases {
             let mut file = tempfile::NamedTempFile::new().unwrap();
             file.write_all(lines.concat().as_bytes()).unwrap();
-            let mut watch =
+            let mut follower =
                 RolloutFollower::known_thread(file.path(), &CancelToken::new().unwrap()).unwrap();
             let used = |turn: u64| Tokens {
                 turn: TurnUsage::from(input(turn)),
                 thread: (thread + turn > 0).then(|| input(thread + turn)),
             };
-            assert!(!watch.poll(), "{what}: nothing of that is the turn's");
-            assert_eq!(watch.tokens(None), Some(used(0)), "{what}");
-            // codex goes on from the last total; what it prints counts where it could not record it.
+            assert!(
+                !follower.poll(),
+                "{what}: earlier records are not the turn's"
+            );
+            assert_eq!(follower.tokens(None), Some(used(0)), "{what}");
+            // codex continues from its last total; its output counts where it could not record.
             assert_eq!(
-                watch.tokens(Some(input(counted + 7))),
+                follower.tokens(Some(input(counted + 7))),
                 Some(used(7)),
                 "{what}"
             );
             assert_eq!(
-                watch.tokens(Some(input(counted + 7))),
+                follower.tokens(Some(input(counted + 7))),
                 Some(used(7)),
                 "{what}"
             );
             for line in [request(10, thread + 10), total(counted + 10, counted + 10)] {
                 file.write_all(line.as_bytes()).unwrap();
             }
-            assert!(watch.poll(), "{what}");
+            assert!(follower.poll(), "{what}");
             assert_eq!(
-                watch.tokens(Some(input(counted + 10))),
+                follower.tokens(Some(input(counted + 10))),
                 Some(used(17)),
                 "{what}"
             );
@@ -828,21 +831,24 @@ mod tests {
         let turn = |second, said, used| [begins(second), text(said), total(used, used)].concat();
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let since = 1_795_262_402_000; // 12:00:02
-        let mut watch =
-            RolloutFollower::late(file.path(), since, &CancelToken::new().unwrap()).unwrap();
+        let mut follower =
+            RolloutFollower::starting_since(file.path(), since, &CancelToken::new().unwrap())
+                .unwrap();
         file.write_all((turn(0, "first", 100) + &turn(1, "second", 200)).as_bytes())
             .unwrap();
-        watch.poll();
-        assert_eq!(watch.tokens(Some(input(300))), None);
+        follower.poll();
+        assert_eq!(follower.tokens(Some(input(300))), None);
         file.write_all(turn(2, "third", 300).as_bytes()).unwrap();
-        watch.poll();
+        follower.poll();
         assert_eq!(
-            watch.tokens(Some(input(300))),
+            follower.tokens(Some(input(300))),
             Some(Tokens {
                 turn: TurnUsage::from(input(100)),
                 thread: Some(input(300))
             })
         );
-        assert!(watch.before("second").is_none() && watch.before("third").is_some());
+        assert!(
+            follower.take_before("second").is_none() && follower.take_before("third").is_some()
+        );
     }
 }

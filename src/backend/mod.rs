@@ -1,7 +1,7 @@
-//! The seam between a turn and the way in which codex is run: what a turn asks of it, and what comes of that.
+//! The interface between a turn and the way in which codex is run: what a turn passes to it, and what it returns.
 //!
-//! Everything codex says on the way goes to the [`Emitter`]. Above this directory nobody knows how codex runs; in it
-//! nobody knows the daemon, the queue of a workspace or its session file.
+//! Events of a running turn go to the [`Emitter`]. Code above this directory does not depend on how codex runs; code in
+//! it does not depend on the daemon, the queue of a workspace or its session file.
 
 pub(crate) mod app_server;
 pub(crate) mod child;
@@ -51,14 +51,14 @@ pub(crate) trait Backend: Send + Sync {
     ) -> Result<Outcome>;
 }
 
-/// The ways of running codex, and what they keep from one turn to the next.
+/// All backends, and the state that they keep between turns.
 #[derive(Debug, Default)]
 pub(crate) struct Backends {
     app_server: AppServer,
 }
 
 impl Backends {
-    /// The backend that the config chooses.
+    /// The backend that the config selects.
     pub(crate) fn choose(&self, config: &Config) -> &dyn Backend {
         match config.backend {
             BackendChoice::Exec => &Exec,
@@ -89,30 +89,30 @@ impl Backends {
         }
     }
 
-    /// Lets go of the thread of this workspace, whose path is canonical, until what this gives is resumed or dropped: no
-    /// turn runs there meanwhile. `None` where it was not held.
+    /// Releases the thread of this workspace, whose path is canonical, until the result is resumed or dropped; no turn
+    /// runs there meanwhile. `None` where the thread was not held.
     pub(crate) fn suspend(&self, workspace: &Path) -> Option<Suspended> {
-        self.app_server.pool.kept().suspend(workspace)
+        self.app_server.pool.handle().suspend(workspace)
     }
 
-    /// Ends everything that is kept, and keeps nothing any more.
+    /// Ends all kept processes; none are kept from now on.
     pub(crate) fn end(&self) {
         self.app_server.pool.end();
     }
 }
 
-/// A workspace in a turn. Dropped, what the backend keeps of it waits for the next one.
+/// A workspace during a turn. When it is dropped, the backend keeps its process for the next turn.
 pub(crate) struct Claim<'a> {
     backends: &'a Backends,
     workspace: &'a Path,
     config: &'a Config,
     places: &'a Paths,
-    /// The lock on the workspace, which stays with what is kept.
+    /// The lock on the workspace, which is held as long as a process is kept.
     pub(crate) lock: Option<FileLock>,
 }
 
 impl Claim<'_> {
-    /// What lends the daemon's tools to the codex that is kept.
+    /// The bridge to the daemon's tools of the kept process.
     pub(crate) fn tools(&self) -> Option<Arc<Bridge>> {
         self.backends.app_server.pool.tools(self.workspace)
     }
@@ -122,44 +122,44 @@ impl Drop for Claim<'_> {
     fn drop(&mut self) {
         let (time, most) = (self.config.warm, self.config.warm_max);
         let pool = &self.backends.app_server.pool;
-        pool.rest(self.workspace, self.lock.take(), time, most, self.places);
+        pool.end_turn(self.workspace, self.lock.take(), time, most, self.places);
     }
 }
 
-/// What a turn asks of codex.
+/// The parameters of a turn.
 pub(crate) struct TurnSpec<'a> {
     pub(crate) config: &'a Config,
     pub(crate) places: &'a Paths,
-    /// The canonical path of a directory that is there.
+    /// The canonical path of an existing directory.
     pub(crate) workspace: &'a Path,
     /// The codex executable.
     pub(crate) program: &'a Path,
-    /// The lock that keeps other processes out of the workspace, where it could be had.
+    /// The lock file that keeps other processes out of the workspace, where it could be taken.
     pub(crate) lock: Option<&'a Path>,
-    /// The thread to go on with; `None` begins one.
+    /// The id of the thread to resume; `None` starts a new one.
     pub(crate) thread: Option<&'a str>,
     /// The model as the daemon names it; empty leaves the choice to codex.
     pub(crate) model: &'a str,
     pub(crate) system: Option<&'a str>,
-    /// How much the model is to think, in the provider's word for it.
+    /// The reasoning effort, in the provider's terms.
     pub(crate) reasoning_effort: Option<&'a str>,
-    /// The file of the JSON Schema that the last text is to follow.
+    /// A file with the JSON Schema for the last message.
     pub(crate) output_schema: Option<&'a Path>,
     pub(crate) images: &'a [PathBuf],
     pub(crate) prompt: Cow<'a, str>,
-    /// The daemon's tools, where it lends some.
+    /// The bridge to the daemon's tools, if there are any.
     pub(crate) tools: Option<&'a Arc<Bridge>>,
-    /// What the user says meanwhile.
+    /// Messages of the user during the turn.
     pub(crate) steering: Option<&'a Steering>,
-    /// Called once, with the id of the thread that codex works on, unless it is another than was asked for. Gives a
-    /// warning for each thing that could not be stored.
+    /// Called once, with the id of the thread that codex works on, unless it is another one than was asked for. Returns
+    /// a warning for each thing that could not be stored.
     pub(crate) on_thread: &'a dyn Fn(&str) -> Vec<String>,
 }
 
-/// What came of a turn.
+/// The result of a turn.
 pub(crate) struct Outcome {
     pub(crate) status: TurnStatus,
-    /// The thread that codex said it works on.
+    /// The thread that codex reported.
     pub(crate) thread: Option<String>,
     pub(crate) account: Account,
 }
@@ -180,7 +180,7 @@ pub(crate) enum TurnStatus {
     Completed,
     Cancelled,
     Failed(Error),
-    /// codex does not go on with the thread that was asked for, and did nothing.
+    /// codex refused to resume the thread, and did nothing.
     Refused(Refusal),
 }
 
@@ -192,14 +192,14 @@ pub(crate) struct Tokens {
     pub(crate) thread: Option<Usage>,
 }
 
-/// What a turn's response reports of its cost.
+/// What a turn's response reports beside its status.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Account {
     pub(crate) tokens: Tokens,
     pub(crate) telemetry: Telemetry,
 }
 
-/// The error of a codex that could not be executed, by the operating system's number for it.
+/// The error of a codex that could not be executed, by its errno.
 fn not_started(program: &Path, config_file: &Path, errno: i32) -> Error {
     let error = io::Error::from_raw_os_error(errno);
     let hint = format!("set \"binary\" in {}", config_file.display());

@@ -1,7 +1,8 @@
-//! Emits what codex records of a turn while it runs, among what it reports: tool calls with codex's own ids, the calls of
-//! sub-agents, tokens, how the turn ended.
+//! Follows the record of a running turn and emits its parts in order with codex's output: tool calls with codex's own
+//! ids, the calls of sub-agents, tokens, how the turn ended.
 //!
-//! The rollout has everything and has it first; what codex says beside it, whichever way it is run, has no call ids.
+//! The rollout is complete, and written before codex reports anything; codex's output has no call ids in either
+//! backend.
 
 use super::emitter::Emitter;
 use super::follow::{Recorded, RolloutFollower};
@@ -19,68 +20,68 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-/// How often a rollout is looked at that grows.
+/// How often a growing rollout is polled.
 pub(super) const TICK: Duration = Duration::from_millis(40);
 
 /// How long a printed text waits for its record, so that the calls before it are emitted before it.
 const RECORD_WAIT: Duration = Duration::from_millis(300);
 
-/// After so many texts in a row without a record, none is waited for any more.
+/// After this many texts in a row without a record, later texts do not wait.
 const MAX_UNMATCHED_TEXTS: u32 = 3;
 
 /// How many sub-agents' rollouts are followed in a turn.
 const MAX_AGENTS: usize = 64;
 
-/// How long after a call that may have started a sub-agent its rollout is looked for.
+/// How long the rollout of a sub-agent is searched for after a call that may have started one.
 const AGENT_WAIT: Duration = Duration::from_secs(3);
 
-/// How often.
+/// How often it is searched for.
 const AGENT_PAUSE: Duration = Duration::from_millis(150);
 
-/// The longest first line of a rollout that is read: it holds codex's whole instructions.
+/// The longest first line of a rollout that is read, in bytes: it contains codex's instructions.
 const MAX_META: u64 = 4 << 20;
 
-/// How much of tool calls is still emitted after a cancel, in bytes: a daemon that does not read has it pile up.
+/// How many bytes of tool call events are still emitted after a cancel: they pile up if the daemon does not read.
 const MAX_AFTER_CANCEL: usize = 8 << 20;
 
 /// The record of a running turn.
 pub(super) struct Recording<'a> {
     spec: &'a TurnSpec<'a>,
     cancel: CancelToken,
-    /// The thread that codex said it works on.
+    /// The thread that codex reported.
     thread: Option<String>,
     follower: Option<RolloutFollower>,
-    /// The rollout of a thread that this turn has begun.
+    /// The rollout of a thread that this turn has created.
     new_rollout: Option<PathBuf>,
-    /// Why the rollout of a thread that goes on could not be read.
+    /// Why the rollout of a resumed thread could not be read.
     unreadable: Option<Error>,
-    /// When codex was asked, in milliseconds since 1970.
+    /// When codex was given the turn, in milliseconds since 1970.
     begun: u64,
-    /// When to look for the rollout again, and how long to wait after that.
+    /// When to search for the rollout again, and how long to pause after that.
     next_search: Instant,
     pause: Duration,
-    /// How many printed texts in a row were not found in it.
+    /// How many printed texts in a row were not found in the rollout.
     unmatched: u32,
     /// The text that was emitted last.
     last_text: Option<String>,
-    /// How many printed texts have no record of the same words.
+    /// How many printed texts had no record with the same text.
     misprinted: u32,
     agents: Agents,
     version: VersionCheck,
 }
 
-/// What of the recorded texts codex has not said itself.
+/// Which recorded texts codex has not printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unprinted {
     Nothing,
-    /// Lines of it were too long to be held.
+    /// Some of its lines were too long to be held.
     Some,
-    /// It has not said how the turn ended, nor perhaps what came before.
+    /// It has not printed the end of the turn, and perhaps not what came before.
     End,
 }
 
 impl<'a> Recording<'a> {
-    /// The record of a turn that is about to begin. Reading back may take a while.
+    /// The record of a turn that is about to begin. Reads the thread's rollout, which may take a while.
     pub(super) fn new(spec: &'a TurnSpec<'a>, cancel: &CancelToken) -> Recording<'a> {
         let (follower, unreadable) = match known_thread(spec, cancel) {
             Ok(follower) => (follower, None),
@@ -104,7 +105,7 @@ impl<'a> Recording<'a> {
         }
     }
 
-    /// codex works on this thread.
+    /// Sets the thread that codex reported.
     pub(super) fn set_thread(&mut self, thread: &str) {
         self.thread = Some(thread.to_owned());
     }
@@ -113,45 +114,45 @@ impl<'a> Recording<'a> {
         self.thread.as_deref()
     }
 
-    /// codex is asked now.
+    /// Notes that codex is given the turn now.
     pub(super) fn begin(&mut self) {
         self.begun = now();
     }
 
-    /// This text was emitted.
+    /// Notes a text that was emitted.
     pub(super) fn set_last_text(&mut self, text: &str) {
         self.last_text = Some(text.trim().to_owned());
     }
 
-    /// codex goes on with what the turn has not answered: what it has recorded as the end is none.
-    pub(super) fn goes_on(&mut self) {
+    /// Discards the recorded end: another codex turn continues this one.
+    pub(super) fn continue_turn(&mut self) {
         if let Some(follower) = &mut self.follower {
-            follower.goes_on();
+            follower.continue_turn();
         }
     }
 
-    /// How the turn ended, once that is recorded.
+    /// How the turn ended, once codex has recorded it.
     pub(super) fn end(&self) -> Option<&TurnEnd> {
         self.follower.as_ref()?.end()
     }
 
-    /// Is a call recorded that has no output yet and that codex has not reported as over?
+    /// Whether a call is recorded that has no output yet and that codex has not reported as completed.
     ///
-    /// `is_reported_open`: codex has reported something that has begun and is not over.
+    /// `is_reported_open`: codex has reported a step that has not completed.
     pub(super) fn is_running(&self, is_reported_open: bool) -> bool {
         let mut followers = self.follower.iter().chain(&self.agents.followed);
         followers.any(|follower| follower.is_running(is_reported_open))
     }
 
-    /// codex has reported that everything is over which it had reported as begun.
+    /// Notes that codex has reported the completion of every step that it had reported as started.
     pub(super) fn all_reported_over(&mut self) {
         let followers = self.follower.iter_mut().chain(&mut self.agents.followed);
         followers.for_each(RolloutFollower::all_reported_over);
     }
 
-    /// A sub-agent may have been started.
+    /// Notes that a sub-agent may have been started.
     pub(super) fn expect_agents(&mut self) {
-        self.agents.look_until = Some(Instant::now() + AGENT_WAIT);
+        self.agents.search_until = Some(Instant::now() + AGENT_WAIT);
     }
 
     /// The to-do list of the last `update_plan` call.
@@ -159,29 +160,29 @@ impl<'a> Recording<'a> {
         self.follower.as_ref().map_or(&[], RolloutFollower::plan)
     }
 
-    /// Is there a rollout, and was nothing recorded in it?
+    /// Whether there is a rollout without new records.
     pub(super) fn is_silent(&self) -> bool {
         self.follower.as_ref().is_some_and(|it| !it.has_grown())
     }
 
-    /// Looks for the rollout, also where that was tried just now.
+    /// Searches for the rollout at once.
     pub(super) fn search_now(&mut self) {
         self.next_search = Instant::now();
         self.find_record();
     }
 
-    /// The version of codex, where this turn has begun the thread.
+    /// The version of codex in the first record, where this turn has created the thread.
     fn recorded_version(&self) -> Option<CodexVersion> {
         let version = record::origin(&first_line(self.new_rollout.as_deref()?)?)?.version?;
         find::parse_version(&version)
     }
 
-    /// What the turn took. `totals` is what codex has reported of the thread at its end.
+    /// The tokens and telemetry of the turn. `totals` are the thread's tokens that codex reported at its end.
     pub(super) fn account(mut self, totals: Option<Usage>, emitter: &mut Emitter<'_>) -> Account {
         let telemetry = self.follower.as_ref().map(|it| it.telemetry().clone());
         let recorded = self.follower.as_mut().and_then(|it| it.tokens(totals));
         let mut tokens = recorded.unwrap_or_else(|| {
-            // What of that was used before is not known where the rollout could not be read.
+            // Without the rollout it is not known how many of them were used before the turn.
             let turn = totals.filter(|_| self.unreadable.is_none());
             Tokens {
                 turn: TurnUsage::from(turn.unwrap_or_default()),
@@ -204,7 +205,7 @@ impl<'a> Recording<'a> {
         }
     }
 
-    /// Finds the rollout of a thread that codex has just begun or unpacked.
+    /// Finds the rollout of a thread that codex has just created or decompressed.
     fn find_record(&mut self) {
         let (Some(thread), None) = (&self.thread, &self.follower) else {
             return;
@@ -213,55 +214,58 @@ impl<'a> Recording<'a> {
             return;
         }
         let home = self.spec.places.codex_home(self.spec.config);
-        // codex makes it when there is something to record; an error now may be none the next time.
+        // codex creates it with the first record; an error may be temporary.
         if let Ok(Some(path)) = home::find_rollout(&home, thread) {
             let follower = match self.spec.thread {
                 None => RolloutFollower::new_thread(&path, &self.cancel),
-                Some(_) => RolloutFollower::late(&path, self.begun, &self.cancel),
+                Some(_) => RolloutFollower::starting_since(&path, self.begun, &self.cancel),
             };
             if self.spec.thread.is_none() {
                 self.new_rollout = Some(path);
             }
             let names = self.spec.tools.map(|it| it.names());
             self.follower = follower.ok().map(|follower| follower.with_names(names));
-            // Late, but there: texts are worth a wait again.
+            // Texts can be matched from now on.
             self.unmatched = 0;
         }
         self.next_search = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(Duration::from_secs(2));
     }
 
-    /// Tells what codex has recorded; says whether it had recorded anything.
+    /// Emits what codex has recorded. Returns whether there was anything new.
     pub(super) fn follow(&mut self, emitter: &mut Emitter<'_>) -> bool {
         self.find_record();
-        let wanted = self.spec.config.tool_events;
+        let is_enabled = self.spec.config.tool_events;
         let Some(follower) = &mut self.follower else {
             return false;
         };
-        let mut grown = take_from(follower, wanted, &self.cancel, emitter);
+        let mut grown = emit_before_text(follower, is_enabled, &self.cancel, emitter);
         if follower.has_spawned() {
-            self.agents.look_until = Some(Instant::now() + AGENT_WAIT);
+            self.agents.search_until = Some(Instant::now() + AGENT_WAIT);
         }
         let now = Instant::now();
-        if self.agents.look_until.is_some_and(|until| now < until) && now >= self.agents.next_look {
-            self.agents.next_look = now + AGENT_PAUSE;
+        if self.agents.search_until.is_some_and(|until| now < until)
+            && now >= self.agents.next_search
+        {
+            self.agents.next_search = now + AGENT_PAUSE;
             self.find_agents(emitter);
         }
         for agent in &mut self.agents.followed {
-            grown |= take_from(agent, wanted, &self.cancel, emitter);
+            grown |= emit_before_text(agent, is_enabled, &self.cancel, emitter);
             if agent.has_spawned() {
-                self.agents.look_until = Some(Instant::now() + AGENT_WAIT);
+                self.agents.search_until = Some(Instant::now() + AGENT_WAIT);
             }
         }
         grown
     }
 
-    /// Finds the rollouts of sub-agents that this turn has started: each names the thread that started it.
+    /// Finds the rollouts of sub-agents that this turn has started: each has the thread that started it in its first
+    /// line.
     fn find_agents(&mut self, emitter: &mut Emitter<'_>) {
         let Some(main) = &self.thread else { return };
         let home = self.spec.places.codex_home(self.spec.config);
         let agents = &mut self.agents;
-        // A sub-agent's sub-agent is only known once its parent is.
+        // Ids are ordered by time, so that a parent comes before its sub-agents.
         let mut candidates = home::rollouts_since(&home, main, self.begun);
         candidates.sort_unstable();
         for (thread, path) in candidates {
@@ -269,7 +273,7 @@ impl<'a> Recording<'a> {
                 continue;
             }
             let Some(origin) = first_line(&path).and_then(|line| record::origin(&line)) else {
-                // It is not whole yet.
+                // The line is incomplete.
                 continue;
             };
             let is_ours = origin.parent.as_ref().is_some_and(|parent| {
@@ -278,7 +282,7 @@ impl<'a> Recording<'a> {
                     || origin.session.as_ref() == Some(main)
             });
             if !is_ours {
-                // A parent that is not known can only be one that comes later in the order of ids, which is none.
+                // A parent that is not known by now is not one of this turn.
                 agents.seen.insert(thread);
                 continue;
             }
@@ -306,36 +310,35 @@ impl<'a> Recording<'a> {
         }
     }
 
-    /// Emits everything that is recorded and was not emitted, the turn being over; texts only where codex has not
-    /// printed them.
-    pub(super) fn emit_remaining(&mut self, left: Unprinted, emitter: &mut Emitter<'_>) {
+    /// Emits all remaining records at the end of the turn; texts only where codex has not printed them.
+    pub(super) fn emit_remaining(&mut self, unprinted: Unprinted, emitter: &mut Emitter<'_>) {
         self.find_agents(emitter);
-        let wanted = self.spec.config.tool_events;
+        let is_enabled = self.spec.config.tool_events;
         let is_cancelled = self.cancel.is_cancelled();
-        let mut left_out = 0u64;
-        let mut told = 0;
+        let mut omitted = 0u64;
+        let mut emitted = 0;
         let (follower, agents) = (&mut self.follower, &mut self.agents.followed);
         for (at, follower) in follower.iter_mut().chain(agents).enumerate() {
-            let mut tell = |event: &[u8], emitter: &mut Emitter<'_>| {
-                told += event.len();
-                if is_cancelled && told > MAX_AFTER_CANCEL {
-                    left_out += 1;
+            let mut emit = |event: &[u8], emitter: &mut Emitter<'_>| {
+                emitted += event.len();
+                if is_cancelled && emitted > MAX_AFTER_CANCEL {
+                    omitted += 1;
                 } else {
-                    tell(event, wanted, emitter);
+                    emit_call_event(event, is_enabled, emitter);
                 }
             };
             loop {
                 follower.poll();
                 let was_full = follower.is_full();
-                while let Some(next) = follower.next_left() {
+                while let Some(next) = follower.next_remaining() {
                     match next {
-                        Recorded::Event(event) => tell(&event, emitter),
+                        Recorded::Event(event) => emit(&event, emitter),
                         Recorded::Compacted => emitter.status(Status::Compacted, None),
-                        // What was printed in other words has its record here.
+                        // The record of a text that was printed differently.
                         Recorded::Text(..) if self.misprinted > 0 => self.misprinted -= 1,
                         Recorded::Text(text, _)
                             if at == 0
-                                && match left {
+                                && match unprinted {
                                     Unprinted::Nothing => false,
                                     Unprinted::Some => true,
                                     Unprinted::End => follower.end().is_some(),
@@ -353,24 +356,24 @@ impl<'a> Recording<'a> {
                 }
             }
             for event in follower.unanswered() {
-                tell(&event, emitter);
+                emit(&event, emitter);
             }
             if at == 0
-                && left == Unprinted::End
+                && unprinted == Unprinted::End
                 && let Some(TurnEnd::Completed(Some(last))) = follower.end()
                 && self.last_text.as_deref() != Some(last.trim())
             {
                 emitter.text(last);
             }
         }
-        if left_out > 0 {
+        if omitted > 0 {
             emitter.warn(&format!(
-                "{left_out} events of tool calls are left out: the turn was cancelled, and nobody took them"
+                "{omitted} events of tool calls are left out: the turn was cancelled, and nobody took them"
             ));
         }
     }
 
-    /// Tells the calls that codex recorded before it recorded this text, which it has printed.
+    /// Emits the calls that codex recorded before this text, which it has printed.
     pub(super) fn emit_calls_recorded_before(&mut self, text: &str, emitter: &mut Emitter<'_>) {
         if !self.spec.config.tool_events {
             self.misprinted += 1;
@@ -381,14 +384,14 @@ impl<'a> Recording<'a> {
             self.find_record();
             if let Some(follower) = &mut self.follower {
                 follower.poll();
-                if let Some(before) = follower.before(text) {
+                if let Some(before) = follower.take_before(text) {
                     for recorded in before {
                         match recorded {
                             Recorded::Event(event) => {
-                                tell(&event, self.spec.config.tool_events, emitter)
+                                emit_call_event(&event, self.spec.config.tool_events, emitter)
                             }
                             Recorded::Compacted => emitter.status(Status::Compacted, None),
-                            // What was printed in other words has its record here.
+                            // The record of a text that was printed differently.
                             Recorded::Text(..) if self.misprinted > 0 => self.misprinted -= 1,
                             Recorded::Text(text, _) => emitter.text(&text),
                         }
@@ -400,11 +403,11 @@ impl<'a> Recording<'a> {
             if self.follower.as_ref().is_some_and(RolloutFollower::is_full)
                 && !self.cancel.is_cancelled()
             {
-                // It stands behind what has to be taken first.
+                // Its record is behind others that have to be taken first.
                 self.follow(emitter);
                 continue;
             }
-            // A codex whose texts are not found is not waited for again and again.
+            // If texts are not found repeatedly, no further one is waited for.
             if self.thread.is_none()
                 || self.unmatched >= MAX_UNMATCHED_TEXTS
                 || self.cancel.is_cancelled()
@@ -416,34 +419,34 @@ impl<'a> Recording<'a> {
             if now >= *deadline.get_or_insert(now + RECORD_WAIT) {
                 self.unmatched = match self.follower {
                     Some(_) => self.unmatched + 1,
-                    // It keeps no record at all.
+                    // There is no rollout.
                     None => MAX_UNMATCHED_TEXTS,
                 };
                 self.misprinted += 1;
-                // It is not recorded; what was recorded by now came before it.
+                // It is not recorded; what is recorded by now came before it.
                 self.follow(emitter);
                 return;
             }
             os::wait_for(&self.cancel, Duration::from_millis(3));
             if self.follower.is_none() {
-                // A new thread's rollout appears about when codex prints its first text.
+                // The rollout of a new thread appears at about the time of the first printed text.
                 self.next_search = self.next_search.min(Instant::now() + TICK / 2);
             }
         }
     }
 }
 
-/// The rollout of the thread that goes on, followed from its present end.
+/// Follows the rollout of the resumed thread from its present end.
 ///
 /// # Errors
-/// [`Kind::Io`] where it cannot be read; it may be later, when codex has unpacked it.
+/// [`Kind::Io`] where it cannot be read; it may be readable later, when codex has decompressed it.
 fn known_thread(spec: &TurnSpec<'_>, cancel: &CancelToken) -> Result<Option<RolloutFollower>> {
     let Some(thread) = spec.thread else {
         return Ok(None);
     };
     let home = spec.places.codex_home(spec.config);
     let Some(path) = home::find_rollout(&home, thread)? else {
-        // codex will say what it makes of that.
+        // codex will report the missing thread itself.
         return Ok(None);
     };
     let follower = RolloutFollower::known_thread(&path, cancel)
@@ -451,10 +454,10 @@ fn known_thread(spec: &TurnSpec<'_>, cancel: &CancelToken) -> Result<Option<Roll
     Ok(Some(follower.with_names(spec.tools.map(|it| it.names()))))
 }
 
-/// Tells what a rollout has, as far as no text stands before it that codex will print.
-fn take_from(
+/// Emits the records before the next text that codex has still to print. Returns whether there was anything new.
+fn emit_before_text(
     follower: &mut RolloutFollower,
-    wanted: bool,
+    is_enabled: bool,
     cancel: &CancelToken,
     emitter: &mut Emitter<'_>,
 ) -> bool {
@@ -463,29 +466,29 @@ fn take_from(
         let has_more = follower.poll();
         grown |= has_more;
         let was_full = follower.is_full();
-        let mut told = false;
+        let mut has_emitted = false;
         while let Some(recorded) = follower.next_before_text() {
             match recorded {
-                Recorded::Event(event) => tell(&event, wanted, emitter),
+                Recorded::Event(event) => emit_call_event(&event, is_enabled, emitter),
                 Recorded::Compacted => emitter.status(Status::Compacted, None),
                 Recorded::Text(..) => {}
             }
-            told = true;
+            has_emitted = true;
         }
-        if told {
+        if has_emitted {
             emitter.flush();
         }
-        // After a cancel nothing holds this up any more, and what the daemon does not take would pile up.
+        // After a cancel the caller must not be delayed, and events that the daemon does not read would pile up.
         if !was_full || follower.is_full() || cancel.is_cancelled() {
             return grown;
         }
     }
 }
 
-/// Tells an event of a tool call, where they are `wanted`.
-pub(super) fn tell(event: &[u8], wanted: bool, emitter: &mut Emitter<'_>) {
+/// Emits an event of a tool call, if `is_enabled`; counts it in any case.
+pub(super) fn emit_call_event(event: &[u8], is_enabled: bool, emitter: &mut Emitter<'_>) {
     emitter.calls += 1;
-    if wanted {
+    if is_enabled {
         emitter.raw_event(event);
     }
 }
@@ -495,11 +498,11 @@ struct Agents {
     followed: Vec<RolloutFollower>,
     /// Their threads.
     threads: HashSet<String>,
-    /// Threads whose rollouts were looked at.
+    /// Threads whose rollouts were examined.
     seen: HashSet<String>,
-    /// Until when there may be new ones, and when to look for them next.
-    look_until: Option<Instant>,
-    next_look: Instant,
+    /// Until when new ones are searched for, and when next.
+    search_until: Option<Instant>,
+    next_search: Instant,
     is_over_limit: bool,
 }
 
@@ -509,14 +512,14 @@ impl Default for Agents {
             followed: Vec::new(),
             threads: HashSet::new(),
             seen: HashSet::new(),
-            look_until: None,
-            next_look: Instant::now(),
+            search_until: None,
+            next_search: Instant::now(),
             is_over_limit: false,
         }
     }
 }
 
-/// The first line of a rollout, once it is whole.
+/// The first line of a rollout, once it is complete.
 fn first_line(path: &Path) -> Option<Vec<u8>> {
     let file = open_regular_file(path).ok()?;
     let mut lines = Lines::followed(io::Read::take(file, MAX_META));

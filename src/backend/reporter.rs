@@ -1,8 +1,8 @@
-//! Emits what codex reports of a running turn: texts, steps, plans and trouble from what it
-//! prints, tool calls from what it records, each in its place. The same whichever way codex is run.
+//! Reports a running turn, whichever way codex is run: texts, steps, plans and warnings come from codex's output, tool
+//! calls from its rollout, merged in order.
 
 use super::emitter::{Emitter, Step, StepKind, StepState};
-use super::recording::{Recording, Unprinted, now, tell};
+use super::recording::{Recording, Unprinted, emit_call_event, now};
 use super::{Account, TurnSpec, TurnStatus};
 use crate::canonical::{PlanItem, Status, Telemetry, TurnEvent, Usage};
 use crate::codex::failure::{self, Exit};
@@ -15,39 +15,40 @@ use serde_json::json;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// So many warnings of codex, and lines that are not events, are emitted as warnings in a turn; the rest at `debug`.
+/// How many warnings and lines that are not events are logged as warnings in a turn; the rest at `debug`.
 const MAX_TROUBLES: u64 = 20;
 
-/// What codex says where it cannot write into a rollout (0.135.0 to 0.169.0).
+/// codex's warning that it cannot write to the rollout (0.135.0 to 0.169.0).
 const UNRECORDED: &str = "Failed to save the conversation transcript";
 
-/// How often the rollout is looked at while a tool call waits for its event.
+/// How often the rollout is polled while a call of one of the daemon's tools waits for its event.
 const HELD_TICK: Duration = Duration::from_millis(3);
 
-/// Tells what codex says and records of a turn.
+/// Reports what codex prints and records of a turn.
 pub(super) struct Reporter<'a> {
     spec: &'a TurnSpec<'a>,
     pub(super) recording: Recording<'a>,
-    /// Did the model do anything?
+    /// Whether the model did anything.
     pub(super) worked: bool,
-    /// It said that it does something.
+    /// Whether codex reported a step.
     has_steps: bool,
-    /// How many warnings it gave, lines that are not events among them.
+    /// The number of warnings, and of lines that are not events.
     troubles: u64,
-    /// How many lines were too long to be held.
+    /// The number of lines that were too long to be held.
     skipped: u64,
-    /// codex said that it cannot record anything: a full disk. It does so once there is room.
+    /// codex warned that it cannot write to the rollout, for instance on a full disk. It writes later what it could
+    /// not.
     is_unrecorded: bool,
-    /// The items that codex has reported as begun and not as over.
+    /// The keys of the steps that have started and not completed.
     open: HashSet<String>,
-    /// The web searches that were emitted.
+    /// The keys of the web searches that were emitted.
     searches: HashSet<String>,
     /// The to-do list that was emitted last.
     plan: Option<Vec<PlanItem>>,
 }
 
 impl<'a> Reporter<'a> {
-    /// Reading back what the thread has recorded may take a while.
+    /// Reads the thread's rollout, which may take a while.
     pub(super) fn new(spec: &'a TurnSpec<'a>, cancel: &CancelToken) -> Reporter<'a> {
         Reporter {
             spec,
@@ -63,7 +64,7 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    /// How long to wait at once for codex to say something before what it has recorded is looked at.
+    /// How long to wait for output of codex before the rollout is polled.
     pub(super) fn tick(emitter: &Emitter<'_>) -> Duration {
         match emitter.sink.holds_calls() {
             true => HELD_TICK,
@@ -71,12 +72,12 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    /// Is something running that codex has reported or recorded as begun? Then silence is no sign of a hang.
+    /// Whether something is running that codex has reported or recorded. Then its silence does not mean that it hangs.
     pub(super) fn is_running(&self) -> bool {
         self.recording.is_running(!self.open.is_empty())
     }
 
-    /// codex says which thread it works on: checks that it is the one asked for, and stores a new one.
+    /// Handles the thread that codex reports: checks that it is the requested one, and stores a new one.
     pub(super) fn thread(&mut self, id: &str, emitter: &mut Emitter<'_>) {
         if !home::is_thread_id(id) {
             emitter.warn(&format!(
@@ -109,7 +110,7 @@ impl<'a> Reporter<'a> {
         self.recording.set_thread(&id);
     }
 
-    /// A whole message of the assistant.
+    /// Emits a whole message of the assistant.
     pub(super) fn text(&mut self, text: &str, emitter: &mut Emitter<'_>) {
         self.worked = true;
         self.recording.emit_calls_recorded_before(text, emitter);
@@ -117,7 +118,7 @@ impl<'a> Reporter<'a> {
         self.recording.set_last_text(text);
     }
 
-    /// Something that the model thought, or a piece of it. What follows a whole one is another thought.
+    /// Emits reasoning, or a part of it. Text after a whole one begins another thought.
     pub(super) fn thinking(&mut self, text: &str, is_whole: bool, emitter: &mut Emitter<'_>) {
         self.worked = true;
         if self.spec.config.reasoning_events && !text.is_empty() {
@@ -129,7 +130,7 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    /// The to-do list, perhaps as it was.
+    /// Emits the to-do list, if it has changed.
     pub(super) fn plan(&mut self, items: Vec<PlanItem>, emitter: &mut Emitter<'_>) {
         self.worked = true;
         if self.plan.as_ref() != Some(&items) {
@@ -138,7 +139,7 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    /// codex is in trouble and goes on: a reconnect, a warning.
+    /// Reports a problem from which codex may recover: a reconnect, a warning.
     pub(super) fn trouble(&mut self, message: &str, emitter: &mut Emitter<'_>) {
         if failure::is_retry(message) {
             emitter.status(Status::Retrying, Some(message));
@@ -152,7 +153,7 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    /// codex has printed a line of so many bytes, more than can be held.
+    /// Reports a line that was too long to be held; its length in bytes.
     pub(super) fn skipped_line(&mut self, length: u64, emitter: &mut Emitter<'_>) {
         self.skipped += 1;
         emitter.start();
@@ -161,7 +162,7 @@ impl<'a> Reporter<'a> {
         ));
     }
 
-    /// A step of codex's work begins or is over.
+    /// Reports the start or the end of a step.
     pub(super) fn step(&mut self, step: &Step, emitter: &mut Emitter<'_>) {
         self.worked = true;
         self.has_steps = true;
@@ -179,15 +180,15 @@ impl<'a> Reporter<'a> {
             self.search(step, query, emitter);
         }
         if self.open.is_empty() {
-            // What is recorded by now was begun before.
+            // All calls that are recorded by now have completed.
             self.recording.follow(emitter);
             self.recording.all_reported_over();
         }
     }
 
-    /// Tells a web search, which is not a call that codex records with its output: the provider makes it.
+    /// Emits a web search. The provider makes it; codex does not record it as a call with an output.
     fn search(&mut self, step: &Step, query: &str, emitter: &mut Emitter<'_>) {
-        // codex's own id of it stands behind that of the item, under the same key.
+        // codex 0.135 to 0.169 print two `id`s in the item; the last one is the search's own.
         if step.key.is_empty() || !self.searches.insert(step.key.clone()) {
             return;
         }
@@ -199,7 +200,7 @@ impl<'a> Reporter<'a> {
         let result =
             json!({"type": "tool_result", "id": step.key, "content": "", "is_error": is_error});
         for event in [used, result] {
-            tell(
+            emit_call_event(
                 event.to_string().as_bytes(),
                 self.spec.config.tool_events,
                 emitter,
@@ -207,8 +208,8 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    /// Tells what is left once codex is done with the turn; `has_end`: it has said how that ended.
-    pub(super) fn rest(&mut self, has_end: bool, emitter: &mut Emitter<'_>) {
+    /// Emits everything that remains when codex has finished the turn; `has_end`: it has reported how the turn ended.
+    pub(super) fn emit_rest(&mut self, has_end: bool, emitter: &mut Emitter<'_>) {
         let unprinted = match (has_end, self.skipped) {
             (false, _) => Unprinted::End,
             (true, 0) => Unprinted::Nothing,
@@ -221,7 +222,7 @@ impl<'a> Reporter<'a> {
                 "codex: {more} more warnings and lines that are not events; they are told at 'debug'"
             ));
         }
-        // A codex home that is a copy: its index leads codex to the rollout of the original (0.135 to 0.169).
+        // In a codex home that is a copy, the index leads codex to the original's rollout (0.135 to 0.169).
         if self.has_steps && self.recording.is_silent() && !self.is_unrecorded {
             emitter.warn(&format!(
                 "codex has recorded nothing of the turn where the thread's rollout is, and its tool calls cannot be told: the codex home may be a copy of another; 'plexum-openai doctor -w {}' helps",
@@ -230,7 +231,7 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    /// What the turn came to, beside its status. `totals` is what codex has reported of the thread at its end.
+    /// The result of the turn, without its status. `totals` are the thread's tokens that codex reported at the end.
     pub(super) fn conclude(self, totals: Option<Usage>, emitter: &mut Emitter<'_>) -> Concluded {
         Concluded {
             thread: self.recording.thread().map(str::to_owned),
@@ -264,29 +265,29 @@ impl<'a> Reporter<'a> {
     }
 }
 
-/// What a turn came to.
+/// The result of a turn, without its status.
 pub(super) struct Concluded {
     pub(super) thread: Option<String>,
-    /// How codex recorded that it ended.
+    /// The end that codex recorded.
     pub(super) end: Option<TurnEnd>,
-    /// Did the model do anything?
+    /// Whether the model did anything.
     pub(super) worked: bool,
-    /// How many lines were too long to be held.
+    /// The number of lines that were too long to be held.
     pub(super) skipped: u64,
     pub(super) account: Account,
 }
 
-/// Why a turn is being ended before it is done.
+/// Why a turn is stopped early.
 pub(super) enum StopCause {
     Cancelled,
     Limit(Error),
 }
 
-/// When the limits of a turn are reached.
+/// The time limits of a turn.
 pub(super) struct Limits {
     turn: Option<Instant>,
     idle: Option<Duration>,
-    quiet_since: Instant,
+    active_at: Instant,
 }
 
 impl Limits {
@@ -296,23 +297,23 @@ impl Limits {
         Limits {
             turn: (spec.config.turn_timeout).and_then(|limit| now.checked_add(limit)),
             idle: spec.config.idle_timeout,
-            quiet_since: now,
+            active_at: now,
         }
     }
 
-    /// codex has said or recorded something.
-    pub(super) fn heard(&mut self) {
-        self.quiet_since = Instant::now();
+    /// Notes that codex has printed or recorded something.
+    pub(super) fn note_activity(&mut self) {
+        self.active_at = Instant::now();
     }
 
-    /// The next of them. While codex `is_running` something the only limit is the turn's own.
+    /// The next deadline. While something `is_running` the idle limit does not apply.
     pub(super) fn next(&self, is_running: bool) -> Option<Instant> {
         let idle = self.idle.filter(|_| !is_running);
-        let idle = idle.and_then(|limit| self.quiet_since.checked_add(limit));
+        let idle = idle.and_then(|limit| self.active_at.checked_add(limit));
         self.turn.into_iter().chain(idle).min()
     }
 
-    /// Which of them is reached, one being reached.
+    /// The error for the limit that was reached.
     pub(super) fn error(&self, reporter: &Reporter<'_>) -> Error {
         match self.turn {
             Some(limit) if Instant::now() >= limit => reporter.too_long(),
@@ -321,7 +322,7 @@ impl Limits {
     }
 }
 
-/// Warns of a turn that was complete and said nothing.
+/// Warns of a completed turn without any output.
 pub(super) fn warn_of_silence(skipped: u64, emitter: &mut Emitter<'_>) {
     if emitter.texts == 0 && emitter.calls == 0 {
         emitter.warn(&match skipped {
@@ -331,7 +332,7 @@ pub(super) fn warn_of_silence(skipped: u64, emitter: &mut Emitter<'_>) {
     }
 }
 
-/// How a turn ended of which codex printed no end: as it recorded it.
+/// The status of a turn whose end codex did not print, by the end that it recorded.
 pub(super) fn status_of_silent_end(
     end: Option<TurnEnd>,
     exit: &Exit,
@@ -339,7 +340,7 @@ pub(super) fn status_of_silent_end(
     emitter: &mut Emitter<'_>,
 ) -> TurnStatus {
     let how = match end {
-        // A turn that failed is recorded as complete, too, but without a last message.
+        // A failed turn is recorded as complete, too, but without a last message.
         Some(TurnEnd::Completed(last)) if last.is_some() || emitter.texts > 0 => {
             emitter.warn(
                 "codex recorded the end of the turn and did not print it; what it recorded is told",
@@ -366,29 +367,28 @@ pub(super) fn status_of_silent_end(
     })
 }
 
-/// The status with the time from which on a turn that failed so can succeed. `said` is what codex said of the failure.
+/// Adds to a failed status the time when the turn can be retried. `message` is codex's message of the failure.
 pub(super) fn with_retry_at(
     spec: &TurnSpec<'_>,
     status: TurnStatus,
-    said: Option<&str>,
+    message: Option<&str>,
     account: &Account,
     thread: Option<&str>,
 ) -> TurnStatus {
     match status {
         TurnStatus::Failed(error) => {
-            let at = retry_at(spec, &error, said, &account.telemetry, thread);
+            let at = retry_at(spec, &error, message, &account.telemetry, thread);
             TurnStatus::Failed(error.with_retry_at(at))
         }
         other => other,
     }
 }
 
-/// From when on the turn can succeed that failed so: the account's limits say it to the second, codex's message
-/// to the minute.
+/// When a failed turn can be retried: the account's rate limits tell it to the second, codex's message to the minute.
 fn retry_at(
     spec: &TurnSpec<'_>,
     error: &Error,
-    said: Option<&str>,
+    message: Option<&str>,
     telemetry: &Telemetry,
     thread: Option<&str>,
 ) -> Option<u64> {
@@ -403,7 +403,7 @@ fn retry_at(
         let windows = limits.primary.iter().chain(&limits.secondary);
         windows.filter(|window| window.used_percent >= 100.0)
     });
-    // All of them have to be over.
+    // Both windows have to be reset.
     let resets = reached.filter_map(|window| window.resets_at).max();
     if error.kind() == Kind::UsageLimit && resets.is_some() {
         return resets;
@@ -411,10 +411,10 @@ fn retry_at(
     let home = spec.places.codex_home(spec.config);
     let rollout = thread.and_then(|thread| home::find_rollout(&home, thread).ok()?);
     let offset = rollout.and_then(|path| home::local_offset(&path));
-    failure::retry_at(said?, now() / 1000, offset)
+    failure::retry_at(message?, now() / 1000, offset)
 }
 
-/// A step for the log, where no command, query or argument may stand.
+/// Describes a step for the log, which must not contain commands, queries or arguments.
 fn outline(step: &Step) -> String {
     let what = match &step.what {
         StepKind::Command(_) => "a command",

@@ -1,55 +1,55 @@
-//! What the user says while a turn runs, on its way into that turn.
+//! Messages of the user to a running turn.
 //!
-//! Whoever says something learns whether the model was given it in this turn. If not, it is as if it had not been said,
-//! and can be said again as the next turn.
+//! The sender of a message learns whether it was delivered to the model in this turn. If not, it has had no effect, and
+//! can be sent again as the next turn.
 
 use crate::error::Result;
 use crate::os::Waker;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The words for a turn that runs, or waits to.
+/// The queue of messages to a turn that runs or waits.
 pub(crate) struct Steering {
     state: Mutex<SteeringState>,
-    /// Wakes the turn.
+    /// Wakes the turn's thread.
     waker: Waker,
 }
 
 #[derive(Default)]
 struct SteeringState {
-    waiting: Vec<Words>,
-    /// The turn takes words.
+    queued: Vec<SteerMessage>,
+    /// The turn accepts messages.
     is_open: bool,
 }
 
-/// Something that the user said, and who wants to know what came of it: dropped without an answer, it was not delivered.
-pub(crate) struct Words {
+/// A message of the user. Its sender is notified once; dropping it notifies that it was not delivered.
+pub(crate) struct SteerMessage {
     pub(crate) text: String,
-    answer: Option<Box<dyn FnOnce(bool) + Send>>,
+    on_result: Option<Box<dyn FnOnce(bool) + Send>>,
 }
 
-impl Words {
-    pub(crate) fn new(text: String, answer: Box<dyn FnOnce(bool) + Send>) -> Words {
-        Words {
+impl SteerMessage {
+    pub(crate) fn new(text: String, on_result: Box<dyn FnOnce(bool) + Send>) -> SteerMessage {
+        SteerMessage {
             text,
-            answer: Some(answer),
+            on_result: Some(on_result),
         }
     }
 
-    /// The model was given them.
+    /// Notifies that the model was given the message.
     pub(crate) fn delivered(mut self) {
-        self.answer(true);
+        self.notify(true);
     }
 
-    fn answer(&mut self, is_delivered: bool) {
-        if let Some(answer) = self.answer.take() {
-            answer(is_delivered);
+    fn notify(&mut self, is_delivered: bool) {
+        if let Some(on_result) = self.on_result.take() {
+            on_result(is_delivered);
         }
     }
 }
 
-impl Drop for Words {
+impl Drop for SteerMessage {
     fn drop(&mut self) {
-        self.answer(false);
+        self.notify(false);
     }
 }
 
@@ -67,41 +67,41 @@ impl Steering {
         })
     }
 
-    /// Says something to the turn, from any thread. Where that takes no words it is answered at once.
-    pub(crate) fn say(&self, words: Words) {
+    /// Queues a message, from any thread. Where the turn does not accept any it is dropped.
+    pub(crate) fn send(&self, message: SteerMessage) {
         let mut state = self.state();
         if state.is_open {
-            state.waiting.push(words);
+            state.queued.push(message);
             drop(state);
             self.waker.wake();
         }
     }
 
-    /// The turn takes words from now on, or no more. What waits then was not delivered.
+    /// Sets whether the turn accepts messages. Closing drops those that are queued.
     pub(crate) fn open(&self, is_open: bool) {
         let mut state = self.state();
         state.is_open = is_open;
         let undelivered = match is_open {
             true => Vec::new(),
-            false => std::mem::take(&mut state.waiting),
+            false => std::mem::take(&mut state.queued),
         };
         drop(state);
-        // Their answers are no matter of who waits for the lock.
+        // Outside the lock: dropping them calls back.
         drop(undelivered);
     }
 
-    /// What was said since this was asked last.
-    pub(crate) fn take(&self) -> Vec<Words> {
-        std::mem::take(&mut self.state().waiting)
+    /// Takes the queued messages.
+    pub(crate) fn take(&self) -> Vec<SteerMessage> {
+        std::mem::take(&mut self.state().queued)
     }
 
-    /// Wakes whoever waits for words.
+    /// Woken when a message is queued.
     pub(crate) fn waker(&self) -> &Waker {
         &self.waker
     }
 
     fn state(&self) -> MutexGuard<'_, SteeringState> {
-        // Nothing that holds it can panic half-way.
+        // No holder of this lock panics while the state is inconsistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -111,29 +111,32 @@ mod tests {
     use super::*;
     use std::sync::mpsc::{Receiver, channel};
 
-    fn words(text: &str) -> (Words, Receiver<bool>) {
+    fn message(text: &str) -> (SteerMessage, Receiver<bool>) {
         let (answer, answered) = channel();
         let answer = Box::new(move |it| answer.send(it).unwrap());
-        (Words::new(text.to_owned(), answer), answered)
+        (SteerMessage::new(text.to_owned(), answer), answered)
     }
 
     #[test]
     fn answers_each_steer() {
         let steering = Steering::new().unwrap();
-        let (early, answered) = words("early");
-        steering.say(early);
+        let (early, answered) = message("early");
+        steering.send(early);
         assert_eq!(answered.recv(), Ok(false));
         steering.open(true);
-        let (first, first_answer) = words("first");
-        let (late, late_answer) = words("late");
-        steering.say(first);
-        steering.take().into_iter().for_each(Words::delivered);
-        steering.say(late);
+        let (first, first_answer) = message("first");
+        let (late, late_answer) = message("late");
+        steering.send(first);
+        steering
+            .take()
+            .into_iter()
+            .for_each(SteerMessage::delivered);
+        steering.send(late);
         steering.open(false);
         assert_eq!(
             (first_answer.recv(), late_answer.recv()),
             (Ok(true), Ok(false))
         );
-        assert!(first_answer.recv().is_err(), "it is said once");
+        assert!(first_answer.recv().is_err(), "it is notified once");
     }
 }

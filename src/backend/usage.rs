@@ -1,26 +1,26 @@
-//! What a turn alone has used, and its thread.
+//! Counts the tokens of a turn and of its thread.
 //!
-//! codex counts over the whole thread, reports that total and records it, and a new codex goes on from what was
-//! recorded last. Two things are lost on that way, measured on 0.135.0 to 0.169.0: a request that does not fit
-//! the context window any more sets the count to 0, and a codex that is killed in mid-call has not recorded its
-//! last request in it. So what is used is added up here from how the total grows; and from 0.153 on, where codex
-//! also records each request by itself, from those.
+//! codex counts over the whole thread, reports and records that total, and a new process continues from the last
+//! recorded one. This loses tokens in two cases, measured on 0.135.0 to 0.169.0: a request that exceeds the context
+//! window resets the count to 0, and a codex that is killed during a call has not counted its last request. So usage is
+//! summed up here from the increments of the total; and from 0.153 on, where codex also records each request, from
+//! those.
 
 use crate::canonical::Usage;
 
-/// Adds up what is used.
+/// A token counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct TokenCount {
-    /// Where codex's own count stood last.
+    /// codex's last total.
     total: Usage,
-    /// What was used since this began.
+    /// The tokens used since this counter was started.
     used: Usage,
-    /// Each request is recorded by itself: how codex's count grows says nothing more.
+    /// Requests are recorded one by one: increments of the total are not added.
     by_request: bool,
 }
 
 impl TokenCount {
-    /// codex's count stands here.
+    /// Takes a new total of codex.
     pub(super) fn total(&mut self, now: Usage) {
         if !self.by_request {
             self.used = self.used.plus(now.since(self.total));
@@ -28,19 +28,19 @@ impl TokenCount {
         self.total = now;
     }
 
-    /// A request used this much.
+    /// Adds the tokens of one request.
     pub(super) fn request(&mut self, used: Usage) {
         self.by_request = true;
         self.used = self.used.plus(used);
     }
 
-    /// What was used since this began.
+    /// The tokens used since this counter was started.
     pub(super) fn used(self) -> Usage {
         self.used
     }
 
-    /// A count that begins anew, from where this one stands.
-    pub(super) fn anew(self) -> TokenCount {
+    /// A counter that starts at 0 from the current total.
+    pub(super) fn restarted(self) -> TokenCount {
         TokenCount {
             total: self.total,
             ..TokenCount::default()

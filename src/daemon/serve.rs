@@ -14,7 +14,7 @@ use super::outbox::Outbox;
 use super::params;
 use super::tools::{DaemonSink, DaemonTools, LogFilter, PendingCalls, StreamHandle};
 use crate::backend::emitter::{EventSink, Level};
-use crate::backend::steering::{Steering, Words};
+use crate::backend::steering::{SteerMessage, Steering};
 use crate::backend::{Backends, list_models};
 use crate::canonical::Introduction;
 use crate::error::{Error, Kind, Result};
@@ -786,7 +786,9 @@ impl Server {
         let turn = self.live.get(&stream).and_then(|live| live.task.turn());
         // Attachments go along with a turn of their own.
         match (turn, plain_text(&prompt)) {
-            (Some(turn), Some(text)) => turn.steering.say(Words::new(text, Box::new(answer))),
+            (Some(turn), Some(text)) => turn
+                .steering
+                .send(SteerMessage::new(text, Box::new(answer))),
             _ => answer(false),
         }
         Ok(())

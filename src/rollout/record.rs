@@ -1,8 +1,8 @@
 //! Parses one line of a rollout into a [`Record`], whose values are slices of the line.
 //!
 //! Both formats are read: the `…_end` events of 0.135, and the `item_completed` of 0.148 and later. The last of
-//! duplicate keys counts, as in a parsed JSON object. Unknown types and keys are ignored. How records belong together is
-//! the matter of `calls`.
+//! duplicate keys counts, as in a parsed JSON object. Unknown types and keys are ignored. How records belong together
+//! is the matter of `calls`.
 
 use super::lines::{Line, LineKind, NESTED_ID_PREFIX};
 use crate::canonical::{ContextUse, RateLimits, Usage};

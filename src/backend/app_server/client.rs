@@ -1,7 +1,7 @@
-//! The client's side of one `codex app-server`: requests, each with a limit, and what the server says meanwhile.
+//! The client's side of one `codex app-server`: requests with a time limit, and the notifications that come meanwhile.
 //!
-//! A server that has ended, or that has not answered in time, is never used again. What it asks for is answered at once:
-//! a request without an answer holds its turn up for ever (0.135.0 to 0.169.0).
+//! A server that has ended or has not responded in time is never used again. Its own requests are answered at once: one
+//! without a response blocks its turn for ever (0.135.0 to 0.169.0).
 
 use super::message::{self, ServerMessage};
 use crate::backend::child::{Child, Next, OutputLine};
@@ -13,20 +13,20 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// How long a server has to end once its stdin is closed; it takes 0.03 to 0.07 s (0.135.0 to 0.169.0).
+/// How long a server may take to exit once its stdin is closed; it takes 0.03 to 0.07 s (0.135.0 to 0.169.0).
 pub(super) const ENDING: Duration = Duration::from_millis(1000);
 
-/// How much is kept of the messages of a server while a response is waited for, in bytes. codex sends a few kilobytes.
-const MAX_KEPT: usize = 16 << 20;
+/// How many bytes of notifications are queued during a request. codex sends a few kilobytes.
+const MAX_QUEUED: usize = 16 << 20;
 
-/// What is never of use here, of the notifications that there are many of.
-const UNWANTED: [&str; 4] = [
+/// Frequent notifications that are never used here.
+const UNUSED_NOTIFICATIONS: [&str; 4] = [
     "item/commandExecution/outputDelta",
     "account/rateLimits/updated",
     "thread/status/changed",
     "remoteControl/status/changed",
 ];
-/// The shapes in which the server's requests are declined, by method; any other gets an error.
+/// The results that decline the server's requests, by method; other methods get an error.
 const DECLINED: &[(&str, &str)] = &[
     (
         "item/commandExecution/requestApproval",
@@ -46,26 +46,26 @@ const DECLINED: &[(&str, &str)] = &[
     ("execCommandApproval", r#"{"decision":"abort"}"#),
 ];
 
-/// A connection to a running server.
+/// A connection to a server.
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) child: Child,
     last_id: u64,
-    /// What came while an answer was waited for.
-    kept: VecDeque<Vec<u8>>,
-    /// How many bytes that is.
-    kept_bytes: usize,
-    /// It has ended, or has not answered.
+    /// Notifications that came during a request.
+    queued: VecDeque<Vec<u8>>,
+    /// Their size in bytes.
+    queued_bytes: usize,
+    /// It has ended, or has not responded in time.
     is_broken: bool,
 }
 
 /// Why a request has no result.
 #[derive(Debug)]
 pub(super) enum RequestError {
-    /// The server says why.
+    /// The server's error message.
     Rejected(String),
-    /// The time is up.
-    NoAnswer,
+    /// The time limit has passed.
+    Timeout,
     /// The server has ended.
     Ended,
     Cancelled,
@@ -76,8 +76,8 @@ impl Client {
         Client {
             child,
             last_id: 0,
-            kept: VecDeque::new(),
-            kept_bytes: 0,
+            queued: VecDeque::new(),
+            queued_bytes: 0,
             is_broken: false,
         }
     }
@@ -86,16 +86,16 @@ impl Client {
         self.is_broken
     }
 
-    /// Drops what the server has said while nobody listened, and sees whether it has ended.
-    pub(super) fn look(&mut self) {
-        /// What a look takes where there is nothing to be seen.
+    /// Discards what an idle server has sent, and detects that it has ended.
+    pub(super) fn discard_pending(&mut self) {
+        /// How long to wait where there is nothing to read.
         const MOMENT: Duration = Duration::from_micros(50);
         while !self.is_broken {
             match self.child.next(None, Some(Instant::now() + MOMENT)) {
                 Next::Line => while self.child.line().is_some() {},
                 Next::Woken => {}
                 Next::Deadline | Next::Cancelled => {
-                    // Its guard may need a moment more.
+                    // stdout is closed, but the guard has not exited yet.
                     self.is_broken = self.child.has_closed_stdout();
                     return;
                 }
@@ -108,7 +108,7 @@ impl Client {
         self.child.guard_pid()
     }
 
-    /// Sends a request; gives its id.
+    /// Sends a request without waiting; returns its id.
     pub(super) fn send(&mut self, method: &str, params: &Value) -> u64 {
         self.last_id += 1;
         let id = self.last_id;
@@ -116,19 +116,19 @@ impl Client {
         id
     }
 
-    /// Tells the server to interrupt a turn; gives the request's id.
+    /// Requests that a turn be interrupted; returns the request's id.
     pub(super) fn interrupt(&mut self, thread: &str, turn: &str) -> u64 {
         let params = json!({"threadId": thread, "turnId": turn});
         self.send("turn/interrupt", &params)
     }
 
-    /// Initializes the server, which has to be the first request.
+    /// Performs the `initialize` handshake, which must come first.
     pub(super) fn initialize(
         &mut self,
         limit: Duration,
         cancel: &CancelToken,
     ) -> Result<(), RequestError> {
-        let greeting = json!({
+        let params = json!({
             "clientInfo": {
                 "name": "plexum-openai",
                 "title": null,
@@ -136,10 +136,10 @@ impl Client {
             },
             "capabilities": {
                 "experimentalApi": true,
-                "optOutNotificationMethods": UNWANTED,
+                "optOutNotificationMethods": UNUSED_NOTIFICATIONS,
             },
         });
-        self.request("initialize", &greeting, limit, Some(cancel))?;
+        self.request("initialize", &params, limit, Some(cancel))?;
         self.write(&json!({"method": "initialized"}));
         Ok(())
     }
@@ -147,25 +147,25 @@ impl Client {
     fn write(&mut self, message: &Value) {
         let mut line = message.to_string();
         line.push('\n');
-        // Where nobody reads it the end of the server will show.
+        // A failed write means that the server is ending, which `next` reports.
         self.child.send(line.as_bytes());
     }
 
-    /// Declines what the server asks for.
+    /// Declines a request of the server.
     pub(super) fn decline(&mut self, id: &[u8], method: &str) {
         let id = String::from_utf8_lossy(id);
         let shape = DECLINED.iter().find(|(known, _)| *known == method);
-        let answer = match shape {
+        let response = match shape {
             Some((_, result)) => format!("{{\"id\":{id},\"result\":{result}}}\n"),
             None => format!(
                 "{{\"id\":{id},\"error\":{{\"code\":-32601,\"message\":\"not supported\"}}}}\n"
             ),
         };
         log::debug!("codex asks for '{method}', which is declined");
-        self.child.send(answer.as_bytes());
+        self.child.send(response.as_bytes());
     }
 
-    /// Sends a request and waits for its result. Other messages of the server are kept for [`Client::line`].
+    /// Sends a request and waits for its result. Notifications that come meanwhile are queued for [`Client::line`].
     pub(super) fn request(
         &mut self,
         method: &str,
@@ -188,23 +188,23 @@ impl Client {
                 }
                 Next::Deadline => {
                     self.is_broken = true;
-                    return Err(RequestError::NoAnswer);
+                    return Err(RequestError::Timeout);
                 }
                 Next::Ended => {
                     self.is_broken = true;
                     return Err(RequestError::Ended);
                 }
             }
-            // What came before the end may be in the buffer still.
+            // Lines can be buffered from before the end.
             while let Some(line) = self.child.line() {
                 let OutputLine::Whole(line) = line else {
                     continue;
                 };
                 match message::parse(line) {
                     ServerMessage::Response {
-                        id: answered,
+                        id: response_id,
                         outcome,
-                    } if answered == id => {
+                    } if response_id == id => {
                         return outcome
                             .map(<[u8]>::to_vec)
                             .map_err(|message| RequestError::Rejected(message.into_owned()));
@@ -213,9 +213,9 @@ impl Client {
                         let (id, method) = (id.to_vec(), method.into_owned());
                         self.decline(&id, &method);
                     }
-                    ServerMessage::Notification(_) if self.kept_bytes < MAX_KEPT => {
-                        self.kept_bytes += line.len();
-                        self.kept.push_back(line.to_vec());
+                    ServerMessage::Notification(_) if self.queued_bytes < MAX_QUEUED => {
+                        self.queued_bytes += line.len();
+                        self.queued.push_back(line.to_vec());
                     }
                     _ => {}
                 }
@@ -223,9 +223,9 @@ impl Client {
         }
     }
 
-    /// Waits until there is a line, the server has ended, somebody wakes it, `cancel` is cancelled or `deadline` has passed.
+    /// Waits for a line, the end of the server, a wakeup, `cancel` or `deadline`.
     pub(super) fn next(&mut self, cancel: Option<&CancelToken>, deadline: Option<Instant>) -> Next {
-        if !self.kept.is_empty() {
+        if !self.queued.is_empty() {
             return Next::Line;
         }
         let next = self.child.next(cancel, deadline);
@@ -233,10 +233,10 @@ impl Client {
         next
     }
 
-    /// The next line; `Err` with the length of one that was too long to be held.
+    /// The next line; `Err` with the length of one that was too long to be held, in bytes.
     pub(super) fn line(&mut self) -> Option<Result<Cow<'_, [u8]>, u64>> {
-        if let Some(line) = self.kept.pop_front() {
-            self.kept_bytes -= line.len();
+        if let Some(line) = self.queued.pop_front() {
+            self.queued_bytes -= line.len();
             return Some(Ok(Cow::Owned(line)));
         }
         match self.child.line()? {
@@ -245,32 +245,32 @@ impl Client {
         }
     }
 
-    /// Has the server end by closing its stdin; where it does not, kills it.
+    /// Closes the server's stdin and waits until it has exited; after [`ENDING`] it is killed.
     pub(super) fn close(self) -> Exit {
         self.close_by(Instant::now() + ENDING)
     }
 
-    /// The same, and kills it at this time.
+    /// As [`Client::close`], with a deadline.
     pub(super) fn close_by(mut self, deadline: Instant) -> Exit {
         self.child.close_stdin();
         self.wait_for_end(deadline);
         self.child.exit()
     }
 
-    /// Ends the server and everything below its guard.
+    /// Terminates the server and everything below its guard.
     pub(super) fn end(mut self) -> Exit {
         self.child.end();
         self.wait_for_end(Instant::now() + LONGEST_ENDING);
         self.child.exit()
     }
 
-    /// Closes the server's stdin, for [`Client::close`] to find it ended.
+    /// Closes the server's stdin without waiting; [`Client::close`] is still to be called.
     pub(super) fn begin_close(&mut self) {
         self.is_broken = true;
         self.child.close_stdin();
     }
 
-    /// Waits for the end of a server, and kills one that does not come to it.
+    /// Waits for the end of the server, which is killed at `deadline`.
     fn wait_for_end(&mut self, mut deadline: Instant) {
         loop {
             match self.child.next(None, Some(deadline)) {

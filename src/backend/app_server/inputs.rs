@@ -1,7 +1,7 @@
-//! What a server reads once, when it starts or loads a thread, and what `codex exec` reads in every turn.
+//! The files and settings that a server reads when it starts or loads a thread. `codex exec` reads them in every turn.
 //!
-//! A server whose inputs have changed is replaced before the next turn. Measured on 0.135.0 to 0.169.0: another login is
-//! never noticed, not even after a 401; the config, instructions and servers only with a thread that is loaded anew.
+//! A server whose inputs have changed is replaced before the next turn. Measured on 0.135.0 to 0.169.0: a new login is
+//! never noticed, not even after a 401; the config, instructions and MCP servers only when a thread is loaded.
 
 use super::recipe::{Recipe, ServerSettings};
 use crate::backend::child::CodexCommand;
@@ -15,24 +15,24 @@ use std::path::Path;
 /// The most that is read of a file, in bytes.
 const LONGEST: u64 = 16 << 20;
 
-/// The files of a directory that say something to codex when it works in it or below it.
+/// The files that codex reads from its working directory and the directories above it.
 const IN_DIRECTORIES: [&str; 3] = ["AGENTS.md", "AGENTS.override.md", ".codex/config.toml"];
 
 /// The inputs of a server that works in one workspace.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Inputs {
-    /// The command line and environment, the daemon's tools in it.
+    /// The command line and environment, including the daemon's tools.
     command: CodexCommand,
-    /// The identity of the program's file: an update replaces it.
+    /// The identity of the executable: an update replaces the file.
     program: Option<FileState>,
-    /// A hash of the account, of codex's config and of the instructions in files.
+    /// A hash of the account, codex's config and the instruction files.
     files: u64,
-    /// What a thread is loaded with, beside that.
+    /// The parameters with which the thread is loaded.
     settings: ServerSettings,
 }
 
 impl Inputs {
-    /// What a server would read now that is started so.
+    /// The inputs of a server that would be started now.
     pub(super) fn now(recipe: &Recipe) -> Inputs {
         let home = &recipe.home;
         let mut files = DefaultHasher::new();
@@ -55,7 +55,7 @@ impl Inputs {
     }
 }
 
-/// What identifies a file and its content.
+/// Identifies a file and a version of its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileState {
     device: u64,
@@ -71,7 +71,7 @@ impl FileState {
             .map(|found| FileState::from(&found))
     }
 
-    /// That of a thread's rollout.
+    /// The state of a thread's rollout.
     pub(super) fn of_rollout(home: &Path, thread: &str) -> Option<FileState> {
         FileState::of(&home::find_rollout(home, thread).ok()??)
     }
@@ -88,7 +88,7 @@ impl From<&Metadata> for FileState {
     }
 }
 
-/// Who is logged in. The tokens are not looked at: they are refreshed all the time, which codex notices.
+/// The account that is logged in. The tokens are left out: codex itself refreshes them and rereads them.
 fn account(path: &Path) -> (Option<String>, Option<String>) {
     #[derive(Default, Deserialize)]
     struct Login {
@@ -106,7 +106,7 @@ fn account(path: &Path) -> (Option<String>, Option<String>) {
     (login.key, login.tokens.and_then(|tokens| tokens.account_id))
 }
 
-/// codex's config without what it writes there itself: which directories are trusted.
+/// The lines of codex's config without those that codex itself writes: the trusted directories.
 fn config(text: &[u8]) -> Vec<&[u8]> {
     let mut is_project = false;
     let mut kept = Vec::new();
@@ -122,11 +122,11 @@ fn config(text: &[u8]) -> Vec<&[u8]> {
     kept
 }
 
-/// What stands in a file; nothing where it cannot be read.
+/// The content of a file; empty where it cannot be read.
 fn text(path: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Ok(file) = crate::os::open_regular_file(path) {
-        // What can be read of it is what codex sees, too.
+        // A partial read is enough: codex would read no more.
         let _ = std::io::Read::read_to_end(&mut std::io::Read::take(file, LONGEST), &mut bytes);
     }
     bytes

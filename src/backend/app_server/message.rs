@@ -1,55 +1,55 @@
-//! The messages of `codex app-server`: JSON-RPC, one object a line, without the `jsonrpc` member.
+//! The messages of `codex app-server`: JSON-RPC without the `jsonrpc` member, one object a line.
 //!
-//! Measured on 0.135.0 to 0.169.0. Read leniently, as what `codex exec` prints is: a member of another type than it had
-//! counts as absent, unknown ones are ignored. Text that needs no unescaping is borrowed from the line.
+//! Measured on 0.135.0 to 0.169.0. They are read as leniently as the output of `codex exec`: a member of an unexpected
+//! type counts as absent, unknown ones are ignored. Text without escapes is borrowed from the line.
 
 use crate::backend::emitter::{Step, StepKind, StepState};
 use crate::canonical::{PlanItem, Usage};
 use crate::json::{Members, elements, text_of};
 use std::borrow::Cow;
 
-/// A line.
+/// A parsed line.
 #[derive(Debug, PartialEq, Eq)]
 #[expect(
     clippy::large_enum_variant,
-    reason = "one at a time, and it is most often the large one"
+    reason = "it lives for one line, and is a notification most of the time"
 )]
 pub(super) enum ServerMessage<'a> {
     Notification(Notification<'a>),
-    /// The server asks for something; `id` is its own, as JSON.
+    /// A request of the server; `id` is raw JSON.
     Request {
         id: &'a [u8],
         method: Cow<'a, str>,
     },
-    /// What a request of ours came to: its result, or the message of its error.
+    /// The response to one of our requests: its result as raw JSON, or the message of its error.
     Response {
         id: u64,
         outcome: Result<&'a [u8], Cow<'a, str>>,
     },
-    /// Nothing of that.
+    /// None of these.
     Other,
 }
 
-/// A notification of the server about a thread.
+/// A notification about a thread.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Notification<'a> {
     pub(super) thread: Option<Cow<'a, str>>,
-    /// The turn that it belongs to.
+    /// The id of its turn.
     pub(super) turn: Option<Cow<'a, str>>,
     pub(super) event: ServerEvent<'a>,
 }
 
-/// What a notification reports.
+/// The contents of a notification.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ServerEvent<'a> {
     TurnStarted,
     TurnCompleted(TurnCompletion),
-    /// A piece of the message of this item.
+    /// A part of the assistant's message in this item.
     TextDelta {
         item: Cow<'a, str>,
         text: Cow<'a, str>,
     },
-    /// A piece of this part of a summary of what the model thought.
+    /// A part of a reasoning summary; `part` is its index in the summary.
     ThoughtDelta {
         item: Cow<'a, str>,
         part: u64,
@@ -58,12 +58,12 @@ pub(super) enum ServerEvent<'a> {
     ItemStarted(ThreadItem<'a>),
     ItemCompleted(ThreadItem<'a>),
     Plan(Vec<PlanItem>),
-    /// What the thread has used.
+    /// The total of the thread's tokens.
     Usage(Usage),
-    /// A failed request to the model: tried again or not.
+    /// A request to the model has failed; codex may retry it.
     Error(String),
     Warning(Cow<'a, str>),
-    /// Of a kind that is not known here, or does not matter.
+    /// An unknown or unused notification.
     Other,
 }
 
@@ -75,11 +75,11 @@ pub(super) enum TurnCompletion {
     Failed(String),
 }
 
-/// A piece of work; which members are there depends on its kind.
+/// An item of a turn; which members are present depends on its type.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ThreadItem<'a>(Members<'a, 14>);
 
-/// Reads one line.
+/// Parses a line.
 pub(super) fn parse(line: &[u8]) -> ServerMessage<'_> {
     let members = Members::of(Some(line), &["id", "method", "params", "result", "error"]);
     let (id, method) = (members.raw("id"), members.text("method"));
@@ -129,14 +129,14 @@ fn notification<'a>(method: &str, params: Option<&'a [u8]>) -> Notification<'a> 
     let mut turn = params.text("turnId");
     let event = match method {
         "turn/started" | "turn/completed" => {
-            let told = Members::of(params.raw("turn"), &["id", "status", "error"]);
-            turn = told.text("id");
+            let members = Members::of(params.raw("turn"), &["id", "status", "error"]);
+            turn = members.text("id");
             match method {
                 "turn/started" => ServerEvent::TurnStarted,
-                _ => ServerEvent::TurnCompleted(match told.text("status").as_deref() {
+                _ => ServerEvent::TurnCompleted(match members.text("status").as_deref() {
                     Some("interrupted") => TurnCompletion::Interrupted,
                     Some("failed") => TurnCompletion::Failed(
-                        Members::of(told.raw("error"), &["message"])
+                        Members::of(members.raw("error"), &["message"])
                             .text("message")
                             .unwrap_or_default()
                             .into_owned(),
@@ -170,7 +170,7 @@ fn notification<'a>(method: &str, params: Option<&'a [u8]>) -> Notification<'a> 
             let error = Members::of(params.raw("error"), &["message", "additionalDetails"]);
             let message = error.text("message").unwrap_or_default();
             ServerEvent::Error(match error.text("additionalDetails") {
-                // As `codex exec` prints it.
+                // The format of `codex exec`.
                 Some(details) if params.raw("willRetry") == Some(b"true") => {
                     format!("{message} ({details})")
                 }
@@ -244,30 +244,30 @@ impl<'a> ThreadItem<'a> {
         ))
     }
 
-    /// `agentMessage`, `reasoning`, `commandExecution`, `fileChange`, `mcpToolCall`, `webSearch`, …
+    /// Its type: `agentMessage`, `reasoning`, `commandExecution`, `fileChange`, `mcpToolCall`, `webSearch`, …
     pub(super) fn kind(&self) -> Cow<'a, str> {
         self.text("type")
     }
 
-    /// What the member of this name says; nothing where it is not a string.
+    /// The member of this name; empty where it is not a string.
     pub(super) fn text(&self, name: &str) -> Cow<'a, str> {
         self.0.text(name).unwrap_or_default()
     }
 
-    /// The texts of what the user said.
-    pub(super) fn said(&self) -> Vec<Cow<'a, str>> {
+    /// The texts of a `userMessage`.
+    pub(super) fn user_texts(&self) -> Vec<Cow<'a, str>> {
         let blocks = elements(self.0.raw("content")).into_iter();
         let text = |block| Members::of(Some(block), &["text"]).text("text");
         blocks.filter_map(text).collect()
     }
 
-    /// The parts of a summary of what the model thought.
+    /// The parts of a reasoning summary.
     pub(super) fn summary(&self) -> Vec<Cow<'a, str>> {
         let parts = elements(self.0.raw("summary")).into_iter();
         parts.filter_map(text_of).collect()
     }
 
-    /// The item as a step of codex's work, where it is one that people like to see; `is_over`: it is completed.
+    /// The item as a step that can be shown to a person; `None` for other types. `is_over`: it is completed.
     pub(super) fn step(&self, is_over: bool) -> Option<Step> {
         let text = |name| self.text(name).into_owned();
         let what = match &*self.kind() {
@@ -280,7 +280,7 @@ impl<'a> ThreadItem<'a> {
             }
             "webSearch" => StepKind::Search(text("query")),
             "collabAgentToolCall" => StepKind::Other("collab_tool_call".to_owned()),
-            // Texts, thoughts, and what `codex exec` prints nothing of either.
+            // Messages, reasoning, and types that `codex exec` does not print either.
             _ => return None,
         };
         let exit_code = self.0.raw("exitCode");
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_requests_responses_and_notifications_apart() {
+    fn classifies_messages() {
         assert_eq!(
             parse(br#"{"id":0,"method":"item/tool/call","params":{}}"#),
             ServerMessage::Request {
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_a_turn_tells() {
+    fn parses_notifications() {
         let delta = notification(
             r#"{"method":"item/agentMessage/delta","params":{"threadId":"t","turnId":"u","itemId":"m","delta":"a\nb"}}"#,
         );
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_items_as_steps() {
+    fn converts_items_to_steps() {
         let step = |line: &'static str| match notification(line).event {
             ServerEvent::ItemCompleted(item) => item.step(true),
             ServerEvent::ItemStarted(item) => item.step(false),

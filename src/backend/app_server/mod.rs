@@ -1,8 +1,8 @@
-//! Turns by `codex app-server`: a process for each workspace, which is kept between turns and streams texts as the model
-//! writes them.
+//! Runs turns by `codex app-server`: a process for each workspace, which is kept between turns and streams texts as the
+//! model writes them.
 //!
-//! Everything that holds for a `codex exec` holds here: a turn reads the same files, emits the same events, and
-//! leaves nothing running. Where codex cannot serve like this the turn is run by `codex exec`.
+//! A turn behaves as with `codex exec`: it reads the same files, emits the same events, and leaves no process running.
+//! Where codex cannot be used like this, `codex exec` runs the turn.
 
 mod client;
 pub(crate) mod control;
@@ -28,14 +28,14 @@ use server::{Server, StartError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// A `codex app-server` for each workspace.
+/// The backend that keeps a `codex app-server` for each workspace.
 #[derive(Debug, Default)]
 pub(crate) struct AppServer {
     pub(super) pool: Pool,
-    /// A codex that does not serve like this.
+    /// The executable that was found not to support this.
     unusable: Mutex<Option<FileState>>,
-    /// It was reported that `codex exec` is used instead.
-    is_told: AtomicBool,
+    /// A warning was logged that `codex exec` is used instead.
+    has_warned: AtomicBool,
 }
 
 impl Backend for AppServer {
@@ -55,26 +55,26 @@ impl Backend for AppServer {
             cancel,
             is_last: false,
         };
-        let failed = loop {
+        let error = loop {
             match self.server(spec, cancel, emitter) {
                 Ok(server) => match run.run(server, emitter) {
                     Some(outcome) => return Ok(outcome),
-                    // One that was kept may have been stopped, or have died just now; another one is asked.
+                    // A kept server may have been stopped or have died just now: try once more with another one.
                     None => run.is_last = true,
                 },
                 Err(error) => break error,
             }
         };
-        match failed {
+        match error {
             StartError::NotStarted(error) => Err(error),
             StartError::Failed(error) => Ok(Outcome::not_started(TurnStatus::Failed(error))),
             StartError::Refused(refusal) => Ok(Outcome::not_started(TurnStatus::Refused(refusal))),
             StartError::Cancelled => Ok(Outcome::not_started(TurnStatus::Cancelled)),
-            StartError::Unusable(why) | StartError::NotNow(why) => {
+            StartError::Unusable(why) | StartError::Unavailable(why) => {
                 let message = format!(
                     "codex app-server cannot be used ({why}); 'codex exec' is used instead"
                 );
-                match self.is_told.swap(true, Ordering::Relaxed) {
+                match self.has_warned.swap(true, Ordering::Relaxed) {
                     false => emitter.warn(&message),
                     true => emitter.debug(&message),
                 }
@@ -85,7 +85,7 @@ impl Backend for AppServer {
 }
 
 impl AppServer {
-    /// A server that has the turn's thread loaded: the workspace's own, or one that is started.
+    /// The workspace's own server, if it can run the turn, or a new one; with the turn's thread loaded.
     fn server(
         &self,
         spec: &TurnSpec<'_>,
@@ -112,9 +112,9 @@ impl AppServer {
             }
         }
         if let Some(thread) = spec.thread {
-            // It is adopted from there, and a thread is never loaded twice.
-            let kept = self.pool.kept();
-            kept.release_thread(thread, Some(spec.workspace));
+            // Another workspace's server that has this thread loaded is ended: a thread is never loaded twice.
+            let pool = self.pool.handle();
+            pool.release_thread(thread, Some(spec.workspace));
         }
         let program = FileState::of(spec.program);
         let is_unusable = |it: &Option<FileState>| it.is_some() && *it == program;
@@ -130,7 +130,7 @@ impl AppServer {
                 None => "with a new thread",
             }
         ));
-        let started = Server::start(&self.pool.kept(), recipe, replaced, cancel);
+        let started = Server::start(&self.pool.handle(), recipe, replaced, cancel);
         if let Err(StartError::Unusable(_)) = &started {
             *self.unusable() = program;
         }

@@ -1,6 +1,6 @@
-//! The models that codex has, asked of its `app-server`: the only one of its interfaces that lists them.
+//! Lists codex's models through `codex app-server`, the only interface of codex that has them.
 //!
-//! It needs no account: without one the list is the catalogue that came with codex (0.135.0 to 0.169.0).
+//! No account is needed: without one the list is the catalogue built into codex (0.135.0 to 0.169.0).
 
 use super::client::{Client, RequestError};
 use super::recipe;
@@ -14,26 +14,26 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// How long codex has for the whole of it. With its end that is under 5 s.
+/// The time limit of all requests together. With the end of the process it stays under 5 s.
 const LIMIT: Duration = Duration::from_millis(4500);
 
-/// A model that can be asked for.
+/// A model that a turn can use.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Model {
-    /// What a turn is given as its model.
+    /// The name that codex takes as `--model`.
     pub(crate) id: String,
-    /// What people call it.
+    /// The display name.
     pub(crate) name: String,
-    /// Is it the one that codex takes where none is named?
+    /// Whether codex uses it where no model is configured.
     pub(crate) default: bool,
-    /// The reasoning efforts that it has.
+    /// Its reasoning efforts.
     pub(crate) efforts: Vec<String>,
 }
 
-/// Asks codex for its models. Ends soon after `cancel` is cancelled.
+/// Lists codex's models. Returns soon after `cancel`.
 ///
 /// # Errors
-/// [`Kind::CodexMissing`], and [`Kind::CodexFailed`] where codex cannot say.
+/// [`Kind::CodexMissing`]; [`Kind::CodexFailed`] where codex does not return the list.
 pub(crate) fn list_models(
     config: &Config,
     places: &Paths,
@@ -43,28 +43,28 @@ pub(crate) fn list_models(
     let command = recipe::command(&program, vec!["app-server".into()], config, places);
     let child = Child::start(&command, None)?;
     cancel.attach(child.pidfd());
-    let mut asked = Asked {
+    let mut query = ModelQuery {
         client: Client::new(child),
         deadline: Instant::now() + LIMIT,
         cancel,
     };
-    match asked.list() {
+    match query.list() {
         Ok(models) => {
-            asked.client.end();
+            query.client.end();
             Ok(models)
         }
-        Err((method, error)) => Err(why(method, error, asked.client)),
+        Err((method, error)) => Err(request_error(method, error, query.client)),
     }
 }
 
-/// A server that is asked.
-struct Asked<'a> {
+/// A running server and the deadline of its requests.
+struct ModelQuery<'a> {
     client: Client,
     deadline: Instant,
     cancel: &'a CancelToken,
 }
 
-impl Asked<'_> {
+impl ModelQuery<'_> {
     fn list(&mut self) -> std::result::Result<Vec<Model>, (&'static str, RequestError)> {
         self.client
             .initialize(self.left(), self.cancel)
@@ -96,14 +96,14 @@ impl Asked<'_> {
             .map_err(|error| (method, error))
     }
 
-    /// The time that is left.
+    /// The time until the deadline.
     fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
 }
 
-/// The error of a request that failed. Ends the server.
-fn why(method: &str, error: RequestError, client: Client) -> Error {
+/// The error of a failed request. Ends the server.
+fn request_error(method: &str, error: RequestError, client: Client) -> Error {
     let failed = |message: String| Error::new(Kind::CodexFailed, message);
     match error {
         RequestError::Rejected(why) => {
@@ -114,7 +114,7 @@ fn why(method: &str, error: RequestError, client: Client) -> Error {
             client.kill();
             failed("asking codex for its models was cancelled".to_owned())
         }
-        RequestError::NoAnswer => {
+        RequestError::Timeout => {
             client.kill();
             let seconds = LIMIT.as_secs_f32();
             let message = format!("codex app-server did not tell its models within {seconds:.1} s");
@@ -122,15 +122,15 @@ fn why(method: &str, error: RequestError, client: Client) -> Error {
         }
         RequestError::Ended => {
             let exit = client.end();
-            let said = exit.stderr.lines().last().unwrap_or("nothing on stderr");
+            let last_line = exit.stderr.lines().last().unwrap_or("nothing on stderr");
             failed(format!(
-                "codex app-server ended before it told its models: {said}"
+                "codex app-server ended before it told its models: {last_line}"
             ))
         }
     }
 }
 
-/// A part of the list, of which there was one only so far.
+/// A page of the list. So far codex has returned only one.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ModelPage {
@@ -159,7 +159,7 @@ struct Effort {
 }
 
 impl ListedModel {
-    /// The model, where people are meant to see it.
+    /// The model, unless codex hides it.
     fn model(self) -> Option<Model> {
         let efforts = self.supported_reasoning_efforts.into_iter();
         (!self.hidden).then(|| Model {

@@ -1,11 +1,11 @@
-//! The servers that wait for their workspace's next turn, and the thread that starts and ends them.
+//! Servers that are kept for their workspace's next turn, and the thread that starts and ends them.
 //!
-//! While a workspace has a server the lock on the workspace stays with it: no other process of the daemon's side can run a
-//! turn there beside a server that has its thread loaded, whatever codex itself thinks of that (0.135 has no lock of its
-//! own). A server has nobody who listens while it is idle; it has nothing to say then.
+//! A workspace's lock is held as long as its server is kept: no other process may run a turn there beside a server that
+//! has the thread loaded. codex 0.135 has no lock of its own that would prevent that. Nothing reads from a server while
+//! it is idle; it sends next to nothing then.
 //!
-//! Servers are started by a thread of the pool's, which lives as long as they do: the kernel signals a guard the end of
-//! the thread that has started it, not of the process.
+//! A thread that lives as long as the pool starts the servers: the parent-death signal of a guard fires when the thread
+//! that spawned it exits, not the process.
 
 use super::client::ENDING;
 use super::control::{Control, Held};
@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Default)]
 pub(in crate::backend) struct Pool {
     shared: Arc<PoolShared>,
-    /// Lets other processes have them ended; there once one was kept.
+    /// Serves other processes' requests to end a server; started when the first server is kept.
     control: OnceLock<Option<Control>>,
 }
 
@@ -44,37 +44,37 @@ struct PoolShared {
 #[derive(Debug, Default)]
 struct PoolState {
     slots: HashMap<PathBuf, PoolSlot>,
-    /// Servers that are to be started.
+    /// Servers to be started.
     starts: VecDeque<Start>,
-    /// Servers that are to be ended, by workspace.
+    /// Servers to be ended, by workspace.
     ends: Vec<(PathBuf, PoolSlot)>,
-    /// The workspace of the one that is being ended.
+    /// The workspace of the server that is being ended.
     ending: Option<PathBuf>,
-    /// Workspaces whose server is suspended or started again.
+    /// Workspaces whose server is suspended or being restarted.
     suspended: HashSet<PathBuf>,
     is_over: bool,
 }
 
-/// A server that is to be started, and who waits for it.
+/// A request to start a server.
 #[derive(Debug)]
 struct Start {
     command: CodexCommand,
     lock: Option<PathBuf>,
-    answer: SyncSender<Result<Child>>,
+    result: SyncSender<Result<Child>>,
 }
 
-/// What a workspace has.
+/// The pool's entry for a workspace.
 #[derive(Debug)]
 struct PoolSlot {
-    // Before the lock, so that it has ended when that is given up.
+    // Declared before the lock, so that the server is dropped before the lock is released.
     server: Option<Server>,
     lock: Option<FileLock>,
-    /// The workspace's device and inode: its path may lead to another directory by now.
+    /// The workspace's device and inode: its path can lead to another directory later.
     directory: Option<(u64, u64)>,
     is_in_turn: bool,
     idle_since: Instant,
-    /// Until when the server is kept.
-    until: Option<Instant>,
+    /// When the server is ended unless another turn uses it.
+    expires_at: Option<Instant>,
 }
 
 impl PoolSlot {
@@ -95,17 +95,18 @@ impl PoolSlot {
 
 impl PoolShared {
     fn state(&self) -> MutexGuard<'_, PoolState> {
-        // Nothing that holds it can panic half-way.
+        // No holder of this lock panics while the state is inconsistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The same, once no server of this workspace is being ended or started any more, or `cancel` is cancelled.
+    /// As [`PoolShared::state`], after waiting until no server of this workspace is being started or ended, or
+    /// `cancel`.
     fn state_of(
         &self,
         workspace: &Path,
         cancel: Option<&CancelToken>,
     ) -> MutexGuard<'_, PoolState> {
-        /// How often the flag is looked at.
+        /// How often `cancel` is checked.
         const PAUSE: Duration = Duration::from_millis(20);
         let mut state = self.state();
         loop {
@@ -120,22 +121,22 @@ impl PoolShared {
         }
     }
 
-    /// Starts and ends servers until the pool is over.
+    /// Starts and ends servers until the pool is dropped.
     fn keep(&self) {
         let mut state = self.state();
         loop {
             if let Some(start) = state.starts.pop_front() {
                 drop(state);
                 let child = Child::start(&start.command, start.lock.as_deref());
-                // Who asked for it waits for the answer.
-                let _ = start.answer.send(child);
+                // Fails only where the requester has gone.
+                let _ = start.result.send(child);
                 state = self.state();
                 continue;
             }
             let now = Instant::now();
             let PoolState { slots, ends, .. } = &mut *state;
             let due = |_: &PathBuf, slot: &mut PoolSlot| {
-                slot.is_idle() && slot.until.is_some_and(|until| until <= now)
+                slot.is_idle() && slot.expires_at.is_some_and(|until| until <= now)
             };
             ends.extend(slots.extract_if(due));
             if let Some((workspace, slot)) = state.ends.pop() {
@@ -151,7 +152,7 @@ impl PoolShared {
                 return;
             }
             let idle = state.slots.values().filter(|slot| slot.is_idle());
-            let next = idle.filter_map(|slot| slot.until).min();
+            let next = idle.filter_map(|slot| slot.expires_at).min();
             state = match next {
                 Some(next) => {
                     let time = next.saturating_duration_since(now);
@@ -165,16 +166,15 @@ impl PoolShared {
 }
 
 impl Pool {
-    /// Begins a turn in this workspace: nobody else takes its server meanwhile. Gives the lock on the workspace, where
-    /// the pool has it.
+    /// Begins a turn in this workspace, which reserves its server. Returns the workspace's lock, if the pool holds it.
     pub(in crate::backend) fn claim(
         &self,
         workspace: &Path,
         cancel: &CancelToken,
     ) -> Option<FileLock> {
         let directory = identity(workspace);
-        // Of a directory that was moved, or of one in whose place another one is now.
-        self.kept()
+        // Servers of the same directory under its old path, and of a former directory at this path.
+        self.handle()
             .release_all(|at, slot| (at == workspace) != (slot.directory == directory));
         let mut state = self.shared.state_of(workspace, Some(cancel));
         let slot = state.slots.get_mut(workspace)?;
@@ -182,12 +182,12 @@ impl Pool {
         slot.lock.take()
     }
 
-    /// The workspace's server, in a turn.
+    /// Takes the workspace's server, in a turn.
     pub(in crate::backend) fn take(&self, workspace: &Path) -> Option<Server> {
         self.shared.state().slots.get_mut(workspace)?.server.take()
     }
 
-    /// Gives the server back, in a turn.
+    /// Returns the server, in a turn.
     pub(super) fn put(&self, workspace: &Path, server: Server) {
         let slot = PoolSlot {
             server: Some(server),
@@ -195,12 +195,12 @@ impl Pool {
             directory: identity(workspace),
             is_in_turn: true,
             idle_since: Instant::now(),
-            until: None,
+            expires_at: None,
         };
         self.shared.state().slots.insert(workspace.to_owned(), slot);
     }
 
-    /// What lends the daemon's tools to the workspace's server, in a turn.
+    /// The bridge to the daemon's tools of the workspace's server, in a turn.
     pub(in crate::backend) fn tools(&self, workspace: &Path) -> Option<Arc<Bridge>> {
         let state = self.shared.state();
         state
@@ -212,9 +212,9 @@ impl Pool {
             .cloned()
     }
 
-    /// Ends a turn: its server, where there is one, is kept for so long, and with it the lock. No more than `most` are
+    /// Ends a turn: the server, if there is one, and the lock are kept for `time`. At most `most` idle servers are
     /// kept.
-    pub(in crate::backend) fn rest(
+    pub(in crate::backend) fn end_turn(
         &self,
         workspace: &Path,
         lock: Option<FileLock>,
@@ -235,7 +235,7 @@ impl Pool {
             return;
         }
         if time.is_zero() || most == 0 {
-            // Nobody waits for its end but who is next in the workspace.
+            // Only the next turn of this workspace waits for the end.
             server.client.begin_close();
             slot.lock = lock;
             state.ends.push((workspace.to_owned(), slot));
@@ -245,7 +245,7 @@ impl Pool {
         slot.is_in_turn = false;
         slot.lock = lock;
         slot.idle_since = Instant::now();
-        slot.until = slot.idle_since.checked_add(time);
+        slot.expires_at = slot.idle_since.checked_add(time);
         state.slots.insert(workspace.to_owned(), slot);
         let mut idle: Vec<_> = state.slots.iter().filter(|(_, it)| it.is_idle()).collect();
         idle.sort_by_key(|(_, slot)| slot.idle_since);
@@ -262,7 +262,7 @@ impl Pool {
         drop(state);
         self.shared.changed.notify_all();
         self.control.get_or_init(|| {
-            let kept = self.kept();
+            let kept = self.handle();
             let control = Control::start(places, move |held| match held {
                 Held::Workspace(path) => kept.release(path),
                 Held::Thread(id) => kept.release_thread(id, None),
@@ -272,12 +272,12 @@ impl Pool {
         });
     }
 
-    /// The servers, for who may have to end them.
-    pub(in crate::backend) fn kept(&self) -> Kept {
-        Kept(Arc::clone(&self.shared))
+    /// A handle to end or suspend servers.
+    pub(in crate::backend) fn handle(&self) -> PoolHandle {
+        PoolHandle(Arc::clone(&self.shared))
     }
 
-    /// Ends all servers that are idle, and keeps none any more.
+    /// Ends all idle servers; none are kept from now on.
     pub(in crate::backend) fn end(&self) {
         let mut state = self.shared.state();
         state.is_over = true;
@@ -285,7 +285,7 @@ impl Pool {
         let mut slots: Vec<PoolSlot> = slots.map(|(_, slot)| slot).collect();
         slots.extend(state.ends.drain(..).map(|(_, slot)| slot));
         drop(state);
-        // All of them first, so that they end at the same time.
+        // All of them first, so that they exit in parallel.
         for server in slots.iter_mut().filter_map(|slot| slot.server.as_mut()) {
             server.client.begin_close();
         }
@@ -303,24 +303,24 @@ impl Drop for Pool {
         let keeper = self.shared.keeper.lock();
         let keeper = keeper.unwrap_or_else(PoisonError::into_inner).take();
         if let Some(keeper) = keeper {
-            // A panic over there was reported there.
+            // A panic of the thread was reported by it.
             let _ = keeper.join();
         }
     }
 }
 
-/// The servers that are kept.
+/// A handle to the servers of a pool.
 #[derive(Clone, Debug)]
-pub(in crate::backend) struct Kept(Arc<PoolShared>);
+pub(in crate::backend) struct PoolHandle(Arc<PoolShared>);
 
-impl Kept {
-    /// Ends the server of this workspace and gives up the lock, unless a turn runs; says whether there was one.
+impl PoolHandle {
+    /// Ends the server of this workspace and releases the lock, unless a turn runs. Returns whether there was one.
     pub(in crate::backend) fn release(&self, workspace: &Path) -> bool {
         drop(self.0.state_of(workspace, None));
         self.release_all(|at, _| at == workspace)
     }
 
-    /// The same of whichever workspace's server has this thread loaded, but for the given one's.
+    /// The same for the server that has this thread loaded, except in the workspace `but`.
     pub(super) fn release_thread(&self, thread: &str, but: Option<&Path>) -> bool {
         self.release_all(|at, slot| {
             let server = slot.server.as_ref();
@@ -335,17 +335,17 @@ impl Kept {
             let started = std::thread::Builder::new()
                 .name("app-servers".to_owned())
                 .spawn(move || shared.keep());
-            *keeper = Some(started.map_err(|error| no_keeper(Some(error)))?);
+            *keeper = Some(started.map_err(|error| keeper_error(Some(error)))?);
         }
         Ok(())
     }
 
-    /// Ends the server of this workspace, and keeps what it takes to start another one like it. No turn runs there until
-    /// that is resumed or dropped.
+    /// Ends the server of this workspace and returns what restarts it. No turn runs in the workspace until that is resumed
+    /// or dropped.
     pub(in crate::backend) fn suspend(&self, workspace: &Path) -> Option<Suspended> {
         let mut state = self.0.state_of(workspace, None);
         let slot = state.slots.get(workspace).filter(|slot| slot.is_idle())?;
-        let (directory, until) = (slot.directory, slot.until);
+        let (directory, expires_at) = (slot.directory, slot.expires_at);
         let slot = state.slots.remove(workspace)?;
         state.suspended.insert(workspace.to_owned());
         drop(state);
@@ -357,36 +357,36 @@ impl Kept {
             recipe: slot.server?.into_recipe(),
             lock: slot.lock,
             directory,
-            until,
+            expires_at,
             hold,
         })
     }
 
-    /// Ends the idle servers that are meant; says whether there was one.
-    fn release_all(&self, is_meant: impl Fn(&Path, &PoolSlot) -> bool) -> bool {
+    /// Ends the idle servers that `filter` selects. Returns whether there was one.
+    fn release_all(&self, filter: impl Fn(&Path, &PoolSlot) -> bool) -> bool {
         let mut state = self.0.state();
         let slots = state
             .slots
-            .extract_if(|at, slot| slot.is_idle() && is_meant(at, slot));
+            .extract_if(|at, slot| slot.is_idle() && filter(at, slot));
         let slots: Vec<PoolSlot> = slots.map(|(_, slot)| slot).collect();
         drop(state);
-        let is_any = !slots.is_empty();
+        let has_ended_any = !slots.is_empty();
         slots.into_iter().for_each(PoolSlot::end);
-        is_any
+        has_ended_any
     }
 }
 
-impl Starter for Kept {
+impl Starter for PoolHandle {
     fn spawn(&self, command: &CodexCommand, lock: Option<&Path>) -> Result<Child> {
         self.start_keeper()?;
-        let (answer, child) = sync_channel(1);
+        let (result, child) = sync_channel(1);
         self.0.state().starts.push_back(Start {
             command: command.clone(),
             lock: lock.map(Path::to_owned),
-            answer,
+            result,
         });
         self.0.changed.notify_all();
-        child.recv().unwrap_or_else(|_| Err(no_keeper(None)))
+        child.recv().unwrap_or_else(|_| Err(keeper_error(None)))
     }
 
     fn first_starts(&self) -> &FirstStarts {
@@ -398,15 +398,15 @@ impl Starter for Kept {
 pub(crate) struct Suspended {
     recipe: Recipe,
     directory: Option<(u64, u64)>,
-    until: Option<Instant>,
-    // Before turns are let in: it is free for them then.
+    expires_at: Option<Instant>,
+    // Dropped before `hold`: the lock must be free when turns may run again.
     lock: Option<FileLock>,
     hold: Hold,
 }
 
-/// Keeps turns out of a workspace until it is dropped.
+/// Blocks turns in a workspace until it is dropped.
 struct Hold {
-    kept: Kept,
+    kept: PoolHandle,
     workspace: PathBuf,
 }
 
@@ -419,7 +419,7 @@ impl Drop for Hold {
 }
 
 impl Suspended {
-    /// Starts another server in its place, by a thread of its own. Where that fails the next turn does it.
+    /// Starts the server again, on a thread of its own. Where that fails the next turn starts one.
     pub(crate) fn resume(self) {
         let started = std::thread::Builder::new()
             .name("warm-up".to_owned())
@@ -433,7 +433,7 @@ impl Suspended {
         let Suspended {
             recipe,
             directory,
-            until,
+            expires_at,
             hold,
             lock,
         } = self;
@@ -447,7 +447,7 @@ impl Suspended {
         if let Some(tools) = server.tools() {
             tools.rest();
         }
-        if let Err(why) = server.rest() {
+        if let Err(why) = server.end_turn() {
             log::debug!("the server is not kept: {why}");
             return;
         }
@@ -457,7 +457,7 @@ impl Suspended {
             directory,
             is_in_turn: false,
             idle_since: Instant::now(),
-            until,
+            expires_at,
         };
         let mut state = hold.kept.0.state();
         match state.is_over {
@@ -476,7 +476,7 @@ fn identity(directory: &Path) -> Option<(u64, u64)> {
     Some((found.dev(), found.ino()))
 }
 
-fn no_keeper(error: Option<std::io::Error>) -> Error {
+fn keeper_error(error: Option<std::io::Error>) -> Error {
     let what = "cannot start a thread for codex app-server";
     match error {
         Some(error) => Error::os(Kind::CodexFailed, what, error),

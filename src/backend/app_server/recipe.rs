@@ -1,4 +1,4 @@
-//! How a server is started for a turn, and what its thread is loaded with.
+//! How to start a server for a turn, and the parameters of its thread.
 
 use crate::backend::TurnSpec;
 use crate::backend::child::CodexCommand;
@@ -13,36 +13,36 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// How a server is started and has its thread loaded.
+/// How to start a server and load its thread.
 #[derive(Clone, Debug)]
 pub(super) struct Recipe {
     pub(super) command: CodexCommand,
-    /// The lock on the workspace, where it could be had.
+    /// The lock file of the workspace, where it could be taken.
     pub(super) lock: Option<PathBuf>,
-    /// What lends it the daemon's tools, which lives as long as it.
+    /// The bridge to the daemon's tools; it lives as long as the server.
     pub(super) tools: Option<Arc<Bridge>>,
     pub(super) home: PathBuf,
     pub(super) workspace: PathBuf,
     pub(super) settings: ServerSettings,
-    /// The thread to load; `None` begins one.
+    /// The thread to load; `None` starts a new one.
     pub(super) thread: Option<String>,
-    /// For what could be done where it cannot be started.
+    /// For the hint of an error.
     pub(super) config_file: PathBuf,
 }
 
-/// What a thread is loaded with.
+/// The parameters of a loaded thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ServerSettings {
-    /// codex's name of the model; `None` leaves the choice to codex.
+    /// The model in codex's name for it; `None` leaves the choice to codex.
     pub(super) model: Option<String>,
     pub(super) system: Option<String>,
     sandbox: Sandbox,
-    /// How much the model is to think, unless `extra_args` say it. It goes along with each turn, but sticks to the thread.
+    /// The reasoning effort, unless `extra_args` set it. It is sent with each turn, but persists in the thread.
     pub(super) effort: Option<String>,
 }
 
 impl ServerSettings {
-    /// The sandbox as a request that loads a thread names it.
+    /// The sandbox as `thread/resume` takes it.
     pub(super) fn sandbox_mode(&self) -> &'static str {
         match self.sandbox {
             Sandbox::DangerFullAccess => "danger-full-access",
@@ -51,7 +51,7 @@ impl ServerSettings {
         }
     }
 
-    /// What the commands of a turn may do, as `turn/start` takes it.
+    /// The sandbox as `turn/start` takes it.
     pub(super) fn sandbox_policy(&self) -> Value {
         let policy = match self.sandbox {
             Sandbox::DangerFullAccess => "dangerFullAccess",
@@ -62,20 +62,20 @@ impl ServerSettings {
     }
 }
 
-/// What of the config only `codex exec` can do; why is for a message.
+/// The part of the config that only `codex exec` supports, as text for a message.
 pub(crate) fn only_by_exec(config: &Config) -> Option<String> {
     let extra = ExtraArgs::of(&config.extra_args, &mut Vec::new());
     if let Err(argument) = extra.check_common() {
         let what = format!("\"extra_args\" has '{argument}', which only 'codex exec' takes");
         return Some(what);
     }
-    // To a thread it can only be given with a request that writes codex's config.
+    // A thread can only get it by a request that writes codex's config.
     (config.sandbox == Sandbox::WorkspaceWrite)
         .then(|| "\"sandbox\" is \"workspace-write\"".to_owned())
 }
 
 impl Recipe {
-    /// That of this turn; what only `codex exec` can do is an error.
+    /// The recipe for this turn. `Err` with the reason where only `codex exec` can run it.
     pub(super) fn of(spec: &TurnSpec<'_>, warnings: &mut Vec<String>) -> Result<Recipe, String> {
         let config = spec.config;
         if let Some(why) = only_by_exec(config) {
@@ -91,7 +91,7 @@ impl Recipe {
         }
         let mut args: Vec<OsString> = vec!["app-server".into()];
         for setting in [
-            // A goal that the model sets would start turn after turn of its own.
+            // Goals set by the model would start turns on their own.
             "features.goals=false",
             "features.unbounded_connection_retries=false",
         ] {
@@ -103,7 +103,7 @@ impl Recipe {
             args.extend(["-c".into(), setting.into()]);
         }
         args.extend(spec.tools.map(|it| it.codex_args()).unwrap_or_default());
-        // After ours, so that they have the last word.
+        // After the others, so that they take precedence.
         args.extend(extra.args().iter().map(Into::into));
         let effort = model_args.and_then(|args| args.reasoning_effort.as_deref());
         let effort = spec.reasoning_effort.or(effort);
@@ -129,7 +129,7 @@ impl Recipe {
     }
 }
 
-/// How a server is started with these arguments.
+/// The command of a server with these arguments.
 pub(super) fn command(
     program: &Path,
     args: Vec<OsString>,
@@ -139,7 +139,7 @@ pub(super) fn command(
     CodexCommand {
         program: program.to_owned(),
         args,
-        // One that stays: the workspace may be removed and made again.
+        // The workspace can be removed and created again while the server runs.
         directory: "/".into(),
         env: environment(config, places),
         env_removed: removed_from_environment(config),

@@ -1,20 +1,19 @@
-//! One turn by a server that has the thread loaded: from `turn/start` to the turn's end, and what is to be cleaned up
-//! behind it.
+//! Runs one turn on a server that has the thread loaded: from `turn/start` to the turn's end and the cleanup after it.
 //!
-//! Everything is emitted by the turn's own thread, which waits for the server, the rollout, a cancel and the time at once. What
-//! belongs to another thread or turn is left out: the notifications of sub-agents come on the same pipe.
+//! The turn's own thread emits all events; it waits for the server, the rollout, a cancel and timeouts at the same
+//! time. Notifications of other threads and turns are ignored: those of sub-agents come on the same pipe.
 
 use super::client::{Client, RequestError};
 use super::message::{self, Notification, ServerEvent, ServerMessage, ThreadItem, TurnCompletion};
 use super::pool::Pool;
-use super::server::{ANSWER, Server};
+use super::server::{RESPONSE_TIMEOUT, Server};
 use super::texts::Texts;
 use crate::backend::child::Next;
 use crate::backend::emitter::Emitter;
 use crate::backend::reporter::{
     Concluded, Limits, Reporter, StopCause, status_of_silent_end, warn_of_silence, with_retry_at,
 };
-use crate::backend::steering::Words;
+use crate::backend::steering::SteerMessage;
 use crate::backend::{Outcome, TurnSpec, TurnStatus};
 use crate::canonical::{Status, Usage};
 use crate::codex::failure;
@@ -25,33 +24,33 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long an interrupted turn has to end; it takes 0.004 to 0.07 s (0.135.0 to 0.169.0).
-const AFTER_INTERRUPT: Duration = Duration::from_millis(1000);
-/// When an interrupt is repeated that came before the turn had begun.
-const INTERRUPT_AGAIN: Duration = Duration::from_millis(5);
+/// How long an interrupted turn may take to end; it takes 0.004 to 0.07 s (0.135.0 to 0.169.0).
+const INTERRUPT_TIMEOUT: Duration = Duration::from_millis(1000);
+/// When an interrupt is repeated that codex has rejected because the turn had not begun.
+const INTERRUPT_RETRY: Duration = Duration::from_millis(5);
 /// How long codex may take to report the end of a turn that it has recorded.
-const AFTER_RECORD: Duration = Duration::from_secs(3);
-/// How long the rollout may be behind the notifications: 0.3 ms (0.135.0).
-const LAST_RECORDS: Duration = Duration::from_millis(50);
-/// How long another codex that renews the login has to write it down.
-const AFTER_REFRESH: Duration = Duration::from_millis(1500);
-/// How long the clean-up behind a turn may take.
-const CLEANING: Duration = Duration::from_secs(2);
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the rollout may lag behind the notifications: 0.3 ms (0.135.0).
+const RECORD_LAG: Duration = Duration::from_millis(50);
+/// How long another codex that refreshes the login may take to write it to disk.
+const REFRESH_WAIT: Duration = Duration::from_millis(1500);
+/// How long the cleanup after a turn may take.
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A turn of a server.
+/// Runs a turn on a server.
 pub(super) struct AppServerRun<'a> {
     pub(super) pool: &'a Pool,
     pub(super) spec: &'a TurnSpec<'a>,
     pub(super) cancel: &'a CancelToken,
-    /// There is no other server to run it where this one does not.
+    /// No other server will be tried if this one does not respond.
     pub(super) is_last: bool,
 }
 
-/// What codex has said so far.
+/// The state of a running turn.
 struct TurnState<'a> {
     reporter: Reporter<'a>,
     texts: Texts,
-    /// The request that starts the turn, until it is answered.
+    /// The id of the `turn/start` request, until its response.
     request: Option<u64>,
     /// The turn's id, once it is known.
     turn: Option<String>,
@@ -59,51 +58,51 @@ struct TurnState<'a> {
     end: Option<TurnCompletion>,
     /// The last error that codex reported.
     last_error: Option<String>,
-    /// Why codex did not start the turn.
+    /// The error response to `turn/start`.
     rejected: Option<String>,
     usage: Option<Usage>,
-    /// What came of the thread before the turn's id was known.
+    /// Notifications that came before the turn's id was known.
     early: Vec<Vec<u8>>,
-    /// The turns of other threads that run, by thread.
+    /// Running turns of other threads, by thread.
     foreign: HashMap<String, String>,
     has_foreign: bool,
-    /// The part of a summary of what the model thought that is being emitted.
+    /// The item and the index of the reasoning summary part that is being streamed.
     thought: Option<(String, u64)>,
     stopped: Option<StopCause>,
-    /// When the turn was interrupted, and when that is to be said again.
+    /// When the turn was interrupted, and when the interrupt is to be repeated.
     interrupted: Option<Instant>,
     interrupt_at: Option<Instant>,
-    /// The requests that have interrupted it.
+    /// The ids of the interrupt requests.
     interrupts: Vec<u64>,
-    /// What the user has said meanwhile.
+    /// Messages of the user during the turn.
     steered: Vec<Steered>,
-    /// codex was asked to answer what it had taken and left unanswered.
-    is_asked_again: bool,
+    /// codex was asked to respond to input that it had left without a response.
+    is_continuation: bool,
 }
 
-/// Words that codex was given in the turn.
+/// A message that was sent to codex during the turn.
 struct Steered {
-    words: Words,
-    /// The request that gave them.
+    message: SteerMessage,
+    /// The id of its `turn/steer` request.
     request: u64,
-    /// How far they are.
+    /// How far it has come.
     stage: SteerStage,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum SteerStage {
-    /// codex has not answered yet.
+    /// codex has not responded yet.
     Sent,
-    /// codex has taken them; whether the model gets them in this turn is open: up to 0.155 what comes after the last
-    /// request only goes into the history.
+    /// codex has accepted it. Whether the model gets it in this turn is open: up to 0.155 a message that comes after
+    /// the last request to the model only goes into the history.
     Accepted,
-    /// They stand in the conversation. The next that the model does shows that it was given them.
+    /// It is in the conversation. The model's next activity shows that it was delivered.
     Echoed,
 }
 
 impl AppServerRun<'_> {
-    /// Runs the turn. `None` where the server has not even answered the request for it, and another one may: nothing was
-    /// told, and this one has ended.
+    /// Runs the turn. `None` where the server has not responded to `turn/start` and another one may be tried: nothing
+    /// was emitted, and this server has been killed.
     pub(super) fn run(&self, mut server: Server, emitter: &mut Emitter<'_>) -> Option<Outcome> {
         let begun = os::ticks_since_boot();
         let mut state = TurnState {
@@ -125,18 +124,18 @@ impl AppServerRun<'_> {
             interrupt_at: None,
             interrupts: Vec::new(),
             steered: Vec::new(),
-            is_asked_again: false,
+            is_continuation: false,
         };
         if self.spec.thread.is_some() {
             state.reporter.thread(&server.thread, emitter);
         }
         if let Some(steering) = self.spec.steering {
-            // What is said before the turn has begun waits for that.
+            // Messages from before the turn has begun wait for it.
             steering.open(true);
         }
         let called = self.spec.tools.map(|tools| tools.called().clone());
-        let said = self.spec.steering.map(|steering| steering.waker().clone());
-        let wakers = called.into_iter().chain(said).collect();
+        let steered = self.spec.steering.map(|steering| steering.waker().clone());
+        let wakers = called.into_iter().chain(steered).collect();
         server.client.child.wake_by(wakers);
         self.cancel.attach(server.client.child.pidfd());
         state.reporter.recording.begin();
@@ -146,7 +145,7 @@ impl AppServerRun<'_> {
         if let Some(steering) = self.spec.steering {
             steering.open(false);
         }
-        // What is left of it was not delivered.
+        // The remaining ones were not delivered.
         state.steered.clear();
         if state.request.is_some() && state.stopped.is_none() && !self.is_last {
             emitter.debug("codex app-server does not answer: another one is started");
@@ -154,16 +153,16 @@ impl AppServerRun<'_> {
             return None;
         }
         state.texts.abandon(emitter);
-        self.clean(&mut server, &state, begun, emitter);
+        self.clean_up(&mut server, &state, begun, emitter);
         if let Some(tools) = self.spec.tools {
             tools.rest();
         }
-        let exit = self.give_back(server, &state, emitter);
-        state.reporter.rest(state.end.is_some(), emitter);
+        let exit = self.return_to_pool(server, &state, emitter);
+        state.reporter.emit_rest(state.end.is_some(), emitter);
         Some(self.conclude(state, exit, emitter))
     }
 
-    /// What `turn/start` is given.
+    /// The parameters of `turn/start`.
     fn params(&self, server: &Server) -> serde_json::Value {
         let spec = self.spec;
         let images = spec.images.iter();
@@ -184,21 +183,21 @@ impl AppServerRun<'_> {
             params["effort"] = effort.as_str().into();
         }
         if let Some(schema) = spec.output_schema {
-            // It was written a moment ago, and it is JSON.
+            // It was written for this turn, and is JSON.
             let schema = std::fs::read(schema).unwrap_or_default();
             params["outputSchema"] = serde_json::from_slice(&schema).unwrap_or_default();
         }
         params
     }
 
-    /// Tells what the server says until the turn is over or the server is.
+    /// Emits events until the turn or the server has ended.
     fn listen(&self, server: &mut Server, state: &mut TurnState<'_>, emitter: &mut Emitter<'_>) {
         let mut limits = Limits::new(self.spec);
         let mut recorded_since = None;
         let begun = Instant::now();
         loop {
             if state.end.is_some() || state.rejected.is_some() {
-                if self.ask_again(server, state, emitter) {
+                if self.start_continuation(server, state, emitter) {
                     recorded_since = None;
                     continue;
                 }
@@ -208,7 +207,7 @@ impl AppServerRun<'_> {
             let now = Instant::now();
             if state.reporter.recording.end().is_some() {
                 let since = *recorded_since.get_or_insert(now);
-                if now.duration_since(since) > AFTER_RECORD {
+                if now.duration_since(since) > END_TIMEOUT {
                     emitter.debug("codex has recorded the turn's end and does not tell it");
                     client.begin_close();
                     return;
@@ -222,23 +221,29 @@ impl AppServerRun<'_> {
                 .stopped
                 .is_none()
                 .then(|| now + Reporter::tick(emitter));
-            let given_up = state.interrupted.map(|since| since + AFTER_INTERRUPT);
-            let unanswered =
-                (state.request.filter(|_| !state.is_asked_again)).map(|_| begun + ANSWER);
-            let deadline = [limit, tick, given_up, state.interrupt_at, unanswered];
+            let interrupt_deadline = state.interrupted.map(|since| since + INTERRUPT_TIMEOUT);
+            let response_deadline = (state.request.filter(|_| !state.is_continuation))
+                .map(|_| begun + RESPONSE_TIMEOUT);
+            let deadline = [
+                limit,
+                tick,
+                interrupt_deadline,
+                state.interrupt_at,
+                response_deadline,
+            ];
             let cancel = state.stopped.is_none().then_some(self.cancel);
             match client.next(cancel, deadline.into_iter().flatten().min()) {
                 Next::Line => {
                     self.take_lines(client, &server.thread, state, emitter);
                     emitter.flush();
-                    limits.heard();
+                    limits.note_activity();
                 }
                 Next::Cancelled => {
                     emitter.debug("the turn is cancelled: codex is told to interrupt it");
                     state.stop(StopCause::Cancelled);
                     self.interrupt(client, &server.thread, state);
                 }
-                // A call of one of the daemon's tools: its record is there, or about to be.
+                // A call of one of the daemon's tools, whose record is written about now, or a message of the user.
                 Next::Woken => {
                     state.reporter.recording.follow(emitter);
                     self.steer(client, &server.thread, state);
@@ -250,12 +255,16 @@ impl AppServerRun<'_> {
                         let error = limits.error(&state.reporter);
                         state.stop(StopCause::Limit(error));
                         self.interrupt(client, &server.thread, state);
-                    } else if unanswered.is_some_and(|at| now >= at) && state.stopped.is_none() {
-                        let seconds = ANSWER.as_secs();
+                    } else if response_deadline.is_some_and(|at| now >= at)
+                        && state.stopped.is_none()
+                    {
+                        let seconds = RESPONSE_TIMEOUT.as_secs();
                         state.rejected = Some(format!("no answer within {seconds} s"));
                         client.begin_close();
                         return;
-                    } else if given_up.is_some_and(|given_up| now >= given_up) {
+                    } else if interrupt_deadline
+                        .is_some_and(|interrupt_deadline| now >= interrupt_deadline)
+                    {
                         emitter.debug("codex does not interrupt the turn: it is ended");
                         client.begin_close();
                         return;
@@ -263,7 +272,7 @@ impl AppServerRun<'_> {
                         self.interrupt(client, &server.thread, state);
                     } else if state.stopped.is_none() {
                         if state.reporter.recording.follow(emitter) {
-                            limits.heard();
+                            limits.note_activity();
                         }
                         emitter.flush();
                     }
@@ -276,7 +285,7 @@ impl AppServerRun<'_> {
         }
     }
 
-    /// Gives codex what the user has said, where the turn takes it.
+    /// Sends pending messages of the user, if the turn accepts them.
     fn steer(&self, client: &mut Client, thread: &str, state: &mut TurnState<'_>) {
         let (Some(steering), Some(turn)) = (self.spec.steering, &state.turn) else {
             return;
@@ -284,30 +293,30 @@ impl AppServerRun<'_> {
         if !state.has_begun || state.stopped.is_some() {
             return;
         }
-        for words in steering.take() {
+        for message in steering.take() {
             let params = json!({
                 "threadId": thread,
                 "expectedTurnId": turn,
-                "input": [{"type": "text", "text": words.text}],
+                "input": [{"type": "text", "text": message.text}],
             });
             state.steered.push(Steered {
                 request: client.send("turn/steer", &params),
-                words,
+                message,
                 stage: SteerStage::Sent,
             });
         }
     }
 
-    /// Has codex answer what it has only put into the conversation: what the user has said last, or all of it where its
-    /// login was just being renewed. Says whether the turn goes on for that.
-    fn ask_again(
+    /// Starts another codex turn where the last one left input without a response: the user's last messages, or
+    /// everything where its login was being refreshed. Returns whether it did.
+    fn start_continuation(
         &self,
         server: &mut Server,
         state: &mut TurnState<'_>,
         emitter: &mut Emitter<'_>,
     ) -> bool {
         state.steered.retain(|it| it.stage >= SteerStage::Accepted);
-        if state.stopped.is_some() || state.is_asked_again {
+        if state.stopped.is_some() || state.is_continuation {
             return false;
         }
         match &state.end {
@@ -318,17 +327,17 @@ impl AppServerRun<'_> {
                 if failure::is_refreshed_elsewhere(why) && !state.reporter.worked =>
             {
                 emitter.debug("another codex has just renewed the login: it is asked again");
-                os::wait_for(self.cancel, AFTER_REFRESH);
+                os::wait_for(self.cancel, REFRESH_WAIT);
             }
             _ => return false,
         }
         state.last_error = None;
         self.wait_for_record(state, emitter);
-        state.reporter.recording.goes_on();
+        state.reporter.recording.continue_turn();
         let mut params = self.params(server);
         params["input"] = json!([]);
         state.request = Some(server.client.send("turn/start", &params));
-        state.is_asked_again = true;
+        state.is_continuation = true;
         state.has_begun = false;
         state.turn = None;
         state.end = None;
@@ -338,9 +347,9 @@ impl AppServerRun<'_> {
         true
     }
 
-    /// Waits for what codex records last of a turn.
+    /// Waits for the last record of a turn.
     fn wait_for_record(&self, state: &mut TurnState<'_>, emitter: &mut Emitter<'_>) {
-        let deadline = Instant::now() + LAST_RECORDS;
+        let deadline = Instant::now() + RECORD_LAG;
         loop {
             state.reporter.recording.follow(emitter);
             if state.reporter.recording.end().is_some() || Instant::now() >= deadline {
@@ -350,7 +359,7 @@ impl AppServerRun<'_> {
         }
     }
 
-    /// Tells codex to interrupt the turn. It refuses that before the turn has begun.
+    /// Requests that the turn be interrupted. codex rejects that before the turn has begun.
     fn interrupt(&self, client: &mut Client, thread: &str, state: &mut TurnState<'_>) {
         state.interrupt_at = None;
         if let Some(turn) = &state.turn {
@@ -358,7 +367,7 @@ impl AppServerRun<'_> {
         }
     }
 
-    /// Takes the lines that are there.
+    /// Handles the lines that are available.
     fn take_lines(
         &self,
         client: &mut Client,
@@ -401,7 +410,7 @@ impl AppServerRun<'_> {
                 }
                 ServerMessage::Response { id, outcome } if state.interrupts.contains(&id) => {
                     if let Err(message) = outcome {
-                        interrupt_rejected(&message, state);
+                        on_interrupt_rejected(&message, state);
                     }
                 }
                 ServerMessage::Response { id, outcome } => {
@@ -428,9 +437,9 @@ impl AppServerRun<'_> {
             // It was cancelled before the turn had an id.
             self.interrupt(client, thread, state);
         }
-        // What was said before the turn had begun.
+        // Messages from before the turn had begun.
         self.steer(client, thread, state);
-        // Goals are switched off, and nothing else begins a turn by itself.
+        // Goals are disabled, and nothing else starts a turn without a request.
         let foreign = state.foreign.remove(thread);
         if let Some(turn) = foreign.filter(|turn| Some(turn) != state.turn.as_ref()) {
             client.interrupt(thread, &turn);
@@ -467,7 +476,7 @@ impl AppServerRun<'_> {
             }
             return;
         }
-        let wanted = state.stopped.is_none();
+        let is_running = state.stopped.is_none();
         match event {
             ServerEvent::TurnStarted => {
                 state.has_begun = true;
@@ -477,9 +486,9 @@ impl AppServerRun<'_> {
             ServerEvent::TurnCompleted(end) => state.end = Some(end),
             ServerEvent::Usage(total) => {
                 state.usage = Some(total);
-                state.model_went_on();
+                state.note_model_activity();
             }
-            _ if !wanted => {}
+            _ if !is_running => {}
             ServerEvent::TextDelta { item, text } => {
                 state.reporter.worked = true;
                 if state.texts.begins(&item) {
@@ -489,7 +498,7 @@ impl AppServerRun<'_> {
             }
             ServerEvent::ThoughtDelta { item, part, text } => {
                 let separator = match &state.thought {
-                    Some((known, told)) if *known == *item && *told != part => "\n",
+                    Some((known, current)) if *known == *item && *current != part => "\n",
                     _ => "",
                 };
                 let text = format!("{separator}{text}");
@@ -507,7 +516,7 @@ impl AppServerRun<'_> {
                 state.reporter.trouble(&message, emitter);
                 state.last_error = Some(message);
             }
-            // One that is about no thread is about the machine; `codex exec` does not print it.
+            // A warning about no thread concerns the machine; `codex exec` does not print it.
             ServerEvent::Warning(message) if of.is_none() => {
                 emitter.debug(&format!("codex: {message}"));
             }
@@ -525,19 +534,20 @@ impl AppServerRun<'_> {
         state: &mut TurnState<'_>,
         emitter: &mut Emitter<'_>,
     ) {
-        // codex has recovered from it, and goes on.
+        // codex has recovered from it.
         state.last_error = None;
         match &*item.kind() {
             "userMessage" => {
-                let said = item.said();
+                let texts = item.user_texts();
                 let echoed = state.steered.iter_mut().find(|it| {
-                    it.stage < SteerStage::Echoed && said.iter().any(|text| **text == it.words.text)
+                    it.stage < SteerStage::Echoed
+                        && texts.iter().any(|text| **text == it.message.text)
                 });
                 if let Some(echoed) = echoed {
                     echoed.stage = SteerStage::Echoed;
                 }
             }
-            _ => state.model_went_on(),
+            _ => state.note_model_activity(),
         }
         if item.kind() == "contextCompaction" {
             state.reporter.recording.follow(emitter);
@@ -557,17 +567,17 @@ impl AppServerRun<'_> {
             "agentMessage" => {
                 let (id, text) = (item.text("id"), item.text("text"));
                 state.reporter.worked = true;
-                // Where none of it was emitted yet, the calls before it are emitted first.
-                let is_untold = state.texts.begins(&id) && !text.trim().is_empty();
+                // If none of it was streamed, the calls before it are emitted first.
+                let is_unstreamed = state.texts.begins(&id) && !text.trim().is_empty();
                 let recording = &mut state.reporter.recording;
-                if is_untold {
+                if is_unstreamed {
                     recording.emit_calls_recorded_before(&text, emitter);
                 }
                 let text = state.texts.complete(&id, &text, emitter);
                 if text.is_empty() {
                     return;
                 }
-                if !is_untold {
+                if !is_unstreamed {
                     emitter.flush();
                     recording.emit_calls_recorded_before(&text, emitter);
                 }
@@ -575,7 +585,11 @@ impl AppServerRun<'_> {
             }
             "reasoning" => {
                 let id = item.text("id");
-                if state.thought.take().is_some_and(|(told, _)| told == *id) {
+                if state
+                    .thought
+                    .take()
+                    .is_some_and(|(current, _)| current == *id)
+                {
                     emitter.end_text();
                 } else {
                     let whole = item.summary().join("\n");
@@ -590,8 +604,8 @@ impl AppServerRun<'_> {
         }
     }
 
-    /// Ends what the turn has left running, as the end of a `codex exec` does.
-    fn clean(
+    /// Ends what the turn has left running, as the end of a `codex exec` would.
+    fn clean_up(
         &self,
         server: &mut Server,
         state: &TurnState<'_>,
@@ -606,7 +620,12 @@ impl AppServerRun<'_> {
             client.interrupt(thread, turn);
         }
         let params = json!({"threadId": server.thread});
-        match client.request("thread/backgroundTerminals/clean", &params, CLEANING, None) {
+        match client.request(
+            "thread/backgroundTerminals/clean",
+            &params,
+            CLEANUP_TIMEOUT,
+            None,
+        ) {
             Ok(_) => {}
             Err(RequestError::Rejected(why)) => {
                 emitter.debug(&format!("codex does not clean up behind the turn: {why}"));
@@ -619,9 +638,9 @@ impl AppServerRun<'_> {
         }
     }
 
-    /// Gives the server back to the pool, or ends it. How it has ended is what the turn came to, where codex has not said
-    /// that.
-    fn give_back(
+    /// Returns the server to the pool, or ends it. The exit is returned where it determines the outcome: codex has not
+    /// reported the end of the turn.
+    fn return_to_pool(
         &self,
         mut server: Server,
         state: &TurnState<'_>,
@@ -629,7 +648,7 @@ impl AppServerRun<'_> {
     ) -> Option<failure::Exit> {
         let is_over = state.end.is_some() || state.rejected.is_some();
         if !is_over {
-            // It has ended, or does not do what it is asked.
+            // It has ended, or does not respond.
             let exit = match state.stopped {
                 Some(_) => server.client.kill(),
                 None => server.close(),
@@ -637,9 +656,9 @@ impl AppServerRun<'_> {
             emitter.debug(&format!("codex has ended: {}", exit.describe()));
             return Some(exit);
         }
-        let why = match server.rest() {
+        let why = match server.end_turn() {
             Err(why) => why,
-            // They stay loaded, and their MCP servers with them.
+            // Sub-agents stay loaded, and so do their MCP servers.
             Ok(()) if state.has_foreign => "it has had sub-agents",
             Ok(()) if state.rejected.is_some() => "it has rejected the turn",
             Ok(()) => {
@@ -674,7 +693,7 @@ impl AppServerRun<'_> {
             skipped,
             account,
         } = reporter.conclude(usage, emitter);
-        let mut said = last_error;
+        let mut failure_message = last_error;
         let status = match (end, stopped) {
             (_, Some(StopCause::Cancelled)) => TurnStatus::Cancelled,
             (_, Some(StopCause::Limit(error))) => TurnStatus::Failed(error),
@@ -684,7 +703,7 @@ impl AppServerRun<'_> {
             }
             (Some(TurnCompletion::Failed(message)), None) => {
                 let message = match message.is_empty() {
-                    true => said.take().unwrap_or_default(),
+                    true => failure_message.take().unwrap_or_default(),
                     false => message,
                 };
                 let refusal = self.spec.thread.filter(|_| !worked);
@@ -693,7 +712,7 @@ impl AppServerRun<'_> {
                     Some(refusal) => TurnStatus::Refused(refusal),
                     None => TurnStatus::Failed(failure::from_message(&message)),
                 };
-                said = Some(message);
+                failure_message = Some(message);
                 status
             }
             (Some(TurnCompletion::Interrupted), None) => TurnStatus::Failed(Error::new(
@@ -702,18 +721,24 @@ impl AppServerRun<'_> {
             )),
             (None, None) => match (rejected, exit) {
                 (None, Some(exit)) => {
-                    status_of_silent_end(recorded, &exit, said.as_deref(), emitter)
+                    status_of_silent_end(recorded, &exit, failure_message.as_deref(), emitter)
                 }
-                // A server that has not ended has said how the turn did.
+                // A server that still runs has reported the result.
                 (message, _) => {
                     let message = message.unwrap_or_default();
                     TurnStatus::Failed(failure::from_answer("turn/start", &message))
                 }
             },
         };
-        let said = said.as_deref();
+        let failure_message = failure_message.as_deref();
         Outcome {
-            status: with_retry_at(self.spec, status, said, &account, thread.as_deref()),
+            status: with_retry_at(
+                self.spec,
+                status,
+                failure_message,
+                &account,
+                thread.as_deref(),
+            ),
             thread,
             account,
         }
@@ -721,12 +746,12 @@ impl AppServerRun<'_> {
 }
 
 impl TurnState<'_> {
-    /// The model did something: it was given what stands in the conversation.
-    fn model_went_on(&mut self) {
+    /// The model was active: it has been given what is in the conversation.
+    fn note_model_activity(&mut self) {
         let given = self
             .steered
             .extract_if(.., |it| it.stage == SteerStage::Echoed);
-        given.for_each(|it| it.words.delivered());
+        given.for_each(|it| it.message.delivered());
     }
 
     fn stop(&mut self, cause: StopCause) {
@@ -735,15 +760,15 @@ impl TurnState<'_> {
     }
 }
 
-/// An interrupt that codex has rejected: said again where the turn has not begun, of which codex says that none is active,
-/// or that one is which has just been interrupted.
-fn interrupt_rejected(message: &str, state: &mut TurnState<'_>) {
+/// Handles a rejected interrupt. It is repeated where the turn has not begun: codex reports that no turn is active, or
+/// that the turn interrupted before it is.
+fn on_interrupt_rejected(message: &str, state: &mut TurnState<'_>) {
     if message.contains("no active turn") || message.contains("expected active turn id") {
-        state.interrupt_at = Some(Instant::now() + INTERRUPT_AGAIN);
+        state.interrupt_at = Some(Instant::now() + INTERRUPT_RETRY);
     }
 }
 
-/// The id of the turn in the result of `turn/start`.
+/// The turn's id in the result of `turn/start`.
 fn turn_id(result: &[u8]) -> Option<String> {
     let result = crate::json::Members::of(Some(result), &["turn"]);
     let turn = crate::json::Members::of(result.raw("turn"), &["id"]);

@@ -1,8 +1,7 @@
-//! One `codex app-server` with one thread loaded: its start, whether it can run another turn, its end.
+//! A `codex app-server` with one thread loaded: starting it, deciding whether it can run another turn, ending it.
 //!
-//! A server is started for a workspace and a thread, and replaced where either what it has read ([`Inputs`]) or what it has
-//! loaded is not what the turn asks for. So nothing that a server keeps from one turn to the next is ever anything that
-//! `codex exec` would read anew.
+//! A server is started for a workspace and a thread. It is replaced where what it has read ([`Inputs`]) or loaded
+//! differs from what the turn needs, so that no state from an earlier turn replaces what `codex exec` would read anew.
 
 use super::client::{Client, RequestError};
 use super::inputs::{FileState, Inputs};
@@ -18,52 +17,52 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long codex has for an answer.
-pub(super) const ANSWER: Duration = Duration::from_secs(10);
-/// How long it has to load a thread: it waits for every MCP server without which it does not go on.
-const LOADING: Duration = Duration::from_secs(120);
-/// How long a server may be idle before another takes its place: a connection to the provider that died meanwhile would
-/// hold the next turn up for as long as a stream may be silent, 300 s (0.135.0 to 0.169.0).
-const IDLE: Duration = Duration::from_secs(180);
-/// The largest a server may be to run another turn, in bytes.
-const LARGEST: u64 = 512 << 20;
-/// How long another codex may take to let go of a thread that it has just ended with.
-const WRITER: Duration = Duration::from_secs(1);
-/// What a server says that cannot open codex's databases beside others which start just now (0.135.0 to 0.155.0).
-const DATABASE: &str = "failed to initialize sqlite state runtime";
+/// How long codex may take to respond.
+pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may take to load a thread: it waits for every MCP server that is required.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a server may be idle before it is replaced: if its connection to the provider has died meanwhile, the next
+/// turn would wait for codex's stream timeout, 300 s (0.135.0 to 0.169.0).
+const MAX_IDLE: Duration = Duration::from_secs(180);
+/// The largest resident size, in bytes, with which a server is kept.
+const MAX_RESIDENT_BYTES: u64 = 512 << 20;
+/// How long to retry while another codex still has the thread open that it has just finished with.
+const WRITER_TIMEOUT: Duration = Duration::from_secs(1);
+/// stderr of a server that cannot open codex's databases while others start at the same time (0.135.0 to 0.155.0).
+const DATABASE_INIT_FAILED: &str = "failed to initialize sqlite state runtime";
 
 /// A running server.
 #[derive(Debug)]
 pub(in crate::backend) struct Server {
     pub(super) client: Client,
-    /// How it was started.
+    /// How to start it again.
     recipe: Recipe,
     inputs: Inputs,
-    /// The thread that is loaded.
+    /// The id of the loaded thread.
     pub(super) thread: String,
-    /// The thread's rollout when the last turn had ended.
+    /// The state of the thread's rollout after the last turn.
     rollout: Option<FileState>,
     idle_since: Instant,
     suspended: Duration,
 }
 
-/// Why there is no server.
+/// Why no server could be started.
 pub(super) enum StartError {
-    /// No process can be started; no other way of running codex would help.
+    /// No process can be started; `codex exec` would fail, too.
     NotStarted(Error),
-    /// codex serves, and cannot load the thread.
+    /// codex cannot load the thread.
     Failed(Error),
-    /// codex does not serve like this; why.
+    /// codex does not support `app-server` in the needed form; the reason.
     Unusable(String),
-    /// It does not serve now, and may the next time.
-    NotNow(String),
-    /// The thread is refused.
+    /// It fails now, but may work the next time; the reason.
+    Unavailable(String),
+    /// codex refuses to resume the thread.
     Refused(Refusal),
     Cancelled,
 }
 
 impl Server {
-    /// Starts a server and has it load the thread, or begin one, once `replaced` has ended.
+    /// Starts a server and loads the thread, or starts one. `replaced` is closed while the new server starts.
     pub(super) fn start(
         starter: &dyn Starter,
         recipe: Recipe,
@@ -72,12 +71,12 @@ impl Server {
     ) -> Result<Server, StartError> {
         let inputs = Inputs::now(&recipe);
         let connected = connect(starter, &recipe, cancel);
-        // Only now: it ends while the new one starts.
+        // The old server exits in parallel with the start of the new one.
         if let Some(replaced) = replaced {
             replaced.close();
         }
         let mut client = connected?;
-        let deadline = Instant::now() + WRITER;
+        let deadline = Instant::now() + WRITER_TIMEOUT;
         let thread = loop {
             match load(&mut client, &recipe, cancel) {
                 Err(StartError::Failed(error))
@@ -105,7 +104,7 @@ impl Server {
         })
     }
 
-    /// Ends the server, and gives what another one is started with that goes on with its thread.
+    /// Ends the server; returns how to start another one with the same thread.
     pub(super) fn into_recipe(self) -> Recipe {
         let recipe = Recipe {
             thread: Some(self.thread.clone()),
@@ -115,9 +114,9 @@ impl Server {
         recipe
     }
 
-    /// Why this server cannot run a turn for which one would be started so; `None` where it can.
+    /// Why this server cannot run the turn of `recipe`; `None` where it can.
     pub(super) fn why_stale(&mut self, recipe: &Recipe) -> Option<&'static str> {
-        self.client.look();
+        self.client.discard_pending();
         let is_connected = self.tools().is_none_or(|it| it.is_connected());
         if self.client.is_broken() {
             Some("it has ended")
@@ -129,33 +128,33 @@ impl Server {
             Some("the server that lends the daemon's tools has ended")
         } else if self.rollout != FileState::of_rollout(&recipe.home, &self.thread) {
             Some("the thread's rollout has changed")
-        } else if self.idle_since.elapsed() > IDLE || self.suspended != os::suspended() {
+        } else if self.idle_since.elapsed() > MAX_IDLE || self.suspended != os::suspended() {
             Some("it was idle for long")
         } else {
             None
         }
     }
 
-    /// The turn is over, and the server waits for the next one; unless it is better replaced, which `Err` says why.
-    pub(super) fn rest(&mut self) -> Result<(), &'static str> {
+    /// Records the state after a turn. `Err` with the reason if the server should be replaced.
+    pub(super) fn end_turn(&mut self) -> Result<(), &'static str> {
         self.rollout = FileState::of_rollout(&self.recipe.home, &self.thread);
         self.idle_since = Instant::now();
         self.suspended = os::suspended();
         if self.client.is_broken() {
             Err("it has ended")
-        } else if os::resident_of_children(self.client.guard_pid()) > LARGEST {
+        } else if os::resident_of_children(self.client.guard_pid()) > MAX_RESIDENT_BYTES {
             Err("it has become large")
         } else {
             Ok(())
         }
     }
 
-    /// What its thread was loaded with.
+    /// The parameters with which its thread was loaded.
     pub(super) fn settings(&self) -> &ServerSettings {
         &self.recipe.settings
     }
 
-    /// What lends it the daemon's tools.
+    /// The bridge to the daemon's tools.
     pub(super) fn tools(&self) -> Option<&Arc<Bridge>> {
         self.recipe.tools.as_ref()
     }
@@ -166,16 +165,16 @@ impl Server {
     }
 }
 
-/// Starts a server and greets it.
+/// Starts a server and performs its handshake.
 fn connect(
     starter: &dyn Starter,
     recipe: &Recipe,
     cancel: &CancelToken,
 ) -> Result<Client, StartError> {
-    /// How often one is started anew whose databases were locked.
+    /// How often a server is started whose databases were locked.
     const TRIES: u32 = 4;
     for attempt in 1.. {
-        // In a new codex home the databases are made by the first; others that start meanwhile fail.
+        // In a new codex home the first server creates the databases; others that start meanwhile fail.
         let first = starter.first_starts().wait(&recipe.command.program, cancel);
         let child = starter
             .spawn(&recipe.command, recipe.lock.as_deref())
@@ -184,7 +183,7 @@ fn connect(
         if let Some(tools) = &recipe.tools {
             tools.admit_below(client.guard_pid());
         }
-        match client.initialize(ANSWER, cancel) {
+        match client.initialize(RESPONSE_TIMEOUT, cancel) {
             Ok(()) => {
                 first.succeeded();
                 return Ok(client);
@@ -197,10 +196,12 @@ fn connect(
                 client.close();
                 return Err(StartError::Unusable(why));
             }
-            Err(RequestError::NoAnswer) => {
+            Err(RequestError::Timeout) => {
                 client.kill();
-                let seconds = ANSWER.as_secs();
-                return Err(StartError::NotNow(format!("no answer within {seconds} s")));
+                let seconds = RESPONSE_TIMEOUT.as_secs();
+                return Err(StartError::Unavailable(format!(
+                    "no answer within {seconds} s"
+                )));
             }
             Err(RequestError::Ended) => {
                 let exit = client.close();
@@ -209,19 +210,19 @@ fn connect(
                     let error = crate::backend::not_started(program, &recipe.config_file, errno);
                     return Err(StartError::NotStarted(error));
                 }
-                if !exit.stderr.contains(DATABASE) {
-                    let said = exit.stderr.lines().last().unwrap_or_default();
-                    let why = format!("{}: {said}", exit.describe());
-                    // It has no such subcommand or argument; anything else may pass.
+                if !exit.stderr.contains(DATABASE_INIT_FAILED) {
+                    let last_line = exit.stderr.lines().last().unwrap_or_default();
+                    let why = format!("{}: {last_line}", exit.describe());
+                    // Status 2: this codex has no such subcommand or argument. Other failures may pass.
                     return Err(match exit.status.code() {
                         Some(2) => StartError::Unusable(why),
-                        _ => StartError::NotNow(why),
+                        _ => StartError::Unavailable(why),
                     });
                 }
                 if attempt == TRIES {
-                    return Err(StartError::NotNow(exit.stderr));
+                    return Err(StartError::Unavailable(exit.stderr));
                 }
-                // Not all of them at the same moment again.
+                // Not at the same moment as the other processes that failed.
                 let jitter = u64::from(std::process::id() % 7 + attempt) * 20;
                 os::wait_for(cancel, Duration::from_millis(100 + jitter));
             }
@@ -230,7 +231,7 @@ fn connect(
     unreachable!("the last attempt returns")
 }
 
-/// Has the server load the thread, or begin one; gives its id.
+/// Loads the recipe's thread or starts one; returns its id.
 fn load(client: &mut Client, recipe: &Recipe, cancel: &CancelToken) -> Result<String, StartError> {
     let settings = &recipe.settings;
     let mut params = json!({"cwd": recipe.workspace, "approvalPolicy": "never"});
@@ -242,7 +243,7 @@ fn load(client: &mut Client, recipe: &Recipe, cancel: &CancelToken) -> Result<St
     }
     let method = match &recipe.thread {
         Some(thread) => {
-            // codex would go on with the model and the effort of the thread's last turn, which `codex exec` does not.
+            // codex would keep the model and the effort of the thread's last turn; `codex exec` does not.
             if params.get("model").is_none()
                 && let Some(model) = default_model(client, cancel)
             {
@@ -254,13 +255,13 @@ fn load(client: &mut Client, recipe: &Recipe, cancel: &CancelToken) -> Result<St
             "thread/resume"
         }
         None => {
-            // Not the sandbox: with it codex writes into its config that the workspace is trusted, and loads the
-            // workspace's own config then. It is given with the turn.
+            // Without the sandbox: codex would write into its config that the workspace is trusted, and load the
+            // workspace's own config. It is sent with the turn.
             params["threadSource"] = "user".into();
             "thread/start"
         }
     };
-    match client.request(method, &params, LOADING, Some(cancel)) {
+    match client.request(method, &params, LOAD_TIMEOUT, Some(cancel)) {
         Ok(result) => {
             let result = Members::of(Some(&result), &["thread"]);
             let thread = Members::of(result.raw("thread"), &["id"]);
@@ -275,12 +276,12 @@ fn load(client: &mut Client, recipe: &Recipe, cancel: &CancelToken) -> Result<St
                 None => StartError::Failed(failure::from_answer(method, &message)),
             })
         }
-        Err(RequestError::NoAnswer) => Err(StartError::Failed(
+        Err(RequestError::Timeout) => Err(StartError::Failed(
             Error::new(
                 Kind::CodexFailed,
                 format!(
                     "codex did not answer {method} within {} s",
-                    LOADING.as_secs()
+                    LOAD_TIMEOUT.as_secs()
                 ),
             )
             .with_retryable(true),
@@ -295,20 +296,20 @@ fn load(client: &mut Client, recipe: &Recipe, cancel: &CancelToken) -> Result<St
     }
 }
 
-/// The model that codex takes where none is named: the config's, else its own.
+/// The model that codex uses where none is given: the config's, else codex's default.
 fn default_model(client: &mut Client, cancel: &CancelToken) -> Option<String> {
-    let mut ask = |method| {
+    let mut request = |method| {
         client
-            .request(method, &json!({}), ANSWER, Some(cancel))
+            .request(method, &json!({}), RESPONSE_TIMEOUT, Some(cancel))
             .ok()
     };
-    let config = ask("config/read")?;
+    let config = request("config/read")?;
     let config = Members::of(Some(&config), &["config"]);
-    let named = Members::of(config.raw("config"), &["model"]).text("model");
-    if let Some(model) = named {
+    let configured = Members::of(config.raw("config"), &["model"]).text("model");
+    if let Some(model) = configured {
         return Some(model.into_owned());
     }
-    let models = ask("model/list")?;
+    let models = request("model/list")?;
     let models = Members::of(Some(&models), &["data"]);
     elements(models.raw("data")).into_iter().find_map(|model| {
         let model = Members::of(Some(model), &["model", "isDefault"]);

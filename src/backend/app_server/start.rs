@@ -1,4 +1,4 @@
-//! What starts the process of a server: by which thread, and which ones may be started side by side.
+//! Starting the process of a server: on which thread, and which ones may be started in parallel.
 
 use crate::backend::child::{Child, CodexCommand};
 use crate::error::Result;
@@ -7,31 +7,31 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-/// Starts servers in a thread that lives as long as they do.
+/// Starts servers on a thread that lives as long as they do.
 pub(super) trait Starter {
-    /// Starts a server. While it runs, `lock` is kept locked.
+    /// Starts a server. `lock` stays locked while it runs.
     ///
     /// # Errors
     /// As [`Child::start`].
     fn spawn(&self, command: &CodexCommand, lock: Option<&Path>) -> Result<Child>;
 
-    /// The first starts of each program.
+    /// The first starts of the executables.
     fn first_starts(&self) -> &FirstStarts;
 }
 
-/// Keeps the first start of a program from being beside another one.
+/// Makes the first start of an executable exclusive.
 #[derive(Debug, Default)]
 pub(super) struct FirstStarts {
-    /// The programs of which a server has answered. One that is not among them is started by itself.
-    answered: Mutex<Vec<PathBuf>>,
+    /// The executables of which a server has completed its handshake. The first start of another one is exclusive.
+    verified: Mutex<Vec<PathBuf>>,
 }
 
 impl FirstStarts {
-    /// Waits until no server of this program is being started that none has been started of before.
+    /// Waits until no other server of an unverified executable is being started.
     pub(super) fn wait(&self, program: &Path, cancel: &CancelToken) -> FirstStart<'_> {
         loop {
-            let answered = match self.answered.try_lock() {
-                Ok(answered) => answered,
+            let verified = match self.verified.try_lock() {
+                Ok(verified) => verified,
                 Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(std::sync::TryLockError::WouldBlock) if cancel.is_cancelled() => {
                     return FirstStart(None);
@@ -41,20 +41,20 @@ impl FirstStarts {
                     continue;
                 }
             };
-            let is_known = answered.iter().any(|known| known == program);
-            return FirstStart((!is_known).then(|| (answered, program.to_owned())));
+            let is_known = verified.iter().any(|known| known == program);
+            return FirstStart((!is_known).then(|| (verified, program.to_owned())));
         }
     }
 }
 
-/// The first start of a program, while which there is no other.
+/// The exclusive right to start a server, where the executable has not completed a handshake before.
 pub(super) struct FirstStart<'a>(Option<(MutexGuard<'a, Vec<PathBuf>>, PathBuf)>);
 
 impl FirstStart<'_> {
-    /// It has answered: others may be started side by side.
+    /// The handshake is complete: servers of this executable may be started in parallel.
     pub(super) fn succeeded(self) {
-        if let Some((mut answered, program)) = self.0 {
-            answered.push(program);
+        if let Some((mut verified, program)) = self.0 {
+            verified.push(program);
         }
     }
 }

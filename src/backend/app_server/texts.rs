@@ -1,76 +1,76 @@
-//! The assistant's messages of a turn, emitted as they are written and corrected where they turn out otherwise.
+//! Streams the assistant's messages, and corrects them where the completed item differs.
 //!
-//! A delta is emitted at once, white space at the ends of a message aside, which the completed item has not (measured on
-//! 0.135.0 to 0.169.0). An item that is completed has the last word: what is missing is emitted, and where it says
-//! something else the emitted message is discarded by its number. A message that another one follows without
-//! having been completed was broken off: codex asks the model again after a dropped stream, and 0.169 cuts a message off
-//! for what the user says meanwhile. Where the new one begins as the old one did it is emitted as the same message.
+//! A delta is emitted at once, except for whitespace at the ends of a message, which completed items do not have
+//! (measured on 0.135.0 to 0.169.0). The completed item takes precedence: missing text is emitted, and if it differs
+//! the streamed message is discarded by its number. A message that is followed by another one without having been
+//! completed was aborted: codex repeats the request after a dropped stream, and 0.169 aborts a message when the turn is
+//! steered. If the new message begins with the same text it continues the old one.
 
 use crate::backend::emitter::Emitter;
 
-/// What is known of the message that is being written.
+/// The state of the message that is being streamed.
 #[derive(Debug, Default)]
 pub(super) struct Texts {
-    /// Its item.
+    /// The id of its item.
     item: Option<String>,
-    /// What has come of it.
+    /// The text received so far.
     received: String,
-    /// Up to where that was emitted, in bytes.
-    told_to: usize,
-    /// What was emitted of a message that was broken off, while this one may go on as it did.
-    broken_off: String,
+    /// How many bytes of it are done: emitted, or whitespace before that.
+    emitted_to: usize,
+    /// The emitted text of an aborted message, while the current one may still continue it.
+    aborted: String,
 }
 
 impl Texts {
-    /// Is the item of the next delta a new one, before which something else may have to be emitted?
+    /// Whether a delta of `item` would begin a new message; events before it have to be emitted first.
     pub(super) fn begins(&self, item: &str) -> bool {
         self.item.as_deref() != Some(item)
     }
 
-    /// What was emitted of the message that is not complete.
-    fn told(&self) -> &str {
-        match self.broken_off.as_str() {
-            "" => self.received[..self.told_to].trim_start(),
-            told => told,
+    /// The emitted text of the incomplete message.
+    fn emitted(&self) -> &str {
+        match self.aborted.as_str() {
+            "" => self.received[..self.emitted_to].trim_start(),
+            emitted => emitted,
         }
     }
 
-    /// More of the message of `item`.
+    /// Receives more text of the message of `item`.
     pub(super) fn delta(&mut self, item: &str, text: &str, emitter: &mut Emitter<'_>) {
         if self.begins(item) {
             *self = Texts {
                 item: Some(item.to_owned()),
-                broken_off: self.told().to_owned(),
+                aborted: self.emitted().to_owned(),
                 ..Texts::default()
             };
         }
         self.received.push_str(text);
         let end = self.received.trim_end().len();
-        let start = match self.told_to {
+        let start = match self.emitted_to {
             0 => end - self.received[..end].trim_start().len(),
-            told_to => told_to,
+            emitted_to => emitted_to,
         };
         let more = &self.received[start..end];
-        if !self.broken_off.is_empty() {
-            if self.broken_off.starts_with(more) {
-                // It may yet say the same.
+        if !self.aborted.is_empty() {
+            if self.aborted.starts_with(more) {
+                // It may still repeat the aborted message.
                 return;
             }
-            tell(&std::mem::take(&mut self.broken_off), more, emitter);
+            emit_rest(&std::mem::take(&mut self.aborted), more, emitter);
         } else if more.is_empty() {
             return;
-        } else if self.told_to == 0 {
+        } else if self.emitted_to == 0 {
             emitter.begin_text(more);
         } else {
-            emitter.more_text(more);
+            emitter.continue_text(more);
         }
-        self.told_to = end;
+        self.emitted_to = end;
     }
 
-    /// The message of `item` is complete, and this is the whole of it; empty where codex has nothing to add. Gives what
-    /// it says.
+    /// Completes the message of `item` with its full text, which is empty where codex does not repeat it. Returns the
+    /// full text.
     pub(super) fn complete(&mut self, item: &str, text: &str, emitter: &mut Emitter<'_>) -> String {
-        let told = self.told().to_owned();
+        let emitted = self.emitted().to_owned();
         let received = match self.begins(item) {
             true => "",
             false => self.received.trim(),
@@ -82,27 +82,27 @@ impl Texts {
         let text = text.to_owned();
         *self = Texts::default();
         if !text.is_empty() {
-            tell(&told, &text, emitter);
+            emit_rest(&emitted, &text, emitter);
             emitter.end_text();
         }
         text
     }
 
-    /// The turn ends without the rest of a message that is begun.
+    /// Ends an incomplete message: the turn has ended.
     pub(super) fn abandon(&mut self, emitter: &mut Emitter<'_>) {
-        if !self.told().is_empty() {
+        if !self.emitted().is_empty() {
             emitter.end_text();
         }
         *self = Texts::default();
     }
 }
 
-/// Emits what of `text` was not emitted yet; all of it, as another message, where something else was.
-fn tell(told: &str, text: &str, emitter: &mut Emitter<'_>) {
-    match text.strip_prefix(told) {
+/// Emits the rest of `text` behind `emitted`; all of it, as a new message, where it does not begin with that.
+fn emit_rest(emitted: &str, text: &str, emitter: &mut Emitter<'_>) {
+    match text.strip_prefix(emitted) {
         Some("") => {}
-        Some(_) if told.is_empty() => emitter.begin_text(text),
-        Some(rest) => emitter.more_text(rest),
+        Some(_) if emitted.is_empty() => emitter.begin_text(text),
+        Some(rest) => emitter.continue_text(rest),
         None => {
             emitter.discard_text("codex has the model write the message anew");
             emitter.begin_text(text);
@@ -116,11 +116,11 @@ mod tests {
     use crate::backend::emitter::{EventSink, Level};
     use crate::canonical::TurnEvent;
 
-    /// What is emitted, a piece of text with its message's number before it.
+    /// Records what is emitted; texts with the number of their message.
     #[derive(Default)]
-    struct Told(Vec<String>);
+    struct RecordingSink(Vec<String>);
 
-    impl EventSink for Told {
+    impl EventSink for RecordingSink {
         fn event(&mut self, event: &TurnEvent<'_>) {
             match event {
                 TurnEvent::TextDelta { text, message } => self.0.push(format!("{message}:{text}")),
@@ -138,8 +138,8 @@ mod tests {
     }
 
     /// `item text` is a delta, `item! text` the completed item.
-    fn told(steps: &[(&str, &str)]) -> Vec<String> {
-        let mut sink = Told::default();
+    fn stream(steps: &[(&str, &str)]) -> Vec<String> {
+        let mut sink = RecordingSink::default();
         let mut emitter = Emitter::new(&mut sink);
         let mut texts = Texts::default();
         for (item, text) in steps {
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn emits_deltas_once_and_trimmed() {
         assert_eq!(
-            told(&[
+            stream(&[
                 ("a", "\n\nI "),
                 ("a", "will"),
                 ("a", " \n"),
@@ -171,11 +171,11 @@ mod tests {
     #[test]
     fn completed_item_overrides_deltas() {
         assert_eq!(
-            told(&[("a", "A B C "), ("a!", "A B C D")]),
+            stream(&[("a", "A B C "), ("a!", "A B C D")]),
             ["0:A B C", "0: D"]
         );
         assert_eq!(
-            told(&[("a", "A B C "), ("a!", "A B X"), ("b!", "Y")]),
+            stream(&[("a", "A B C "), ("a!", "A B X"), ("b!", "Y")]),
             ["0:A B C", "discard 0", "1:\n\nA B X", "2:\n\nY"]
         );
     }
@@ -183,17 +183,17 @@ mod tests {
     #[test]
     fn continues_dropped_message_with_common_beginning() {
         assert_eq!(
-            told(&[("a", "A B"), ("b", "A"), ("b", " B C"), ("b!", "A B C D")]),
+            stream(&[("a", "A B"), ("b", "A"), ("b", " B C"), ("b!", "A B C D")]),
             ["0:A B", "0: C", "0: D"]
         );
         assert_eq!(
-            told(&[("a", "A B"), ("b", "A"), ("b", " X"), ("b!", "A X")]),
+            stream(&[("a", "A B"), ("b", "A"), ("b", " X"), ("b!", "A X")]),
             ["0:A B", "discard 0", "1:\n\nA X"]
         );
         assert_eq!(
-            told(&[("a", "A B"), ("b", "A"), ("b!", "A")]),
+            stream(&[("a", "A B"), ("b", "A"), ("b!", "A")]),
             ["0:A B", "discard 0", "1:\n\nA"]
         );
-        assert_eq!(told(&[("a", "A B"), ("b!", "A B")]), ["0:A B"]);
+        assert_eq!(stream(&[("a", "A B"), ("b!", "A B")]), ["0:A B"]);
     }
 }

@@ -1,8 +1,8 @@
-//! The command line of a turn as data that a test can compare.
+//! Builds the command line of a turn.
 //!
-//! Everything codex's argument parser could take for something else is kept from it: `--` stands before the
-//! positional arguments always (`resume` would be a subcommand, `--help` a flag), a thread id is a checked UUID,
-//! and the prompt goes through stdin unless the config asks for an argument and it can be one.
+//! Values must not be misread by codex's argument parser: `--` always precedes the positional arguments (`resume` would
+//! be a subcommand, `--help` a flag), a thread id is a checked UUID, and the prompt goes through stdin unless the
+//! config requests an argument and the prompt can be one.
 
 use crate::backend::child::CodexCommand;
 use crate::codex::find::{environment, removed_from_environment};
@@ -12,27 +12,27 @@ use crate::paths::Paths;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Linux refuses a single argument of this many bytes (`MAX_ARG_STRLEN`, its final NUL counted).
+/// The longest argument that Linux accepts, in bytes: `MAX_ARG_STRLEN` includes the final NUL.
 const LONGEST_ARGUMENT: usize = 131_072 - 1;
 
-/// What of a turn decides how codex is called.
+/// The parameters of a turn that determine the command line.
 #[derive(Debug)]
 pub(crate) struct TurnArgs<'a> {
-    /// The thread to go on with; `None` starts a new one.
+    /// The thread to resume; `None` starts a new one.
     pub(crate) thread: Option<&'a str>,
     /// The model as the daemon names it.
     pub(crate) model: &'a str,
-    /// Instructions. codex takes them when a thread starts, and again whenever it compacts one.
+    /// Developer instructions. codex reads them when a thread starts, and again whenever it compacts one.
     pub(crate) system: Option<&'a str>,
-    /// A prompt of this thread had the instructions at its head, and the model still sees them whole.
+    /// A prompt of this thread began with the instructions, and the model still sees them whole.
     pub(crate) system_in_thread: bool,
     pub(crate) images: &'a [PathBuf],
-    /// The file of a JSON Schema for the last text.
+    /// A file with the JSON Schema for the last message.
     pub(crate) schema: Option<&'a Path>,
-    /// codex's `model_reasoning_effort`, a plain word.
+    /// codex's `model_reasoning_effort`.
     pub(crate) reasoning_effort: Option<&'a str>,
     pub(crate) prompt: &'a str,
-    /// `-c` arguments that lend the daemon's tools.
+    /// `-c` arguments that configure the bridge to the daemon's tools.
     pub(crate) tool_args: &'a [OsString],
     pub(crate) workspace: &'a Path,
 }
@@ -46,11 +46,11 @@ pub(crate) fn build(
 ) -> CodexCommand {
     let mut warnings = Vec::new();
     let extra = ExtraArgs::of(&config.extra_args, &mut warnings);
-    // All flags stand before `resume`, which takes fewer of them than `exec`; what both take works there as well
-    // (0.135 and 0.169).
+    // All flags precede `resume`, which accepts fewer of them than `exec`; those that both accept take effect there,
+    // too (0.135 and 0.169).
     let mut args: Vec<OsString> = vec!["exec".into(), "--skip-git-repo-check".into()];
     if !extra.has("--sandbox", "-s") {
-        // `codex exec` asks nobody in any of them.
+        // `codex exec` requests no approval with any of them.
         match config.sandbox {
             Sandbox::DangerFullAccess => {
                 args.push("--dangerously-bypass-approvals-and-sandbox".into());
@@ -95,7 +95,7 @@ pub(crate) fn build(
         let setting = format!("service_tier={}", toml::string(tier));
         args.extend(["-c".into(), setting.into()]);
     }
-    // From 0.148 an unreachable provider is retried without end and without a word of failure.
+    // From 0.148 on an unreachable provider is retried without limit, and no failure is reported.
     args.push("-c".into());
     args.push("features.unbounded_connection_retries=false".into());
     let mut prompt = call.prompt.to_owned();
@@ -119,9 +119,9 @@ pub(crate) fn build(
         }
     }
     args.extend(call.tool_args.iter().cloned());
-    // After ours, so that they have the last word.
+    // After the others, so that they take precedence.
     args.extend(extra.args.iter().map(OsString::from));
-    // `-i` takes every argument up to the next flag: `resume` must not be the one behind the config's.
+    // `-i` takes every argument up to the next flag: with an `-i` at the end of `extra_args` that must not be `resume`.
     args.push("--json".into());
     if call.thread.is_some() {
         args.push("resume".into());
@@ -150,7 +150,7 @@ pub(crate) fn build(
     }
 }
 
-/// The config's `extra_args`, without what codex would refuse beside ours.
+/// The config's `extra_args`, without those that codex would reject beside the generated ones.
 pub(in crate::backend) struct ExtraArgs<'a> {
     args: Vec<&'a str>,
 }
@@ -161,7 +161,7 @@ impl<'a> ExtraArgs<'a> {
             .iter()
             .map(String::as_str)
             .filter(|arg| match *arg {
-                // Ours already; codex refuses a flag that is there twice.
+                // Already present; codex rejects duplicate flags.
                 "--json"
                 | "--experimental-json"
                 | "--skip-git-repo-check"
@@ -184,10 +184,10 @@ impl<'a> ExtraArgs<'a> {
         &self.args
     }
 
-    /// Sees that each of them is one that every subcommand of codex takes.
+    /// Checks that all of them are accepted by every subcommand of codex.
     ///
     /// # Errors
-    /// The first that only some take.
+    /// The first one that is not.
     pub(in crate::backend) fn check_common(&self) -> Result<(), &'a str> {
         let mut rest = self.args.iter();
         while let Some(arg) = rest.next() {
@@ -205,7 +205,7 @@ impl<'a> ExtraArgs<'a> {
         Ok(())
     }
 
-    /// Is this flag among them, in whatever spelling codex takes?
+    /// Whether this flag is among them, in any spelling that codex accepts.
     fn has(&self, long: &str, short: &str) -> bool {
         self.args.iter().any(|arg| {
             arg.strip_prefix(long)
@@ -214,7 +214,7 @@ impl<'a> ExtraArgs<'a> {
         })
     }
 
-    /// Does a `-c` set this key of codex's config?
+    /// Whether a `-c` sets this key of codex's config.
     pub(in crate::backend) fn sets(&self, key: &str) -> bool {
         self.args.iter().any(|arg| {
             let setting = arg
@@ -228,38 +228,39 @@ impl<'a> ExtraArgs<'a> {
     }
 }
 
-/// The setting by which codex is given the system text, where it can be an argument.
+/// The `-c` setting with the system text, if that can be an argument.
 fn system_setting(system: &str) -> Option<String> {
     const KEY: &str = "developer_instructions=";
-    let room = LONGEST_ARGUMENT - KEY.len();
-    // Most texts fit in either form; the second has no escapes, which can double a text with many lines.
-    let basic = (system.len() <= room).then(|| toml::string(system))?;
-    let value = if basic.len() <= room {
+    let max_value = LONGEST_ARGUMENT - KEY.len();
+    // Most texts fit in either form; the second one has no escapes, which double the length of a text with many line
+    // breaks.
+    let basic = (system.len() <= max_value).then(|| toml::string(system))?;
+    let value = if basic.len() <= max_value {
         basic
     } else {
-        toml::literal(system).filter(|literal| literal.len() <= room)?
+        toml::literal(system).filter(|literal| literal.len() <= max_value)?
     };
     Some(format!("{KEY}{value}"))
 }
 
-/// Can codex be given this system text as an argument?
+/// Whether this system text can be an argument.
 pub(crate) fn system_can_be_argument(system: &str) -> bool {
     system_setting(system).is_some()
 }
 
-/// The system text as it stands at the head of a prompt.
+/// The system text in the form that is put at the beginning of a prompt.
 pub(crate) fn system_block(system: &str) -> String {
     format!("<instructions>\n{system}\n</instructions>")
 }
 
-/// The value of `--model` for an advertised model; none leaves the choice to codex.
+/// The value of `--model` for an advertised model; `None` leaves the choice to codex.
 pub(in crate::backend) fn model_arg<'a>(config: &'a Config, model: &'a str) -> Option<&'a str> {
     let mapped = config.model_args.get(model);
     let mapped = mapped.map_or(model, |args| args.model.as_deref().unwrap_or(model));
     (!matches!(mapped, "" | "codex")).then_some(mapped)
 }
 
-/// Can this prompt be codex's last argument? `-` means stdin to codex even after `--`.
+/// Whether this prompt can be an argument. codex takes `-` as stdin even behind `--`.
 fn can_be_argument(prompt: &str) -> bool {
     prompt != "-" && prompt.len() <= LONGEST_ARGUMENT && !prompt.contains('\0')
 }
@@ -475,7 +476,7 @@ mod tests {
         let next = built(&long, true);
         assert_eq!(next.warnings, Vec::<String>::new());
         assert_eq!(next.stdin.as_deref(), Some("hi"));
-        // Escapes would double these; a literal string has none.
+        // Escapes would double the length of these; a literal string has none.
         let lines = "\n".repeat(100_000);
         let given = built(&lines, false);
         let setting = format!("developer_instructions='''\n{lines}'''");

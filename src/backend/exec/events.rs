@@ -1,28 +1,28 @@
-//! The lines that `codex exec --json` prints.
+//! Parses the lines that `codex exec --json` prints.
 //!
-//! Measured on 0.135.0 to 0.169.0. Each line is one JSON object; it is read in one pass, leniently: a field of
-//! another type than it had counts as absent, unknown fields and types are ignored, and a key that stands
-//! twice is not an error (`web_search` items have two `id`s, which a derived struct would refuse). Text that needs
-//! no unescaping is borrowed from the line.
+//! Measured on 0.135.0 to 0.169.0. Each line is one JSON object, which is parsed leniently, in one pass: a field of an
+//! unexpected type counts as absent, unknown fields and types are ignored, and duplicate keys are accepted
+//! (`web_search` items have two `id`s, which a derived struct would reject). Text without escapes is borrowed from the
+//! line.
 
 use crate::canonical;
 use crate::json::{self, Cursor, JsonKind, Members, NotJson, elements, text_of};
 use serde::de::IgnoredAny;
 use std::borrow::Cow;
 
-/// What codex counted over the whole thread.
+/// codex's token counters, over the whole thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Totals {
     pub(crate) input_tokens: u64,
     pub(crate) cached_input_tokens: u64,
-    /// From 0.145.
+    /// From 0.145 on.
     pub(crate) cache_write_input_tokens: u64,
     pub(crate) output_tokens: u64,
     pub(crate) reasoning_output_tokens: u64,
 }
 
 impl Totals {
-    /// The same in the daemon's terms.
+    /// The counters in the daemon's terms.
     pub(crate) fn usage(self) -> canonical::Usage {
         canonical::Usage {
             input_tokens: self.input_tokens,
@@ -34,7 +34,7 @@ impl Totals {
     }
 }
 
-/// Where an item stands.
+/// The phase of an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Started,
@@ -42,41 +42,41 @@ pub(crate) enum Phase {
     Completed,
 }
 
-/// An item; which members are there depends on its kind, and nothing of it is read before it is asked for.
+/// An item. Which members are present depends on its type; they are decoded on access.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ExecItem<'a>(Members<'a, 14>);
 
-/// A line of codex's to-do list. That somebody is at work on it is only in the rollout.
+/// An entry of codex's to-do list. Only the rollout tells which one is in progress.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Todo {
     pub(crate) text: String,
     pub(crate) completed: bool,
 }
 
-/// One line.
+/// An event: one line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum ExecEvent<'a> {
     ThreadStarted {
         thread_id: Cow<'a, str>,
     },
     TurnStarted,
-    /// Totals of the thread, absent where codex gave none.
+    /// With the thread's counters, if codex printed them.
     TurnCompleted {
         usage: Option<Totals>,
     },
     TurnFailed {
         message: Cow<'a, str>,
     },
-    /// Not the end by itself: often a reconnect after which the turn succeeds.
+    /// Not necessarily the end: often a reconnect after which the turn succeeds.
     Error {
         message: Cow<'a, str>,
     },
     Item(Phase, ExecItem<'a>),
-    /// A type that is not known here.
+    /// An unknown type.
     Unknown(Cow<'a, str>),
 }
 
-/// What is asked for of an item.
+/// The members of an item that are read.
 const ITEM: &[&str; 14] = &[
     "id",
     "type",
@@ -94,10 +94,10 @@ const ITEM: &[&str; 14] = &[
     "changes",
 ];
 
-/// Reads one line.
+/// Parses a line.
 ///
 /// # Errors
-/// What is wrong with it, where it is not a JSON object with a `type`.
+/// Why it is not a JSON object with a `type`.
 pub(crate) fn parse(line: &[u8]) -> Result<ExecEvent<'_>, String> {
     let text = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
     let mut event = Members::none(&["type", "thread_id", "message", "error", "usage"]);
@@ -131,7 +131,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<ExecEvent<'_>, String> {
     })
 }
 
-/// Takes the members of an event, and of the item in it, in one walk over the line.
+/// Reads the members of an event, and of the item in it, in one pass.
 fn walk<'a>(
     text: &'a [u8],
     event: &mut Members<'a, 5>,
@@ -150,7 +150,7 @@ fn walk<'a>(
     cursor.end()
 }
 
-/// What is wrong with a line that has no event. It goes to the log, so no value is shown.
+/// Why a line is not an event. It is logged, so it must not contain any value.
 fn why_not_an_object(text: &[u8]) -> String {
     if std::str::from_utf8(text).is_err() {
         return "not valid UTF-8".to_owned();
@@ -161,24 +161,24 @@ fn why_not_an_object(text: &[u8]) -> String {
     }
 }
 
-/// A string; or the `message` of an object, as errors have it in one place and plain in another.
+/// A string, or the `message` of an object: errors have either form.
 fn message(raw: &[u8]) -> Option<Cow<'_, str>> {
     text_of(raw).or_else(|| Members::of(Some(raw), &["message"]).text("message"))
 }
 
 impl<'a> ExecItem<'a> {
-    /// `agent_message`, `reasoning`, `command_execution`, `file_change`, `mcp_tool_call`, `web_search`, …
+    /// Its type: `agent_message`, `reasoning`, `command_execution`, `file_change`, `mcp_tool_call`, `web_search`, …
     pub(crate) fn kind(&self) -> Cow<'a, str> {
         self.text("type")
     }
 
-    /// What the member of this name says; nothing where it is not a string. Its `id` (`item_0`, `item_1`, …) is new
-    /// in every process, so only good for pairing start and end within a turn.
+    /// The member of this name; empty where it is not a string. The `id` (`item_0`, `item_1`, …) is numbered anew in
+    /// every process: it only pairs the start and the end of an item within a turn.
     pub(crate) fn text(&self, name: &str) -> Cow<'a, str> {
         self.0.text(name).unwrap_or_default()
     }
 
-    /// A string, or an object with a `message`, as `message` or `error`.
+    /// The `message` or `error`, which is a string or an object with a `message`.
     pub(crate) fn message(&self) -> Option<Cow<'a, str>> {
         ["message", "error"]
             .into_iter()
@@ -198,7 +198,7 @@ impl<'a> ExecItem<'a> {
             .collect()
     }
 
-    /// The lines of a `todo_list`.
+    /// The entries of a `todo_list`.
     pub(crate) fn todos(&self) -> Vec<Todo> {
         let todos = elements(self.0.raw("items")).into_iter();
         todos.filter_map(Todo::of).collect()
@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(parse(line.as_bytes()), Ok(event), "{line}");
     }
 
-    /// The item of a line of this phase.
+    /// The item of a line, which must have this phase.
     #[track_caller]
     fn item(line: &str, expected: Phase) -> ExecItem<'_> {
         match parse(line.as_bytes()) {
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_items_of_each_kind() {
+    fn parses_items() {
         let message = item(
             r#"{"type":"item.completed","item":{"id":"i","type":"agent_message","text":"a\nb 🎉"}}"#,
             Phase::Completed,

@@ -1,4 +1,4 @@
-//! Turns by `codex exec`: a process for each.
+//! Runs turns by `codex exec`: a process for each turn.
 
 pub(crate) mod command;
 mod events;
@@ -11,7 +11,7 @@ use super::{Backend, Outcome, TurnSpec};
 use crate::error::Result;
 use crate::os::CancelToken;
 
-/// A `codex exec` for each turn.
+/// The backend that starts a `codex exec` for each turn.
 pub(crate) struct Exec;
 
 impl Backend for Exec {

@@ -1,6 +1,4 @@
-//! One run of codex for a turn: from its start to its end, with everything it reports emitted on the way.
-//!
-//! A turn has one attempt, or two when codex no longer knows the stored thread and a new one takes over.
+//! Runs one `codex exec` for a turn, from its start to its end, and reports its output.
 
 use super::command::{self, TurnArgs};
 use super::system;
@@ -18,18 +16,19 @@ use crate::error::Result;
 use crate::os::CancelToken;
 use std::time::{Duration, Instant};
 
-/// How long codex may take to end after it said that the turn is over: it still shuts down its MCP servers.
-const AFTER_VERDICT: Duration = Duration::from_secs(10);
+/// How long codex may take to exit after it has reported the end of the turn: it still shuts down its MCP servers.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a printed to-do list waits for its record.
 const PLAN_WAIT: Duration = Duration::from_millis(150);
-/// A turn by one `codex exec`.
+
+/// Runs a turn by one `codex exec`.
 pub(super) struct ExecRun<'a> {
     pub(super) spec: &'a TurnSpec<'a>,
 }
 
 impl ExecRun<'_> {
-    /// Runs codex and emits what it reports.
+    /// Runs codex and reports its output.
     ///
     /// # Errors
     /// codex could not be started; nothing was emitted then.
@@ -38,7 +37,7 @@ impl ExecRun<'_> {
             return Ok(Outcome::not_started(TurnStatus::Cancelled));
         }
         let reporter = Reporter::new(self.spec, cancel);
-        // Reading back may have taken a while.
+        // Reading the thread's rollout may have taken a while.
         if cancel.is_cancelled() {
             return Ok(Outcome::not_started(TurnStatus::Cancelled));
         }
@@ -65,12 +64,12 @@ impl ExecRun<'_> {
             return Err(not_started(self.spec.program, &config_file, errno));
         }
         emitter.debug(&format!("codex has ended: {}", exit.describe()));
-        let has_end = state.translator.verdict().is_some();
-        state.reporter.rest(has_end, emitter);
+        let has_end = state.translator.outcome().is_some();
+        state.reporter.emit_rest(has_end, emitter);
         Ok(self.conclude(state, stopped, &exit, emitter))
     }
 
-    /// The command line, as long as codex would take it.
+    /// The command line, checked against codex's limits.
     fn command(&self, cancel: &CancelToken, emitter: &mut Emitter<'_>) -> Result<CodexCommand> {
         let spec = self.spec;
         let command = command::build(
@@ -106,7 +105,7 @@ impl ExecRun<'_> {
         Ok(command)
     }
 
-    /// What came of it all.
+    /// The outcome of the run.
     fn conclude(
         &self,
         state: RunState<'_>,
@@ -119,7 +118,7 @@ impl ExecRun<'_> {
             reporter,
             ..
         } = state;
-        let totals = match translator.verdict() {
+        let totals = match translator.outcome() {
             Some(TurnOutcome::Completed(Some(totals))) => Some(totals.usage()),
             _ => None,
         };
@@ -130,15 +129,15 @@ impl ExecRun<'_> {
             skipped,
             account,
         } = reporter.conclude(totals, emitter);
-        let refusal = match (self.spec.thread, translator.verdict()) {
+        let refusal = match (self.spec.thread, translator.outcome()) {
             (Some(_), None) if thread.is_none() => failure::refusal_of_exit(exit),
             (Some(_), Some(TurnOutcome::Failed(message))) if !worked => {
                 failure::refusal_of_message(message)
             }
             _ => None,
         };
-        let status = match (translator.verdict(), stopped) {
-            // What came first counts: a turn that was complete is complete.
+        let status = match (translator.outcome(), stopped) {
+            // Only a turn that had not completed is stopped.
             (_, Some(StopCause::Cancelled)) => TurnStatus::Cancelled,
             (_, Some(StopCause::Limit(error))) => TurnStatus::Failed(error),
             (Some(TurnOutcome::Completed(_)), None) => {
@@ -153,18 +152,24 @@ impl ExecRun<'_> {
             }
             (None, None) => status_of_silent_end(end, exit, translator.last_error(), emitter),
         };
-        let said = match translator.verdict() {
+        let failure_message = match translator.outcome() {
             Some(TurnOutcome::Failed(message)) => Some(message.as_str()),
             _ => translator.last_error(),
         };
         Outcome {
-            status: with_retry_at(self.spec, status, said, &account, thread.as_deref()),
+            status: with_retry_at(
+                self.spec,
+                status,
+                failure_message,
+                &account,
+                thread.as_deref(),
+            ),
             thread,
             account,
         }
     }
 
-    /// Reads codex to its end. Says why it was cut short, if it was.
+    /// Reads codex's output to its end. Returns why it was stopped early, if it was.
     fn listen(
         &self,
         child: &mut Child,
@@ -173,68 +178,68 @@ impl ExecRun<'_> {
         emitter: &mut Emitter<'_>,
     ) -> Option<StopCause> {
         let mut limits = Limits::new(self.spec);
-        let mut cut = None;
+        let mut stopped = None;
         loop {
             let running = state.reporter.is_running();
             let is_over = state.reporter.recording.end().is_some();
-            if is_over && cut.is_none() {
-                // It may still print the end, and may as well never do it.
-                child.expect_end_within(AFTER_VERDICT);
+            if is_over && stopped.is_none() {
+                // codex may still print the end, or never do so.
+                child.expect_end_within(EXIT_TIMEOUT);
             }
-            let limit = match (&cut, state.translator.verdict()) {
+            let limit = match (&stopped, state.translator.outcome()) {
                 (None, None) if !is_over => limits.next(running),
                 _ => None,
             };
-            let follows = state.reporter.recording.thread().is_some() && cut.is_none();
+            let follows = state.reporter.recording.thread().is_some() && stopped.is_none();
             let tick = follows.then(|| Instant::now() + Reporter::tick(emitter));
             let deadline = limit.into_iter().chain(tick).min();
             match child.next(Some(cancel), deadline) {
                 Next::Line => {
-                    // What codex goes on to say while it is being ended was not waited for: a daemon that does
-                    // not read would have it pile up here.
-                    let wanted = cut.is_none();
+                    // What codex prints while it is being stopped is not emitted: nothing limits it, and it would pile
+                    // up here if the daemon does not read.
+                    let is_emitting = stopped.is_none();
                     while let Some(line) = child.line() {
-                        self.handle_line(line, wanted, state, emitter);
+                        self.handle_line(line, is_emitting, state, emitter);
                     }
                     emitter.flush();
-                    // Not before: a daemon that does not read holds this up, and codex with it.
-                    limits.heard();
-                    if state.translator.verdict().is_some() {
-                        child.expect_end_within(AFTER_VERDICT);
+                    // Not before the flush, which blocks while the daemon does not read, and so does codex then.
+                    limits.note_activity();
+                    if state.translator.outcome().is_some() {
+                        child.expect_end_within(EXIT_TIMEOUT);
                     }
                 }
                 Next::Cancelled => {
-                    if state.translator.verdict().is_none() {
+                    if state.translator.outcome().is_none() {
                         emitter.debug("the turn is cancelled: codex is being ended");
-                        cut = cut.or(Some(StopCause::Cancelled));
+                        stopped = stopped.or(Some(StopCause::Cancelled));
                     }
                     child.end();
                 }
-                // A call of one of the daemon's tools: its record is there, or about to be.
+                // A call of one of the daemon's tools, whose record is written about now.
                 Next::Woken => {
                     state.reporter.recording.follow(emitter);
                 }
                 Next::Deadline if limit.is_none_or(|limit| Instant::now() < limit) => {
                     if state.reporter.recording.follow(emitter) {
-                        limits.heard();
+                        limits.note_activity();
                     }
                     emitter.flush();
                 }
                 Next::Deadline => {
                     emitter.debug("a limit is reached: codex is being ended");
-                    cut = Some(StopCause::Limit(limits.error(&state.reporter)));
+                    stopped = Some(StopCause::Limit(limits.error(&state.reporter)));
                     child.end();
                 }
-                Next::Ended => return cut,
+                Next::Ended => return stopped,
             }
         }
     }
 
-    /// Handles a line, and emits it where it is `wanted`.
+    /// Handles a line of codex; reports it if `is_emitting`.
     fn handle_line(
         &self,
         line: OutputLine<'_>,
-        wanted: bool,
+        is_emitting: bool,
         state: &mut RunState<'_>,
         emitter: &mut Emitter<'_>,
     ) {
@@ -245,11 +250,11 @@ impl ExecRun<'_> {
                 return;
             }
         };
-        let said = state.translator.line(line);
+        let update = state.translator.line(line);
         emitter.start();
-        match said {
+        match update {
             Update::Thread(id) => state.reporter.thread(&id, emitter),
-            _ if !wanted => {}
+            _ if !is_emitting => {}
             Update::Text(text) => state.reporter.text(&text, emitter),
             Update::Thinking(text) => state.reporter.thinking(&text, true, emitter),
             Update::Step(step) => state.reporter.step(&step, emitter),
@@ -260,7 +265,7 @@ impl ExecRun<'_> {
         }
     }
 
-    /// Does the model still see the whole of a system text that had to stand in a prompt?
+    /// Whether the model still sees the whole of a system text that had to be put into a prompt.
     fn system_in_thread(&self, cancel: &CancelToken) -> bool {
         let (Some(thread), Some(text)) = (self.spec.thread, self.spec.system) else {
             return false;
@@ -269,7 +274,7 @@ impl ExecRun<'_> {
             return false;
         }
         let home = self.spec.places.codex_home(self.spec.config);
-        // One that cannot be read will be told of by who follows it; the text twice is better than never.
+        // The follower reports an unreadable rollout; sending the text twice is better than never.
         home::find_rollout(&home, thread)
             .ok()
             .flatten()
@@ -277,7 +282,8 @@ impl ExecRun<'_> {
             .unwrap_or(false)
     }
 
-    /// codex prints its to-do list, which it does again when the turn ends. What is in progress it only records.
+    /// Handles a printed to-do list, which codex prints again at the turn's end. Only its record says what is in
+    /// progress.
     fn handle_plan(
         &self,
         items: Vec<PlanItem>,
@@ -296,7 +302,7 @@ impl ExecRun<'_> {
             if is_same {
                 break recorded.to_vec();
             }
-            // Within code mode it is not recorded at all.
+            // Calls made inside code mode are not recorded like this.
             if Instant::now() >= deadline || state.cancel.is_cancelled() {
                 break items;
             }
@@ -306,14 +312,14 @@ impl ExecRun<'_> {
     }
 }
 
-/// What codex has said so far.
+/// The state of a running turn.
 struct RunState<'a> {
     translator: Translator,
     reporter: Reporter<'a>,
     cancel: CancelToken,
 }
 
-/// What is odd about a turn that was complete.
+/// Warns of anything unexpected about a completed turn.
 fn warn_of_completion(exit: &Exit, skipped: u64, emitter: &mut Emitter<'_>) {
     if !exit.status.success() {
         emitter.warn(&format!(

@@ -1,8 +1,8 @@
-//! Whether a system text that is too long for an argument is still before the model.
+//! Finds out whether the model still sees a system text that is too long for an argument.
 //!
-//! Such a text stands at the head of a prompt. A compaction keeps at most 20,000 tokens of what the user said
-//! (0.135 and 0.169), so that less than this text is left of it: it is then given again with the next turn. The
-//! thread's rollout says which of the two came last.
+//! Such a text is put at the beginning of a prompt. A compaction keeps at most 20,000 tokens of the user's messages
+//! (0.135 and 0.169), and so truncates the text, which is sent again with the next turn then. The order of the two in
+//! the thread's rollout tells whether that is necessary.
 
 use super::command;
 use crate::os::{CancelToken, open_regular_file};
@@ -10,10 +10,10 @@ use memchr::memmem::rfind;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// How much is read between two looks at the cancel.
+/// How many bytes are read between two checks for a cancel.
 const PART: usize = 1 << 20;
 
-/// Does the model see this text, at the head of a prompt, whole? Reads the rollout once, a part at a time.
+/// Whether the model sees this text whole, at the beginning of a prompt. Reads the rollout once, in parts.
 ///
 /// # Errors
 /// The file cannot be read or is not a regular one, or the turn is cancelled.
@@ -23,12 +23,12 @@ pub(super) fn is_in_view(rollout: &Path, text: &str, cancel: &CancelToken) -> io
 }
 
 fn search(mut rollout: impl Read, text: &str, cancel: &CancelToken) -> io::Result<bool> {
-    // codex writes JSON as serde_json does, without spaces; inside a string the quotes would have backslashes.
-    let wanted = serde_json::to_string(&command::system_block(text))?;
-    let wanted = wanted.trim_matches('"').as_bytes();
+    // codex writes JSON as serde_json does, without spaces; a quote of it inside a string would have backslashes.
+    let needle = serde_json::to_string(&command::system_block(text))?;
+    let needle = needle.trim_matches('"').as_bytes();
     let compacted = br#""type":"compacted""#;
-    let keep = wanted.len().max(compacted.len()) - 1;
-    let mut buffer = Vec::with_capacity(keep + PART);
+    let overlap = needle.len().max(compacted.len()) - 1;
+    let mut buffer = Vec::with_capacity(overlap + PART);
     let mut in_view = false;
     loop {
         if cancel.is_cancelled() {
@@ -39,12 +39,12 @@ fn search(mut rollout: impl Read, text: &str, cancel: &CancelToken) -> io::Resul
         if read == 0 {
             return Ok(in_view);
         }
-        match (rfind(&buffer, wanted), rfind(&buffer, compacted)) {
+        match (rfind(&buffer, needle), rfind(&buffer, compacted)) {
             (None, None) => {}
-            (found, lost) => in_view = found > lost,
+            (text_at, compacted_at) => in_view = text_at > compacted_at,
         }
         log::trace!("{read} bytes behind {kept} of the rollout were searched");
-        let done = buffer.len().saturating_sub(keep);
+        let done = buffer.len().saturating_sub(overlap);
         buffer.drain(..done);
     }
 }
@@ -57,22 +57,22 @@ mod tests {
     fn last_system_text_counts() {
         let text = "say \"hi\"\n".repeat(20_000);
         let cancel = CancelToken::new().unwrap();
-        let said = serde_json::json!({"type": "response_item", "payload": {"role": "user",
+        let prompt = serde_json::json!({"type": "response_item", "payload": {"role": "user",
             "content": [{"text": format!("{}\n\nhi", command::system_block(&text))}]}})
         .to_string();
-        let said = said.as_str();
+        let prompt = prompt.as_str();
         let compacted = r#"{"timestamp":"x","type":"compacted","payload":{"message":"short"}}"#;
         let quoted = serde_json::to_string(compacted).unwrap();
         let other = "x".repeat(PART - 7);
         let (quoted, other) = (quoted.as_str(), other.as_str());
         for (lines, expected) in [
             (Vec::<&str>::new(), false),
-            (vec![other, said, other], true),
-            (vec![said, quoted], true),
-            (vec![said, compacted], false),
-            (vec![said, other, compacted, other, other], false),
-            (vec![said, compacted, other, said, other, other], true),
-            (vec![&said[..said.len() - 100]], false),
+            (vec![other, prompt, other], true),
+            (vec![prompt, quoted], true),
+            (vec![prompt, compacted], false),
+            (vec![prompt, other, compacted, other, other], false),
+            (vec![prompt, compacted, other, prompt, other, other], true),
+            (vec![&prompt[..prompt.len() - 100]], false),
         ] {
             let rollout = lines.join("\n");
             assert_eq!(

@@ -1,64 +1,63 @@
-//! From codex's lines to what they mean for a turn.
+//! Translates codex's lines into updates of a turn.
 //!
-//! A small state machine without I/O. It keeps apart what failed for good from what codex recovered from, and
-//! lets nothing through after the end: codex reports a failure twice (`error`, then `turn.failed`, with the same
-//! text) and can print on after `turn.completed`. Messages come out one by one, as codex gives them; who emits
-//! them joins them.
+//! A state machine without I/O. It distinguishes final failures from errors that codex recovered from, and ignores
+//! lines after the end: codex reports a failure twice (`error`, then `turn.failed`, with the same text) and can print
+//! more after `turn.completed`. Messages are returned one by one; the emitter joins them.
 
 use super::events::{self, ExecEvent, ExecItem, Phase, Todo, Totals};
 use crate::backend::emitter::{Step, StepKind, StepState};
 use crate::canonical::PlanItem;
 use std::borrow::Cow;
 
-/// How codex said that the turn ended.
+/// The end of the turn that codex printed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TurnOutcome {
-    /// With the thread's totals, where codex reported them.
+    /// With the thread's counters, if codex printed them.
     Completed(Option<Totals>),
     Failed(String),
 }
 
-/// What a line means.
+/// The meaning of a line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Update<'a> {
-    /// codex works on this thread.
+    /// The thread that codex works on.
     Thread(Cow<'a, str>),
-    /// A whole message of the assistant, as codex gives it: without the `\n\n` that joins it to the one before.
+    /// A whole message of the assistant, without the `\n\n` that joins it to the one before.
     Text(Cow<'a, str>),
-    /// A summary of what the model thought.
+    /// A summary of the model's reasoning.
     Thinking(Cow<'a, str>),
-    /// Something that people like to see while it happens.
+    /// The start or the end of a step.
     Step(Step),
-    /// The to-do list, perhaps as it was.
+    /// The to-do list, changed or not.
     Plan(Vec<PlanItem>),
-    /// codex is in trouble and goes on: a reconnect, a warning.
+    /// A problem from which codex may recover: a reconnect, a warning.
     Trouble(String),
-    /// The end; nothing is said after it.
+    /// The end of the turn; everything after it is ignored.
     End,
-    /// Nothing that matters here; the reason is for the debug log.
+    /// An ignored line; the reason is for the debug log.
     Nothing(Cow<'static, str>),
 }
 
 /// The state of one turn's output.
 #[derive(Debug, Default)]
 pub(crate) struct Translator {
-    verdict: Option<TurnOutcome>,
-    /// The last `error` that codex printed: the reason, if nothing else gives one.
+    outcome: Option<TurnOutcome>,
+    /// The last `error` that codex printed: the reason of a `turn.failed` without one.
     last_error: Option<String>,
 }
 
 impl Translator {
-    /// Takes one line of codex's stdout, without its line end.
+    /// Translates one line of codex's stdout, without its line end.
     pub(crate) fn line<'a>(&mut self, line: &'a [u8]) -> Update<'a> {
         if line.trim_ascii().is_empty() {
             return Update::Nothing("a blank line".into());
         }
-        if self.verdict.is_some() {
+        if self.outcome.is_some() {
             return Update::Nothing("a line after the end".into());
         }
         let event = match events::parse(line) {
             Ok(event) => event,
-            // NUL bytes, invalid UTF-8, a stray print of some library: reported, and the next line counts.
+            // NUL bytes, invalid UTF-8, output of a library: reported, and the next line counts.
             Err(why) => {
                 return Update::Trouble(format!(
                     "codex printed a line of {} bytes that is not an event: {why}",
@@ -70,7 +69,7 @@ impl Translator {
             ExecEvent::ThreadStarted { thread_id } => Update::Thread(thread_id),
             ExecEvent::TurnStarted => Update::Nothing("turn.started".into()),
             ExecEvent::TurnCompleted { usage } => {
-                self.verdict = Some(TurnOutcome::Completed(usage));
+                self.outcome = Some(TurnOutcome::Completed(usage));
                 Update::End
             }
             ExecEvent::TurnFailed { message } => {
@@ -78,7 +77,7 @@ impl Translator {
                     (true, Some(before)) => before,
                     _ => message.into_owned(),
                 };
-                self.verdict = Some(TurnOutcome::Failed(message));
+                self.outcome = Some(TurnOutcome::Failed(message));
                 Update::End
             }
             ExecEvent::Error { message } => {
@@ -87,7 +86,7 @@ impl Translator {
             }
             ExecEvent::Item(phase, item) => {
                 if item.kind() != "error" {
-                    // codex has recovered from it, and goes on.
+                    // codex has recovered from the error.
                     self.last_error = None;
                 }
                 Translator::item(phase, &item)
@@ -102,7 +101,7 @@ impl Translator {
         match (&*item.kind(), phase) {
             ("agent_message", Phase::Completed) => Update::Text(item.text("text")),
             ("reasoning", Phase::Completed) => Update::Thinking(item.text("text")),
-            // A warning, whatever it is called; it can come before `turn.started`.
+            // These items are warnings; they can come before `turn.started`.
             ("error", Phase::Completed) => {
                 Update::Trouble(item.message().unwrap_or(item.text("text")).into_owned())
             }
@@ -115,12 +114,12 @@ impl Translator {
         }
     }
 
-    /// How codex said that the turn ended, once it has.
-    pub(crate) fn verdict(&self) -> Option<&TurnOutcome> {
-        self.verdict.as_ref()
+    /// The end of the turn, once codex has printed it.
+    pub(crate) fn outcome(&self) -> Option<&TurnOutcome> {
+        self.outcome.as_ref()
     }
 
-    /// The last `error` that codex printed without saying that the turn had failed.
+    /// The last `error` that codex printed and has not recovered from.
     pub(crate) fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()
     }
@@ -173,28 +172,28 @@ mod tests {
     #[test]
     fn translates_turn() {
         let mut translator = Translator::default();
-        let mut said = |line: &'static str| translator.line(line.as_bytes());
+        let mut translate = |line: &'static str| translator.line(line.as_bytes());
         assert_eq!(
-            said(r#"{"type":"thread.started","thread_id":"T"}"#),
+            translate(r#"{"type":"thread.started","thread_id":"T"}"#),
             Update::Thread("T".into())
         );
         assert_eq!(
-            said(
+            translate(
                 r#"{"type":"item.completed","item":{"id":"item_0","type":"error","message":"no metadata"}}"#
             ),
             Update::Trouble("no metadata".into())
         );
         assert_eq!(
-            said(r#"{"type":"turn.started"}"#),
+            translate(r#"{"type":"turn.started"}"#),
             Update::Nothing("turn.started".into())
         );
-        assert_eq!(said(""), Update::Nothing("a blank line".into()));
+        assert_eq!(translate(""), Update::Nothing("a blank line".into()));
         assert_eq!(
-            said(r#"{"type":"error","message":"Reconnecting... 1/3"}"#),
+            translate(r#"{"type":"error","message":"Reconnecting... 1/3"}"#),
             Update::Trouble("Reconnecting... 1/3".into())
         );
         assert_eq!(
-            said(
+            translate(
                 r#"{"type":"item.started","item":{"id":"item_1","type":"command_execution","command":"ls","exit_code":null}}"#
             ),
             Update::Step(Step {
@@ -205,7 +204,7 @@ mod tests {
             })
         );
         assert_eq!(
-            said(
+            translate(
                 r#"{"type":"item.completed","item":{"id":"item_1","type":"command_execution","command":"ls","aggregated_output":"1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n11\n","exit_code":2,"status":"failed"}}"#
             ),
             Update::Step(Step {
@@ -216,21 +215,21 @@ mod tests {
             })
         );
         assert_eq!(
-            said(
+            translate(
                 r#"{"type":"item.completed","item":{"id":"item_2","type":"agent_message","text":"done"}}"#
             ),
             Update::Text("done".into())
         );
-        assert!(matches!(said("no json"), Update::Trouble(_)));
+        assert!(matches!(translate("no json"), Update::Trouble(_)));
         assert_eq!(
-            said(r#"{"type":"turn.completed","usage":null}"#),
+            translate(r#"{"type":"turn.completed","usage":null}"#),
             Update::End
         );
         assert_eq!(
-            said(r#"{"type":"turn.completed","usage":{"input_tokens":5}}"#),
+            translate(r#"{"type":"turn.completed","usage":{"input_tokens":5}}"#),
             Update::Nothing("a line after the end".into())
         );
-        assert_eq!(translator.verdict(), Some(&TurnOutcome::Completed(None)));
+        assert_eq!(translator.outcome(), Some(&TurnOutcome::Completed(None)));
     }
 
     #[test]
@@ -246,7 +245,7 @@ mod tests {
             Update::End
         );
         assert_eq!(
-            translator.verdict(),
+            translator.outcome(),
             Some(&TurnOutcome::Failed("no".into()))
         );
         let mut translator = Translator::default();
@@ -254,12 +253,12 @@ mod tests {
         translator.line(
             br#"{"type":"item.completed","item":{"id":"i","type":"agent_message","text":"on"}}"#,
         );
-        assert_eq!(translator.last_error(), None, "that was overcome");
+        assert_eq!(translator.last_error(), None, "codex recovered from it");
         let mut translator = Translator::default();
         translator.line(br#"{"type":"error","message":"why"}"#);
         translator.line(br#"{"type":"turn.failed"}"#);
         assert_eq!(
-            translator.verdict(),
+            translator.outcome(),
             Some(&TurnOutcome::Failed("why".into()))
         );
     }

@@ -136,7 +136,7 @@ pub fn fuzz_events(data: &[u8]) {
     use backend::exec::translate::{Translator, Update};
     let mut translator = Translator::default();
     for line in data.split(|byte| *byte == b'\n') {
-        let before = translator.verdict().cloned();
+        let before = translator.outcome().cloned();
         let said = translator.line(line);
         if let (Update::Text(said), Some(Unique(json))) = (&said, unique(line))
             && let Some(text) = json["item"]["text"].as_str()
@@ -152,9 +152,9 @@ pub fn fuzz_events(data: &[u8]) {
         match before {
             Some(_) => {
                 assert!(matches!(said, Update::Nothing(_)), "{said:?} after the end");
-                assert_eq!(translator.verdict(), before.as_ref());
+                assert_eq!(translator.outcome(), before.as_ref());
             }
-            None => assert_eq!(translator.verdict().is_some(), is_end),
+            None => assert_eq!(translator.outcome().is_some(), is_end),
         }
     }
     let _ = translator.last_error().map(codex::failure::from_message);
