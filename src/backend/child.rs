@@ -1,9 +1,9 @@
-//! One codex process: starting it, reading what it prints, ending it, and never leaving it behind.
+//! A codex process: starting it, reading its output, ending it, and never leaving it behind.
 //!
-//! One thread does all of it with `poll`: it writes the prompt, reads stdout in lines, drains stderr beside it,
-//! notices the exit and the cancelled flag of a cancelled turn, and keeps the time. So nothing that codex does or
-//! does not do with its streams can block the turn, and there are no reader threads to join. Memory is bounded:
-//! a line over [`LONGEST_LINE`] is skipped to its end, and of stderr only the last part is kept.
+//! One thread does everything, with `poll`: it writes the prompt, reads stdout in lines, drains stderr, notices the
+//! exit and a cancelled turn, and keeps the deadlines. So codex cannot block the turn by not reading or writing a
+//! stream, and there are no reader threads to join. Memory is bounded: a line over [`LONGEST_LINE`] is skipped to its
+//! end, and only the end of stderr is kept.
 
 use super::guard;
 use crate::codex::failure::Exit;
@@ -19,20 +19,20 @@ use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, St
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The longest line of codex's that is held, in bytes; a longer one is skipped and counted.
+/// The longest line of codex that is held, in bytes; the bytes of a longer one are skipped and counted.
 pub(crate) const LONGEST_LINE: usize = 16 << 20;
-/// How much of the end of stderr is kept, in bytes.
+/// How many bytes of the end of stderr are kept.
 const STDERR_KEPT: usize = 8 << 10;
-/// What is read at once. The pipe is asked to hold as much.
-const READ_AT_ONCE: usize = 256 << 10;
-/// What a pipe holds at most, in bytes, unless root has allowed more.
+/// How many bytes are read at once. The pipe is enlarged to this size.
+const READ_SIZE: usize = 256 << 10;
+/// The maximum capacity of a pipe in bytes, unless root has raised it.
 const LARGEST_PIPE: usize = 1 << 20;
-/// How long codex may live on after it has closed its stdout.
-const AFTER_STDOUT: Duration = Duration::from_secs(1);
-/// How long a process that codex left may hold the pipe after codex's exit.
-const AFTER_EXIT: Duration = Duration::from_millis(500);
+/// How long codex may run on after it has closed its stdout.
+const STDOUT_CLOSED_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a process left by codex may hold the pipes after codex's exit.
+const PIPES_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How codex is started: all of it, as data.
+/// How to start codex.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CodexCommand {
     pub(crate) program: PathBuf,
@@ -40,26 +40,26 @@ pub(crate) struct CodexCommand {
     pub(crate) directory: PathBuf,
     pub(crate) env: Vec<(OsString, OsString)>,
     pub(crate) env_removed: Vec<&'static str>,
-    /// What is written to its stdin first; `None` gives it the null device.
+    /// What is written to its stdin first; `None` connects stdin to the null device.
     pub(crate) stdin: Option<String>,
-    /// Its stdin stays open then, for [`Child::send`].
+    /// Keeps its stdin open after that, for [`Child::send`].
     pub(crate) keeps_stdin: bool,
-    /// What could not be done as asked, one sentence each.
+    /// What could not be done as configured, a sentence each.
     pub(crate) warnings: Vec<String>,
 }
 
-/// What came of waiting.
+/// The result of a wait.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// There is a line, or a skipped one, to be taken with [`Child::line`].
+    /// There is a line, or a skipped one, for [`Child::line`].
     Line,
     /// The deadline passed.
     Deadline,
     /// The turn was cancelled.
     Cancelled,
-    /// A waker of [`Child::wake_by`] was used.
+    /// One of the wakers of [`Child::wake_by`] was used.
     Woken,
-    /// codex has ended and everything it printed was taken.
+    /// codex has exited and all its output was taken.
     Ended,
 }
 
@@ -68,16 +68,16 @@ pub(crate) enum Next {
 pub(crate) enum OutputLine<'a> {
     /// Its bytes, without the line end.
     Whole(&'a [u8]),
-    /// It was too long to be held; so many bytes were skipped.
+    /// It was too long to be held; the number of bytes that were skipped.
     Skipped(u64),
 }
 
-/// A running codex. Dropping it ends it and waits for its end.
+/// A running codex. Dropping it ends and reaps it.
 #[derive(Debug)]
 pub(crate) struct Child {
     guard: std::process::Child,
     pid: Pid,
-    /// Readable once the guard has ended.
+    /// The guard's pidfd: readable once the guard has exited.
     ended: Arc<OwnedFd>,
     stdin: Option<Input>,
     stdout: Option<ChildStdout>,
@@ -85,13 +85,13 @@ pub(crate) struct Child {
     lines: LineBuffer,
     tail: Vec<u8>,
     spawn_error: Option<i32>,
-    /// Has codex printed anything? Then it was started, and [`guard::SPAWN_ERROR`] is not the guard's line.
+    /// Whether codex has printed anything. Then it was started, and a line with [`guard::SPAWN_ERROR`] is its own.
     has_printed: bool,
-    /// Did the guard's end show already?
+    /// Whether the guard's exit was noticed.
     exited: bool,
-    /// When the present state may last no longer, and what is done then.
+    /// When the present state times out, and what to do then.
     timeout: Option<(Instant, OnTimeout)>,
-    /// The flag was seen cancelled and that was not said yet.
+    /// The token was cancelled, which was not reported yet.
     cancelled: bool,
     wakers: Vec<Waker>,
     woken: bool,
@@ -104,30 +104,30 @@ pub(crate) struct Child {
 struct Input {
     pipe: ChildStdin,
     unwritten: Vec<u8>,
-    /// How much of `unwritten` is written.
+    /// How many bytes of `unwritten` are written.
     written: usize,
     stays_open: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OnTimeout {
-    /// Ask the guard to end codex.
+    /// Request that the guard end codex.
     End,
-    /// Kill the whole group: the guard did not keep its promise.
+    /// Kill the whole group: the guard has not ended codex in time.
     Kill,
-    /// Kill what is left of the group after codex's exit, and read no more.
+    /// Kill the rest of the group after codex's exit, and stop reading.
     Abandon,
 }
 
 impl Child {
-    /// Starts codex. While it runs, and is ended, `lock` is kept locked ([`os::keep_locked`]).
+    /// Starts codex. `lock` stays locked until codex has ended ([`os::keep_locked`]).
     ///
     /// # Errors
-    /// A directory that cannot be entered ([`Kind::Params`]) or a machine that has no processes, descriptors or
-    /// memory left ([`Kind::CodexFailed`], retryable). That codex itself could not be executed only shows in
+    /// A directory that cannot be entered ([`Kind::Params`]), or a lack of processes, descriptors or memory
+    /// ([`Kind::CodexFailed`], retryable). That codex itself could not be executed is reported by
     /// [`Exit::spawn_error`].
     pub(crate) fn start(invocation: &CodexCommand, lock: Option<&Path>) -> Result<Child> {
-        // The guard is this executable, also after an update has replaced the file on disk.
+        // The guard is this executable, even if an update has replaced the file on disk.
         let mut command = Command::new("/proc/self/exe");
         command
             .arg0("plexum-openai")
@@ -136,7 +136,7 @@ impl Child {
             .arg(os::open_files_before().unwrap_or_default().to_string())
             .arg(
                 match invocation.keeps_stdin {
-                    true => guard::AFTER_EOF.as_millis(),
+                    true => guard::EOF_GRACE.as_millis(),
                     false => 0,
                 }
                 .to_string(),
@@ -173,15 +173,15 @@ impl Child {
                 os::set_nonblocking(stream)?;
             }
             if let Some(stdout) = &streams.1 {
-                // A larger pipe means fewer wake-ups.
-                os::enlarge_pipe(stdout, READ_AT_ONCE);
+                // A larger pipe means fewer wakeups.
+                os::enlarge_pipe(stdout, READ_SIZE);
             }
             os::open_pidfd(pid)
         })();
         let ended = match prepared {
             Ok(ended) => ended,
             Err(error) => {
-                // Not SIGKILL: codex may run already, and it is the guard that ends it.
+                // Not SIGKILL: codex may run already, and only the guard can end it.
                 os::signal_process(pid, Signal::TERM);
                 let _ = guard.wait();
                 return Err(spawn_failed(invocation, error));
@@ -216,7 +216,7 @@ impl Child {
         })
     }
 
-    /// Queues bytes for its stdin, which [`Child::next`] writes; says whether that is open still.
+    /// Queues bytes for its stdin, which [`Child::next`] writes. Returns whether stdin is still open.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> bool {
         let Some(input) = &mut self.stdin else {
             return false;
@@ -226,17 +226,17 @@ impl Child {
         self.stdin.is_some()
     }
 
-    /// Closes its stdin, what is not written yet with it.
+    /// Closes its stdin. Bytes that are not written yet are dropped.
     pub(crate) fn close_stdin(&mut self) {
         self.stdin = None;
     }
 
-    /// Has it closed its stdout, which it does when it ends?
+    /// Whether it has closed its stdout, as it does on exit.
     pub(crate) fn has_closed_stdout(&self) -> bool {
         self.stdout.is_none()
     }
 
-    /// The guard's pid: everything that this codex starts is below it.
+    /// The guard's pid: all processes started by this codex are below it.
     pub(crate) fn guard_pid(&self) -> Pid {
         self.pid
     }
@@ -246,20 +246,20 @@ impl Child {
         &self.ended
     }
 
-    /// Lets these wakers, and no others, end a wait of [`Child::next`].
+    /// Replaces the wakers that end a wait of [`Child::next`].
     pub(crate) fn wake_by(&mut self, wakers: Vec<Waker>) {
         self.wakers = wakers;
     }
 
-    /// Waits until there is a line, codex has ended, somebody wakes it, `flag` is cancelled or `deadline` has passed.
+    /// Waits for a line, the end of codex, a wakeup, `cancel` or `deadline`.
     ///
-    /// Once [`Child::end`] was called the flag is no longer looked at.
-    pub(crate) fn next(&mut self, flag: Option<&CancelToken>, deadline: Option<Instant>) -> Next {
+    /// After [`Child::end`], `cancel` is ignored.
+    pub(crate) fn next(&mut self, cancel: Option<&CancelToken>, deadline: Option<Instant>) -> Next {
         loop {
             if self.lines.ready() {
                 return Next::Line;
             }
-            // Before anything more is read: a codex that never pauses must not outrun its own cancellation.
+            // Before more is read: a codex that prints without pause must not delay its own cancellation.
             if std::mem::take(&mut self.cancelled) && !self.asked_to_end {
                 return Next::Cancelled;
             }
@@ -270,10 +270,10 @@ impl Child {
                 return Next::Woken;
             }
             let now = Instant::now();
-            if let Some((until, then)) = self.timeout
+            if let Some((until, action)) = self.timeout
                 && now >= until
             {
-                self.on_timeout(then);
+                self.on_timeout(action);
                 continue;
             }
             if deadline.is_some_and(|deadline| now >= deadline) {
@@ -283,7 +283,7 @@ impl Child {
                 (Some(deadline), Some((timeout, _))) => Some(deadline.min(timeout)),
                 (deadline, timeout) => deadline.or(timeout.map(|(until, _)| until)),
             };
-            let ready = self.wait(flag, until);
+            let ready = self.wait(cancel, until);
             if ready.stdin {
                 self.write_input();
             }
@@ -293,11 +293,11 @@ impl Child {
             if ready.stdout {
                 self.read_stdout();
             }
-            if ready.ended && !self.exited {
+            if ready.exited && !self.exited {
                 self.exited = true;
                 self.stdin = None;
-                self.timeout = Some((Instant::now() + AFTER_EXIT, OnTimeout::Abandon));
-                // What codex wrote is all in the pipes by now: take it before anything is decided.
+                self.timeout = Some((Instant::now() + PIPES_TIMEOUT, OnTimeout::Abandon));
+                // All of codex's output is in the pipes by now.
                 self.read_stderr();
             }
             self.cancelled = ready.cancelled;
@@ -308,13 +308,13 @@ impl Child {
         }
     }
 
-    /// The next complete line; [`Next::Line`] said that there is one.
+    /// The next complete line, if [`Next::Line`] was returned.
     pub(crate) fn line(&mut self) -> Option<OutputLine<'_>> {
         self.lines.take()
     }
 
-    /// Asks for codex's end: SIGINT, SIGTERM, SIGKILL, with a grace between, then whatever it left behind.
-    /// Go on with [`Child::next`] until it has ended.
+    /// Requests codex's end: SIGINT, SIGTERM, SIGKILL with grace periods in between, then whatever it left behind.
+    /// [`Child::next`] has to be called until it has ended.
     pub(crate) fn end(&mut self) {
         if self.asked_to_end {
             return;
@@ -322,14 +322,14 @@ impl Child {
         self.asked_to_end = true;
         self.stdin = None;
         if !self.exited {
-            // It is not reaped yet, so the pid is still its own.
+            // It is not reaped yet, so the pid cannot have been reused.
             os::signal_process(self.pid, Signal::TERM);
             self.timeout = Some((Instant::now() + guard::LONGEST_ENDING, OnTimeout::Kill));
         }
     }
 
-    /// Kills all of it at once, what it has started in sessions of its own too. Go on with [`Child::next`] until it has
-    /// ended.
+    /// Kills codex and everything below it at once, including processes in other sessions. [`Child::next`] has to be
+    /// called until it has ended.
     pub(crate) fn kill_all(&mut self) {
         self.asked_to_end = true;
         self.stdin = None;
@@ -338,60 +338,60 @@ impl Child {
         }
     }
 
-    /// Ends codex if it has not ended by itself within `timeout`.
+    /// Ends codex if it does not exit within `timeout`.
     pub(crate) fn expect_end_within(&mut self, timeout: Duration) {
         if self.timeout.is_none() {
             self.timeout = Some((Instant::now() + timeout, OnTimeout::End));
         }
     }
 
-    /// How codex ended; waits for that.
+    /// Waits for codex's exit and describes it.
     pub(crate) fn exit(&mut self) -> Exit {
         let status = self.reap();
         Exit {
             status,
             stderr: readable_tail(&self.tail),
-            // The guard's own status for it. A codex that has printed the guard's line and nothing else is none.
+            // 127 is the guard's status then. A codex that itself prints the guard's line exits with another one.
             spawn_error: self.spawn_error.filter(|_| status.code() == Some(127)),
         }
     }
 
     fn reap(&mut self) -> ExitStatus {
         *self.exit_status.get_or_insert_with(|| {
-            // It was seen to have ended, or was killed: this does not wait long, and it can only fail if
-            // somebody else had waited for it, which nobody does.
+            // It has exited or was killed, so this does not block for long. It fails only if something else reaped it,
+            // which nothing does.
             self.guard
                 .wait()
                 .unwrap_or_else(|_| ExitStatus::from_raw(9))
         })
     }
 
-    fn on_timeout(&mut self, then: OnTimeout) {
+    fn on_timeout(&mut self, action: OnTimeout) {
         self.timeout = None;
-        match then {
+        match action {
             OnTimeout::End => self.end(),
             OnTimeout::Kill => {
                 self.kill();
-                self.timeout = Some((Instant::now() + AFTER_EXIT, OnTimeout::Abandon));
+                self.timeout = Some((Instant::now() + PIPES_TIMEOUT, OnTimeout::Abandon));
             }
             OnTimeout::Abandon => {
                 os::signal_group(self.pid, Signal::KILL);
                 self.exited = true;
-                self.read_what_is_left();
+                self.drain_stdout();
                 self.stderr = None;
                 self.lines.finish();
             }
         }
     }
 
-    /// Kills all of it. The guard goes last: with its end nothing would lead any more to what codex has started
-    /// in sessions of their own.
+    /// Kills everything. The guard is killed last: processes that codex has started in other sessions can only be found
+    /// below it.
     fn kill(&self) {
         os::kill_below(self.pid);
         os::signal_group(self.pid, Signal::KILL);
     }
 
-    fn wait(&self, flag: Option<&CancelToken>, deadline: Option<Instant>) -> Ready {
+    fn wait(&self, cancel: Option<&CancelToken>, deadline: Option<Instant>) -> Ready {
         let mut ready = Ready::default();
         let mut fds = Vec::with_capacity(5);
         let mut which: Vec<fn(&mut Ready)> = Vec::with_capacity(5);
@@ -406,7 +406,7 @@ impl Child {
             add(stderr.as_fd(), PollFlags::IN, |ready| ready.stderr = true);
         }
         if let Some(input) = &self.stdin {
-            // Polled for nothing, it only reports that its reader is gone.
+            // Without flags, poll only reports that the read end was closed.
             let flags = match input.written < input.unwritten.len() || !input.stays_open {
                 true => PollFlags::OUT,
                 false => PollFlags::empty(),
@@ -415,16 +415,18 @@ impl Child {
         }
         if !self.exited {
             add(self.ended.as_fd(), PollFlags::IN, |ready| {
-                ready.ended = true
+                ready.exited = true
             });
         }
-        if let (Some(flag), false) = (flag, self.asked_to_end) {
-            add(flag.as_fd(), PollFlags::IN, |ready| ready.cancelled = true);
+        if let (Some(cancel), false) = (cancel, self.asked_to_end) {
+            add(cancel.as_fd(), PollFlags::IN, |ready| {
+                ready.cancelled = true
+            });
         }
         for waker in &self.wakers {
             add(waker.as_fd(), PollFlags::IN, |ready| ready.woken = true);
         }
-        // An error here is a lack of memory: look again, the caller keeps the time.
+        // It fails only for lack of memory; the caller checks the deadlines and retries.
         if os::poll(&mut fds, deadline).is_ok() {
             for (fd, mark) in fds.iter().zip(which) {
                 if !fd.revents().is_empty() {
@@ -440,14 +442,14 @@ impl Child {
             return;
         };
         if input.stays_open && input.unwritten.is_empty() {
-            // It was looked at all the same: nobody reads it any more.
+            // poll has reported that the read end was closed.
             self.stdin = None;
             return;
         }
         match input.pipe.write(&input.unwritten[input.written..]) {
             Ok(more) => input.written += more,
-            Err(error) if again(&error) => return,
-            // codex does not read it. Its own message, or its exit, is what will be reported.
+            Err(error) if is_temporary(&error) => return,
+            // codex has closed its stdin. Its output or its exit tells why.
             Err(_) => {
                 self.stdin = None;
                 return;
@@ -471,11 +473,11 @@ impl Child {
                 self.stdout = None;
                 self.lines.finish();
                 if !self.exited && self.timeout.is_none() {
-                    self.timeout = Some((Instant::now() + AFTER_STDOUT, OnTimeout::End));
+                    self.timeout = Some((Instant::now() + STDOUT_CLOSED_TIMEOUT, OnTimeout::End));
                 }
             }
             Ok(_) => self.notice_spawn_error(),
-            Err(error) if again(&error) => {}
+            Err(error) if is_temporary(&error) => {}
             Err(_) => {
                 self.stdout = None;
                 self.lines.finish();
@@ -483,7 +485,7 @@ impl Child {
         }
     }
 
-    /// The guard's own line is the first there is, and the only one. What codex's tools make it print is neither.
+    /// Detects the guard's own line, which is the first and only one; later ones are codex's output.
     fn notice_spawn_error(&mut self) {
         if std::mem::replace(&mut self.has_printed, true) {
             self.spawn_error = None;
@@ -503,15 +505,15 @@ impl Child {
         }
     }
 
-    /// Reads what is in the pipe, and no more: whoever is asked to wait for the turn's words takes his time, and
-    /// what codex said before its exit counts all the same.
-    fn read_what_is_left(&mut self) {
-        let mut room = LARGEST_PIPE;
+    /// Reads what is in the pipe, and no more: a process left by codex could write for ever. What codex wrote before
+    /// its exit still counts.
+    fn drain_stdout(&mut self) {
+        let mut limit = LARGEST_PIPE;
         if let Some(mut stdout) = self.stdout.take() {
             while let Ok(length @ 1..) = self.lines.read_from(&mut stdout)
-                && length < room
+                && length < limit
             {
-                room -= length;
+                limit -= length;
             }
         }
     }
@@ -521,7 +523,7 @@ impl Child {
             return;
         };
         let mut chunk = [0; 16 << 10];
-        // At most so much at once: a flood must not keep stdout waiting.
+        // Bounded: a flood on stderr must not delay stdout.
         for _ in 0..16 {
             match stderr.read(&mut chunk) {
                 Ok(0) => {
@@ -534,7 +536,7 @@ impl Child {
                         self.tail.drain(..self.tail.len() - STDERR_KEPT);
                     }
                 }
-                Err(error) if again(&error) => return,
+                Err(error) if is_temporary(&error) => return,
                 Err(_) => {
                     self.stderr = None;
                     return;
@@ -551,7 +553,7 @@ impl Drop for Child {
         }
         if !self.exited {
             self.end();
-            // A codex that waits for a reader of its output gets none.
+            // A codex that is blocked writing its output gets an error.
             self.stdout = None;
             self.stderr = None;
             let deadline = Instant::now() + guard::LONGEST_ENDING;
@@ -569,12 +571,12 @@ struct Ready {
     stdin: bool,
     stdout: bool,
     stderr: bool,
-    ended: bool,
+    exited: bool,
     cancelled: bool,
     woken: bool,
 }
 
-fn again(error: &io::Error) -> bool {
+fn is_temporary(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
@@ -588,7 +590,7 @@ fn spawn_failed(invocation: &CodexCommand, error: io::Error) -> Error {
             "cannot start codex: '/proc' is not mounted, and without it nobody can see and end what codex starts",
         )
         .hint("mount it: mount -t proc proc /proc"),
-        // The program is this very process's: what is missing or closed is the directory.
+        // The executable is this process's own: the missing or inaccessible path is the directory.
         Some(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::LOOP) => Error::os(
             Kind::Params,
             format!(
@@ -610,7 +612,7 @@ fn spawn_failed(invocation: &CodexCommand, error: io::Error) -> Error {
     }
 }
 
-/// The end of stderr as text for a message: whole lines, no colours, at most a dozen.
+/// The end of stderr as text for a message: whole lines without escape sequences, at most twelve.
 fn readable_tail(tail: &[u8]) -> String {
     let start = tail.len().saturating_sub(STDERR_KEPT);
     let text = String::from_utf8_lossy(&tail[start..]);
@@ -618,7 +620,7 @@ fn readable_tail(tail: &[u8]) -> String {
     let mut chars = text.chars().peekable();
     while let Some(char) = chars.next() {
         if char == '\u{1b}' && chars.peek() == Some(&'[') {
-            // A colour or a cursor movement: up to its final letter.
+            // A colour or a cursor movement, up to its final letter.
             for char in chars.by_ref() {
                 if char.is_ascii_alphabetic() {
                     break;
@@ -634,28 +636,29 @@ fn readable_tail(tail: &[u8]) -> String {
         .filter(|line| !line.is_empty())
         .collect();
     if tail.len() > STDERR_KEPT && lines.len() > 1 {
-        // The first one is likely a piece.
+        // The first line is usually incomplete.
         lines.remove(0);
     }
     let kept = lines.len().saturating_sub(12);
     lines.split_off(kept).join("\n")
 }
 
-/// Bytes in, lines out, in one buffer.
+/// Splits a stream into lines, in one buffer.
 #[derive(Debug, Default)]
 struct LineBuffer {
-    /// What was read, and behind it what only has been.
+    /// The bytes that were read, followed by unused space.
     buffer: Vec<u8>,
-    /// How much of it was read.
+    /// How many bytes of it were read.
     filled: usize,
-    /// Where the first line that was not taken begins.
+    /// The start of the first line that was not taken.
     start: usize,
-    /// Up to where no line end was found.
+    /// There is no line end before this position.
     searched: usize,
-    /// The end of the first line, where it is known.
+    /// The end of the first line, if it is known.
     end: Option<usize>,
-    /// Bytes of a line too long, while its end has not come; then what [`OutputLine::Skipped`] reports.
+    /// The bytes skipped so far of an overlong line whose end has not come.
     skipping: Option<u64>,
+    /// The length of an overlong line that has ended, for [`OutputLine::Skipped`].
     skipped: Option<u64>,
 }
 
@@ -667,21 +670,21 @@ impl LineBuffer {
             self.searched -= self.start;
             self.start = 0;
         }
-        if self.filled == 0 && self.buffer.len() > 4 * READ_AT_ONCE {
+        if self.filled == 0 && self.buffer.len() > 4 * READ_SIZE {
             self.buffer = Vec::new();
         }
-        // What is there already is not cleared again: most reads are of one short line.
-        let room = self.filled + READ_AT_ONCE;
-        if self.buffer.len() < room {
-            self.buffer.resize(room, 0);
+        // The buffer is not cleared for each read: most reads are of one short line.
+        let end = self.filled + READ_SIZE;
+        if self.buffer.len() < end {
+            self.buffer.resize(end, 0);
         }
-        let read = stream.read(&mut self.buffer[self.filled..room])?;
+        let read = stream.read(&mut self.buffer[self.filled..end])?;
         self.filled += read;
         self.search();
         Ok(read)
     }
 
-    /// Finds the end of the first line, and lets go of a line that is too long.
+    /// Finds the end of the first line, and drops a line that is too long.
     fn search(&mut self) {
         if self.end.is_some() || self.skipped.is_some() {
             return;
@@ -741,7 +744,7 @@ impl LineBuffer {
         Some(OutputLine::Whole(&self.buffer[start..end]))
     }
 
-    /// The stream has ended: a last line without its end is a fragment and dropped, as codex died in it.
+    /// Ends the stream. A last line without its end is dropped: codex died while writing it.
     fn finish(&mut self) {
         if self.skipping.take().is_some() || (self.end.is_none() && !self.unread().is_empty()) {
             log::warn!("codex's output ended in the middle of a line; the fragment is dropped");

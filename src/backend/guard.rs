@@ -1,20 +1,20 @@
 //! The process between the plugin and codex.
 //!
-//! codex's shell tools lead sessions of their own, so a signal to codex's process group does not reach them,
-//! and when codex dies without cleaning (SIGTERM, SIGKILL, a crash) they live on and belong to nobody. So each
-//! codex gets a small parent that is nothing but that: this executable, started again as `codex-guard`. It is a
-//! child subreaper, so whatever codex started stays below it and can be found; it asks the kernel for a signal
-//! when the plugin dies, so that SIGKILL of the plugin ends codex too; and it ends what it guards in steps.
+//! codex's shell tools start sessions of their own, so a signal to codex's process group does not reach them, and they
+//! are orphaned when codex dies without cleanup (SIGTERM, SIGKILL, a crash). So each codex gets a small parent: this
+//! executable, started as `codex-guard`. It is a child subreaper, so that every process started by codex stays below it
+//! and can be found; it sets a parent-death signal, so that SIGKILL of the plugin ends codex, too; and it ends codex in
+//! steps.
 //!
-//! It also keeps the workspace locked as long as it lives: a plugin that is started again at once waits for the
-//! codex of the one that was killed.
+//! It also keeps the workspace locked while it lives: a restarted plugin waits for the codex of the one that was
+//! killed.
 //!
-//! What leaves the plugin with a normal turn is left alone: when codex ends by itself, the guard only passes its
-//! exit status on and what an agent started to stay lives on.
+//! When codex exits by itself, the guard only passes on its exit status: processes that an agent has started to outlive
+//! the turn are not ended.
 //!
-//! The guard talks on no channel of its own. Its streams are codex's and it lets go of them once codex runs.
-//! SIGTERM tells it to end codex. That codex could not be started is reported on stdout by a line that no codex
-//! prints ([`SPAWN_ERROR`]) and exit status 127.
+//! The guard has no channel of its own. Its standard streams are codex's, and it closes them once codex runs. SIGTERM
+//! tells it to end codex. It reports a codex that could not be started by a line on stdout that codex never prints
+//! ([`SPAWN_ERROR`]) and exit status 127.
 
 use crate::os::{self, Pid, SIGCHLD, SIGINT, SIGTERM, Signal, SignalPipe};
 use std::ffi::OsString;
@@ -26,30 +26,30 @@ use std::time::{Duration, Instant};
 
 /// The first argument that makes this executable a guard.
 pub(crate) const NAME: &str = "codex-guard";
-/// How the line begins that reports why codex could not be started; an errno follows.
+/// The beginning of the line that reports that codex could not be started; an errno follows.
 pub(crate) const SPAWN_ERROR: &str = "plexum-openai codex-guard: cannot start codex: errno ";
 
-/// How long a codex that ends when its stdin is closed has for that. It needs 0.07 s (0.135 to 0.169), and at SIGINT it
+/// How long a codex that exits when its stdin is closed may take. It needs 0.07 s (0.135 to 0.169); after SIGINT it
 /// would not record the turn as aborted.
-pub(crate) const AFTER_EOF: Duration = Duration::from_millis(500);
-/// How long codex has after SIGINT. It needs 0.15 s to record the turn as aborted (0.135 and 0.169).
-const AFTER_INT: Duration = Duration::from_millis(1500);
-/// How long codex has after SIGTERM.
-const AFTER_TERM: Duration = Duration::from_millis(1000);
-/// How long what codex left behind has after SIGTERM.
-const LEFT_BEHIND: Duration = Duration::from_millis(300);
-/// How long what was killed may take to be gone; longer only in uninterruptible sleep.
-const AFTER_KILL: Duration = Duration::from_millis(1000);
-/// The longest that a guard takes from SIGTERM to its own end, with room for a busy machine.
+pub(crate) const EOF_GRACE: Duration = Duration::from_millis(500);
+/// How long codex may take to exit after SIGINT. It needs 0.15 s to record the turn as aborted (0.135 and 0.169).
+const INT_GRACE: Duration = Duration::from_millis(1500);
+/// How long codex may take to exit after SIGTERM.
+const TERM_GRACE: Duration = Duration::from_millis(1000);
+/// How long processes left by codex may take to exit after SIGTERM.
+const SWEEP_GRACE: Duration = Duration::from_millis(300);
+/// How long killed processes may take to disappear; only uninterruptible sleep takes longer.
+const KILL_WAIT: Duration = Duration::from_millis(1000);
+/// The longest time from SIGTERM to the guard's own exit, with a margin for a loaded machine.
 pub(crate) const LONGEST_ENDING: Duration = Duration::from_millis(4500);
 
-/// Runs codex as the arguments say (the plugin's pid, how many files codex may have open or 0 for what it is
-/// already, how many milliseconds it has to end by itself once its stdin is closed, a file to keep locked or an empty
-/// path, the executable, its arguments), and ends as it ended.
+/// Runs codex and exits as it exits. The arguments: the plugin's pid; codex's limit of open files, or 0 to leave it;
+/// the milliseconds that codex may take to exit once its stdin is closed; a file to keep locked, or an empty path; the
+/// executable; its arguments.
 pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
     let mut number = || arguments.next()?.to_str()?.parse::<u64>().ok();
     let plugin = number().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
-    let (Some(plugin), Some(files), Some(patience), Some(lock), Some(codex)) = (
+    let (Some(plugin), Some(files), Some(eof_grace), Some(lock), Some(codex)) = (
         plugin,
         number(),
         number().map(Duration::from_millis),
@@ -62,14 +62,14 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
         );
         return 2;
     };
-    // Whoever could trace the guard could start processes below it, and those may use the daemon's tools.
+    // A process that could trace the guard could start processes below it, which may use the daemon's tools.
     os::protect_from_other_processes();
     os::end_with_parent(Signal::TERM);
     os::become_subreaper();
     let signals = SignalPipe::register(&SIGNALS);
-    // Before the plugin is looked for: no codex runs that another plugin could take for ended.
+    // Before the plugin is checked: otherwise codex could run in a workspace that another plugin takes for free.
     let _lock = (!lock.is_empty()).then(|| os::keep_locked(Path::new(&lock)));
-    // The plugin may have died before the kernel was asked for the signal.
+    // The plugin may have died before the parent-death signal was set.
     if os::own_parent() != Some(plugin) {
         return 143;
     }
@@ -91,36 +91,36 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
         }
     };
     let codex = Pid::from_child(&child);
-    // codex is the only one that holds its streams: the plugin waits for their end.
+    // Only codex holds its streams then: the plugin waits for their end.
     os::close_standard_streams();
 
     let mut status = None;
     while status.is_none() {
         signals.wait(None);
         status = reap(codex);
-        if status.is_none() && is_told_to_end(&signals) {
-            return mirror(end(codex, patience, &mut signals));
+        if status.is_none() && end_requested(&signals) {
+            return mirror(end(codex, eof_grace, &mut signals));
         }
     }
-    // A request to end that came with codex's own end is still one to leave nothing running.
-    if is_told_to_end(&signals) {
+    // A request to end codex that came as it exited still means that nothing may keep running.
+    if end_requested(&signals) {
         sweep(&mut signals);
     }
     mirror(status)
 }
 
-/// Where this process is the first of a container: starts the program once more and does here what is a first
-/// process's to do, which is to reap the orphans that codex and its tools leave to it. Gives the exit status then.
+/// Where this process is PID 1, as in a container: starts the program again as its child and reaps the orphans that
+/// codex and its tools leave. Returns the exit status of the program then.
 ///
-/// The program itself cannot: to wait for any child takes the exit status of one that it waits for by its id.
+/// The program itself cannot do that: waiting for any child would reap those that it waits for by pid.
 pub(crate) fn reap_as_init() -> Option<u8> {
     if !os::is_init() {
         return None;
     }
-    // It has the environment of the program itself; that hides its own.
+    // It has the environment of the program; this keeps other processes from reading it.
     os::protect_from_other_processes();
     let mut signals = SignalPipe::register(&SIGNALS).ok()?;
-    // Without /proc or a process to be had it is as it was without this: the orphans stay.
+    // Without /proc or a free process the program runs as PID 1, and orphans are not reaped.
     let child = Command::new("/proc/self/exe")
         .arg0("plexum-openai")
         .args(std::env::args_os().skip(1))
@@ -131,7 +131,7 @@ pub(crate) fn reap_as_init() -> Option<u8> {
     loop {
         signals.wait(None);
         if let Some(status) = reap(child) {
-            // A first process cannot die by a signal that it sends to itself.
+            // PID 1 cannot kill itself by a signal.
             let by_signal = || status.signal().map_or(1, |number| 128 + number);
             return Some(u8::try_from(status.code().unwrap_or_else(by_signal)).unwrap_or(1));
         }
@@ -143,26 +143,26 @@ pub(crate) fn reap_as_init() -> Option<u8> {
     }
 }
 
-/// Ends codex in steps, then whatever it left; gives its status where it could be had.
-fn end(codex: Pid, patience: Duration, signals: &mut SignalPipe) -> Option<ExitStatus> {
-    // Nobody but the plugin writes to its stdin, and that has closed it, or has died.
-    let mut status = wait_for_end(codex, patience, signals);
-    for (signal, grace) in [(Signal::INT, AFTER_INT), (Signal::TERM, AFTER_TERM)] {
+/// Ends codex in steps, then whatever it left. Returns its status, if it exited.
+fn end(codex: Pid, eof_grace: Duration, signals: &mut SignalPipe) -> Option<ExitStatus> {
+    // Only the plugin writes to codex's stdin, and has closed it or died.
+    let mut status = wait_for_end(codex, eof_grace, signals);
+    for (signal, grace) in [(Signal::INT, INT_GRACE), (Signal::TERM, TERM_GRACE)] {
         if status.is_none() {
-            // The guard is of this group too, and has handlers for both.
+            // The guard is in this group, too, and handles both signals.
             os::signal_group(os::own_group(), signal);
             status = wait_for_end(codex, grace, signals);
         }
     }
     if status.is_none() {
         os::signal_process(codex, Signal::KILL);
-        status = wait_for_end(codex, AFTER_KILL, signals);
+        status = wait_for_end(codex, KILL_WAIT, signals);
     }
     sweep(signals);
     status
 }
 
-/// Waits for codex's end, at most for so long.
+/// Waits for codex's exit, at most this long.
 fn wait_for_end(codex: Pid, time: Duration, signals: &mut SignalPipe) -> Option<ExitStatus> {
     let deadline = Instant::now() + time;
     let mut status = None;
@@ -173,16 +173,16 @@ fn wait_for_end(codex: Pid, time: Duration, signals: &mut SignalPipe) -> Option<
     status
 }
 
-/// Ends every process below this one: SIGTERM, a short grace, SIGKILL until none is left.
+/// Ends every process below this one: SIGTERM, a short grace period, then SIGKILL until none is left.
 fn sweep(signals: &mut SignalPipe) {
-    os::end_own_descendants(LEFT_BEHIND, AFTER_KILL, |next_look| {
-        // Only the end of a child sends a signal.
+    os::end_own_descendants(SWEEP_GRACE, KILL_WAIT, |next_look| {
+        // SIGCHLD comes for children only; deeper descendants are polled.
         signals.wait(Some(next_look));
         while os::reap().is_some() {}
     });
 }
 
-/// Reaps every child that has ended; gives codex's status when it was among them.
+/// Reaps every child that has exited. Returns codex's status if it was among them.
 fn reap(codex: Pid) -> Option<ExitStatus> {
     let mut found = None;
     while let Some((pid, status)) = os::reap() {
@@ -193,7 +193,7 @@ fn reap(codex: Pid) -> Option<ExitStatus> {
     found
 }
 
-/// Ends this process as codex ended: with its exit status, or by its signal.
+/// Exits as codex did: with its exit status, or by its signal.
 fn mirror(status: Option<ExitStatus>) -> u8 {
     let Some(status) = status else { return 137 };
     if let Some(code) = status.code() {
@@ -206,7 +206,7 @@ fn mirror(status: Option<ExitStatus>) -> u8 {
 
 const SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGCHLD];
 
-/// Was the guard told to end codex? SIGINT alone is not that: the group gets it while codex is ended.
-fn is_told_to_end(signals: &SignalPipe) -> bool {
+/// Whether the guard was told to end codex. SIGINT does not count: the group gets it while codex is ended.
+fn end_requested(signals: &SignalPipe) -> bool {
     signals.has(SIGTERM)
 }

@@ -15,7 +15,7 @@ pub(crate) mod steering;
 mod usage;
 mod version;
 
-pub(crate) use app_server::control::{Held, ask_to_release};
+pub(crate) use app_server::control::{ReleaseTarget, request_release};
 pub(crate) use app_server::models::list_models;
 pub(crate) use app_server::pool::Suspended;
 pub(crate) use app_server::recipe::only_by_exec;

@@ -1,5 +1,5 @@
-//! The version of the codex that runs turns: reported once in a process where it is older than supported, or newer
-//! than any that was tried.
+//! Checks the version of codex: a warning is logged once in a process if it is older than supported, or newer than any
+//! tested one.
 
 use super::TurnSpec;
 use super::emitter::Emitter;
@@ -8,29 +8,29 @@ use crate::os::CancelToken;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 
-/// Was a version learned in this process?
+/// Whether the version was determined in this process.
 static IS_KNOWN: AtomicBool = AtomicBool::new(false);
 
-/// Learns the version in a turn. Dropping it waits for the codex that was asked.
+/// Determines the version during a turn. Dropping it waits for the `codex --version` that was started.
 pub(super) struct VersionCheck(Option<JoinHandle<Option<CodexVersion>>>);
 
 impl VersionCheck {
-    /// A thread that begins has the version in its first record. Where one goes on codex neither prints nor records it
-    /// (0.135 to 0.171), so it is asked beside the turn, which takes it 10 ms.
+    /// A new thread has the version in its first record. Resuming one neither prints nor records it (0.135 to 0.171),
+    /// so `codex --version` is run beside the turn, which takes 10 ms.
     pub(super) fn begin(spec: &TurnSpec<'_>, cancel: &CancelToken) -> VersionCheck {
         if spec.thread.is_none() || IS_KNOWN.load(Ordering::Relaxed) {
             return VersionCheck(None);
         }
         let codex = find::in_environment(spec.program, spec.config, spec.places);
         let cancel = cancel.clone();
-        let asked = Builder::new()
+        let started = Builder::new()
             .name("codex version".to_owned())
             .spawn(move || find::ask_version(codex, &cancel));
-        // Without a thread the next turn learns it.
-        VersionCheck(asked.ok())
+        // Without a thread the next turn tries again.
+        VersionCheck(started.ok())
     }
 
-    /// Ends the check: `recorded` is what the first record of a thread that began says.
+    /// Ends the check; `recorded` is the version in the first record of a new thread.
     pub(super) fn finish(&mut self, recorded: Option<CodexVersion>, emitter: &mut Emitter<'_>) {
         if let Some(version) = recorded.or_else(|| self.join())
             && !IS_KNOWN.swap(true, Ordering::Relaxed)
@@ -41,7 +41,7 @@ impl VersionCheck {
     }
 
     fn join(&mut self) -> Option<CodexVersion> {
-        // A panic over there was reported there.
+        // A panic of the thread was reported by it.
         self.0.take()?.join().ok().flatten()
     }
 }

@@ -5,7 +5,7 @@
 use super::flags::{Parsed, at_home, usage};
 use super::target::{self, Target};
 use super::{columns, seems, written};
-use crate::backend::{Held, ask_to_release};
+use crate::backend::{ReleaseTarget, request_release};
 use crate::codex::home::find_rollout;
 use crate::daemon::parse_mutations;
 use crate::error::{Error, Kind, Result};
@@ -137,7 +137,7 @@ fn resolve(target: &RolloutTarget, mode: WriteMode) -> Result<Option<Rollout>> {
     let home = places.codex_home(&places.load_config()?.config);
     if mode == WriteMode::Write {
         // A plugin may keep the thread for its next turn.
-        ask_to_release(Held::Thread(&thread), &places);
+        request_release(ReleaseTarget::Thread(&thread), &places);
     }
     match find_rollout(&home, &thread)? {
         Some(path) => Ok(Some(Rollout {

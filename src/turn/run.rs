@@ -6,7 +6,9 @@ use super::session::{self, Stored};
 use super::{Context, ThreadChoice, Tools, TurnRequest, exclude, prompt, served, thread};
 use crate::backend::emitter::{Emitter, EventSink};
 use crate::backend::steering::Steering;
-use crate::backend::{Account, Backend, Held, Outcome, TurnSpec, TurnStatus, ask_to_release};
+use crate::backend::{
+    Account, Backend, Outcome, ReleaseTarget, TurnSpec, TurnStatus, request_release,
+};
 use crate::canonical::{Status, StopReason, ThreadState, TurnResult};
 use crate::codex::failure::Refusal;
 use crate::codex::{find, home, writer_lock};
@@ -226,7 +228,7 @@ impl Turn<'_> {
         emitter: &mut Emitter<'_>,
     ) -> std::result::Result<Option<FileLock>, Stop> {
         let patience = self.context.config.busy_wait;
-        let release = || ask_to_release(Held::Workspace(workspace), &self.context.places);
+        let release = || request_release(ReleaseTarget::Workspace(workspace), &self.context.places);
         let locked = queue::lock(workspace, patience, self.cancel, release, |holder| {
             let seconds = patience.as_secs();
             emitter.warn(&format!("{holder}; it is waited for, {seconds} s at most"));

@@ -1,9 +1,9 @@
-//! How other processes of this program have a plugin let go of what it keeps: a socket for each plugin that keeps
-//! servers, in the private directory for sockets.
+//! Lets other processes of this program ask a plugin to release a server that it keeps: each plugin that keeps servers
+//! listens on a socket in the private directory for sockets.
 //!
-//! A request is the kind of thing that is meant and its name, up to the end of what is written; the answer is that the
-//! connection is closed, once nothing of that is held any more or a turn holds it. Nothing is told. Whoever is below a guard
-//! is refused: what an agent starts has no say in other agents' servers.
+//! A request is a kind of target and its name, ended by closing the write side. The response is the close of the
+//! connection, once nothing of the target is held, or if a turn holds it; it has no content. Processes below a guard
+//! are rejected: what an agent starts must not end other agents' servers.
 
 use crate::mcp;
 use crate::os::{self, PollFd, PollFlags, Waker};
@@ -17,63 +17,66 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How the name of a socket begins; the plugin's pid follows.
+/// The prefix of a socket's name; the plugin's pid follows.
 const NAME_START: &str = "control-";
-/// The longest request, in bytes: a path.
+/// The longest request, in bytes: it contains a path.
 const LONGEST: u64 = 8 << 10;
-/// How long a peer may take to say what it wants.
-const PATIENCE: Duration = Duration::from_millis(500);
-/// How long whoever asks waits for each plugin: the end of a server takes 0.07 s, and 1 s where it has to be killed.
-const ANSWER: Duration = Duration::from_millis(1500);
+/// How long a peer may take to send its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long the requester waits for each plugin: a server takes 0.07 s to exit, and 1 s if it has to be killed.
+const RESPONSE_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// What is to be let go of.
+/// What is to be released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Held<'a> {
-    /// The workspace of this canonical path.
+pub(crate) enum ReleaseTarget<'a> {
+    /// The server of the workspace with this canonical path.
     Workspace(&'a Path),
-    /// The thread of this id, whichever workspace it is of.
+    /// The server that has the thread with this id loaded, in any workspace.
     Thread(&'a str),
 }
 
-impl<'a> Held<'a> {
+impl<'a> ReleaseTarget<'a> {
     fn encode(self) -> Vec<u8> {
         match self {
-            Held::Workspace(path) => [b"workspace\0", path.as_os_str().as_bytes()].concat(),
-            Held::Thread(id) => [b"thread\0", id.as_bytes()].concat(),
+            ReleaseTarget::Workspace(path) => {
+                [b"workspace\0", path.as_os_str().as_bytes()].concat()
+            }
+            ReleaseTarget::Thread(id) => [b"thread\0", id.as_bytes()].concat(),
         }
     }
 
-    fn decode(request: &'a [u8]) -> Option<Held<'a>> {
+    fn decode(request: &'a [u8]) -> Option<ReleaseTarget<'a>> {
         if let Some(path) = request.strip_prefix(b"workspace\0") {
-            return Some(Held::Workspace(Path::new(OsStr::from_bytes(path))));
+            return Some(ReleaseTarget::Workspace(Path::new(OsStr::from_bytes(path))));
         }
         let id = request.strip_prefix(b"thread\0")?;
-        Some(Held::Thread(std::str::from_utf8(id).ok()?))
+        Some(ReleaseTarget::Thread(std::str::from_utf8(id).ok()?))
     }
 }
 
-/// Has every plugin of this user let go of this, where it is idle. Returns when they have, at once where there are none.
-pub(crate) fn ask_to_release(held: Held<'_>, places: &Paths) {
+/// Asks every plugin of this user to release the target, if it is idle. Returns when they have, at once if there are
+/// none.
+pub(crate) fn request_release(target: ReleaseTarget<'_>, places: &Paths) {
     let directory = mcp::runtime_place(mcp::runtime_dir().as_deref(), &places.profile);
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if name.starts_with(NAME_START) && name.ends_with(".sock") {
-            // One that is not there any more holds nothing.
-            let _ = ask(&entry.path(), held);
+            // A stale socket: its plugin has exited.
+            let _ = request(&entry.path(), target);
         }
     }
 }
 
-fn ask(socket: &Path, held: Held<'_>) -> io::Result<()> {
+fn request(socket: &Path, target: ReleaseTarget<'_>) -> io::Result<()> {
     let mut stream = mcp::connect_privately(socket)?;
-    stream.set_read_timeout(Some(ANSWER))?;
-    stream.write_all(&held.encode())?;
+    stream.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
+    stream.write_all(&target.encode())?;
     stream.shutdown(Shutdown::Write)?;
     stream.read_to_end(&mut Vec::new()).map(drop)
 }
 
-/// The plugin's side.
+/// The listening side.
 #[derive(Debug)]
 pub(super) struct Control {
     stop: Waker,
@@ -81,13 +84,13 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Listens, and calls `release` with what somebody else wants.
+    /// Starts to listen; `release` is called with each target and returns whether it was held.
     ///
     /// # Errors
-    /// A private directory, a descriptor or a thread cannot be had.
+    /// The private directory, the socket, an eventfd or the thread cannot be created.
     pub(super) fn start(
         places: &Paths,
-        release: impl Fn(Held<'_>) -> bool + Send + 'static,
+        release: impl Fn(ReleaseTarget<'_>) -> bool + Send + 'static,
     ) -> crate::error::Result<Control> {
         let failed = |error| {
             let what = "cannot listen for who wants a workspace";
@@ -106,13 +109,13 @@ impl Control {
                         PollFd::new(&stopped, PollFlags::IN),
                         PollFd::new(listening.listener(), PollFlags::IN),
                     ];
-                    // An error, a lack of memory, is a wait that ended early.
+                    // poll fails only for lack of memory; the next accept is tried then.
                     let _ = os::poll(&mut fds, None);
                     if !fds[0].revents().is_empty() {
                         return;
                     }
                     if let Ok((stream, _)) = listening.listener().accept() {
-                        // Whoever does not say what it wants gets nothing.
+                        // A peer without a valid request is ignored.
                         let _ = serve(stream, &release);
                     }
                 }
@@ -129,13 +132,13 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.stop.wake();
         if let Some(thread) = self.thread.take() {
-            // A panic over there was reported there.
+            // A panic of the thread was reported by it.
             let _ = thread.join();
         }
     }
 }
 
-fn serve(mut stream: UnixStream, release: &dyn Fn(Held<'_>) -> bool) -> io::Result<()> {
+fn serve(mut stream: UnixStream, release: &dyn Fn(ReleaseTarget<'_>) -> bool) -> io::Result<()> {
     let Some(peer) = os::peer_of_this_user(&stream) else {
         return Ok(());
     };
@@ -144,11 +147,11 @@ fn serve(mut stream: UnixStream, release: &dyn Fn(Held<'_>) -> bool) -> io::Resu
         return Ok(());
     }
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
     let mut request = Vec::new();
     (&mut stream).take(LONGEST).read_to_end(&mut request)?;
-    if let Some(held) = Held::decode(&request) {
-        release(held);
+    if let Some(target) = ReleaseTarget::decode(&request) {
+        release(target);
     }
     Ok(())
 }
@@ -159,13 +162,13 @@ mod tests {
 
     #[test]
     fn round_trips_requests() {
-        for held in [
-            Held::Workspace(Path::new("/a b/\n")),
-            Held::Thread("01a21bef"),
+        for target in [
+            ReleaseTarget::Workspace(Path::new("/a b/\n")),
+            ReleaseTarget::Thread("01a21bef"),
         ] {
-            assert_eq!(Held::decode(&held.encode()), Some(held));
+            assert_eq!(ReleaseTarget::decode(&target.encode()), Some(target));
         }
-        assert_eq!(Held::decode(b"workspace"), None);
-        assert_eq!(Held::decode(b""), None);
+        assert_eq!(ReleaseTarget::decode(b"workspace"), None);
+        assert_eq!(ReleaseTarget::decode(b""), None);
     }
 }

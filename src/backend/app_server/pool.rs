@@ -8,7 +8,7 @@
 //! that spawned it exits, not the process.
 
 use super::client::ENDING;
-use super::control::{Control, Held};
+use super::control::{Control, ReleaseTarget};
 use super::recipe::Recipe;
 use super::server::Server;
 use super::start::{FirstStarts, Starter};
@@ -263,9 +263,9 @@ impl Pool {
         self.shared.changed.notify_all();
         self.control.get_or_init(|| {
             let kept = self.handle();
-            let control = Control::start(places, move |held| match held {
-                Held::Workspace(path) => kept.release(path),
-                Held::Thread(id) => kept.release_thread(id, None),
+            let control = Control::start(places, move |target| match target {
+                ReleaseTarget::Workspace(path) => kept.release(path),
+                ReleaseTarget::Thread(id) => kept.release_thread(id, None),
             });
             let failed = |error: &Error| log::warn!("{error}; what is kept is kept");
             control.inspect_err(failed).ok()

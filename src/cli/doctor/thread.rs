@@ -3,7 +3,7 @@
 use super::checks::Doctor;
 use super::directories::look_at_workspace;
 use super::ownership::open_up;
-use crate::backend::{Held, ask_to_release};
+use crate::backend::{ReleaseTarget, request_release};
 use crate::codex::home;
 use crate::codex::writer_lock;
 use crate::config::LostThread;
@@ -192,7 +192,7 @@ impl Doctor<'_> {
     /// Who has the thread?
     fn writer(&mut self, home: &Path, thread: &str, rollout: &Path, metadata: &Metadata) {
         // One that a plugin only keeps for its next turn is free.
-        ask_to_release(Held::Thread(thread), self.places);
+        request_release(ReleaseTarget::Thread(thread), self.places);
         match writer_lock::check_unlocked(home, thread) {
             Err(error) if error.kind() == Kind::Busy => {
                 self.report.warn("thread lock", error.message());
