@@ -1,7 +1,7 @@
-//! A short question to codex (`--version`, `login status`, `mcp list`), answered within a limit.
+//! Runs a short command of codex (`--version`, `login status`, `mcp list`) with a time limit.
 //!
-//! Not for turns: those are `child`'s, which reads along and ends codex in steps. A codex that hangs here has
-//! nothing to lose and is killed with its whole process group.
+//! Not for turns, whose output is read as it comes and which are ended in steps (`backend::child`). A command that
+//! hangs here has no state to save and is killed with its process group.
 
 use crate::error::{Error, Kind, Result};
 use crate::os::{self, CancelToken, Pid, PollFd, PollFlags, Signal};
@@ -12,13 +12,13 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The most that is kept of what it says.
+/// The most bytes that are kept of each stream.
 const LONGEST: u64 = 1 << 20;
-/// How long a codex has whose answer nobody wants any more: `codex mcp add` should not be cut off while it writes
-/// its config, and takes 0.02 s.
+/// How long a cancelled command may still take: `codex mcp add` should not be killed while it writes its config, and
+/// takes 0.02 s.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// What codex said.
+/// The output of a command.
 #[derive(Debug)]
 pub(crate) struct CommandOutput {
     pub(crate) success: bool,
@@ -26,10 +26,10 @@ pub(crate) struct CommandOutput {
     pub(crate) stderr: String,
 }
 
-/// Runs a command to its end, for `limit`, or until shortly after `cancel` is cancelled.
+/// Runs a command until it exits, at most for `limit`, or for [`GRACE`] after `cancel`.
 ///
 /// # Errors
-/// [`Kind::CodexFailed`] where it cannot be run or does not end.
+/// [`Kind::CodexFailed`] where it cannot be run, does not exit in time, or is cancelled.
 pub(crate) fn ask(
     mut command: Command,
     limit: Duration,
@@ -39,32 +39,32 @@ pub(crate) fn ask(
     for argument in command.get_args() {
         shown = format!("{shown} {}", argument.to_string_lossy());
     }
-    let cannot =
+    let failed =
         |error: io::Error| Error::os(Kind::CodexFailed, format!("cannot run '{shown}'"), error);
-    let unwanted = || Error::new(Kind::CodexFailed, format!("'{shown}' was cancelled"));
+    let cancelled = || Error::new(Kind::CodexFailed, format!("'{shown}' was cancelled"));
     if cancel.is_cancelled() {
-        return Err(unwanted());
+        return Err(cancelled());
     }
-    let mut stdout = file().map_err(cannot)?;
-    let mut stderr = file().map_err(cannot)?;
+    let mut stdout = file().map_err(failed)?;
+    let mut stderr = file().map_err(failed)?;
     let mut child = command
         .stdin(Stdio::null())
-        .stdout(stdout.try_clone().map_err(cannot)?)
-        .stderr(stderr.try_clone().map_err(cannot)?)
+        .stdout(stdout.try_clone().map_err(failed)?)
+        .stderr(stderr.try_clone().map_err(failed)?)
         .process_group(0)
         .spawn()
-        .map_err(cannot)?;
+        .map_err(failed)?;
     let pid = Pid::from_child(&child);
     let ended =
         os::open_pidfd(pid).and_then(|process| wait(&process, Instant::now() + limit, cancel));
     if !matches!(ended, Ok(true)) {
-        // The group is its own, and it is not reaped yet, so the number is still its.
+        // It is not reaped yet, so the id of its group cannot have been reused.
         os::signal_group(pid, Signal::KILL);
     }
-    let status = child.wait().map_err(cannot)?;
+    let status = child.wait().map_err(failed)?;
     let is_late = matches!(ended, Ok(false));
     if is_late && cancel.is_cancelled() {
-        return Err(unwanted());
+        return Err(cancelled());
     }
     if is_late {
         return Err(Error::new(
@@ -80,18 +80,18 @@ pub(crate) fn ask(
     };
     Ok(CommandOutput {
         success: status.success(),
-        stdout: read(&mut stdout).map_err(cannot)?,
-        stderr: read(&mut stderr).map_err(cannot)?,
+        stdout: read(&mut stdout).map_err(failed)?,
+        stderr: read(&mut stderr).map_err(failed)?,
     })
 }
 
-/// A file for what codex says. Not a pipe: nobody has to read along, and there is no end to wait for if codex
-/// leaves a child. In memory, since a directory for temporary files that is not there has nothing to do with codex.
+/// A file for the output. Not a pipe: nothing has to read it meanwhile, and a child left by codex does not keep it
+/// open. In memory, so that it does not depend on a directory for temporary files.
 fn file() -> io::Result<File> {
     os::memory_file("codex").or_else(|_| tempfile::tempfile())
 }
 
-/// Waits until the process ends; false where it does not before the deadline, which a cancelled token brings near.
+/// Waits until the process exits; `false` at the deadline, or [`GRACE`] after `cancel`.
 fn wait(process: &OwnedFd, deadline: Instant, cancel: &CancelToken) -> io::Result<bool> {
     let mut fds = [
         PollFd::new(process, PollFlags::IN),
@@ -127,7 +127,7 @@ mod tests {
             ("out\n", "err\n")
         );
         assert!(!answer.success);
-        // What it leaves running does not keep the answer.
+        // A process left running does not delay the result.
         let begun = Instant::now();
         let answer = ask(shell("sleep 15 & echo done"), limit, &never).unwrap();
         assert!(answer.success);

@@ -1,11 +1,11 @@
-//! Why a turn failed, from what codex says of it.
+//! Classifies failures of a turn by codex's messages.
 //!
-//! codex has no error codes in `exec --json`: there is a text on stdout, or only one on stderr. What it keeps of a
-//! provider's response was measured on 0.135.0 and 0.169.0 and stands, response by response, in
-//! `failure/measured.jsonl`: the whole body for a status of 400; the status and the message within the body, or
-//! the body where it has none, for most others; a sentence of codex's own for some; nothing for a stream that ends
-//! with an `error` event. So a status and a code decide where there are any, and words only where there are none,
-//! in lower case and with codex's curly apostrophes straightened, since they came between those versions.
+//! `exec --json` has no error codes: there is a text on stdout, or only one on stderr. What codex keeps of a provider's
+//! response was measured on 0.135.0 and 0.169.0 and is recorded, response by response, in `failure/measured.jsonl`: the
+//! whole body for a status of 400; the status and the message in the body, or the body if it has none, for most others;
+//! a sentence of codex for some; nothing for a stream that ends with an `error` event. So status and codes are used
+//! where there are any, and phrases otherwise, in lower case and with curly apostrophes straightened, since codex
+//! introduced those between the two versions.
 
 use crate::error::{Error, Kind};
 use crate::os;
@@ -14,18 +14,18 @@ use serde_json::Value;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-/// How codex ended.
+/// How codex exited.
 #[derive(Debug)]
 pub(crate) struct Exit {
     pub(crate) status: ExitStatus,
     /// The last lines that codex wrote to stderr.
     pub(crate) stderr: String,
-    /// The operating system's error when codex could not be started at all.
+    /// The errno if codex could not be started.
     pub(crate) spawn_error: Option<i32>,
 }
 
 impl Exit {
-    /// How it ended, in words: `exit status 1`, `killed by SIGKILL`.
+    /// For a message: `exit status 1`, `killed by SIGKILL`.
     pub(crate) fn describe(&self) -> String {
         match (self.status.code(), self.status.signal()) {
             (Some(code), _) => format!("exit status {code}"),
@@ -35,7 +35,7 @@ impl Exit {
     }
 }
 
-/// The error that a `turn.failed` message, or an `error` that was the last word, stands for.
+/// The error of a `turn.failed` message, or of an `error` that was the last event.
 pub(crate) fn from_message(message: &str) -> Error {
     let said = ParsedFailure::parse(message);
     let kind = said.kind().unwrap_or(Kind::TurnFailed);
@@ -47,10 +47,10 @@ pub(crate) fn from_message(message: &str) -> Error {
     finish(error, &said)
 }
 
-/// The error of a codex that ended without saying why on stdout.
+/// The error of a codex that exited without an end of the turn on stdout.
 pub(crate) fn from_exit(exit: &Exit, last_error: Option<&str>) -> Error {
     let how = exit.describe();
-    // Who was killed did not end for what was said before.
+    // A codex that was killed did not exit because of what it had reported before.
     let killed = exit.status.code().is_none();
     if let Some(message) = last_error.filter(|message| !message.trim().is_empty()) {
         let said = from_message(message);
@@ -71,7 +71,7 @@ pub(crate) fn from_exit(exit: &Exit, last_error: Option<&str>) -> Error {
             ),
         );
     }
-    // What some part of codex has logged, with the time before it, is not a verdict on the turn.
+    // A log line, which begins with a time, does not tell why the turn failed.
     let is_log = |line: &&str| {
         let time = line.as_bytes().get(..11);
         time.is_some_and(|time| time[4] == b'-' && time[7] == b'-' && time[10] == b'T')
@@ -79,7 +79,7 @@ pub(crate) fn from_exit(exit: &Exit, last_error: Option<&str>) -> Error {
     let said: Vec<&str> = stderr.lines().filter(|line| !is_log(line)).collect();
     let said = ParsedFailure::parse(&said.join("\n"));
     let kind = match said.kind() {
-        // A model's word in a message of another kind is not a verdict on the model.
+        // Phrases about a model, for instance, are not reliable in stderr.
         Some(kind @ (Kind::Auth | Kind::McpFailed | Kind::Busy)) if !killed => kind,
         _ => Kind::CodexFailed,
     };
@@ -92,8 +92,8 @@ pub(crate) fn from_exit(exit: &Exit, last_error: Option<&str>) -> Error {
     )
 }
 
-/// The error of a request that codex has answered with an error of this message.
-pub(crate) fn from_answer(method: &str, message: &str) -> Error {
+/// The error of a request to which codex has responded with this error message.
+pub(crate) fn from_response(method: &str, message: &str) -> Error {
     let said = ParsedFailure::parse(message);
     let kind = match said.kind() {
         Some(kind @ (Kind::Auth | Kind::McpFailed | Kind::Busy)) => kind,
@@ -105,22 +105,22 @@ pub(crate) fn from_answer(method: &str, message: &str) -> Error {
     )
 }
 
-/// Does codex say that another process has renewed the login at the same time, so that its own try came too late? It has
-/// the new one then, or will in a moment (0.135.0 to 0.169.0).
+/// Whether codex reports that another process refreshed the login at the same time, so that its own refresh token was
+/// used already. It gets the new login then or a moment later (0.135.0 to 0.169.0).
 pub(crate) fn is_refreshed_elsewhere(message: &str) -> bool {
     message.contains("refresh token was already used")
 }
 
-/// Does codex say that it tries a request again, after which there can be a long pause?
+/// Whether codex reports that it retries a request, after which there can be a long pause.
 pub(crate) fn is_retry(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
     message.contains("reconnecting") || message.contains("retrying")
 }
 
-/// From when on the provider takes requests again, by codex's message, in seconds since 1970.
+/// When the provider accepts requests again, by codex's message, in seconds since 1970.
 ///
-/// `now` is so too; `offset` is by how many seconds codex's local time is ahead of UTC, in which it names the time
-/// of a usage limit, to the minute.
+/// `now` is in the same unit. `offset` is by how many seconds codex's local time is ahead of UTC: codex prints the time
+/// of a usage limit in local time, to the minute.
 pub(crate) fn retry_at(message: &str, now: u64, offset: Option<i64>) -> Option<u64> {
     if let Ok(body) = serde_json::from_str::<Value>(message.trim()) {
         let error = body.get("error").unwrap_or(&body);
@@ -142,7 +142,7 @@ fn seconds_of(text: &str) -> Option<u64> {
     loop {
         let digits = rest.find(|char: char| !char.is_ascii_digit() && char != '.');
         let (number, behind) = rest.split_at(digits.unwrap_or(rest.len()));
-        // A full stop can end the sentence.
+        // The number can be followed by the full stop of the sentence.
         let Ok(number) = number.trim_end_matches('.').parse::<f64>() else {
             return total.map(|total: f64| total.ceil() as u64);
         };
@@ -165,7 +165,7 @@ fn seconds_of(text: &str) -> Option<u64> {
     }
 }
 
-/// A time as codex names it: `2:13 pm`, which is today, or `sep 21st, 2026 2:13 pm`.
+/// A time as codex prints it, in lower case: `2:13 pm`, which is today, or `sep 21st, 2026 2:13 pm`.
 fn local_time(text: &str, now: i64, offset: i64) -> Option<u64> {
     const MONTHS: [&str; 12] = [
         "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
@@ -197,32 +197,32 @@ fn local_time(text: &str, now: i64, offset: i64) -> Option<u64> {
         }
         _ => return None,
     };
-    // The seconds were cut off: it is not to be too early.
+    // The seconds were truncated; a retry must not be too early.
     u64::try_from(day + (hour * 60 + minute + 1) * 60 - offset).ok()
 }
 
-/// Why codex did not go on with a thread, before it asked the model anything.
+/// Why codex refused to resume a thread, before any request to the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// It has no such thread, or one without a beginning: trying again is of no use.
+    /// The thread does not exist, or its rollout has no beginning: a retry cannot succeed.
     Unknown,
-    /// The thread is archived; `codex unarchive` brings it back.
+    /// The thread is archived; `codex unarchive` restores it.
     Archived,
-    /// It could not open the thread, for this reason. Whether it ever can is seen by trying again.
+    /// The thread could not be opened, for this reason; a retry may succeed.
     Unopened(String),
-    /// Its rollout is not a file, for this reason; codex was not started, which would have waited for it for ever.
+    /// Its rollout is not a regular file, for this reason. codex was not started: it would block on it.
     NotAFile(String),
 }
 
-/// The refusal of a codex that ended without naming its thread.
+/// The refusal of a codex that exited without naming its thread.
 ///
-/// What passes by itself or has nothing to do with the thread (a lock, a full disk, a login, a server that did
-/// not start) is none: no conversation may be given up for it.
+/// Temporary failures and those that have nothing to do with the thread (a lock, a full disk, a login, a server that
+/// did not start) are not refusals: a conversation must not be abandoned for them.
 pub(crate) fn refusal_of_exit(exit: &Exit) -> Option<Refusal> {
     if is_lost_thread(&exit.stderr) {
         return Some(Refusal::Unknown);
     }
-    // Killed from outside: whatever it said before was not why it ended.
+    // Killed: what it reported before was not the reason.
     exit.status.code()?;
     let said = exit
         .stderr
@@ -231,7 +231,7 @@ pub(crate) fn refusal_of_exit(exit: &Exit) -> Option<Refusal> {
     refusal_of_resume(said)
 }
 
-/// The refusal that codex gives when it is asked to go on with a thread.
+/// The refusal in codex's error message for resuming a thread.
 pub(crate) fn refusal_of_resume(said: &str) -> Option<Refusal> {
     if is_lost_thread(said) {
         return Some(Refusal::Unknown);
@@ -239,25 +239,26 @@ pub(crate) fn refusal_of_resume(said: &str) -> Option<Refusal> {
     if said.contains(" is archived. Run `codex unarchive ") {
         return Some(Refusal::Archived);
     }
-    // A path has any word in it.
+    // A path can contain any word.
     let words = said.split(' ').filter(|word| !word.contains('/'));
     let words = words.collect::<Vec<_>>().join(" ");
     let passes = ParsedFailure::parse(&words).kind().is_some()
-        || PASSING.iter().any(|reason| plain(&words).contains(reason));
+        || TEMPORARY
+            .iter()
+            .any(|reason| plain(&words).contains(reason));
     (!passes).then(|| Refusal::Unopened(said.to_owned()))
 }
 
-/// The refusal of a turn whose conversation the provider does not accept: codex sends back encrypted reasoning,
-/// which another account or key cannot read.
+/// The refusal of a conversation by the provider: codex sends encrypted reasoning back, which another account or key
+/// cannot decrypt.
 pub(crate) fn refusal_of_message(message: &str) -> Option<Refusal> {
     message
         .contains("invalid_encrypted_content")
         .then(|| Refusal::Unopened(readable(message)))
 }
 
-/// Reasons of the operating system, of codex's databases and of the network that have nothing to do with the
-/// thread.
-const PASSING: [&str; 17] = [
+/// Failures of the operating system, codex's databases and the network, which have nothing to do with the thread.
+const TEMPORARY: [&str; 17] = [
     "no space left",
     "quota exceeded",
     "read-only file system",
@@ -277,8 +278,8 @@ const PASSING: [&str; 17] = [
     "database",
 ];
 
-/// Did codex say that it does not know the thread, or that its rollout has no beginning? A disk that was full when
-/// the thread began leaves an empty one, which codex refuses ever after.
+/// Whether codex reports that the thread does not exist, or that its rollout has no beginning. A disk that was full
+/// when the thread was created leaves an empty rollout, which codex rejects from then on.
 fn is_lost_thread(stderr: &str) -> bool {
     let said = |text| stderr.contains(text);
     said("no rollout found for thread id")
@@ -287,11 +288,11 @@ fn is_lost_thread(stderr: &str) -> bool {
             && (said(" is empty") || said(" does not start with session metadata")))
 }
 
-/// Adds what can be done about it, and whether trying again can help.
+/// Adds a hint, and whether a retry can succeed.
 fn finish(error: Error, said: &ParsedFailure) -> Error {
     let text = said.text.as_str();
     match error.kind() {
-        // A rate limit passes in seconds, a usage limit when the account's window ends.
+        // A rate limit ends within seconds, a usage limit with the account's window.
         Kind::UsageLimit => {
             let passes = said.kind_by_status() == Some(Kind::UsageLimit)
                 && said.status == Some(429)
@@ -305,7 +306,7 @@ fn finish(error: Error, said: &ParsedFailure) -> Error {
         Kind::ModelUnsupported => {
             error.hint("choose another model, or map this one in \"model_args\"")
         }
-        // A page about a proxy's login, or about an address that is not there, stays as it is.
+        // These statuses do not change by themselves: a proxy's login, a wrong address.
         Kind::Network => error.with_retryable(!matches!(said.status, Some(404 | 405 | 407 | 511))),
         Kind::CodexFailed if has(text, &DATABASE_LOCKED) => error.with_retryable(true),
         Kind::CodexFailed if has(text, &REFUSED_ARGUMENTS) => error.hint(
@@ -315,7 +316,7 @@ fn finish(error: Error, said: &ParsedFailure) -> Error {
             "it is a server of codex's own config: see \"mcp_servers\" in codex's 'config.toml'",
         ),
         Kind::TurnFailed => {
-            // What codex takes for a broken stream it would have tried again itself.
+            // codex retries a broken stream itself; the provider's refusal in it would be the same again.
             let passes = (said.is_broken_stream && !is_about_the_request(said))
                 || matches!(said.status, Some(409 | 425));
             error.with_retryable(passes)
@@ -324,8 +325,8 @@ fn finish(error: Error, said: &ParsedFailure) -> Error {
     }
 }
 
-/// How a limit is named that passes in seconds. 0.169 puts the first before the provider's words, 0.135 has only
-/// these.
+/// Phrases and codes of rate limits, which end within seconds. 0.169 puts the first phrase before the provider's
+/// message; 0.135 has only the message.
 const RATE_LIMITS: [&str; 6] = [
     "rate limit exceeded",
     "rate limit reached",
@@ -334,20 +335,20 @@ const RATE_LIMITS: [&str; 6] = [
     "too many requests",
     "token rate limit",
 ];
-/// SQLite's words, from codex's own files (`state_5.sqlite` and more): another codex is writing.
+/// SQLite's messages about codex's own files (`state_5.sqlite` and others): another codex is writing.
 const DATABASE_LOCKED: [&str; 4] = [
     "database is locked",
     "database table is locked",
     "database schema is locked",
     "sqlite_busy",
 ];
-/// How codex's parser of arguments, of its settings and of its features begins or ends.
+/// How the messages of codex's parsers of arguments, settings and features begin or end.
 const REFUSED_ARGUMENTS: [&str; 3] = [
     "for more information, try '--help'",
     "error parsing -c overrides: ",
     "error: unknown feature flag: ",
 ];
-/// Behind these codex names the MCP servers that it does not go on without.
+/// Phrases before the names of required MCP servers that did not start.
 const SERVER_FAILED: [&str; 2] = ["mcp servers failed to initialize", "required mcp server"];
 
 const USAGE_CODES: [&str; 16] = [
@@ -419,18 +420,18 @@ const OVERLOADED_CODES: [&str; 8] = [
     "service_unavailable",
 ];
 
-/// What codex said, taken apart. Everything is in lower case.
+/// A parsed message of codex, in lower case.
 #[derive(Debug, Default)]
 struct ParsedFailure {
-    /// The HTTP status, where codex reports it.
+    /// The HTTP status, if codex tells it.
     status: Option<u16>,
-    /// `code` and `type` of the body, of the innermost first.
+    /// `code` and `type` of the bodies.
     codes: Vec<String>,
-    /// The parameter that the provider refuses.
+    /// The parameter that the provider rejects.
     param: String,
-    /// The provider's words where it has some, else all of it; no addresses and ids.
+    /// The provider's message, if there is one, else the whole text; without addresses and ids.
     text: String,
-    /// codex took it for a stream that was broken off.
+    /// codex reported a broken stream.
     is_broken_stream: bool,
 }
 
@@ -438,7 +439,7 @@ impl ParsedFailure {
     fn parse(said: &str) -> ParsedFailure {
         let said = plain(said);
         let mut text = said.trim();
-        // "Reconnecting... 1/3 (unexpected status 503 …)": the last that was heard of a codex that was ended.
+        // "Reconnecting... 1/3 (unexpected status 503 …)": the last event of a codex that was stopped.
         if let Some(inner) = text
             .strip_prefix("reconnecting... ")
             .and_then(|rest| Some(rest.split_once('(')?.1))
@@ -446,9 +447,9 @@ impl ParsedFailure {
             text = inner.strip_suffix(')').unwrap_or(inner);
         }
         let mut failure = ParsedFailure::default();
-        // Addresses and ids come last. They have any word and any number in them.
+        // Addresses and ids come last. They can contain any word and any number.
         let tails = [", url: ", ", cf-ray: ", ", request id: ", "(request id"];
-        // Within a body they are the provider's, and the body has to stay whole.
+        // In a body they are part of the provider's JSON.
         if !text.starts_with('{') {
             let end = tails.iter().filter_map(|tail| text.rfind(tail)).min();
             text = &text[..end.unwrap_or(text.len())];
@@ -460,7 +461,7 @@ impl ParsedFailure {
         for start in ["unexpected status ", "exceeded retry limit, last status: "] {
             if let Some(rest) = text.strip_prefix(start) {
                 failure.status = rest.get(..3).and_then(|digits| digits.parse().ok());
-                // "404 Not Found: " or, of an unknown one, "529 <unknown status code>: ".
+                // "404 Not Found: " or, for an unknown status, "529 <unknown status code>: ".
                 text = rest.split_once(": ").map_or("", |(_, rest)| rest);
             }
         }
@@ -468,7 +469,7 @@ impl ParsedFailure {
         failure
     }
 
-    /// Reads a body; gives the message in it. A gateway's message can be the body of the provider behind it.
+    /// Parses a body and returns the message in it. A gateway's message can be the body of the provider behind it.
     fn body(&mut self, text: &str, depth: usize) -> Option<String> {
         const GATEWAYS_MAX: usize = 3;
         if depth > GATEWAYS_MAX || !text.starts_with('{') {
@@ -486,7 +487,7 @@ impl ParsedFailure {
                 Some(Value::String(code)) => self
                     .codes
                     .push(code.rsplit('#').next().unwrap_or(code).to_owned()),
-                // OpenRouter and llama.cpp: the status again, where codex does not report it.
+                // OpenRouter and llama.cpp put the status into the body.
                 Some(Value::Number(code)) if self.status.is_none() => {
                     self.status = code.as_u64().and_then(|code| u16::try_from(code).ok());
                 }
@@ -516,14 +517,14 @@ impl ParsedFailure {
     }
 
     fn kind(&self) -> Option<Kind> {
-        // What codex says of itself comes first: it never has a provider's code.
+        // codex's own messages first: they never contain a provider's code.
         self.kind_by_codex()
             .or_else(|| self.kind_by_code())
             .or_else(|| self.kind_by_status())
             .or_else(|| self.kind_by_words())
     }
 
-    /// codex's own sentences.
+    /// By codex's own sentences.
     fn kind_by_codex(&self) -> Option<Kind> {
         let text = self.text.as_str();
         if self.status.is_some() || !self.codes.is_empty() {
@@ -537,7 +538,7 @@ impl ParsedFailure {
             .filter_map(|part| text.find(part))
             .min()
         {
-            // A server of the user's own is codex's to start: that codex did not do its work is all that is known.
+            // Other servers are the user's own: all that is known is that codex failed.
             let ours = text[at..].contains(super::SERVER_PREFIX);
             return Some(if ours {
                 Kind::McpFailed
@@ -576,10 +577,10 @@ impl ParsedFailure {
         None
     }
 
-    /// What the provider's codes say.
+    /// By the provider's codes.
     fn kind_by_code(&self) -> Option<Kind> {
         let any = |known: &[&str]| known.iter().any(|code| self.has_code(code));
-        // Within a refusal of the model a provider can have any type, so its code is looked at before.
+        // Providers combine a model's code with any type, so it is checked first.
         if any(&MODEL_CODES) {
             return Some(Kind::ModelUnsupported);
         }
@@ -599,9 +600,9 @@ impl ParsedFailure {
         if matches!(self.param.as_str(), "model" | "body.model") && !missing {
             return Some(Kind::ModelUnsupported);
         }
-        // Efforts, verbosity, a tool's schema: whatever words come with it, neither model nor account is refused.
-        // `invalid_encrypted_content` among them: the content is of another account, and a new thread helps, not a
-        // login.
+        // Efforts, verbosity, a tool's schema: whatever the message says, it is about neither the model nor the
+        // account. `invalid_encrypted_content` is among them: it belongs to another account, and a new thread helps,
+        // not a login.
         let refused = self.codes.iter().any(|code| {
             code.starts_with("unsupported_")
                 || code.ends_with("_policy")
@@ -614,26 +615,26 @@ impl ParsedFailure {
         refused.then_some(Kind::TurnFailed)
     }
 
-    /// What the status says, where it says enough.
+    /// By the status, where it is sufficient.
     fn kind_by_status(&self) -> Option<Kind> {
         let text = self.text.as_str();
         let status = self.status?;
         match status {
             401 => Some(Kind::Auth),
             402 => Some(Kind::UsageLimit),
-            // A conversation that is too long for a gateway is so for all that comes after it.
+            // A conversation that is too long for a gateway stays so.
             413 => Some(Kind::ContextWindow),
             429 => Some(Kind::UsageLimit),
             _ if is_context_overflow(text) => Some(Kind::ContextWindow),
-            // 501 and 505 never pass; 511 is a network's own login, 525 and 526 are TLS behind Cloudflare.
+            // 501 and 505 are permanent; 511 is a captive portal, 525 and 526 are TLS errors behind Cloudflare.
             511 | 525 | 526 => Some(Kind::Network),
             501 | 505 => Some(Kind::TurnFailed),
             500..=599 => Some(Kind::Overloaded),
             407 | 408 => Some(Kind::Network),
-            // A provider answers in JSON: a page is of something between, whatever it is a page about.
+            // A provider responds in JSON: an HTML page comes from something in between.
             300..=499 if is_page(text) => Some(Kind::Network),
             _ if is_model_refused(text) => Some(Kind::ModelUnsupported),
-            // Anthropic's words for it are nothing but the name.
+            // Anthropic's message is nothing but the name.
             404 if text.starts_with("model: ") => Some(Kind::ModelUnsupported),
             _ if is_usage(text) => Some(Kind::UsageLimit),
             403 => Some(Kind::Auth),
@@ -725,14 +726,14 @@ fn has(text: &str, parts: &[&str]) -> bool {
     parts.iter().any(|part| text.contains(part))
 }
 
-/// Is this a page for a browser?
+/// Whether this is an HTML page.
 fn is_page(text: &str) -> bool {
     ["<!doctype html", "<html", "<head", "<body"]
         .iter()
         .any(|start| text.starts_with(start))
 }
 
-/// OpenAI, vLLM, llama.cpp, Anthropic, Bedrock, Gemini and xAI, each in its own words.
+/// The phrases of OpenAI, vLLM, llama.cpp, Anthropic, Bedrock, Gemini and xAI.
 fn is_context_overflow(text: &str) -> bool {
     has(
         text,
@@ -774,9 +775,9 @@ fn is_usage(text: &str) -> bool {
     )
 }
 
-/// Is it the model itself that is unknown or refused? The words `model` and `not supported` stand in many a
-/// sentence about something else ("'xhigh' is not supported with this model", "Model output not found"), so the
-/// model must be the subject: `model 'x' not found`, `the 'x' model is not supported when using …`.
+/// Whether the model itself is unknown or refused. The words `model` and `not supported` occur in many sentences about
+/// something else ("'xhigh' is not supported with this model", "Model output not found"), so the model must be the
+/// subject: `model 'x' not found`, `the 'x' model is not supported when using …`.
 fn is_model_refused(text: &str) -> bool {
     const PREDICATES: [&str; 18] = [
         "not found",
@@ -848,7 +849,7 @@ fn is_model_refused(text: &str) -> bool {
                 Some(quote) => rest[1..].split_once(quote).unwrap_or_default(),
                 None => rest.split_once(' ').unwrap_or_default(),
             };
-            // A name without quotes looks like one: "model output not found" is about an output.
+            // A name without quotes must look like one: "model output not found" is about an output.
             let is_name = quote.is_some()
                 || name.contains(|character: char| {
                     character.is_ascii_digit() || matches!(character, '-' | '/' | ':')
@@ -857,7 +858,7 @@ fn is_model_refused(text: &str) -> bool {
         })
 }
 
-/// Did the provider refuse what was asked of it? The same would be refused again.
+/// Whether the provider rejected the request itself. It would reject it again.
 fn is_about_the_request(said: &ParsedFailure) -> bool {
     has(
         &said.text,
@@ -876,7 +877,7 @@ fn plain(text: &str) -> String {
     text.to_lowercase().replace('’', "'")
 }
 
-/// A 400 comes with the raw JSON body as its message: what a person wants of it is the message inside.
+/// The message in a raw JSON body, which is codex's message for a status of 400.
 fn readable(message: &str) -> String {
     let Ok(body) = serde_json::from_str::<Value>(message.trim()) else {
         return message.to_owned();
@@ -941,7 +942,7 @@ mod tests {
     }
 
     // fault: 91
-    /// Each response of a provider, as both versions worded it, has the code and the `retryable` that it should.
+    /// The code and `retryable` of each provider response, as both versions report it.
     #[test]
     fn classifies_measured_responses() {
         let mut wrong = Vec::new();
@@ -964,7 +965,7 @@ mod tests {
     }
 
     // fault: 91
-    /// More of the kind, which were not sent through codex one by one.
+    /// More responses, which were not measured through codex.
     #[test]
     fn classifies_provider_messages() {
         for (message, kind) in [
@@ -1049,7 +1050,7 @@ mod tests {
     }
 
     // fault: 91
-    /// Only the server that lends the daemon's tools is `mcp_failed`.
+    /// Only a server that exposes the daemon's tools is `mcp_failed`.
     #[test]
     fn names_failed_mcp_server() {
         let fatal = |servers: &str| Exit {

@@ -1,4 +1,4 @@
-//! Finding the codex executable, and the environment that it runs in.
+//! Finds the codex executable, and builds its environment.
 
 use super::ask::ask;
 use crate::config::Config;
@@ -13,18 +13,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// The least codex that is supported.
+/// The oldest version of codex that is supported.
 pub(crate) const OLDEST: CodexVersion = (0, 135, 0);
-/// The newest codex that this program was tried with.
+/// The newest version of codex that was tested.
 pub(crate) const NEWEST_TRIED: CodexVersion = (0, 171, 0);
 
-/// How long codex may take to say its version; it takes 0.01 s.
+/// How long `codex --version` may take; it takes 0.01 s.
 const VERSION_LIMIT: Duration = Duration::from_secs(2);
 
 /// A version of codex: major, minor, patch.
 pub(crate) type CodexVersion = (u32, u32, u32);
 
-/// Reads a version: `0.169.0`, `0.170.0-alpha.4`.
+/// Parses a version: `0.169.0`, `0.170.0-alpha.4`.
 pub(crate) fn parse_version(text: &str) -> Option<CodexVersion> {
     let mut numbers = text.split('.').map(|number| {
         let end = number.find(|c: char| !c.is_ascii_digit());
@@ -33,7 +33,7 @@ pub(crate) fn parse_version(text: &str) -> Option<CodexVersion> {
     Some((numbers.next()??, numbers.next()??, numbers.next()??))
 }
 
-/// The version in what `codex --version` prints, `codex-cli 0.169.0`.
+/// The version in the output of `codex --version`: `codex-cli 0.169.0`.
 pub(crate) fn version_in(printed: &str) -> Option<CodexVersion> {
     let word = printed
         .lines()
@@ -42,14 +42,14 @@ pub(crate) fn version_in(printed: &str) -> Option<CodexVersion> {
     parse_version(word)
 }
 
-/// Asks codex for its version; `None` where it does not say it.
+/// Runs `codex --version`; `None` where it prints no version.
 pub(crate) fn ask_version(mut codex: Command, cancel: &CancelToken) -> Option<CodexVersion> {
     codex.arg("--version");
     let output = ask(codex, VERSION_LIMIT, cancel).ok()?;
     version_in(&output.stdout)
 }
 
-/// What is to be said of a codex that is older than supported, or newer than any that was tried.
+/// A warning for a version that is older than supported, or newer than any tested one.
 pub(crate) fn untried(version: CodexVersion) -> Option<String> {
     let shown = |(major, minor, patch): CodexVersion| format!("{major}.{minor}.{patch}");
     if version < OLDEST {
@@ -68,7 +68,7 @@ pub(crate) fn untried(version: CodexVersion) -> Option<String> {
     })
 }
 
-/// codex without arguments, in the environment that a turn gives it: for what is asked of it besides.
+/// codex without arguments, in the environment of a turn.
 pub(crate) fn in_environment(program: &Path, config: &Config, places: &Paths) -> Command {
     let mut command = Command::new(program);
     for name in removed_from_environment(config) {
@@ -78,8 +78,8 @@ pub(crate) fn in_environment(program: &Path, config: &Config, places: &Paths) ->
     command
 }
 
-/// What of the plugin's own environment codex does not get, unless the config sets it: backtraces get into its
-/// messages, and our log filter into its stderr.
+/// Variables of the plugin that are removed from codex's environment, unless the config sets them: backtraces would get
+/// into its messages, and our log filter into its stderr.
 pub(crate) fn removed_from_environment(config: &Config) -> Vec<&'static str> {
     ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE", "RUST_LOG"]
         .into_iter()
@@ -87,7 +87,7 @@ pub(crate) fn removed_from_environment(config: &Config) -> Vec<&'static str> {
         .collect()
 }
 
-/// What every codex gets in its environment besides the plugin's own.
+/// The variables that codex gets besides the plugin's own.
 pub(crate) fn environment(config: &Config, places: &Paths) -> Vec<(OsString, OsString)> {
     let mut env: Vec<(OsString, OsString)> = config
         .env
@@ -95,21 +95,21 @@ pub(crate) fn environment(config: &Config, places: &Paths) -> Vec<(OsString, OsS
         .map(|(name, value)| (name.into(), value.into()))
         .collect();
     if let Some(home) = places.named_codex_home(config) {
-        // Absolute: codex would read a relative one in the workspace.
+        // Absolute: codex would resolve a relative path in the workspace.
         env.retain(|(name, _)| name != "CODEX_HOME");
         env.push(("CODEX_HOME".into(), home.into()));
     }
     env
 }
 
-/// Finds the codex executable that `binary` names and sees that it can be executed.
+/// Finds the codex executable that `binary` names, and checks that it can be executed.
 ///
-/// A name with a slash is a path; any other is looked for in the `PATH` that codex will have. The checks cover
-/// what the kernel would only call "No such file" or hand to a shell: a missing interpreter, an empty file,
-/// another machine's executable.
+/// A name with a slash is a path; any other is searched for in codex's `PATH`. The checks cover what the kernel would
+/// report as "No such file" or leave to a shell: a missing interpreter, an empty file, an executable of another
+/// architecture.
 ///
 /// # Errors
-/// [`Kind::CodexMissing`], naming the path and what to do.
+/// [`Kind::CodexMissing`], with the path and a hint.
 pub(crate) fn find_codex(binary: &str, config: &Config, places: &Paths) -> Result<PathBuf> {
     let path = places.search_path(config);
     let hint = || format!("set \"binary\" in {}", places.config_file().display());
@@ -142,13 +142,13 @@ fn missing(message: String) -> Error {
 /// The first executable file of this name in `PATH`.
 pub(crate) fn in_path(name: &str, path: &OsStr) -> Option<PathBuf> {
     path_entries(path)
-        // A relative entry would be looked up in the plugin's directory, which means nothing to anybody.
+        // A relative entry would be resolved in the plugin's working directory.
         .filter(|entry| entry.is_absolute())
         .map(|entry| entry.join(name))
         .find(|file| file.is_file() && has_access(file, Access::EXEC_OK))
 }
 
-/// Why the file cannot be executed, as far as a look at it shows.
+/// Why the file cannot be executed, as far as that can be seen.
 fn check(file: &Path, path: &OsStr) -> std::result::Result<(), String> {
     let metadata = std::fs::metadata(file).map_err(|error| reason(&error))?;
     if metadata.is_dir() {
@@ -166,7 +166,7 @@ fn check(file: &Path, path: &OsStr) -> std::result::Result<(), String> {
     let mut head = [0; 256];
     let length = match File::open(file).and_then(|file| read_head(file, &mut head)) {
         Ok(length) => length,
-        // What can be executed need not be readable; and a lack that may be over soon is the start's to meet.
+        // An executable need not be readable; and a temporary lack of resources is left to the start itself.
         Err(error)
             if matches!(
                 Errno::from_io_error(&error),
@@ -202,7 +202,7 @@ fn read_head(mut file: File, head: &mut [u8]) -> io::Result<usize> {
     Ok(length)
 }
 
-/// Sees that a script's interpreter is there: `#!/usr/bin/env node` needs `node` in codex's `PATH`.
+/// Checks that a script's interpreter exists: `#!/usr/bin/env node` needs `node` in codex's `PATH`.
 fn check_interpreter(line: &[u8], path: &OsStr) -> std::result::Result<(), String> {
     let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let mut words = line
@@ -219,14 +219,14 @@ fn check_interpreter(line: &[u8], path: &OsStr) -> std::result::Result<(), Strin
         ));
     }
     if interpreter.file_name() == Some(OsStr::new("env")) {
-        let wanted = words.find(|word| !word.as_os_str().as_bytes().starts_with(b"-"));
-        if let Some(wanted) = wanted.and_then(Path::to_str)
-            && !wanted.contains('/')
-            && !wanted.contains('=')
-            && in_path(wanted, path).is_none()
+        let target = words.find(|word| !word.as_os_str().as_bytes().starts_with(b"-"));
+        if let Some(target) = target.and_then(Path::to_str)
+            && !target.contains('/')
+            && !target.contains('=')
+            && in_path(target, path).is_none()
         {
             return Err(format!(
-                "it is a script for '{wanted}', which is not in PATH ({}); use the native codex executable, or put the directory of '{wanted}' into PATH with \"env\" in the config",
+                "it is a script for '{target}', which is not in PATH ({}); use the native codex executable, or put the directory of '{target}' into PATH with \"env\" in the config",
                 path.to_string_lossy()
             ));
         }
@@ -234,7 +234,7 @@ fn check_interpreter(line: &[u8], path: &OsStr) -> std::result::Result<(), Strin
     Ok(())
 }
 
-/// Is this ELF header one of a program for this machine? What is not known here is left to the kernel.
+/// Whether this ELF header is of an executable for this machine. Unknown architectures are left to the kernel.
 fn runs_here(head: &[u8]) -> bool {
     let Some(machine) = head.get(18..20) else {
         return false;
@@ -243,7 +243,7 @@ fn runs_here(head: &[u8]) -> bool {
         1 => u16::from_le_bytes([machine[0], machine[1]]),
         _ => u16::from_be_bytes([machine[0], machine[1]]),
     };
-    // The numbers of the ELF specification: 62 x86-64, 3 i386, 183 AArch64, 40 ARM.
+    // From the ELF specification: 62 x86-64, 3 i386, 183 AArch64, 40 ARM.
     match std::env::consts::ARCH {
         "x86_64" => matches!(machine, 62 | 3),
         "aarch64" => matches!(machine, 183 | 40),
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn reports_untried_versions() {
-        for (text, told) in [
+        for (text, expected) in [
             (
                 "0.134.9",
                 Some("codex is version 0.134.9, and 0.135.0 is the least that is supported"),
@@ -292,7 +292,7 @@ mod tests {
         ] {
             assert_eq!(
                 parse_version(text).and_then(untried).as_deref(),
-                told,
+                expected,
                 "{text}"
             );
         }
@@ -321,7 +321,7 @@ mod tests {
         };
         let mut other = b"\x7fELF\x02\x01\x01".to_vec();
         other.resize(64, 0);
-        other[18] = 0xf7; // eBPF: nobody's machine.
+        other[18] = 0xf7; // eBPF, which no machine runs.
         file("plain", b"#!/bin/sh\n", 0o644);
         file("empty", b"", 0o755);
         file("text", b"hello\n", 0o755);

@@ -1,9 +1,9 @@
 //! `CODEX_HOME`: where the rollout of a thread is.
 //!
-//! A rollout is `sessions/YYYY/MM/DD/rollout-<local time>-<id>.jsonl`, or lies flat in `archived_sessions/`.
-//! Thread ids are UUIDs of version 7, whose first 48 bits are the milliseconds at which codex made them, so the
-//! directory follows from the id: three directories are listed, however many sessions there are. Only a thread that
-//! is in none of them (an older codex's id, a directory that somebody moved) costs a walk.
+//! A rollout is `sessions/YYYY/MM/DD/rollout-<local time>-<id>.jsonl`, or directly in `archived_sessions/`. Thread ids
+//! are UUIDs of version 7, whose first 48 bits are the time of creation in milliseconds, so the directory follows from
+//! the id: three directories are listed, however many sessions there are. Only a thread that is in none of them (an
+//! older codex's id, a directory that was moved) needs a recursive search.
 
 use crate::error::{Error, Kind, Result};
 use crate::rollout::record::millis;
@@ -12,10 +12,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Is this a thread id: a UUID in its usual form (8-4-4-4-12 hexadecimal digits)?
+/// Whether this is a thread id: a UUID in its usual form (8-4-4-4-12 hexadecimal digits).
 ///
-/// Nothing else may reach codex's command line or a path: `exec resume` takes `-c…` for a flag that runs a
-/// program, and an id that is not a UUID for a new thread.
+/// Nothing else may reach codex's command line or a path: `exec resume` takes `-c…` as a flag that runs a program, and
+/// an id that is not a UUID as a new thread.
 pub(crate) fn is_thread_id(id: &str) -> bool {
     id.len() == 36
         && id.bytes().enumerate().all(|(at, byte)| match at {
@@ -24,14 +24,14 @@ pub(crate) fn is_thread_id(id: &str) -> bool {
         })
 }
 
-/// The rollout of `thread`, or `None` where codex has none.
+/// The rollout of `thread`; `None` where there is none.
 ///
-/// The file is only named, not opened; it may be gone the next moment.
+/// It is not opened, and can disappear at any time.
 ///
 /// # Errors
-/// [`Kind::Params`] where `thread` is not a thread id; [`Kind::Io`] where a directory cannot be listed, and where there are
-/// several; [`Kind::Busy`] where codex has packed the rollout away as `.jsonl.zst`, which it unpacks when the thread
-/// is resumed.
+/// [`Kind::Params`] where `thread` is not a thread id; [`Kind::Io`] where a directory cannot be listed, or there are
+/// several rollouts; [`Kind::Busy`] where codex has compressed it as `.jsonl.zst`, which it decompresses when the
+/// thread is resumed.
 pub(crate) fn find_rollout(home: &Path, thread: &str) -> Result<Option<PathBuf>> {
     match find_rollout_or_packed(home, thread)? {
         Some(path) if is_packed(&path) => Err(packed(&path)),
@@ -39,7 +39,7 @@ pub(crate) fn find_rollout(home: &Path, thread: &str) -> Result<Option<PathBuf>>
     }
 }
 
-/// The rollout of `thread`, also where codex has packed it, or `None` where codex has none.
+/// The rollout of `thread`, compressed or not; `None` where there is none.
 ///
 /// # Errors
 /// [`Kind::Params`] and [`Kind::Io`] as [`find_rollout`].
@@ -47,7 +47,8 @@ pub(crate) fn find_rollout_or_packed(home: &Path, thread: &str) -> Result<Option
     only(thread, find_rollouts(home, thread)?)
 }
 
-/// Every rollout of `thread`, also where there should be one; a plain one stands for the same packed.
+/// All rollouts of `thread`, of which there should be one. A compressed one beside the same one uncompressed is left
+/// out.
 ///
 /// # Errors
 /// [`Kind::Params`] and [`Kind::Io`] as [`find_rollout`].
@@ -58,29 +59,29 @@ pub(crate) fn find_rollouts(home: &Path, thread: &str) -> Result<Vec<PathBuf>> {
             format!("'{thread}' is not a thread id: a UUID was expected"),
         ));
     }
-    let wanted = RolloutSearch::new(thread);
+    let search = RolloutSearch::new(thread);
     let sessions = home.join("sessions");
     let mut found = Vec::new();
-    // All of them, though the first mostly has it: whichever is taken, a second one would be ignored in silence.
+    // All three days, though the first usually has it: a second rollout must be reported, not ignored.
     for (year, month, day) in days_of(thread) {
-        wanted.listed(
+        search.add_from_directory(
             &sessions.join(format!("{year:04}/{month:02}/{day:02}")),
             &mut found,
         )?;
     }
     if found.is_empty() {
-        wanted.listed(&home.join("archived_sessions"), &mut found)?;
+        search.add_from_directory(&home.join("archived_sessions"), &mut found)?;
     }
     if found.is_empty() {
-        wanted.walked(&sessions, 3, &mut found)?;
+        search.add_recursively(&sessions, 3, &mut found)?;
     }
     found.sort_unstable();
-    // `….jsonl` comes just before `….jsonl.zst`.
+    // `….jsonl` is sorted right before `….jsonl.zst`.
     found.dedup_by(|next, path| is_packed(next) && next.with_extension("") == *path);
     Ok(found)
 }
 
-/// The one rollout among these.
+/// The only rollout among these.
 fn only(thread: &str, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>> {
     if found.len() > 1 {
         let names: Vec<_> = found
@@ -99,7 +100,7 @@ fn only(thread: &str, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>> {
     Ok(found.pop())
 }
 
-/// Is this rollout one that codex has packed?
+/// Whether codex has compressed this rollout.
 pub(crate) fn is_packed(path: &Path) -> bool {
     path.extension().is_some_and(|end| end == "zst")
 }
@@ -112,13 +113,13 @@ fn packed(path: &Path) -> Error {
     .hint("codex unpacks it when the thread is resumed: try again after the next turn")
 }
 
-/// Is this rollout one that codex has archived?
+/// Whether codex has archived this rollout.
 pub(crate) fn is_archived(rollout: &Path) -> bool {
     let directory = rollout.parent().and_then(Path::file_name);
     directory == Some(OsStr::new("archived_sessions"))
 }
 
-/// When codex made this id, in milliseconds since 1970: it is a UUID of version 7, or `None`.
+/// When an id was created, in milliseconds since 1970; `None` unless it is a UUID of version 7.
 pub(crate) fn time_of_id(id: &str) -> Option<u64> {
     if !is_thread_id(id) || id.as_bytes().get(14) != Some(&b'7') {
         return None;
@@ -126,8 +127,8 @@ pub(crate) fn time_of_id(id: &str) -> Option<u64> {
     u64::from_str_radix(&format!("{}{}", &id[..8], &id[9..13]), 16).ok()
 }
 
-/// By how many seconds codex's local time was ahead of UTC when it made this rollout: its name has the one, its id
-/// the other.
+/// By how many seconds codex's local time was ahead of UTC when it created this rollout: the name has the local time,
+/// the id the UTC time.
 pub(crate) fn local_offset(rollout: &Path) -> Option<i64> {
     const QUARTER: i64 = 15 * 60;
     let name = rollout.file_name()?.to_str()?.strip_prefix("rollout-")?;
@@ -136,12 +137,12 @@ pub(crate) fn local_offset(rollout: &Path) -> Option<i64> {
     let (day, time) = date.split_once('T')?;
     let local = millis(&format!("{day}T{}", time.replace('-', ":")))?;
     let ahead = i64::try_from(local / 1000).ok()? - made;
-    // The name is made a moment after the id.
+    // Rounded to quarters of an hour: the name is made a moment after the id.
     Some((ahead + QUARTER / 2).div_euclid(QUARTER) * QUARTER)
 }
 
-/// The rollouts of threads that codex made since this time, in milliseconds since 1970, and their threads; of the
-/// days around the one of `thread`. A directory that cannot be listed has none.
+/// The rollouts of threads that were created since this time, in milliseconds since 1970, with their threads; from the
+/// days around that of `thread` and today. Directories that cannot be listed are ignored.
 pub(crate) fn rollouts_since(home: &Path, thread: &str, since: u64) -> Vec<(String, PathBuf)> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let today = now.map_or(0, |now| now.as_secs() / 86_400);
@@ -165,8 +166,7 @@ pub(crate) fn rollouts_since(home: &Path, thread: &str, since: u64) -> Vec<(Stri
     found
 }
 
-/// The thread whose rollout a file of this name is: the UUID at the end of `rollout-…-<id>.jsonl`, in lower
-/// case.
+/// The thread of a rollout, by its file name: the UUID at the end of `rollout-…-<id>.jsonl`, in lower case.
 pub(crate) fn thread_of(path: &Path) -> Option<String> {
     let stem = path.file_name()?.to_str()?.strip_suffix(".jsonl")?;
     let start = stem.len().checked_sub(36)?;
@@ -174,7 +174,7 @@ pub(crate) fn thread_of(path: &Path) -> Option<String> {
     (stem.starts_with("rollout-") && is_thread_id(id)).then(|| id.to_ascii_lowercase())
 }
 
-/// The codex home that a rollout lies in: the directory above `sessions` or `archived_sessions`.
+/// The codex home of a rollout: the directory above `sessions` or `archived_sessions`.
 pub(crate) fn home_of(rollout: &Path) -> Option<&Path> {
     rollout
         .ancestors()
@@ -189,7 +189,7 @@ pub(crate) fn home_of(rollout: &Path) -> Option<&Path> {
         .and_then(Path::parent)
 }
 
-/// The names that a thread's rollout can have.
+/// The names that the rollout of a thread can have.
 struct RolloutSearch {
     plain: String,
     packed: String,
@@ -204,9 +204,8 @@ impl RolloutSearch {
         }
     }
 
-    /// Is this `rollout-YYYY-MM-DDTHH-MM-SS-<id>.jsonl`, or the same packed? Nothing else is: a name that only
-    /// looks alike was not given by codex.
-    fn is(&self, name: &OsStr) -> bool {
+    /// Whether this is `rollout-YYYY-MM-DDTHH-MM-SS-<id>.jsonl`, compressed or not. codex gives no other names.
+    fn matches(&self, name: &OsStr) -> bool {
         const TIME: &[u8] = b"0000-00-00T00-00-00";
         let Some(name) = name.to_str() else {
             return false;
@@ -225,12 +224,12 @@ impl RolloutSearch {
     }
 
     /// Adds the rollouts in this directory.
-    fn listed(&self, directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
-        self.among(directory, &entries(directory)?, found);
+    fn add_from_directory(&self, directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+        self.add_matching(directory, &entries(directory)?, found);
         Ok(())
     }
 
-    fn among(
+    fn add_matching(
         &self,
         directory: &Path,
         entries: &[(OsString, fs::FileType)],
@@ -239,29 +238,34 @@ impl RolloutSearch {
         let names = entries.iter().map(|(name, _)| name);
         found.extend(
             names
-                .filter(|name| self.is(name))
+                .filter(|name| self.matches(name))
                 .map(|name| directory.join(name)),
         );
     }
 
-    /// The same in all directories below, `depth` levels down: codex nests them by year, month and day and no deeper,
-    /// so that a loop of symbolic links cannot hold us.
-    fn walked(&self, directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<()> {
+    /// Adds those in this directory and `depth` levels below it: codex nests them by year, month and day. The limit
+    /// also ends loops of symbolic links.
+    fn add_recursively(
+        &self,
+        directory: &Path,
+        depth: usize,
+        found: &mut Vec<PathBuf>,
+    ) -> Result<()> {
         let entries = entries(directory)?;
-        self.among(directory, &entries, found);
+        self.add_matching(directory, &entries, found);
         if depth == 0 {
             return Ok(());
         }
         for (name, kind) in entries {
             if kind.is_dir() || kind.is_symlink() {
-                self.walked(&directory.join(name), depth - 1, found)?;
+                self.add_recursively(&directory.join(name), depth - 1, found)?;
             }
         }
         Ok(())
     }
 }
 
-/// The names in a directory and what they are; none where there is no such directory.
+/// The names and types in a directory; none where it does not exist.
 fn entries(directory: &Path) -> Result<Vec<(OsString, fs::FileType)>> {
     let failed = |error| {
         Error::os(
@@ -285,7 +289,7 @@ fn entries(directory: &Path) -> Result<Vec<(OsString, fs::FileType)>> {
     let mut found = Vec::new();
     for entry in listing {
         let entry = entry.map_err(failed)?;
-        // An entry that vanished since it was listed is no reason to stop.
+        // An entry that was removed meanwhile is ignored.
         if let Ok(kind) = entry.file_type() {
             found.push((entry.file_name(), kind));
         }
@@ -293,9 +297,8 @@ fn entries(directory: &Path) -> Result<Vec<(OsString, fs::FileType)>> {
     Ok(found)
 }
 
-/// The days (year, month, day) whose directory a thread's rollout can be in: its UUID's own in UTC, and a day to
-/// both sides, because codex writes the local date and no zone is a day or more away. Empty for a UUID that
-/// is not of version 7: it has no date.
+/// The days (year, month, day) whose directory can have a thread's rollout: that of its UUID in UTC, and the ones
+/// before and after, because codex uses the local date. Empty for a UUID that is not of version 7, which has no date.
 fn days_of(thread: &str) -> impl Iterator<Item = (i64, u32, u32)> {
     let digits: String = thread.chars().filter(|c| *c != '-').collect();
     let day = (digits.as_bytes().get(12) == Some(&b'7'))

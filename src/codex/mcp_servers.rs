@@ -1,8 +1,9 @@
-//! The MCP servers in codex's config, as `codex mcp list --json` and `codex mcp get --json` print them (0.135 to 0.171).
+//! The MCP servers in codex's config, as `codex mcp list --json` and `codex mcp get --json` print them (0.135 to
+//! 0.171).
 
 use serde::Deserialize;
 
-/// One server, with what is asked of it here.
+/// A server, as far as it is read here.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ConfiguredServer {
     #[serde(default)]
@@ -10,7 +11,7 @@ pub(crate) struct ConfiguredServer {
     pub(crate) transport: ServerTransport,
 }
 
-/// How codex reaches it. One that is reached by HTTP has no command.
+/// The transport of a server. An HTTP server has no command.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ServerTransport {
     #[serde(default)]

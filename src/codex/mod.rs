@@ -1,7 +1,7 @@
-//! What is true of codex whichever way it is run: where it is and keeps its threads, how it locks them, what its
-//! messages mean, and what its other subcommands say.
+//! Facts about codex that hold whichever way it is run: where its executable and its threads are, how it locks them,
+//! what its messages mean, and what its other subcommands print.
 //!
-//! Nothing here knows of the daemon.
+//! Nothing here depends on the daemon.
 
 pub(crate) mod ask;
 pub(crate) mod failure;
@@ -13,15 +13,15 @@ pub(crate) mod writer_lock;
 
 use crate::error::{Error, Kind, Result};
 
-/// What the names of the servers begin with that lend the daemon's tools to codex.
+/// The prefix of the names of the MCP servers that expose the daemon's tools to codex.
 pub(crate) const SERVER_PREFIX: &str = "plexum-host-";
 
-/// The most characters that codex takes as a prompt (`input_too_large` above, 0.135 and 0.169).
+/// The longest prompt that codex accepts, in characters (`input_too_large` above that, 0.135 and 0.169).
 pub(crate) const LONGEST_PROMPT: usize = 1_048_576;
 
-/// Refuses what codex would refuse, before it starts.
+/// Rejects a prompt that codex would reject, before codex is started.
 pub(crate) fn check_prompt_length(prompt: &str) -> Result<()> {
-    // A character has at most four bytes: most prompts need no count.
+    // A character has at least one byte: most prompts need no count.
     if prompt.len() <= LONGEST_PROMPT {
         return Ok(());
     }

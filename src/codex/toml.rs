@@ -1,6 +1,6 @@
-//! The little of TOML that is needed to pass values to codex.
+//! Quotes strings for TOML, in which codex takes its settings.
 
-/// Text as a TOML basic string.
+/// A text as a TOML basic string.
 pub(crate) fn string(text: &str) -> String {
     let mut toml = String::with_capacity(text.len() + 2);
     toml.push('"');
@@ -21,10 +21,10 @@ pub(crate) fn string(text: &str) -> String {
     toml
 }
 
-/// Text as a TOML multi-line literal string, where it can be one.
+/// A text as a TOML multi-line literal string; `None` where it cannot be one.
 pub(crate) fn literal(text: &str) -> Option<String> {
     let bare = |char: char| matches!(char, '\n' | '\t') || !char.is_control();
     let fits = text.chars().all(bare) && !text.contains("'''") && !text.ends_with('\'');
-    // A line end right behind the opening is not part of the text.
+    // A newline right behind the opening delimiter is not part of the text.
     fits.then(|| format!("'''\n{text}'''"))
 }

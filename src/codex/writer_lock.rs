@@ -1,7 +1,7 @@
-//! The lock by which codex keeps other writers from a thread (from 0.147 on): taken and looked at as codex does it.
+//! codex's writer lock on a thread (from 0.147 on), taken and probed in codex's own way.
 //!
-//! It is taken for each thread that codex may write to, in `thread-writer-locks/` of its home. Versions before take
-//! none; there the one trace of a codex at work is that it holds the file open for writing ([`open_writer`]).
+//! codex takes it for each thread that it may write to, in `thread-writer-locks/` of its home. Earlier versions take
+//! none; they can only be noticed by the rollout that they hold open for writing ([`open_writer`]).
 
 use super::home::is_thread_id;
 use crate::error::{Error, Kind, Result};
@@ -14,29 +14,28 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long codex's coordination lock is waited for. codex holds it for microseconds, and gives up after 30 s
-/// itself.
+/// How long to wait for codex's coordination lock. codex holds it for microseconds, and itself gives up after 30 s.
 const COORDINATION_WAIT: Duration = Duration::from_secs(5);
 
-/// codex's own lock on a thread, held until this is dropped. While we hold it codex says
+/// codex's writer lock on a thread, held until this is dropped. Meanwhile codex fails with
 /// `thread … already has an active writer` and does not touch the thread.
 #[derive(Debug)]
 pub(crate) struct WriterLock {
     directory: PathBuf,
     path: PathBuf,
-    /// The lock is this open file's: closing it gives the lock back.
+    /// The lock is released when this file is closed.
     _file: File,
 }
 
 impl WriterLock {
-    /// Takes the lock of `thread`, the way codex does: under the coordination lock, so that nobody unlinks
-    /// the file between our opening it and locking it.
+    /// Takes the lock of `thread` in codex's way: under the coordination lock, so that the file is not unlinked between
+    /// opening and locking it.
     ///
-    /// The directory is made where it is missing: a codex from before 0.147 has none, but a newer one may start
-    /// at any moment.
+    /// The directory is created if it is missing: a codex before 0.147 has none, but a newer one can start at any time.
     ///
     /// # Errors
-    /// [`Kind::Busy`] where a codex (or another plugin) has the thread; [`Kind::Io`].
+    /// [`Kind::Busy`] where codex or another plugin holds it; [`Kind::Params`] where `thread` is not a thread id;
+    /// [`Kind::Io`].
     pub(crate) fn take(home: &Path, thread: &str) -> Result<WriterLock> {
         if !is_thread_id(thread) {
             return Err(Error::new(
@@ -74,8 +73,8 @@ impl WriterLock {
 
 impl Drop for WriterLock {
     fn drop(&mut self) {
-        // Without the coordination lock the file stays: a stale one does no harm, and unlinking it could take
-        // it from under somebody who has just opened it.
+        // Without the coordination lock the file stays: a stale one does no harm, and another process may have just
+        // opened it.
         if let Ok(_coordination) = coordinate(&self.directory)
             && let Err(error) = fs::remove_file(&self.path)
         {
@@ -84,14 +83,13 @@ impl Drop for WriterLock {
     }
 }
 
-/// Sees that nobody holds codex's lock on `thread`, and that codex's locks can be taken at all.
+/// Checks that no process holds codex's lock on `thread`, and that codex's locks can be taken at all.
 ///
-/// A lock file that is not there is not made, and a codex that starts meanwhile does not see that this tried:
-/// it waits for the coordination lock before it looks.
+/// A missing lock file is not created, and a codex that starts meanwhile is not disturbed: it waits for the
+/// coordination lock before it takes its own.
 ///
 /// # Errors
-/// [`Kind::Io`]; [`Kind::Busy`] where codex keeps its coordination lock.
-/// [`Kind::Busy`] too where somebody holds it.
+/// [`Kind::Busy`] where the lock, or the coordination lock, is held; [`Kind::Io`].
 pub(crate) fn check_unlocked(home: &Path, thread: &str) -> Result<()> {
     let directory = home.join("thread-writer-locks");
     let path = directory.join(format!("{}.lock", thread.to_ascii_lowercase()));
@@ -99,7 +97,7 @@ pub(crate) fn check_unlocked(home: &Path, thread: &str) -> Result<()> {
         return check_coordination_lock(home);
     }
     let _coordination = coordinate(&directory)?;
-    // Closed, and so given back, before the coordination lock is.
+    // Closed, and so released, before the coordination lock is.
     let file = open_lock(&path)?;
     match try_lock(&file, &path)? {
         true => Ok(()),
@@ -107,11 +105,11 @@ pub(crate) fn check_unlocked(home: &Path, thread: &str) -> Result<()> {
     }
 }
 
-/// Sees that codex's coordination lock, if there is one, can be opened: one that cannot be is the end of every turn of
-/// codex from 0.147 on, whatever thread it is of.
+/// Checks that codex's coordination lock, if it exists, can be opened: otherwise every turn of codex from 0.147 on
+/// fails, in any thread.
 ///
 /// # Errors
-/// [`Kind::Io`] with what to do about it.
+/// [`Kind::Io`] with a hint.
 pub(crate) fn check_coordination_lock(home: &Path) -> Result<()> {
     let path = home.join("thread-writer-locks/.coordination.lock");
     match fs::symlink_metadata(&path) {
@@ -120,11 +118,11 @@ pub(crate) fn check_coordination_lock(home: &Path) -> Result<()> {
     }
 }
 
-/// The process that holds this file open for writing, other than ourselves, as far as `/proc` shows: of our
-/// own user, in our own pid namespace. `None` where there is none or none can be seen.
+/// The pid of another process that has this file open for writing, as far as `/proc` shows it: of our own user, in our
+/// own pid namespace. `None` where there is none or none can be seen.
 ///
 /// # Errors
-/// [`Kind::Io`] where `/proc` is not there: then nobody can be seen at all.
+/// [`Kind::Io`] where `/proc` is not mounted: then no process can be seen.
 pub(crate) fn open_writer(path: &Path, inode: (u64, u64)) -> Result<Option<u32>> {
     if !crate::os::has_proc() {
         let path = path.display();
@@ -149,7 +147,7 @@ pub(crate) fn open_writer(path: &Path, inode: (u64, u64)) -> Result<Option<u32>>
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter(|pid| *pid != ourselves)
         .find(|pid| {
-            // Another user's process, or one that is gone by now, cannot be looked into.
+            // Fails for another user's process, and for one that has exited.
             fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|files| {
                 files
                     .flatten()
@@ -159,10 +157,10 @@ pub(crate) fn open_writer(path: &Path, inode: (u64, u64)) -> Result<Option<u32>>
     Ok(found)
 }
 
-/// Is this open file of a process the one that is meant, and open for writing?
+/// Whether this open file of a process is the given one, and open for writing.
 fn is_written(pid: u32, link: &Path, name: &OsStr, inode: (u64, u64)) -> bool {
-    // The name first: it costs no look at the file itself, which may lie on a file system that hangs.
-    // Contained and not equal: while a rollout is exchanged for its copy, it has the copy's name.
+    // The name first: it needs no access to the file, whose file system may hang. A substring, because a rollout has
+    // its copy's name while the two are exchanged.
     let named = fs::read_link(link).is_ok_and(|target| {
         let target = target.as_os_str().as_encoded_bytes();
         memchr::memmem::find(target, name.as_encoded_bytes()).is_some()
@@ -184,7 +182,7 @@ fn is_written(pid: u32, link: &Path, name: &OsStr, inode: (u64, u64)) -> bool {
     flags.is_some_and(|flags| flags & 0o3 != 0)
 }
 
-/// The error of a thread that somebody else may write to, who holds the lock at `path`.
+/// The error of a thread whose lock, at `path`, another process holds.
 fn busy(thread: &str, path: &Path) -> Error {
     Error::new(
         Kind::Busy,
@@ -196,7 +194,7 @@ fn busy(thread: &str, path: &Path) -> Error {
     .hint("try again when its turn is over")
 }
 
-/// Takes codex's coordination lock. Whoever holds it must let it go at once.
+/// Takes codex's coordination lock, which must be released soon.
 fn coordinate(directory: &Path) -> Result<File> {
     let path = directory.join(".coordination.lock");
     let file = open_lock(&path)?;
@@ -233,12 +231,12 @@ fn open_lock(path: &Path) -> Result<File> {
         let what = format!("{what}: it is not a regular file");
         return Err(Error::new(Kind::Io, what).hint(format!("run: rm {word}")));
     }
-    // codex makes a new one, as its own user.
+    // codex creates a new one, as its own user.
     let what = format!("{what} (of uid {})", found.uid());
     Err(Error::os(Kind::Io, what, error).hint(format!("codex cannot either; run: sudo rm {word}")))
 }
 
-/// Takes the lock if nobody has it.
+/// Takes the lock if it is free.
 fn try_lock(file: &File, path: &Path) -> Result<bool> {
     os::try_lock_file(file).map_err(cannot_lock(path))
 }

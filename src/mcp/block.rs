@@ -1,9 +1,8 @@
-//! A content block of the daemon's, as codex takes it.
+//! Makes a content block of the daemon acceptable to codex.
 //!
-//! One that is right passes byte for byte. One member that is wrong and the call fails as a whole, with an error
-//! that tells the model nothing: so a block goes without such a member where MCP can do without, and one of a
-//! type that this client does not know, or without what its type needs, becomes text. What is right was measured:
-//! it is what 0.135, 0.148, 0.155 and 0.169 all take.
+//! A valid block is passed on byte for byte. One invalid member would make the whole call fail, with an error that
+//! tells the model nothing: so such a member is dropped if MCP does not require it, and a block of an unknown type, or
+//! without a required member, becomes text. Valid is what 0.135, 0.148, 0.155 and 0.169 all accept, as measured.
 
 use super::version::ProtocolVersion;
 use crate::json::{json_string, why_unreadable};
@@ -13,8 +12,7 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// A content block, as far as its form is checked. Field by field raw, so that a wrong type is a wrong member
-/// and not an error.
+/// A content block as far as it is checked. All fields are raw, so that one of a wrong type is not an error.
 #[derive(Deserialize)]
 struct ContentBlock<'a> {
     #[serde(borrow, rename = "type")]
@@ -25,7 +23,7 @@ struct ContentBlock<'a> {
     data: Option<&'a RawValue>,
     #[serde(borrow, rename = "mimeType")]
     mime_type: Option<&'a RawValue>,
-    /// As the daemon writes its own image blocks.
+    /// The daemon's name for `mimeType` in image blocks.
     #[serde(borrow)]
     media_type: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -62,13 +60,12 @@ struct Resource<'a> {
     meta: Option<&'a RawValue>,
 }
 
-/// Where these can be read, codex can read them too.
+/// What deserializes into this, codex can deserialize, too.
 #[derive(Deserialize)]
 #[expect(dead_code, reason = "only whether they can be read is of interest")]
 struct Annotations {
     audience: Option<Vec<Role>>,
-    /// A fraction is as right, and is what MCP's own examples have; but 0.148 and 0.155 refuse the whole result
-    /// for one.
+    /// MCP allows fractions, and its own examples have them; but 0.148 and 0.155 reject the whole result for one.
     priority: Option<u64>,
     #[serde(rename = "lastModified")]
     last_modified: Option<String>,
@@ -98,7 +95,7 @@ enum Theme {
     Dark,
 }
 
-/// The block as MCP has it, whatever the daemon wrote.
+/// The block in MCP's form.
 pub(super) fn normalize(raw: &str, version: ProtocolVersion) -> String {
     if raw.starts_with('"') {
         return format!("{{\"type\":\"text\",\"text\":{raw}}}");
@@ -114,11 +111,11 @@ pub(super) fn normalize(raw: &str, version: ProtocolVersion) -> String {
     }
 }
 
-/// The members of a block or a resource that MCP has and that are as MCP has them.
+/// The valid members of a block or a resource.
 #[derive(Default)]
 struct BlockMembers {
     json: String,
-    /// There are others, or others are needed.
+    /// There are invalid members, or required ones are missing.
     wrong: bool,
 }
 
@@ -131,7 +128,7 @@ impl BlockMembers {
         let _ = write!(self.json, "\"{name}\":{json}");
     }
 
-    /// Adds a member that can be left out, unless it is not as `right` says.
+    /// Adds an optional member if it is valid.
     fn add_optional(
         &mut self,
         name: &str,
@@ -147,7 +144,7 @@ impl BlockMembers {
 }
 
 impl ContentBlock<'_> {
-    /// What of the block can be passed on; `None` where something is missing that its type needs.
+    /// The members that can be passed on; `None` where a required one is missing.
     fn members(&self, version: ProtocolVersion) -> Option<BlockMembers> {
         let kind = self.kind.as_deref()?;
         let mut members = BlockMembers::default();
@@ -156,7 +153,7 @@ impl ContentBlock<'_> {
             "text" => members.add("text", string(self.text)?),
             "image" => {
                 members.add("data", string(self.data)?);
-                // Where both are there, the one that MCP has.
+                // MCP's name takes precedence if both are present.
                 let own = string(self.mime_type);
                 members.wrong |= own.is_none();
                 members.add("mimeType", own.or_else(|| string(self.media_type))?);
@@ -171,7 +168,7 @@ impl ContentBlock<'_> {
                 members.add_optional("title", self.title, is_string);
                 members.add_optional("description", self.description, is_string);
                 members.add_optional("mimeType", self.mime_type, is_string);
-                // As 0.135 has it; later ones take 64 bits.
+                // 0.135 takes 32 bits, later versions 64.
                 members.add_optional("size", self.size, is::<u32>);
                 members.add_optional("icons", self.icons, is::<Vec<Icon>>);
             }
@@ -204,7 +201,7 @@ impl Resource<'_> {
     }
 }
 
-/// A string, as JSON.
+/// A raw JSON string.
 fn string(member: Option<&RawValue>) -> Option<&str> {
     let json = member?.get();
     json.starts_with('"').then_some(json)
@@ -218,7 +215,7 @@ fn is_string(member: &RawValue) -> bool {
     member.get().starts_with('"')
 }
 
-/// An object that codex can read, however deep in a block it stands.
+/// An object that codex's reader accepts.
 fn is_object(member: &RawValue) -> bool {
     member.get().starts_with('{') && why_unreadable(member.get()).is_none()
 }
@@ -231,8 +228,8 @@ fn is_annotations(member: &RawValue) -> bool {
         })
 }
 
-/// Is this a time as RFC 3339 writes it? 0.135 refuses any other, later ones take every string. The 29th of
-/// February is none here: that is not worth a calendar.
+/// Whether this is a time as in RFC 3339. 0.135 rejects any other, later versions accept every string. The 29th of
+/// February is treated as invalid, to need no calendar.
 fn is_time(text: &[u8]) -> bool {
     const SHAPE: &[u8] = b"0000-00-00T00:00:00";
     let Some((start, rest)) = text.split_at_checked(SHAPE.len()) else {

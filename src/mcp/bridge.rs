@@ -1,12 +1,11 @@
-//! The plugin's side of a turn's socket: one thread that waits for everything at once.
+//! The plugin's side of a turn's socket: one thread that serves all connections.
 //!
-//! One thread and no more, whatever connects and however many calls are open: two hundred turns side by side
-//! are two hundred threads here, and five hundred calls in flight are five hundred entries in a map. So nothing
-//! on this thread may wait for anything but `poll`. Answers come from whichever thread the daemon's line was
-//! read on: they are put into the inbox and the thread is woken.
+//! It is a single thread, however many connections and calls are open: two hundred turns side by side need two hundred
+//! threads here, and five hundred open calls are five hundred entries in a map. So it may block in `poll` only.
+//! Responses come on whichever thread reads the daemon's line: they are put into the inbox, and this thread is woken.
 //!
-//! A connection is one of ours only after its first line (`Hello`); until then it has little room and little
-//! time. How `mcp-host` writes that line stands in [`super::proxy`].
+//! A connection is authenticated by its first line (`Hello`); until then its memory and time are limited.
+//! [`super::proxy`] is what `mcp-host` runs to send that line.
 
 use super::catalogue::Catalogue;
 use super::names::ToolNames;
@@ -27,25 +26,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The most connections of `mcp-host` that one turn serves. codex makes one.
+/// The most authenticated connections of one turn. codex makes one.
 const SESSIONS_MAX: usize = 8;
-/// The most connections that have not said yet who they are; the oldest of more is closed.
+/// The most unauthenticated connections; the oldest one is closed for another.
 const MAX_UNAUTHENTICATED: usize = 64;
-/// How long a connection may take to say who it is, and one that ends to take its last lines.
+/// How long a connection may take to authenticate, and a closing one to read its last lines.
 const HELLO_WAIT: Duration = Duration::from_secs(2);
-/// How long the first line may be: an agent's id and a token.
+/// The longest first line, in bytes: it has an agent's id and a token.
 const HELLO_BYTES: usize = 16 * 1024;
-/// How long an agent's id may be: it is an argument of codex.
+/// The longest id of an agent, in bytes: it is an argument of codex.
 const AGENT_ID_BYTES: usize = 1024;
-/// How long a message may be, as for the daemon's.
+/// The longest message, in bytes, as for the daemon's.
 const LINE_BYTES: usize = 64 * 1024 * 1024;
-/// How much of lines without an end is held for all connections of a turn: one of the longest.
+/// The most bytes of incomplete lines of all connections of a turn: one of the longest.
 const UNENDED_BYTES: usize = LINE_BYTES;
-/// A connection with so much to take is not read from until it has taken it.
+/// A connection with more unwritten output, in bytes, is not read from.
 const BACKLOG_BYTES: usize = 1024 * 1024;
-/// What is read from one connection before the others have their turn.
+/// How many bytes are read from one connection at a time.
 const READ_BYTES: usize = 64 * 1024;
-/// How long nobody is let in after the kernel refused (no descriptors left).
+/// How long no connection is accepted after an error (no descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The first line of a connection.
@@ -53,27 +52,27 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Hello<'a> {
     #[serde(borrow)]
     pub(super) agent_id: Cow<'a, str>,
-    /// The token from the file beside the socket.
+    /// The token in the file beside the socket.
     #[serde(borrow)]
     pub(super) token: Cow<'a, str>,
-    /// The turn's mark, where codex gave one.
+    /// The turn's mark, if codex got one.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub(super) turn: Option<Cow<'a, str>>,
 }
 
-/// The answer to it: `error` says why the connection is refused.
+/// The response to it; `error` tells why the connection is refused.
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct Welcome<'a> {
     #[serde(borrow, default)]
     pub(super) error: Option<Cow<'a, str>>,
 }
 
-/// The tools of one turn, or of turns one after the other, lent to their codex. Dropping it ends everything: open calls
-/// are taken back, the connections closed, the files removed, the thread joined.
+/// The MCP server of one turn, or of consecutive turns of the same codex. Dropping it cancels open calls, closes the
+/// connections, removes the files and joins the thread.
 #[derive(Debug)]
 pub(crate) struct Bridge {
     shared: Arc<BridgeState>,
-    /// What it was started with, for [`Bridge::serves`].
+    /// A hash of what it was started with, for [`Bridge::serves`].
     key: u64,
     thread: Option<JoinHandle<()>>,
     arguments: Vec<OsString>,
@@ -81,7 +80,7 @@ pub(crate) struct Bridge {
     names: Arc<ToolNames>,
 }
 
-/// What other threads reach of a bridge.
+/// The state that a bridge shares with other threads.
 #[derive(Debug)]
 struct BridgeState {
     inbox: Mutex<Inbox>,
@@ -89,29 +88,29 @@ struct BridgeState {
     waker: Waker,
     /// Wakes the turn when codex calls a tool: it has recorded the call by then, or is about to.
     called: Waker,
-    /// The processes that are served, by pid and start.
+    /// The processes of the authenticated connections, by pid and start time.
     served: Mutex<Vec<(Pid, u64)>>,
 }
 
 #[derive(Default)]
 struct Inbox {
     answers: Vec<(Waiting, ToolAnswer)>,
-    /// Who answers calls from now on: `Some(None)` is nobody.
+    /// The new host; `Some(None)` is the end of a turn.
     host: Option<Option<Arc<dyn ToolHost>>>,
     tools: Option<Catalogue>,
-    /// Whose processes are admitted from now on.
+    /// The new admission.
     guard: Option<Admission>,
-    /// How many lists of tools there were.
+    /// How many lists of tools there have been.
     generation: u64,
     stop: bool,
 }
 
-/// Whose processes may connect.
+/// Which processes may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Admission {
-    /// No codex runs: who connects waits for one, and is closed where none comes in time.
+    /// No codex runs: connections wait for one, and are closed if none comes in time.
     Nobody,
-    /// The codex below this guard, of this pid and start.
+    /// Those of the codex below this guard, given by pid and start time.
     Below(Pid, u64),
 }
 
@@ -121,7 +120,7 @@ impl std::fmt::Debug for Inbox {
     }
 }
 
-/// Who answers calls while no turn runs.
+/// The host while no turn runs.
 struct NoTurn;
 
 impl ToolHost for NoTurn {
@@ -133,15 +132,15 @@ impl ToolHost for NoTurn {
     fn cancel(&self, _: CallId) {}
 }
 
-/// Who waits for an answer: a call of a connection.
+/// A call whose result is awaited: its connection and its key there.
 type Waiting = (u64, RequestKey);
 
 impl Bridge {
-    /// Lends these tools to the codex that is started with [`Bridge::codex_args`].
+    /// Exposes these tools to the codex that is started with [`Bridge::codex_args`].
     ///
     /// # Errors
-    /// [`Kind::Params`] for an agent's id that no program can be given, [`Kind::Busy`] where another turn of
-    /// the agent has its socket (persistent registration), [`Kind::McpFailed`] for everything else.
+    /// [`Kind::Params`] for an agent's id that cannot be an argument, [`Kind::Busy`] where another turn of the agent
+    /// has its socket (persistent registration), [`Kind::McpFailed`] otherwise.
     pub(crate) fn start(
         agent_id: &str,
         tools: Vec<Tool>,
@@ -155,7 +154,7 @@ impl Bridge {
             ));
         }
         let key = key(agent_id, &tools, settings);
-        // What has no name still needs one that a flag can have.
+        // An empty id cannot be the value of a flag.
         let unnamed = register::short_id("");
         let agent_id = if agent_id.is_empty() {
             unnamed.as_str()
@@ -164,16 +163,16 @@ impl Bridge {
         };
         let directory = socket::directory(settings.runtime_dir.as_deref(), &settings.profile)?;
         let name = match settings.mode {
-            // Of this turn's own, so that two turns of an agent never meet.
+            // Unique, so that two turns of an agent never share it.
             RegistrationMode::Turn => socket::fresh_name()?,
             RegistrationMode::Persistent => format!("p-{}", register::short_id(agent_id)),
         };
         let listening = Listening::start(&directory, &name)?;
         let server = ServerEntry::new(agent_id, &settings.executable, &listening.path)?;
         let turn = match settings.mode {
-            // The socket is the turn's own.
+            // The socket's path is given to this turn's codex alone.
             RegistrationMode::Turn => None,
-            // The socket's path is in everybody's config: the mark tells this turn's codex from the others.
+            // The socket's path is in the shared config: the mark identifies this turn's codex.
             RegistrationMode::Persistent => Some(socket::fresh_name()?),
         };
         let config = register::prepare(&server, settings)?;
@@ -195,13 +194,13 @@ impl Bridge {
             called: new_waker()?,
             served: Mutex::default(),
         });
-        let serving = Serving {
+        let serving = BridgeThread {
             listening,
             agent_id: agent_id.to_owned(),
             turn,
             catalogue,
             host,
-            is_resting: false,
+            is_between_turns: false,
             left_behind: Vec::new(),
             admission: Admission::Nobody,
             shared: Arc::clone(&shared),
@@ -223,18 +222,18 @@ impl Bridge {
         })
     }
 
-    /// Can it serve another turn of this agent, with these tools? Not where codex has been notified of others since.
+    /// Whether it can serve another turn of this agent, with these tools. Not after a change of the tools.
     pub(crate) fn serves(&self, agent_id: &str, tools: &[Tool], settings: &BridgeSettings) -> bool {
         self.shared.lock().generation == 0 && self.key == key(agent_id, tools, settings)
     }
 
-    /// Has `host` answer the calls of a turn that begins.
-    pub(crate) fn lend(&self, host: Arc<dyn ToolHost>) {
+    /// Begins a turn: `host` serves its calls.
+    pub(crate) fn begin_turn(&self, host: Arc<dyn ToolHost>) {
         self.change_host(Some(host));
     }
 
-    /// The turn is over: its open calls are taken back, none is answered and nobody let in before the next.
-    pub(crate) fn rest(&self) {
+    /// Ends a turn: its open calls are cancelled, and no call or connection is accepted until the next one.
+    pub(crate) fn end_turn(&self) {
         self.change_host(None);
     }
 
@@ -243,37 +242,37 @@ impl Bridge {
         self.shared.wake();
     }
 
-    /// Is an `mcp-host` connected? codex does not start one again that has ended.
+    /// Whether an `mcp-host` is connected. codex does not restart one that has ended.
     pub(crate) fn is_connected(&self) -> bool {
         let served = &self.shared.served;
         let served = served.lock().unwrap_or_else(PoisonError::into_inner);
-        // The end of one that was killed just now may not have come here yet.
+        // The end of one that was killed just now may not have been noticed yet.
         let mut served = served.iter();
         served.any(|(pid, start)| os::is_alive(*pid, *start) || os::is_hidden(*pid))
     }
 
-    /// Wakes whoever waits for it when codex calls a tool.
+    /// Woken when codex calls a tool.
     pub(crate) fn called(&self) -> &Waker {
         &self.shared.called
     }
 
-    /// The arguments of codex that lend it the tools, each `-c` with its value behind it.
+    /// codex's arguments that configure the MCP server: `-c` and its value, repeated.
     pub(crate) fn codex_args(&self) -> Vec<OsString> {
         self.arguments.clone()
     }
 
-    /// Admits the processes below this guard, and no others of the same user.
+    /// Admits the processes below this guard, and no other process of the same user.
     pub(crate) fn admit_below(&self, guard: Pid) {
         let admission = match os::start_of(guard) {
             Some(start) => Admission::Below(guard, start),
             None if os::is_hidden(guard) => Admission::Below(guard, 0),
-            // A guard that has ended has nothing below it.
+            // A guard that has exited has no processes below it.
             None => Admission::Nobody,
         };
         self.admit(admission);
     }
 
-    /// Closes every connection, and admits nobody before the next codex: there is none.
+    /// Closes every connection, and admits none until the next codex.
     pub(crate) fn admit_nobody(&self) {
         self.admit(Admission::Nobody);
     }
@@ -283,29 +282,29 @@ impl Bridge {
         self.shared.wake();
     }
 
-    /// The daemon's names of the tools. codex asks for the list once, when it starts.
+    /// The daemon's names of the tools. codex requests the list once, when it starts.
     pub(crate) fn names(&self) -> Arc<ToolNames> {
         Arc::clone(&self.names)
     }
 
-    /// What was wrong with the tools that the bridge was started with, for the daemon's log.
+    /// Warnings about the tools that the bridge was started with, for the daemon's log.
     pub(crate) fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// For whoever may have to change the tools while the turn runs.
+    /// A handle for changing the tools during the turn.
     pub(crate) fn updater(&self) -> ToolUpdater {
         ToolUpdater(Arc::clone(&self.shared))
     }
 }
 
-/// Changes the tools of a running bridge, from any thread and without waiting. After the bridge's end it has no
-/// effect.
+/// Changes the tools of a running bridge, from any thread and without blocking. It has no effect after the bridge's
+/// end.
 #[derive(Clone, Debug)]
 pub(crate) struct ToolUpdater(Arc<BridgeState>);
 
 impl ToolUpdater {
-    /// Replaces the tools, notifies codex's side, and gives what was wrong with the new ones.
+    /// Replaces the tools and notifies codex. Returns warnings about the new ones.
     pub(crate) fn change(&self, tools: Vec<Tool>) -> Vec<String> {
         let generation = {
             let mut inbox = self.0.lock();
@@ -314,7 +313,7 @@ impl ToolUpdater {
         };
         let (catalogue, warnings) = Catalogue::new(generation, tools);
         let mut inbox = self.0.lock();
-        // The later of two changes at once wins, whichever is done first.
+        // Of two concurrent changes the later one takes effect, whichever is prepared first.
         if inbox
             .tools
             .as_ref()
@@ -328,7 +327,7 @@ impl ToolUpdater {
     }
 }
 
-/// What a bridge is started with, as a number.
+/// A hash of what a bridge is started with.
 fn key(agent_id: &str, tools: &[Tool], settings: &BridgeSettings) -> u64 {
     let mut hasher = DefaultHasher::new();
     agent_id.hash(&mut hasher);
@@ -345,7 +344,7 @@ impl Drop for Bridge {
         self.shared.lock().stop = true;
         self.shared.wake();
         if let Some(thread) = self.thread.take() {
-            // A panic over there was reported there; what it held is gone with it.
+            // A panic of the thread was reported by it; its state is gone.
             let _ = thread.join();
         }
     }
@@ -361,7 +360,7 @@ impl BridgeState {
     }
 }
 
-/// The answer that a call gets, whoever has it: dropped without one it is an error, so that no call hangs.
+/// The pending result of a call. Dropped without one, it is an error, so that no call hangs.
 struct Reply {
     shared: Arc<BridgeState>,
     waiting: Waiting,
@@ -376,7 +375,7 @@ impl Reply {
     fn put(&mut self, answer: ToolAnswer) {
         self.sent = true;
         let mut inbox = self.shared.lock();
-        // After the end nobody reads it.
+        // After the bridge's end it is ignored.
         if !inbox.stop {
             inbox.answers.push((self.waiting, answer));
         }
@@ -393,58 +392,58 @@ impl Drop for Reply {
     }
 }
 
-/// Everything that the bridge's thread owns.
-struct Serving {
+/// The state of the bridge's thread.
+struct BridgeThread {
     listening: Listening,
     agent_id: String,
     turn: Option<String>,
     catalogue: Catalogue,
     host: Arc<dyn ToolHost>,
     /// No turn runs.
-    is_resting: bool,
-    /// What earlier turns of this codex have left running, by pid and start: it is not let in.
+    is_between_turns: bool,
+    /// Processes that earlier turns of this codex have left running, by pid and start time: they are refused.
     left_behind: Vec<(Pid, u64)>,
     admission: Admission,
     shared: Arc<BridgeState>,
     connections: BTreeMap<u64, Connection>,
-    /// The next connection's number.
+    /// The id of the last connection.
     next: u64,
     no_accept_before: Option<Instant>,
 }
 
-/// One connection. It is not authenticated until its first line was right.
+/// A connection. It is unauthenticated while `session` is `None`.
 struct Connection {
     stream: UnixStream,
-    /// Who connected, as the kernel says, and when that process started.
+    /// The peer's pid from the kernel, and when that process started.
     peer: Pid,
     peer_start: Option<u64>,
-    /// It was not of the turn's codex when it came.
+    /// Its process was not one of the turn's codex when it connected.
     outside: bool,
-    /// Its first line is there, and codex is not yet.
+    /// It has sent its first line before a codex was admitted.
     early: bool,
     session: Option<Session>,
-    /// What the daemon was asked, by the session's name for it.
+    /// The host's ids of the open calls, by the session's keys.
     calls: HashMap<RequestKey, CallId>,
     input: Vec<u8>,
-    /// How much of `input` has no newline in it.
+    /// How many bytes of `input` have no newline.
     searched: usize,
-    /// A line that is too long is ignored to its end.
+    /// An overlong line is being skipped to its end.
     skipping: bool,
     output: VecDeque<Vec<u8>>,
-    /// The bytes in `output` that are not written.
+    /// The bytes of `output` that are not written.
     waiting: usize,
-    /// How much of the first of `output` is written.
+    /// How many bytes of the first line of `output` are written.
     written: usize,
-    /// Strangers have until then to say who they are, and one that ends to take its last lines.
+    /// When the connection must be authenticated, or a closing one must have read its last lines.
     deadline: Option<Instant>,
-    /// Nothing more is read; what there is to write is written.
+    /// Nothing more is read; the rest of the output is written.
     ending: bool,
 }
 
-impl Serving {
+impl BridgeThread {
     fn run(mut self) {
         while !self.take_inbox() {
-            self.tell_served();
+            self.publish_served();
             self.wait();
         }
         let ids: Vec<u64> = self.connections.keys().copied().collect();
@@ -453,16 +452,16 @@ impl Serving {
         }
     }
 
-    /// Notes who is served, for other threads.
-    fn tell_served(&self) {
+    /// Publishes the processes of the authenticated connections.
+    fn publish_served(&self) {
         let served = self.connections.values().filter(|it| it.session.is_some());
         let served = served.map(|it| (it.peer, it.peer_start.unwrap_or_default()));
-        let mut told = (self.shared.served.lock()).unwrap_or_else(PoisonError::into_inner);
-        told.clear();
-        told.extend(served);
+        let mut published = (self.shared.served.lock()).unwrap_or_else(PoisonError::into_inner);
+        published.clear();
+        published.extend(served);
     }
 
-    /// Does what other threads asked for; says whether the bridge is to end.
+    /// Handles requests of other threads. Returns whether the bridge is to end.
     fn take_inbox(&mut self) -> bool {
         let (answers, host, tools, admission, stop) = {
             let mut inbox = self.shared.lock();
@@ -479,9 +478,9 @@ impl Serving {
         }
         if let Some(host) = host {
             for connection in self.connections.values_mut() {
-                connection.answer_calls(&*self.host);
+                connection.end_calls(&*self.host);
             }
-            self.is_resting = host.is_none();
+            self.is_between_turns = host.is_none();
             self.host = host.unwrap_or_else(|| Arc::new(NoTurn));
             self.left_behind = self.processes_left_behind();
         }
@@ -493,7 +492,7 @@ impl Serving {
             }
         }
         for ((id, key), answer) in answers {
-            // The connection, or the call, may be gone: then nobody waits.
+            // The connection or the call may have ended meanwhile.
             if let Some(connection) = self.connections.get_mut(&id) {
                 connection.calls.remove(&key);
                 if let Some(session) = &mut connection.session {
@@ -509,11 +508,11 @@ impl Serving {
         false
     }
 
-    /// Ends what was admitted before, and looks again at who was too early.
+    /// Closes what was admitted before, and authenticates connections that were too early.
     fn admit(&mut self, admission: Admission) {
         self.admission = admission;
-        // A codex that starts is let in between turns, too.
-        self.is_resting &= admission == Admission::Nobody;
+        // A codex that starts between turns is admitted, too.
+        self.is_between_turns &= admission == Admission::Nobody;
         let mut served = Vec::new();
         let mut early = Vec::new();
         for (id, connection) in &self.connections {
@@ -549,7 +548,7 @@ impl Serving {
         }
     }
 
-    /// What runs below the guard when a turn begins or ends, but for codex and the `mcp-host`s that are served.
+    /// The processes below the guard when a turn begins or ends, without codex and the connected `mcp-host`s.
     fn processes_left_behind(&self) -> Vec<(Pid, u64)> {
         let Admission::Below(guard, _) = self.admission else {
             return Vec::new();
@@ -567,7 +566,7 @@ impl Serving {
             .collect()
     }
 
-    /// Waits until there is something to do, and does it.
+    /// Waits for events and handles them.
     fn wait(&mut self) {
         let now = Instant::now();
         let accepting = self.no_accept_before.is_none_or(|at| at <= now);
@@ -595,7 +594,7 @@ impl Serving {
             ids.push(*id);
             fds.push(PollFd::new(&connection.stream, connection.interest()));
         }
-        // An error, a lack of memory, is a wait that ended early: everything below looks for itself.
+        // poll fails only for lack of memory; the steps below do not rely on its result.
         let _ = os::poll(&mut fds, next);
         let woken = fds[0].revents();
         let listener_ready = fds[1].revents();
@@ -634,11 +633,11 @@ impl Serving {
     }
 
     fn accept(&mut self) {
-        // As many as the kernel's queue holds: a real one may stand behind many that say nothing.
+        // As many as the backlog holds: a valid connection may be behind many silent ones.
         for _ in 0..socket::BACKLOG {
             match self.listening.listener.accept() {
                 Ok((stream, _)) => self.greet(stream),
-                Err(error) if is_for_later(&error) => return,
+                Err(error) if would_block(&error) => return,
                 Err(error) => {
                     log::warn!(
                         "cannot accept at '{}': {error}",
@@ -651,7 +650,7 @@ impl Serving {
         }
     }
 
-    /// Takes a connection that was accepted, unless it is another user's.
+    /// Adds an accepted connection, unless its peer is another user.
     fn greet(&mut self, stream: UnixStream) {
         let Some(peer) = os::peer_of_this_user(&stream) else {
             log::warn!(
@@ -663,16 +662,17 @@ impl Serving {
         if stream.set_nonblocking(true).is_err() {
             return;
         }
-        let strangers: Vec<_> = self
+        let unauthenticated: Vec<_> = self
             .connections
             .iter()
             .filter(|(_, connection)| connection.session.is_none())
             .map(|(id, connection)| (*id, connection.outside))
             .collect();
-        // The oldest gives way, since one of ours says who it is at once; but none of ours gives way to others.
-        let outside = strangers.iter().find(|(_, outside)| *outside);
-        if strangers.len() >= MAX_UNAUTHENTICATED
-            && let Some((oldest, _)) = outside.or(strangers.first())
+        // The oldest is closed, since an `mcp-host` authenticates at once; but one of the turn's codex never for
+        // others.
+        let outside = unauthenticated.iter().find(|(_, outside)| *outside);
+        if unauthenticated.len() >= MAX_UNAUTHENTICATED
+            && let Some((oldest, _)) = outside.or(unauthenticated.first())
         {
             self.close(*oldest);
         }
@@ -682,7 +682,7 @@ impl Serving {
         self.connections.insert(self.next, connection);
     }
 
-    /// Is it certain that this connection is not of the turn's codex?
+    /// Whether this connection is certainly not of the turn's codex.
     fn is_outside(&self, connection: &Connection) -> bool {
         match self.admission {
             Admission::Nobody => false,
@@ -691,15 +691,15 @@ impl Serving {
                     let (peer, but) = (connection.peer, &self.left_behind);
                     os::is_at_or_below(peer, peer_start, guard, start, but)
                 });
-                // Where nobody's ancestors are to be seen the token has to do.
+                // Where /proc hides the guard, the token has to suffice.
                 !is_below && !os::is_hidden(guard)
             }
         }
     }
 
-    /// Reads what there is, up to a limit, and does what the lines say.
+    /// Reads up to a limit, and handles complete lines.
     fn read(&mut self, id: u64) {
-        // Out of the map meanwhile, so that everything else here can be reached beside it.
+        // Removed from the map meanwhile, so that `self` can be borrowed.
         let Some(mut connection) = self.connections.remove(&id) else {
             return;
         };
@@ -707,16 +707,16 @@ impl Serving {
         if !connection.ending && !connection.early {
             match connection.stream.read(&mut buffer) {
                 Ok(0) => {
-                    connection.take_back_calls(&*self.host);
+                    connection.cancel_calls(&*self.host);
                     connection.end();
                 }
                 Ok(length) => {
                     connection.input.extend_from_slice(&buffer[..length]);
                     self.lines(id, &mut connection);
                 }
-                Err(error) if is_for_later(&error) => {}
+                Err(error) if would_block(&error) => {}
                 Err(_) => {
-                    connection.take_back_calls(&*self.host);
+                    connection.cancel_calls(&*self.host);
                     return;
                 }
             }
@@ -725,7 +725,7 @@ impl Serving {
         self.limit_unended();
     }
 
-    /// Gives up the longest lines that have no end yet until the rest is within the turn's limit.
+    /// Discards the longest incomplete lines until the others are within the limit.
     fn limit_unended(&mut self) {
         loop {
             let unended: usize = self.connections.values().map(|c| c.input.len()).sum();
@@ -742,14 +742,14 @@ impl Serving {
         }
     }
 
-    /// Takes the whole lines out of a connection's input.
+    /// Handles the complete lines of a connection's input.
     fn lines(&mut self, id: u64, connection: &mut Connection) {
         let mut input = std::mem::take(&mut connection.input);
         let mut start = 0;
         let mut searched = connection.searched;
         while let Some(at) = memchr::memchr(b'\n', &input[searched..]) {
             if connection.session.is_none() && self.admission == Admission::Nobody {
-                // The line stays, and nothing more is read, until there is a codex that it can be of.
+                // The line is kept, and nothing more is read, until a codex is admitted.
                 connection.early = true;
                 connection.searched = searched;
                 connection.input = input;
@@ -785,36 +785,36 @@ impl Serving {
             input.clear();
         }
         if input.is_empty() {
-            // The room that one huge line took is not kept.
+            // Memory of an overlong line is released.
             input.shrink_to(READ_BYTES);
         }
         connection.searched = input.len();
         connection.input = input;
     }
 
-    /// The first line of a connection: lets it in, or says why not.
+    /// Handles the first line of a connection: accepts it, or refuses it with the reason.
     fn hello(&mut self, connection: &mut Connection, line: &[u8]) {
         let sessions = self.connections.values().filter(|c| c.session.is_some());
-        let ours = self.admission != Admission::Nobody && !self.is_outside(connection);
-        let refused = match serde_json::from_slice::<Hello<'_>>(line) {
+        let is_admitted = self.admission != Admission::Nobody && !self.is_outside(connection);
+        let refusal = match serde_json::from_slice::<Hello<'_>>(line) {
             Err(_) => Some("this is not an mcp-host of this version"),
             Ok(hello) if hello.agent_id != self.agent_id => Some("this socket is another agent's"),
             Ok(hello) if hello.token != self.listening.token => Some("the token is another turn's"),
             Ok(hello) if self.turn.is_some() && hello.turn.as_deref() != self.turn.as_deref() => {
                 Some("it was not started by this turn's codex")
             }
-            Ok(_) if !ours => Some("it was not started by this turn's codex"),
-            Ok(_) if self.is_resting => Some("no turn is running"),
+            Ok(_) if !is_admitted => Some("it was not started by this turn's codex"),
+            Ok(_) if self.is_between_turns => Some("no turn is running"),
             Ok(_) if sessions.count() >= SESSIONS_MAX && !self.evict_silent() => {
                 Some("this turn has too many connections")
             }
             Ok(_) => None,
         };
         let welcome = Welcome {
-            error: refused.map(Cow::from),
+            error: refusal.map(Cow::from),
         };
         connection.send(serde_json::to_string(&welcome).ok());
-        match refused {
+        match refusal {
             None => {
                 connection.session = Some(Session::default());
                 connection.deadline = None;
@@ -826,7 +826,7 @@ impl Serving {
         }
     }
 
-    /// Closes the oldest session that has not even begun MCP; says whether there was one.
+    /// Closes the oldest session without `initialize`. Returns whether there was one.
     fn evict_silent(&mut self) -> bool {
         let silent = self.connections.iter().find(|(_, connection)| {
             let session = connection.session.as_ref();
@@ -839,7 +839,7 @@ impl Serving {
         true
     }
 
-    /// One line of MCP.
+    /// Handles one line of MCP.
     fn line(&self, id: u64, connection: &mut Connection, line: &[u8]) {
         let Some(session) = &mut connection.session else {
             return;
@@ -869,7 +869,7 @@ impl Serving {
         }
     }
 
-    /// Writes to every connection what it takes without waiting.
+    /// Writes to every connection what does not block.
     fn flush_all(&mut self) {
         let mut done = Vec::new();
         for (id, connection) in &mut self.connections {
@@ -885,7 +885,7 @@ impl Serving {
 
     fn close(&mut self, id: u64) {
         if let Some(mut connection) = self.connections.remove(&id) {
-            connection.take_back_calls(&*self.host);
+            connection.cancel_calls(&*self.host);
         }
     }
 }
@@ -922,7 +922,7 @@ impl Connection {
         interest
     }
 
-    /// Puts a line into the queue.
+    /// Queues a line.
     fn send(&mut self, line: Option<String>) {
         if let Some(line) = line {
             let mut line = line.into_bytes();
@@ -932,14 +932,14 @@ impl Connection {
         }
     }
 
-    /// Reads nothing more; what is in the queue is still written, for a while.
+    /// Stops reading; queued lines are still written, until the deadline.
     fn end(&mut self) {
         self.ending = true;
         self.deadline = Some(Instant::now() + HELLO_WAIT);
     }
 
-    /// Tells the daemon that nobody waits for this connection's calls any more.
-    fn take_back_calls(&mut self, host: &dyn ToolHost) {
+    /// Cancels the calls of a connection that has ended.
+    fn cancel_calls(&mut self, host: &dyn ToolHost) {
         for key in self.session.as_mut().map(Session::end).unwrap_or_default() {
             if let Some(call) = self.calls.remove(&key) {
                 host.cancel(call);
@@ -947,8 +947,8 @@ impl Connection {
         }
     }
 
-    /// The same, and answers codex, which goes on.
-    fn answer_calls(&mut self, host: &dyn ToolHost) {
+    /// Cancels the calls of a turn that has ended, and responds to them: codex continues.
+    fn end_calls(&mut self, host: &dyn ToolHost) {
         for (key, call) in std::mem::take(&mut self.calls) {
             host.cancel(call);
             let session = self.session.as_mut();
@@ -957,7 +957,7 @@ impl Connection {
         }
     }
 
-    /// Writes what the socket takes.
+    /// Writes what does not block.
     fn flush(&mut self) -> std::io::Result<()> {
         while let Some(first) = self.output.front() {
             match self.stream.write(&first[self.written..]) {
@@ -966,7 +966,7 @@ impl Connection {
                     self.waiting -= length;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) if is_for_later(&error) => break,
+                Err(error) if would_block(&error) => break,
                 Err(error) => return Err(error),
             }
             if self.written == first.len() {
@@ -978,7 +978,7 @@ impl Connection {
     }
 }
 
-fn is_for_later(error: &std::io::Error) -> bool {
+fn would_block(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 

@@ -1,22 +1,22 @@
-//! The tools as codex lists them: checked, and in pages.
+//! The list of tools that codex gets: validated, and in pages.
 
 use super::Tool;
 use super::schema::{self, InputSchema};
 use crate::json::{json_string, truncate};
 use std::collections::HashSet;
 
-/// A page of `tools/list` ends after so many tools, or after so many bytes.
+/// A page of `tools/list` ends after this many tools, or after [`PAGE_BYTES`].
 const PAGE_TOOLS: usize = 200;
 
 const PAGE_BYTES: usize = 1024 * 1024;
 
-/// A tool whose description and schema are longer than this is not offered: a page must fit into a line.
+/// A tool whose JSON is longer than this, in bytes, is not offered: a page must fit into a line.
 pub(super) const TOOL_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// The tools of a turn, as `tools/list` gives them: in the daemon's order, each name once.
+/// The tools of a turn as `tools/list` returns them: in the daemon's order, without duplicate names.
 #[derive(Debug)]
 pub(crate) struct Catalogue {
-    /// Counts the lists of a turn, so that a cursor into an older list is known as one.
+    /// The number of the list within the turn, so that a cursor of an older list is detected.
     generation: u64,
     pub(super) names: HashSet<String>,
     /// Each tool as JSON.
@@ -24,7 +24,7 @@ pub(crate) struct Catalogue {
 }
 
 impl Catalogue {
-    /// The catalogue of these tools, and a warning for each that could not be taken as it is.
+    /// The catalogue of these tools, and a warning for each one that was changed or left out.
     pub(crate) fn new(generation: u64, tools: Vec<Tool>) -> (Catalogue, Vec<String>) {
         let mut warnings = Vec::new();
         let mut names = HashSet::new();
@@ -77,7 +77,7 @@ impl Catalogue {
         self.generation
     }
 
-    /// The `result` of `tools/list` at this cursor; `None` where the cursor is none of this list's.
+    /// The `result` of `tools/list` at this cursor; `None` where the cursor is not one of this list.
     pub(super) fn page(&self, cursor: Option<&str>) -> Option<String> {
         let start = match cursor {
             None => 0,
@@ -86,7 +86,7 @@ impl Catalogue {
                     .strip_prefix(&format!("{}-", self.generation))?
                     .parse()
                     .ok()?;
-                // Written as this writes them, so that `1-007` is not a cursor.
+                // Only the exact form is accepted: `1-007` is not a cursor.
                 (self.cursor(at) == cursor && (1..self.tools.len()).contains(&at)).then_some(at)?
             }
         };

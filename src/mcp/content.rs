@@ -1,8 +1,8 @@
-//! What a daemon's answer looks like to an MCP client.
+//! Converts a response of the daemon into an MCP result.
 //!
-//! codex decodes a result strictly: one content block that is not as MCP has it, and the whole call fails with
-//! an error that tells the model nothing. So what it cannot take is made into what it can ([`super::block`],
-//! [`why_unreadable`]), and a result that codex's reader would drop for its length is cut, and says so.
+//! codex decodes a result strictly: one content block that is not valid MCP makes the whole call fail, with an error
+//! that tells the model nothing. So blocks are made valid ([`super::block`], [`why_unreadable`]), and a result that
+//! codex would drop for its length is truncated, with a note.
 
 use super::block::{self, text};
 use super::version::ProtocolVersion;
@@ -14,16 +14,16 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// codex drops a line that is longer than this many bytes and lets the call wait for its timeout.
+/// codex drops a longer line, in bytes, and the call then waits for its timeout.
 const CODEX_LINE: usize = 16_777_216;
-/// The room that a result may take: what is left beside the frame of the message and the caller's id.
+/// The most bytes of a result: the rest of the line is for the frame of the message and the caller's id.
 pub(super) const RESULT_MAX: usize = CODEX_LINE - 16 * 1024;
-/// More than the braces and keys around a list of blocks, or around one text.
+/// More than the braces and keys around a list of blocks, or around one text, in bytes.
 const FRAME: usize = 64;
-/// How a result begins.
+/// The beginning of a result.
 const BEGINNING: &str = "{\"content\":[";
 
-/// The `result` of a `tools/call`, as JSON: at most `max` bytes of it.
+/// The `result` of a `tools/call`, as JSON of at most `max` bytes.
 pub(super) fn result(
     tool: &str,
     answer: ToolAnswer,
@@ -46,7 +46,7 @@ pub(super) fn result(
         Some(list) if list.starts_with('[') => {
             for raw in elements(list) {
                 if blocks.is_over() {
-                    // What follows is cut anyway.
+                    // The rest would be cut off anyway.
                     break;
                 }
                 blocks.add(block::normalize(raw, version));
@@ -57,7 +57,7 @@ pub(super) fn result(
     let structured = output.structured_content.as_deref().map(RawValue::get);
     let structured = structured.map(replace_lone_surrogates);
     let given = content.as_deref().map_or(0, str::len) + structured.as_deref().map_or(0, str::len);
-    // What is deeper than codex's reader goes reaches the model as the string that it is.
+    // Values deeper than codex's reader accepts become strings.
     let limited = structured.as_deref().map(|raw| limit_depth(raw.as_bytes()));
     let structured = limited
         .as_deref()
@@ -65,7 +65,7 @@ pub(super) fn result(
         .filter(|raw| *raw != "null");
     let refusal = structured.and_then(why_unreadable);
     match (structured, &refusal) {
-        // MCP asks for this, for the sake of clients that know no structured content.
+        // MCP asks for this, for clients that do not know structured content.
         (Some(structured), _) if blocks.is_empty() => blocks.add(text(structured)),
         (Some(structured), Some(why)) => blocks.add(text(&format!(
             "The structured content of this result can only be given as text, because {why}: {structured}"
@@ -73,7 +73,7 @@ pub(super) fn result(
         _ => {}
     }
     if blocks.is_empty() {
-        // 0.135 takes a result without any block for none at all, and tells the model of an error.
+        // 0.135 takes a result without blocks as missing, and gives the model an error.
         blocks.add(text(""));
     }
     let structured = structured.filter(|raw| {
@@ -87,7 +87,7 @@ pub(super) fn result(
     }
 }
 
-/// The elements of a list, which is JSON. No list of them is made: a pointer has more bytes than a short element.
+/// The elements of a JSON array, without collecting them: pointers would take more memory than short elements.
 fn elements(list: &str) -> impl Iterator<Item = &str> {
     let mut cursor = Cursor::new(list);
     let mut has_more = cursor.open(json::JsonKind::Array).is_ok();
@@ -98,18 +98,18 @@ fn elements(list: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The blocks of a result while they are gathered: no more of them than can be sent.
+/// The blocks of a result, collected up to the limit.
 struct Blocks {
-    /// The result up to where its list of blocks goes on.
+    /// The result up to the end of the blocks so far.
     json: String,
-    /// How long all of them are, with a comma each.
+    /// The length of all blocks in bytes, with a comma each.
     length: usize,
     max: usize,
-    /// How much of them there is room for behind the sentence of a cut result.
-    room: usize,
-    /// The first one for which there is none, where it stands in `json` nevertheless.
-    over_room: Option<Range<usize>>,
-    /// The first one that is over `max`; nothing is gathered any more.
+    /// How many bytes of them fit behind the note of a truncated result.
+    max_behind_note: usize,
+    /// The range in `json` of the first block that does not fit behind the note.
+    over_note: Option<Range<usize>>,
+    /// The first block that exceeds `max`; no more are collected then.
     over_max: Option<String>,
 }
 
@@ -119,8 +119,8 @@ impl Blocks {
             json: BEGINNING.to_owned(),
             length: 0,
             max,
-            room: max.saturating_sub(cut_sentence(tool, usize::MAX).len() + FRAME),
-            over_room: None,
+            max_behind_note: max.saturating_sub(cut_note(tool, usize::MAX).len() + FRAME),
+            over_note: None,
             over_max: None,
         }
     }
@@ -147,12 +147,12 @@ impl Blocks {
         }
         let start = self.json.len();
         self.json.push_str(&block);
-        if self.length > self.room {
-            self.over_room.get_or_insert(start..start + block.len());
+        if self.length > self.max_behind_note {
+            self.over_note.get_or_insert(start..start + block.len());
         }
     }
 
-    /// The result, nothing of it cut.
+    /// The complete result.
     fn finish(mut self, structured: Option<&str>, is_error: bool) -> String {
         self.json.push(']');
         if let Some(structured) = structured {
@@ -167,10 +167,10 @@ impl Blocks {
         self.json
     }
 
-    /// The result with as much of it as fits, behind a sentence that says so. It stands first because codex keeps the
-    /// head of what it shortens itself. Half of a structured content is none.
+    /// The result with as many blocks as fit, behind a note. The note comes first because codex keeps the beginning of
+    /// what it truncates itself. Structured content is dropped.
     fn cut(mut self, tool: &str, length: usize) -> String {
-        // Of an image or a resource a part is of no use; of a text it is.
+        // A part of a text is useful, a part of an image or a resource is not.
         #[derive(Deserialize)]
         struct TextBlock<'a> {
             #[serde(borrow)]
@@ -178,24 +178,24 @@ impl Blocks {
             #[serde(borrow)]
             text: Cow<'a, str>,
         }
-        let whole = self.over_room.as_ref().map_or(self.json.len(), |place| {
-            BEGINNING.len().max(place.start.saturating_sub(1))
+        let whole = self.over_note.as_ref().map_or(self.json.len(), |range| {
+            BEGINNING.len().max(range.start.saturating_sub(1))
         });
-        let part = match &self.over_room {
-            Some(place) => Some(&self.json[place.clone()]),
+        let part = match &self.over_note {
+            Some(range) => Some(&self.json[range.clone()]),
             None => self.over_max.as_deref(),
         };
-        let room = self.room.saturating_sub(whole + 1);
+        let available = self.max_behind_note.saturating_sub(whole + 1);
         let part = part
             .and_then(|part| serde_json::from_str::<TextBlock<'_>>(part).ok())
             .filter(|part| part.r#type == "text")
-            .map(|part| text(escaped_head(&part.text, room)));
+            .map(|part| text(escaped_prefix(&part.text, available)));
         self.json.truncate(whole);
-        let mut sentence = cut_sentence(tool, length);
+        let mut note = cut_note(tool, length);
         if whole > BEGINNING.len() {
-            sentence.push(',');
+            note.push(',');
         }
-        self.json.insert_str(BEGINNING.len(), &sentence);
+        self.json.insert_str(BEGINNING.len(), &note);
         if let Some(part) = part {
             self.json.push(',');
             self.json.push_str(&part);
@@ -204,16 +204,16 @@ impl Blocks {
     }
 }
 
-/// The block of text that a cut result begins with.
-fn cut_sentence(tool: &str, length: usize) -> String {
+/// The text block with the note of a truncated result.
+fn cut_note(tool: &str, length: usize) -> String {
     text(&format!(
         "The result of the tool '{}' was cut: it has {length} bytes and codex takes at most {CODEX_LINE} in one message. What follows is its beginning.",
         truncate(tool, 256)
     ))
 }
 
-/// The longest beginning of `text` whose JSON string has at most `max` bytes.
-fn escaped_head(text: &str, max: usize) -> &str {
+/// The longest prefix of `text` whose JSON string has at most `max` bytes.
+fn escaped_prefix(text: &str, max: usize) -> &str {
     let mut length = 2;
     for (at, character) in text.char_indices() {
         length += match character {
@@ -252,7 +252,7 @@ mod tests {
     fn passes_valid_blocks_and_turns_others_into_text() {
         let newest = ProtocolVersion::V2025_11_25;
         for (content, expected) in [
-            // As MCP has them: byte for byte, what is unknown in them too.
+            // Valid blocks: byte for byte, with unknown members.
             (
                 r#"[{"type":"text","text":"hi","annotations":{"priority":1}}]"#,
                 r#"[{"type":"text","text":"hi","annotations":{"priority":1}}]"#,
@@ -273,10 +273,10 @@ mod tests {
                 r#"[{"type":"resource_link","uri":"a:b","name":"x"}]"#,
                 r#"[{"type":"resource_link","uri":"a:b","name":"x"}]"#,
             ),
-            // 0.135 takes an empty list for no result at all.
+            // 0.135 takes an empty array as a missing result.
             ("[]", r#"[{"type":"text","text":""}]"#),
             ("null", r#"[{"type":"text","text":""}]"#),
-            // What the daemon may write besides.
+            // Other forms that the daemon may write.
             (
                 r#""hi \"you\"""#,
                 r#"[{"type":"text","text":"hi \"you\""}]"#,
@@ -289,7 +289,7 @@ mod tests {
                 r#"[{"type":"image","media_type":"image/png","data":"AA=="}]"#,
                 r#"[{"type":"image","data":"AA==","mimeType":"image/png"}]"#,
             ),
-            // What MCP does not have.
+            // Invalid blocks.
             (
                 r#"[{"type":"text","text":5}]"#,
                 r#"[{"type":"text","text":"{\"type\":\"text\",\"text\":5}"}]"#,
@@ -316,7 +316,7 @@ mod tests {
         }
     }
 
-    /// codex refuses the whole result for a member of the wrong type, even for one that says nothing to a model.
+    /// codex rejects the whole result for a member of a wrong type, even for one that the model does not see.
     #[test]
     fn drops_wrong_members_of_blocks() {
         let deep = format!("{}{}", "[".repeat(101), "]".repeat(101));
@@ -412,7 +412,7 @@ mod tests {
         }
     }
 
-    /// What is JSON by its grammar alone, and nothing that codex can read, loses no text.
+    /// JSON that codex's reader rejects is replaced without losing text.
     #[test]
     fn fixes_what_codex_cannot_parse() {
         let newest = ProtocolVersion::V2025_11_25;
@@ -439,8 +439,11 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&result).unwrap();
         assert_eq!(value.get("structuredContent"), None);
         assert_eq!(value["content"][0]["text"], "x");
-        let told = value["content"][1]["text"].as_str().unwrap();
-        assert!(told.contains(why) && told.ends_with(structured), "{told}");
+        let shown = value["content"][1]["text"].as_str().unwrap();
+        assert!(
+            shown.contains(why) && shown.ends_with(structured),
+            "{shown}"
+        );
     }
 
     // fault: 89
@@ -506,7 +509,7 @@ mod tests {
     }
 
     // fault: 50
-    /// What is over the line is cut to just under it, is an error, says so first, and stays JSON.
+    /// A result over the limit becomes an error of just under the limit that begins with a note, and stays valid JSON.
     #[test]
     fn truncates_overlong_results() {
         const MAX: usize = 2000;

@@ -1,13 +1,13 @@
-//! The daemon's tools in codex's hands.
+//! The daemon's tools as an MCP server for codex.
 //!
-//! For a turn that is lent tools, a [`Bridge`] listens on a unix socket of that turn's own, codex starts
-//! `plexum-openai mcp-host`, and that process ([`proxy`]) does nothing but carry bytes between codex and the
-//! socket. The MCP server itself ([`session`]) lives here in the plugin, where the tools and the daemon are.
-//! So the process that codex starts has nothing to go wrong in, and one place knows MCP.
+//! For a turn with tools, a [`Bridge`] listens on a unix socket, codex starts `plexum-openai mcp-host`, and that
+//! process ([`proxy`]) only copies bytes between codex and the socket. The MCP server itself ([`session`]) runs here in
+//! the plugin, where the tools and the daemon are. So the process that codex starts has little that can fail, and MCP
+//! is implemented in one place.
 //!
-//! The daemon's JSON-RPC is unknown here: a [`ToolHost`] is asked. Of codex this directory knows how it is told of
-//! an MCP server, which is two ways: arguments for the turn's own run ([`Bridge::codex_args`]), and runs of
-//! `codex mcp` that write its config file (`register`). A turn's run of codex is started elsewhere.
+//! The daemon's JSON-RPC is not used here: calls go to a [`ToolHost`]. codex is told of the server in one of two ways:
+//! by arguments for the turn's own codex ([`Bridge::codex_args`]), or by `codex mcp add`, which writes its config file
+//! (`register`). The turn's codex itself is started elsewhere.
 
 mod block;
 mod bridge;
@@ -38,31 +38,31 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A tool that the daemon lends for a turn, as `tools` of the request has it.
+/// A tool of the daemon, as in `tools` of a request.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Tool {
     pub(crate) name: String,
     #[serde(default)]
     pub(crate) description: Option<String>,
-    /// A JSON schema. Anything but a schema of an object is taken for one that allows every object.
+    /// A JSON schema. One that is not of an object is replaced by one that allows any object.
     #[serde(default)]
     pub(crate) input_schema: Option<Box<RawValue>>,
 }
 
-/// A call that codex's model made of one of the tools.
+/// A call of one of the tools by codex's model.
 #[derive(Debug)]
 pub(crate) struct ToolCall {
-    /// codex's own id of the call, where its version says it (0.169 does, 0.135 does not).
+    /// codex's id of the call, if its version sends it (0.169 does, 0.135 does not).
     pub(crate) call_id: Option<String>,
     pub(crate) name: String,
     /// A JSON object.
     pub(crate) arguments: Box<RawValue>,
 }
 
-/// What the daemon answered, as its result has it.
+/// The daemon's result of a call, as on the wire.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct ToolOutput {
-    /// Content blocks as in MCP. A string stands for one block of text.
+    /// Content blocks as in MCP, or a string for one block of text.
     #[serde(default)]
     pub(crate) content: Option<Box<RawValue>>,
     #[serde(default, alias = "isError")]
@@ -71,52 +71,51 @@ pub(crate) struct ToolOutput {
     pub(crate) structured_content: Option<Box<RawValue>>,
 }
 
-/// The answer to a call; the text of an error becomes a tool error that the model reads.
+/// The response to a call; the message of an error becomes a tool error that the model reads.
 pub(crate) type ToolAnswer = Result<ToolOutput, String>;
 
-/// Names a call between the bridge and its host.
+/// Identifies a call between the bridge and its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct CallId(pub(crate) u64);
 
-/// What the bridge asks of the daemon.
+/// Serves calls for the bridge.
 ///
-/// Both functions are called on the bridge's only thread, so they must not wait for the daemon: while they
-/// do, no other call of the turn moves.
+/// Both functions run on the bridge's only thread and must not block: no other call of the turn proceeds meanwhile.
 pub(crate) trait ToolHost: Send + Sync {
-    /// Starts a call. `answer` is called once, on any thread, before or after this returns; dropping it
-    /// uncalled is a tool error too, so that no call hangs.
+    /// Starts a call. `answer` is called once, on any thread, before or after this returns; if it is dropped uncalled,
+    /// the call fails with a tool error instead of hanging.
     fn call(&self, call: ToolCall, answer: Box<dyn FnOnce(ToolAnswer) + Send>) -> CallId;
-    /// The caller no longer waits for this call. An answer that comes all the same is ignored.
+    /// The caller no longer waits for this call. A late answer is ignored.
     fn cancel(&self, call: CallId);
 }
 
 /// How an agent's tools are made known to codex.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum RegistrationMode {
-    /// With that turn's command line alone. Nothing of codex's is written.
+    /// By the turn's command line. Nothing of codex's is written.
     Turn,
-    /// With `codex mcp add`, once for every agent.
+    /// By `codex mcp add`, which all agents share.
     Persistent,
 }
 
-/// What a bridge has to know of its surroundings.
+/// The parameters of a bridge.
 #[derive(Debug)]
 pub(crate) struct BridgeSettings {
     pub(crate) mode: RegistrationMode,
-    /// The daemon's profile directory; sockets lie below it where there is no better place.
+    /// The daemon's profile directory; the sockets are below it where there is no better directory.
     pub(crate) profile: PathBuf,
     /// `$XDG_RUNTIME_DIR`, where it is set.
     pub(crate) runtime_dir: Option<PathBuf>,
-    /// This program, which codex starts as `mcp-host`.
+    /// This executable, which codex starts as `mcp-host`.
     pub(crate) executable: PathBuf,
-    /// codex's home, whose `config.toml` may name other agents' servers.
+    /// codex's home, whose `config.toml` can have the servers of other agents.
     pub(crate) codex_home: PathBuf,
-    /// codex itself, and its environment besides our own; only `RegistrationMode::Persistent` runs it.
+    /// The codex executable, and its environment besides our own; run for `RegistrationMode::Persistent` only.
     pub(crate) codex: PathBuf,
     pub(crate) codex_env: Vec<(OsString, OsString)>,
-    /// How long codex waits for the answer to a call.
+    /// How long codex waits for the result of a call.
     pub(crate) tool_timeout: Duration,
-    /// Cancelled when the turn is: then nothing of codex's is waited for.
+    /// The turn's token: when it is cancelled, running codex commands are not waited for.
     pub(crate) cancel: CancelToken,
 }
 

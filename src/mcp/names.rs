@@ -1,20 +1,19 @@
-//! The daemon's own names of the tools that codex calls by names of its own.
+//! Maps codex's names of the tools to the daemon's.
 //!
-//! codex gives the model names of letters, digits and `_`: every other character becomes a `_` (0.135 and 0.169).
-//! Names that become equal so, and in 0.135 those that are too long, get twelve digits of a hash behind what is left
-//! of them.
+//! codex gives the model names of letters, digits and `_`: every other character becomes `_` (0.135 and 0.169). Names
+//! that become equal, and in 0.135 those that are too long, are shortened and get twelve digits of a hash.
 
-/// The tools of a turn, as codex calls them.
+/// The tools of a turn, by codex's names.
 #[derive(Debug, Default)]
 pub(crate) struct ToolNames {
-    /// codex's namespace of the server that lends them.
+    /// codex's namespace of the server.
     namespace: String,
-    /// Each as it is and as codex has it.
+    /// The daemon's name and codex's name of each tool.
     names: Vec<(String, String)>,
 }
 
 impl ToolNames {
-    /// The names of the tools that the server lends.
+    /// The names of the tools of this server.
     pub(super) fn new<'a>(server: &str, tools: impl Iterator<Item = &'a str>) -> ToolNames {
         ToolNames {
             namespace: format!("mcp__{}", normalize(server)),
@@ -24,14 +23,14 @@ impl ToolNames {
         }
     }
 
-    /// The daemon's name of the tool that codex calls so; `None` where it has none, or the same, or where codex's
-    /// hash alone could tell which of two it is.
+    /// The daemon's name of the tool with this name in codex; `None` where there is none, where the names are equal, or
+    /// where only codex's hash could tell two tools apart.
     pub(crate) fn own_name(&self, namespace: &str, name: &str) -> Option<&str> {
         const HASH: usize = 12;
         if namespace != self.namespace {
             return None;
         }
-        // Within code mode it is not changed.
+        // Code mode uses the daemon's name.
         if self
             .names
             .iter()
@@ -49,9 +48,9 @@ impl ToolNames {
         whole.or_else(shortened)
     }
 
-    /// The only name that codex has so.
-    fn only(&self, is_so: impl Fn(&str) -> bool) -> Option<&str> {
-        let mut found = self.names.iter().filter(|(_, known)| is_so(known));
+    /// The daemon's name of the only tool whose name in codex matches.
+    fn only(&self, matches: impl Fn(&str) -> bool) -> Option<&str> {
+        let mut found = self.names.iter().filter(|(_, known)| matches(known));
         let (own, _) = found.next()?;
         found.next().is_none().then_some(own.as_str())
     }

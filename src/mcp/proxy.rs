@@ -1,8 +1,7 @@
 //! `mcp-host`: the process that codex starts, a pipe between codex and the running plugin.
 //!
-//! It says who it is in one line and then carries bytes both ways, without looking at them: the MCP server is
-//! in the plugin. It lives no longer than either side: codex closing its stdin ends it, and so does the end of
-//! the plugin, however that ended.
+//! It authenticates with one line and then copies bytes both ways without parsing them: the MCP server is in the
+//! plugin. It exits with either side: when codex closes its stdin, and when the plugin ends, however that happens.
 
 use super::bridge::{Hello, Welcome};
 use super::{failed, register, socket};
@@ -18,31 +17,31 @@ use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-/// How long the plugin may take for its first line.
+/// How long the plugin may take to respond to the first line.
 const WELCOME_WAIT: Duration = Duration::from_secs(10);
-/// How long the plugin's last answers may take once codex has closed stdin.
-const LAST_ANSWERS: Duration = Duration::from_millis(700);
+/// How long the plugin's last responses may take once codex has closed stdin.
+const LAST_RESPONSES_WAIT: Duration = Duration::from_millis(700);
 const BUFFER: usize = 64 * 1024;
 
-/// Who is gone.
+/// Which side has ended.
 enum Ended {
     Codex,
     Plugin,
 }
 
-/// How copying came to its end.
+/// Why copying has stopped.
 enum Copied {
-    /// There is no more to read.
-    Whole,
-    /// Nobody takes it.
-    Refused,
+    /// At the end of the input.
+    EndOfInput,
+    /// At an error of the output.
+    OutputFailed,
 }
 
-/// Serves until one side ends. `turn` is the mark that codex gave, where it gave one.
+/// Serves until one side ends. `turn` is the turn's mark, if codex got one.
 ///
 /// # Errors
-/// [`Kind::Usage`] for a path that is not a socket's; [`Kind::McpFailed`] where no plugin listens there, where it
-/// refuses, and where it ends before codex does.
+/// [`Kind::Usage`] where the path cannot be a socket's; [`Kind::McpFailed`] where no plugin listens there, where it
+/// refuses the connection, and where it ends before codex does.
 pub(crate) fn run(path: &Path, agent_id: &str, turn: Option<&str>) -> Result<()> {
     let mut stream = socket::connect(path)?;
     let token = socket::read_token(path)?;
@@ -63,7 +62,7 @@ pub(crate) fn run(path: &Path, agent_id: &str, turn: Option<&str>) -> Result<()>
     stream.write_all(&line).map_err(lost)?;
     welcome(&mut stream, path)?;
     if std::io::stdin().is_terminal() {
-        // A terminal that is gone is no reason not to serve.
+        // A closed terminal is no reason not to serve.
         let _ = writeln!(
             std::io::stderr(),
             "plexum-openai: this is the MCP server that codex starts for agent '{agent_id}'; type MCP messages, one a line"
@@ -71,36 +70,37 @@ pub(crate) fn run(path: &Path, agent_id: &str, turn: Option<&str>) -> Result<()>
     }
 
     let (ended, wait) = mpsc::channel();
-    // Neither thread is joined: each may sit in a read that only the other side can end, and the end of this
-    // function is the end of the process.
+    // Neither thread is joined: each can be blocked in a read that only the other side can end, and the process exits
+    // when this function returns.
     let stdin = file(std::io::stdin()).map_err(lost)?;
     let to_plugin = stream.try_clone().map_err(lost)?;
     spawn("stdin", &ended, move || match copy(stdin, &to_plugin) {
-        Copied::Whole => {
-            // The plugin answers what it has and closes.
+        Copied::EndOfInput => {
+            // The plugin sends its last responses and closes the connection.
             let _ = to_plugin.shutdown(Shutdown::Write);
             Ended::Codex
         }
-        Copied::Refused => Ended::Plugin,
+        Copied::OutputFailed => Ended::Plugin,
     })?;
     let stdout = file(std::io::stdout()).map_err(lost)?;
     spawn("stdout", &ended, move || match copy(stream, stdout) {
-        Copied::Whole => Ended::Plugin,
-        Copied::Refused => Ended::Codex,
+        Copied::EndOfInput => Ended::Plugin,
+        Copied::OutputFailed => Ended::Codex,
     })?;
     finish(&wait, path)
 }
 
-/// Waits for the end of one side, and what is right to wait for the other.
+/// Waits for the end of one side, and then, within limits, of the other.
 fn finish(wait: &Receiver<Ended>, path: &Path) -> Result<()> {
     match wait.recv() {
         Ok(Ended::Codex) | Err(_) => {
-            // That the time is over is as good an end as the plugin's: codex no longer listens.
-            let _: std::result::Result<Ended, RecvTimeoutError> = wait.recv_timeout(LAST_ANSWERS);
+            // A timeout is as good as the plugin's end: codex no longer listens.
+            let _: std::result::Result<Ended, RecvTimeoutError> =
+                wait.recv_timeout(LAST_RESPONSES_WAIT);
             Ok(())
         }
         Ok(Ended::Plugin) => {
-            // Both at once is a normal end of a turn, and which is seen first is chance.
+            // Both ending at once is the normal end of a turn, and which one is noticed first is chance.
             match wait.recv_timeout(Duration::from_millis(50)) {
                 Ok(Ended::Codex) => Ok(()),
                 _ => Err(failed(format!(
@@ -112,9 +112,9 @@ fn finish(wait: &Receiver<Ended>, path: &Path) -> Result<()> {
     }
 }
 
-/// Reads the plugin's answer to the first line.
+/// Reads the plugin's response to the first line.
 fn welcome(stream: &mut UnixStream, path: &Path) -> Result<()> {
-    let strange = || {
+    let not_the_plugin = || {
         failed(format!(
             "what listens at '{}' is not the plugin",
             path.display()
@@ -128,7 +128,7 @@ fn welcome(stream: &mut UnixStream, path: &Path) -> Result<()> {
     let mut stdin_open = true;
     let mut deadline = Instant::now() + WELCOME_WAIT;
     let mut line = Vec::new();
-    // Byte by byte: what follows the line is codex's.
+    // Byte by byte: what follows the line is for codex.
     let mut byte = [0];
     while byte[0] != b'\n' {
         if Instant::now() >= deadline {
@@ -137,21 +137,21 @@ fn welcome(stream: &mut UnixStream, path: &Path) -> Result<()> {
         }
         let mut fds = vec![PollFd::new(&*stream, PollFlags::IN)];
         if stdin_open {
-            // Polled for nothing, it only reports its end.
+            // Without flags, poll reports only that it was closed.
             fds.push(PollFd::new(&stdin, PollFlags::empty()));
         }
         os::poll(&mut fds, Some(deadline)).map_err(lost)?;
         if stdin_open && !fds[1].revents().is_empty() {
-            // codex is gone, or has written everything: what is to come has to come soon.
+            // codex has exited or written everything: the response must come soon.
             stdin_open = false;
-            deadline = deadline.min(Instant::now() + LAST_ANSWERS);
+            deadline = deadline.min(Instant::now() + LAST_RESPONSES_WAIT);
         }
         if fds[0].revents().is_empty() {
             continue;
         }
         match stream.read(&mut byte) {
             Ok(1) if line.len() < BUFFER => line.push(byte[0]),
-            Ok(_) => return Err(strange()),
+            Ok(_) => return Err(not_the_plugin()),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(lost(error)),
         }
@@ -162,7 +162,7 @@ fn welcome(stream: &mut UnixStream, path: &Path) -> Result<()> {
             "the plugin at '{}' refuses this agent: {why}",
             path.display()
         ))),
-        Err(_) => Err(strange()),
+        Err(_) => Err(not_the_plugin()),
     }
 }
 
@@ -175,7 +175,7 @@ fn spawn(
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
-            // Nobody waits any more where the process is ending.
+            // The receiver is gone where the process is exiting.
             let _ = ended.send(work());
         })
         .map_err(|error| Error::os(Kind::Io, "cannot start a thread", error))?;
@@ -187,24 +187,24 @@ fn file(stream: impl AsFd) -> std::io::Result<File> {
     stream.as_fd().try_clone_to_owned().map(File::from)
 }
 
-/// Copies until either side ends. Why it ended does not matter: the other side sees the close.
+/// Copies until either side ends. The reason does not matter: the other side notices the close.
 fn copy(mut from: impl Read, mut to: impl Write) -> Copied {
     let mut buffer = vec![0; BUFFER];
     loop {
         match from.read(&mut buffer) {
-            Ok(0) => return Copied::Whole,
+            Ok(0) => return Copied::EndOfInput,
             Ok(length) => {
                 if to.write_all(&buffer[..length]).is_err() {
-                    return Copied::Refused;
+                    return Copied::OutputFailed;
                 }
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(_) => return Copied::Whole,
+            Err(_) => return Copied::EndOfInput,
         }
     }
 }
 
-/// The turn's mark, as codex gives it in the environment.
+/// The turn's mark, which codex passes in the environment.
 pub(crate) fn turn_of_environment() -> Option<String> {
     std::env::var(register::TURN_VARIABLE).ok()
 }

@@ -1,10 +1,10 @@
-//! How an agent's server is made known to codex: its name, the arguments of codex that lend it for one run, and the
-//! entry that `codex mcp add` writes where the config asks for that.
+//! How codex is told of an agent's MCP server: its name, codex's arguments that configure it for one run, and the entry
+//! that `codex mcp add` writes where the config asks for that.
 //!
-//! An entry in codex's config is everybody's: every agent's codex starts it, sees its tools and can act in
-//! that agent's name. So the entry alone opens nothing: what a turn's own codex gets besides is the turn's mark,
-//! and the bridge refuses an `mcp-host` without it. And because a server that is refused still costs a start,
-//! the entries of other agents are switched off for the turn, those too that an earlier mode left behind.
+//! An entry in codex's config is shared: every agent's codex starts the server, sees its tools and could act in that
+//! agent's name. So the entry alone grants nothing: a turn's own codex also gets the turn's mark, and the bridge
+//! refuses an `mcp-host` without it. And because a refused server still costs a start, the entries of other agents are
+//! disabled for the turn, including those that another mode has left.
 
 use super::{BridgeSettings, RegistrationMode, failed};
 use crate::codex::SERVER_PREFIX;
@@ -20,21 +20,21 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// The most that a name has of its agent's id. codex 0.135 has 64 bytes for `mcp__plexum_host_<id>` and the
-/// tool's name together, and shortens a longer one to a hash that no model can read.
+/// The most bytes of an agent's id in a name. codex 0.135 allows 64 bytes for `mcp__plexum_host_<id>` and the tool's
+/// name together, and replaces a part of longer names by a hash.
 const ID_MAX: usize = 24;
-/// codex's limit for the start of a server. Ours answers in milliseconds, but two hundred codexes may be
-/// starting at once, and a required server that is late fails the turn.
+/// codex's limit for the start of a server. Ours responds in milliseconds, but two hundred codexes can start at once,
+/// and a required server that is late fails the turn.
 const STARTUP_TIMEOUT_SECS: u32 = 60;
 /// How long `codex mcp` may take; it takes 0.02 s.
 const CODEX_WAIT: Duration = Duration::from_secs(30);
-/// codex's config is read up to here.
+/// The most that is read of codex's config, in bytes.
 const CONFIG_MAX: u64 = 16 * 1024 * 1024;
 /// The variable that marks an `mcp-host` as started by a turn's own codex.
 pub(super) const TURN_VARIABLE: &str = "PLEXUM_MCP_TURN";
 
-/// What the name of an agent's server and socket has of its id: the same in every turn, and never that of
-/// another id. Where the id cannot stand as it is, a hash of it is behind what is left.
+/// The part of the names of an agent's server and socket that stands for its id: the same in every turn, and different
+/// for different ids. An id that cannot be used as it is is shortened and gets a hash.
 pub(super) fn short_id(agent_id: &str) -> String {
     let kept: String = agent_id
         .chars()
@@ -44,7 +44,7 @@ pub(super) fn short_id(agent_id: &str) -> String {
         })
         .collect();
     let hash = format!("{:08x}", hash(agent_id));
-    // An id that ends as a hash would could be taken for what another id is shortened to.
+    // An id that ends like a hash could collide with the short form of another id.
     let like_a_hash = kept.len() > 8
         && kept.as_bytes()[kept.len() - 9] == b'-'
         && kept[kept.len() - 8..]
@@ -57,7 +57,7 @@ pub(super) fn short_id(agent_id: &str) -> String {
     format!("{}-{hash}", if kept.is_empty() { "agent" } else { kept })
 }
 
-/// FNV-1a, its halves folded: the same for an id in every version of this program, which std's is not.
+/// FNV-1a with its halves folded: unlike std's hash, the same in every version of this program.
 fn hash(text: &str) -> u32 {
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -70,7 +70,7 @@ pub(super) fn server_name(agent_id: &str) -> String {
     format!("{SERVER_PREFIX}{}", short_id(agent_id))
 }
 
-/// A command line that codex starts as a server.
+/// The command line by which codex starts a server.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ServerEntry {
     name: String,
@@ -103,7 +103,7 @@ impl ServerEntry {
         })
     }
 
-    /// codex's arguments for the turn: this server lent, every other agent's switched off.
+    /// codex's arguments for the turn: this server enabled, every other agent's disabled.
     pub(super) fn arguments(
         &self,
         turn: Option<&str>,
@@ -119,9 +119,9 @@ impl ServerEntry {
             Some(turn) => format!("env={{{TURN_VARIABLE}={}}},", toml::string(turn)),
             None => String::new(),
         };
-        // `required`: without it codex from 0.147 does not wait for the tools. The approval mode: without it
-        // every call fails, since `codex exec` has nobody to ask (0.135 says "user cancelled MCP tool call",
-        // 0.169 "requires approval, but approval policy is never").
+        // `required`: without it codex from 0.147 on does not wait for the tools. The approval mode: without it every
+        // call fails, since `codex exec` cannot ask for approval (0.135 reports "user cancelled MCP tool call", 0.169
+        // "requires approval, but approval policy is never").
         let mut values = vec![format!(
             "mcp_servers.{}={{command={},args=[{}],{env}required=true,startup_timeout_sec={STARTUP_TIMEOUT_SECS},tool_timeout_sec={},default_tools_approval_mode=\"approve\"}}",
             self.name,
@@ -129,8 +129,8 @@ impl ServerEntry {
             args.join(","),
             tool_timeout.as_secs()
         )];
-        // With a command, so that this is a whole entry where the name stood in a comment or was removed
-        // meanwhile: `enabled` alone would be an error of the config then.
+        // With a command, so that it is a valid entry even if the name was only in a comment or has been removed
+        // meanwhile: `enabled` alone would be a config error then.
         values.extend(others(config, &self.name).into_iter().map(|name| {
             format!(
                 "mcp_servers.{name}={{command={},enabled=false}}",
@@ -143,7 +143,7 @@ impl ServerEntry {
             .collect()
     }
 
-    /// Sees to it that codex's config has this server: `codex mcp add` where it does not, or has another.
+    /// Adds this server to codex's config by `codex mcp add`, unless it is there already.
     fn register(&self, settings: &BridgeSettings, config: &str) -> Result<()> {
         if names(config).contains(&self.name.as_str()) && self.is_registered(settings) {
             return Ok(());
@@ -162,15 +162,15 @@ impl ServerEntry {
         Err(failed(format!(
             "cannot register the server '{}' with codex: {}",
             self.name,
-            told(&ended)
+            last_error_line(&ended)
         )))
     }
 
-    /// Is codex's entry for this name this server?
+    /// Whether codex's entry of this name is this server.
     fn is_registered(&self, settings: &BridgeSettings) -> bool {
         let mut command = codex(settings);
         command.args(["mcp", "get", "--json"]).arg(&self.name);
-        // Whatever else `get` says, `add` is what fixes it.
+        // If `get` fails for any reason, `add` writes the entry.
         run(command, settings)
             .ok()
             .filter(|ended| ended.success)
@@ -181,21 +181,21 @@ impl ServerEntry {
     }
 }
 
-/// Begins a command line of codex.
+/// A command of codex in its environment.
 fn codex(settings: &BridgeSettings) -> Command {
     let mut command = Command::new(&settings.codex);
     command.envs(settings.codex_env.iter().map(|(name, value)| (name, value)));
     command
 }
 
-/// Registers the server where the mode asks for it, and gives the config as it is then.
+/// Registers the server if the mode requires it, and returns the config after that.
 pub(super) fn prepare(server: &ServerEntry, settings: &BridgeSettings) -> Result<String> {
     let path = settings.codex_home.join("config.toml");
     if settings.mode == RegistrationMode::Turn {
         return read(&path);
     }
-    // codex has no lock for its config: of eight adds at once it keeps four to six. Ours is on its directory, so
-    // that nothing is written there.
+    // codex does not lock its config: of eight concurrent adds four to six survive. Our lock is on its directory, so
+    // that no lock file is created there.
     let _lock = lock(&settings.codex_home, &settings.cancel)?;
     server.register(settings, &read(&path)?)?;
     read(&path)
@@ -224,7 +224,7 @@ fn lock(directory: &Path, cancel: &CancelToken) -> Result<Directory> {
     }
 }
 
-/// codex's config as text; one that cannot be read, or is no text, is codex's own to complain of.
+/// codex's config as text; codex itself reports one that is unreadable or not text.
 fn read(path: &Path) -> Result<String> {
     let mut bytes = Vec::new();
     if let Ok(file) = os::open_options().read(true).open(path) {
@@ -233,8 +233,8 @@ fn read(path: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Every name in the config that one of our servers could have. What stands in comments and values is among
-/// them: switching off what is not there does no harm, and a real TOML parser is not needed.
+/// Every name in the config that one of our servers could have, even in comments and values: disabling a missing server
+/// does no harm, and no TOML parser is needed.
 fn names(config: &str) -> Vec<&str> {
     let mut names: Vec<&str> = config
         .match_indices(SERVER_PREFIX)
@@ -258,13 +258,13 @@ fn others<'a>(config: &'a str, own: &str) -> Vec<&'a str> {
     names
 }
 
-/// Runs a `codex mcp …` to its end, with a limit.
+/// Runs a `codex mcp …` with a time limit.
 fn run(command: Command, settings: &BridgeSettings) -> Result<CommandOutput> {
     ask(command, CODEX_WAIT, &settings.cancel).map_err(|error| failed(error.message()))
 }
 
-/// The last thing that codex said.
-fn told(ended: &CommandOutput) -> &str {
+/// The last line of a failed command's stderr.
+fn last_error_line(ended: &CommandOutput) -> &str {
     ended
         .stderr
         .lines()
@@ -312,7 +312,7 @@ mod tests {
             "012345678901234567890123",
         ];
         let mut names: Vec<String> = ids.iter().map(|id| server_name(id)).collect();
-        // What an id is shortened to, taken as an id.
+        // The short forms, used as ids.
         for id in ids {
             let shortened = short_id(id);
             if shortened != id && !ids.contains(&shortened.as_str()) {

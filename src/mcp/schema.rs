@@ -1,12 +1,12 @@
-//! A tool's input schema, as codex and the providers behind it take it.
+//! Makes a tool's input schema acceptable to codex and the providers behind it.
 //!
-//! Providers refuse a whole request for one tool whose schema is not that of an object, or that has `anyOf`,
-//! `oneOf`, `allOf`, `enum` or `not` at the top. codex (0.135 and 0.169, measured) passes `anyOf`, `oneOf`,
-//! `allOf`, `enum`, `$ref` and a list of types on as they are, drops `not` and `if` without a word, and leaves a
-//! tool out, silently, for one keyword of the wrong type at any depth (`"required":true`). So the alternatives are
-//! merged into the properties, what that loses is said in the description, and a malformed keyword is removed.
+//! Providers reject a whole request for one tool whose schema is not that of an object, or has `anyOf`, `oneOf`,
+//! `allOf`, `enum` or `not` at the top level. codex (0.135 and 0.169, measured) passes on `anyOf`, `oneOf`, `allOf`,
+//! `enum`, `$ref` and a list of types unchanged, silently drops `not` and `if`, and silently leaves a tool out for one
+//! keyword of a wrong type at any depth (`"required":true`). So alternatives are merged into the properties, what that
+//! loses is put into the description, and malformed keywords are removed.
 //!
-//! This is for the model alone: the arguments that it gives are not checked and not changed.
+//! The schema is for the model only: the arguments of a call are neither checked nor changed.
 
 use crate::json::{self, Cursor};
 use crate::json::{json_string, replace_lone_surrogates, truncate, why_unreadable};
@@ -16,33 +16,33 @@ use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A schema over so many bytes is passed on as it is, or not at all: its tree would take many times as much.
+/// A longer schema, in bytes, is passed on unchanged or not at all: its tree would take many times the memory.
 const REWRITE_BYTES_MAX: usize = 256 * 1024;
-/// How many values a rewriting may copy: references can multiply a schema without end.
+/// How many values a rewrite may copy: references can multiply a schema without limit.
 const COPIES_MAX: usize = 50_000;
-/// How deep alternatives and references may stand in each other.
+/// How deep alternatives and references may nest.
 const NESTING_MAX: usize = 32;
-/// How much of a condition or of a schema is said in a description.
+/// The most bytes of a condition or a schema in a description.
 const NOTE_BYTES_MAX: usize = 16 * 1024;
 
-/// The keywords that cannot stand at the top: providers refuse them, or codex drops them without a word.
+/// Keywords that must not be at the top level: providers reject them, or codex silently drops them.
 const COMBINERS: [&str; 10] = [
     "anyOf", "oneOf", "allOf", "enum", "const", "not", "if", "then", "else", "$ref",
 ];
 
-/// A schema that can be given to codex.
+/// A schema that codex can be given.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct InputSchema {
-    /// JSON, of an object.
+    /// The JSON text of an object.
     pub(super) json: String,
-    /// What the schema no longer says, for the tool's description.
+    /// What the rewritten schema has lost, for the tool's description.
     pub(super) note: Option<String>,
-    /// What had to be changed, to go behind the tool's name.
+    /// What was changed; the tool's name goes before it.
     pub(super) warning: Option<String>,
 }
 
 impl InputSchema {
-    /// The schema that is given to codex for this one of the daemon's.
+    /// The schema for codex that corresponds to the daemon's.
     pub(super) fn normalize(given: Option<&RawValue>) -> InputSchema {
         let given = given.map_or("{}", RawValue::get);
         let given = replace_lone_surrogates(given);
@@ -57,7 +57,7 @@ impl InputSchema {
     }
 }
 
-/// The sentence for the description.
+/// The note for the description.
 fn note(schema: &str) -> String {
     let shown = truncate(schema, NOTE_BYTES_MAX);
     let cut = if shown.len() < schema.len() {
@@ -68,7 +68,7 @@ fn note(schema: &str) -> String {
     format!("The arguments must match this JSON schema: {shown}{cut}")
 }
 
-/// The error says what the schema is that cannot be rewritten.
+/// An error tells why the schema cannot be rewritten.
 fn normalize(given: &str) -> Result<InputSchema, String> {
     if !given.starts_with('{') {
         return Err("is not an object".to_owned());
@@ -82,7 +82,7 @@ fn normalize(given: &str) -> Result<InputSchema, String> {
         warning: None,
     };
     if given.len() > REWRITE_BYTES_MAX {
-        let (kind, has_combiner) = look_at_top(given).map_err(|_| "cannot be read".to_owned())?;
+        let (kind, has_combiner) = inspect_top(given).map_err(|_| "cannot be read".to_owned())?;
         if kind.is_none_or(|kind| kind == "\"object\"") && !has_combiner {
             return Ok(unchanged(with_type(given, kind.is_some())));
         }
@@ -164,9 +164,9 @@ fn normalize(given: &str) -> Result<InputSchema, String> {
     })
 }
 
-/// The JSON of the `type` of a schema, and whether it has one of [`COMBINERS`]. No map of the members is made: there
-/// may be as many as a line has room for.
-fn look_at_top(schema: &str) -> Result<(Option<&str>, bool), json::NotJson> {
+/// The raw `type` of a schema, and whether it has one of [`COMBINERS`]. The members are not collected: there can be as
+/// many as fit into a line.
+fn inspect_top(schema: &str) -> Result<(Option<&str>, bool), json::NotJson> {
     let mut cursor = Cursor::new(schema);
     cursor.open(json::JsonKind::Object)?;
     let (mut kind, mut has_combiner) = (None, false);
@@ -180,7 +180,7 @@ fn look_at_top(schema: &str) -> Result<(Option<&str>, bool), json::NotJson> {
     Ok((kind, has_combiner))
 }
 
-/// The schema's own text, with a type where it has none.
+/// The schema's own text, with a `type` added if it has none.
 fn with_type(given: &str, has_type: bool) -> String {
     if has_type {
         return given.to_owned();
@@ -190,7 +190,7 @@ fn with_type(given: &str, has_type: bool) -> String {
     format!("{{\"type\":\"object\"{comma}{rest}")
 }
 
-/// What is no longer at the top, and what it refers to.
+/// The keywords removed from the top level, and the definitions that they refer to.
 fn condition(top: &Map<String, Value>, found: &[&str]) -> String {
     let mut removed: Map<String, Value> = found
         .iter()
@@ -209,7 +209,7 @@ fn condition(top: &Map<String, Value>, found: &[&str]) -> String {
     Value::Object(removed).to_string()
 }
 
-/// The top with the merged properties in place of what was merged.
+/// The top level with the merged properties.
 fn assemble(top: &Map<String, Value>, shape: Shape) -> Value {
     let mut result = top.clone();
     for keyword in COMBINERS {
@@ -229,7 +229,7 @@ fn assemble(top: &Map<String, Value>, shape: Shape) -> Value {
     Value::Object(result)
 }
 
-/// The warning for what was removed: the first few places are enough to find the rest.
+/// The warning about removed keywords. The first few paths are enough to find the others.
 fn ignored_warning(ignored: &[String]) -> String {
     const SHOWN_MAX: usize = 3;
     let shown = ignored[..ignored.len().min(SHOWN_MAX)].join(", ");
@@ -240,7 +240,7 @@ fn ignored_warning(ignored: &[String]) -> String {
     format!("is malformed, and codex would leave the tool out: {shown}{more} ignored")
 }
 
-/// Removes every keyword of the wrong type, at the places where codex reads schemas; notes where.
+/// Removes every keyword of a wrong type where codex reads schemas, and adds its path to `ignored`.
 fn repair(schema: &mut Value, path: &str, ignored: &mut Vec<String>) {
     if schema.is_boolean() {
         return;
@@ -294,7 +294,7 @@ fn quote_path(path: &str) -> String {
     format!("'#{}'", truncate(path, 128))
 }
 
-/// Removes dangling references: a provider refuses a request for one.
+/// Removes references without a target: a provider rejects the request for one.
 fn remove_broken_references(schema: &mut Value, ignored: &mut Vec<String>) {
     fn collect(schema: &Value, root: &Value, broken: &mut BTreeSet<String>) {
         match schema {
@@ -337,7 +337,7 @@ fn remove_broken_references(schema: &mut Value, ignored: &mut Vec<String>) {
     }
 }
 
-/// What a reference within the same schema leads to.
+/// The target of a reference within the schema.
 fn resolve<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
     let pointer = reference.strip_prefix('#')?;
     root.pointer(pointer)
@@ -368,11 +368,11 @@ fn allows_object(kind: Option<&Value>) -> bool {
     }
 }
 
-/// There are more alternatives and references than are worth following.
+/// There are too many alternatives and references to follow.
 #[derive(Debug)]
 struct TooComplex;
 
-/// What an object may have, as far as properties can say it.
+/// The objects that a schema allows, as far as properties can express it.
 #[derive(Clone, Debug, Default)]
 struct Shape {
     properties: Map<String, Value>,
@@ -384,11 +384,11 @@ struct Shape {
 /// Merges the alternatives of a schema.
 struct Merger<'a> {
     root: &'a Value,
-    /// How many values may still be copied.
+    /// How many more values may be copied.
     left: usize,
-    /// The references that are being followed, against going round in circles.
+    /// The references being followed, to detect cycles.
     following: Vec<&'a str>,
-    /// The properties allow more than the schema did.
+    /// The properties allow more than the schema does.
     inexact: bool,
 }
 
@@ -402,7 +402,7 @@ impl<'a> Merger<'a> {
         }
     }
 
-    /// Counts what is copied.
+    /// Counts copied values.
     fn spend(&mut self, values: usize) -> Result<(), TooComplex> {
         self.left = self.left.checked_sub(values).ok_or(TooComplex)?;
         Ok(())
@@ -446,7 +446,7 @@ impl<'a> Merger<'a> {
             "dependentRequired",
             "dependentSchemas",
         ];
-        // At the top all of these but `not` stay.
+        // At the top level all of these are kept but `not`.
         self.inexact |= LOST
             .iter()
             .any(|keyword| object.contains_key(*keyword) && (depth > 0 || *keyword == "not"));
@@ -455,18 +455,18 @@ impl<'a> Merger<'a> {
             let Some(values) = self.values(values)? else {
                 return Ok(None);
             };
-            shape = self.both(shape, values)?;
+            shape = self.intersect(shape, values)?;
         }
         if let Some(reference) = object.get("$ref").and_then(Value::as_str) {
             match resolve(self.root, reference) {
-                // A circle adds nothing to itself.
+                // A cycle adds nothing to itself.
                 Some(_) if self.following.contains(&reference) || reference == "#" => {}
                 Some(target) => {
                     self.following.push(reference);
                     let found = self.shape(target, depth + 1)?;
                     self.following.pop();
                     let Some(found) = found else { return Ok(None) };
-                    shape = self.both(shape, found)?;
+                    shape = self.intersect(shape, found)?;
                 }
                 None => self.inexact = true,
             }
@@ -475,7 +475,7 @@ impl<'a> Merger<'a> {
             let Some(part) = self.shape(part, depth + 1)? else {
                 return Ok(None);
             };
-            shape = self.both(shape, part)?;
+            shape = self.intersect(shape, part)?;
         }
         for keyword in ["anyOf", "oneOf"] {
             if let Some(alternatives) = list(keyword) {
@@ -483,10 +483,10 @@ impl<'a> Merger<'a> {
                 for alternative in alternatives {
                     possible.extend(self.shape(alternative, depth + 1)?);
                 }
-                let Some(possible) = self.either(possible)? else {
+                let Some(possible) = self.union(possible)? else {
                     return Ok(None);
                 };
-                shape = self.both(shape, possible)?;
+                shape = self.intersect(shape, possible)?;
             }
         }
         if let Some(when) = object.get("if") {
@@ -494,7 +494,7 @@ impl<'a> Merger<'a> {
             if let Some(when) = self.shape(when, depth + 1)? {
                 possible.extend(match object.get("then") {
                     Some(then) => match self.shape(then, depth + 1)? {
-                        Some(then) => Some(self.both(when, then)?),
+                        Some(then) => Some(self.intersect(when, then)?),
                         None => None,
                     },
                     None => Some(when),
@@ -505,10 +505,10 @@ impl<'a> Merger<'a> {
                 None => Some(Shape::default()),
             });
             self.inexact = true;
-            let Some(possible) = self.either(possible)? else {
+            let Some(possible) = self.union(possible)? else {
                 return Ok(None);
             };
-            shape = self.both(shape, possible)?;
+            shape = self.intersect(shape, possible)?;
         }
         Ok(Some(shape))
     }
@@ -529,16 +529,16 @@ impl<'a> Merger<'a> {
                 });
             }
         }
-        self.either(shapes)
+        self.union(shapes)
     }
 
-    /// What is allowed where both are.
-    fn both(&mut self, mut one: Shape, other: Shape) -> Result<Shape, TooComplex> {
+    /// The objects that both allow.
+    fn intersect(&mut self, mut one: Shape, other: Shape) -> Result<Shape, TooComplex> {
         for (name, schema) in other.properties {
             let merged = match one.properties.remove(&name) {
                 Some(first) => {
                     self.spend(1)?;
-                    both_schemas(first, schema)
+                    intersect_schemas(first, schema)
                 }
                 None => schema,
             };
@@ -546,14 +546,14 @@ impl<'a> Merger<'a> {
         }
         one.required.extend(other.required);
         one.additional = match (one.additional, other.additional) {
-            (Some(one), Some(other)) => Some(both_schemas(one, other)),
+            (Some(one), Some(other)) => Some(intersect_schemas(one, other)),
             (one, other) => one.or(other),
         };
         Ok(one)
     }
 
-    /// What is allowed where one of these is; `None` where there is none.
-    fn either(&mut self, shapes: Vec<Shape>) -> Result<Option<Shape>, TooComplex> {
+    /// The objects that any of these allows; `None` where the list is empty.
+    fn union(&mut self, shapes: Vec<Shape>) -> Result<Option<Shape>, TooComplex> {
         let mut shapes = shapes.into_iter();
         let Some(first) = shapes.next() else {
             return Ok(None);
@@ -582,7 +582,7 @@ impl<'a> Merger<'a> {
         Ok(Some(Shape {
             properties: properties
                 .into_iter()
-                .map(|(name, schemas)| (name, either_schema(schemas)))
+                .map(|(name, schemas)| (name, union_schema(schemas)))
                 .collect(),
             required,
             additional,
@@ -590,7 +590,7 @@ impl<'a> Merger<'a> {
     }
 }
 
-/// How many values there are in a value.
+/// The number of values in a value.
 fn count(value: &Value) -> usize {
     1 + match value {
         Value::Array(list) => list.iter().map(count).sum(),
@@ -607,9 +607,8 @@ fn allows_all(schema: &Value) -> bool {
     }
 }
 
-/// The schema of what is allowed by both. codex 0.135 makes `{}` of an `allOf` in a property, so it is the last
-/// resort.
-fn both_schemas(one: Value, other: Value) -> Value {
+/// The schema of what both allow. codex 0.135 replaces an `allOf` in a property by `{}`, so it is the last resort.
+fn intersect_schemas(one: Value, other: Value) -> Value {
     if one == other || allows_all(&other) || one == false {
         return one;
     }
@@ -627,9 +626,9 @@ fn both_schemas(one: Value, other: Value) -> Value {
         let merged = match keyword.as_str() {
             _ if *known == value => continue,
             "title" | "description" | "default" | "examples" | "$comment" => continue,
-            "type" => both_types(known, &value),
-            "enum" => both_lists(known, &value),
-            "required" => all_names(known, &value),
+            "type" => intersect_types(known, &value),
+            "enum" => intersect_lists(known, &value),
+            "required" => union_names(known, &value),
             _ => None,
         };
         match merged {
@@ -640,7 +639,7 @@ fn both_schemas(one: Value, other: Value) -> Value {
     Value::Object(first)
 }
 
-fn both_types(one: &Value, other: &Value) -> Option<Value> {
+fn intersect_types(one: &Value, other: &Value) -> Option<Value> {
     let list = |kinds: &Value| match kinds {
         Value::Array(kinds) => kinds.clone(),
         kind => vec![kind.clone()],
@@ -661,7 +660,7 @@ fn both_types(one: &Value, other: &Value) -> Option<Value> {
     }
 }
 
-fn both_lists(one: &Value, other: &Value) -> Option<Value> {
+fn intersect_lists(one: &Value, other: &Value) -> Option<Value> {
     let other = other.as_array()?;
     let common: Vec<Value> = one
         .as_array()?
@@ -672,7 +671,7 @@ fn both_lists(one: &Value, other: &Value) -> Option<Value> {
     (!common.is_empty()).then_some(Value::Array(common))
 }
 
-fn all_names(one: &Value, other: &Value) -> Option<Value> {
+fn union_names(one: &Value, other: &Value) -> Option<Value> {
     let mut names = one.as_array()?.clone();
     for name in other.as_array()? {
         if !names.contains(name) {
@@ -682,8 +681,8 @@ fn all_names(one: &Value, other: &Value) -> Option<Value> {
     Some(Value::Array(names))
 }
 
-/// The schema of what one of these allows.
-fn either_schema(schemas: Vec<Value>) -> Value {
+/// The schema of what any of these allows.
+fn union_schema(schemas: Vec<Value>) -> Value {
     let mut different: Vec<Value> = Vec::new();
     for schema in schemas {
         let parts = match schema {
@@ -709,14 +708,14 @@ fn either_schema(schemas: Vec<Value>) -> Value {
     if different.len() == 1 {
         return different.remove(0);
     }
-    match listed(&different) {
+    match merge_value_lists(&different) {
         Some(schema) => schema,
         None => json!({ "anyOf": different }),
     }
 }
 
-/// One list of values for schemas that are nothing but such lists.
-fn listed(schemas: &[Value]) -> Option<Value> {
+/// One list of values for schemas that have nothing but such lists.
+fn merge_value_lists(schemas: &[Value]) -> Option<Value> {
     let mut values: Vec<Value> = Vec::new();
     let mut kinds: Vec<&Value> = Vec::new();
     for schema in schemas {
@@ -750,7 +749,7 @@ fn listed(schemas: &[Value]) -> Option<Value> {
     Some(result)
 }
 
-/// The description with what the schema no longer says, as JSON.
+/// The description with the note, as JSON.
 pub(super) fn description(given: Option<&str>, note: Option<&str>) -> Option<String> {
     let text = match (given, note) {
         (Some(given), Some(note)) if !given.trim().is_empty() => {

@@ -1,8 +1,8 @@
-//! The MCP server for one connection, without any input or output of its own.
+//! The MCP server of one connection, without I/O.
 //!
-//! A line goes in, [`Effect`]s come out: lines to send, calls to start, calls that nobody waits for any more.
-//! So all of MCP can be tested in memory, and whoever owns the socket ([`super::bridge`]) can serve many calls
-//! at once on one thread: nothing in here waits.
+//! It takes lines and returns [`Effect`]s: lines to send, calls to start, calls to cancel. So MCP can be tested in
+//! memory, and the owner of the socket ([`super::bridge`]) can serve many calls at once on one thread: nothing here
+//! blocks.
 //!
 //! Formats: <https://modelcontextprotocol.io/specification>, the four versions of [`ProtocolVersion`].
 
@@ -18,11 +18,11 @@ use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// How often a caller that asks for progress is notified that the call is still running.
+/// How often a caller that asked for progress is notified that its call is running.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
-/// The most calls that one connection may have open: far over what a model asks for at once.
+/// The most open calls of a connection: far more than a model makes at once.
 const OPEN_CALLS_MAX: usize = 4096;
-/// The fields of all parameters that are read, each still raw.
+/// All parameters that are read, raw.
 #[derive(Default, Deserialize)]
 struct Params<'a> {
     #[serde(borrow, default, rename = "protocolVersion")]
@@ -47,21 +47,21 @@ struct Meta<'a> {
     call_id: Option<&'a RawValue>,
 }
 
-/// Names an open call of a session.
+/// Identifies an open call of a session.
 pub(crate) type RequestKey = u64;
 
-/// What is to be done because of a line.
+/// What the caller has to do.
 #[derive(Debug)]
 pub(crate) enum Effect {
-    /// A line for the client, without its newline.
+    /// Send this line to the client, without its newline.
     Send(String),
-    /// A call for the daemon; its answer goes to [`Session::answer`].
+    /// Start this call; its result goes to [`Session::answer`].
     Call(RequestKey, ToolCall),
-    /// Nobody waits for this call any more.
+    /// Cancel this call.
     Cancel(RequestKey),
 }
 
-/// A call that has no answer yet.
+/// A call without a result.
 #[derive(Debug)]
 struct ServedCall {
     id: Id,
@@ -71,7 +71,7 @@ struct ServedCall {
 
 #[derive(Debug)]
 struct CallProgress {
-    /// The caller's token, as it wrote it.
+    /// The caller's token, raw.
     token: Box<RawValue>,
     since: Instant,
     next: Instant,
@@ -83,19 +83,19 @@ pub(crate) struct Session {
     /// Set by `initialize`.
     version: Option<ProtocolVersion>,
     open: HashMap<RequestKey, ServedCall>,
-    /// The open calls by the client's id.
+    /// The keys of the open calls by the client's ids.
     by_id: HashMap<Id, RequestKey>,
-    /// The next name of a call.
+    /// The key of the next call.
     next: u64,
 }
 
 impl Session {
-    /// Did the client begin MCP?
+    /// Whether the client has sent `initialize`.
     pub(crate) fn is_initialized(&self) -> bool {
         self.version.is_some()
     }
 
-    /// Takes one line, without its newline.
+    /// Handles one line, without its newline.
     pub(crate) fn line(
         &mut self,
         line: &[u8],
@@ -112,7 +112,7 @@ impl Session {
         }
     }
 
-    /// The daemon answered a call. `None` where nobody waits for it any more.
+    /// The response to an open call. `None` where the call was cancelled.
     pub(crate) fn answer(&mut self, key: RequestKey, answer: ToolAnswer) -> Option<String> {
         let call = self.open.remove(&key)?;
         self.by_id.remove(&call.id);
@@ -121,7 +121,7 @@ impl Session {
         Some(jsonrpc::result_response(&call.id, &result))
     }
 
-    /// The client is gone: the calls that nobody waits for any more.
+    /// The client has disconnected. Returns the open calls, to be cancelled.
     pub(crate) fn end(&mut self) -> Vec<RequestKey> {
         self.by_id.clear();
         let mut keys: Vec<RequestKey> = self.open.drain().map(|(key, _)| key).collect();
@@ -129,13 +129,13 @@ impl Session {
         keys
     }
 
-    /// The line that says that the tools are others now, where the client can be told yet.
+    /// The notification that the list of tools has changed, if the client is initialized.
     pub(crate) fn tools_changed(&self) -> Option<String> {
         self.version?;
         Some("{\"jsonrpc\":\"2.0\",\"method\":\"notifications/tools/list_changed\"}".to_owned())
     }
 
-    /// When [`Session::progress`] has something to say next.
+    /// When [`Session::progress`] returns the next notification.
     pub(crate) fn next_progress(&self) -> Option<Instant> {
         let progress = self.open.values().filter_map(|call| call.progress.as_ref());
         progress.map(|progress| progress.next).min()
@@ -156,7 +156,7 @@ impl Session {
         lines
     }
 
-    /// Takes one message; gives its response, where it has one at once.
+    /// Handles one message. Returns its response, if there is one at once.
     fn message(
         &mut self,
         line: &[u8],
@@ -170,7 +170,7 @@ impl Session {
                 self.notification(&method, params, effects);
                 return None;
             }
-            // This server asks nothing, so nothing is answered that it has asked.
+            // This server sends no requests, so responses are ignored.
             Ok(Message::Response { .. } | Message::InvalidResponse { .. }) => return None,
             Err(invalid) => {
                 let (kind, why) = (invalid.error.kind(), invalid.error.message());
@@ -178,7 +178,7 @@ impl Session {
             }
         };
         if self.by_id.contains_key(&id) {
-            // Under its own id this would be taken for the response to the first.
+            // A response with this id would be taken for the one to the first request.
             let why = format!("the id {} is in use", id.json());
             return Some(error_response(None, Kind::Request, &why));
         }
@@ -189,7 +189,7 @@ impl Session {
         }
     }
 
-    /// Answers a request: with a result, later (`None`), or with an error.
+    /// Handles a request. Returns its result, `None` for a later response, or an error.
     fn request(
         &mut self,
         id: &Id,
@@ -209,9 +209,9 @@ impl Session {
         }
         let params = Params::parse(params)?;
         if method == "initialize" {
-            let wanted = string(params.protocol_version, "protocolVersion")?
+            let requested = string(params.protocol_version, "protocolVersion")?
                 .ok_or_else(|| missing("protocolVersion"))?;
-            let version = ProtocolVersion::negotiated(&wanted);
+            let version = ProtocolVersion::negotiated(&requested);
             self.version = Some(version);
             return Ok(Some(format!(
                 "{{\"protocolVersion\":\"{}\",\"capabilities\":{{\"tools\":{{\"listChanged\":true}}}},\"serverInfo\":{{\"name\":\"plexum-openai\",\"version\":\"{}\"}}}}",
@@ -246,7 +246,7 @@ impl Session {
             }
             token => token,
         };
-        // Not MCP's but codex's own field: what it is there for is better missed than refused.
+        // codex's own field, not MCP's: an invalid one is ignored.
         let call_id = meta
             .call_id
             .and_then(|id| serde_json::from_str::<String>(id.get()).ok());
@@ -295,7 +295,7 @@ impl Session {
         Ok(None)
     }
 
-    /// Takes a notification. None is ever answered, however wrong it is.
+    /// Handles a notification. There is never a response, even to an invalid one.
     fn notification(&mut self, method: &str, params: Option<&RawValue>, effects: &mut Vec<Effect>) {
         if method != "notifications/cancelled" {
             return;
@@ -308,7 +308,7 @@ impl Session {
             .and_then(id_of)
             .and_then(|id| self.by_id.remove(&id))
         else {
-            // Its answer and the cancellation met on the way.
+            // It has been answered in the meantime.
             return;
         };
         effects.push(Effect::Cancel(key));
@@ -339,9 +339,9 @@ impl<'a> Params<'a> {
     }
 }
 
-/// The fields of an object.
+/// Deserializes an object.
 fn fields<'a, T: Deserialize<'a>>(raw: &'a RawValue, name: &str) -> Result<T, (Kind, String)> {
-    // A derived struct would take a list for its fields in order.
+    // A derived struct would also accept an array, as its fields in order.
     if !raw.get().starts_with('{') {
         return Err((Kind::Params, format!("'{name}' must be an object")));
     }
@@ -366,7 +366,7 @@ fn error_response(id: Option<&Id>, kind: Kind, message: &str) -> String {
     jsonrpc::error_response(id, kind.rpc_code(), message, None)
 }
 
-/// The response to a line that is too long to be read.
+/// The error response to an overlong line.
 pub(crate) fn too_long(max: usize) -> String {
     let why = format!("a line is at most {max} bytes");
     error_response(None, Kind::Request, &why)

@@ -1,12 +1,12 @@
-//! Where a turn's socket lies, and how the plugin and `mcp-host` make sure of each other.
+//! The private directory for sockets, and how the plugin and `mcp-host` authenticate each other.
 //!
-//! The directory is private (0700, ours, no symlink), so nobody else reaches what is in it; the socket in it has
-//! mode 0600 from the moment it exists; the kernel says who connects; and a token in a file beside the socket
-//! tells this turn's `mcp-host` from any other of the same user. Nothing secret is ever in an argument or in
-//! the environment, which codex's command line shows to everybody.
+//! The directory is private (mode 0700, owned by this user, not a symbolic link), so that no other user can reach its
+//! files; a socket has mode 0600 from the moment it exists; the kernel reports the peer's identity; and a token in a
+//! file beside the socket distinguishes this turn's `mcp-host` from other processes of the same user. No secret is ever
+//! in an argument, which other users can see, or in the environment.
 //!
-//! Everything that makes or removes a file here holds the directory's lock, so that no half-made socket is taken
-//! for one that a killed plugin left behind.
+//! Files are created and removed under the directory's lock, so that a socket that is just being created is not taken
+//! for the leftover of a killed plugin.
 
 use super::failed;
 use crate::error::{Error, Kind, Result};
@@ -21,32 +21,32 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A socket's path has at most so many bytes on Linux.
+/// The longest path of a socket on Linux, in bytes.
 pub(super) const PATH_MAX: usize = 107;
-/// The longest name of a socket here: `p-`, 24 bytes of the agent's id, `.sock`.
+/// The longest name of a socket here, in bytes: `p-`, 24 bytes of the agent's id, `.sock`.
 const NAME_MAX: usize = 31;
-/// As many as a queue of the kernel's holds while the bridge is busy.
+/// The backlog of a listening socket: connections that wait while the bridge is busy.
 pub(super) const BACKLOG: i32 = 128;
-/// How long another plugin may hold the directory's lock; it needs well under a millisecond.
+/// How long to wait for the directory's lock; other plugins hold it for well under a millisecond.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
-const SOCKET_END: &str = ".sock";
-const TOKEN_END: &str = ".token";
-/// How the name of a copy of this program begins; the pid and the start of the process that made it follow.
-const PROGRAM_START: &str = "program-";
-/// How the name of one ends that is not whole yet.
-const HALF_END: &str = ".tmp";
+const SOCKET_SUFFIX: &str = ".sock";
+const TOKEN_SUFFIX: &str = ".token";
+/// The prefix of the name of a copy of this program; the pid and the start time of the process that made it follow.
+const PROGRAM_PREFIX: &str = "program-";
+/// The suffix of an incomplete copy.
+const INCOMPLETE_SUFFIX: &str = ".tmp";
 
-/// The private directory for sockets, made if it is missing.
+/// The private directory for sockets, which is created if it is missing.
 ///
 /// # Errors
-/// [`Kind::McpFailed`] where it is there already and is not private: a symlink, another's, or open to others.
+/// [`Kind::McpFailed`] where it exists and is not private: a symbolic link, another user's, or accessible to others.
 pub(super) fn directory(runtime_dir: Option<&Path>, profile: &Path) -> Result<PathBuf> {
     let directory = place(runtime_dir, profile);
     open_directory(&directory)?;
     Ok(directory)
 }
 
-/// Sees that the directory for sockets, which is there, is private.
+/// Checks that an existing directory for sockets is private.
 ///
 /// # Errors
 /// As [`directory`].
@@ -54,12 +54,11 @@ pub(crate) fn check(directory: &Path) -> Result<()> {
     open_directory(directory).map(drop)
 }
 
-/// Where the directory for sockets is: `$XDG_RUNTIME_DIR/plexum-openai`, else `run` in the profile, else, where a
-/// path in there would be too long for a socket, one under `/tmp`.
+/// The path of the directory for sockets: `$XDG_RUNTIME_DIR/plexum-openai`, else `run` in the profile, else, where the
+/// path of a socket there would be too long, a directory in `/tmp`.
 pub(crate) fn place(runtime_dir: Option<&Path>, profile: &Path) -> PathBuf {
     let user = os::user_id();
-    // A runtime directory that does not belong to this user was inherited through `su`; the one for this user is
-    // not known.
+    // A runtime directory of another user was inherited through `su`; that of this user is unknown.
     let runtime_dir = runtime_dir.filter(|directory| {
         directory.is_absolute()
             && std::fs::metadata(directory).is_ok_and(|found| found.is_dir() && found.uid() == user)
@@ -69,20 +68,20 @@ pub(crate) fn place(runtime_dir: Option<&Path>, profile: &Path) -> PathBuf {
         .map(|directory| directory.join("plexum-openai"))
         .into_iter()
         .chain([profile.join("run")])
-        // codex's arguments are text.
+        // codex's arguments have to be UTF-8.
         .find(|directory| {
             directory.to_str().is_some() && directory.as_os_str().len() + 1 + NAME_MAX <= PATH_MAX
         })
         .unwrap_or_else(short_place)
 }
 
-/// The private directory whose path is short and plain whatever the profile is called.
+/// The private directory with a short ASCII path, whatever the profile's path is.
 pub(crate) fn short_place() -> PathBuf {
     let user = os::user_id();
     PathBuf::from(format!("/tmp/plexum-openai-{user}"))
 }
 
-/// Opens the directory, making it if it is missing.
+/// Opens the directory, and creates it if it is missing.
 fn open_directory(directory: &Path) -> Result<Directory> {
     let cannot = |what: &str, error: std::io::Error| {
         Error::os(
@@ -97,7 +96,7 @@ fn open_directory(directory: &Path) -> Result<Directory> {
     let mut opened = Directory::open(directory);
     if matches!(&opened, Err(error) if error.kind() == ErrorKind::NotFound) {
         os::check_owner("the directory for sockets", directory)?;
-        // Mode and all in one call, so that it is private from its first moment.
+        // With its mode in one call, so that it is private from the beginning.
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder
@@ -114,7 +113,7 @@ fn open_directory(directory: &Path) -> Result<Directory> {
     };
     let word = shell::quote_path(&directory.to_string_lossy());
     let user = os::user_id();
-    let of_another = |owner: u32| {
+    let owned_by_another = |owner: u32| {
         refused(
             format!(
                 "belongs to user {}, not to {}",
@@ -129,12 +128,12 @@ fn open_directory(directory: &Path) -> Result<Directory> {
     let opened = match opened {
         Ok(opened) => opened,
         Err(error) => {
-            // Whatever it is and however it is closed: who made it is what has to be known.
+            // Whatever it is, its owner is what the message has to tell first.
             let owner = std::fs::symlink_metadata(directory).map(|found| found.uid());
             return match (owner, Errno::from_io_error(&error)) {
-                (Ok(owner), _) if owner != user => of_another(owner),
+                (Ok(owner), _) if owner != user => owned_by_another(owner),
                 (_, Some(Errno::LOOP | Errno::NOTDIR)) => refused(
-                    "is a symbolic link or no directory".to_owned(),
+                    "is a symbolic link or not a directory".to_owned(),
                     format!("run: mv {word} {word}.old"),
                 ),
                 _ => Err(cannot("open", error)),
@@ -145,7 +144,7 @@ fn open_directory(directory: &Path) -> Result<Directory> {
         .metadata()
         .map_err(|error| cannot("look at", error))?;
     if found.uid() != user {
-        return of_another(found.uid());
+        return owned_by_another(found.uid());
     }
     let mode = found.mode() & 0o777;
     if mode != 0o700 {
@@ -157,8 +156,8 @@ fn open_directory(directory: &Path) -> Result<Directory> {
     Ok(opened)
 }
 
-/// Opens the directory and waits for its lock, which ends with the descriptor. The lock is on the directory itself,
-/// so that no lock file is left in it.
+/// Opens the directory and waits for its lock, which is released with the descriptor. The lock is on the directory
+/// itself, so that there is no lock file.
 pub(crate) fn locked(directory: &Path) -> Result<Directory> {
     lock(open_directory(directory)?, directory)
 }
@@ -181,7 +180,7 @@ fn lock(opened: Directory, directory: &Path) -> Result<Directory> {
     }
 }
 
-/// Listens at a socket of this name in the private directory.
+/// Listens on a socket of this name in the private directory.
 ///
 /// # Errors
 /// As [`Listening::start`].
@@ -193,10 +192,10 @@ pub(crate) fn listen_privately(
     Listening::start(&directory(runtime_dir, profile)?, name)
 }
 
-/// Connects to a socket of this user's, without waiting for who listens there.
+/// Connects to a socket of this user without blocking.
 ///
 /// # Errors
-/// The operating system's; another user's is refused as one where nobody listens.
+/// Those of the operating system; `ConnectionRefused` where another user listens.
 pub(crate) fn connect_privately(path: &Path) -> std::io::Result<UnixStream> {
     let stream = os::connect_without_waiting(path)?;
     if os::peer_of_this_user(&stream).is_none() {
@@ -206,7 +205,7 @@ pub(crate) fn connect_privately(path: &Path) -> std::io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// A listening socket and the token beside it. Both are removed when it is dropped.
+/// A listening socket and its token file. Both are removed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Listening {
     pub(super) listener: UnixListener,
@@ -217,20 +216,20 @@ pub(crate) struct Listening {
 }
 
 impl Listening {
-    /// What accepts connections, without waiting for one.
+    /// The listener.
     pub(crate) fn listener(&self) -> &UnixListener {
         &self.listener
     }
 
-    /// Listens at `<name>.sock` in the directory. What a killed plugin left there is replaced.
+    /// Listens on `<name>.sock` in the directory. The leftover of a killed plugin is replaced.
     ///
     /// # Errors
-    /// [`Kind::Busy`] where somebody listens there; [`Kind::McpFailed`] for everything else.
+    /// [`Kind::Busy`] where another process listens there; [`Kind::McpFailed`] otherwise.
     pub(super) fn start(directory: &Path, name: &str) -> Result<Listening> {
         let lock = locked(directory)?;
         sweep_once(directory, &lock);
-        let path = directory.join(format!("{name}{SOCKET_END}"));
-        match at(&path) {
+        let path = directory.join(format!("{name}{SOCKET_SUFFIX}"));
+        match probe(&path) {
             SocketState::Nothing => {}
             SocketState::Stale => remove(&lock, name),
             SocketState::Live => {
@@ -250,7 +249,7 @@ impl Listening {
             )
         };
         let token = token().map_err(|error| cannot("make a token for", error))?;
-        // Before the socket, so that whoever can connect can read it.
+        // Before the socket, so that a process that can connect can read it.
         write_token(&lock, name, &token).map_err(|error| cannot("write the token of", error))?;
         let listener = os::listen(&path, BACKLOG).map_err(|error| {
             remove(&lock, name);
@@ -268,8 +267,8 @@ impl Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        // Under the lock: between the two files the agent's next turn could have made its own. A directory that is gone
-        // is not made again for this. What cannot be removed has no listener, and the next start removes it.
+        // Under the lock: otherwise the files of the agent's next turn could be removed. A missing directory is not
+        // created for this. Files that cannot be removed are removed by the next start.
         if let Ok(opened) = Directory::open(&self.directory)
             && let Ok(lock) = lock(opened, &self.directory)
         {
@@ -278,42 +277,42 @@ impl Drop for Listening {
     }
 }
 
-/// What there is where a socket should be.
+/// What is at the path of a socket.
 enum SocketState {
     Nothing,
-    /// A socket of ours at which nobody listens.
+    /// A socket without a listener.
     Stale,
     Live,
     NotASocket(&'static str),
 }
 
-fn at(path: &Path) -> SocketState {
+fn probe(path: &Path) -> SocketState {
     let found = match std::fs::symlink_metadata(path) {
         Ok(found) => found,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return SocketState::Nothing,
         Err(_) => return SocketState::NotASocket("something that cannot be looked at"),
     };
-    // Connecting to a plain file is refused too, so the kind has to be known first.
+    // Connecting to a regular file is refused, too, so the type has to be checked first.
     if !found.file_type().is_socket() {
         return SocketState::NotASocket("something else than a socket");
     }
     match os::connect_without_waiting(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => SocketState::Stale,
         Err(error) if error.kind() == ErrorKind::NotFound => SocketState::Nothing,
-        // A full queue, no descriptors left: what is not known to be dead is not touched.
+        // A full backlog or a lack of descriptors, for instance: only a socket that is certainly stale may be removed.
         _ => SocketState::Live,
     }
 }
 
-/// Removes a socket and its token, in the directory whose lock this is.
+/// Removes a socket and its token in the directory, whose lock is held.
 fn remove(lock: &Directory, name: &str) {
-    for end in [SOCKET_END, TOKEN_END] {
-        // It may not be there; what cannot be removed is reported by what is made in its place.
+    for end in [SOCKET_SUFFIX, TOKEN_SUFFIX] {
+        // They may not exist; and if they cannot be removed, creating their successors fails with a message.
         let _ = lock.remove(&format!("{name}{end}"));
     }
 }
 
-/// Removes what killed plugins left in the directory, the first time that this process uses it.
+/// Removes the leftovers of killed plugins, when this process uses the directory for the first time.
 fn sweep_once(directory: &Path, lock: &Directory) {
     static SWEPT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
     let mut swept = SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
@@ -330,25 +329,25 @@ fn sweep_locked(directory: &Path, lock: &Directory) {
     for entry in entries.flatten() {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
-        if let Some(of) = name.strip_prefix(PROGRAM_START) {
-            // Nobody makes one while this holds the lock: half of one is a killed plugin's, whoever has its name.
-            let is_half = of.ends_with(HALF_END);
+        if let Some(of) = name.strip_prefix(PROGRAM_PREFIX) {
+            // Copies are made under the lock: an incomplete one is a killed plugin's.
+            let is_incomplete = of.ends_with(INCOMPLETE_SUFFIX);
             let of = of.split_once('-').and_then(|(pid, start)| {
                 Some((Pid::from_raw(pid.parse().ok()?)?, start.parse().ok()?))
             });
-            if is_half || of.is_some_and(|(pid, start)| !os::is_alive(pid, start)) {
-                // What cannot be removed is only a file too many.
+            if is_incomplete || of.is_some_and(|(pid, start)| !os::is_alive(pid, start)) {
+                // A file that cannot be removed does no harm.
                 let _ = lock.remove(name);
             }
             continue;
         }
-        let of = name.strip_suffix(SOCKET_END);
-        let Some(name) = of.or(name.strip_suffix(TOKEN_END)) else {
+        let of = name.strip_suffix(SOCKET_SUFFIX);
+        let Some(name) = of.or(name.strip_suffix(TOKEN_SUFFIX)) else {
             continue;
         };
-        // Under the lock a token without a socket is as dead as a socket without a listener.
+        // Under the lock a token without a socket is as stale as a socket without a listener.
         if let SocketState::Stale | SocketState::Nothing =
-            at(&directory.join(format!("{name}{SOCKET_END}")))
+            probe(&directory.join(format!("{name}{SOCKET_SUFFIX}")))
         {
             log::debug!(
                 "removing what a killed plugin left: '{name}' in '{}'",
@@ -359,18 +358,18 @@ fn sweep_locked(directory: &Path, lock: &Directory) {
     }
 }
 
-/// A copy of the running program that codex can start, as long as this process runs: the program's own file is
-/// gone, and `/proc/PID/exe` of a process that others cannot look into cannot be opened by them.
+/// A copy of the running program that codex can start while this process runs. It is needed where the program's own
+/// file was removed: other processes cannot open `/proc/PID/exe` of a protected process.
 ///
 /// # Errors
-/// [`Kind::McpFailed`] where the private directory is not to be had or is full.
+/// [`Kind::McpFailed`] where the private directory is not available or full.
 pub(crate) fn program_copy(runtime_dir: Option<&Path>, profile: &Path) -> Result<PathBuf> {
     let directory = directory(runtime_dir, profile)?;
     let lock = locked(&directory)?;
     sweep_once(&directory, &lock);
     let me = os::own_pid();
     let start = os::start_of(me).unwrap_or_default();
-    let name = format!("{PROGRAM_START}{}-{start}", me.as_raw_nonzero());
+    let name = format!("{PROGRAM_PREFIX}{}-{start}", me.as_raw_nonzero());
     let path = directory.join(&name);
     if path.exists() {
         return Ok(path);
@@ -383,12 +382,12 @@ pub(crate) fn program_copy(runtime_dir: Option<&Path>, profile: &Path) -> Result
         let message = format!("nothing can be run from '{}'", directory.display());
         return Err(failed(message));
     }
-    // Whole before it has its name: another turn may take it at once.
-    let half = format!("{name}{HALF_END}");
-    let copied = copy_program(&lock, &half).and_then(|()| lock.rename(&half, &name));
+    // Renamed when it is complete: another turn may use it at once.
+    let incomplete = format!("{name}{INCOMPLETE_SUFFIX}");
+    let copied = copy_program(&lock, &incomplete).and_then(|()| lock.rename(&incomplete, &name));
     if copied.is_err() {
-        // It takes room that is wanted; what stays is swept.
-        let _ = lock.remove(&half);
+        // An incomplete copy wastes space; if it cannot be removed it is swept later.
+        let _ = lock.remove(&incomplete);
     }
     copied.map_err(cannot)?;
     Ok(path)
@@ -397,20 +396,20 @@ pub(crate) fn program_copy(runtime_dir: Option<&Path>, profile: &Path) -> Result
 /// Copies the running program to this name in the directory.
 fn copy_program(directory: &Directory, name: &str) -> std::io::Result<()> {
     let mut copy = directory.create(name, 0o700)?;
-    // The umask may have taken what codex needs.
+    // The umask may have cleared bits that codex needs.
     copy.set_permissions(std::fs::Permissions::from_mode(0o700))?;
     std::io::copy(&mut File::open("/proc/self/exe")?, &mut copy)?;
     Ok(())
 }
 
-/// 256 bits that nobody can guess, as hexadecimal digits.
+/// 256 random bits, in hexadecimal.
 fn token() -> std::io::Result<String> {
     let mut random = [0; 32];
     File::open("/dev/urandom")?.read_exact(&mut random)?;
     Ok(hexadecimal(&random))
 }
 
-/// A name for a socket that no other one has.
+/// A random name for a socket.
 pub(super) fn fresh_name() -> Result<String> {
     let mut random = [0; 8];
     File::open("/dev/urandom")
@@ -424,17 +423,17 @@ fn hexadecimal(bytes: &[u8]) -> String {
 }
 
 fn write_token(lock: &Directory, name: &str, token: &str) -> std::io::Result<()> {
-    // One without its socket is a killed plugin's, and is replaced.
-    let mut file = lock.create(&format!("{name}{TOKEN_END}"), 0o600)?;
+    // A token without a socket is a killed plugin's, and is replaced.
+    let mut file = lock.create(&format!("{name}{TOKEN_SUFFIX}"), 0o600)?;
     file.write_all(token.as_bytes())
 }
 
-/// Where the token of the socket at this path is.
+/// The path of the token of this socket.
 fn token_path(socket: &Path) -> PathBuf {
-    socket.with_extension(&TOKEN_END[1..])
+    socket.with_extension(&TOKEN_SUFFIX[1..])
 }
 
-/// Reads the token of the socket at this path: a file of ours alone, not too long, never waited for.
+/// Reads the token of a socket: a regular file that only this user can access. It never blocks.
 pub(super) fn read_token(socket: &Path) -> Result<String> {
     let path = token_path(socket);
     let cannot = |error: std::io::Error| {
@@ -459,10 +458,10 @@ pub(super) fn read_token(socket: &Path) -> Result<String> {
     Ok(token.trim_end().to_owned())
 }
 
-/// Connects to the socket at this path, whose listener must be this user's.
+/// Connects to a socket whose listener must be this user's.
 ///
 /// # Errors
-/// [`Kind::Usage`] for a path that is not a socket's, [`Kind::McpFailed`] where nobody listens.
+/// [`Kind::Usage`] where the path cannot be a socket's, [`Kind::McpFailed`] where nothing listens there.
 pub(super) fn connect(path: &Path) -> Result<UnixStream> {
     if path.as_os_str().len() > PATH_MAX || path.as_os_str().as_bytes().contains(&0) {
         return Err(Error::new(
@@ -555,12 +554,12 @@ mod tests {
             (
                 "link",
                 Box::new(|path: &Path| symlink("real", path).unwrap()) as Box<dyn Fn(&Path)>,
-                "is a symbolic link or no directory; run: mv <path> <path>.old",
+                "is a symbolic link or not a directory; run: mv <path> <path>.old",
             ),
             (
                 "file",
                 Box::new(|path: &Path| std::fs::write(path, "").unwrap()),
-                "is a symbolic link or no directory; run: mv <path> <path>.old",
+                "is a symbolic link or not a directory; run: mv <path> <path>.old",
             ),
             (
                 "open",
@@ -602,7 +601,7 @@ mod tests {
     #[test]
     fn names_owner_of_squatted_directory() {
         if os::user_id() != 0 {
-            // Only root can make what belongs to somebody else.
+            // Only root can create files of another user.
             return;
         }
         let base = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
-//! The versions of MCP that are spoken.
+//! The supported versions of MCP.
 
-/// The versions of MCP that are spoken, oldest first.
+/// The supported versions of MCP, oldest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ProtocolVersion {
     V2024_11_05,
@@ -26,11 +26,11 @@ impl ProtocolVersion {
         }
     }
 
-    /// The version to answer a client with that asks for `wanted`: that one, or else the newest.
-    pub(crate) fn negotiated(wanted: &str) -> ProtocolVersion {
+    /// The version for a client that requests `requested`: that one if it is supported, else the newest.
+    pub(crate) fn negotiated(requested: &str) -> ProtocolVersion {
         ProtocolVersion::ALL
             .into_iter()
-            .find(|version| version.name() == wanted)
+            .find(|version| version.name() == requested)
             .unwrap_or(ProtocolVersion::V2025_11_25)
     }
 }

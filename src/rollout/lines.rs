@@ -605,15 +605,15 @@ mod tests {
             "x".repeat(3 * READ)
         );
         let truncated = &long[..long.len() - 5];
-        let wanted = CALL.replace("\"x\"", &format!("\"{}\"", "é".repeat(READ)));
+        let long_call = CALL.replace("\"x\"", &format!("\"{}\"", "é".repeat(READ)));
         check(
-            &format!("{long}\n{CALL}\n{wanted}\n{truncated}\n{long}"),
+            &format!("{long}\n{CALL}\n{long_call}\n{truncated}\n{long}"),
             &[
                 (long.len() as u64 + 1, CALL.len() as u64, CALL, true),
                 (
                     (long.len() + CALL.len() + 2) as u64,
-                    wanted.len() as u64,
-                    &wanted,
+                    long_call.len() as u64,
+                    &long_call,
                     true,
                 ),
             ],

@@ -96,7 +96,7 @@ impl Tools {
         };
         let bridge = match kept {
             Some(kept) if kept.serves(agent_id, &tools, &settings) => {
-                kept.lend(Arc::clone(&self.host));
+                kept.begin_turn(Arc::clone(&self.host));
                 kept
             }
             _ => {

@@ -602,7 +602,7 @@ fn reports_runtime_directory_that_is_not_private() {
     );
     ready(&|| symlink("/tmp", &directory).unwrap());
     expect(
-        "the directory for sockets '<directory>' is a symbolic link or no directory; run: mv <directory> <directory>.old",
+        "the directory for sockets '<directory>' is a symbolic link or not a directory; run: mv <directory> <directory>.old",
     );
     ready(&|| fs::set_permissions(short.path(), fs::Permissions::from_mode(0o555)).unwrap());
     let (_, told) = check_named(&lab, "sockets");

@@ -445,7 +445,7 @@ impl Suspended {
             return;
         };
         if let Some(tools) = server.tools() {
-            tools.rest();
+            tools.end_turn();
         }
         if let Err(why) = server.end_turn() {
             log::debug!("the server is not kept: {why}");

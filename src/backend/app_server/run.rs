@@ -155,7 +155,7 @@ impl AppServerRun<'_> {
         state.texts.abandon(emitter);
         self.clean_up(&mut server, &state, begun, emitter);
         if let Some(tools) = self.spec.tools {
-            tools.rest();
+            tools.end_turn();
         }
         let exit = self.return_to_pool(server, &state, emitter);
         state.reporter.emit_rest(state.end.is_some(), emitter);
@@ -726,7 +726,7 @@ impl AppServerRun<'_> {
                 // A server that still runs has reported the result.
                 (message, _) => {
                     let message = message.unwrap_or_default();
-                    TurnStatus::Failed(failure::from_answer("turn/start", &message))
+                    TurnStatus::Failed(failure::from_response("turn/start", &message))
                 }
             },
         };

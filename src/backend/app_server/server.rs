@@ -273,7 +273,7 @@ fn load(client: &mut Client, recipe: &Recipe, cancel: &CancelToken) -> Result<St
             let refusal = failure::refusal_of_resume(&message);
             Err(match refusal.filter(|_| recipe.thread.is_some()) {
                 Some(refusal) => StartError::Refused(refusal),
-                None => StartError::Failed(failure::from_answer(method, &message)),
+                None => StartError::Failed(failure::from_response(method, &message)),
             })
         }
         Err(RequestError::Timeout) => Err(StartError::Failed(

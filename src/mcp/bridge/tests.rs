@@ -1,4 +1,4 @@
-//! The plugin's side as a client on the socket sees it.
+//! Tests of the bridge through its socket.
 
 use super::*;
 use crate::mcp::{ToolCall, ToolOutput};
@@ -8,18 +8,18 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
 
-/// Every wait of these tests ends after so long.
+/// The limit of every wait in these tests.
 const LIMIT: Duration = Duration::from_secs(20);
 
 type Answer = Box<dyn FnOnce(ToolAnswer) + Send>;
 
-/// What the daemon is asked.
+/// What the bridge asks of its host.
 enum HostRequest {
     Call(CallId, ToolCall, Answer),
     Cancelled(CallId),
 }
 
-/// A daemon that hands everything to the test. `echo` is answered at once, on the bridge's own thread.
+/// A host that passes everything to the test. `echo` is answered at once, on the bridge's own thread.
 struct Daemon {
     asked: Sender<HostRequest>,
     next: Mutex<u64>,
@@ -35,7 +35,7 @@ impl ToolHost for Daemon {
         if call.name == "echo" {
             answer(Ok(output(call.arguments.get())));
         } else {
-            // The test may be over.
+            // The test may have ended.
             let _ = self.asked.send(HostRequest::Call(id, call, answer));
         }
         id
@@ -72,7 +72,7 @@ struct BridgedTurn {
 impl BridgedTurn {
     fn new() -> BridgedTurn {
         let base = tempfile::tempdir().unwrap();
-        let (asked, told) = mpsc::channel();
+        let (asked, received) = mpsc::channel();
         let host = Daemon {
             asked,
             next: Mutex::new(0),
@@ -84,12 +84,12 @@ impl BridgedTurn {
             &settings(base.path(), RegistrationMode::Turn),
         )
         .unwrap();
-        // The tests' own process is the client.
+        // The process of the tests is the client.
         bridge.admit_below(os::own_pid());
         BridgedTurn {
             base,
             bridge: Some(bridge),
-            asked: told,
+            asked: received,
         }
     }
 
@@ -137,7 +137,7 @@ impl BridgedTurn {
         }
     }
 
-    /// A connection past its first line and `initialize`.
+    /// An authenticated and initialized connection.
     fn client(&self) -> BridgeClient {
         let mut client = self.connect();
         let token = socket::read_token(&self.socket()).unwrap();
@@ -181,13 +181,13 @@ impl BridgeClient {
                 "params": {"name": name, "arguments": arguments}}));
     }
 
-    /// The next line; none at the end of the connection.
+    /// The next line; `None` at the end of the connection.
     fn line(&mut self) -> Option<Value> {
         let mut line = String::new();
         match self.reader.read_line(&mut line) {
             Ok(0) => None,
             Ok(_) => Some(serde_json::from_str(&line).unwrap()),
-            // Closed with something of ours unread.
+            // The bridge closed the connection with unread input.
             Err(error) if error.kind() == ErrorKind::ConnectionReset => None,
             Err(error) => panic!("{error}"),
         }
@@ -239,7 +239,7 @@ fn admits_only_mcp_host_of_this_turn() {
     turn.client().ping();
 }
 
-/// A stored entry of codex's config starts an `mcp-host` for whoever runs codex.
+/// An entry in codex's shared config starts an `mcp-host` for every user of codex.
 #[test]
 fn rejects_registered_host_without_turn_mark() {
     let base = tempfile::tempdir().unwrap();
@@ -297,7 +297,7 @@ fn relays_calls_to_daemon_and_back() {
         (call.name.as_str(), call.arguments.get()),
         ("slow", r#"{"to":"bob"}"#)
     );
-    // Others go on beside it, on this connection and on another.
+    // Other calls proceed meanwhile, on this connection and on another one.
     client.ping();
     client.call(2, "echo", &json!({"a": 1}));
     assert_eq!(client.line(), answered(2, r#"{"a":1}"#));
@@ -306,7 +306,7 @@ fn relays_calls_to_daemon_and_back() {
     assert_eq!(other.line(), answered(1, "{}"));
     answer(Ok(output("at last")));
     assert_eq!(client.line(), answered(1, "at last"));
-    // No answer is a tool error too.
+    // A dropped call is a tool error, too.
     client.call(3, "slow", &json!({}));
     drop(turn.call());
     let line = client.line().unwrap();
@@ -364,7 +364,7 @@ fn cancels_calls_of_closed_connection() {
     answer(Ok(output("late")));
     client.ping();
 
-    // The connection drops in the middle of a call: the daemon is told, the next one is served.
+    // The connection is lost during a call: the call is cancelled, and the next connection is served.
     client.call(2, "slow", &json!({}));
     let (second, _, late) = turn.call();
     drop(client);
@@ -372,7 +372,7 @@ fn cancels_calls_of_closed_connection() {
     late(Ok(output("late")));
     turn.client().ping();
 
-    // So it is when codex closes its end and still listens: what is answered already is still written.
+    // codex shuts down its sending side only: results that are there already are still written.
     let mut client = turn.client();
     client.call(3, "slow", &json!({}));
     client.call(4, "echo", &json!({}));
@@ -382,7 +382,7 @@ fn cancels_calls_of_closed_connection() {
     assert_eq!(client.line(), None);
     assert_eq!(turn.cancelled(), third);
 
-    // And when the turn ends.
+    // At the end of the turn.
     let mut client = turn.client();
     client.call(5, "slow", &json!({}));
     let (last, _, late) = turn.call();
@@ -429,7 +429,7 @@ fn silent_connections_do_not_block_others() {
     let turn = BridgedTurn::new();
     let mut silent: Vec<BridgeClient> = (0..100).map(|_| turn.connect()).collect();
     for (at, client) in silent.iter_mut().enumerate() {
-        // Some say half a line, some far too much. One may have given way already to those that came later.
+        // Some send half a line, some too much. The oldest may have been closed for later ones.
         match at % 3 {
             0 => drop(client.stream.write_all(b"{\"agent")),
             1 => drop(client.stream.write_all(&[b'x'; 2 * HELLO_BYTES])),
@@ -448,7 +448,7 @@ fn silent_connections_do_not_block_others() {
     for client in &mut silent {
         assert_eq!(client.line(), None, "it is closed");
     }
-    // Half a request in a session holds nobody up either.
+    // An incomplete request of a session blocks no other one, either.
     served[0].stream.write_all(b"{\"jsonrpc\":").unwrap();
     served.pop().unwrap().ping();
     served.remove(1).ping();
@@ -456,7 +456,7 @@ fn silent_connections_do_not_block_others() {
 }
 
 // fault: 102
-/// Who has everything but the turn's guard above it is refused, and so is everybody while no codex runs.
+/// A process with everything but the turn's guard above it is refused, and so is every process while no codex runs.
 #[test]
 fn admits_only_processes_below_guard() {
     let turn = BridgedTurn::new();
@@ -482,7 +482,7 @@ fn admits_only_processes_below_guard() {
     sibling.kill().unwrap();
     sibling.wait().unwrap();
 
-    // Who is there before its codex is known waits for it.
+    // A connection before its codex is admitted waits for that.
     turn.bridge().admit_nobody();
     let mut early = turn.connect();
     early.send(&hello);
@@ -497,7 +497,7 @@ fn evicts_silent_connections_for_one_that_speaks() {
     let turn = BridgedTurn::new();
     let silent: Vec<BridgeClient> = (0..193).map(|_| turn.connect()).collect();
     turn.client().ping();
-    // Sessions that never begin MCP.
+    // Sessions without `initialize`.
     let token = socket::read_token(&turn.socket()).unwrap();
     let mute: Vec<BridgeClient> = (0..SESSIONS_MAX)
         .map(|_| {
@@ -512,7 +512,7 @@ fn evicts_silent_connections_for_one_that_speaks() {
 }
 
 // fault: 114
-/// The lines without an end of all connections have one limit, and the longest is given up for it.
+/// The incomplete lines of all connections share one limit, and the longest one is discarded for it.
 #[test]
 fn bounds_unended_lines_of_all_connections() {
     let turn = BridgedTurn::new();

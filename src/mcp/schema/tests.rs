@@ -5,22 +5,22 @@ fn normalized(schema: &str) -> InputSchema {
     InputSchema::normalize(Some(&raw))
 }
 
-/// What the rewritten schema is, whether the description says more, and what the warning has in it.
+/// The rewritten schema, whether the description has a note, and a part of the warning.
 #[track_caller]
 fn check(given: &Value, expected: &Value, noted: bool, warning: &str) {
     let result = normalized(&given.to_string());
     let json: Value = serde_json::from_str(&result.json).unwrap();
     assert_eq!(json, *expected, "{given}");
     assert_eq!(result.note.is_some(), noted, "{given}: {:?}", result.note);
-    let told = result.warning.unwrap_or_default();
+    let shown_warning = result.warning.unwrap_or_default();
     assert!(
-        told.contains(warning) && told.is_empty() == warning.is_empty(),
-        "{given}: {told}"
+        shown_warning.contains(warning) && shown_warning.is_empty() == warning.is_empty(),
+        "{given}: {shown_warning}"
     );
     for keyword in COMBINERS {
         assert_eq!(json.get(keyword), None, "{given}");
     }
-    // What is right stays as it is.
+    // A rewritten schema needs no further change.
     let again = normalized(&result.json);
     assert_eq!((again.json, again.warning), (result.json, None), "{given}");
 }
@@ -38,7 +38,7 @@ fn merges_alternatives_into_properties() {
             true,
             "has 'anyOf' at the top, which providers refuse; it is merged into the properties, and the description says the condition",
         ),
-        // No type, nothing but alternatives; what all of them need is needed.
+        // No type, alternatives only; what all of them require is required.
         (
             json!({"oneOf": [
                 {"type": "object", "properties": {"kind": {"const": "a"}, "id": string}, "required": ["kind", "id"], "additionalProperties": false},
@@ -49,14 +49,14 @@ fn merges_alternatives_into_properties() {
             true,
             "has 'oneOf' at the top",
         ),
-        // Two schemas for one property.
+        // Two schemas of one property.
         (
             json!({"anyOf": [{"properties": {"id": string}}, {"properties": {"id": {"type": "integer"}}}]}),
             json!({"type": "object", "properties": {"id": {"anyOf": [string, {"type": "integer"}]}}}),
             true,
             "has 'anyOf' at the top",
         ),
-        // Everything in it is needed, and said exactly.
+        // All of it is required, and expressed exactly.
         (
             json!({"$defs": {"Person": person}, "allOf": [{"$ref": "#/$defs/Person"},
                 {"properties": {"age": {"type": "integer"}}, "required": ["age"]}]}),
@@ -80,7 +80,7 @@ fn merges_alternatives_into_properties() {
             true,
             "has 'allOf' at the top",
         ),
-        // Two conditions on one property that cannot be made one.
+        // Two conditions on one property that cannot be merged.
         (
             json!({"properties": {"a": {"minLength": 1}}, "allOf": [{"properties": {"a": {"minLength": 2}}}]}),
             json!({"type": "object", "properties": {"a": {"allOf": [{"minLength": 1}, {"minLength": 2}]}}}),
@@ -126,14 +126,14 @@ fn merges_alternatives_into_properties() {
             false,
             "has more types than an object's",
         ),
-        // A condition in an alternative that properties cannot say.
+        // A condition in an alternative that properties cannot express.
         (
             json!({"allOf": [{"properties": both, "minProperties": 1}]}),
             json!({"type": "object", "properties": both}),
             true,
             "has 'allOf' at the top",
         ),
-        // Round in circles.
+        // A cycle of references.
         (
             json!({"$defs": {"A": {"allOf": [{"$ref": "#/$defs/B"}]}, "B": {"$ref": "#/$defs/A", "properties": both}}, "$ref": "#/$defs/A"}),
             json!({"type": "object", "$defs": {"A": {"allOf": [{"$ref": "#/$defs/B"}]}, "B": {"$ref": "#/$defs/A", "properties": both}},
@@ -141,7 +141,7 @@ fn merges_alternatives_into_properties() {
             false,
             "has '$ref' at the top",
         ),
-        // What was only reached through the alternatives is not reached any more.
+        // Definitions that were only referred to by the alternatives are unused then.
         (
             json!({"anyOf": [{"properties": {"a": string, "b": {"$ref": "#/anyOf/0/properties/a"}}}]}),
             json!({"type": "object", "properties": {"a": string, "b": {}}}),
@@ -266,7 +266,7 @@ fn removes_malformed_keywords_that_codex_drops_a_tool_for() {
 }
 
 // fault: 93
-/// Whatever cannot be said becomes any object, with the schema in the description.
+/// A schema that cannot be rewritten becomes one for any object, with a note in the description.
 #[test]
 fn takes_any_object_where_a_schema_cannot_be_rewritten() {
     let doubling: Map<String, Value> = (0..40)
@@ -365,7 +365,7 @@ fn takes_any_object_where_a_schema_cannot_be_rewritten() {
             "is not an object; any object is taken"
         );
     }
-    // A large one that needs no rewriting is not taken apart.
+    // A large schema that needs no rewrite is passed on unchanged.
     let plain = format!(
         r#"{{"properties":{{}},"x":"{}"}}"#,
         "x".repeat(REWRITE_BYTES_MAX)

@@ -1,4 +1,4 @@
-//! What the server says to what is sent, line by line.
+//! Tests of the MCP server, line by line.
 
 use super::*;
 use crate::mcp::Tool;
@@ -19,7 +19,7 @@ fn tool(name: &str) -> Tool {
     }
 }
 
-/// A session with two tools, and what it does with lines and answers, as text.
+/// A session with two tools; lines and results go in, effects come out as text.
 struct SessionClient {
     session: Session,
     tools: Catalogue,
@@ -56,14 +56,14 @@ impl SessionClient {
         client
     }
 
-    /// The effects of a line, one a line: what is sent as it is, `call <n> …` and `cancel <n>`.
+    /// The effects of a line, one a line: lines to send as they are, `call <n> …` and `cancel <n>`.
     fn line(&mut self, line: &str) -> String {
         let mut effects = Vec::new();
         self.session
             .line(line.as_bytes(), &self.tools, self.now, &mut effects);
-        let mut told = Vec::new();
+        let mut shown = Vec::new();
         for effect in effects {
-            told.push(match effect {
+            shown.push(match effect {
                 Effect::Send(line) => {
                     let _: serde_json::Value = serde_json::from_str(&line).unwrap();
                     line
@@ -84,7 +84,7 @@ impl SessionClient {
                 }
             });
         }
-        told.join("\n")
+        shown.join("\n")
     }
 
     fn answer(&mut self, call: usize, text: &str) -> String {
@@ -121,7 +121,7 @@ fn answered(id: &str, text: &str) -> String {
 
 #[test]
 fn negotiates_version() {
-    for (wanted, given) in [
+    for (requested, given) in [
         ("2025-11-25", "2025-11-25"),
         ("2025-06-18", "2025-06-18"),
         ("2025-03-26", "2025-03-26"),
@@ -131,7 +131,7 @@ fn negotiates_version() {
         ("", "2025-11-25"),
     ] {
         let line = format!(
-            r#"{{"jsonrpc":"2.0","id":0,"method":"initialize","params":{{"protocolVersion":"{wanted}"}}}}"#
+            r#"{{"jsonrpc":"2.0","id":0,"method":"initialize","params":{{"protocolVersion":"{requested}"}}}}"#
         );
         let expected = format!(
             r#"{{"protocolVersion":"{given}","capabilities":{{"tools":{{"listChanged":true}}}},"serverInfo":{{"name":"plexum-openai","version":"{}"}}}}"#,
@@ -140,7 +140,7 @@ fn negotiates_version() {
         assert_eq!(
             SessionClient::new().line(&line),
             ok("0", &expected),
-            "{wanted}"
+            "{requested}"
         );
     }
 }
@@ -214,7 +214,7 @@ fn answers_each_kind_of_message() {
                 r#"{"content":[{"type":"text","text":"there is no tool 'gone' in this turn"}],"isError":true}"#,
             ),
         ),
-        // Bad parameters.
+        // Invalid parameters.
         (
             r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"cursor":"0-1"}}"#,
             ok(
@@ -274,7 +274,7 @@ fn answers_each_kind_of_message() {
             r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"send","name":"list"}}"#,
             params("1", "'params': duplicate field `name` at line 1 column 21"),
         ),
-        // Methods that there are not.
+        // Unknown methods.
         (
             r#"{"jsonrpc":"2.0","id":1,"method":"resources/list"}"#,
             no("1", METHOD, "this server has no method 'resources/list'"),
@@ -287,7 +287,7 @@ fn answers_each_kind_of_message() {
                 "this server has no method 'notifications/cancelled'",
             ),
         ),
-        // What is not a request.
+        // Notifications and responses.
         (
             r#"{"jsonrpc":"2.0","method":"notifications/unknown"}"#,
             String::new(),
@@ -316,7 +316,7 @@ fn answers_each_kind_of_message() {
         ),
         ("", String::new()),
         (" \t\r", String::new()),
-        // What is not a message.
+        // Invalid messages.
         (
             "{",
             no(
@@ -490,14 +490,14 @@ fn reports_progress_on_request() {
         ("2024-11-05", ""),
     ] {
         let mut client = SessionClient::initialized(version);
-        let told = |token: &str, progress: u64| {
+        let progress_line = |token: &str, progress: u64| {
             format!(
                 r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{token},"progress":{progress}{message}}}}}"#
             )
         };
         assert_eq!(
             client.line(&call("1", r#","_meta":{"progressToken":"t"}"#)),
-            format!("{}\ncall 0 - send {{}}", told("\"t\"", 0))
+            format!("{}\ncall 0 - send {{}}", progress_line("\"t\"", 0))
         );
         client.line(&call("2", ""));
         let due = client.session.next_progress().unwrap();
@@ -506,10 +506,10 @@ fn reports_progress_on_request() {
             client.session.progress(due - Duration::from_millis(1)),
             [""; 0]
         );
-        assert_eq!(client.session.progress(due), [told("\"t\"", 5)]);
+        assert_eq!(client.session.progress(due), [progress_line("\"t\"", 5)]);
         assert_eq!(client.session.progress(due), [""; 0]);
         let due = client.session.next_progress().unwrap();
-        assert_eq!(client.session.progress(due), [told("\"t\"", 10)]);
+        assert_eq!(client.session.progress(due), [progress_line("\"t\"", 10)]);
         client.answer(0, "done");
         assert_eq!(client.session.next_progress(), None);
     }

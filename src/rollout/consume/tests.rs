@@ -172,7 +172,7 @@ fn consumes_every_shape_of_output() {
             ],
         ),
         (
-            "what stands between stays",
+            "other lines in between",
             &[
                 "\u{feff}not json".to_owned(),
                 a.clone(),
@@ -230,7 +230,7 @@ fn reports_unpaired_calls_as_missing() {
             "an output without an id",
             &[&a, &with(&out, "call_id", "call_ix")],
         ),
-        ("a torn output", &[&a, &out[..out.len() - 1]]),
+        ("a truncated output", &[&a, &out[..out.len() - 1]]),
         ("invalid text", &[&a, &with(&out, "Chunk", "\u{1}")]),
         (
             "an id that only begins so",
@@ -461,7 +461,7 @@ fn consumes_copies_in_compacted_history() {
         inner(&output("a", LIGHT))
     );
     check(
-        "room is shared",
+        "freed bytes are shared",
         &[&compacted(&shared)],
         &[light("a"), light("b")],
         &[&compacted(&shared_done)],

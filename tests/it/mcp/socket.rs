@@ -136,7 +136,7 @@ fn rejects_runtime_directory_of_others() {
     assert_eq!(
         message,
         format!(
-            "the directory for sockets '{0}' is a symbolic link or no directory; run: mv {0} {0}.old",
+            "the directory for sockets '{0}' is a symbolic link or not a directory; run: mv {0} {0}.old",
             directory.display()
         )
     );
