@@ -40,8 +40,9 @@ const TERM_GRACE: Duration = Duration::from_millis(1000);
 const SWEEP_GRACE: Duration = Duration::from_millis(300);
 /// How long killed processes may take to disappear; only uninterruptible sleep takes longer.
 const KILL_WAIT: Duration = Duration::from_millis(1000);
-/// The longest time from SIGTERM to the guard's own exit, with a margin for a loaded machine.
-pub(crate) const LONGEST_ENDING: Duration = Duration::from_millis(4500);
+/// The longest time from SIGTERM to the guard's own exit, with a margin for a loaded machine. A cancelled turn is answered
+/// 5 s after the cancel at the latest, and what a guard that hangs has left is killed before.
+pub(crate) const LONGEST_ENDING: Duration = Duration::from_millis(4200);
 
 /// Runs codex and exits as it exits. The arguments: the plugin's pid; codex's limit of open files, or 0 to leave it;
 /// the milliseconds that codex may take to exit once its stdin is closed; a file to keep locked, or an empty path; the
