@@ -113,6 +113,8 @@ impl Lab {
             ("PLEXUM_PROFILE_ROOT", lab.path("profile")),
             ("FAKE_CODEX_LOG", log),
             ("LOOPBACK_KEY", "any".into()),
+            // The model is reached by http. Reading the machine's certificates is a fifth of the processor time of a turn.
+            ("SSL_CERT_FILE", "/dev/null".into()),
             // The repository that these tests are part of is none of a workspace here.
             ("GIT_CEILING_DIRECTORIES", lab.root().to_owned()),
             ("LANG", "C.UTF-8".into()),
