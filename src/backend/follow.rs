@@ -444,7 +444,7 @@ impl RolloutFollower {
 /// A rollout that is read while it grows, and for another 0.5 s after a cancel: the last records of a turn that is
 /// being stopped are emitted, too.
 fn growing(file: File, cancel: &CancelToken) -> Cancellable<File> {
-    Cancellable::patient(file, cancel, Duration::from_millis(500))
+    Cancellable::with_grace(file, cancel, Duration::from_millis(500))
 }
 
 /// The error result of a call without an output.

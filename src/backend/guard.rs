@@ -65,7 +65,7 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> u8 {
     };
     // A process that could trace the guard could start processes below it, which may use the daemon's tools.
     os::protect_from_other_processes();
-    os::end_with_parent(Signal::TERM);
+    os::set_parent_death_signal(Signal::TERM);
     os::become_subreaper();
     let signals = SignalPipe::register(&SIGNALS);
     // Before the plugin is checked: otherwise codex could run in a workspace that another plugin takes for free.

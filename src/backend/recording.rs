@@ -427,7 +427,7 @@ impl<'a> Recording<'a> {
                 self.follow(emitter);
                 return;
             }
-            os::wait_for(&self.cancel, Duration::from_millis(3));
+            os::wait_for_cancel(&self.cancel, Duration::from_millis(3));
             if self.follower.is_none() {
                 // The rollout of a new thread appears at about the time of the first printed text.
                 self.next_search = self.next_search.min(Instant::now() + TICK / 2);

@@ -88,7 +88,7 @@ pub(crate) fn ask(
 /// A file for the output. Not a pipe: nothing has to read it meanwhile, and a child left by codex does not keep it
 /// open. In memory, so that it does not depend on a directory for temporary files.
 fn file() -> io::Result<File> {
-    os::memory_file("codex").or_else(|_| tempfile::tempfile())
+    os::create_memfd("codex").or_else(|_| tempfile::tempfile())
 }
 
 /// Waits until the process exits; `false` at the deadline, or [`GRACE`] after `cancel`.

@@ -188,7 +188,7 @@ fn busy(thread: &str, path: &Path) -> Error {
         Kind::Busy,
         format!(
             "thread {thread} is in use by another codex process{}",
-            os::shown_holder(path)
+            os::describe_holder(path)
         ),
     )
     .hint("try again when its turn is over")
@@ -202,7 +202,7 @@ fn coordinate(directory: &Path) -> Result<File> {
     match os::lock_file_until(&file, deadline, None).map_err(cannot_lock(&path))? {
         true => Ok(file),
         false => {
-            let holder = os::shown_holder(&path);
+            let holder = os::describe_holder(&path);
             let message = format!("'{}' is held by another process{holder}", path.display());
             Err(Error::new(Kind::Busy, message))
         }

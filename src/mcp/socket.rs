@@ -197,7 +197,7 @@ pub(crate) fn listen_privately(
 /// # Errors
 /// Those of the operating system; `ConnectionRefused` where another user listens.
 pub(crate) fn connect_privately(path: &Path) -> std::io::Result<UnixStream> {
-    let stream = os::connect_without_waiting(path)?;
+    let stream = os::connect_nonblocking(path)?;
     if os::peer_of_this_user(&stream).is_none() {
         return Err(ErrorKind::ConnectionRefused.into());
     }
@@ -296,7 +296,7 @@ fn probe(path: &Path) -> SocketState {
     if !found.file_type().is_socket() {
         return SocketState::NotASocket("something else than a socket");
     }
-    match os::connect_without_waiting(path) {
+    match os::connect_nonblocking(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => SocketState::Stale,
         Err(error) if error.kind() == ErrorKind::NotFound => SocketState::Nothing,
         // A full backlog or a lack of descriptors, for instance: only a socket that is certainly stale may be removed.

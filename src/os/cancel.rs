@@ -1,4 +1,4 @@
-//! Cancelling: a token that one thread cancels and others wait for, and readers that stop with it.
+//! Cancellation: a token that one thread cancels and others wait for, and a reader that stops on it.
 
 use super::Waker;
 use super::poll::{PollFlags, is_ready};
@@ -10,24 +10,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// A token that one thread cancels and others notice, also while they wait in `poll`.
+/// A token that one thread cancels; others see it, also while they wait in `poll`.
 #[derive(Clone, Debug)]
 pub(crate) struct CancelToken(Arc<CancelState>);
 
 #[derive(Debug)]
 struct CancelState {
     is_cancelled: AtomicBool,
-    /// Woken on the cancel, and never reset.
+    /// Woken on the cancel and never reset.
     waker: Waker,
-    /// The pidfds of the children that run for what can be cancelled.
+    /// The pidfds of the children that [`CancelToken::end_children`] signals.
     children: Mutex<Vec<Weak<OwnedFd>>>,
 }
 
 impl CancelToken {
-    /// A token that is not cancelled.
-    ///
     /// # Errors
-    /// [`Kind::Io`] where the process has no descriptors left.
+    /// [`Kind::Io`] if the process has no descriptors left.
     pub(crate) fn new() -> Result<CancelToken> {
         let waker = Waker::new().map_err(|error| {
             Error::os(Kind::Io, "cannot make an eventfd", error).with_retryable(true)
@@ -39,18 +37,17 @@ impl CancelToken {
         })))
     }
 
-    /// Notes the pidfd of a child, for [`CancelToken::end_children`], as long as its owner keeps it.
+    /// Registers the pidfd of a child for [`CancelToken::end_children`], until its owner drops the pidfd.
     pub(crate) fn attach(&self, pidfd: &Arc<OwnedFd>) {
         let mut children = self.children();
         children.retain(|child| child.strong_count() > 0);
         children.push(Arc::downgrade(pidfd));
     }
 
-    /// Sends SIGTERM to the children, for a thread that should end them and hangs
-    /// in the file system.
+    /// Sends SIGTERM to the attached children, in case the thread that has to end them hangs in the file system.
     pub(crate) fn end_children(&self) {
         for child in self.children().iter().filter_map(Weak::upgrade) {
-            // It may have ended already.
+            // It fails if the child has ended already.
             let _ = rustix::process::pidfd_send_signal(&*child, Signal::TERM);
         }
     }
@@ -62,7 +59,7 @@ impl CancelToken {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Cancels it for good.
+    /// Cancels the token; this cannot be undone.
     pub(crate) fn cancel(&self) {
         if !self.0.is_cancelled.swap(true, Ordering::SeqCst) {
             self.0.waker.wake();
@@ -80,27 +77,28 @@ impl AsFd for CancelToken {
     }
 }
 
-/// A reader that fails once a token is cancelled, for input that is too long to be read to its end then.
+/// A reader that fails once its token is cancelled, for input that may be long.
 #[derive(Debug)]
 pub(crate) struct Cancellable<R> {
     input: R,
     cancel: CancelToken,
-    /// How long it goes on reading after the cancel, and since when it does.
-    patience: Duration,
+    /// How long reads still succeed after the cancel.
+    grace: Duration,
+    /// When the grace period began.
     since: Option<Instant>,
 }
 
 impl<R> Cancellable<R> {
     pub(crate) fn new(input: R, cancel: &CancelToken) -> Cancellable<R> {
-        Cancellable::patient(input, cancel, Duration::ZERO)
+        Cancellable::with_grace(input, cancel, Duration::ZERO)
     }
 
-    /// One that reads on for so long after the cancel, counted anew after each end of the input.
-    pub(crate) fn patient(input: R, cancel: &CancelToken, patience: Duration) -> Cancellable<R> {
+    /// A reader that fails only `grace` after the cancel; the period restarts after each end of the input.
+    pub(crate) fn with_grace(input: R, cancel: &CancelToken, grace: Duration) -> Cancellable<R> {
         Cancellable {
             input,
             cancel: cancel.clone(),
-            patience,
+            grace,
             since: None,
         }
     }
@@ -110,7 +108,7 @@ impl<R: Read> Read for Cancellable<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.cancel.is_cancelled() {
             let since = *self.since.get_or_insert_with(Instant::now);
-            if since.elapsed() >= self.patience {
+            if since.elapsed() >= self.grace {
                 return Err(io::Error::other("cancelled"));
             }
         }
@@ -122,7 +120,7 @@ impl<R: Read> Read for Cancellable<R> {
     }
 }
 
-/// Waits for the cancel, at most for `time`.
-pub(crate) fn wait_for(flag: &CancelToken, time: Duration) {
-    is_ready(flag, PollFlags::IN, Instant::now().checked_add(time));
+/// Waits until `cancel` is cancelled, for at most `timeout`.
+pub(crate) fn wait_for_cancel(cancel: &CancelToken, timeout: Duration) {
+    is_ready(cancel, PollFlags::IN, Instant::now().checked_add(timeout));
 }

@@ -1,4 +1,5 @@
-//! Files: opened whatever they may be by now, made private, exchanged; who may use them, and whose they are.
+//! Files: opened without blocking and without following links, created private, exchanged; their access rights and
+//! owners.
 
 use crate::error::{Error, Kind, Result};
 use crate::shell;
@@ -8,17 +9,17 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// A FIFO is not waited for, and a terminal does not become the controlling one.
-const NO_WAIT: OFlags = OFlags::NONBLOCK.union(OFlags::NOCTTY);
-/// A symbolic link at the end of the path is not followed either, but is `ELOOP`.
-const NOFOLLOW: OFlags = NO_WAIT.union(OFlags::NOFOLLOW);
+/// Opening a FIFO does not block, and a terminal does not become the controlling one.
+const NONBLOCK: OFlags = OFlags::NONBLOCK.union(OFlags::NOCTTY);
+/// As [`NONBLOCK`], and a symbolic link at the end of the path is the error `ELOOP`.
+const NOFOLLOW: OFlags = NONBLOCK.union(OFlags::NOFOLLOW);
 
-/// Options to open what may be anything by now: a FIFO is not waited for.
+/// Options to open a path that may be of any file type: opening a FIFO does not block.
 pub(crate) fn open_options() -> OpenOptions {
-    with_flags(NO_WAIT)
+    with_flags(NONBLOCK)
 }
 
-/// The same, for what may also be a symbolic link at the end of its path, which is an error ([`is_symlink_error`]).
+/// As [`open_options`]; a symbolic link at the end of the path is an error ([`is_symlink_error`]).
 pub(crate) fn open_options_nofollow() -> OpenOptions {
     with_flags(NOFOLLOW)
 }
@@ -29,40 +30,38 @@ fn with_flags(flags: OFlags) -> OpenOptions {
     options
 }
 
-/// Makes a file that this user alone may read and write. What is there already is an error
-/// ([`io::ErrorKind::AlreadyExists`]), a symbolic link too, wherever it leads.
+/// Creates a file that only this user may read and write.
 ///
 /// # Errors
-/// The operating system's.
+/// The operating system's; [`io::ErrorKind::AlreadyExists`] if the path exists, also as a dangling symbolic link.
 pub(crate) fn create_private_file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Was nothing opened since there is a symbolic link at the end of the path?
+/// Whether opening failed because the path ends in a symbolic link.
 pub(crate) fn is_symlink_error(error: &io::Error) -> bool {
-    is(error, rustix::io::Errno::LOOP)
+    has_errno(error, rustix::io::Errno::LOOP)
 }
 
-fn is(error: &io::Error, errno: rustix::io::Errno) -> bool {
+fn has_errno(error: &io::Error, errno: rustix::io::Errno) -> bool {
     rustix::io::Errno::from_io_error(error) == Some(errno)
 }
 
-/// May this user do that with the file? Of a link with what it leads to.
+/// Whether this user has these access rights to the file; symbolic links are followed.
 pub(crate) fn has_access(path: impl AsRef<Path>, access: Access) -> bool {
     rustix::fs::access(path.as_ref(), access).is_ok()
 }
 
-/// Has the disk begin to write these bytes of a file, where the system does that, so that a sync has less to wait for.
+/// Starts the writeback of `length` bytes at `at`, if the file system does that, so that a later sync takes less time.
 ///
-/// sync_file_range(2), which is made for this, has no safe form here. This one has the same effect on pages that are
-/// not written yet.
+/// rustix has no safe sync_file_range(2). POSIX_FADV_DONTNEED has the same effect on dirty pages.
 pub(crate) fn start_writing(file: &File, at: u64, length: u64) {
     let length = std::num::NonZeroU64::new(length);
     let _ = rustix::fs::fadvise(file, at, length, rustix::fs::Advice::DontNeed);
 }
 
-/// Exchanges two files in one step; `false` where the file system cannot.
+/// Exchanges two files atomically; `false` if the kernel or the file system does not support that.
 ///
 /// # Errors
 /// The operating system's.
@@ -76,38 +75,40 @@ pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<bool> {
     }
 }
 
-/// A file in memory. A kernel can be told to refuse them (`vm.memfd_noexec`).
+/// Creates a file in memory, memfd_create(2).
 ///
 /// # Errors
-/// The operating system's.
-pub(crate) fn memory_file(name: &str) -> io::Result<File> {
+/// The operating system's; the sysctl `vm.memfd_noexec` can forbid such files.
+pub(crate) fn create_memfd(name: &str) -> io::Result<File> {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     Ok(File::from(rustix::fs::memfd_create(name, flags)?))
 }
 
-/// An open directory, in which files are opened and made by their name: whatever takes its path meanwhile is not met.
-/// In it no symbolic link is ever followed.
+/// An open directory. Files are opened and created relative to it, so that a later replacement of its path has no
+/// effect; a name in it that is a symbolic link is an error.
 #[derive(Debug)]
 pub(crate) struct Directory(File);
 
 impl Directory {
+    /// Opens a directory; a symbolic link at the end of the path is an error.
+    ///
     /// # Errors
-    /// The operating system's, a link at the end of the path or what is not a directory being one.
+    /// The operating system's.
     pub(crate) fn open(path: &Path) -> io::Result<Directory> {
         let mut options = with_flags(OFlags::DIRECTORY | OFlags::NOFOLLOW);
         options.read(true).open(path).map(Directory)
     }
 
-    /// The same, through a link at the end of the path.
+    /// As [`Directory::open`], but follows a symbolic link at the end of the path.
     ///
     /// # Errors
-    /// The operating system's, what is not a directory being one.
+    /// The operating system's.
     pub(crate) fn open_following(path: &Path) -> io::Result<Directory> {
         let mut options = with_flags(OFlags::DIRECTORY);
         options.read(true).open(path).map(Directory)
     }
 
-    /// The directory of this name in it.
+    /// Opens the subdirectory of this name.
     ///
     /// # Errors
     /// As [`Directory::open`].
@@ -116,7 +117,7 @@ impl Directory {
         self.open_file(name, flags, Mode::empty()).map(Directory)
     }
 
-    /// Makes a directory of this name in it.
+    /// Creates a subdirectory.
     ///
     /// # Errors
     /// The operating system's.
@@ -125,7 +126,7 @@ impl Directory {
         Ok(rustix::fs::mkdirat(&self.0, name, mode)?)
     }
 
-    /// A file of this name in it to be read and appended to, made if it is missing.
+    /// Opens a file for reading and appending; creates it if it is missing.
     ///
     /// # Errors
     /// The operating system's.
@@ -134,7 +135,7 @@ impl Directory {
         self.open_file(name, flags, Mode::from_raw_mode(0o666))
     }
 
-    /// A new file of this name in it, with these bits of a mode; one that is there is removed.
+    /// Creates a file with these permission bits; an existing one is removed first.
     ///
     /// # Errors
     /// The operating system's.
@@ -152,7 +153,7 @@ impl Directory {
         Ok(File::from(rustix::fs::openat(&self.0, name, flags, mode)?))
     }
 
-    /// Removes the file of this name.
+    /// Removes a file.
     ///
     /// # Errors
     /// The operating system's.
@@ -160,7 +161,7 @@ impl Directory {
         Ok(rustix::fs::unlinkat(&self.0, name, AtFlags::empty())?)
     }
 
-    /// Gives a file in it another name, in the place of one that has it.
+    /// Renames a file; an existing file `to` is replaced.
     ///
     /// # Errors
     /// The operating system's.
@@ -174,7 +175,7 @@ impl Directory {
         self.0.metadata()
     }
 
-    /// Can no program be run from its file system?
+    /// Whether its file system is mounted with `noexec`.
     ///
     /// # Errors
     /// The operating system's.
@@ -184,7 +185,7 @@ impl Directory {
         Ok(mounted.f_flag.contains(noexec))
     }
 
-    /// The directory itself, for a lock on it.
+    /// The descriptor of the directory, to lock it.
     pub(crate) fn as_file(&self) -> &File {
         &self.0
     }
@@ -196,26 +197,28 @@ impl From<Directory> for File {
     }
 }
 
-/// Opens a file for reading that may be anything by now: never through a link at its end, and never waiting, as on a
-/// FIFO. Its access time stays where this user may ask for that.
+/// Opens a regular file for reading. If the path has become something else, this neither follows a symbolic link at its
+/// end nor blocks on a FIFO. The access time is left unchanged where this user may request that.
 ///
 /// # Errors
-/// The operating system's, and one that says what it is where it is not a regular file.
+/// The operating system's; a message with the file type if it is not a regular file.
 pub(crate) fn open_regular_file(path: &Path) -> io::Result<File> {
     use rustix::io::Errno;
     let not_a_file = |what: &str| io::Error::other(format!("it is {what}, not a regular file"));
-    let open = |more| {
-        let mut options = with_flags(NOFOLLOW | more);
+    let open = |extra| {
+        let mut options = with_flags(NOFOLLOW | extra);
         options.read(true).open(path)
     };
     let opened = match open(OFlags::NOATIME) {
-        Err(error) if is(&error, Errno::PERM) => open(OFlags::empty()),
+        Err(error) if has_errno(&error, Errno::PERM) => open(OFlags::empty()),
         opened => opened,
     };
     let file = match opened {
         Ok(file) => file,
-        Err(error) if is(&error, Errno::LOOP) => return Err(not_a_file("a symbolic link")),
-        Err(error) if is(&error, Errno::NXIO) => return Err(not_a_file("a socket or a device")),
+        Err(error) if has_errno(&error, Errno::LOOP) => return Err(not_a_file("a symbolic link")),
+        Err(error) if has_errno(&error, Errno::NXIO) => {
+            return Err(not_a_file("a socket or a device"));
+        }
         Err(error) => return Err(error),
     };
     let metadata = file.metadata()?;
@@ -226,12 +229,12 @@ pub(crate) fn open_regular_file(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Refuses to write what belongs to another user, `what` at `path`: that user's own programs could not write it any
-/// more. What is not there yet belongs to nobody; but what root makes belongs to root, and so has no place in a
-/// directory of another user's.
+/// Checks that `what` at `path` does not belong to another user, whose own programs could not write files that this
+/// user creates there. A missing path passes; but for root the closest existing ancestor counts, since what root
+/// creates belongs to root.
 ///
-/// A directory of root's that this user may write is one that root has set up for this user. Where a user
-/// namespace does not know the owner, nobody in it could be that user.
+/// A directory of root that this user may write passes: root has set it up for this user. So does an owner who is not
+/// mapped into this user namespace: no process in it can run as that user.
 ///
 /// # Errors
 /// [`Kind::Io`] with the command to run instead.
@@ -253,7 +256,7 @@ pub(crate) fn check_owner(what: &str, path: &Path) -> Result<()> {
     if owner == 0 && has_access(path, Access::WRITE_OK) {
         return Ok(());
     }
-    let word = match account(owner) {
+    let user = match account_name(owner) {
         Some(name) => shell::quote_path(&name),
         None => format!("'#{owner}'"),
     };
@@ -267,13 +270,13 @@ pub(crate) fn check_owner(what: &str, path: &Path) -> Result<()> {
         ),
     );
     Err(match owner {
-        // Nobody becomes root to run an agent.
+        // Running an agent as root is not advised.
         0 => error.hint("choose a directory of your own"),
-        _ => error.hint(format!("run: sudo -u {word} {}", shell::own_command_line())),
+        _ => error.hint(format!("run: sudo -u {user} {}", shell::own_command_line())),
     })
 }
 
-/// Does this process's user namespace know the user? The others are all shown as one.
+/// Whether the user is mapped into this process's user namespace. All others appear as the same overflow uid.
 fn is_mapped(uid: u32) -> bool {
     let Ok(map) = std::fs::read_to_string("/proc/self/uid_map") else {
         return true;
@@ -289,8 +292,8 @@ fn is_mapped(uid: u32) -> bool {
     })
 }
 
-/// The name of a user, as far as `/etc/passwd` has it: names from elsewhere are rare on machines that run agents.
-fn account(uid: u32) -> Option<String> {
+/// A user's name in `/etc/passwd`. Other sources are not queried: they are rare on machines that run agents.
+fn account_name(uid: u32) -> Option<String> {
     let users = std::fs::read_to_string("/etc/passwd").ok()?;
     users.lines().find_map(|line| {
         let mut fields = line.split(':');
@@ -299,20 +302,20 @@ fn account(uid: u32) -> Option<String> {
     })
 }
 
-/// The user that this process acts for.
+/// The effective uid of this process.
 pub(crate) fn user_id() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
-/// The name of a user and its number, for a message: `alice (1000)`.
+/// A user's name and uid, for a message: `alice (1000)`.
 pub(crate) fn user_name(uid: u32) -> String {
-    match account(uid) {
+    match account_name(uid) {
         Some(name) => format!("{name} ({uid})"),
         None => uid.to_string(),
     }
 }
 
-/// Makes a FIFO, for tests of what must not wait for its other end.
+/// Creates a FIFO, for tests of functions that must not block on one.
 #[cfg(test)]
 pub(crate) fn make_fifo(path: &Path) {
     rustix::fs::mkfifoat(rustix::fs::CWD, path, Mode::RUSR | Mode::WUSR).unwrap();

@@ -2,16 +2,15 @@
 
 use std::sync::OnceLock;
 
-/// How many files this process could have open before [`raise_open_files`]; `None` where that changed nothing.
+/// The soft limit before [`raise_open_files`]; `None` if that changed nothing.
 pub(crate) fn open_files_before() -> Option<u64> {
     OPEN_FILES_BEFORE.get().copied()
 }
 
 static OPEN_FILES_BEFORE: OnceLock<u64> = OnceLock::new();
 
-/// Lets this process have as many files open as it may at all. The 1,024 that are usual are used up by a
-/// hundred and fifty turns at once; they are that low for programs that call `select`, so what is started
-/// should have the old limit again ([`limit_open_files`]).
+/// Raises the soft limit to the hard limit: the usual 1,024 are used up by 150 concurrent turns. It is that low for
+/// programs that call `select`, so child processes should get the old limit again ([`limit_open_files`]).
 pub(crate) fn raise_open_files() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
@@ -25,11 +24,11 @@ pub(crate) fn raise_open_files() {
     }
 }
 
-/// Sets how many files this process and what it starts may have open.
+/// Sets the soft limit of this process, which its children inherit.
 pub(crate) fn limit_open_files(limit: u64) {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limits = getrlimit(Resource::Nofile);
     limits.current = Some(limit);
-    // It is lowered to what it was: that cannot fail.
+    // Lowering the soft limit cannot fail.
     let _ = setrlimit(Resource::Nofile, limits);
 }

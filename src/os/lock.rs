@@ -1,4 +1,4 @@
-//! Advisory locks on files and directories, and who holds them.
+//! Advisory locks on files and directories, and the processes that hold them.
 
 use super::CancelToken;
 use super::files::{Directory, open_options_nofollow};
@@ -22,39 +22,38 @@ impl FileLock {
     }
 }
 
-/// What trying to lock a file gave.
+/// The outcome of an attempt to lock a file.
 #[derive(Debug)]
 pub(crate) enum TryLock {
     Held(FileLock),
-    /// Another process, or another open file of this one, has it.
+    /// Another process holds it, or another open file of this process.
     Busy,
 }
 
-/// Tries to lock the file at `path` (made with mode 0600 if it is missing) without waiting.
+/// Tries to lock the file at `path` without waiting; creates it with mode 0600 if it is missing.
 ///
-/// The lock is `flock`'s: it ends with the process that holds it, however that ends. The file is left where it
-/// is, since unlinking a lock file lets two processes hold "the" lock. A file that somebody keeps
-/// ([`keep_locked`]) is busy as well.
+/// This is a flock(2) lock: it ends with the process that holds it, even if that is killed. The file is never removed,
+/// since unlinking a lock file lets two processes hold "the" lock. A file locked by [`keep_locked`] is busy as well.
 ///
 /// # Errors
-/// The operating system's, a symlink at `path` being `ELOOP`.
+/// The operating system's; `ELOOP` if `path` is a symbolic link.
 pub(crate) fn try_lock(path: &Path) -> io::Result<TryLock> {
     use rustix::io::Errno;
     let file = lock_file_options().create(true).open(path)?;
-    // First, since over NFS the two kinds of lock are one, and this process's own would be in its way.
+    // Before flock: over NFS the two kinds of lock are the same, and this process's own flock would conflict.
     match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => fcntl_lock(&file, FlockOperation::NonBlockingUnlock)?,
         Err(Errno::WOULDBLOCK | Errno::ACCESS) => return Ok(TryLock::Busy),
-        // A file system without this kind: then nobody can have kept it.
+        // The file system has no fcntl locks, so `keep_locked` cannot have taken one either.
         Err(_) => {}
     }
     lock_or_busy(file, path)
 }
 
-/// Tries to lock a directory itself, without waiting: no file has to be made in it.
+/// Tries to lock a directory itself, without waiting; no lock file is needed in it.
 ///
 /// # Errors
-/// The operating system's: NFS locks nothing that is not open for writing, which a directory never is.
+/// The operating system's; NFS only locks files that are open for writing, which a directory cannot be.
 pub(crate) fn try_lock_directory(path: &Path) -> io::Result<TryLock> {
     lock_or_busy(Directory::open(path)?.into(), path)
 }
@@ -69,8 +68,8 @@ fn lock_or_busy(file: File, path: &Path) -> io::Result<TryLock> {
     })
 }
 
-/// Tries to take flock(2)'s exclusive lock on an open file, without waiting; says whether it is held now. It ends with
-/// the open file, which a process that is just being started shares for a moment: see [`unlock_file`].
+/// Tries to take an exclusive flock(2) lock on an open file, without waiting; returns whether it is held now. It ends
+/// with the open file description, which a child shares between fork and exec: see [`unlock_file`].
 ///
 /// # Errors
 /// The operating system's.
@@ -87,8 +86,7 @@ pub(crate) fn try_lock_file(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Takes the lock of [`try_lock_file`], waiting for it at most until `deadline` has passed or `cancel` is cancelled; says
-/// whether it is held now.
+/// As [`try_lock_file`], but waits for the lock until `deadline` or `cancel`.
 ///
 /// # Errors
 /// The operating system's.
@@ -101,15 +99,15 @@ pub(crate) fn lock_file_until(
     Ok(retry_until(Some(deadline), cancel, attempt)?.is_some())
 }
 
-/// Gives back a lock of [`try_lock_file`]. To close the file is not enough: a process that another thread is just starting
-/// has it open too, until its program runs.
+/// Releases a lock of [`try_lock_file`]. Closing the file is not enough: a child that another thread is starting has it
+/// open too, until its exec.
 pub(crate) fn unlock_file(file: &File) {
-    // It cannot fail on an open file; and if it did, closing does the same a moment later.
+    // It cannot fail on an open file; and if it did, closing has the same effect a moment later.
     let _ = file.unlock();
 }
 
-/// Calls `attempt` until it gives a value, `deadline` has passed or `cancel` is cancelled: flock(2) itself has no wait
-/// with a limit. It is called at least once; `None` where it gave nothing.
+/// Calls `attempt`, at least once, until it returns a value, `deadline` has passed or `cancel` is cancelled: flock(2)
+/// has no timeout. `None` if `attempt` returned no value.
 ///
 /// # Errors
 /// Those of `attempt`.
@@ -118,7 +116,7 @@ pub(crate) fn retry_until<T, E>(
     cancel: Option<&CancelToken>,
     mut attempt: impl FnMut() -> Result<Option<T>, E>,
 ) -> Result<Option<T>, E> {
-    // Most locks are held for less than a millisecond, and one on a workspace for minutes.
+    // Most locks are held for less than a millisecond; one on a workspace is held for minutes.
     const SHORTEST: Duration = Duration::from_millis(2);
     const LONGEST: Duration = Duration::from_millis(50);
     let mut pause = SHORTEST;
@@ -131,23 +129,23 @@ pub(crate) fn retry_until<T, E>(
         {
             return Ok(found);
         }
-        let time = left.map_or(pause, |left| left.min(pause));
+        let timeout = left.map_or(pause, |left| left.min(pause));
         match cancel {
-            Some(cancel) => super::wait_for(cancel, time),
-            None => std::thread::sleep(time),
+            Some(cancel) => super::wait_for_cancel(cancel, timeout),
+            None => std::thread::sleep(timeout),
         }
         pause = (2 * pause).min(LONGEST);
     }
 }
 
-/// Keeps the file at `path` locked beside another process that holds [`try_lock`]'s lock on it, and longer than
-/// that process lives. It ends with the process that calls this, and when what this gives is dropped.
+/// Locks the file at `path` in addition to another process's [`try_lock`], so that it stays busy after that process's
+/// end. The lock ends with this process or when the returned file is dropped.
 ///
-/// The lock is `fcntl`'s, which does not meet `flock`'s; a descriptor of the other process's own lock cannot be
-/// had here.
+/// It is an fcntl(2) lock, which does not conflict with flock(2)'s; the descriptor of the other process's lock is not
+/// available here.
 ///
-/// A directory cannot be locked that way. There this waits for the other process's lock in a thread of its own, which
-/// gets it the moment that process is gone, and keeps it until this process ends.
+/// A directory has no fcntl locks. For one, a thread waits for the flock, which it gets as soon as the other process
+/// has ended, and holds it until this process ends.
 pub(crate) fn keep_locked(path: &Path) -> Option<File> {
     if let Ok(directory) = Directory::open(path) {
         let directory = File::from(directory);
@@ -156,11 +154,11 @@ pub(crate) fn keep_locked(path: &Path) -> Option<File> {
                 && error.kind() == io::ErrorKind::Interrupted
             {}
             loop {
-                // It ends with the process, and with it the lock.
+                // The lock is to end with the process, not earlier.
                 std::thread::park();
             }
         };
-        // Without it an orphaned codex is only seen by its own lock, which is nothing to report.
+        // Without the thread an orphaned codex is detected only by codex's own lock; not worth a message.
         let _ = std::thread::Builder::new()
             .name("workspace lock".to_owned())
             .spawn(wait);
@@ -171,15 +169,14 @@ pub(crate) fn keep_locked(path: &Path) -> Option<File> {
     locked.is_ok().then_some(file)
 }
 
-/// The process that holds `flock`'s or `fcntl`'s lock on this file, other than ourselves: its id and its name, as
-/// far as `/proc` shows.
+/// The pid and name of another process that holds a flock(2) or fcntl(2) lock on this file, if `/proc` shows it.
 pub(crate) fn lock_holder(path: &Path) -> Option<(u32, String)> {
     use std::os::unix::fs::MetadataExt;
     let inode = std::fs::symlink_metadata(path).ok()?.ino();
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     locks.lines().find_map(|line| {
-        // `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`; one that waits has `->` before its kind. The device
-        // is not compared: file systems with several have another one here than in stat.
+        // `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`; a waiter has `->` before the kind. The device is not
+        // compared: on file systems with several devices it differs from that of stat.
         let fields: Vec<&str> = line.split_whitespace().collect();
         let [_, kind, _, _, pid, file, ..] = fields[..] else {
             return None;
@@ -200,8 +197,8 @@ pub(crate) fn lock_holder(path: &Path) -> Option<(u32, String)> {
     })
 }
 
-/// ` (process 4711, codex)` for the holder of a lock, or nothing where it cannot be seen.
-pub(crate) fn shown_holder(path: &Path) -> String {
+/// ` (process 4711, codex)` for the holder of a lock, for a message; empty if it is not known.
+pub(crate) fn describe_holder(path: &Path) -> String {
     match lock_holder(path) {
         Some((pid, name)) => format!(" (process {pid}, {name})"),
         None => String::new(),

@@ -1,7 +1,7 @@
-//! The operating system: cancelling, files, locks, polling, processes, signals, sockets, streams, limits.
+//! The operating system: cancellation, files, locks, polling, processes, signals, sockets, streams, limits.
 //!
-//! No other room calls it but through std. Linux is what the program is written for: `/proc`, pidfds, the child subreaper
-//! and the parent-death signal have no portable form. Nothing here knows what codex is.
+//! All system calls beyond std's are made here (`make lint` checks that), and nothing here depends on codex. The
+//! program needs Linux: `/proc`, pidfds, the child subreaper and the parent-death signal have no portable form.
 
 mod cancel;
 mod files;
@@ -15,24 +15,24 @@ mod streams;
 mod tree;
 mod waker;
 
-pub(crate) use cancel::{CancelToken, Cancellable, wait_for};
+pub(crate) use cancel::{CancelToken, Cancellable, wait_for_cancel};
 #[cfg(test)]
 pub(crate) use files::make_fifo;
 pub(crate) use files::{
-    Directory, check_owner, create_private_file, exchange, has_access, is_symlink_error,
-    memory_file, open_options, open_options_nofollow, open_regular_file, start_writing, user_id,
-    user_name,
+    Directory, check_owner, create_memfd, create_private_file, exchange, has_access,
+    is_symlink_error, open_options, open_options_nofollow, open_regular_file, start_writing,
+    user_id, user_name,
 };
 pub(crate) use limits::{limit_open_files, open_files_before, raise_open_files};
 pub(crate) use lock::{
-    FileLock, TryLock, keep_locked, lock_file_until, lock_holder, retry_until, shown_holder,
+    FileLock, TryLock, describe_holder, keep_locked, lock_file_until, lock_holder, retry_until,
     try_lock, try_lock_directory, try_lock_file, unlock_file,
 };
 pub(crate) use poll::{PollFd, PollFlags, is_ready, poll};
 pub(crate) use process::{
-    Pid, Signal, become_subreaper, disable_core_files, end_with_parent, has_ancestor, has_ended,
-    has_proc, is_alive, is_at_or_below, is_hidden, is_init, open_pidfd, own_group, own_parent,
-    own_pid, parent_of, protect_from_other_processes, reap, resident_of_children, signal_group,
+    Pid, Signal, become_subreaper, disable_core_files, has_ancestor, has_ended, has_proc, is_alive,
+    is_at_or_below, is_hidden, is_init, largest_child_resident, open_pidfd, own_group, own_parent,
+    own_pid, parent_of, protect_from_other_processes, reap, set_parent_death_signal, signal_group,
     signal_name, signal_process, start_of, suspended, ticks_since_boot,
 };
 pub(crate) use rustix::fs::Access;
@@ -42,7 +42,7 @@ pub(crate) use signals::{
     end_by_sigint, keep_exit_statuses, on_end_signal, on_end_signal_or_hangup,
     stop_all_on_terminal_stop, unblock_signals,
 };
-pub(crate) use sockets::{connect_without_waiting, listen, peer_of_this_user};
+pub(crate) use sockets::{connect_nonblocking, listen, peer_of_this_user};
 pub(crate) use streams::{
     Blocking, PIPE_BUF, close_standard_streams, enlarge_pipe, has_input, is_hung_up, is_pipe,
     set_nonblocking, terminal_size, wait_for_room,

@@ -7,15 +7,15 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-/// Waits until a descriptor is ready or `deadline` has passed, without one for as long as it takes; says whether one is
-/// ready. A signal does not end the wait.
+/// Waits until a descriptor is ready or `deadline` has passed (`None`: without limit); returns whether one is ready.
+/// A signal does not end the wait.
 ///
 /// # Errors
-/// The operating system's; it has no memory left.
+/// The operating system's, for lack of memory.
 pub(crate) fn poll(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<bool> {
     loop {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        // A time that is too long for the kernel is as good as none.
+        // A duration that is too long for a timespec means no limit.
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match rustix::event::poll(fds, timeout.as_ref()) {
             Ok(ready) => return Ok(ready > 0),
@@ -25,7 +25,7 @@ pub(crate) fn poll(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Res
     }
 }
 
-/// Waits for one descriptor, as [`poll`]; an error counts as not ready.
+/// As [`poll`], for one descriptor; an error counts as not ready.
 pub(crate) fn is_ready(fd: impl AsFd, flags: PollFlags, deadline: Option<Instant>) -> bool {
     poll(&mut [PollFd::new(&fd, flags)], deadline).unwrap_or(false)
 }

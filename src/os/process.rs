@@ -1,4 +1,4 @@
-//! Processes: the own one and its children by system calls, all others as `/proc` shows them.
+//! Processes: this one and its children through system calls, others through `/proc`.
 
 use rustix::process::{DumpableBehavior, PidfdFlags, WaitId, WaitIdOptions, WaitOptions};
 pub(crate) use rustix::process::{Pid, Signal};
@@ -14,7 +14,7 @@ pub(crate) fn own_pid() -> Pid {
     rustix::process::getpid()
 }
 
-/// The process that started this one, or that it was left to; `None` where that is outside of the container.
+/// The parent of this process, or the process that has adopted it; `None` if that is outside the container.
 pub(crate) fn own_parent() -> Option<Pid> {
     rustix::process::getppid()
 }
@@ -24,24 +24,24 @@ pub(crate) fn own_group() -> Pid {
     rustix::process::getpgrp()
 }
 
-/// Is this process the first one of a container, to which orphans are left?
+/// Whether this process is pid 1 of a container, which adopts orphans.
 pub(crate) fn is_init() -> bool {
     own_pid().is_init()
 }
 
-/// Has the kernel send this process a signal when the thread that started it ends.
-pub(crate) fn end_with_parent(signal: Signal) {
-    // It cannot fail on Linux with a signal.
+/// Has the kernel send `signal` to this process when the thread that started it exits.
+pub(crate) fn set_parent_death_signal(signal: Signal) {
+    // It cannot fail with a valid signal.
     let _ = rustix::process::set_parent_process_death_signal(Some(signal));
 }
 
-/// Has the orphans among this process's descendants left to it, so that they can be found and reaped.
+/// Makes this process the parent of orphans among its descendants, so that they can be found and reaped.
 pub(crate) fn become_subreaper() {
     // It cannot fail on Linux.
     let _ = rustix::process::set_child_subreaper(Some(own_pid()));
 }
 
-/// Has no core file written when this process ends by a signal.
+/// Prevents a core file when a signal ends this process.
 pub(crate) fn disable_core_files() {
     let none = rustix::process::Rlimit {
         current: Some(0),
@@ -51,38 +51,38 @@ pub(crate) fn disable_core_files() {
     let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
 }
 
-/// A descriptor that is readable once the process has ended, and by which it can be sent signals.
+/// A descriptor that becomes readable when the process exits, and through which it can be signalled.
 ///
 /// # Errors
-/// The operating system's: there is no such process, or no descriptor left.
+/// The operating system's: the process does not exist, or no descriptors are left.
 pub(crate) fn open_pidfd(pid: Pid) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-/// Has this child ended? It is not reaped by that.
+/// Whether this child has exited; does not reap it.
 pub(crate) fn has_ended(pidfd: impl AsFd) -> bool {
     let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     let found = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), how);
     matches!(found, Ok(Some(_)))
 }
 
-/// Reaps a child that has ended, if there is one.
+/// Reaps one child that has exited, without waiting.
 pub(crate) fn reap() -> Option<(Pid, ExitStatus)> {
     let (pid, status) = rustix::process::wait(WaitOptions::NOHANG).ok()??;
     Some((pid, ExitStatus::from_raw(status.as_raw())))
 }
 
-/// Sends a signal to a process. It may have ended since it was found: that is not an error.
+/// Sends a signal to a process; that it has ended meanwhile is not an error.
 pub(crate) fn signal_process(pid: Pid, signal: Signal) {
     let _ = rustix::process::kill_process(pid, signal);
 }
 
-/// Sends `signal` to every process of the group, and says whether there was one.
+/// Sends `signal` to every process of the group; returns whether one was signalled.
 pub(crate) fn signal_group(group: Pid, signal: Signal) -> bool {
     rustix::process::kill_process_group(group, signal).is_ok()
 }
 
-/// The signal's usual name, or its number.
+/// The signal's name, or its number for a rare one.
 pub(crate) fn signal_name(number: i32) -> String {
     let name = match number {
         1 => "SIGHUP",
@@ -104,12 +104,12 @@ pub(crate) fn signal_name(number: i32) -> String {
     name.to_owned()
 }
 
-/// Is `/proc` there? Without it no process can be found that another one has started.
+/// Whether `/proc` is mounted. Without it the descendants of a process cannot be found.
 pub(crate) fn has_proc() -> bool {
     Path::new("/proc/self/stat").exists()
 }
 
-/// Now, in ticks after the boot, as [`start_of`] counts.
+/// The current time in clock ticks since boot, the unit of [`start_of`].
 pub(crate) fn ticks_since_boot() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let ticks = rustix::param::clock_ticks_per_second();
@@ -117,15 +117,15 @@ pub(crate) fn ticks_since_boot() -> u64 {
     u64::try_from(now.tv_sec).unwrap_or_default() * ticks + nanos * ticks / 1_000_000_000
 }
 
-/// For how long the machine has been suspended since it was booted.
+/// How long the machine has been suspended since boot.
 pub(crate) fn suspended() -> Duration {
     use rustix::time::{ClockId, clock_gettime};
     let since_boot = |clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default();
     since_boot(ClockId::Boottime).saturating_sub(since_boot(ClockId::Monotonic))
 }
 
-/// The largest resident size of the processes that `root`'s first thread has started, in bytes; 0 where it is not known.
-pub(crate) fn resident_of_children(root: Pid) -> u64 {
+/// The largest resident set among the children of `root`'s main thread, in bytes; 0 if it is not known.
+pub(crate) fn largest_child_resident(root: Pid) -> u64 {
     let size = |pid: Pid| {
         let path = format!("/proc/{}/statm", pid.as_raw_nonzero());
         let statm = std::fs::read_to_string(path).ok()?;
@@ -140,37 +140,37 @@ pub(crate) fn resident_of_children(root: Pid) -> u64 {
     pids.filter_map(size).max().unwrap_or(0)
 }
 
-/// Keeps the memory, environment and open files of this process from other processes of its user, which could read
-/// a token out of them, or make this process speak for them.
+/// Keeps other processes of the same user from the memory, environment and open files of this one: they could read a
+/// token there or act through this process.
 ///
-/// `/proc/PID` of such a process belongs to root, but the process itself still opens `/proc/self`; no core is
-/// dumped, and no debugger of the user's attaches. What is executed from here is as usual again.
+/// `/proc/PID` of a process that is not dumpable belongs to root, but the process can still open `/proc/self`. It dumps
+/// no core, and the user's debuggers cannot attach. The programs that it executes are dumpable again.
 pub(crate) fn protect_from_other_processes() {
-    // It cannot fail with this value; without it there is one wall less, which the manual does not rely on.
+    // It cannot fail with this value. It is defence in depth: the manual does not rely on it.
     let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
-/// A process as `/proc` shows it: its parent, and when it started, in ticks after the boot.
+/// A process's parent and start time by `/proc`; the start in clock ticks since boot.
 fn parent_and_start(pid: Pid) -> Option<(Option<Pid>, u64)> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // The name in parentheses may hold anything, parentheses too.
+    // The name is in parentheses and can itself contain parentheses.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     let parent = fields.nth(1)?.parse().ok().and_then(Pid::from_raw);
     let start = fields.nth(17)?.parse().ok()?;
     Some((parent, start))
 }
 
-/// Does this process, of these pid and start, still live?
+/// Whether the process with this pid and start time still exists.
 pub(crate) fn is_alive(pid: Pid, start: u64) -> bool {
     parent_and_start(pid).is_some_and(|(_, started)| started == start)
 }
 
-/// When a process started, which distinguishes it from another that gets its pid later.
+/// When a process started, in clock ticks since boot. This distinguishes it from a later process with the same pid.
 pub(crate) fn start_of(pid: Pid) -> Option<u64> {
     parent_and_start(pid).map(|(_, start)| start)
 }
 
-/// Has a process, or one that it descends from, this as its first argument? One that cannot be seen has not.
+/// Whether the process or one of its ancestors has `argument` as its first argument; `false` for hidden processes.
 pub(crate) fn has_ancestor(pid: Pid, argument: &str) -> bool {
     const GENERATIONS_MAX: usize = 1000;
     let mut at = Some(pid);
@@ -186,23 +186,22 @@ pub(crate) fn has_ancestor(pid: Pid, argument: &str) -> bool {
     false
 }
 
-/// The process's parent.
 pub(crate) fn parent_of(pid: Pid) -> Option<Pid> {
     parent_and_start(pid)?.0
 }
 
-/// Does `/proc` hide this living process? With the mount option `hidepid` it hides those that are not dumpable from
-/// their own user too, and so whose child a process of ours is.
+/// Whether `/proc` hides this living process. With the mount option `hidepid`, processes that are not dumpable are
+/// hidden even from their own user, and their ancestry with them.
 pub(crate) fn is_hidden(pid: Pid) -> bool {
     if parent_and_start(pid).is_some() || rustix::process::test_kill_process(pid).is_err() {
         return false;
     }
-    // Between the two it may have ended, and another may have its pid.
+    // It may have ended between the two checks, and its pid may be reused: the mount option decides.
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     hides_processes(&mounts)
 }
 
-/// Does the last mount on `/proc` in this `mountinfo` have the option?
+/// Whether the last mount on `/proc` in this `mountinfo` has `hidepid` enabled.
 fn hides_processes(mounts: &str) -> bool {
     let on_proc = mounts.lines().rev().find_map(|line| {
         let (mount, file_system) = line.split_once(" - ")?;
@@ -217,21 +216,21 @@ fn hides_processes(mounts: &str) -> bool {
     })
 }
 
-/// Is `pid` the process `root`, which started at `root_start`, or one below it, and not one at or below one of `but`, by
-/// pid and start? Not where `pid` is not the process any more that started at `start`, but another one.
+/// Whether the process `pid` that started at `start` is `root` or a descendant of it, but neither one of `excluded` nor
+/// a descendant of those. Each process is identified by pid and start time, so that a reused pid does not match.
 pub(crate) fn is_at_or_below(
     pid: Pid,
     start: u64,
     root: Pid,
     root_start: u64,
-    but: &[(Pid, u64)],
+    excluded: &[(Pid, u64)],
 ) -> bool {
-    // Whose parent ends while this looks is below another afterwards.
+    // A process whose parent ends during the walk gets another parent.
     const TRIES: usize = 3;
     const GENERATIONS_MAX: usize = 1000;
     let is_below = (0..TRIES).any(|_| {
         let mut at = pid;
-        // A parent is older than its child: a younger one only has a dead one's pid.
+        // A parent is older than its child; a younger process has only reused the parent's pid.
         let mut youngest = u64::MAX;
         for _ in 0..GENERATIONS_MAX {
             let Some((parent, start)) = parent_and_start(at) else {
@@ -240,7 +239,7 @@ pub(crate) fn is_at_or_below(
             if start > youngest {
                 return false;
             }
-            if but.contains(&(at, start)) {
+            if excluded.contains(&(at, start)) {
                 return false;
             }
             if at == root {
@@ -252,7 +251,7 @@ pub(crate) fn is_at_or_below(
         }
         false
     });
-    // Last, so that it was the same all the time.
+    // Checked last, so that `pid` was this process during the whole walk.
     is_below && is_alive(pid, start)
 }
 
@@ -274,8 +273,14 @@ mod tests {
         assert!(!is_below(me, my_start - 1, parent, parent_start));
         assert!(!is_below(me, my_start, parent, parent_start - 1));
         assert!(!is_below(parent, parent_start, me, my_start));
-        let but = [(me, my_start)];
-        assert!(!is_at_or_below(me, my_start, parent, parent_start, &but));
+        let excluded = [(me, my_start)];
+        assert!(!is_at_or_below(
+            me,
+            my_start,
+            parent,
+            parent_start,
+            &excluded
+        ));
     }
 
     #[test]

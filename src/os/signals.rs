@@ -1,4 +1,4 @@
-//! Signals that this process gets: which ones end it, and what its starter has blocked or ignored.
+//! Signal handling of this process: handlers, inherited masks and ignored signals, ending by a signal.
 
 use super::poll::{PollFlags, is_ready};
 use crate::error::{Error, Kind, Result};
@@ -10,47 +10,45 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// Lets this process learn how its children end, also where whoever started it ignores SIGCHLD: the kernel
-/// reaps the children of such a process itself and keeps no exit status. What is executed from here has the
-/// signal's default again.
+/// Installs a handler for SIGCHLD. If the signal is inherited as ignored, the kernel itself reaps the children of this
+/// process and discards their exit statuses. Executed programs have the default action again.
 ///
 /// # Errors
-/// [`Kind::Io`] where no handler can be made.
+/// [`Kind::Io`] if the handler cannot be installed.
 pub(crate) fn keep_exit_statuses() -> Result<()> {
-    // Any handler does; nobody looks at the flag.
+    // Any handler will do; the flag is never read.
     signal_hook::flag::register(SIGCHLD, Arc::default())
         .map(|_| ())
         .map_err(|error| Error::os(Kind::Io, "cannot listen for signals", error))
 }
 
-/// Lets every signal reach this process and what it starts, whatever its starter has blocked, as a daemon does that
-/// takes its signals from a `signalfd`: a blocked SIGCHLD or SIGTERM would never be seen here.
+/// Unblocks all signals for this process and its children. A parent that uses a `signalfd` blocks them, and a blocked
+/// SIGCHLD or SIGTERM would never be delivered here.
 pub(crate) fn unblock_signals() {
-    // It cannot fail with a whole set.
+    // It cannot fail with the full set.
     let _ = nix::sys::signal::SigSet::all().thread_unblock();
 }
 
-/// Calls `told` with the signal's number for each SIGINT and SIGTERM that this process gets, in a thread of its
-/// own that lives as long as the process.
+/// Calls `handler` with the signal's number on SIGINT and SIGTERM, in a thread that lives as long as the process.
 ///
 /// # Errors
-/// [`Kind::Io`] where no handler, pipe or thread can be made.
-pub(crate) fn on_end_signal(told: impl FnMut(i32) + Send + 'static) -> Result<()> {
-    on_signals(&[SIGINT, SIGTERM], told)
+/// [`Kind::Io`] if a handler, socket pair or thread cannot be created.
+pub(crate) fn on_end_signal(handler: impl FnMut(i32) + Send + 'static) -> Result<()> {
+    on_signals(&[SIGINT, SIGTERM], handler)
 }
 
-/// The same, and for SIGHUP too unless that is ignored, as `nohup` has it.
+/// As [`on_end_signal`], and on SIGHUP unless that is ignored, as under `nohup`.
 ///
 /// # Errors
 /// As [`on_end_signal`].
-pub(crate) fn on_end_signal_or_hangup(told: impl FnMut(i32) + Send + 'static) -> Result<()> {
+pub(crate) fn on_end_signal_or_hangup(handler: impl FnMut(i32) + Send + 'static) -> Result<()> {
     match is_ignored(SIGHUP) {
-        true => on_signals(&[SIGINT, SIGTERM], told),
-        false => on_signals(&[SIGINT, SIGTERM, SIGHUP], told),
+        true => on_signals(&[SIGINT, SIGTERM], handler),
+        false => on_signals(&[SIGINT, SIGTERM, SIGHUP], handler),
     }
 }
 
-/// Has Ctrl-Z stop what this process has started, too, and `fg` continue it: codex is in a process group of its own,
+/// Makes Ctrl-Z stop the descendants of this process too, and `fg` continue them: codex is in another process group,
 /// which the terminal does not stop.
 ///
 /// # Errors
@@ -62,18 +60,17 @@ pub(crate) fn stop_all_on_terminal_stop() -> Result<()> {
     }
 }
 
-/// The exit status that stands for an end by SIGINT.
+/// The exit status of a process that SIGINT ended, as a shell reports it.
 pub(crate) const INTERRUPTED: u8 = 130;
 
-/// Ends this process as SIGINT does where nobody listens for it.
+/// Ends this process by SIGINT's default action.
 pub(crate) fn end_by_sigint() -> ! {
-    // It does not come back unless there is no such signal.
+    // It returns only for an unknown signal.
     let _ = signal_hook::low_level::emulate_default_handler(SIGINT);
     std::process::exit(INTERRUPTED.into())
 }
 
-/// Ends this process as the signal does by default, without a core file. It comes back where the signal does not end
-/// a process.
+/// Ends this process by the signal's default action, without a core file. Returns if that action does not terminate.
 pub(crate) fn end_by_default_action(number: i32) {
     super::disable_core_files();
     let _ = signal_hook::low_level::emulate_default_handler(number);
@@ -82,7 +79,7 @@ pub(crate) fn end_by_default_action(number: i32) {
     }
 }
 
-/// Ends this process by SIGINT where that is the signal, else with the status that a shell gives it.
+/// Ends this process by SIGINT if `signal` is that, otherwise with the exit status that a shell reports for the signal.
 pub(crate) fn end_by(signal: i32) -> ! {
     match signal {
         SIGINT => end_by_sigint(),
@@ -90,7 +87,7 @@ pub(crate) fn end_by(signal: i32) -> ! {
     }
 }
 
-/// Is this signal ignored in this process?
+/// Whether this process ignores the signal.
 fn is_ignored(number: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status
@@ -99,7 +96,10 @@ fn is_ignored(number: i32) -> bool {
     mask.is_some_and(|mask| mask >> (number - 1) & 1 == 1)
 }
 
-fn on_signals(numbers: &'static [i32], mut told: impl FnMut(i32) + Send + 'static) -> Result<()> {
+fn on_signals(
+    numbers: &'static [i32],
+    mut handler: impl FnMut(i32) + Send + 'static,
+) -> Result<()> {
     let failed = |error| Error::os(Kind::Io, "cannot listen for signals", error);
     let mut signals = SignalPipe::register(numbers).map_err(failed)?;
     std::thread::Builder::new()
@@ -109,7 +109,7 @@ fn on_signals(numbers: &'static [i32], mut told: impl FnMut(i32) + Send + 'stati
                 signals.wait(None);
                 for number in numbers {
                     if signals.take(*number) {
-                        told(*number);
+                        handler(*number);
                     }
                 }
             }
@@ -118,53 +118,53 @@ fn on_signals(numbers: &'static [i32], mut told: impl FnMut(i32) + Send + 'stati
     Ok(())
 }
 
-/// Signals as something that can be waited for, and which of them came.
+/// Received signals that a thread can wait for: a self-pipe with a flag for each signal.
 #[derive(Debug)]
 pub(crate) struct SignalPipe {
-    woken: UnixStream,
-    came: Vec<(i32, Arc<AtomicUsize>)>,
+    receiver: UnixStream,
+    flags: Vec<(i32, Arc<AtomicUsize>)>,
 }
 
 impl SignalPipe {
-    /// Takes these signals from now on, instead of what they do by default.
+    /// Installs handlers for these signals, in place of their default actions.
     ///
     /// # Errors
     /// The process has no descriptors left.
     pub(crate) fn register(numbers: &[i32]) -> io::Result<SignalPipe> {
-        let (woken, waker) = UnixStream::pair()?;
-        woken.set_nonblocking(true)?;
-        let mut came = Vec::new();
+        let (receiver, sender) = UnixStream::pair()?;
+        receiver.set_nonblocking(true)?;
+        let mut flags = Vec::new();
         for &number in numbers {
             let flag = Arc::new(AtomicUsize::new(0));
-            // The flag before the wake-up, so that it is seen by the thread that is woken.
+            // Handlers run in the order of registration: the flag must be set when the thread is woken.
             signal_hook::flag::register_usize(number, Arc::clone(&flag), 1)?;
-            signal_hook::low_level::pipe::register(number, waker.try_clone()?)?;
-            came.push((number, flag));
+            signal_hook::low_level::pipe::register(number, sender.try_clone()?)?;
+            flags.push((number, flag));
         }
-        Ok(SignalPipe { woken, came })
+        Ok(SignalPipe { receiver, flags })
     }
 
-    /// Did this signal come since the last [`SignalPipe::take`] of it?
+    /// Whether the signal was received since its last [`SignalPipe::take`].
     pub(crate) fn has(&self, number: i32) -> bool {
         self.flag(number)
             .is_some_and(|flag| flag.load(Ordering::SeqCst) > 0)
     }
 
-    /// The same, and forgets it.
+    /// As [`SignalPipe::has`], and resets the flag.
     pub(crate) fn take(&self, number: i32) -> bool {
         self.flag(number)
             .is_some_and(|flag| flag.swap(0, Ordering::SeqCst) > 0)
     }
 
     fn flag(&self, number: i32) -> Option<&AtomicUsize> {
-        let found = self.came.iter().find(|(known, _)| *known == number);
+        let found = self.flags.iter().find(|(known, _)| *known == number);
         found.map(|(_, flag)| &**flag)
     }
 
     /// Waits for one of the signals, at most until `deadline`.
     pub(crate) fn wait(&mut self, deadline: Option<Instant>) {
-        is_ready(&self.woken, PollFlags::IN, deadline);
+        is_ready(&self.receiver, PollFlags::IN, deadline);
         let mut sink = [0; 64];
-        while matches!(self.woken.read(&mut sink), Ok(1..)) {}
+        while matches!(self.receiver.read(&mut sink), Ok(1..)) {}
     }
 }

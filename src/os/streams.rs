@@ -1,4 +1,5 @@
-//! Streams: standard ones in whatever mode they were inherited, and waiting for the other end.
+//! Streams: standard streams that may be inherited in non-blocking mode, pipes, terminals, and waiting for the other
+//! end.
 
 use super::CancelToken;
 use super::poll::{PollFd, PollFlags, is_ready, poll};
@@ -7,11 +8,11 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-/// How much a pipe that has room takes without blocking, in bytes.
+/// How many bytes a writable pipe accepts without blocking.
 pub(crate) const PIPE_BUF: usize = 4096;
 
-/// A stream that is waited for also where it is in non-blocking mode, which it shares with everybody who has it
-/// open: whoever set that may be another process, so it is not for us to change.
+/// A stream whose reads and writes block even if it is in non-blocking mode. That mode belongs to the open file
+/// description, which other processes may share, so it must not be changed here.
 #[derive(Debug)]
 pub(crate) struct Blocking<T>(pub(crate) T);
 
@@ -52,53 +53,52 @@ impl<T: Write + AsFd> Write for Blocking<T> {
     }
 }
 
-fn wait_until_ready(stream: &impl AsFd, what: PollFlags) -> io::Result<()> {
-    // An error of the stream shows when it is used.
-    poll(&mut [PollFd::new(stream, what)], None).map(drop)
+fn wait_until_ready(stream: &impl AsFd, flags: PollFlags) -> io::Result<()> {
+    // An error of the stream is returned by the next read or write.
+    poll(&mut [PollFd::new(stream, flags)], None).map(drop)
 }
 
-/// Waits until `stream` takes more, and says whether it does. Once `flag` is cancelled it is waited for `patience` and
-/// no longer.
+/// Waits until `stream` is writable; after `cancel` for at most `grace`. Returns whether it is writable.
 ///
 /// # Errors
 /// The operating system's.
 pub(crate) fn wait_for_room(
     stream: impl AsFd,
-    flag: &CancelToken,
-    patience: Duration,
+    cancel: &CancelToken,
+    grace: Duration,
 ) -> io::Result<bool> {
     let mut deadline = None;
     loop {
         let mut fds = vec![PollFd::new(&stream, PollFlags::OUT)];
         if deadline.is_none() {
-            fds.push(PollFd::new(flag, PollFlags::IN));
+            fds.push(PollFd::new(cancel, PollFlags::IN));
         }
         if !poll(&mut fds, deadline)? {
             return Ok(false);
         }
-        // An error of the stream shows when it is written to.
+        // An error of the stream is returned by the next write.
         if !fds[0].revents().is_empty() {
             return Ok(true);
         }
-        deadline = Some(Instant::now() + patience);
+        deadline = Some(Instant::now() + grace);
     }
 }
 
-/// Lets go of stdin, stdout and stderr: whoever reads the other end sees its end now, and not only when the last
-/// thread of this process is gone, which one that hangs in the file system can put off for ever.
+/// Replaces stdin, stdout and stderr by the null device. The other ends see EOF now instead of when the last thread of
+/// this process exits, which a thread that hangs in the file system can delay for ever.
 pub(crate) fn close_standard_streams() {
     let null = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/null");
     let Ok(null) = null else { return };
-    // None of the three can fail on open files.
+    // dup2 cannot fail on open files.
     let _ = rustix::stdio::dup2_stdin(&null);
     let _ = rustix::stdio::dup2_stdout(&null);
     let _ = rustix::stdio::dup2_stderr(&null);
 }
 
-/// Is this a pipe or a socket, whose reader sees what is written while it is written?
+/// Whether this is a pipe or a socket, whose reader receives data as it is written.
 pub(crate) fn is_pipe(stream: impl AsFd) -> bool {
     rustix::fs::fstat(stream).is_ok_and(|found| {
         let kind = FileType::from_raw_mode(found.st_mode);
@@ -106,13 +106,13 @@ pub(crate) fn is_pipe(stream: impl AsFd) -> bool {
     })
 }
 
-/// The columns and rows of the terminal that this is; 0 where it is not known.
+/// The columns and rows of a terminal, each 0 if unknown; `None` if this is not a terminal.
 pub(crate) fn terminal_size(stream: impl AsFd) -> Option<(usize, usize)> {
     let size = rustix::termios::tcgetwinsize(stream).ok()?;
     Some((usize::from(size.ws_col), usize::from(size.ws_row)))
 }
 
-/// Has reads and writes return at once instead of waiting.
+/// Sets non-blocking mode.
 ///
 /// # Errors
 /// The operating system's.
@@ -121,12 +121,12 @@ pub(crate) fn set_nonblocking(stream: impl AsFd) -> io::Result<()> {
     Ok(rustix::fs::fcntl_setfl(&stream, flags | OFlags::NONBLOCK)?)
 }
 
-/// Asks for a pipe that holds so many bytes. A limit on the memory of pipes keeps it as it is.
+/// Requests a pipe capacity. The pipe is unchanged if the user's limit on pipe memory is reached.
 pub(crate) fn enlarge_pipe(pipe: impl AsFd, bytes: usize) {
     let _ = rustix::pipe::fcntl_setpipe_size(pipe, bytes);
 }
 
-/// Can something be read from this pipe, socket or file at once? Of a device it is not known.
+/// Whether this pipe, socket or file has data to read now; `false` for a device, where that is not known.
 pub(crate) fn has_input(stream: impl AsFd) -> bool {
     let Ok(found) = rustix::fs::fstat(&stream) else {
         return false;
@@ -142,8 +142,12 @@ pub(crate) fn has_input(stream: impl AsFd) -> bool {
     }
 }
 
-/// Waits until the other end of `stream` is closed, at most for `time`; says whether it is. What was written before
-/// that may still be there to be read.
-pub(crate) fn is_hung_up(stream: impl AsFd, time: Duration) -> bool {
-    is_ready(stream, PollFlags::RDHUP, Instant::now().checked_add(time))
+/// Waits until the other end of `stream` is closed, for at most `timeout`; returns whether it is. Data that was written
+/// before may still be unread.
+pub(crate) fn is_hung_up(stream: impl AsFd, timeout: Duration) -> bool {
+    is_ready(
+        stream,
+        PollFlags::RDHUP,
+        Instant::now().checked_add(timeout),
+    )
 }

@@ -1,22 +1,22 @@
-//! Everything that a process has started, and how it is ended.
+//! The descendants of a process: finding, stopping and ending them.
 //!
-//! With a child subreaper at its root nothing gets out of the tree: also what a killed process leaves behind is found
-//! below it. There is no portable form of that.
+//! If the root is a child subreaper, no descendant leaves the tree: orphans of a killed process become children of the
+//! root.
 
 use super::process::{Pid, Signal, own_pid, signal_process, start_of};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// How long what was killed is looked for again; longer only in uninterruptible sleep.
-const AFTER_KILL: Duration = Duration::from_millis(500);
-/// The pause between two looks: the end of a process that is not a child cannot be waited for.
-const PAUSE: Duration = Duration::from_millis(10);
+/// How long to wait for killed processes; only uninterruptible sleep takes longer.
+const KILL_TIMEOUT: Duration = Duration::from_millis(500);
+/// The interval between two scans of `/proc`: the exit of a process that is not a child cannot be waited for.
+const SCAN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Sends `signal` to each process that `find` gives, until it gives `None` or `grace` is over; says whether it gave `None`.
-/// `wait` is called between two looks, with when the next one is due at the latest.
+/// Sends `signal` to each process that `find` returns, until it returns `None` or `grace` is over; returns whether it
+/// returned `None`. `wait` is called between two scans, with the latest time of the next one.
 ///
-/// Each process gets it once, so that its handler runs once. SIGKILL has no handler and is sent at each look: what is
-/// started meanwhile can have the pid of a process that was killed before, where few pids are left.
+/// A process gets the signal once, so that its handler runs once. SIGKILL has no handler and is sent after each scan:
+/// where few pids are free, a new process can have the pid of one that was killed before.
 fn signal_until_gone(
     signal: Signal,
     grace: Duration,
@@ -36,7 +36,7 @@ fn signal_until_gone(
         if now >= deadline {
             return false;
         }
-        wait(deadline.min(now + PAUSE));
+        wait(deadline.min(now + SCAN_INTERVAL));
     }
 }
 
@@ -44,43 +44,44 @@ fn sleep_until(at: Instant) {
     std::thread::sleep(at.saturating_duration_since(Instant::now()));
 }
 
-/// `None` for none, as [`signal_until_gone`] has it.
-fn some(found: Vec<Pid>) -> Option<Vec<Pid>> {
+/// `None` for an empty list, as [`signal_until_gone`] expects.
+fn non_empty(found: Vec<Pid>) -> Option<Vec<Pid>> {
     (!found.is_empty()).then_some(found)
 }
 
-/// Every living descendant of `root`, `root` not among them, as `/proc` shows them at this moment.
+/// The living descendants of `root`, without `root` itself.
 ///
-/// With `root` a child subreaper this is everything that it ever started, sessions of their own included, but
-/// for what was started while this looked: look again until nothing is left.
+/// If `root` is a child subreaper, these are all processes that it ever started, including those in other sessions, but
+/// possibly without processes that were started during the scan: repeat until the result is empty.
 pub(crate) fn descendants(root: Pid) -> Vec<Pid> {
     let parents = parents();
     below(&parents, &children(&parents, root))
 }
 
-/// Kills everything below `root`, which itself lives on: as long as a child subreaper does, whatever it started
-/// can be found, also what a killed process leaves behind.
+/// Kills the descendants of `root`, but not `root`: while a child subreaper lives, the orphans of killed processes can
+/// be found below it.
 pub(crate) fn kill_below(root: Pid) {
-    let find = || some(descendants(root));
-    signal_until_gone(Signal::KILL, AFTER_KILL, find, sleep_until);
+    let find = || non_empty(descendants(root));
+    signal_until_gone(Signal::KILL, KILL_TIMEOUT, find, sleep_until);
 }
 
-/// Ends everything below this process: SIGTERM, `grace`, SIGKILL until nothing is left, at most for `after_kill`.
-/// `wait` is as in [`signal_until_gone`]; it reaps what has ended.
+/// Ends the descendants of this process: SIGTERM, `grace`, SIGKILL until none is left, for at most `kill_timeout`.
+/// `wait` is as in [`signal_until_gone`] and has to reap.
 pub(crate) fn end_own_descendants(
     grace: Duration,
-    after_kill: Duration,
+    kill_timeout: Duration,
     mut wait: impl FnMut(Instant),
 ) {
-    for (signal, grace) in [(Signal::TERM, grace), (Signal::KILL, after_kill)] {
-        if signal_until_gone(signal, grace, || some(descendants(own_pid())), &mut wait) {
+    for (signal, grace) in [(Signal::TERM, grace), (Signal::KILL, kill_timeout)] {
+        let find = || non_empty(descendants(own_pid()));
+        if signal_until_gone(signal, grace, find, &mut wait) {
             return;
         }
     }
 }
 
-/// Ends those processes below `root` that have `entry` (`NAME=value`) in their environment and started at `since` or
-/// later, in ticks after the boot: SIGTERM, a short grace, SIGKILL.
+/// Ends the descendants of `root` that have `entry` (`NAME=value`) in their environment and started at `since` or
+/// later, in clock ticks since boot: SIGTERM, a short grace period, SIGKILL.
 pub(crate) fn end_marked_below(root: Pid, entry: &str, since: u64) {
     const GRACE: Duration = Duration::from_millis(300);
     let marked = |pid: &Pid| {
@@ -92,46 +93,46 @@ pub(crate) fn end_marked_below(root: Pid, entry: &str, since: u64) {
     let find = || {
         let mut left = descendants(root);
         left.retain(marked);
-        some(left)
+        non_empty(left)
     };
-    for (signal, grace) in [(Signal::TERM, GRACE), (Signal::KILL, AFTER_KILL)] {
+    for (signal, grace) in [(Signal::TERM, GRACE), (Signal::KILL, KILL_TIMEOUT)] {
         if signal_until_gone(signal, grace, find, sleep_until) {
             return;
         }
     }
 }
 
-/// Stops what this process's children have started and then this process, until somebody continues it, and
-/// continues the others with it. Its children themselves go on: they end the others where this process is killed.
+/// Stops the grandchildren and their descendants, then this process; continues them when this process is continued.
+/// The children are not stopped: they have to end the others if this process is killed.
 pub(crate) fn stop_with_everything_below() {
     let me = own_pid();
     let mut stopped = Vec::new();
-    // Until nothing is found that was started while this looked.
+    // Repeated until a scan finds no process that was started meanwhile.
     loop {
         let parents = parents();
         let children = children(&parents, me);
-        let fresh: Vec<Pid> = below(&parents, &children)
+        let new: Vec<Pid> = below(&parents, &children)
             .into_iter()
             .filter(|pid| !children.contains(pid) && !stopped.contains(pid))
             .collect();
-        if fresh.is_empty() {
+        if new.is_empty() {
             break;
         }
-        for pid in fresh {
+        for pid in new {
             signal_process(pid, Signal::STOP);
             stopped.push(pid);
         }
     }
-    // Sent to this very thread, it stops before it goes on from here; sent to the process, perhaps after.
+    // Raised for this thread, the signal stops it before the next statement; sent to the process it may stop later.
     let _ = signal_hook::low_level::raise(signal_hook::consts::SIGSTOP);
     for pid in stopped {
         signal_process(pid, Signal::CONT);
     }
 }
 
-/// Kills what this process's children have started, and the children themselves where they do not end then.
+/// Kills the grandchildren and their descendants, then the children if they do not exit by themselves.
 ///
-/// A child goes last since it may be a subreaper: as long as it lives, whatever it started can be found.
+/// The children are last since they may be subreapers, below which orphans can be found.
 pub(crate) fn kill_everything_below() {
     let find = || {
         let parents = parents();
@@ -140,14 +141,14 @@ pub(crate) fn kill_everything_below() {
         let started = below.into_iter().filter(|pid| !children.contains(pid));
         (!children.is_empty()).then(|| started.collect())
     };
-    if !signal_until_gone(Signal::KILL, AFTER_KILL, find, sleep_until) {
+    if !signal_until_gone(Signal::KILL, KILL_TIMEOUT, find, sleep_until) {
         for pid in descendants(own_pid()) {
             signal_process(pid, Signal::KILL);
         }
     }
 }
 
-/// Every living process and its parent.
+/// Every living process with its parent.
 fn parents() -> Vec<(Pid, Pid)> {
     let mut parents = Vec::new();
     let Ok(entries) = std::fs::read_dir("/proc") else {
@@ -162,7 +163,7 @@ fn parents() -> Vec<(Pid, Pid)> {
         let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
             continue;
         };
-        // The name in parentheses may hold anything, parentheses too; state and parent follow the last one.
+        // The name is in parentheses and can itself contain parentheses; state and parent follow the last one.
         let Some((_, rest)) = stat.rsplit_once(") ") else {
             continue;
         };
@@ -184,7 +185,7 @@ fn children(parents: &[(Pid, Pid)], of: Pid) -> Vec<Pid> {
     children.map(|(child, _)| *child).collect()
 }
 
-/// These processes and everything below them, parents before their children.
+/// `roots` and their descendants, parents before their children.
 fn below(parents: &[(Pid, Pid)], roots: &[Pid]) -> Vec<Pid> {
     let mut found = roots.to_vec();
     let mut at = 0;

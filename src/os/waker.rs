@@ -1,4 +1,4 @@
-//! Waking a thread that waits in `poll`, as often as there is reason to.
+//! Wakes a thread that waits in `poll`, repeatedly if needed.
 
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
@@ -18,12 +18,12 @@ impl Waker {
     }
 
     pub(crate) fn wake(&self) {
-        // It fails only where the counter is full, and then the thread is awake.
+        // It fails only if the counter is full; the descriptor is readable then.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
     pub(crate) fn reset(&self) {
-        // How often it was woken is of no interest.
+        // The number of wakeups is not needed; the read fails if there were none.
         let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
     }
 }

@@ -211,7 +211,7 @@ pub(crate) fn lock(
                 busy = format!(
                     "another process runs a turn in the workspace '{}'{}",
                     workspace.display(),
-                    os::shown_holder(&path)
+                    os::describe_holder(&path)
                 );
             }
             if !is_late && let Some(on_wait) = on_wait.take() {

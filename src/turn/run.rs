@@ -426,7 +426,7 @@ impl Turn<'_> {
         emitter.debug(&format!(
             "codex did not open the thread, it is tried again: {first}"
         ));
-        os::wait_for(self.cancel, BEFORE_RETRY);
+        os::wait_for_cancel(self.cancel, BEFORE_RETRY);
         let mut again = self.backend.run(spec, self.cancel, emitter)?;
         if let TurnStatus::Refused(Refusal::Unopened(second)) = &again.status
             && first != second

@@ -327,7 +327,7 @@ impl AppServerRun<'_> {
                 if failure::is_refreshed_elsewhere(why) && !state.reporter.worked =>
             {
                 emitter.debug("another codex has just renewed the login: it is asked again");
-                os::wait_for(self.cancel, REFRESH_WAIT);
+                os::wait_for_cancel(self.cancel, REFRESH_WAIT);
             }
             _ => return false,
         }

@@ -84,7 +84,7 @@ impl Server {
                         && Instant::now() < deadline
                         && !cancel.is_cancelled() =>
                 {
-                    os::wait_for(cancel, Duration::from_millis(50));
+                    os::wait_for_cancel(cancel, Duration::from_millis(50));
                 }
                 Ok(thread) => break thread,
                 Err(error) => {
@@ -142,7 +142,7 @@ impl Server {
         self.suspended = os::suspended();
         if self.client.is_broken() {
             Err("it has ended")
-        } else if os::resident_of_children(self.client.guard_pid()) > MAX_RESIDENT_BYTES {
+        } else if os::largest_child_resident(self.client.guard_pid()) > MAX_RESIDENT_BYTES {
             Err("it has become large")
         } else {
             Ok(())
@@ -224,7 +224,7 @@ fn connect(
                 }
                 // Not at the same moment as the other processes that failed.
                 let jitter = u64::from(std::process::id() % 7 + attempt) * 20;
-                os::wait_for(cancel, Duration::from_millis(100 + jitter));
+                os::wait_for_cancel(cancel, Duration::from_millis(100 + jitter));
             }
         }
     }

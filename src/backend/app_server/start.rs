@@ -37,7 +37,7 @@ impl FirstStarts {
                     return FirstStart(None);
                 }
                 Err(std::sync::TryLockError::WouldBlock) => {
-                    os::wait_for(cancel, Duration::from_millis(3));
+                    os::wait_for_cancel(cancel, Duration::from_millis(3));
                     continue;
                 }
             };

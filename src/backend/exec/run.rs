@@ -306,7 +306,7 @@ impl ExecRun<'_> {
             if Instant::now() >= deadline || state.cancel.is_cancelled() {
                 break items;
             }
-            crate::os::wait_for(&state.cancel, Duration::from_millis(3));
+            crate::os::wait_for_cancel(&state.cancel, Duration::from_millis(3));
         };
         state.reporter.plan(items, emitter);
     }
