@@ -1,21 +1,21 @@
-//! The daemon's types: what a provider is, the events of a turn, and what it cost.
+//! The types of the wire contract with the daemon: the manifest, the events of a turn, its usage and result.
 //!
-//! Pure data. The names and shapes are those of the wire contract (`man/plexum-openai-protocol.7`); how they
-//! are framed is `plugin`'s business, and where they come from is `turn`'s.
+//! Pure data; names and shapes are specified in `man/plexum-openai-protocol.7`. `daemon` frames them, and `turn` and
+//! `backend` produce them.
 
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
-/// The version of the wire contract that this plugin speaks.
+/// The version of the wire contract that this plugin implements.
 pub(crate) const CONTRACT: u64 = 2;
-/// The plugin's name, as the daemon's `.plugins.allow` and the profile's directory spell it.
+/// The plugin's name in the daemon's `.plugins.allow`, and its directory's name in the profile.
 pub(crate) const PLUGIN: &str = "plexum-openai-provider";
 
-/// What the plugin says of itself in the result of `initialize`.
+/// The result of `initialize`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Introduction<'a> {
-    /// The version of MCP that both sides speak from now on.
+pub(crate) struct InitializeResult<'a> {
+    /// The negotiated version of MCP.
     protocol_version: &'static str,
     server_info: ServerInfo,
     capabilities: Capabilities<'a>,
@@ -33,7 +33,7 @@ struct Capabilities<'a> {
     experimental: Experimental<'a>,
 }
 
-/// `{}`.
+/// Serializes as `{}`.
 #[derive(Debug, Serialize)]
 struct Empty {}
 
@@ -48,13 +48,13 @@ struct Extension<'a> {
     manifest: Manifest<'a>,
 }
 
-impl Introduction<'_> {
-    /// The introduction in this version of MCP, with these advertised models.
+impl InitializeResult<'_> {
+    /// The result for this version of MCP and these advertised models.
     pub(crate) fn new<'a>(
         protocol_version: &'static str,
         models: &'a [String],
-    ) -> Introduction<'a> {
-        Introduction {
+    ) -> InitializeResult<'a> {
+        InitializeResult {
             protocol_version,
             server_info: ServerInfo {
                 name: PLUGIN,
@@ -73,10 +73,10 @@ impl Introduction<'_> {
     }
 }
 
-/// The file name of the program in the plugin's directory.
+/// The file name of the executable in the plugin's directory.
 pub(crate) const EXECUTABLE: &str = "plexum-openai-provider-plugin";
 
-/// What the plugin is and offers; part of the result of `initialize`, and the file `manifest.json`.
+/// The plugin's manifest: part of the result of `initialize`, and the content of `manifest.json`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Manifest<'a> {
     name: &'static str,
@@ -111,7 +111,7 @@ impl Manifest<'_> {
     }
 }
 
-/// Tokens, as the daemon counts them. `input_tokens` has the cached ones in it, as codex reports it.
+/// Token counts. `input_tokens` includes the cached ones, as codex reports them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Usage {
     pub(crate) input_tokens: u64,
@@ -122,7 +122,6 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    /// Both together.
     pub(crate) fn plus(self, other: Usage) -> Usage {
         Usage {
             input_tokens: self.input_tokens.saturating_add(other.input_tokens),
@@ -137,32 +136,31 @@ impl Usage {
         }
     }
 
-    /// What came on top of `before`; a counter that went back (codex started to count anew) counts as it is.
+    /// The increase since `before`. A counter that is lower than before was reset by codex and counts in full.
     pub(crate) fn since(self, before: Usage) -> Usage {
-        let part = |now: u64, then: u64| now.checked_sub(then).unwrap_or(now);
+        let increase = |now: u64, then: u64| now.checked_sub(then).unwrap_or(now);
         Usage {
-            input_tokens: part(self.input_tokens, before.input_tokens),
-            output_tokens: part(self.output_tokens, before.output_tokens),
-            cache_read_tokens: part(self.cache_read_tokens, before.cache_read_tokens),
-            cache_write_tokens: part(self.cache_write_tokens, before.cache_write_tokens),
-            thinking_tokens: part(self.thinking_tokens, before.thinking_tokens),
+            input_tokens: increase(self.input_tokens, before.input_tokens),
+            output_tokens: increase(self.output_tokens, before.output_tokens),
+            cache_read_tokens: increase(self.cache_read_tokens, before.cache_read_tokens),
+            cache_write_tokens: increase(self.cache_write_tokens, before.cache_write_tokens),
+            thinking_tokens: increase(self.thinking_tokens, before.thinking_tokens),
         }
     }
 }
 
-/// What a turn has used, its sub-agents with it.
+/// The tokens used by a turn, including its sub-agents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct TurnUsage {
-    /// All of it.
     #[serde(flatten)]
     pub(crate) total: Usage,
-    /// What of that the sub-agents used, where there were some.
+    /// The sub-agents' share of the total; `None` if there were no sub-agents.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) subagents: Option<Usage>,
 }
 
 impl TurnUsage {
-    /// The same, and what a sub-agent used.
+    /// Adds a sub-agent's usage.
     pub(crate) fn with_subagent(self, used: Usage) -> TurnUsage {
         TurnUsage {
             total: self.total.plus(used),
@@ -189,15 +187,15 @@ pub(crate) enum StopReason {
     Cancelled,
 }
 
-/// How the thread of a turn came to be.
+/// The origin of a turn's thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ThreadState {
-    /// There was none before.
+    /// The workspace had no thread.
     New,
-    /// The one that the workspace's session file names.
+    /// The thread in the workspace's session file.
     Resumed,
-    /// codex no longer knew the stored one; a new one took over.
+    /// A new thread in place of the stored one, which codex no longer knew.
     Replaced,
 }
 
@@ -207,58 +205,58 @@ pub(crate) struct TurnError {
     pub(crate) code: &'static str,
     pub(crate) message: String,
     pub(crate) retryable: bool,
-    /// From when on it can succeed, in seconds since 1970, where that is known.
+    /// When a retry can succeed, in seconds since 1970, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) retry_at: Option<u64>,
 }
 
-/// Where a turn stands, where that is not what it was.
+/// A change of a turn's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Status {
     /// It waits for its workspace.
     Queued,
-    /// It no longer does.
+    /// It has its workspace.
     Running,
-    /// codex tries a request again.
+    /// codex retries a request.
     Retrying,
-    /// codex is making the conversation shorter.
+    /// codex has started to compact the conversation.
     Compacting,
-    /// codex has made it shorter.
+    /// codex has compacted the conversation.
     Compacted,
 }
 
-/// One line of codex's to-do list.
+/// An entry of codex's to-do list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct PlanItem {
     pub(crate) text: String,
-    /// codex's word: `pending`, `in_progress`, `completed`.
+    /// As codex reports it: `pending`, `in_progress` or `completed`.
     pub(crate) status: String,
 }
 
-/// One thing that happened in a turn. `tool_use` and `tool_result` are not here: they are written from the rollout
-/// as JSON at once, codex's own JSON in them as it stood (`rollout::calls`).
+/// An event of a turn. `tool_use` and `tool_result` are missing here: `rollout::calls` writes them directly as JSON,
+/// with codex's own JSON unchanged.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum TurnEvent<'a> {
     /// The first event of every turn.
     MessageStart,
-    /// Text of the assistant, of its message of this number in the turn, from 0.
+    /// Text of the assistant; `message` is the number of its message in the turn, from 0.
     TextDelta { text: Cow<'a, str>, message: usize },
-    /// A summary of what the model thought.
+    /// A summary of the model's reasoning.
     ThinkingDelta { text: Cow<'a, str> },
-    /// What somebody who waits would want to know.
+    /// Progress, for display.
     Status {
         state: Status,
         #[serde(skip_serializing_if = "Option::is_none")]
         detail: Option<Cow<'a, str>>,
-        /// The number of a message of which a part was emitted and that does not go on.
+        /// The number of a partly emitted message that will not be continued.
         #[serde(skip_serializing_if = "Option::is_none")]
         discarded_message: Option<usize>,
     },
-    /// codex's list of what is to be done, whenever it changes.
+    /// codex's to-do list, whenever it changes.
     Plan { items: &'a [PlanItem] },
-    /// Why the turn failed; at most one a turn.
+    /// Why the turn failed; at most once in a turn.
     Error { error: &'a TurnError },
     /// The last event of every turn.
     MessageEnd {
@@ -267,15 +265,15 @@ pub(crate) enum TurnEvent<'a> {
     },
 }
 
-/// How much of what the model can hold the thread takes now.
+/// How much of the model's context window the thread occupies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct ContextUse {
-    /// As the last request counted them; after a compaction without one, codex's own estimate.
+    /// As counted by the last request; codex's estimate if a compaction came after that.
     pub(crate) tokens: u64,
     pub(crate) window: Option<u64>,
 }
 
-/// One of the windows of an account's limits.
+/// A window of an account's rate limits.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RateWindow {
     pub(crate) used_percent: f64,
@@ -286,37 +284,37 @@ pub(crate) struct RateWindow {
     pub(crate) resets_at: Option<u64>,
 }
 
-/// The limits of the account, as the provider reported them last. At least one of them is there.
+/// The account's rate limits, as the provider reported them last. At least one is `Some`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct RateLimits {
     pub(crate) primary: Option<RateWindow>,
     pub(crate) secondary: Option<RateWindow>,
 }
 
-/// What codex recorded of a turn's requests besides their tokens. What it did not record is `None`.
+/// What codex recorded of a turn's requests besides their tokens; `None` if it recorded nothing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Telemetry {
     pub(crate) context: Option<ContextUse>,
     /// How often the conversation was compacted in this turn.
     pub(crate) compactions: u64,
     pub(crate) rate_limits: Option<RateLimits>,
-    /// The model that codex asked.
+    /// The model that codex used.
     pub(crate) model: Option<String>,
 }
 
-/// How a turn ended, in full: the result of a stream, and the last line of `turn --json`.
+/// The result of a turn: the result of a stream, and the last line of `turn --json`.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct TurnResult {
     pub(crate) stop_reason: StopReason,
     pub(crate) thread_id: Option<String>,
     pub(crate) thread_state: ThreadState,
-    /// Of this turn alone.
+    /// Usage of this turn alone.
     pub(crate) usage: TurnUsage,
-    /// Of the thread so far; `None` where that is not known. A sub-agent is a thread of its own.
+    /// Usage of the whole thread, if known; without sub-agents, which have their own threads.
     pub(crate) thread_usage: Option<Usage>,
     #[serde(flatten)]
     pub(crate) telemetry: Telemetry,
-    /// That of the `error` event.
+    /// The same as in the `error` event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<TurnError>,
 }

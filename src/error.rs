@@ -1,22 +1,22 @@
-//! The one error of the crate.
+//! The error type of the crate.
 //!
-//! Code branches on the [`Kind`]; people read the message, which says what failed, on what, why, and what to
-//! do where that is known. Exit status, JSON-RPC code and canonical error code all come from the kind, here
-//! and nowhere else, so that a terminal, the daemon and a script get the same message.
+//! Code branches on the [`Kind`]; the message, for people, states what failed, on what, why, and what to do if that is
+//! known. Exit status, JSON-RPC code and canonical error code are derived from the kind only here, so that a terminal,
+//! the daemon and a script get the same error.
 
 use std::fmt;
 use std::io;
 
-/// What kind of thing went wrong, as far as code has to distinguish the kinds.
+/// The kinds of errors that code has to distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The command line is wrong.
     Usage,
-    /// The config file cannot be read or says something impossible.
+    /// The config file cannot be read or has an invalid value.
     Config,
     /// A request that needs `initialize` came before it.
     NotInitialized,
-    /// Parameters that are not of the form `man/plexum-openai-protocol.7` gives; the message names the field.
+    /// Parameters that do not conform to `man/plexum-openai-protocol.7`; the message names the field.
     Params,
     /// A line that is not JSON.
     Parse,
@@ -24,15 +24,15 @@ pub(crate) enum Kind {
     Request,
     /// A method that this plugin does not have.
     Method,
-    /// codex is not there or cannot be executed.
+    /// codex was not found or cannot be executed.
     CodexMissing,
-    /// codex was started, or should have been, and did not do its work.
+    /// codex could not be started, or ended without doing its work.
     CodexFailed,
-    /// codex said that the turn failed, for a reason that has no kind of its own.
+    /// codex reported that the turn failed, for a reason that has no other kind here.
     TurnFailed,
-    /// The provider cannot be reached, or something between it and codex answers in its place.
+    /// The provider cannot be reached, or an intermediary responds in its place.
     Network,
-    /// The MCP server that lends the daemon's tools did not start.
+    /// The MCP server that exposes the daemon's tools did not start.
     McpFailed,
     /// codex is not logged in, or its login is no longer accepted.
     Auth,
@@ -42,13 +42,13 @@ pub(crate) enum Kind {
     ModelUnsupported,
     /// The conversation does not fit into the model's context window.
     ContextWindow,
-    /// The provider has more to do than it can.
+    /// The provider is overloaded.
     Overloaded,
-    /// codex cannot go on with the workspace's thread, and the config forbids to begin another.
+    /// codex cannot resume the workspace's thread, and the config forbids starting another one.
     ThreadLost,
-    /// Somebody else is at work in the workspace or holds the thread open.
+    /// Another process uses the workspace or the thread.
     Busy,
-    /// codex was silent for longer than `idle_timeout_secs`.
+    /// codex printed and recorded nothing for longer than `idle_timeout_secs`.
     IdleTimeout,
     /// The turn took longer than `turn_timeout_secs`.
     TurnTimeout,
@@ -96,13 +96,13 @@ impl Kind {
             Kind::Busy => "session_busy",
             Kind::IdleTimeout => "idle_timeout",
             Kind::TurnTimeout => "turn_timeout",
-            // What was asked for is checked before: here it is a workspace that went away meanwhile.
+            // The request's parameters were valid: its workspace has disappeared since.
             Kind::Io | Kind::Params => "io",
             _ => "codex_failed",
         }
     }
 
-    /// Whether the same request can succeed later with nothing changed by anybody.
+    /// Whether the same request can succeed later without any intervention.
     pub(crate) fn retryable(self) -> bool {
         matches!(
             self,
@@ -111,7 +111,7 @@ impl Kind {
     }
 }
 
-/// An error: its kind, a message for people, and what lies beneath it.
+/// An error: its kind, a message for people, and the underlying error.
 #[derive(Debug)]
 pub(crate) struct Error {
     kind: Kind,
@@ -121,7 +121,6 @@ pub(crate) struct Error {
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
-/// What most functions here give back.
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
@@ -147,19 +146,19 @@ impl Error {
         }
     }
 
-    /// The same error with a hint on how to fix it behind its message.
+    /// Appends a hint on how to fix the error to its message.
     pub(crate) fn hint(mut self, hint: impl fmt::Display) -> Error {
         self.message = format!("{}; {hint}", self.message);
         self
     }
 
-    /// The same error, marked as one that can pass by itself, or as one that cannot.
+    /// Overrides whether a retry can succeed.
     pub(crate) fn with_retryable(mut self, retryable: bool) -> Error {
         self.retryable = retryable;
         self
     }
 
-    /// The same error, with the time from when on trying again can help, in seconds since 1970.
+    /// Sets when a retry can succeed, in seconds since 1970.
     pub(crate) fn with_retry_at(mut self, retry_at: Option<u64>) -> Error {
         self.retry_at = retry_at;
         self
@@ -196,9 +195,9 @@ impl std::error::Error for Error {
     }
 }
 
-/// Is the machine, or this process, out of descriptors or memory? That passes when others end.
+/// Whether descriptors, processes or memory are exhausted, which is temporary.
 pub(crate) fn is_exhausted(error: &io::Error) -> bool {
-    // Linux's numbers, for most of which std has no kind.
+    // Linux's error numbers; std has no `ErrorKind` for most of them.
     const EAGAIN: i32 = 11;
     const ENOMEM: i32 = 12;
     const ENFILE: i32 = 23;
@@ -209,7 +208,7 @@ pub(crate) fn is_exhausted(error: &io::Error) -> bool {
     )
 }
 
-/// The operating system's own words for an error, without the `(os error N)` that std adds.
+/// The operating system's message for an error, without the `(os error N)` that std appends.
 pub(crate) fn reason(error: &io::Error) -> String {
     let text = error.to_string();
     match text.rfind(" (os error ") {

@@ -1,21 +1,20 @@
 //! plexum-openai makes the local `codex` command line a provider of the Plexum agent daemon.
 //!
-//! The map of the code; dependencies point down:
+//! The modules; dependencies point down:
 //!
 //! * `main`: dispatch and exit status
-//! * `cli`: the subcommands, and the one table of flags that parser, help and completions come from
+//! * `cli`: the subcommands, and the table of flags that parser, help and completions are generated from
 //! * `daemon`: the wire to Plexum on stdin and stdout: framing, the loop, the outbox
 //! * `turn`: a turn from request to response: queue, session file, prompt
-//! * `backend`: how codex is run for a turn (`backend::exec`, `backend::app_server`), and the order of the events that
-//!   come of it
-//! * `codex`: what is true of codex whichever way it runs; `mcp`: the daemon's tools; `rollout`: codex's record of a
-//!   thread: reading it, pairing its calls, rewriting it
-//! * `jsonrpc`, `json`, `os`, `config`, `paths`, `canonical`, `error`, `shell`: JSON-RPC, JSON texts, the operating system,
-//!   the config file, where files are, the daemon's types, errors, quoting
+//! * `backend`: running codex for a turn (`backend::exec`, `backend::app_server`), and ordering the resulting events
+//! * `codex`: codex's properties that are independent of the backend; `mcp`: the daemon's tools; `rollout`: codex's
+//!   record of a thread: reading it, pairing its calls, rewriting it
+//! * `jsonrpc`, `json`, `os`, `config`, `paths`, `canonical`, `error`, `shell`: JSON-RPC, JSON texts, the operating
+//!   system, the config file, file locations, the daemon's types, errors, shell quoting
 //!
-//! The way of a turn: a line on stdin, `daemon::message`, `daemon::serve`, the turn's thread, `turn::run`,
-//! `backend::exec` (`command`, `events`, `translate`) or `backend::app_server` (`server`, `message`, `texts`), both with
-//! `backend::child`, `backend::reporter`, `backend::emitter`, the sink, stdout.
+//! A turn passes through: a line on stdin, `daemon::message`, `daemon::serve`, the turn's OS thread, `turn::run`,
+//! `backend::exec` (`command`, `events`, `translate`) or `backend::app_server` (`server`, `message`, `texts`), both
+//! with `backend::child`, `backend::reporter`, `backend::emitter`, the sink, stdout.
 
 mod backend;
 mod canonical;
@@ -41,7 +40,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // Before anything is started: the guard, codex and every thread have this process's.
+    // First, since threads, the guard and codex inherit the signal mask.
     os::unblock_signals();
     let mut arguments = std::env::args_os().skip(1).peekable();
     if arguments
@@ -50,10 +49,10 @@ fn main() -> ExitCode {
     {
         return ExitCode::from(backend::guard::run(arguments.skip(1)));
     }
-    // For us, on stderr, and quiet unless `RUST_LOG` asks.
+    // The developers' log, on stderr; off unless `RUST_LOG` is set.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off"))
         .format(|out, record| {
-            // codex's words, file names and arguments are in it, and it may be a terminal that shows it.
+            // A record can contain codex's output, file names and arguments, and a terminal may display it.
             let message = escape_controls(&record.args().to_string());
             writeln!(out, "[{:<5} {}] {message}", record.level(), record.target())
         })
@@ -62,27 +61,27 @@ fn main() -> ExitCode {
         return ExitCode::from(status);
     }
     match os::keep_exit_statuses().and_then(|()| dispatch(arguments)) {
-        // Whoever waits for it, a shell's loop above all, is to see that it was interrupted and end too.
+        // The parent has to see an end by SIGINT: only then a shell also ends its loop.
         Ok(os::INTERRUPTED) => os::end_by_sigint(),
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            // Nobody reads stderr: the exit status is all that is left to say it.
             let message = error.to_string();
             let message = cli::sanitize(&message);
+            // If stderr is closed, only the exit status remains to report the error.
             let _ = writeln!(std::io::stderr(), "plexum-openai: {message}");
             ExitCode::from(error.kind().exit_status())
         }
     }
 }
 
-/// A text on one line, what a terminal would obey or hide escaped as Rust does, `\u{1b}`.
+/// Escapes all characters but tabs that a terminal would interpret or hide, in Rust's syntax (`\u{1b}`).
 fn escape_controls(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
             '\t' => escaped.push(c),
             c if c.is_control() => escaped.extend(c.escape_default()),
-            // What turns the direction of a line around, and what nobody sees.
+            // Bidirectional controls and invisible characters.
             c if cli::is_harmful(c) => escaped.extend(c.escape_unicode()),
             c => escaped.push(c),
         }
@@ -113,7 +112,7 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
         }
         "turn" => cli::turn::run(&parsed),
         "parse-rollout" => {
-            // std's stdout looks for line ends in everything and writes up to the last one apart from the rest.
+            // std's stdout is line-buffered: it searches each write for line ends and splits it at the last one.
             let mut stdout = os::Blocking(cli::unbuffered_stdout()?);
             cli::parse_rollout::run(&parsed, &mut stdout, &mut stderr)
         }
@@ -122,7 +121,7 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
         "threads" => cli::threads::run(&parsed, &mut stdout),
         "doctor" => cli::doctor::run(&parsed, &mut stdout),
         "manifest" => {
-            // As for the daemon, a broken config file is no reason to have no manifest.
+            // With a broken config file the manifest has the default models, so that an installation does not fail.
             let config = Paths::from_env().load_config().map_or_else(
                 |error| {
                     let message = error.to_string();
@@ -142,7 +141,7 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
     }
 }
 
-/// Writes text to stdout. A reader that has gone is not an error.
+/// Writes text to stdout. A broken pipe is not an error.
 fn print(text: &str) -> Result<u8> {
     let mut out = std::io::stdout().lock();
     let result = out.write_all(text.as_bytes()).and_then(|()| out.flush());

@@ -1,25 +1,24 @@
-//! Where this process's files are: the daemon's profile, the user's home, codex's directory.
+//! File locations: the daemon's profile, the user's home, codex's home, the search path.
 
 use crate::config::{self, Config, Loaded};
 use crate::error::Result;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-/// Where this process's things are: taken from the environment once, at the start.
+/// The directories that this process uses; read from the environment once, at the start.
 #[derive(Clone, Debug)]
 pub(crate) struct Paths {
     /// The daemon's profile: `$PLEXUM_PROFILE_ROOT`, else `~/.plexum`.
     pub(crate) profile: PathBuf,
-    /// The user's home directory, where there is one.
+    /// The user's home directory.
     pub(crate) home: Option<PathBuf>,
-    /// `$CODEX_HOME`, where it is set and not empty.
+    /// `$CODEX_HOME`, if it is set and not empty.
     codex_home: Option<PathBuf>,
     /// `$PATH`.
     path: Option<OsString>,
 }
 
 impl Paths {
-    /// Reads the environment.
     pub(crate) fn from_env() -> Paths {
         let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let home = std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
@@ -38,17 +37,16 @@ impl Paths {
         }
     }
 
-    /// The directory of this plugin's own files in the profile.
+    /// This plugin's directory in the profile.
     pub(crate) fn plugin_directory(&self) -> PathBuf {
         self.profile.join("plugins").join(crate::canonical::PLUGIN)
     }
 
-    /// The config file's path.
     pub(crate) fn config_file(&self) -> PathBuf {
         self.plugin_directory().join("config.json")
     }
 
-    /// The `CODEX_HOME` that the config or the environment names; `None` leaves the choice to codex.
+    /// The `CODEX_HOME` set by the config or the environment; `None` if codex uses its default.
     pub(crate) fn named_codex_home(&self, config: &Config) -> Option<PathBuf> {
         if let Some(home) = &config.codex_home {
             return Some(self.expand(home));
@@ -60,7 +58,7 @@ impl Paths {
         }
     }
 
-    /// The directory that codex keeps its threads in, as codex itself chooses it.
+    /// The directory in which codex stores its threads, `~/.codex` by default.
     pub(crate) fn codex_home(&self, config: &Config) -> PathBuf {
         self.named_codex_home(config).unwrap_or_else(|| {
             self.home
@@ -70,7 +68,7 @@ impl Paths {
         })
     }
 
-    /// The `PATH` that codex will have.
+    /// The `PATH` in codex's environment.
     pub(crate) fn search_path(&self, config: &Config) -> OsString {
         match config.env.get("PATH") {
             Some(path) => OsString::from(path),
@@ -81,7 +79,7 @@ impl Paths {
         }
     }
 
-    /// A path from the config: a leading `~/` is the home directory, and the rest becomes absolute.
+    /// Makes a path of the config absolute; expands a leading `~/`.
     pub(crate) fn expand(&self, path: &str) -> PathBuf {
         match (path.strip_prefix("~/"), &self.home) {
             (Some(rest), Some(home)) => home.join(rest),
@@ -89,21 +87,21 @@ impl Paths {
         }
     }
 
-    /// Loads the config file; a missing or empty one is the defaults.
+    /// Loads the config file; a missing or empty one gives the defaults.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Config`], with path, line and column.
+    /// As [`config::load`].
     pub(crate) fn load_config(&self) -> Result<Loaded> {
         config::load(&self.config_file())
     }
 }
 
 fn absolute(path: &Path) -> PathBuf {
-    // It fails for the empty path and where there is no current directory; the path as it stands is then the best.
+    // It fails for an empty path or a missing current directory; then the path is used unchanged.
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// `PATH`'s entries in which a program can be looked for.
+/// The entries of a `PATH` that are not empty.
 pub(crate) fn path_entries(path: &OsStr) -> impl Iterator<Item = PathBuf> {
     std::env::split_paths(path)
         .filter(|entry| !entry.as_os_str().is_empty())

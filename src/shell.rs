@@ -1,6 +1,6 @@
-//! Words as a shell takes them, for what people are to copy from a message.
+//! Shell quoting, for commands in messages that people copy.
 
-/// A path as a shell takes it, which no program takes for a flag.
+/// Quotes a path for a shell; a leading `-` gets a `./` in front, so that no program takes it for a flag.
 pub(crate) fn quote_path(path: &str) -> String {
     match path.strip_prefix('-') {
         Some(_) => quote(&format!("./{path}")),
@@ -8,11 +8,11 @@ pub(crate) fn quote_path(path: &str) -> String {
     }
 }
 
-/// An argument as a shell takes it. A control character in it, which people could not copy, is written as bash, zsh
-/// and ksh take it: `$'a\nb'`.
+/// Quotes an argument for a shell. With control characters, which cannot be copied from a terminal, it is written in
+/// the syntax of bash, zsh and ksh: `$'a\012b'`.
 fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,~=".contains(c);
-    // At the beginning a shell would expand the tilde.
+    // A shell expands a leading tilde.
     if !word.is_empty() && word.chars().all(plain) && !word.starts_with('~') {
         return word.to_owned();
     }
@@ -35,7 +35,8 @@ fn quote(word: &str) -> String {
     quoted + "'"
 }
 
-/// How this process was called, for a shell; a long command line only in its beginning.
+/// The command line of this process, quoted for a shell. After 400 bytes, or before an argument with control
+/// characters, it ends with ` …`.
 pub(crate) fn own_command_line() -> String {
     let mut line = String::new();
     for argument in std::env::args_os() {

@@ -1,23 +1,25 @@
-//! The keys of the config file: what the pages say of each, its default, and how its value is read.
+//! The keys of the config file: the documentation, default and deserialization of each.
 
-use super::values::{Bool, Filled, ItemLimit, MapOf, NoNulText, OneOf, Seconds, Strings, Wait};
+use super::values::{
+    Bool, Count, MapOf, NoNulText, NonEmptyText, OneOf, Strings, TimeLimit, WholeSeconds,
+};
 use serde::de::{self, MapAccess, Visitor};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-/// A key of the config file, for the pages that list them.
+/// A key of the config file and its documentation.
 #[derive(Debug)]
 pub(crate) struct ConfigKey {
     pub(crate) name: &'static str,
     pub(crate) kind: &'static str,
     pub(crate) default: &'static str,
-    /// Words in backquotes are code.
+    /// One or more sentences; backquotes mark code.
     pub(crate) meaning: &'static str,
 }
 
-/// Every key that the config file can have.
+/// All keys of the config file.
 pub(crate) const KEYS: &[ConfigKey] = &[
     ConfigKey {
         name: "binary",
@@ -151,13 +153,12 @@ pub(crate) enum BackendChoice {
 }
 
 impl BackendChoice {
-    /// What can be chosen, by the names that the config and the command line have for it.
+    /// The choices by their names in the config and on the command line.
     pub(crate) const NAMES: &[(&'static str, BackendChoice)] = &[
         ("exec", BackendChoice::Exec),
         ("app-server", BackendChoice::AppServer),
     ];
 
-    /// The one of this name.
     pub(crate) fn named(name: &str) -> Option<BackendChoice> {
         let known = BackendChoice::NAMES.iter();
         known
@@ -166,7 +167,7 @@ impl BackendChoice {
     }
 }
 
-/// What commands of the agent may do.
+/// What the agent's commands may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sandbox {
     DangerFullAccess,
@@ -174,7 +175,7 @@ pub(crate) enum Sandbox {
     ReadOnly,
 }
 
-/// What an advertised model means to codex.
+/// The codex settings behind an advertised model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ModelArgs {
     /// The value of `--model`; `None` is the advertised id.
@@ -191,7 +192,7 @@ pub(crate) enum McpRegistration {
     Off,
 }
 
-/// How the prompt reaches codex.
+/// How the prompt is passed to codex.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PromptVia {
     Stdin,
@@ -206,14 +207,14 @@ pub(crate) enum LostThread {
     Error,
 }
 
-/// The config file's values, with the defaults for what it does not say.
+/// The values of the config file, with defaults for missing keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) binary: String,
     pub(crate) backend: BackendChoice,
     /// How long an idle app-server is kept.
     pub(crate) warm: Duration,
-    /// How many idle ones are kept.
+    /// The maximum number of idle app-servers.
     pub(crate) warm_max: usize,
     pub(crate) extra_args: Vec<String>,
     pub(crate) supported_models: Vec<String>,
@@ -223,15 +224,15 @@ pub(crate) struct Config {
     pub(crate) prompt_via: PromptVia,
     pub(crate) lost_thread: LostThread,
     pub(crate) replay_new: bool,
-    /// How long a workspace that another process uses is waited for.
+    /// How long a turn waits for a workspace that another process uses.
     pub(crate) busy_wait: Duration,
-    /// How long codex waits for a tool of the daemon's.
+    /// How long codex waits for one of the daemon's tools.
     pub(crate) tool_timeout: Duration,
     pub(crate) reasoning_events: bool,
     pub(crate) tool_events: bool,
-    /// `None` is never.
+    /// `None` means no limit.
     pub(crate) idle_timeout: Option<Duration>,
-    /// `None` is never.
+    /// `None` means no limit.
     pub(crate) turn_timeout: Option<Duration>,
     pub(crate) codex_home: Option<String>,
     pub(crate) env: BTreeMap<String, String>,
@@ -264,10 +265,11 @@ impl Default for Config {
     }
 }
 
-/// Reads the config from the object that the file is.
+/// Deserializes the file's object.
 pub(super) struct ConfigVisitor<'a> {
     /// The key whose value is being read, for the error message.
     pub(super) key: &'a Cell<Option<String>>,
+    /// Receives the unknown keys.
     pub(super) unknown: &'a mut Vec<String>,
 }
 
@@ -287,10 +289,10 @@ impl<'de> Visitor<'de> for ConfigVisitor<'_> {
             }
             self.key.set(Some(name.clone()));
             match name.as_str() {
-                "binary" => config.binary = map.next_value::<Filled>()?.0,
+                "binary" => config.binary = map.next_value::<NonEmptyText>()?.0,
                 "backend" => config.backend = map.next_value_seed(OneOf(BackendChoice::NAMES))?,
-                "warm_secs" => config.warm = map.next_value::<Wait>()?.0,
-                "warm_max" => config.warm_max = map.next_value::<ItemLimit>()?.0,
+                "warm_secs" => config.warm = map.next_value::<WholeSeconds>()?.0,
+                "warm_max" => config.warm_max = map.next_value::<Count>()?.0,
                 "extra_args" => config.extra_args = map.next_value::<Strings>()?.0,
                 "supported_models" => config.supported_models = map.next_value::<Strings>()?.0,
                 "sandbox" => {
@@ -326,16 +328,16 @@ impl<'de> Visitor<'de> for ConfigVisitor<'_> {
                 "replay_new" => config.replay_new = map.next_value::<Bool>()?.0,
                 "reasoning_events" => config.reasoning_events = map.next_value::<Bool>()?.0,
                 "tool_events" => config.tool_events = map.next_value::<Bool>()?.0,
-                "busy_wait_secs" => config.busy_wait = map.next_value::<Wait>()?.0,
+                "busy_wait_secs" => config.busy_wait = map.next_value::<WholeSeconds>()?.0,
                 "tool_timeout_secs" => {
                     config.tool_timeout = map
-                        .next_value::<Seconds>()?
+                        .next_value::<TimeLimit>()?
                         .0
                         .ok_or_else(|| de::Error::custom("0 would leave no time for any tool"))?;
                 }
-                "idle_timeout_secs" => config.idle_timeout = map.next_value::<Seconds>()?.0,
-                "turn_timeout_secs" => config.turn_timeout = map.next_value::<Seconds>()?.0,
-                "codex_home" => config.codex_home = Some(map.next_value::<Filled>()?.0),
+                "idle_timeout_secs" => config.idle_timeout = map.next_value::<TimeLimit>()?.0,
+                "turn_timeout_secs" => config.turn_timeout = map.next_value::<TimeLimit>()?.0,
+                "codex_home" => config.codex_home = Some(map.next_value::<NonEmptyText>()?.0),
                 "env" => {
                     let env = map.next_value::<MapOf<NoNulText>>()?.0;
                     if let Some(name) = env

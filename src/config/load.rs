@@ -9,24 +9,24 @@ use std::fmt;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// The largest config file that is read; a real one has a few hundred bytes.
-const LARGEST: u64 = 1 << 20;
+/// The maximum size of the config file in bytes; a real one has a few hundred.
+const MAX_SIZE: u64 = 1 << 20;
 
-/// A config file as it was read: its values, and what is odd about it without being wrong.
+/// A config file's values and warnings.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) config: Config,
-    /// One sentence each, with the path, line and column.
+    /// A sentence each, with the file's path.
     pub(crate) warnings: Vec<String>,
-    /// Was there a file at all?
+    /// Whether the file exists.
     pub(crate) found: bool,
 }
 
 /// Reads and parses the config file at `path`.
 ///
 /// # Errors
-/// [`Kind::Config`]: a file that is there and cannot be read, is not a regular file or too large, is not UTF-8, or
-/// says something that no key can mean.
+/// [`Kind::Config`]: the file exists, but cannot be read, is not a regular file, is too large, is not UTF-8 or JSON, or
+/// has an invalid value.
 pub(crate) fn load(path: &Path) -> Result<Loaded> {
     let Some(bytes) = read(path)? else {
         return Ok(Loaded {
@@ -62,9 +62,9 @@ pub(crate) fn load(path: &Path) -> Result<Loaded> {
     })
 }
 
-/// The bytes of a regular file of sensible size; `None` where there is no file.
+/// The bytes of a regular file of at most [`MAX_SIZE`]; `None` if it is missing.
 fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    let wrong = |what: &dyn fmt::Display| {
+    let unreadable = |what: &dyn fmt::Display| {
         Error::new(
             Kind::Config,
             format!("cannot read the config file '{}': {what}", path.display()),
@@ -74,35 +74,37 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return match path.is_symlink() {
-                true => Err(wrong(&"it is a link that leads nowhere")),
+                true => Err(unreadable(&"it is a link that leads nowhere")),
                 false => Ok(None),
             };
         }
-        Err(error) => return Err(wrong(&reason(&error))),
+        Err(error) => return Err(unreadable(&reason(&error))),
     };
-    let metadata = file.metadata().map_err(|error| wrong(&reason(&error)))?;
+    let metadata = file
+        .metadata()
+        .map_err(|error| unreadable(&reason(&error)))?;
     if !metadata.is_file() {
         let what = if metadata.is_dir() {
             "it is a directory"
         } else {
             "it is not a regular file"
         };
-        return Err(wrong(&what));
+        return Err(unreadable(&what));
     }
     let mut bytes = Vec::new();
     (&file)
-        .take(LARGEST + 1)
+        .take(MAX_SIZE + 1)
         .read_to_end(&mut bytes)
-        .map_err(|error| wrong(&reason(&error)))?;
-    if bytes.len() as u64 > LARGEST {
-        return Err(wrong(
+        .map_err(|error| unreadable(&reason(&error)))?;
+    if bytes.len() as u64 > MAX_SIZE {
+        return Err(unreadable(
             &"it is larger than 1 MiB, so it can be no config file",
         ));
     }
     Ok(Some(bytes))
 }
 
-/// Parses the text of a config file. An error begins with `LINE:COLUMN: `; a warning says line and column.
+/// Parses the text of a config file into its values and warnings. An error begins with `LINE:COLUMN: `.
 pub(crate) fn parse(text: &str) -> std::result::Result<(Config, Vec<String>), String> {
     if text.trim().is_empty() {
         return Ok((Config::default(), Vec::new()));
@@ -117,36 +119,37 @@ pub(crate) fn parse(text: &str) -> std::result::Result<(Config, Vec<String>), St
         })
         .and_then(|config| json.end().map(|()| config))
         .map_err(|error| {
-            // Of a value that is not an object serde_json reports the position before it, column 0.
-            let place = format!("{}:{}: ", error.line(), error.column().max(1));
-            let said = error.to_string();
-            let said = match said.rfind(" at line ") {
-                Some(end) => &said[..end],
-                None => &said,
+            // If the text is not an object, serde_json reports the position before it, column 0.
+            let position = format!("{}:{}: ", error.line(), error.column().max(1));
+            let message = error.to_string();
+            let message = match message.rfind(" at line ") {
+                Some(end) => &message[..end],
+                None => &message,
             };
             match key.take() {
-                Some(name) if error.is_data() => format!("{place}'{name}' is wrong: {said}"),
-                _ => format!("{place}{said}"),
+                Some(name) if error.is_data() => format!("{position}'{name}' is wrong: {message}"),
+                _ => format!("{position}{message}"),
             }
         })?;
     let warnings = unknown
         .into_iter()
         .map(|name| {
-            let said = format!("unknown key '{name}' is ignored");
+            let warning = format!("unknown key '{name}' is ignored");
             match nearest(&name, KEYS.iter().map(|key| key.name)) {
-                Some(near) => format!("{said}; did you mean '{near}'?"),
-                None => said,
+                Some(near) => format!("{warning}; did you mean '{near}'?"),
+                None => warning,
             }
         })
         .collect();
     Ok((config, warnings))
 }
 
-/// The known name that `name` was probably meant to be: at most a third of its letters away.
+/// The known name that `name` is probably a misspelling of: the closest one within an edit distance of a third of the
+/// length, or one that `name` is a prefix of.
 pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()
-        .map(|candidate| (distance(name, candidate), candidate))
+        .map(|candidate| (edit_distance(name, candidate), candidate))
         .filter(|(distance, candidate)| {
             *distance <= (candidate.len().max(name.len()) / 3).max(1)
                 || (name.len() >= 3 && candidate.starts_with(name))
@@ -155,8 +158,8 @@ pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
         .map(|(_, candidate)| candidate)
 }
 
-/// How many letters to insert, delete, replace or swap with their neighbour to get from `a` to `b`.
-fn distance(a: &str, b: &str) -> usize {
+/// The edit distance (optimal string alignment) of the first 64 characters.
+fn edit_distance(a: &str, b: &str) -> usize {
     let a: Vec<char> = a.chars().take(64).collect();
     let b: Vec<char> = b.chars().take(64).collect();
     let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
@@ -185,7 +188,7 @@ mod tests {
     use std::time::Duration;
 
     #[track_caller]
-    fn wrong(text: &str, message: &str) {
+    fn check_error(text: &str, message: &str) {
         assert_eq!(parse(text).unwrap_err(), message, "{text}");
     }
 
@@ -257,53 +260,53 @@ mod tests {
 
     #[test]
     fn errors_have_line_and_column() {
-        wrong("{", "1:1: EOF while parsing an object");
-        wrong(
+        check_error("{", "1:1: EOF while parsing an object");
+        check_error(
             "{\n  \"binary\": 3\n}",
             "2:13: 'binary' is wrong: invalid type: integer `3`, expected a string that is not empty",
         );
-        wrong(
+        check_error(
             "{\"binary\":\"\"}",
             "1:12: 'binary' is wrong: invalid value: string \"\", expected a string that is not empty",
         );
-        wrong(
+        check_error(
             "{\"extra_args\":\"-x\"}",
             "1:18: 'extra_args' is wrong: invalid type: string \"-x\", expected a list of strings",
         );
-        wrong(
+        check_error(
             "{\"extra_args\":[1]}",
             "1:16: 'extra_args' is wrong: invalid type: integer `1`, expected a string",
         );
-        wrong(
+        check_error(
             "{\"env\":{\"A\":true}}",
             "1:16: 'env' is wrong: invalid type: boolean `true`, expected a string",
         );
-        wrong(
+        check_error(
             "{\"idle_timeout_secs\":-5}",
             "1:23: 'idle_timeout_secs' is wrong: invalid type: integer `-5`, expected a whole number of seconds, 0 for never",
         );
-        wrong(
+        check_error(
             "{\"prompt_via\":\"pipe\"}",
             "1:20: 'prompt_via' is wrong: invalid value: string \"pipe\", expected one of \"stdin\", \"arg\"",
         );
-        wrong(
+        check_error(
             "{\"tool_events\":\"yes\"}",
             "1:20: 'tool_events' is wrong: invalid type: string \"yes\", expected true or false",
         );
-        wrong(
+        check_error(
             "{\"binary\":\"a\",\n\"binary\":\"b\"}",
             "2:8: duplicate key 'binary'",
         );
-        wrong(
+        check_error(
             "[]",
             "1:1: invalid type: sequence, expected an object of config keys",
         );
-        wrong("{} x", "1:4: trailing characters");
-        wrong(
+        check_error("{} x", "1:4: trailing characters");
+        check_error(
             "{\"env\":{\"A=B\":\"\"}}",
             "1:18: 'env' is wrong: 'A=B' cannot be the name of an environment variable",
         );
-        wrong(
+        check_error(
             &format!("{{\"x\":{}", "[".repeat(10_000)),
             "1:10005: EOF while parsing a list",
         );
@@ -330,8 +333,11 @@ mod tests {
         std::fs::write(&path, b"\xef\xbb\xbf{}").unwrap();
         assert!(load(&path).unwrap().found);
         std::fs::write(&path, b"{\n\"a\xff").unwrap();
-        let said = load(&path).unwrap_err().message().to_owned();
-        assert!(said.ends_with("config.json:2:3: not valid UTF-8"), "{said}");
+        let message = load(&path).unwrap_err().message().to_owned();
+        assert!(
+            message.ends_with("config.json:2:3: not valid UTF-8"),
+            "{message}"
+        );
         std::fs::write(&path, vec![b' '; 2 << 20]).unwrap();
         assert!(
             load(&path)

@@ -1,7 +1,7 @@
 //! The config file: one JSON object of optional keys.
 //!
-//! It is read with its positions, so that an error can name line and column. A wrong type, a duplicate key or an unreadable
-//! file is an error; an unknown key, of a newer version or misspelled, is a warning. Nothing is written.
+//! An error has its line and column. A wrong type, a duplicate key or an unreadable file is an error; an unknown key,
+//! which may be misspelled or of a newer version, is a warning. The file is never written.
 
 mod keys;
 pub(crate) mod load;

@@ -1,4 +1,4 @@
-//! The kinds of values that keys of the config file have, and what an error says was expected.
+//! The value types of the config file, with their `expected …` texts in error messages.
 
 use super::ModelArgs;
 use serde::de::{self, Deserialize, Deserializer, IntoDeserializer, MapAccess, Visitor};
@@ -7,32 +7,30 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-/// A string that can be an argument or an environment variable: no NUL in it.
+/// A string without NUL, which can be an argument or an environment variable.
 pub(super) struct NoNulText(pub(super) String);
-/// The same, and not empty.
-pub(super) struct Filled(pub(super) String);
+/// A [`NoNulText`] that is not empty.
+pub(super) struct NonEmptyText(pub(super) String);
 pub(super) struct Strings(pub(super) Vec<String>);
 pub(super) struct Bool(pub(super) bool);
-/// A number of seconds, 0 being never.
-pub(super) struct Seconds(pub(super) Option<Duration>);
-/// A number of seconds, 0 being none.
-pub(super) struct Wait(pub(super) Duration);
-/// A whole number, from 0.
-pub(super) struct ItemLimit(pub(super) usize);
+/// A time limit in seconds; 0 is `None`, no limit.
+pub(super) struct TimeLimit(pub(super) Option<Duration>);
+pub(super) struct WholeSeconds(pub(super) Duration);
+pub(super) struct Count(pub(super) usize);
 
 macro_rules! deserialize_with {
     ($type:ident, $method:ident, $expecting:literal, $($visit:item)*) => {
         impl<'de> de::Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
-                struct ArgumentVisitor;
-                impl<'de> Visitor<'de> for ArgumentVisitor {
+                struct ValueVisitor;
+                impl<'de> Visitor<'de> for ValueVisitor {
                     type Value = $type;
                     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                         f.write_str($expecting)
                     }
                     $($visit)*
                 }
-                json.$method(ArgumentVisitor)
+                json.$method(ValueVisitor)
             }
         }
     };
@@ -53,14 +51,14 @@ deserialize_with!(
     }
 );
 deserialize_with!(
-    Filled,
+    NonEmptyText,
     deserialize_str,
     "a string that is not empty",
-    fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<Filled, E> {
+    fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<NonEmptyText, E> {
         if text.is_empty() || text.contains('\0') {
             return Err(E::invalid_value(de::Unexpected::Str(text), &self));
         }
-        Ok(Filled(text.to_owned()))
+        Ok(NonEmptyText(text.to_owned()))
     }
 );
 deserialize_with!(
@@ -78,7 +76,7 @@ deserialize_with!(
         Ok(Strings(strings))
     }
 );
-/// An object of values of one kind, by whatever names.
+/// An object with any keys and values of one type. A duplicate key is an error.
 pub(super) struct MapOf<T>(pub(super) BTreeMap<String, T>);
 
 impl<'de, T: de::Deserialize<'de>> de::Deserialize<'de> for MapOf<T> {
@@ -155,33 +153,35 @@ deserialize_with!(
     }
 );
 deserialize_with!(
-    Seconds,
+    TimeLimit,
     deserialize_u64,
     "a whole number of seconds, 0 for never",
-    fn visit_u64<E: de::Error>(self, seconds: u64) -> std::result::Result<Seconds, E> {
-        Ok(Seconds((seconds > 0).then(|| Duration::from_secs(seconds))))
+    fn visit_u64<E: de::Error>(self, seconds: u64) -> std::result::Result<TimeLimit, E> {
+        Ok(TimeLimit(
+            (seconds > 0).then(|| Duration::from_secs(seconds)),
+        ))
     }
 );
 
 deserialize_with!(
-    Wait,
+    WholeSeconds,
     deserialize_u64,
     "a whole number of seconds",
-    fn visit_u64<E: de::Error>(self, seconds: u64) -> std::result::Result<Wait, E> {
-        Ok(Wait(Duration::from_secs(seconds)))
+    fn visit_u64<E: de::Error>(self, seconds: u64) -> std::result::Result<WholeSeconds, E> {
+        Ok(WholeSeconds(Duration::from_secs(seconds)))
     }
 );
 
 deserialize_with!(
-    ItemLimit,
+    Count,
     deserialize_u64,
     "a whole number",
-    fn visit_u64<E: de::Error>(self, number: u64) -> std::result::Result<ItemLimit, E> {
-        Ok(ItemLimit(usize::try_from(number).unwrap_or(usize::MAX)))
+    fn visit_u64<E: de::Error>(self, number: u64) -> std::result::Result<Count, E> {
+        Ok(Count(usize::try_from(number).unwrap_or(usize::MAX)))
     }
 );
 
-/// One of a few words.
+/// One of these strings; the result is its value.
 pub(super) struct OneOf<T: 'static>(pub(super) &'static [(&'static str, T)]);
 
 impl<'de, T: Copy> de::DeserializeSeed<'de> for OneOf<T> {

@@ -16,7 +16,7 @@ use super::tools::{DaemonSink, DaemonTools, LogFilter, PendingCalls, StreamHandl
 use crate::backend::emitter::{EventSink, Level};
 use crate::backend::steering::{SteerMessage, Steering};
 use crate::backend::{Backends, list_models};
-use crate::canonical::Introduction;
+use crate::canonical::InitializeResult;
 use crate::error::{Error, Kind, Result};
 use crate::jsonrpc::{self, Frame, Id, InvalidMessage, Message};
 use crate::mcp::ProtocolVersion;
@@ -603,8 +603,10 @@ impl Server {
                         }
                     }
                     let config = loaded.config;
-                    let result =
-                        as_json(&Introduction::new(version.name(), &config.supported_models));
+                    let result = as_json(&InitializeResult::new(
+                        version.name(),
+                        &config.supported_models,
+                    ));
                     next.finish(Initialized::Done(Arc::new(Context {
                         config,
                         places,
