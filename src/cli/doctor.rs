@@ -1,8 +1,8 @@
-//! `doctor`: whether a turn has what it needs, and how to fix what it lacks.
+//! `doctor`: checks the prerequisites of a turn and states how to fix what is missing.
 //!
-//! This file is the report; what is looked at is in `checks`. A check is one line: what was found, and behind a
-//! semicolon what to do, as a command or a key of the config that can be taken as it stands. A check that
-//! could only ever say `ok` has no place here.
+//! This file has the report; `checks` runs the checks. The outcome of a check is one line: the finding and, after a
+//! semicolon, the fix, as a command or a config key that can be copied literally. Every check must be able to fail or
+//! warn.
 
 mod account;
 mod checks;
@@ -24,14 +24,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-/// How a check went.
+/// The status of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum CheckStatus {
     Ok,
-    /// A turn can succeed, but not as one would wish, or not always.
+    /// Turns can succeed, but not always or only with restrictions.
     Warn,
-    /// A turn fails.
+    /// Turns fail.
     Fail,
 }
 
@@ -40,25 +40,25 @@ enum CheckStatus {
 struct Check {
     check: &'static str,
     status: CheckStatus,
-    /// What was found, and how to fix it.
+    /// The finding and its fix.
     message: String,
-    /// The workspace that it is about, as an absolute path.
+    /// The absolute path of the workspace that was checked.
     #[serde(skip_serializing_if = "Option::is_none")]
     workspace: Option<PathBuf>,
 }
 
-/// The outcomes, in the order in which a turn would come upon them.
+/// The outcomes, in the order in which a turn depends on them.
 #[derive(Debug, Default)]
 struct Report {
     checks: Vec<Check>,
-    /// The workspace that the next checks are about.
+    /// The workspace of the checks that are added next.
     workspace: Option<PathBuf>,
 }
 
-/// `plexum-openai doctor`: prints the checks; the status is 1 where one failed.
+/// `plexum-openai doctor`: prints the report; the exit status is 1 if a check failed.
 ///
 /// # Errors
-/// [`crate::error::Kind::Usage`] for a wrong `--color`, [`crate::error::Kind::Io`] where stdout cannot be written.
+/// [`crate::error::Kind::Usage`] for a wrong `--color`, [`crate::error::Kind::Io`] if stdout cannot be written.
 pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
     let color = color::wanted(parsed, &io::stdout())?;
     let mut report = Report::default();
@@ -69,7 +69,7 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
         let (cancel, signal) = (cancel.clone(), Arc::clone(&signal));
         os::on_end_signal_or_hangup(move |number| {
             if signal.swap(number, Ordering::SeqCst) != 0 {
-                // Whatever it waits for, it is not codex.
+                // The first signal ends the wait for codex, so a check hangs in something else.
                 os::kill_everything_below();
                 os::end_by(number);
             }
@@ -125,8 +125,8 @@ impl Report {
             .any(|check| check.status == CheckStatus::Fail)
     }
 
-    /// A line a check: status, name, message. With `columns`, those of a terminal, what is longer is wrapped; a
-    /// command has then a line of its own that stays whole, so that it can be copied.
+    /// A line for each check: status, name, message. Lines longer than the terminal's `columns` are wrapped; a wrapped
+    /// line's command gets a separate line, which is not wrapped, so that it can be copied.
     fn lines(&self, color: bool, columns: Option<usize>) -> String {
         let width = self.checks.iter().map(|check| check.check.len()).max();
         let width = width.unwrap_or(0);
@@ -157,7 +157,7 @@ impl Report {
         text
     }
 
-    /// One JSON object in one line.
+    /// The report as a line of JSON.
     fn json(&self) -> String {
         #[derive(Serialize)]
         struct Json<'a> {
@@ -174,7 +174,7 @@ impl Report {
     }
 }
 
-/// What was found may have line breaks and worse in it, from file names or from what codex says.
+/// Replaces line breaks and control characters, which file names and codex's output can contain.
 fn one_line(text: &str) -> String {
     text.chars()
         .map(|c| match c {

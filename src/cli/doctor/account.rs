@@ -1,4 +1,4 @@
-//! What codex says of itself: its config, its MCP servers, whether somebody is logged in.
+//! Checks that query codex: its config, its MCP servers, its login.
 
 use super::checks::Doctor;
 use crate::codex::SERVER_PREFIX;
@@ -12,29 +12,29 @@ use std::io::Read;
 use std::path::Path;
 
 impl Doctor<'_> {
-    /// What codex itself says of its config and its login.
-    pub(super) fn ask_codex(&mut self, program: &Path) {
-        let asked = self
+    /// Checks codex's config and login with codex's own subcommands.
+    pub(super) fn codex_config(&mut self, program: &Path) {
+        let outputs = self
             .ask(program, &["login", "status"])
             .and_then(|login| Ok((login, self.ask(program, &["mcp", "list", "--json"])?)));
-        let (login, servers) = match asked {
-            Ok(answers) => answers,
+        let (login, servers) = match outputs {
+            Ok(outputs) => outputs,
             Err(error) => {
                 self.report.fail("codex config", error.message());
                 return;
             }
         };
         let config_file = self.places.codex_home(&self.config).join("config.toml");
-        // Of all subcommands this one says best where a config is wrong (0.135 and 0.169).
-        let wrong = login
+        // `login status` has the most precise message for an invalid config (0.135 and 0.169).
+        let config_error = login
             .stderr
             .lines()
             .find_map(|line| line.strip_prefix("Error loading configuration: "));
-        if let Some(wrong) = wrong {
+        if let Some(config_error) = config_error {
             self.report.fail(
                 "codex config",
                 format!(
-                    "codex cannot use its config: {wrong}; fix {}",
+                    "codex cannot use its config: {config_error}; fix {}",
                     config_file.display()
                 ),
             );
@@ -61,7 +61,7 @@ impl Doctor<'_> {
         }
     }
 
-    /// Entries of ours in codex's config that no longer lead anywhere.
+    /// Checks for stale `mcp_servers` entries of this program in codex's config.
     pub(super) fn servers(&mut self, program: &Path, listed: &CommandOutput) {
         let entries: Vec<ConfiguredServer> = match serde_json::from_str(&listed.stdout) {
             Ok(entries) => entries,
@@ -73,7 +73,7 @@ impl Doctor<'_> {
                 return;
             }
         };
-        let mut lost = Vec::new();
+        let mut stale = Vec::new();
         let mut ours = 0;
         for entry in entries
             .iter()
@@ -87,9 +87,9 @@ impl Doctor<'_> {
             } else {
                 continue;
             };
-            lost.push((entry.name.as_str(), why));
+            stale.push((entry.name.as_str(), why));
         }
-        let Some((first, why)) = lost.first() else {
+        let Some((first, why)) = stale.first() else {
             let message = match ours {
                 0 => "no leftover entries of ours in codex's config".to_owned(),
                 1 => "1 entry of ours in codex's config, and it leads somewhere".to_owned(),
@@ -98,14 +98,14 @@ impl Doctor<'_> {
             self.report.ok("codex config", message);
             return;
         };
-        let removal: Vec<String> = lost
+        let removal: Vec<String> = stale
             .iter()
             .map(|(name, _)| {
                 let codex = self.codex_by_hand(program);
                 format!("{codex} mcp remove {}", shell::quote_path(name))
             })
             .collect();
-        let more = match lost.len() - 1 {
+        let more = match stale.len() - 1 {
             0 => String::new(),
             more => format!(" (and {more} more)"),
         };
@@ -118,10 +118,10 @@ impl Doctor<'_> {
         );
     }
 
-    /// A provider of the operator's own, which needs no login but perhaps a key.
+    /// Checks a custom model provider, which needs no login but may need an API key.
     pub(super) fn provider(&mut self, provider: &str, text: &str) {
         let table = format!("model_providers.{provider}");
-        // codex has a few of its own (ollama, lmstudio, ...), more with each version, so this is not a failure.
+        // Not a failure: codex has built-in providers (ollama, lmstudio, ...), more with each version.
         if !text.contains(&table) && self.setting(&format!("{table}.base_url")).is_none() {
             let message = format!(
                 "codex uses the provider '{provider}', which is none in its config.toml: one of codex's own?"
@@ -149,11 +149,12 @@ impl Doctor<'_> {
         }
     }
 
-    pub(super) fn login(&mut self, program: &Path, answer: &CommandOutput) {
-        if answer.success {
-            let said = first_line(&answer.stderr).or(first_line(&answer.stdout));
+    /// Checks the login by the output of `codex login status`.
+    pub(super) fn login(&mut self, program: &Path, status: &CommandOutput) {
+        if status.success {
+            let line = first_line(&status.stderr).or(first_line(&status.stdout));
             self.report
-                .ok("login", said.unwrap_or("codex is logged in"));
+                .ok("login", line.unwrap_or("codex is logged in"));
         } else if self.config.env.contains_key("CODEX_API_KEY") {
             self.report.ok(
                 "login",
@@ -187,22 +188,23 @@ impl Doctor<'_> {
     }
 }
 
-/// codex's config, which may lie behind a link; nothing where it cannot be read, or is not a file.
+/// The text of codex's config; symbolic links are followed. Empty if it is not a readable file.
 pub(super) fn read_config(file: &Path) -> String {
-    const MOST: u64 = 16 << 20;
+    const MAX_BYTES: u64 = 16 << 20;
     let mut text = String::new();
     let opened = fs::canonicalize(file).and_then(|file| open_regular_file(&file));
-    // What codex makes of it codex says.
-    let _ = opened.and_then(|file| file.take(MOST).read_to_string(&mut text));
+    // Errors are ignored: codex itself reports an unreadable config.
+    let _ = opened.and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text));
     text
 }
 
+/// The first line that is not blank, trimmed.
 pub(super) fn first_line(text: &str) -> Option<&str> {
     text.lines().map(str::trim).find(|line| !line.is_empty())
 }
 
-/// The string at this key of a TOML file, as far as lines of the form `key = "value"` tell. Whatever is
-/// written in a rarer form is taken as not there.
+/// The string at this dotted key of a TOML text, if it is in a line of the form `key = "value"`. Other forms are
+/// ignored.
 pub(super) fn toml_text(text: &str, wanted: &str) -> Option<String> {
     let plain = |key: &str| key.replace(['"', '\'', ' ', '\t'], "");
     let mut table = String::new();
@@ -221,11 +223,11 @@ pub(super) fn toml_text(text: &str, wanted: &str) -> Option<String> {
     None
 }
 
-/// Is this key of a TOML file `true`, in the same plain forms?
+/// Whether this dotted key of a TOML text is `true`, in a line of the form `key = true`.
 pub(super) fn toml_flag(text: &str, wanted: &str) -> bool {
     let plain = |key: &str| key.replace(['"', '\'', ' ', '\t'], "");
     let mut table = String::new();
-    let mut is = false;
+    let mut is_true = false;
     for line in text.lines() {
         let line = line.trim();
         if let Some(name) = line.strip_prefix('[') {
@@ -233,10 +235,10 @@ pub(super) fn toml_flag(text: &str, wanted: &str) -> bool {
         } else if let Some((key, value)) = line.split_once('=')
             && format!("{table}{}", plain(key)) == wanted
         {
-            is = value.split('#').next().unwrap_or_default().trim() == "true";
+            is_true = value.split('#').next().unwrap_or_default().trim() == "true";
         }
     }
-    is
+    is_true
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! The checks of `doctor`, in the order in which a turn would come upon what is wrong.
+//! Runs the checks of `doctor`, in the order in which a turn depends on their subjects.
 //!
-//! They look as the turn will look: the same config, the same search for codex, the same environment for it.
-//! What depends on something that has failed already is left out, since its message would only mislead.
+//! They use the same config, search for codex and environment as a turn. A check that depends on a failed one is
+//! skipped, since its message would be misleading.
 
 use super::Report;
 use super::plugin;
@@ -15,12 +15,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long codex may take for a short answer; it takes 0.1 s.
+/// How long a short codex command may take; it takes 0.1 s.
 pub(super) const LIMIT: Duration = Duration::from_secs(15);
 
 /// Runs every check that applies.
 ///
-/// Once `cancel` is cancelled codex is not waited for, and the report is worth nothing.
+/// After `cancel`, codex is not waited for, and the report is meaningless.
 pub(super) fn examine(
     places: &Paths,
     workspaces: &[PathBuf],
@@ -30,7 +30,7 @@ pub(super) fn examine(
     let mut doctor = Doctor {
         places,
         config: Config::default(),
-        config_is_there: false,
+        has_config_file: false,
         version: None,
         cancel,
         report,
@@ -38,13 +38,13 @@ pub(super) fn examine(
     if !doctor.config() {
         return;
     }
-    let home_is_sound = doctor.codex_home();
+    let has_usable_home = doctor.codex_home();
     if let Some(program) = doctor.codex() {
         doctor.systemd(&program);
         doctor.backend();
         doctor.network();
-        if home_is_sound {
-            doctor.ask_codex(&program);
+        if has_usable_home {
+            doctor.codex_config(&program);
         }
     }
     doctor.sockets();
@@ -56,19 +56,20 @@ pub(super) fn examine(
     }
 }
 
+/// The state of a run: the checks are its methods, in this module's siblings.
 pub(super) struct Doctor<'a> {
     pub(super) places: &'a Paths,
-    /// The defaults, until the file was read.
+    /// The defaults until the file has been read.
     pub(super) config: Config,
-    pub(super) config_is_there: bool,
-    /// codex's, once it is known.
+    pub(super) has_config_file: bool,
+    /// codex's version, once known.
     pub(super) version: Option<(u32, u32, u32)>,
     pub(super) cancel: &'a CancelToken,
     pub(super) report: &'a mut Report,
 }
 
 impl Doctor<'_> {
-    /// A variable as codex will see it.
+    /// A variable of codex's environment, if it is not empty.
     pub(super) fn variable(&self, name: &str) -> Option<OsString> {
         let set = match self.config.env.get(name) {
             Some(value) => Some(value.into()),
@@ -77,7 +78,7 @@ impl Doctor<'_> {
         set.filter(|value: &OsString| !value.is_empty())
     }
 
-    /// Asks codex, in the environment that a turn gives it.
+    /// Runs a codex command in the environment of a turn.
     pub(super) fn ask(
         &self,
         program: &Path,
@@ -88,8 +89,8 @@ impl Doctor<'_> {
         ask(command, LIMIT, self.cancel)
     }
 
-    /// How to set keys of the config, and variables in its `env`: what to write into the file that is there, or
-    /// the command that makes one.
+    /// Advice on how to set config keys and variables in the config's `env`: the entries for an existing file, or a
+    /// command that creates the file.
     pub(super) fn set(&self, keys: &[(&str, &str)], variables: &[(&str, &str)]) -> String {
         let pairs = |pairs: &[(&str, &str)]| {
             let pairs = pairs
@@ -98,7 +99,7 @@ impl Doctor<'_> {
             pairs.collect::<Vec<_>>().join(", ")
         };
         let (mut text, variables) = (pairs(keys), pairs(variables));
-        let extends = self.config_is_there && !self.config.env.is_empty();
+        let extends = self.has_config_file && !self.config.env.is_empty();
         if !variables.is_empty() {
             let gap = if text.is_empty() { "" } else { ", " };
             text = if extends {
@@ -108,7 +109,7 @@ impl Doctor<'_> {
             };
         }
         let file = self.places.config_file();
-        if self.config_is_there {
+        if self.has_config_file {
             return format!("set {text} in {}", file.display());
         }
         format!(
@@ -120,7 +121,7 @@ impl Doctor<'_> {
     }
 }
 
-/// A text as JSON.
+/// A JSON string.
 pub(super) fn json(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }

@@ -1,7 +1,7 @@
-//! The directories that a turn needs: codex's home, that of the sockets, a workspace.
+//! Checks of the directories that a turn needs: codex's home, the sockets' directory, the workspace.
 
 use super::checks::{Doctor, json};
-use super::ownership::{self, open_up};
+use super::ownership::{self, access_fix};
 use crate::config::McpRegistration;
 use crate::error::reason;
 use crate::os::{self, Access, check_owner};
@@ -11,13 +11,13 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// To read, write and enter a directory.
+/// Permission to list, change and enter a directory.
 const ALL_ACCESS: Access = Access::READ_OK
     .union(Access::WRITE_OK)
     .union(Access::EXEC_OK);
 
 impl Doctor<'_> {
-    /// codex's directory. The result says whether codex can use it.
+    /// Checks codex's home; returns whether codex can use it.
     pub(super) fn codex_home(&mut self) -> bool {
         let home = self.places.codex_home(&self.config);
         let is_named = self.places.named_codex_home(&self.config).is_some();
@@ -25,7 +25,7 @@ impl Doctor<'_> {
             self.report.fail("codex home", error.message());
             return false;
         }
-        match look_at_home(self.places, &home, is_named) {
+        match check_home(self.places, &home, is_named) {
             Ok(message) => {
                 self.report.ok("codex home", message);
                 true
@@ -37,7 +37,7 @@ impl Doctor<'_> {
         }
     }
 
-    /// The directory for the sockets through which codex reaches the daemon's tools.
+    /// Checks the directory of the sockets through which codex calls the daemon's tools.
     pub(super) fn sockets(&mut self) {
         if self.config.mcp_registration == McpRegistration::Off {
             return;
@@ -51,31 +51,31 @@ impl Doctor<'_> {
             ),
             None => "choose a directory of your own: set PLEXUM_PROFILE_ROOT to one".to_owned(),
         };
-        // Looked at and not made: a turn makes it when it needs it.
-        let sound = match fs::symlink_metadata(&directory) {
+        // The directory is not created here: a turn creates it when needed.
+        let outcome = match fs::symlink_metadata(&directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                could_be_made(self.places, &directory, &instead)
+                check_creatable(self.places, &directory, &instead)
             }
             _ => crate::mcp::check_runtime_directory(&directory)
                 .map(|()| directory.display().to_string())
                 .map_err(|error| match error.message().split_once("; run: chmod ") {
-                    // Made anew, it has the right mode, and nothing of others is opened or closed.
+                    // Instead of a chmod outside the user's own directories: a new one gets the right mode.
                     Some((what, _)) if !ownership::is_own(self.places, &directory) => {
-                        let word = shell::quote_path(&directory.to_string_lossy());
-                        format!("{what}; run: mv {word} {word}.old")
+                        let quoted = shell::quote_path(&directory.to_string_lossy());
+                        format!("{what}; run: mv {quoted} {quoted}.old")
                     }
                     _ => error.message().to_owned(),
                 }),
         };
-        match sound {
+        match outcome {
             Ok(message) => self.report.ok("sockets", message),
             Err(message) => self.report.fail("sockets", message),
         }
     }
 }
 
-/// What is good about codex's directory, or what is wrong with it.
-pub(super) fn look_at_home(places: &Paths, home: &Path, is_named: bool) -> Result<String, String> {
+/// Checks codex's home; returns the message of the check.
+fn check_home(places: &Paths, home: &Path, is_named: bool) -> Result<String, String> {
     let shown = home.display();
     let own = ownership::in_home(places, ".codex").filter(|own| own != home);
     let instead = match own {
@@ -83,7 +83,7 @@ pub(super) fn look_at_home(places: &Paths, home: &Path, is_named: bool) -> Resul
             "choose a directory of your own: set \"codex_home\" in the config to {}",
             json(&own.to_string_lossy())
         ),
-        // It is this one that cannot be used.
+        // The default home is the unusable one.
         None => "choose a directory of your own: set HOME, or \"codex_home\" in the config, to one"
             .to_owned(),
     };
@@ -93,7 +93,7 @@ pub(super) fn look_at_home(places: &Paths, home: &Path, is_named: bool) -> Resul
         )),
         Ok(_) if !os::has_access(home, ALL_ACCESS) => Err(format!(
             "{shown} cannot be read and written; {}",
-            open_up(places, home, &instead)
+            access_fix(places, home, &instead)
         )),
         Ok(_) => match fs::read_dir(home.join("sessions")) {
             Ok(_) => Ok(format!("{shown}")),
@@ -103,10 +103,10 @@ pub(super) fn look_at_home(places: &Paths, home: &Path, is_named: bool) -> Resul
             Err(error) => Err(format!(
                 "cannot read {shown}/sessions, without which no tool call can be told: {}; {}",
                 reason(&error),
-                open_up(places, &home.join("sessions"), &instead)
+                access_fix(places, &home.join("sessions"), &instead)
             )),
         },
-        // Only its own default is made by codex, with all that it lies in.
+        // codex creates only its default home, including parent directories.
         Err(error)
             if !is_named
                 && matches!(
@@ -127,7 +127,7 @@ pub(super) fn look_at_home(places: &Paths, home: &Path, is_named: bool) -> Resul
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!(
             "{shown} is not there, and codex makes none but ~/.codex; {}",
-            match ownership::may_be_made(places, home) {
+            match ownership::is_creatable(places, home) {
                 true => format!(
                     "run: mkdir -p {}",
                     shell::quote_path(&home.to_string_lossy())
@@ -139,8 +139,8 @@ pub(super) fn look_at_home(places: &Paths, home: &Path, is_named: bool) -> Resul
     }
 }
 
-/// What is good about a workspace, or what is wrong with it.
-pub(super) fn look_at_workspace(places: &Paths, workspace: &Path) -> Result<String, String> {
+/// Checks a workspace's directory; returns the message of the check.
+pub(super) fn check_workspace(places: &Paths, workspace: &Path) -> Result<String, String> {
     let shown = workspace.display();
     match fs::metadata(workspace) {
         Ok(found) if !found.is_dir() => {
@@ -148,21 +148,21 @@ pub(super) fn look_at_workspace(places: &Paths, workspace: &Path) -> Result<Stri
         }
         Ok(_) if !os::has_access(workspace, ALL_ACCESS) => Err(format!(
             "{shown} cannot be read and written; {}",
-            open_up(places, workspace, &other_workspace(places))
+            access_fix(places, workspace, &other_workspace(places))
         )),
         Ok(_) => Ok(format!("{shown}")),
         Err(_) if workspace.is_symlink() => Err(format!(
             "{shown} is a link that leads nowhere; give another one"
         )),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            could_be_made(places, workspace, &other_workspace(places))
+            check_creatable(places, workspace, &other_workspace(places))
         }
         Err(error) => Err(format!("cannot look at {shown}: {}", reason(&error))),
     }
 }
 
-/// What to do about a workspace that is not this user's to change.
-pub(super) fn other_workspace(places: &Paths) -> String {
+/// Advice to choose another workspace, for one that this user must not change.
+fn other_workspace(places: &Paths) -> String {
     match ownership::in_home(places, "workspace") {
         Some(own) => format!(
             "choose a directory of your own as the workspace, such as {}",
@@ -172,12 +172,8 @@ pub(super) fn other_workspace(places: &Paths) -> String {
     }
 }
 
-/// Whether a directory that is not there could be made.
-pub(super) fn could_be_made(
-    places: &Paths,
-    directory: &Path,
-    instead: &str,
-) -> Result<String, String> {
+/// Checks that a missing directory can be created; returns the message of the check.
+fn check_creatable(places: &Paths, directory: &Path, instead: &str) -> Result<String, String> {
     let shown = directory.display();
     let parent = directory
         .ancestors()
@@ -193,7 +189,7 @@ pub(super) fn could_be_made(
         Err(format!(
             "{shown} is not there and cannot be made in {}; {}",
             parent.display(),
-            open_up(places, parent, instead)
+            access_fix(places, parent, instead)
         ))
     } else {
         Ok(format!("{shown} is not there yet, the first turn makes it"))

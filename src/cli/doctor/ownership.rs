@@ -1,7 +1,7 @@
-//! Whose a file or directory is, and what advice about it does no harm.
+//! Owners and modes of files, and harmless advice about them.
 //!
-//! Advice is followed to the letter, by root too: so `chown` and `chmod` are named only for what lies in the user's
-//! own home or profile. A directory of the system is never to be opened up; another directory is to be chosen.
+//! Advice is followed literally, by root too: so `chown` and `chmod` are only suggested inside the user's own home or
+//! profile. For a system directory, the advice is to choose another directory.
 
 use crate::os;
 use crate::os::{Access, has_access, user_id};
@@ -11,13 +11,13 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Directories that are no user's own, whatever HOME and PLEXUM_PROFILE_ROOT say.
-const SYSTEM: &[&str] = &[
+/// Top-level directories that never count as a user's own, even if HOME or PLEXUM_PROFILE_ROOT points there.
+const SYSTEM_DIRECTORIES: &[&str] = &[
     "bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "sys",
     "usr",
 ];
-/// Directories that others' directories lie in: what lies deeper can be somebody's own.
-const SHARED: &[&str] = &[
+/// Directories that contain directories of several users. They are no user's own; directories below them can be.
+const SHARED_DIRECTORIES: &[&str] = &[
     "/",
     "/home",
     "/media",
@@ -37,7 +37,7 @@ const SHARED: &[&str] = &[
     "/var/tmp",
 ];
 
-/// Is this in the user's own home or profile, links resolved?
+/// Whether the path, with symbolic links resolved, is in the user's own home or profile.
 pub(super) fn is_own(places: &Paths, path: &Path) -> bool {
     let Ok(path) = fs::canonicalize(path) else {
         return false;
@@ -48,73 +48,74 @@ pub(super) fn is_own(places: &Paths, path: &Path) -> bool {
         .any(|base| path.starts_with(base))
 }
 
-/// A home or profile, if it is this user's and not a directory of the system.
+/// The canonical path of a home or profile, if this user owns it and it is not a system directory.
 fn own_base(base: &Path) -> Option<PathBuf> {
     let base = fs::canonicalize(base).ok()?;
     let owner = fs::metadata(&base).ok()?.uid();
     (owner == user_id() && !is_system(&base)).then_some(base)
 }
 
-/// Is this a directory of the system, or one that all users share?
+/// Whether this is in a system directory, or is a shared directory itself.
 fn is_system(path: &Path) -> bool {
     let first = path.components().nth(1).map(|first| first.as_os_str());
-    first.is_none_or(|first| SYSTEM.iter().any(|name| first == *name))
-        || SHARED.iter().any(|shared| path == Path::new(shared))
+    first.is_none_or(|first| SYSTEM_DIRECTORIES.iter().any(|name| first == *name))
+        || SHARED_DIRECTORIES
+            .iter()
+            .any(|shared| path == Path::new(shared))
 }
 
-/// Could this be made by hand without harm: is it in the user's own home or profile, or in another directory of
-/// theirs?
-pub(super) fn may_be_made(places: &Paths, path: &Path) -> bool {
+/// Whether this missing path can be created without harm: in the user's home or profile, or in another directory that
+/// the user owns.
+pub(super) fn is_creatable(places: &Paths, path: &Path) -> bool {
     let Some(parent) = path.ancestors().skip(1).find(|parent| parent.exists()) else {
         return false;
     };
     let Ok(parent) = fs::canonicalize(parent) else {
         return false;
     };
-    let theirs = fs::metadata(&parent).is_ok_and(|found| found.uid() == user_id());
-    let writable = has_access(&parent, Access::WRITE_OK | Access::EXEC_OK);
-    writable && (is_own(places, &parent) || (theirs && !is_system(&parent)))
+    let is_owner = fs::metadata(&parent).is_ok_and(|found| found.uid() == user_id());
+    let is_writable = has_access(&parent, Access::WRITE_OK | Access::EXEC_OK);
+    is_writable && (is_own(places, &parent) || (is_owner && !is_system(&parent)))
 }
 
-/// A path in the user's home where something could be made, if there could: no advice leads back to a home that is
-/// not there or cannot be written.
+/// A path in the user's home to suggest; `None` if the home is missing, not writable or not the user's own.
 pub(super) fn in_home(places: &Paths, name: &str) -> Option<PathBuf> {
     let home = places.home.as_ref()?;
     let is_writable = has_access(home, Access::WRITE_OK | Access::EXEC_OK);
     (is_writable && home.is_dir() && is_own(places, home)).then(|| home.join(name))
 }
 
-/// How to come to read and write what this user may not; `instead` says which other one to choose where this one
-/// is not theirs to change.
-pub(super) fn open_up(places: &Paths, path: &Path, instead: &str) -> String {
-    let word = shell::quote_path(&path.to_string_lossy());
+/// Advice on how to get read and write access to a path: a command if it is in the user's home or profile, otherwise
+/// `instead`, which names an alternative.
+pub(super) fn access_fix(places: &Paths, path: &Path, instead: &str) -> String {
+    let quoted = shell::quote_path(&path.to_string_lossy());
     if !is_own(places, path) {
         return instead.to_owned();
     }
     let writable = match fs::metadata(path) {
         Ok(found) if found.uid() != user_id() => {
-            return format!("run as root: chown {} {word}", user_id());
+            return format!("run as root: chown {} {quoted}", user_id());
         }
         Ok(found) => found.permissions().mode() & 0o200 != 0,
         Err(_) => false,
     };
     if writable && path.is_dir() && has_access(path, Access::READ_OK | Access::EXEC_OK) {
-        // The mode is right and the file system says no.
+        // The mode allows it, so the file system is read-only.
         return format!("its file system cannot be written; {instead}");
     }
-    format!("run: chmod u+rwX {word}")
+    format!("run: chmod u+rwX {quoted}")
 }
 
-/// A check of who can change the config, and with it what program is run; and who can read what is secret in it.
+/// Whether other users can access the config; with the message of the check.
 pub(super) enum ConfigModes {
     Fine,
-    /// Others can change it.
+    /// Others can change it, and thereby the program that a turn runs.
     Writable(String),
-    /// Others can read its `env`.
+    /// Others can read its `env`, which may contain secrets.
     Readable(String),
 }
 
-/// Looks at the modes and owners of the config file and of the directories that it lies in, up to the profile.
+/// Checks owners and modes of the config file and its parent directories up to the profile.
 pub(super) fn config_modes(places: &Paths, has_env: bool) -> ConfigModes {
     let file = places.config_file();
     let plugin = places.plugin_directory();
@@ -174,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn knows_system_directories() {
+    fn recognizes_system_directories() {
         for (path, expected) in [
             ("/", true),
             ("/usr", true),

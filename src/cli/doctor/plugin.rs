@@ -1,4 +1,4 @@
-//! The plugin in the daemon's profile: whether what the daemon starts is this program, and its manifest is up to date.
+//! Checks of the installed plugin: whether the daemon would start this program, and whether the manifest is up to date.
 
 use super::Report;
 use crate::canonical::{Manifest, PLUGIN};
@@ -16,12 +16,12 @@ use std::process::Command;
 use std::time::Duration;
 
 /// How long the installed program may take to print its version.
-const LIMIT: Duration = Duration::from_secs(5);
+const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest manifest or daemon's config that is read, in bytes.
-const LONGEST: u64 = 1 << 20;
+/// How much is read of the manifest and of the daemon's config, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
 
-/// Compares the plugin in the profile with this program; nothing is said where none is installed.
+/// Compares the plugin in the profile with this program; adds no check if none is installed.
 pub(super) fn examine(places: &Paths, config: &Config, cancel: &CancelToken, report: &mut Report) {
     let directory = places.plugin_directory();
     let program = directory.join(crate::canonical::EXECUTABLE);
@@ -29,7 +29,7 @@ pub(super) fn examine(places: &Paths, config: &Config, cancel: &CancelToken, rep
     if !program.exists() && !manifest.exists() {
         return;
     }
-    let (failed, message) = match look(&program, &manifest, config, cancel) {
+    let (failed, message) = match compare(&program, &manifest, config, cancel) {
         Ok(()) => match is_allowed(&places.profile.join("config.json")) {
             Some(false) => (
                 false,
@@ -41,7 +41,7 @@ pub(super) fn examine(places: &Paths, config: &Config, cancel: &CancelToken, rep
             ),
             _ => return report.ok("plugin", program.display().to_string()),
         },
-        Err(found) => found,
+        Err(problem) => problem,
     };
     match failed {
         true => report.fail("plugin", message),
@@ -49,8 +49,8 @@ pub(super) fn examine(places: &Paths, config: &Config, cancel: &CancelToken, rep
     }
 }
 
-/// What is wrong with the program or the manifest, and whether no turn is possible with it.
-fn look(
+/// Compares the installed program and manifest with this program. An error is a message, and whether turns fail.
+fn compare(
     program: &Path,
     manifest: &Path,
     config: &Config,
@@ -73,14 +73,16 @@ fn look(
             let reason = crate::error::reason(&error);
             return Err((true, format!("{shown}: {reason}; {install}")));
         }
-        (Some(Ok(own)), Ok(it)) => (own.dev(), own.ino()) == (it.dev(), it.ino()),
+        (Some(Ok(own)), Ok(installed)) => {
+            (own.dev(), own.ino()) == (installed.dev(), installed.ino())
+        }
         _ => false,
     };
     if !is_this {
         let mut command = Command::new(program);
         command.arg("--version");
-        let version = match ask(command, LIMIT, cancel) {
-            Ok(answer) => answer.stdout.trim().to_owned(),
+        let version = match ask(command, VERSION_TIMEOUT, cancel) {
+            Ok(output) => output.stdout.trim().to_owned(),
             Err(error) => return Err((true, format!("{}; {install}", error.message()))),
         };
         let own = format!("plexum-openai {}", env!("CARGO_PKG_VERSION"));
@@ -91,11 +93,11 @@ fn look(
             ));
         }
     }
-    // The daemon reads the manifest before it starts the plugin, and the result of `initialize` after that.
-    let wanted = serde_json::to_value(Manifest::new(&config.supported_models));
-    let wanted = wanted.expect("plain structs");
+    // The daemon reads the file before it starts the plugin, and the manifest in the result of `initialize` after that.
+    let expected = serde_json::to_value(Manifest::new(&config.supported_models));
+    let expected = expected.expect("plain structs");
     let is_equal = match read(manifest) {
-        Ok(text) => serde_json::from_slice(&text).is_ok_and(|it: Value| it == wanted),
+        Ok(text) => serde_json::from_slice(&text).is_ok_and(|found: Value| found == expected),
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => {
             let reason = crate::error::reason(&error);
@@ -116,7 +118,7 @@ fn look(
     }
 }
 
-/// Does the daemon's config allow the plugin? `None` where it has no such list.
+/// Whether the daemon's config allows the plugin; `None` if it has no `plugins.allow`.
 fn is_allowed(config: &Path) -> Option<bool> {
     let config: Value = serde_json::from_slice(&read(config).ok()?).ok()?;
     let allowed = config.pointer("/plugins/allow")?.as_array()?;
@@ -126,7 +128,7 @@ fn is_allowed(config: &Path) -> Option<bool> {
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     open_regular_file(path)?
-        .take(LONGEST)
+        .take(MAX_BYTES)
         .read_to_end(&mut text)?;
     Ok(text)
 }

@@ -1,4 +1,4 @@
-//! Where codex is, which version it is, and whether a daemon under systemd would find it.
+//! Checks of the codex executable: its path, its version, and whether a daemon under systemd finds it.
 
 use super::account::first_line;
 use super::checks::Doctor;
@@ -12,19 +12,19 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The PATH that systemd gives to services where nobody sets another.
+/// systemd's default PATH for services.
 const SYSTEMD_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// codex, as npm knows it.
+/// codex's npm package.
 const PACKAGE: &str = "@openai/codex@latest";
 
 impl Doctor<'_> {
-    /// The executable and its version. The result is the executable, where it can be asked more.
+    /// Checks the executable and its version; returns the executable if other checks can run it.
     pub(super) fn codex(&mut self) -> Option<PathBuf> {
         let program = match find::find_codex(&self.config.binary, &self.config, self.places) {
             Ok(program) => program,
             Err(error) => {
-                // Its own hints give way to one that can be followed as it stands.
+                // The error's own hints are replaced by a fix that can be copied literally.
                 let what = error.message().split("; ").next().unwrap_or_default();
                 let what = what.split(" (chmod ").next().unwrap_or_default();
                 let fix = self.fix_for_missing();
@@ -33,21 +33,21 @@ impl Doctor<'_> {
             }
         };
         let shown = program.display();
-        let answer = match self.ask(&program, &["--version"]) {
-            Ok(answer) => answer,
+        let output = match self.ask(&program, &["--version"]) {
+            Ok(output) => output,
             Err(error) => {
-                let fix = format!("{}; {}", error.message(), self.other_binary());
-                self.report.fail("codex", fix);
+                let message = format!("{}; {}", error.message(), self.other_binary());
+                self.report.fail("codex", message);
                 return None;
             }
         };
-        let Some(version) = find::version_in(&answer.stdout) else {
-            let said = first_line(&answer.stdout).or(first_line(&answer.stderr));
+        let Some(version) = find::version_in(&output.stdout) else {
+            let line = first_line(&output.stdout).or(first_line(&output.stderr));
             self.report.fail(
                 "codex",
                 format!(
                     "'{shown} --version' does not tell codex's version but {:?}; {}",
-                    said.unwrap_or_default(),
+                    line.unwrap_or_default(),
                     self.other_binary()
                 ),
             );
@@ -82,11 +82,11 @@ impl Doctor<'_> {
         Some(program)
     }
 
-    /// How to come to a codex that can be started.
-    pub(super) fn fix_for_missing(&self) -> String {
+    /// Advice on how to get a codex that can be started.
+    fn fix_for_missing(&self) -> String {
         let named = self.places.expand(&self.config.binary);
         if self.config.binary.contains('/') {
-            if let Some(native) = native_beside(&named) {
+            if let Some(native) = native_executable(&named) {
                 return self.set(&[("binary", &native.to_string_lossy())], &[]);
             }
             if named.is_file()
@@ -101,11 +101,10 @@ impl Doctor<'_> {
             }
         }
         let path = self.places.search_path(&self.config);
-        let usual = self.usual_places();
         let found = find::in_path("codex", &path)
             .into_iter()
-            .chain(usual)
-            .map(|found| native_beside(&found).unwrap_or(found))
+            .chain(self.common_install_paths())
+            .map(|found| native_executable(&found).unwrap_or(found))
             .find(|found| {
                 let found = found.to_string_lossy();
                 find::find_codex(&found, &self.config, self.places).is_ok()
@@ -117,8 +116,8 @@ impl Doctor<'_> {
         }
     }
 
-    /// Where installers put codex besides the directories of a plain PATH.
-    pub(super) fn usual_places(&self) -> Vec<PathBuf> {
+    /// The codex executables in directories that installers use and that may be missing from PATH.
+    fn common_install_paths(&self) -> Vec<PathBuf> {
         let Some(home) = &self.places.home else {
             return Vec::new();
         };
@@ -136,7 +135,7 @@ impl Doctor<'_> {
         programs.filter(|program| program.is_file()).collect()
     }
 
-    /// Whether a daemon that systemd starts, whose PATH is not a login shell's, finds the same codex.
+    /// Checks that a daemon under systemd, whose PATH differs from a login shell's, finds the same codex.
     pub(super) fn systemd(&mut self, program: &Path) {
         let mut config = self.config.clone();
         let path = config
@@ -182,13 +181,13 @@ impl Doctor<'_> {
         }
     }
 
-    /// The keys with which codex starts whatever PATH there is.
-    pub(super) fn fix_for_systemd(&self, program: &Path, config: &Config) -> String {
-        let native = native_beside(program);
+    /// Advice on the config keys with which codex starts independently of the daemon's PATH.
+    fn fix_for_systemd(&self, program: &Path, config: &Config) -> String {
+        let native = native_executable(program);
         let binary = native.as_deref().unwrap_or(program).to_string_lossy();
         let mut keys = vec![("binary", binary.as_ref())];
         keys.retain(|(_, binary)| *binary != self.config.binary);
-        // A script for an interpreter that only the login shell's PATH leads to.
+        // A script whose interpreter is only in the login shell's PATH.
         if find::find_codex(&binary, config, self.places).is_err()
             && let Some(name) = interpreter(program)
             && let Some(found) = find::in_path(&name, &self.places.search_path(&self.config))
@@ -200,9 +199,9 @@ impl Doctor<'_> {
         self.set(&keys, &[])
     }
 
-    /// How to call this codex in a shell, for the same threads and login.
+    /// The shell command that runs this codex with the same threads and login.
     pub(super) fn codex_by_hand(&self, program: &Path) -> String {
-        let real = |path: &Path| native_beside(path).or_else(|| fs::canonicalize(path).ok());
+        let real = |path: &Path| native_executable(path).or_else(|| fs::canonicalize(path).ok());
         let same = |found: &PathBuf| real(found).is_some() && real(found) == real(program);
         let by_name = find::in_path("codex", &self.places.search_path(&self.config));
         let program = match by_name.filter(same) {
@@ -218,25 +217,26 @@ impl Doctor<'_> {
         }
     }
 
+    /// Advice to configure another executable.
     pub(super) fn other_binary(&self) -> String {
         format!("set \"binary\" in {}", self.places.config_file().display())
     }
 }
 
-/// The command that brings a codex where there is none: who is not root cannot install for everybody.
-pub(super) fn install() -> String {
-    let place = match os::user_id() {
+/// The command that installs codex: for all users only if this is root.
+fn install() -> String {
+    let prefix = match os::user_id() {
         0 => "",
         _ => "--prefix ~/.local ",
     };
-    format!("run: npm install -g {place}{PACKAGE}")
+    format!("run: npm install -g {prefix}{PACKAGE}")
 }
 
-/// The command that brings a newer codex to where this one is.
-pub(super) fn update(program: &Path) -> String {
-    let whole = fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
-    let whole = whole.to_string_lossy();
-    let Some((before, _)) = whole.split_once("/node_modules/@openai/") else {
+/// The command that updates this codex in place.
+fn update(program: &Path) -> String {
+    let path = fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
+    let path = path.to_string_lossy();
+    let Some((before, _)) = path.split_once("/node_modules/@openai/") else {
         return install();
     };
     match before.strip_suffix("/lib") {
@@ -251,12 +251,11 @@ pub(super) fn update(program: &Path) -> String {
     }
 }
 
-/// The program that npm's `codex`, a script for node, starts, and which needs no node.
+/// The native executable that npm's `codex`, a node script, starts; it does not need node.
 ///
-/// It is looked for in npm's own packages alone: in `node_modules/@openai/codex` of the script, and in the
-/// `codex-linux-…` beside it or below it. A script that lies elsewhere, in a `bin` of many users' for one, has
-/// neighbours that anybody may have put there.
-pub(super) fn native_beside(script: &Path) -> Option<PathBuf> {
+/// Only npm's packages are searched: the script's `node_modules/@openai/codex`, and the `codex-linux-…` next to it or
+/// below it. In another directory, such as a shared `bin`, other users may have put files next to the script.
+fn native_executable(script: &Path) -> Option<PathBuf> {
     let script = fs::canonicalize(script).ok()?;
     let package = script.parent()?.parent()?;
     if !script.ends_with("node_modules/@openai/codex/bin/codex.js") {
@@ -285,8 +284,8 @@ pub(super) fn native_beside(script: &Path) -> Option<PathBuf> {
         .find(|program| program.is_file() && os::has_access(program, Access::EXEC_OK))
 }
 
-/// What a script with `#!/usr/bin/env NAME` wants to be run by.
-pub(super) fn interpreter(script: &Path) -> Option<String> {
+/// The interpreter's name in a script's `#!/usr/bin/env NAME`.
+fn interpreter(script: &Path) -> Option<String> {
     let mut head = [0; 256];
     let length = fs::File::open(script).ok()?.read(&mut head).ok()?;
     let head = std::str::from_utf8(&head[..length]).ok()?;

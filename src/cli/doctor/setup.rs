@@ -1,4 +1,4 @@
-//! The config file, and what it and `extra_args` have codex do.
+//! Checks of the config file, the backend, the sandbox and `extra_args`.
 
 use super::account::{read_config, toml_flag, toml_text};
 use super::checks::Doctor;
@@ -9,11 +9,11 @@ use crate::config::BackendChoice;
 use std::ffi::OsString;
 use std::path::Path;
 
-/// An id that no thread has.
+/// A well-formed thread id that does not exist.
 const NO_THREAD: &str = "00000000-0000-7000-8000-000000000000";
 
 impl Doctor<'_> {
-    /// The config file. The result says whether it is known what it asks for.
+    /// Checks the config file; returns whether it could be loaded.
     pub(super) fn config(&mut self) -> bool {
         let path = self.places.config_file();
         match self.places.load_config() {
@@ -36,7 +36,7 @@ impl Doctor<'_> {
                     ConfigModes::Readable(message) => self.report.warn("config", message),
                 }
                 self.config = loaded.config;
-                self.config_is_there = loaded.found;
+                self.has_config_file = loaded.found;
                 true
             }
             Err(error) => {
@@ -46,7 +46,7 @@ impl Doctor<'_> {
         }
     }
 
-    /// Can codex be run in the way that the config asks for?
+    /// Checks that codex can be run by the configured backend.
     pub(super) fn backend(&mut self) {
         if self.config.backend == BackendChoice::Exec {
             return;
@@ -73,13 +73,12 @@ impl Doctor<'_> {
         }
     }
 
-    /// A sandbox with the network in it: what is kept from writing files can send them away, and reach what else
-    /// listens on this machine.
+    /// Warns of a sandbox with network access: its commands can send files away and reach the services of this machine.
     pub(super) fn network(&mut self) {
         const KEY: &str = "sandbox_workspace_write.network_access";
         let file = self.places.codex_home(&self.config).join("config.toml");
         let text = read_config(&file);
-        let place = match self.setting(KEY) {
+        let source = match self.setting(KEY) {
             Some("true") => "\"extra_args\"".to_owned(),
             Some(_) => return,
             None if toml_flag(&text, KEY) => file.display().to_string(),
@@ -96,12 +95,12 @@ impl Doctor<'_> {
         if !bypassed && sandbox.as_deref() == Some("workspace-write") {
             self.report.warn(
                 "sandbox",
-                format!("the sandbox \"workspace-write\" has network_access = true by {place}: its commands reach the network and every service of this machine; set it to false if they need none"),
+                format!("the sandbox \"workspace-write\" has network_access = true by {source}: its commands reach the network and every service of this machine; set it to false if they need none"),
             );
         }
     }
 
-    /// What `-s` or `--sandbox` in `extra_args` says.
+    /// The sandbox mode that `extra_args` sets; the last flag wins.
     pub(super) fn sandbox_in_arguments(&self) -> Option<String> {
         let arguments = &self.config.extra_args;
         let mut sandbox = None;
@@ -118,7 +117,7 @@ impl Doctor<'_> {
         sandbox.map(str::to_owned)
     }
 
-    /// Whether codex takes the config's `extra_args`, where a turn has them.
+    /// Checks that codex accepts the config's `extra_args` at their position in a turn's command line.
     pub(super) fn arguments(&mut self, program: &Path) {
         if self.config.extra_args.is_empty() {
             return;
@@ -127,62 +126,62 @@ impl Doctor<'_> {
             "fix \"extra_args\" in {}",
             self.places.config_file().display()
         );
-        let is = |flags: &[&str]| {
+        let find_flag = |flags: &[&str]| {
             let mut arguments = self.config.extra_args.iter();
             arguments.find(|argument| flags.contains(&argument.as_str()))
         };
-        if let Some(flag) = is(&["-h", "--help", "-V", "--version"]) {
+        if let Some(flag) = find_flag(&["-h", "--help", "-V", "--version"]) {
             let message =
                 format!("\"extra_args\" has {flag}, with which codex ends before its work; {fix}");
             self.report.fail("arguments", message);
             return;
         }
-        if let Some(flag) = is(&["--ephemeral"]) {
+        if let Some(flag) = find_flag(&["--ephemeral"]) {
             let message = format!(
                 "\"extra_args\" has {flag}: codex keeps no thread, so that every turn begins a new one; {fix}"
             );
             self.report.warn("arguments", message);
         }
-        // The flags as a turn has them, up to its `--`. Help comes only where all before it is in order; settings
-        // and features are looked at later than that.
-        let mut flags = command::build(program, &self.config, self.places, &no_call()).args;
+        // A turn's flags up to its `--`, with `--help` after them: codex prints the help only if it accepts all of the
+        // flags. It validates settings and features later than that, so `features list` is run with those.
+        let mut flags = command::build(program, &self.config, self.places, &empty_turn()).args;
         flags.truncate(flags.iter().take_while(|flag| *flag != "--").count());
-        let asked = |more: &[&str]| {
-            let mut asked = flags.clone();
-            asked.extend(more.iter().map(OsString::from));
-            asked
+        let with_flags = |more: &[&str]| {
+            let mut arguments = flags.clone();
+            arguments.extend(more.iter().map(OsString::from));
+            arguments
         };
         let mut features = settings(&self.config.extra_args);
         features.extend(["features", "list"]);
         for arguments in [
-            asked(&["-", "--help"]),
-            asked(&["resume", NO_THREAD, "-", "--help"]),
+            with_flags(&["-", "--help"]),
+            with_flags(&["resume", NO_THREAD, "-", "--help"]),
             features.iter().map(OsString::from).collect(),
         ] {
-            let Ok(answer) = self.ask(program, &arguments) else {
+            let Ok(output) = self.ask(program, &arguments) else {
                 return;
             };
-            if answer.success {
+            if output.success {
                 continue;
             }
-            let said = answer.stderr.lines().find_map(|line| {
-                let start = ["error: ", "Error: ", "Error parsing -c overrides: "];
-                start.iter().find_map(|start| line.strip_prefix(start))
+            let reason = output.stderr.lines().find_map(|line| {
+                let prefixes = ["error: ", "Error: ", "Error parsing -c overrides: "];
+                prefixes.iter().find_map(|prefix| line.strip_prefix(prefix))
             });
-            let said = match said.unwrap_or(answer.stderr.trim()) {
-                // The prompt, ours, which another word has the place of.
+            let reason = match reason.unwrap_or(output.stderr.trim()) {
+                // `-` is this program's prompt argument, whose position another argument has taken.
                 "unexpected argument '-' found" => {
                     "a word in it is neither a flag nor a flag's value"
                 }
-                said => said,
+                reason => reason,
             };
-            let message = format!("codex refuses \"extra_args\": {said}; {fix}");
+            let message = format!("codex refuses \"extra_args\": {reason}; {fix}");
             self.report.fail("arguments", message);
             return;
         }
     }
 
-    /// What codex's `-c`, in any of its spellings, sets in `extra_args`; the last one counts.
+    /// The value of a key that `-c` or `--config` sets in `extra_args`; the last one wins.
     pub(super) fn setting(&self, key: &str) -> Option<&str> {
         let settings = self.config.extra_args.iter().rev().map(|argument| {
             let argument = argument.strip_prefix("--config=").unwrap_or(argument);
@@ -192,7 +191,7 @@ impl Doctor<'_> {
         values.find_map(|(name, value)| (name.trim() == key).then(|| value.trim()))
     }
 
-    /// The flag in `extra_args` by which codex is to take another profile of its config.
+    /// The flag in `extra_args` that selects a profile of codex's config.
     pub(super) fn profile(&self) -> Option<&str> {
         let mut arguments = self.config.extra_args.iter().map(String::as_str);
         arguments.find(|argument| {
@@ -203,8 +202,8 @@ impl Doctor<'_> {
     }
 }
 
-/// A call of codex that asks nothing of a model.
-pub(super) fn no_call() -> TurnArgs<'static> {
+/// A turn without prompt, tools and options, to build the plain command line.
+fn empty_turn() -> TurnArgs<'static> {
     TurnArgs {
         thread: None,
         model: "",
@@ -219,8 +218,8 @@ pub(super) fn no_call() -> TurnArgs<'static> {
     }
 }
 
-/// The settings and features among `extra_args`, which every subcommand of codex takes.
-pub(super) fn settings(extra_args: &[String]) -> Vec<&str> {
+/// The arguments in `extra_args` that set config values and features; every subcommand of codex accepts them.
+fn settings(extra_args: &[String]) -> Vec<&str> {
     let mut found = Vec::new();
     let mut arguments = extra_args.iter().map(String::as_str);
     while let Some(argument) = arguments.next() {

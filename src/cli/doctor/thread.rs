@@ -1,8 +1,8 @@
-//! A workspace's thread: its session file, its rollout, and who holds it.
+//! Checks of a workspace and its thread: the session file, the rollout, and the process that has the thread open.
 
 use super::checks::Doctor;
-use super::directories::look_at_workspace;
-use super::ownership::open_up;
+use super::directories::check_workspace;
+use super::ownership::access_fix;
 use crate::backend::{ReleaseTarget, request_release};
 use crate::codex::home;
 use crate::codex::writer_lock;
@@ -18,10 +18,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The first version known to look for a rollout nowhere but where its index has it.
+/// The first codex version known to open a rollout only at the path in its index.
 const TRUSTS_INDEX: (u32, u32, u32) = (0, 148, 0);
 
-/// The last one known to find it by its name.
+/// The last version known to find a rollout by its file name.
 const FINDS_BY_NAME: (u32, u32, u32) = (0, 135, u32::MAX);
 
 impl Doctor<'_> {
@@ -30,7 +30,7 @@ impl Doctor<'_> {
             self.report.fail("workspace", error.message());
             return;
         }
-        match look_at_workspace(self.places, workspace) {
+        match check_workspace(self.places, workspace) {
             Ok(message) => self.report.ok("workspace", message),
             Err(message) => {
                 self.report.fail("workspace", message);
@@ -68,8 +68,8 @@ impl Doctor<'_> {
         }
     }
 
-    /// What becomes of a thread that codex cannot go on with.
-    pub(super) fn lost_thread(&mut self, what: &str) {
+    /// Reports a thread that codex cannot resume, and what the next turn does about it.
+    fn lost_thread(&mut self, what: &str) {
         match self.config.lost_thread {
             LostThread::Replay => self.report.warn(
                 "rollout",
@@ -88,8 +88,8 @@ impl Doctor<'_> {
         }
     }
 
-    /// The rollout of the workspace's thread, and who may write to it.
-    pub(super) fn thread(&mut self, thread: &str) {
+    /// Checks the thread's rollout and its lock.
+    fn thread(&mut self, thread: &str) {
         let home = self.places.codex_home(&self.config);
         match home::find_rollout_or_packed(&home, thread) {
             Ok(Some(rollout)) => {
@@ -109,7 +109,7 @@ impl Doctor<'_> {
         }
     }
 
-    /// The rollout's metadata, where it is a file that can be read.
+    /// The metadata of a rollout that is a readable regular file; reports other ones.
     fn readable(&mut self, rollout: &Path) -> Option<Metadata> {
         match open_regular_file(rollout).and_then(|file| file.metadata()) {
             Ok(metadata) => return Some(metadata),
@@ -137,7 +137,7 @@ impl Doctor<'_> {
                         "cannot read '{}': {}; {}",
                         rollout.display(),
                         reason(&error),
-                        open_up(self.places, rollout, "run everything as its owner")
+                        access_fix(self.places, rollout, "run everything as its owner")
                     ),
                 );
             }
@@ -145,10 +145,10 @@ impl Doctor<'_> {
         None
     }
 
-    /// Can codex go on with this rollout of so many bytes?
+    /// Checks a rollout of `length` bytes; returns whether codex can resume it.
     fn rollout(&mut self, home: &Path, thread: &str, rollout: &Path, length: u64) -> bool {
         if length == 0 {
-            // As a full disk leaves it.
+            // A full disk can leave an empty file.
             let what = format!(
                 "{} is empty, and codex goes on with no such thread",
                 rollout.display()
@@ -171,13 +171,13 @@ impl Doctor<'_> {
                 return false;
             }
         } else if self.version >= Some(TRUSTS_INDEX) && !begins_with_meta(rollout, thread) {
-            // 0.135 takes the first such record for it, wherever it is.
+            // 0.135 accepts a session_meta that is not the first record.
             self.lost_thread(&format!(
                 "codex cannot open {}: its first record is not the session_meta of this thread",
                 rollout.display()
             ));
             return false;
-        } else if let Some(why) = unopened(rollout) {
+        } else if let Some(why) = why_unopenable(rollout) {
             self.lost_thread(&format!("codex cannot open {}: {why}", rollout.display()));
             return false;
         } else {
@@ -189,9 +189,9 @@ impl Doctor<'_> {
         true
     }
 
-    /// Who has the thread?
+    /// Checks that no process has the thread open for writing.
     fn writer(&mut self, home: &Path, thread: &str, rollout: &Path, metadata: &Metadata) {
-        // One that a plugin only keeps for its next turn is free.
+        // A thread that a plugin only keeps loaded for its next turn counts as free.
         request_release(ReleaseTarget::Thread(thread), self.places);
         match writer_lock::check_unlocked(home, thread) {
             Err(error) if error.kind() == Kind::Busy => {
@@ -199,7 +199,7 @@ impl Doctor<'_> {
             }
             Ok(()) => {
                 match writer_lock::open_writer(rollout, (metadata.dev(), metadata.ino())) {
-                    // Before 0.147 an open file is the only trace.
+                    // Before 0.147 codex has no lock; the open file is the only sign of a writer.
                     Ok(Some(pid)) => self.report.warn(
                         "thread lock",
                         format!("process {pid} has the rollout open for writing; try again when its turn is over"),
@@ -212,16 +212,16 @@ impl Doctor<'_> {
         }
     }
 
-    /// A thread that codex's index has at another path than where its rollout was found: the codex home was moved
-    /// or copied. Measured on 0.135, 0.148, 0.155 and 0.169. Says whether codex goes on with the rollout found.
-    pub(super) fn rollout_elsewhere(&mut self, home: &Path, rollout: &Path, other: &Path) -> bool {
+    /// Reports a thread whose path in codex's index is not that of the rollout found: the codex home was moved or
+    /// copied. Returns whether codex resumes the rollout found. Measured on 0.135, 0.148, 0.155 and 0.169.
+    fn rollout_elsewhere(&mut self, home: &Path, rollout: &Path, other: &Path) -> bool {
         let shown = rollout.display();
         let index = format!(
             "run, while no codex runs: rm {}/state_*.sqlite*, which codex makes anew from its threads",
             shell::quote_path(&home.to_string_lossy())
         );
         if other.exists() {
-            // All of them write there, and nobody sees it here.
+            // All versions write to the indexed path, and this program reads the other one.
             let message = format!(
                 "codex goes on in {}, where its index has the thread, and not in {shown}: the codex home is a copy, and the tool calls of its turns are neither told nor consumed; {index}",
                 other.display()
@@ -251,12 +251,12 @@ impl Doctor<'_> {
     }
 }
 
-/// Where codex's index has the rollout of `thread`, if that is another path than `rollout`.
+/// The rollout's path in codex's index, if that is not `rollout`.
 ///
-/// The index is an SQLite database. In a row of it the path follows the thread's id, so that neither SQLite nor its
-/// lock is needed; a page that is out of use can have an old path, which is why the right one anywhere is enough.
-pub(super) fn indexed_elsewhere(home: &Path, rollout: &Path, thread: &str) -> Option<PathBuf> {
-    const MOST: u64 = 64 << 20;
+/// The index is an SQLite database. In its rows the path follows the thread's id, so the files are searched for that,
+/// without SQLite and its lock. A free page can contain an outdated path, so one match with `rollout` is enough.
+fn indexed_elsewhere(home: &Path, rollout: &Path, thread: &str) -> Option<PathBuf> {
+    const MAX_BYTES: u64 = 64 << 20;
     let start = format!("{thread}/");
     let end = format!("{thread}.jsonl");
     let mut found = None;
@@ -270,7 +270,7 @@ pub(super) fn indexed_elsewhere(home: &Path, rollout: &Path, thread: &str) -> Op
         }
         let mut bytes = Vec::new();
         let file = open_regular_file(&entry.path()).ok()?;
-        file.take(MOST).read_to_end(&mut bytes).ok()?;
+        file.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
         for at in memchr::memmem::find_iter(&bytes, start.as_bytes()) {
             let path = &bytes[at + thread.len()..];
             let path = &path[..path.len().min(4096)];
@@ -278,7 +278,7 @@ pub(super) fn indexed_elsewhere(home: &Path, rollout: &Path, thread: &str) -> Op
                 continue;
             };
             let path = Path::new(std::ffi::OsStr::from_bytes(&path[..length + end.len()]));
-            // Packed: the index keeps the plain name.
+            // The index has the name without `.zst`, also of a packed rollout.
             if same_file(path, rollout) || same_file(path, &rollout.with_extension("")) {
                 return None;
             }
@@ -288,28 +288,32 @@ pub(super) fn indexed_elsewhere(home: &Path, rollout: &Path, thread: &str) -> Op
     found
 }
 
-/// Are these two names of one file?
-pub(super) fn same_file(one: &Path, other: &Path) -> bool {
-    let identity = |path: &Path| fs::metadata(path).ok().map(|it| (it.dev(), it.ino()));
+/// Whether both paths lead to the same file.
+fn same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| {
+        let metadata = fs::metadata(path).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
     one == other || (identity(one).is_some() && identity(one) == identity(other))
 }
 
-/// Does a rollout that is not packed begin with the record of this thread? What cannot be read does.
-pub(super) fn begins_with_meta(rollout: &Path, thread: &str) -> bool {
-    const MOST: u64 = 4096;
+/// Whether a rollout begins with the session_meta of this thread; `true` also for one that is packed or unreadable.
+fn begins_with_meta(rollout: &Path, thread: &str) -> bool {
+    const MAX_BYTES: u64 = 4096;
     if rollout.extension().is_some_and(|end| end == "zst") {
         return true;
     }
     let mut head = Vec::new();
-    let read = open_regular_file(rollout).and_then(|file| file.take(MOST).read_to_end(&mut head));
+    let read =
+        open_regular_file(rollout).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut head));
     let first = head.split(|byte| *byte == b'\n').next().unwrap_or(&head);
     let has = |text: &str| memchr::memmem::find(first, text.as_bytes()).is_some();
     read.is_err() || (first.starts_with(b"{") && has("\"session_meta\"") && has(thread))
 }
 
-/// Why codex cannot open a rollout whose last record has no number where the records before have one: something
-/// old has appended to it.
-pub(super) fn unopened(rollout: &Path) -> Option<&'static str> {
+/// Why codex cannot open a rollout: its first record has an `ordinal` and its last one, which an older program has
+/// appended, has none.
+fn why_unopenable(rollout: &Path) -> Option<&'static str> {
     const TAIL: u64 = 4 << 20;
     if rollout.extension().is_some_and(|end| end == "zst") {
         return None;
@@ -318,9 +322,9 @@ pub(super) fn unopened(rollout: &Path) -> Option<&'static str> {
     let mut head = [0; 4096];
     let length = file.read(&mut head).ok()?;
     let first = head[..length].split(|byte| *byte == b'\n').next()?;
-    // Only the first record's own keys stand before its payload.
-    let own = memchr::memmem::find(first, b"\"payload\"").unwrap_or(first.len());
-    memchr::memmem::find(&first[..own], b"\"ordinal\":")?;
+    // Only keys of the record itself precede its payload.
+    let payload = memchr::memmem::find(first, b"\"payload\"").unwrap_or(first.len());
+    memchr::memmem::find(&first[..payload], b"\"ordinal\":")?;
     let start = file.metadata().ok()?.len().saturating_sub(TAIL);
     file.seek(io::SeekFrom::Start(start)).ok()?;
     let mut tail = Vec::new();
