@@ -1,4 +1,4 @@
-# What there is to do with this project; 'make help' lists it. Needs cargo, and npm for the real codex.
+# Targets for building, testing and installing; 'make help' lists them. Needs cargo, and npm for the real codex.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -7,23 +7,23 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := build
 
-# Where 'install' puts the program (PREFIX, else ~/.local), and the daemon's profile that 'install-plugin' puts the
-# plugin into (PROFILE, else ~/.plexum). The shell gets them as they were written and quotes them: make would expand
-# a dollar sign in them and divide them at spaces.
+# The prefix of 'install' (PREFIX, default ~/.local) and the daemon's profile for 'install-plugin' (PROFILE, default
+# ~/.plexum). They are passed to the shell unexpanded and quoted there: make would expand a dollar sign and split at
+# spaces.
 HERE := $(CURDIR)
 GIVEN_PREFIX := $(if $(filter undefined,$(origin PREFIX)),~/.local,$(value PREFIX))
 GIVEN_PROFILE := $(if $(filter undefined,$(origin PROFILE)),~/.plexum,$(value PROFILE))
 GIVEN_DESTDIR := $(value DESTDIR)
-# Another program, given on the command line, is installed as it is.
+# PROGRAM on the command line is installed without a build.
 GIVEN_PROGRAM := $(if $(filter command,$(origin PROGRAM)),$(value PROGRAM),target/release/plexum-openai)
 BUILD := $(if $(filter command,$(origin PROGRAM)),,build)
 PAGES := $(notdir $(wildcard man/*.[1-8]))
-# make would expand them for the environment.
+# make would expand them when it exports them.
 unexport PREFIX PROFILE DESTDIR PROGRAM
 export HERE GIVEN_PREFIX GIVEN_PROFILE GIVEN_DESTDIR GIVEN_PROGRAM
 
-# What every target that installs or removes begins with: 'prefix', 'profile', 'destdir' and 'program' as absolute
-# paths. Only some shells expand the tilde of 'make install PREFIX=~/.local'.
+# The beginning of each install and uninstall recipe: sets 'prefix', 'profile', 'destdir' and 'program' to absolute
+# paths. The tilde in 'make install PREFIX=~/.local' is expanded here, since only some shells do so.
 define PATHS
 set_path() { # NAME VARIABLE VALUE
     local path=$$3
@@ -50,14 +50,14 @@ set_path DESTDIR destdir "$$GIVEN_DESTDIR"
 set_path PROGRAM program "$$GIVEN_PROGRAM"
 plugin_directory=$$destdir$$profile/plugins/$(PLUGIN)
 shell_word() { printf '%q' "$$1"; }
-# Nobody else may change what is run from here, whatever the umask.
+# Other users must not be able to change the installed programs, even if the umask allows it.
 umask go-w
 endef
 
 PLUGIN := plexum-openai-provider
 
-# The versions of codex that the tests run: the oldest that is supported, those that changed something that
-# matters here (0.148 the thread's index, 0.155 the shape of outputs), and the newest that was tried.
+# The versions of codex that the tests run: the oldest supported one, those with relevant changes (0.148: the index of
+# threads, 0.155: the shape of outputs), and the newest one tried.
 CODEX_VERSIONS := 0.135.0 0.148.0 0.155.0 0.169.0
 CODEX_NEWEST := $(lastword $(CODEX_VERSIONS))
 
@@ -76,8 +76,8 @@ demo: codex-newest
 	cargo build --quiet --release --locked --bin plexum-openai --example loopback-model
 	tests/demo/run target/release "$${codex[0]}"
 
-# Most tests wait most of the time: for grace periods, for codex, for a limit to pass. With one test a core, as cargo
-# has it, cores are idle meanwhile; with more than two a core, limits of a few seconds are missed.
+# Most tests mostly wait: for grace periods, codex or timeouts. cargo's default of one test per core leaves cores idle;
+# with more than two per core, limits of a few seconds are exceeded.
 ## test: all tests, on every version of codex that is supported
 test: export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 2 )))
 test: codex mcp-clients
@@ -110,8 +110,8 @@ lint:
 	echo "dependencies"
 	.ci/audit
 
-# One after the other, also with -j: the output of both together is of use to nobody. No recipe calls make, since
-# 'make -n' runs such a recipe, whole.
+# Sequential even with -j: interleaved output is unreadable. No recipe calls make, since 'make -n' would execute the
+# whole recipe.
 ## check: what has to be right before a commit: lint, then test
 check: lint test
 .NOTPARALLEL: check
@@ -128,10 +128,10 @@ soak:
 FUZZ := $(notdir $(basename $(wildcard tests/fuzz/targets/*.rs)))
 fuzz:
 	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2; exit 1; }
-	# No sanitizer: there is no unsafe code to be watched, and so the stable toolchain will do.
+	# No sanitizer: there is no unsafe code, and sanitizers need the nightly toolchain.
 	cargo fuzz build --fuzz-dir tests/fuzz -s none
 	for target in $(FUZZ); do
-	    # What is found goes into the first directory; the second one is part of the repository and stays small.
+	    # New inputs are written to the first directory; the second one is the small corpus in the repository.
 	    mkdir -p "tests/fuzz/target/corpus/$$target"
 	    echo "fuzzing $$target"
 	    cargo fuzz run --fuzz-dir tests/fuzz -s none "$$target" \
@@ -143,8 +143,8 @@ fuzz:
 codex: $(CODEX_VERSIONS:%=target/codex/%)
 codex-newest: target/codex/$(CODEX_NEWEST)
 
-# Fetched beside its place and then moved there, so that what is there is whole. The empty package makes the directory
-# npm's own place: with --prefix npm would pass over the machine's npmrc, and with it its proxy and certificates.
+# Installed into a temporary directory and then renamed, so that the target is complete. The empty package.json makes
+# the directory an npm project: with --prefix npm would ignore the machine's npmrc, with its proxy and certificates.
 target/codex/%:
 	@rm -rf "$@.part"
 	mkdir -p "$@.part"
@@ -211,16 +211,16 @@ install-plugin: $(BUILD)
 	install -D -m 755 "$$program" "$$plugin"
 	PLEXUM_PROFILE_ROOT=$$destdir$$profile "$$program" manifest > "$$plugin_directory/manifest.json"
 	echo "Installed the plugin into $$(shell_word "$$plugin_directory")."
-	# It can name any program and hold keys: readable by its owner alone, and never written through a link.
+	# The config can name any program and contain keys: readable only by its owner, and not written through a link.
 	write_config() { (umask 077; set -o noclobber; cat > "$$config"); }
-	# An empty one may be from when there was no codex to be found.
+	# An empty config may come from an installation that did not find codex.
 	is_empty() { [ -f "$$config" ] && [ ! -L "$$config" ] && [ "$$(head -c 64 "$$config" | tr -d '[:space:]')" = '{}' ]; }
 	if [ -e "$$config" ] && ! is_empty; then
 	    echo "Its config.json was there already and is as it was."
 	else
 	    codex=$$(command -v codex || true)
-	    # npm's codex is a script for node; the program that it starts is in a package of npm's below or beside the
-	    # script's own and needs no node. Nowhere else: a 'bin' of many users has neighbours of anybody's making.
+	    # npm's codex is a node script; the native program that it starts needs no node and is in an npm package below
+	    # or next to the script's package. Other directories are not searched: a shared 'bin' can have other users' files.
 	    script=$$(readlink -f -- "$${codex:-/}" || true)
 	    case $$script in
 	    */node_modules/@openai/codex/bin/codex.js)
