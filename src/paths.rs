@@ -90,7 +90,7 @@ impl Paths {
     /// Loads the config file; a missing or empty one gives the defaults.
     ///
     /// # Errors
-    /// As [`config::load`].
+    /// As [`config::load()`].
     pub(crate) fn load_config(&self) -> Result<Loaded> {
         config::load(&self.config_file())
     }
