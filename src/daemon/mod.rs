@@ -1,4 +1,5 @@
-//! The plugin's side of the wire: MCP's lifecycle and methods of its own on stdin and stdout, as `man/plexum-openai-protocol.7` describes it.
+//! The plugin's side of the protocol on stdin and stdout: MCP's lifecycle and the `plexum/` methods, documented in
+//! `man/plexum-openai-protocol.7`.
 
 mod names;
 mod outbox;

@@ -1,9 +1,8 @@
-//! The only writer of the wire.
+//! The queue of lines for the daemon, and the only writer of stdout.
 //!
-//! Whole lines are queued under one lock and written by one thread. A daemon that does not read fills the queue
-//! to its limit and then holds up the turns, each in its own thread, and nothing else: the main loop queues its
-//! short responses without waiting, so a cancel still works. Too many of those stop the reading of stdin instead
-//! ([`Outbox::is_flooded`]).
+//! Whole lines are queued under one lock and written by one thread. If the daemon does not read, the queue fills up to its
+//! limit. Then only the threads of turns block: the main loop queues its short responses without waiting, so a cancel
+//! still works. Too many unread responses stop the reading of stdin instead ([`Outbox::is_flooded`]).
 
 use crate::os::CancelToken;
 use std::collections::VecDeque;
@@ -12,11 +11,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-/// How many bytes may wait to be written before turns are held up.
+/// How many bytes may be queued before turns block.
 const LIMIT: usize = 4 << 20;
-/// How many bytes of the loop's own responses may wait to be written before no more requests are read.
+/// How many bytes of the main loop's responses may be queued before the reading of requests pauses.
 const RESPONSES_LIMIT: usize = 4 << 20;
-/// What a queued line costs beside its bytes, roughly: it matters where millions of short ones wait.
+/// The approximate memory of a queued line besides its bytes: it matters for millions of short lines.
 const LINE_OVERHEAD: usize = 64;
 
 /// A handle on the queue of lines for the daemon.
@@ -26,9 +25,9 @@ pub(crate) struct Outbox(Arc<OutboxInner>);
 #[derive(Debug)]
 struct OutboxInner {
     state: Mutex<OutboxState>,
-    /// Something is there to be written, or the end has come.
+    /// Notified when a line is queued, and on close.
     work: Condvar,
-    /// There is room again, or no more waiting.
+    /// Notified when lines were written, on [`Outbox::wake`] and when the outbox is abandoned.
     room: Condvar,
 }
 
@@ -36,21 +35,21 @@ struct OutboxInner {
 struct OutboxState {
     lines: VecDeque<OutboxPart>,
     bytes: usize,
-    /// How many of them are the loop's own responses, with what they cost beside their bytes.
+    /// The bytes of the main loop's responses, with [`LINE_OVERHEAD`] for each.
     responses: usize,
     writing: bool,
-    /// Nobody waits for room any more: the daemon is gone or the plugin ends.
+    /// The daemon is gone or the plugin shuts down: there is no more waiting for room.
     abandoned: bool,
-    /// Why nothing more is written.
+    /// The error of the stream, after which nothing is written.
     failed: Option<std::io::Error>,
-    /// Nothing more comes.
+    /// Nothing more will be queued.
     closed: bool,
 }
 
 #[derive(Debug)]
 struct OutboxPart {
     lines: Vec<u8>,
-    /// Is it a response of the loop's own?
+    /// A response of the main loop counts towards [`RESPONSES_LIMIT`].
     is_response: bool,
 }
 
@@ -64,13 +63,13 @@ impl OutboxPart {
 }
 
 impl Outbox {
-    /// An outbox that writes to `stream`. `gone` is called once when the stream fails.
+    /// Starts an outbox that writes to `stream`, and its thread. `on_failure` is called once if the stream fails.
     ///
     /// # Errors
-    /// No thread could be started.
+    /// The thread cannot be started.
     pub(crate) fn start(
         mut stream: impl Write + Send + 'static,
-        gone: impl FnOnce() + Send + 'static,
+        on_failure: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<(Outbox, JoinHandle<()>)> {
         let outbox = Outbox(Arc::new(OutboxInner {
             state: Mutex::default(),
@@ -84,7 +83,7 @@ impl Outbox {
                 if let Err(error) = writer.write_to(&mut stream) {
                     writer.state().failed = Some(error);
                     writer.abandon();
-                    gone();
+                    on_failure();
                 }
             })?;
         Ok((outbox, thread))
@@ -96,20 +95,20 @@ impl Outbox {
         self.queue(self.state(), lines, false);
     }
 
-    /// Queues a response of the loop's own without waiting. Whoever reads requests looks at
-    /// [`Outbox::is_flooded`] first.
+    /// Queues a response of the main loop without waiting. The reader of requests has to check [`Outbox::is_flooded`]
+    /// before each.
     pub(crate) fn respond(&self, line: Vec<u8>) {
         debug_assert!(line.last() == Some(&b'\n'), "whole lines");
         self.queue(self.state(), line, true);
     }
 
-    /// Do so many responses wait for a daemon that does not read that no more requests should be read?
+    /// Whether so many responses are unread that the reading of requests should pause.
     pub(crate) fn is_flooded(&self) -> bool {
         let state = self.state();
         state.responses > RESPONSES_LIMIT && !state.abandoned && !state.closed
     }
 
-    /// Queues whole lines where there is room; otherwise they stay with the caller.
+    /// Queues whole lines if there is room, and returns whether it did; otherwise `lines` is unchanged.
     pub(crate) fn try_push(&self, lines: &mut Vec<u8>) -> bool {
         let state = self.state();
         let has_room = state.bytes <= LIMIT || state.abandoned;
@@ -119,7 +118,7 @@ impl Outbox {
         has_room
     }
 
-    /// Waits until there is room; `false` where the turn is cancelled before.
+    /// Waits until there is room. Returns `false` if the turn is cancelled first.
     pub(crate) fn wait_for_room(&self, cancel: Option<&CancelToken>) -> bool {
         let mut state = self.state();
         while state.bytes > LIMIT && !state.abandoned {
@@ -147,22 +146,22 @@ impl Outbox {
         self.0.work.notify_one();
     }
 
-    /// Lets everybody who waits for room look at his flag again.
+    /// Wakes all threads that wait for room, to check their cancel tokens.
     pub(crate) fn wake(&self) {
         let _state = self.state();
         self.0.room.notify_all();
     }
 
-    /// Nobody waits for room from now on.
+    /// Ends all waits for room, now and later.
     pub(crate) fn abandon(&self) {
         self.state().abandoned = true;
         self.0.room.notify_all();
     }
 
-    /// Nothing more comes; waits until everything is written, at most until `deadline`.
+    /// Ends the thread once everything is written; waits for that until `deadline` at most.
     ///
     /// # Errors
-    /// The stream's, where it has failed.
+    /// The stream has failed.
     pub(crate) fn close(&self, deadline: Instant) -> std::io::Result<()> {
         let mut state = self.state();
         state.closed = true;
@@ -200,7 +199,7 @@ impl Outbox {
             drop(state);
             for part in lines {
                 stream.write_all(&part.lines)?;
-                // Each as it goes, so that what is only half out does not count as a whole.
+                // After each part, so that written bytes no longer take room.
                 let mut state = self.state();
                 state.bytes -= part.lines.len();
                 state.responses -= part.response_cost();
@@ -215,7 +214,7 @@ impl Outbox {
     }
 
     fn state(&self) -> MutexGuard<'_, OutboxState> {
-        // Nothing that holds it can panic half-way.
+        // No holder of this lock panics while the state is inconsistent.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,13 +1,13 @@
-//! The loop: takes what the daemon says, starts turns, answers.
+//! The main loop: handles the daemon's messages, starts the threads of requests, and sends their responses.
 //!
-//! One thread owns the map of live requests and never waits on one, nor on a file: everything reaches it through one
-//! channel, the lines of stdin from a reader thread, the ends of turns from their threads, signals from theirs. A
-//! turn's response goes out through it as well, so that a stream's id is free again exactly when its response is
-//! queued. Whatever a request needs of the file system its own thread does: one that hangs hangs alone.
+//! One thread owns the map of running requests and blocks on none of them, nor on a file: all its input comes through one
+//! channel, lines of stdin from a reader thread, results from the threads of requests, signals from theirs. It also sends
+//! the responses, so that a request's id is free again exactly when its response is queued. All access to the file system
+//! is in the threads of requests: if one hangs, no other is affected.
 //!
-//! A thread that hangs cannot be ended. Its codex is, and what it was started for is answered without it
-//! ([`Server::abandon`]). Such threads are not joined, and neither is the reader: blocked in stdin it cannot be
-//! woken, and it holds nothing.
+//! A thread that hangs cannot be ended. Its codex is ended instead, and its request gets a response without it
+//! ([`Server::abandon`]). These threads are not joined, and neither is the reader: it blocks in stdin, where it cannot be
+//! woken, and owns nothing that needs cleanup.
 
 use super::names;
 use super::outbox::Outbox;
@@ -37,69 +37,69 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long turns may take to end, once everything is to end, before nobody waits for a daemon that does not
-/// read. A codex that ignores SIGINT and SIGTERM needs 2.6 s.
-const ENDING: Duration = Duration::from_millis(3200);
-/// How long they have then, before what is left is killed and abandoned. With the killing and the last lines that is
-/// 4.2 s at most: a busy machine has something left of the 5 s.
-const ABANDONED_ENDING: Duration = Duration::from_millis(150);
-/// How long the last lines may take to be written at least. A daemon that reads, however slowly, has the whole
-/// time of the end for them: what it does not get it cannot ask for again.
-const LAST_LINES: Duration = Duration::from_millis(300);
-/// When the loop ends a cancelled turn's codex itself: its thread, which does that at once, must hang.
+/// How long turns may take to end at shutdown, until they no longer wait for a daemon that does not read. A codex that
+/// ignores SIGINT and SIGTERM takes 2.6 s.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(3200);
+/// How long they may take after that, until the rest is killed and abandoned. With the killing and the last lines the
+/// shutdown takes 4.2 s at most, a margin below 5 s for a loaded machine.
+const KILL_TIMEOUT: Duration = Duration::from_millis(150);
+/// How long the writing of the last lines may take at least. It may use all that is left of [`SHUTDOWN_TIMEOUT`], for a
+/// daemon that reads slowly: it cannot ask for lost lines again.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long after a cancel the loop itself ends the turn's codex: the turn's thread would have done so at once, so it
+/// hangs.
 const NUDGE_AFTER: Duration = Duration::from_millis(1000);
-/// How long after that a cancelled turn's thread may take before the turn is answered without it. codex has its
-/// time to end in it ([`LONGEST_ENDING`](crate::backend::guard::LONGEST_ENDING)).
+/// How long after that the loop sends the response without the thread: 5 s after the cancel. codex needs about that time
+/// to end ([`LONGEST_ENDING`](crate::backend::guard::LONGEST_ENDING)).
 const ABANDON_AFTER: Duration = Duration::from_millis(4000);
-/// How long the reader waits at once for a daemon that does not read its responses.
+/// How often the reader checks whether a daemon that does not read its responses has read some.
 const FLOODED_PAUSE: Duration = Duration::from_millis(100);
-/// How many lines may wait to be handled.
-const LINES_AHEAD: usize = 16;
-/// The longest line behind which others are read before it is handled, in bytes.
-const READ_AHEAD: usize = 1 << 20;
+/// The capacity of the loop's channel, in messages.
+const INPUT_CAPACITY: usize = 16;
+/// The longest line in bytes after which the reader reads on before the line is handled.
+const MAX_READ_AHEAD: usize = 1 << 20;
 
-/// What the loop is given besides its streams.
+/// The parameters of the server besides its streams.
 #[derive(Debug)]
 pub(crate) struct Setup {
     pub(crate) places: Paths,
 }
 
-/// Something for the loop.
+/// An input of the loop.
 enum LoopInput {
-    /// A line. Where it is a long one, the reader waits until the sender is dropped, so that there is one of its kind.
+    /// A line. After a long one the reader waits until the sender is dropped, so that there is only one long line in
+    /// memory.
     Line(Vec<u8>, Option<SyncSender<()>>),
-    /// A line that was skipped, and whom it answers, where it does.
+    /// A line that was too long and skipped; with an id if it was the response to a request of the plugin.
     TooLong(Option<Id>),
-    /// The end of stdin, or an error in reading it.
+    /// The end of stdin, or the error of reading it.
     End(std::io::Result<()>),
     /// SIGINT or SIGTERM, by number.
     Signal(i32),
-    /// What a thread was started for is over: a turn, a rewrite, a look at the config. Which, by its number and its
-    /// request's id, and the result as JSON.
+    /// The thread of a request has finished: the number and the id of the request, and the result as JSON.
     Done(u64, Id, Result<String>),
-    /// The daemon no longer takes what is written.
+    /// A write to stdout failed.
     Gone,
 }
 
-/// Serves on this process's stdin and stdout until the daemon closes stdin, goes away, or a signal comes.
-/// Gives the exit status.
+/// Serves on this process's stdin and stdout until stdin ends, stdout fails or a signal arrives. Returns the exit status.
 ///
 /// # Errors
-/// [`Kind::Io`] where no thread or pipe can be made at the start, and where stdin or stdout fails; that the
-/// daemon is gone is not a failure.
+/// [`Kind::Io`] if a thread or pipe cannot be created at the start, or if stdin or stdout fails, except because the
+/// daemon has closed it.
 pub(crate) fn serve_stdio(setup: Setup) -> Result<u8> {
     crate::os::raise_open_files();
-    let (sender, receiver) = sync_channel(LINES_AHEAD);
+    let (sender, receiver) = sync_channel(INPUT_CAPACITY);
     let signals = sender.clone();
     crate::os::on_end_signal(move |number| {
-        // The loop has ended: so does the process, at once.
+        // Fails only once the loop has ended, when the process exits anyway.
         let _ = signals.send(LoopInput::Signal(number));
     })?;
     let stdin = BufReader::with_capacity(256 << 10, Blocking(std::io::stdin()));
     let stdout = Blocking(std::io::stdout());
     let is_hung_up = |time| crate::os::is_hung_up(std::io::stdin(), time);
     let status = run(setup, stdin, is_hung_up, stdout, sender, receiver)?;
-    // A thread that hangs would keep the daemon waiting for the end of these.
+    // While a hung thread delays the exit, the daemon would wait for the end of these streams.
     crate::os::close_standard_streams();
     Ok(status)
 }
@@ -114,11 +114,11 @@ pub(crate) fn serve(
     stdin: impl BufRead + Send + 'static,
     stdout: impl Write + Send + 'static,
 ) -> Result<u8> {
-    let (sender, receiver) = sync_channel(LINES_AHEAD);
+    let (sender, receiver) = sync_channel(INPUT_CAPACITY);
     run(setup, stdin, |_| true, stdout, sender, receiver)
 }
 
-/// `is_hung_up` waits for the end of the writer of stdin, at most for so long.
+/// `is_hung_up` waits up to the given time for the writer of stdin to close it, and returns whether it has.
 fn run(
     setup: Setup,
     stdin: impl BufRead + Send + 'static,
@@ -130,7 +130,7 @@ fn run(
     let no_thread = |error| Error::os(Kind::Io, "cannot start a thread", error);
     let gone = sender.clone();
     let (outbox, _writer) = Outbox::start(stdout, move || {
-        // The loop may be over already.
+        // Fails if the loop has ended already.
         let _ = gone.send(LoopInput::Gone);
     })
     .map_err(no_thread)?;
@@ -138,8 +138,8 @@ fn run(
     std::thread::Builder::new()
         .name("stdin".to_owned())
         .spawn(move || {
-            read(stdin, &lines, || {
-                // A daemon that sends and does not read is not read either; what a dead one has sent is little.
+            read_lines(stdin, &lines, || {
+                // Backpressure for a daemon that sends without reading. After a hangup there is little left to read.
                 while responses.is_flooded() && !is_hung_up(FLOODED_PAUSE) {}
             });
         })
@@ -152,54 +152,54 @@ fn run(
         backends: Arc::default(),
         context: None,
         live: HashMap::new(),
-        last: 0,
+        last_number: 0,
         calls: PendingCalls::default(),
         log_filter: LogFilter::default(),
         ending: None,
-        unread: Ok(()),
+        stdin_result: Ok(()),
     };
-    let status = server.work(&receiver);
+    let status = server.run_loop(&receiver);
     server.backends.end();
-    let least = Instant::now() + LAST_LINES;
+    let least = Instant::now() + FLUSH_TIMEOUT;
     let deadline = server
         .ending
         .map_or(least, |ending| ending.deadline.max(least));
     let unwritten = server.outbox.close(deadline);
     for (what, outcome) in [
-        ("cannot read stdin", server.unread),
+        ("cannot read stdin", server.stdin_result),
         ("cannot write to stdout", unwritten),
     ] {
         match outcome {
-            Err(error) if !is_gone(&error) => return Err(Error::os(Kind::Io, what, error)),
+            Err(error) if !is_disconnect(&error) => return Err(Error::os(Kind::Io, what, error)),
             _ => {}
         }
     }
     Ok(status)
 }
 
-/// Is this how the end of the daemon looks?
-fn is_gone(error: &std::io::Error) -> bool {
+/// Whether the error means that the daemon closed the stream.
+fn is_disconnect(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
     matches!(error.kind(), BrokenPipe | ConnectionReset)
 }
 
-/// Reads lines, each after `wait`.
-fn read(mut stdin: impl BufRead, lines: &SyncSender<LoopInput>, wait: impl Fn()) {
+/// Reads lines until the end of stdin, and calls `wait` before each.
+fn read_lines(mut stdin: impl BufRead, lines: &SyncSender<LoopInput>, wait: impl Fn()) {
     loop {
         wait();
         let mut line = Vec::new();
         let input = match jsonrpc::read_line(&mut stdin, &mut line) {
-            Ok(Frame::Line) if line.len() > READ_AHEAD => {
+            Ok(Frame::Line) if line.len() > MAX_READ_AHEAD => {
                 let (handled, wait) = sync_channel(0);
                 if lines.send(LoopInput::Line(line, Some(handled))).is_err() {
                     return;
                 }
-                // Nothing is sent: it ends when the other side is dropped.
+                // Nothing is sent: this returns when the sender is dropped.
                 let _ = wait.recv();
                 continue;
             }
             Ok(Frame::Line) => LoopInput::Line(line, None),
-            Ok(Frame::TooLong(answered)) => LoopInput::TooLong(answered),
+            Ok(Frame::TooLong(response_id)) => LoopInput::TooLong(response_id),
             Ok(Frame::End) => LoopInput::End(Ok(())),
             Err(error) => LoopInput::End(Err(error)),
         };
@@ -215,34 +215,35 @@ struct Server {
     outbox: Outbox,
     sender: SyncSender<LoopInput>,
     queue: Queue,
-    /// What outlives a turn, and a config.
+    /// The state of codex that is kept across turns and config reloads.
     backends: Arc<Backends>,
-    /// There after an `initialize` that may succeed.
+    /// The newest `initialize`, in any state.
     context: Option<Arc<Initialization>>,
     live: HashMap<Id, RunningRequest>,
-    /// The number of the newest of them.
-    last: u64,
-    /// What the turns have asked the daemon for.
+    /// The number of the newest request.
+    last_number: u64,
+    /// The tool calls that wait for the daemon's response.
     calls: PendingCalls,
     log_filter: LogFilter,
     ending: Option<Shutdown>,
-    /// How reading stdin came to its end.
-    unread: std::io::Result<()>,
+    /// The error of reading stdin, if it did not just end.
+    stdin_result: std::io::Result<()>,
 }
 
-/// A request whose thread runs.
+/// A request with a running thread.
 struct RunningRequest {
-    /// A response of the thread's counts for this one, and not for a later request with the same id.
+    /// Distinguishes it from a later request with the same id.
     number: u64,
     task: Task,
     cancel: CancelToken,
     thread: JoinHandle<()>,
-    /// When something is to be done about a cancelled one that does not end.
+    /// When to act next if it was cancelled and has not ended.
     due: Option<Instant>,
+    /// Its codex was ended by the loop.
     nudged: bool,
 }
 
-/// What a request's thread does.
+/// The work of a request's thread.
 enum Task {
     Initialize,
     Turn(RunningTurn),
@@ -258,8 +259,7 @@ impl Task {
         }
     }
 
-    /// Can the daemon end it? A rewrite is too short to be worth it, and what comes behind an `initialize` waits
-    /// for that.
+    /// Whether the daemon can cancel it. A rewrite is too short for that, and later requests wait for an `initialize`.
     fn is_cancellable(&self) -> bool {
         matches!(self, Task::Turn(_) | Task::ListModels)
     }
@@ -275,7 +275,7 @@ impl Task {
     }
 }
 
-/// What a turn has, and nothing else that runs: it can be cancelled and has tools.
+/// The loop's access to a running turn.
 struct RunningTurn {
     agent_id: Option<String>,
     tools: Arc<Tools>,
@@ -290,7 +290,7 @@ impl RunningRequest {
     }
 }
 
-/// What an `initialize` is to give to the turns that were asked for right behind it.
+/// The result of an `initialize`, for the requests that arrive before it has finished.
 #[derive(Default)]
 struct Initialization {
     state: Mutex<Initialized>,
@@ -300,7 +300,7 @@ struct Initialization {
 #[derive(Clone, Default)]
 enum Initialized {
     #[default]
-    NotYet,
+    Pending,
     Failed,
     Done(Arc<Context>),
 }
@@ -311,16 +311,16 @@ impl Initialization {
         self.changed.notify_all();
     }
 
-    /// Lets everybody who waits look at his flag again.
+    /// Wakes all waiting threads, to check their cancel tokens.
     fn wake(&self) {
         let _state = self.state();
         self.changed.notify_all();
     }
 
-    /// How it went, once that is known; [`Initialized::NotYet`] where `cancel` is cancelled before.
+    /// Waits for the result; [`Initialized::Pending`] if `cancel` is cancelled first.
     fn wait(&self, cancel: &CancelToken) -> Initialized {
         let mut state = self.state();
-        while matches!(*state, Initialized::NotYet) && !cancel.is_cancelled() {
+        while matches!(*state, Initialized::Pending) && !cancel.is_cancelled() {
             state = self
                 .changed
                 .wait(state)
@@ -330,7 +330,7 @@ impl Initialization {
     }
 
     fn state(&self) -> MutexGuard<'_, Initialized> {
-        // Nothing that holds it can panic half-way.
+        // No holder of this lock panics while the state is inconsistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -339,16 +339,18 @@ fn not_initialized() -> Error {
     Error::new(Kind::NotInitialized, "`initialize` must succeed first")
 }
 
-/// The plugin ends: why, and until when it is patient.
+/// A shutdown in progress.
 struct Shutdown {
+    /// The exit status.
     status: u8,
     deadline: Instant,
+    /// [`SHUTDOWN_TIMEOUT`] has passed, and `deadline` is that of [`KILL_TIMEOUT`].
     abandoned: bool,
 }
 
 impl Server {
-    /// Works until the end; gives the exit status.
-    fn work(&mut self, receiver: &Receiver<LoopInput>) -> u8 {
+    /// Runs until the shutdown is complete. Returns the exit status.
+    fn run_loop(&mut self, receiver: &Receiver<LoopInput>) -> u8 {
         loop {
             if let Some(ending) = &self.ending
                 && self.live.is_empty()
@@ -362,18 +364,18 @@ impl Server {
                 None => receiver.recv().map_err(RecvTimeoutError::from),
             };
             match received {
-                Ok(input) => self.take(input),
+                Ok(input) => self.handle_input(input),
                 Err(RecvTimeoutError::Timeout) => self.on_timeout(),
-                // It cannot be: the server itself holds a sender.
+                // Unreachable: the server itself holds a sender.
                 Err(RecvTimeoutError::Disconnected) => return 1,
             }
         }
     }
 
-    /// Sees to cancelled requests that do not end, and to the end that does not come.
+    /// Escalates for cancelled requests that do not end, and for a shutdown that does not complete.
     fn on_timeout(&mut self) {
         let now = Instant::now();
-        let mut hang = Vec::new();
+        let mut hung = Vec::new();
         for (id, live) in &mut self.live {
             if live.due.is_none_or(|due| due > now) {
                 continue;
@@ -387,10 +389,10 @@ impl Server {
                 .turn()
                 .is_some_and(|turn| turn.handle.waits_for_room())
             {
-                // It does not hang: it is the daemon that does not read.
+                // It does not hang: the daemon does not read.
                 live.due = Some(now + NUDGE_AFTER);
             } else {
-                hang.push(id.clone());
+                hung.push(id.clone());
             }
         }
         if let Some(ending) = &mut self.ending
@@ -398,19 +400,19 @@ impl Server {
         {
             if ending.abandoned {
                 crate::os::kill_everything_below();
-                hang = self.live.keys().cloned().collect();
+                hung = self.live.keys().cloned().collect();
             } else {
                 ending.abandoned = true;
-                ending.deadline = now + ABANDONED_ENDING;
+                ending.deadline = now + KILL_TIMEOUT;
                 self.outbox.abandon();
             }
         }
-        for id in hang {
+        for id in hung {
             self.abandon(&id);
         }
     }
 
-    /// Answers a cancelled request in the place of its thread, which hangs; what that still has to say is dropped.
+    /// Sends the response to a cancelled request whose thread hangs. The thread's own result will be dropped.
     fn abandon(&mut self, id: &Id) {
         let Some(live) = self.live.remove(id) else {
             return;
@@ -421,13 +423,13 @@ impl Server {
             Some(turn) => Ok(as_json(&turn.handle.abandon())),
             None => Err(shutting_down()),
         };
-        self.answer(id, outcome);
+        self.respond(id, outcome);
     }
 
-    fn take(&mut self, input: LoopInput) {
+    fn handle_input(&mut self, input: LoopInput) {
         match input {
-            LoopInput::Line(line, _handled) => self.line(&line),
-            LoopInput::TooLong(answered) => {
+            LoopInput::Line(line, _handled) => self.handle_line(&line),
+            LoopInput::TooLong(response_id) => {
                 let error = Error::new(
                     Kind::Request,
                     format!(
@@ -435,29 +437,31 @@ impl Server {
                         jsonrpc::LONGEST_LINE >> 20
                     ),
                 );
-                self.reject_unparsable(answered.as_ref(), &error);
+                self.reject_unparsable(response_id.as_ref(), &error);
             }
             LoopInput::End(outcome) => {
-                self.unread = outcome;
-                self.end(0);
+                self.stdin_result = outcome;
+                self.shut_down(0);
             }
             LoopInput::Signal(number) => {
-                self.end(u8::try_from(128 + number).unwrap_or(1));
+                self.shut_down(u8::try_from(128 + number).unwrap_or(1));
             }
             LoopInput::Gone => {
                 log::info!("the daemon is gone");
-                self.end(0);
+                self.shut_down(0);
             }
-            LoopInput::Done(number, id, outcome) => self.done(number, &id, outcome),
+            LoopInput::Done(number, id, outcome) => self.finish(number, &id, outcome),
         }
     }
 
-    fn line(&mut self, line: &[u8]) {
+    fn handle_line(&mut self, line: &[u8]) {
         match jsonrpc::parse(line) {
-            Ok(Message::Request { id, method, params }) => self.request(id, &method, params),
-            Ok(Message::Notification { method, params }) => self.notification(&method, params),
+            Ok(Message::Request { id, method, params }) => self.handle_request(id, &method, params),
+            Ok(Message::Notification { method, params }) => {
+                self.handle_notification(&method, params);
+            }
             Ok(Message::Response { id, outcome }) => {
-                if !self.calls.answer(&id, outcome) {
+                if !self.calls.complete(&id, outcome) {
                     log::debug!("an answer that nobody waits for: {}", id.json());
                 }
             }
@@ -471,34 +475,34 @@ impl Server {
             Err(InvalidMessage { id: None, error }) => {
                 self.reject_unparsable(jsonrpc::id_of_broken_response(line, &[]).as_ref(), &error);
             }
-            Err(InvalidMessage { id, error }) => self.refuse(id.as_ref(), &error),
+            Err(InvalidMessage { id, error }) => self.reject(id.as_ref(), &error),
         }
     }
 
-    /// A line that could not be read is refused; a call that it answered does not wait for another.
-    fn reject_unparsable(&self, answered: Option<&Id>, error: &Error) {
-        if let Some(id) = answered {
+    /// Rejects a line that cannot be read. If it was the response to a tool call, the call fails.
+    fn reject_unparsable(&self, response_id: Option<&Id>, error: &Error) {
+        if let Some(id) = response_id {
             self.calls.fail(id, error.message());
         }
-        self.refuse(None, error);
+        self.reject(None, error);
     }
 
-    fn request(&mut self, id: Id, method: &str, params: Option<&RawValue>) {
+    fn handle_request(&mut self, id: Id, method: &str, params: Option<&RawValue>) {
         if self.live.contains_key(&id) {
             let error = Error::new(Kind::Request, format!("the id {} is in use", id.json()));
-            return self.refuse(Some(&id), &error);
+            return self.reject(Some(&id), &error);
         }
         if method == names::PING {
-            return self.answer(&id, Ok("{}".to_owned()));
+            return self.respond(&id, Ok("{}".to_owned()));
         }
         if self.ending.is_some() {
             let error = Error::new(Kind::Request, "the plugin is shutting down");
-            return self.refuse(Some(&id), &error);
+            return self.reject(Some(&id), &error);
         }
         let result = match method {
             names::SET_LOG_LEVEL => self.set_log_level(params).map(Some),
             names::CANCEL => self.cancel(params).map(Some),
-            // Their threads answer.
+            // These have their responses later.
             names::INITIALIZE => self.initialize(&id, params).map(|()| None),
             names::STEER => self.steer(&id, params).map(|()| None),
             names::STREAM => self.stream(&id, params).map(|()| None),
@@ -510,13 +514,13 @@ impl Server {
             )),
         };
         match result {
-            Ok(Some(result)) => self.answer(&id, Ok(result)),
+            Ok(Some(result)) => self.respond(&id, Ok(result)),
             Ok(None) => {}
-            Err(error) => self.refuse(Some(&id), &error),
+            Err(error) => self.reject(Some(&id), &error),
         }
     }
 
-    fn notification(&mut self, method: &str, params: Option<&RawValue>) {
+    fn handle_notification(&mut self, method: &str, params: Option<&RawValue>) {
         match method {
             names::INITIALIZED => {}
             names::CANCELLED => {
@@ -531,7 +535,7 @@ impl Server {
         }
     }
 
-    /// A notification has no response that could report it.
+    /// Logs the error of a notification, which has no response.
     fn warn_of_unusable(&self, method: &str, result: Result<()>) {
         if let Err(error) = result {
             let message = format!("a `{method}` that cannot be used: {error}");
@@ -539,7 +543,7 @@ impl Server {
         }
     }
 
-    /// Starts a thread for a request, which it answers with what `work` gives.
+    /// Starts a thread for a request, whose response is the result of `work`.
     fn spawn(
         &mut self,
         id: &Id,
@@ -547,17 +551,17 @@ impl Server {
         cancel: CancelToken,
         work: impl FnOnce() -> Result<String> + Send + 'static,
     ) -> Result<()> {
-        self.last += 1;
-        let (number, done) = (self.last, self.sender.clone());
+        self.last_number += 1;
+        let (number, done) = (self.last_number, self.sender.clone());
         let thread = {
             let id = id.clone();
             std::thread::Builder::new()
                 .name(task.name().to_owned())
                 .spawn(move || {
-                    // A panic is a bug of ours; it must cost this request and no other.
+                    // A panic is a bug of ours; only this request fails.
                     let outcome = std::panic::catch_unwind(AssertUnwindSafe(work))
                         .unwrap_or_else(|_| Err(Error::new(Kind::Io, "plexum-openai has a bug")));
-                    // Only where the request was abandoned nobody may listen any more.
+                    // Fails only if the request was abandoned and the loop has ended.
                     let _ = done.send(LoopInput::Done(number, id, outcome));
                 })
         };
@@ -581,19 +585,19 @@ impl Server {
         Ok(())
     }
 
-    /// Starts to load the config. What is asked for behind `initialize` waits for it in its own thread.
+    /// Starts to load the config. Later requests wait for it in their own threads.
     fn initialize(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
         let value = params::value(params)?;
         let version =
             ProtocolVersion::negotiated(&params::protocol_version(&params::root(&value))?);
         let cancel = CancelToken::new()?;
         let next = Arc::new(Initialization::default());
-        // One that fails leaves what an earlier one has loaded.
-        let before = self.context.replace(Arc::clone(&next));
+        // If this one fails, an earlier config stays in use.
+        let previous = self.context.replace(Arc::clone(&next));
         let (places, outbox) = (self.setup.places.clone(), self.outbox.clone());
         let backends = Arc::clone(&self.backends);
         let filter = self.log_filter.clone();
-        let (failed, flag) = (Arc::clone(&next), cancel.clone());
+        let (failed, token) = (Arc::clone(&next), cancel.clone());
         let started = self.spawn(id, Task::Initialize, cancel, move || {
             match places.load_config() {
                 Ok(loaded) => {
@@ -615,7 +619,7 @@ impl Server {
                     Ok(result)
                 }
                 Err(error) => {
-                    next.finish(match before.map(|before| before.wait(&flag)) {
+                    next.finish(match previous.map(|previous| previous.wait(&token)) {
                         Some(done @ Initialized::Done(_)) => done,
                         _ => Initialized::Failed,
                     });
@@ -637,7 +641,7 @@ impl Server {
         Ok(context)
     }
 
-    /// Starts a turn in a thread of its own.
+    /// Starts a turn in a new thread.
     fn stream(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
         let context = self.initialization()?;
         let (workspace, request, tools) = {
@@ -647,7 +651,7 @@ impl Server {
             (workspace, request, params::stream_tools(&params)?)
         };
         let cancel = CancelToken::new()?;
-        // Here and not in the thread, so that the turns of a workspace keep the order in which they came.
+        // Not in the thread, so that the turns of a workspace run in the order of their requests.
         let ticket = self.queue.join(&workspace);
         let mut sink = DaemonSink::new(
             self.outbox.clone(),
@@ -671,49 +675,49 @@ impl Server {
             steering: Arc::clone(&steering),
             handle: sink.handle(),
         };
-        let flag = cancel.clone();
+        let token = cancel.clone();
         self.spawn(id, Task::Turn(turn), cancel, move || {
-            let outcome = match context.wait(&flag) {
+            let outcome = match context.wait(&token) {
                 Initialized::Done(context) => {
                     if context.config.tool_events {
                         sink.expect_tool_events();
                     }
                     let (tools, steering) = (Some(&*tools), Some(&*steering));
                     turn::run(
-                        &request, &ticket, &context, &flag, tools, steering, &mut sink,
+                        &request, &ticket, &context, &token, tools, steering, &mut sink,
                     )
                 }
                 Initialized::Failed => Err(not_initialized()),
-                // It was cancelled before there was a config.
-                Initialized::NotYet => Ok(sink.handle().abandon()),
+                // It was cancelled before the config was loaded.
+                Initialized::Pending => Ok(sink.handle().abandon()),
             };
             sink.finish();
-            // The next turn of the workspace may go on before this one's response is out.
+            // The next turn of the workspace need not wait for this one's response.
             drop(ticket);
             outcome.map(|result| as_json(&result))
         })
     }
 
-    /// Starts to ask codex for its models.
+    /// Starts a thread that lists codex's models.
     fn models(&mut self, id: &Id, params: Option<&RawValue>) -> Result<()> {
         let context = self.initialization()?;
         params::models(&params::root(&params::value(params)?))?;
         let cancel = CancelToken::new()?;
-        let flag = cancel.clone();
+        let token = cancel.clone();
         self.spawn(id, Task::ListModels, cancel, move || {
-            let context = match context.wait(&flag) {
+            let context = match context.wait(&token) {
                 Initialized::Done(context) => context,
                 Initialized::Failed => return Err(not_initialized()),
-                Initialized::NotYet => return Err(shutting_down()),
+                Initialized::Pending => return Err(shutting_down()),
             };
             let (config, places) = (&context.config, &context.places);
-            let models = list_models(config, places, &flag)?;
+            let models = list_models(config, places, &token)?;
             Ok(json!({"models": models}).to_string())
         })
     }
 
-    /// Starts consuming calls of a workspace's session, after the turns of the workspace that came before; or
-    /// knows the outcome already.
+    /// Starts a thread that consumes calls of a workspace's session after the earlier turns of the workspace. Returns
+    /// the result at once if there are no mutations.
     fn mutate(&mut self, id: &Id, params: Option<&RawValue>) -> Result<Option<String>> {
         let context = self.initialization()?;
         let (workspace, mutations) = {
@@ -725,14 +729,14 @@ impl Server {
         }
         let cancel = CancelToken::new()?;
         let ticket = self.queue.join(&workspace);
-        let flag = cancel.clone();
+        let token = cancel.clone();
         self.spawn(id, Task::Mutate, cancel, move || {
-            let context = match context.wait(&flag) {
+            let context = match context.wait(&token) {
                 Initialized::Done(context) => context,
                 Initialized::Failed => return Err(not_initialized()),
-                Initialized::NotYet => return Err(shutting_down()),
+                Initialized::Pending => return Err(shutting_down()),
             };
-            consume(&ticket, &context, &mutations, &flag).map(|outcome| as_json(&outcome))
+            consume(&ticket, &context, &mutations, &token).map(|outcome| as_json(&outcome))
         })?;
         Ok(None)
     }
@@ -745,7 +749,7 @@ impl Server {
         Ok("{}".to_owned())
     }
 
-    /// Cancels a stream.
+    /// Handles a request to cancel a stream.
     fn cancel(&mut self, params: Option<&RawValue>) -> Result<String> {
         self.initialization()?;
         let value = params::value(params)?;
@@ -754,7 +758,7 @@ impl Server {
         Ok(json!({"cancelled": is_cancelled}).to_string())
     }
 
-    /// Cancels this request. One that is over met the cancel on its way.
+    /// Handles MCP's cancel of a request. The request may have completed already.
     fn cancelled(&mut self, params: Option<&RawValue>) -> Result<()> {
         let value = params::value(params)?;
         let request = params::cancelled_request(&params::root(&value))?;
@@ -762,10 +766,10 @@ impl Server {
         Ok(())
     }
 
-    /// Cancels what runs for this request, where it is something of this kind.
-    fn cancel_if(&mut self, id: &Id, is_meant: impl Fn(&Task) -> bool) -> bool {
+    /// Cancels a running request if its task matches. Returns whether it did.
+    fn cancel_if(&mut self, id: &Id, matches: impl Fn(&Task) -> bool) -> bool {
         let live = self.live.get_mut(id);
-        let live = live.filter(|live| is_meant(&live.task));
+        let live = live.filter(|live| matches(&live.task));
         let is_cancelled = live.map(RunningRequest::cancel).is_some();
         if is_cancelled {
             self.wake();
@@ -773,25 +777,25 @@ impl Server {
         is_cancelled
     }
 
-    /// Gives words of the user to a turn that runs. It answers when the model has them; a turn that takes none does at
-    /// once.
+    /// Sends a message of the user to a running turn. The response follows when the model has it, or at once if the turn
+    /// does not accept messages.
     fn steer(&self, id: &Id, params: Option<&RawValue>) -> Result<()> {
         self.initialization()?;
         let value = params::value(params)?;
         let (stream, prompt) = params::steer(&params::root(&value))?;
         let (id, outbox) = (id.clone(), self.outbox.clone());
-        let answer = move |steered: bool| {
+        let on_result = move |steered: bool| {
             let result = json!({"steered": steered}).to_string();
             let response = jsonrpc::result_response(&id, &result);
             outbox.respond(format!("{response}\n").into_bytes());
         };
         let turn = self.live.get(&stream).and_then(|live| live.task.turn());
-        // Attachments go along with a turn of their own.
+        // A message with attachments needs a new turn.
         match (turn, plain_text(&prompt)) {
             (Some(turn), Some(text)) => turn
                 .steering
-                .send(SteerMessage::new(text, Box::new(answer))),
-            _ => answer(false),
+                .send(SteerMessage::new(text, Box::new(on_result))),
+            _ => on_result(false),
         }
         Ok(())
     }
@@ -814,26 +818,27 @@ impl Server {
         Ok(())
     }
 
-    fn done(&mut self, number: u64, id: &Id, outcome: Result<String>) {
+    /// Sends the response of a request whose thread has finished.
+    fn finish(&mut self, number: u64, id: &Id, outcome: Result<String>) {
         if self.live.get(id).is_none_or(|live| live.number != number) {
-            // It was abandoned, and has come back.
+            // It was abandoned before.
             return;
         }
         if let Some(live) = self.live.remove(id) {
-            // It has sent its last word. A panic after that would be a bug that has been reported on stderr.
+            // The thread is about to exit. If it panicked after its result, that was reported on stderr.
             let _ = live.thread.join();
         }
-        self.answer(id, outcome);
+        self.respond(id, outcome);
     }
 
-    fn answer(&self, id: &Id, outcome: Result<String>) {
+    fn respond(&self, id: &Id, outcome: Result<String>) {
         match outcome {
-            Ok(result) => self.respond(jsonrpc::result_response(id, &result)),
-            Err(error) => self.refuse(Some(id), &error),
+            Ok(result) => self.send(jsonrpc::result_response(id, &result)),
+            Err(error) => self.reject(Some(id), &error),
         }
     }
 
-    /// Lets every thread that waits for something of the plugin's own look at its flag again.
+    /// Wakes all threads that wait for the queue, the outbox or the config, to check their cancel tokens.
     fn wake(&self) {
         self.queue.wake();
         self.outbox.wake();
@@ -842,8 +847,8 @@ impl Server {
         }
     }
 
-    /// Begins the end: everything that runs is cancelled.
-    fn end(&mut self, status: u8) {
+    /// Begins the shutdown: cancels all running requests.
+    fn shut_down(&mut self, status: u8) {
         if self.ending.is_some() {
             return;
         }
@@ -851,19 +856,19 @@ impl Server {
             live.cancel();
         }
         self.wake();
-        self.calls.end(&self.outbox);
+        self.calls.close(&self.outbox);
         self.ending = Some(Shutdown {
             status,
-            deadline: Instant::now() + ENDING,
+            deadline: Instant::now() + SHUTDOWN_TIMEOUT,
             abandoned: false,
         });
     }
 
-    fn refuse(&self, id: Option<&Id>, error: &Error) {
-        self.respond(error_response(id, error));
+    fn reject(&self, id: Option<&Id>, error: &Error) {
+        self.send(error_response(id, error));
     }
 
-    fn respond(&self, response: String) {
+    fn send(&self, response: String) {
         self.outbox.respond(format!("{response}\n").into_bytes());
     }
 
@@ -878,12 +883,12 @@ fn shutting_down() -> Error {
     Error::new(Kind::Busy, "the plugin is shutting down")
 }
 
-/// A type of ours as JSON, its fields in their order.
+/// A value as JSON, its fields in the order of their declaration.
 fn as_json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("plain structs whose keys are strings")
 }
 
-/// Consumes calls of the session of the workspace of `ticket`, when its turn has come.
+/// Waits for `ticket`, and consumes calls of its workspace's session.
 fn consume(
     ticket: &Ticket,
     context: &Context,
@@ -893,7 +898,7 @@ fn consume(
     if cancel.is_cancelled() {
         return Err(shutting_down());
     }
-    // As a stream names it; but nothing is created for a rewrite of what is not there.
+    // Unlike a turn, this does not create a missing workspace.
     let workspace = match ticket.workspace().canonicalize() {
         Ok(workspace) => workspace,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -909,7 +914,7 @@ fn consume(
     }
     let workspace = ticket.workspace();
     os::check_owner("the workspace", workspace)?;
-    // A codex that has the thread loaded would neither see what is changed nor write behind it.
+    // A codex that has the thread loaded would neither see the changes nor append after them.
     let suspended = context.backends.suspend(workspace);
     let outcome = consume_stored(workspace, context, mutations, cancel);
     if let Some(suspended) = suspended {
@@ -918,7 +923,7 @@ fn consume(
     outcome
 }
 
-/// Consumes calls of the thread that the session file of a workspace names.
+/// Consumes calls of the thread in a workspace's session file.
 fn consume_stored(
     workspace: &Path,
     context: &Context,
@@ -935,7 +940,7 @@ fn consume_stored(
             let home = context.places.codex_home(&context.config);
             consume::consume(&home, &thread, mutations, WriteMode::Write, cancel)
         }
-        // The next turn starts a new thread; there is nothing of the old one that the model would see.
+        // The next turn starts a new thread, where the model sees none of these calls.
         Stored::Nothing | Stored::Unusable(_) => Ok(ConsumeReport::all_missing(mutations)),
     }
 }
@@ -945,8 +950,8 @@ fn unusable(workspace: &Path, error: std::io::Error) -> Error {
     Error::os(Kind::Params, what, error)
 }
 
-/// The response with an error. Its `data` says what the message cannot say to code: the code of
-/// `error` events where the kind has one, which what was wrong with the request itself has not.
+/// The error response. Its `data` is for programs: whether a retry makes sense, and the code of `error` events, except
+/// if the request itself was wrong.
 fn error_response(id: Option<&Id>, error: &Error) -> String {
     let kind = error.kind();
     let mut data = json!({"retryable": error.retryable()});
@@ -974,8 +979,8 @@ mod tests {
         }
     }
 
-    /// What the plugin writes when the daemon writes these lines and then closes.
-    fn talk(lines: &[&str]) -> Vec<serde_json::Value> {
+    /// The plugin's output for these lines of input.
+    fn exchange(lines: &[&str]) -> Vec<serde_json::Value> {
         let wire = Wire::default();
         let setup = Setup {
             places: Paths::from_env(),
@@ -1018,8 +1023,8 @@ mod tests {
     }
 
     #[test]
-    fn every_request_is_answered() {
-        let said = talk(&[
+    fn responds_to_every_request() {
+        let responses = exchange(&[
             r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#,
             r#"{"jsonrpc":"2.0","id":"two","method":"nothing"}"#,
             r#"{"jsonrpc":"2.0","method":"nothing"}"#,
@@ -1030,7 +1035,7 @@ mod tests {
             "nonsense",
             r#"[{"jsonrpc":"2.0","id":7,"method":"ping"}]"#,
         ]);
-        let short: Vec<_> = said
+        let short: Vec<_> = responses
             .iter()
             .map(|line| {
                 (

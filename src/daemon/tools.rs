@@ -1,5 +1,4 @@
-//! What the plugin says to the daemon on its own account: logs, a turn's events, and the
-//! calls of the tools that the daemon lends.
+//! The messages that the plugin itself starts: logs, the events of a turn, and calls of the daemon's tools.
 
 use super::names;
 use super::outbox::Outbox;
@@ -20,16 +19,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How much a turn gathers before it asks for room in the outbox, in bytes.
-const GATHERED: usize = 256 << 10;
+/// How many bytes a turn buffers before it waits for room in the outbox.
+const FLUSH_BYTES: usize = 256 << 10;
 
-/// How long a call of a tool is held back for its `tool_use` event, at most.
-const HELD_AT_MOST: Duration = Duration::from_millis(250);
-/// After so many calls in a row whose event did not come in time, the turn's calls are not held back any more: codex
-/// keeps no record (`--ephemeral`).
-const MAX_UNTOLD: u32 = 3;
+/// How long a tool call is held back for its `tool_use` event.
+const HOLD_TIMEOUT: Duration = Duration::from_millis(250);
+/// After this many calls in a row without an event in time, the turn's calls are no longer held back: codex keeps no
+/// record (`--ephemeral`).
+const MAX_UNRECORDED_CALLS: u32 = 3;
 
-/// MCP's levels, from the least important one on.
+/// MCP's log levels, the least important first.
 const LEVELS: [&str; 8] = [
     "debug",
     "info",
@@ -41,22 +40,22 @@ const LEVELS: [&str; 8] = [
     "emergency",
 ];
 
-/// Which logs the daemon gets, shared by all that log to it.
+/// The minimum level of the logs that the daemon receives, an index into [`LEVELS`]. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct LogFilter(Arc<AtomicUsize>);
 
 impl Default for LogFilter {
-    /// From `info` on, until the daemon says otherwise.
+    /// `info`, until the daemon sets another level.
     fn default() -> LogFilter {
         LogFilter(Arc::new(AtomicUsize::new(1)))
     }
 }
 
 impl LogFilter {
-    /// Lets logs of this level and more important ones through.
+    /// Sets the minimum level.
     ///
     /// # Errors
-    /// [`Kind::Params`] where MCP has no such level.
+    /// [`Kind::Params`] if it is not a level of MCP.
     pub(super) fn set(&self, level: &str) -> Result<(), Error> {
         let Some(least) = LEVELS.iter().position(|name| *name == level) else {
             let expected = LEVELS.join("', '");
@@ -69,7 +68,7 @@ impl LogFilter {
         Ok(())
     }
 
-    /// The line of a log, where the daemon wants it. `fields` is an object, and stands beside the message.
+    /// The line of a log, or `None` below the minimum level. `fields` is an object whose members are added to the data.
     pub(super) fn line(
         &self,
         level: Level,
@@ -93,7 +92,7 @@ impl LogFilter {
     }
 }
 
-/// A turn's events and logs on their way to the daemon.
+/// Sends a turn's events and logs to the daemon.
 pub(super) struct DaemonSink {
     outbox: Outbox,
     /// The id of the stream request, as JSON.
@@ -101,87 +100,88 @@ pub(super) struct DaemonSink {
     fields: serde_json::Value,
     filter: LogFilter,
     cancel: CancelToken,
-    pending: Arc<Mutex<Pending>>,
+    state: Arc<Mutex<StreamState>>,
 }
 
-/// The events of a stream that were queued, and those that still wait for it.
+/// The unsent lines and held calls of a stream, and which events it has had.
 #[derive(Default)]
-struct Pending {
+struct StreamState {
+    /// Events and logs that are not in the outbox yet.
     lines: Vec<u8>,
     started: bool,
     ended: Option<(StopReason, TurnUsage)>,
     error: Option<TurnError>,
     /// The ids of the `tool_use` events without a result.
     open_calls: Vec<String>,
-    /// Calls whose `tool_use` event is to come first.
+    /// Calls that wait for their `tool_use` event.
     held: Vec<HeldCall>,
-    /// How many calls in a row were not emitted in time.
-    untold: u32,
-    /// Does the turn emit `tool_use` events?
+    /// How many calls in a row had no event in time.
+    unrecorded_calls: u32,
+    /// Whether the turn emits `tool_use` events.
     has_tool_events: bool,
-    /// Does the turn wait for room in the outbox, and for nothing else?
+    /// Whether the turn's thread is waiting for room in the outbox.
     waits_for_room: bool,
-    /// Its thread is not waited for any more: further events are dropped.
+    /// The stream was ended without its thread, whose further events are dropped.
     abandoned: bool,
 }
 
 /// A call of one of the daemon's tools that codex made before its `tool_use` was emitted.
 struct HeldCall {
     number: u64,
-    /// codex's own id of it.
+    /// codex's id of the call.
     call_id: String,
-    /// The line of its request.
+    /// The request to the daemon.
     line: Vec<u8>,
-    /// Until when it waits.
+    /// When it is sent at the latest.
     until: Instant,
 }
 
-impl Pending {
-    /// Lets those calls go whose event is queued, or which have waited long enough. They never wait among the lines: a
-    /// call that is cancelled there would be emitted after its cancel.
+impl StreamState {
+    /// Sends the held calls whose event is in the outbox, or whose time is up. They are never added to `lines`: one
+    /// that is cancelled meanwhile would be sent after its cancel.
     fn release_calls(&mut self, outbox: &Outbox) {
         if !self.lines.is_empty() {
             return;
         }
         let now = Instant::now();
-        let (open, untold) = (&self.open_calls, &mut self.untold);
+        let (open, unrecorded_calls) = (&self.open_calls, &mut self.unrecorded_calls);
         let due = |call: &mut HeldCall| open.contains(&call.call_id) || call.until <= now;
         for call in self.held.extract_if(.., due) {
-            *untold = match open.contains(&call.call_id) {
+            *unrecorded_calls = match open.contains(&call.call_id) {
                 true => 0,
-                false => *untold + 1,
+                false => *unrecorded_calls + 1,
             };
             outbox.push(call.line);
         }
     }
 }
 
-/// A hold on a stream's events, for ending it when its thread does not.
+/// Access to a stream from other threads: orders tool calls behind their events, and ends a stream whose thread hangs.
 pub(super) struct StreamHandle {
     outbox: Outbox,
     stream: String,
-    pending: Arc<Mutex<Pending>>,
+    state: Arc<Mutex<StreamState>>,
 }
 
 impl StreamHandle {
-    /// Takes the line of a call that codex has made, to go out behind its `tool_use` event. Gives it back where there
-    /// is nothing to wait for.
+    /// Holds the request of a tool call back until its `tool_use` event is in the outbox. Returns it if there is nothing
+    /// to wait for.
     fn hold(&self, number: u64, call_id: Option<&str>, line: Vec<u8>) -> Option<Vec<u8>> {
-        let mut pending = pending(&self.pending);
-        // A call that is made inside code mode is recorded when it is over.
+        let mut state = lock(&self.state);
+        // A call inside code mode is recorded only when it has completed.
         let call_id = call_id.filter(|id| !id.starts_with(NESTED_ID_PREFIX));
-        let is_told = call_id.is_some_and(|id| pending.open_calls.iter().any(|open| open == id));
+        let is_emitted = call_id.is_some_and(|id| state.open_calls.iter().any(|open| open == id));
         match call_id {
             Some(call_id)
-                if pending.has_tool_events
-                    && pending.untold < MAX_UNTOLD
-                    && !(is_told && pending.lines.is_empty()) =>
+                if state.has_tool_events
+                    && state.unrecorded_calls < MAX_UNRECORDED_CALLS
+                    && !(is_emitted && state.lines.is_empty()) =>
             {
-                pending.held.push(HeldCall {
+                state.held.push(HeldCall {
                     number,
                     call_id: call_id.to_owned(),
                     line,
-                    until: Instant::now() + HELD_AT_MOST,
+                    until: Instant::now() + HOLD_TIMEOUT,
                 });
                 None
             }
@@ -189,51 +189,51 @@ impl StreamHandle {
         }
     }
 
-    /// Drops a call that is still held back; says whether it was.
+    /// Drops a held call. Returns whether it was still held.
     fn drop_held(&self, number: u64) -> bool {
-        let held = &mut pending(&self.pending).held;
+        let held = &mut lock(&self.state).held;
         let at = held.iter().position(|call| call.number == number);
         at.map(|at| held.remove(at)).is_some()
     }
 
-    /// Does the turn only wait for the daemon to read?
+    /// Whether the turn is only waiting for the daemon to read.
     pub(super) fn waits_for_room(&self) -> bool {
-        pending(&self.pending).waits_for_room
+        lock(&self.state).waits_for_room
     }
 
-    /// Ends the stream in the place of its thread, whose further events are dropped.
+    /// Emits the rest of the stream's events without its thread, whose further events are dropped.
     pub(super) fn abandon(&self) -> TurnResult {
-        let mut pending = pending(&self.pending);
-        pending.abandoned = true;
-        let mut lines = std::mem::take(&mut pending.lines);
-        let has_failed = pending.error.is_some();
-        let (stop_reason, usage) = pending.ended.unwrap_or_else(|| {
-            let mut tell = |event: serde_json::Value| {
+        let mut state = lock(&self.state);
+        state.abandoned = true;
+        let mut lines = std::mem::take(&mut state.lines);
+        let has_failed = state.error.is_some();
+        let (stop_reason, usage) = state.ended.unwrap_or_else(|| {
+            let mut emit = |event: serde_json::Value| {
                 let event = event.to_string();
                 event_line(&mut lines, &self.stream, |out| {
                     out.extend_from_slice(event.as_bytes());
                 });
             };
-            if !pending.started {
-                tell(json!(TurnEvent::MessageStart));
+            if !state.started {
+                emit(json!(TurnEvent::MessageStart));
             }
-            for id in std::mem::take(&mut pending.open_calls) {
+            for id in std::mem::take(&mut state.open_calls) {
                 let content = "the turn was cancelled and did not end; this call has no output";
-                tell(
+                emit(
                     json!({"type": "tool_result", "id": id, "content": content, "is_error": true}),
                 );
             }
-            // Its error was emitted: that is how it ends, and only the end itself is missing.
+            // The thread has emitted an `error` event, but not the end.
             let stop_reason = match has_failed {
                 true => StopReason::Error,
                 false => StopReason::Cancelled,
             };
             let usage = TurnUsage::default();
-            tell(json!(TurnEvent::MessageEnd { stop_reason, usage }));
+            emit(json!(TurnEvent::MessageEnd { stop_reason, usage }));
             (stop_reason, usage)
         });
         if !lines.is_empty() {
-            // Under the lock, so that nothing of the thread's comes behind it.
+            // Under the lock, so that no event of the thread follows.
             self.outbox.push(lines);
         }
         TurnResult {
@@ -243,19 +243,19 @@ impl StreamHandle {
             usage,
             thread_usage: None,
             telemetry: Telemetry::default(),
-            error: pending.error.take(),
+            error: state.error.take(),
         }
     }
 }
 
-fn pending(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
-    // Nothing that holds it can panic half-way.
-    pending.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(state: &Mutex<StreamState>) -> MutexGuard<'_, StreamState> {
+    // No holder of this lock panics while the state is inconsistent.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Adds the line of one event, which `write` writes as JSON.
+/// Appends the line of an event, whose JSON is written by `write`.
 fn event_line(lines: &mut Vec<u8>, stream: &str, write: impl FnOnce(&mut Vec<u8>)) {
-    // Writing to memory does not fail.
+    // Writes to memory cannot fail.
     let _ = write!(
         lines,
         "{{\"jsonrpc\":\"2.0\",\"method\":\"{}\",\"params\":{{\"stream\":{stream},\"event\":",
@@ -274,7 +274,7 @@ impl DaemonSink {
         cancel: CancelToken,
     ) -> DaemonSink {
         let mut fields = json!({});
-        // It was made from an id, so it is JSON.
+        // Made from an id, so it is valid JSON.
         fields["stream"] = serde_json::from_str(&stream).unwrap_or_default();
         if let Some(agent) = agent {
             fields["agent_id"] = agent.into();
@@ -285,52 +285,52 @@ impl DaemonSink {
             fields,
             filter,
             cancel,
-            pending: Arc::default(),
+            state: Arc::default(),
         }
     }
 
-    /// From now on calls of the daemon's tools are held back until their `tool_use` event is emitted.
+    /// Starts to hold calls of the daemon's tools back until their `tool_use` event is emitted.
     pub(super) fn expect_tool_events(&self) {
-        pending(&self.pending).has_tool_events = true;
+        lock(&self.state).has_tool_events = true;
     }
 
-    /// A hold on the calls of this sink.
+    /// Another handle to this stream.
     pub(super) fn handle(&self) -> StreamHandle {
         StreamHandle {
             outbox: self.outbox.clone(),
             stream: self.stream.clone(),
-            pending: Arc::clone(&self.pending),
+            state: Arc::clone(&self.state),
         }
     }
 }
 
 impl DaemonSink {
     fn line(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut pending = pending(&self.pending);
-        if pending.abandoned {
+        let mut state = lock(&self.state);
+        if state.abandoned {
             return;
         }
-        event_line(&mut pending.lines, &self.stream, write);
-        if pending.lines.len() >= GATHERED {
-            drop(pending);
+        event_line(&mut state.lines, &self.stream, write);
+        if state.lines.len() >= FLUSH_BYTES {
+            drop(state);
             self.flush();
         }
     }
 
-    /// Queues what is gathered. The lock is held while it is queued, so that an abandoned stream's end is its last
-    /// word, and not while there is a wait for room.
+    /// Moves the buffered lines to the outbox. The lock is held meanwhile, so that nothing can follow the end of an
+    /// abandoned stream, but not while waiting for room.
     fn queue(&self, cancel: Option<&CancelToken>) {
         loop {
             {
-                let mut pending = pending(&self.pending);
-                pending.waits_for_room = false;
-                if pending.lines.is_empty() || self.outbox.try_push(&mut pending.lines) {
+                let mut state = lock(&self.state);
+                state.waits_for_room = false;
+                if state.lines.is_empty() || self.outbox.try_push(&mut state.lines) {
                     return;
                 }
-                pending.waits_for_room = true;
+                state.waits_for_room = true;
             }
             if !self.outbox.wait_for_room(cancel) {
-                pending(&self.pending).waits_for_room = false;
+                lock(&self.state).waits_for_room = false;
                 return;
             }
         }
@@ -340,15 +340,15 @@ impl DaemonSink {
 impl EventSink for DaemonSink {
     fn event(&mut self, event: &TurnEvent<'_>) {
         match event {
-            TurnEvent::MessageStart => pending(&self.pending).started = true,
+            TurnEvent::MessageStart => lock(&self.state).started = true,
             TurnEvent::MessageEnd { stop_reason, usage } => {
-                pending(&self.pending).ended = Some((*stop_reason, *usage));
+                lock(&self.state).ended = Some((*stop_reason, *usage));
             }
-            TurnEvent::Error { error } => pending(&self.pending).error = Some((*error).clone()),
+            TurnEvent::Error { error } => lock(&self.state).error = Some((*error).clone()),
             _ => {}
         }
         self.line(|out| {
-            // Writing to memory, and what is written has only keys that are strings: neither can fail.
+            // Cannot fail: it writes to memory, and all keys are strings.
             let _ = serde_json::to_writer(out, event);
         });
     }
@@ -359,14 +359,14 @@ impl EventSink for DaemonSink {
             r#type: String,
             id: Option<String>,
         }
-        // First: a call that comes meanwhile must not take the event for an emitted one.
+        // Before `open_calls` is updated: a call made meanwhile must not count this event as emitted.
         self.line(|out| out.extend_from_slice(event));
         if let Ok(Head {
             r#type: kind,
             id: Some(id),
         }) = serde_json::from_slice(event)
         {
-            let open = &mut pending(&self.pending).open_calls;
+            let open = &mut lock(&self.state).open_calls;
             match kind.as_str() {
                 "tool_use" => open.push(id),
                 "tool_result" => {
@@ -379,22 +379,22 @@ impl EventSink for DaemonSink {
     }
 
     fn log(&mut self, level: Level, message: &str) {
-        let ours = match level {
+        let log_level = match level {
             Level::Debug => log::Level::Debug,
             Level::Warn => log::Level::Warn,
         };
-        log::log!(ours, "stream {}: {message}", self.stream);
-        let mut pending = pending(&self.pending);
-        if !pending.abandoned
+        log::log!(log_level, "stream {}: {message}", self.stream);
+        let mut state = lock(&self.state);
+        if !state.abandoned
             && let Some(line) = self.filter.line(level, message, &self.fields)
         {
-            pending.lines.extend_from_slice(&line);
+            state.lines.extend_from_slice(&line);
         }
     }
 
     fn flush(&mut self) {
         self.queue(Some(&self.cancel));
-        pending(&self.pending).release_calls(&self.outbox);
+        lock(&self.state).release_calls(&self.outbox);
     }
 
     fn finish(&mut self) {
@@ -402,84 +402,84 @@ impl EventSink for DaemonSink {
     }
 
     fn holds_calls(&self) -> bool {
-        !pending(&self.pending).held.is_empty()
+        !lock(&self.state).held.is_empty()
     }
 }
 
-/// What is done with a call's answer.
+/// Called with the response to a call.
 type OnResponse = Box<dyn FnOnce(ToolAnswer) + Send>;
 
-/// The tool calls that the daemon has not answered, of all turns.
+/// The tool calls of all turns that the daemon has not responded to.
 #[derive(Clone, Default)]
-pub(super) struct PendingCalls(Arc<Mutex<PendingCall>>);
+pub(super) struct PendingCalls(Arc<Mutex<PendingCallsState>>);
 
 #[derive(Default)]
-struct PendingCall {
-    next: u64,
+struct PendingCallsState {
+    /// The number of the newest call.
+    last_number: u64,
     waiting: HashMap<u64, OnResponse>,
-    /// Nothing is answered any more.
-    gone: bool,
+    /// No more responses will come: calls fail at once.
+    is_closed: bool,
 }
 
 impl PendingCalls {
-    /// Takes the daemon's answer; false where it is to no call that waits.
-    pub(super) fn answer(&self, id: &Id, outcome: Result<&RawValue, &RawValue>) -> bool {
-        let Some(answer) = self.take(id) else {
+    /// Completes a call with the daemon's response. Returns whether the id is that of a pending call.
+    pub(super) fn complete(&self, id: &Id, outcome: Result<&RawValue, &RawValue>) -> bool {
+        let Some(on_response) = self.take(id) else {
             return false;
         };
-        answer(match outcome {
-            Ok(result) => output(result).map_err(|why| unreadable(&why)),
-            Err(error) => Err(message_of(error)),
+        on_response(match outcome {
+            Ok(result) => parse_output(result).map_err(|why| unreadable(&why)),
+            Err(error) => Err(error_message(error)),
         });
         true
     }
 
-    /// The daemon's answer to this call, where it is one that waits, cannot be read.
+    /// Fails a pending call whose response cannot be read. Other ids are ignored.
     pub(super) fn fail(&self, id: &Id, why: &str) {
-        if let Some(answer) = self.take(id) {
-            answer(Err(unreadable(why)));
+        if let Some(on_response) = self.take(id) {
+            on_response(Err(unreadable(why)));
         }
     }
 
     fn take(&self, id: &Id) -> Option<OnResponse> {
         let number = call_number(id)?;
-        self.open().waiting.remove(&number)
+        self.lock().waiting.remove(&number)
     }
 
-    /// Nobody waits for the daemon any more: every call is taken back, and answered with an error, now and from
-    /// now on.
-    pub(super) fn end(&self, outbox: &Outbox) {
+    /// Cancels all pending calls, and fails them and all later ones.
+    pub(super) fn close(&self, outbox: &Outbox) {
         let waiting = {
-            let mut open = self.open();
-            open.gone = true;
-            std::mem::take(&mut open.waiting)
+            let mut state = self.lock();
+            state.is_closed = true;
+            std::mem::take(&mut state.waiting)
         };
-        for (number, answer) in waiting {
-            outbox.push(cancelled_line(number, GONE));
-            answer(Err(GONE.to_owned()));
+        for (number, on_response) in waiting {
+            outbox.push(cancelled_line(number, DAEMON_GONE));
+            on_response(Err(DAEMON_GONE.to_owned()));
         }
     }
 
-    fn open(&self) -> MutexGuard<'_, PendingCall> {
+    fn lock(&self) -> MutexGuard<'_, PendingCallsState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-const GONE: &str = "the daemon is gone, and its tools with it";
+const DAEMON_GONE: &str = "the daemon is gone, and its tools with it";
 
-/// The id of a call's request, as text.
-fn call_id(number: u64) -> String {
+/// The id of the request of a call.
+fn request_id(number: u64) -> String {
     format!("tool-{number}")
 }
 
 fn call_number(id: &Id) -> Option<u64> {
     let Id::Text(id) = id else { return None };
     let number = id.strip_prefix("tool-")?.parse().ok()?;
-    (call_id(number) == *id).then_some(number)
+    (request_id(number) == *id).then_some(number)
 }
 
-fn output(result: &RawValue) -> Result<ToolOutput, String> {
-    // A derived struct would take a list for its fields in order.
+fn parse_output(result: &RawValue) -> Result<ToolOutput, String> {
+    // A derived `Deserialize` also accepts a list of the fields in order.
     if !result.get().starts_with('{') {
         return Err("`result` must be an object".to_owned());
     }
@@ -490,23 +490,23 @@ fn unreadable(why: &str) -> String {
     format!("the daemon's answer cannot be read: {why}")
 }
 
-/// The line that says that nobody waits for a call any more.
+/// The notification that cancels a call.
 fn cancelled_line(number: u64, why: &str) -> Vec<u8> {
     let line = json!({
         "jsonrpc": "2.0",
         "method": names::CANCELLED,
-        "params": {"requestId": call_id(number), "reason": why},
+        "params": {"requestId": request_id(number), "reason": why},
     });
     format!("{line}\n").into_bytes()
 }
 
-/// What an error answer says, for the model.
-fn message_of(error: &RawValue) -> String {
+/// The message of an error response, for the model.
+fn error_message(error: &RawValue) -> String {
     jsonrpc::error_message(error)
         .unwrap_or_else(|| format!("the daemon answered with an error: {}", error.get()))
 }
 
-/// The daemon, as a turn's tools see it.
+/// Sends a turn's tool calls to the daemon.
 pub(super) struct DaemonTools {
     outbox: Outbox,
     calls: PendingCalls,
@@ -531,19 +531,19 @@ impl DaemonTools {
 }
 
 impl ToolHost for DaemonTools {
-    fn call(&self, call: ToolCall, answer: OnResponse) -> CallId {
-        let mut open = self.calls.open();
-        open.next += 1;
-        let number = open.next;
-        if open.gone {
-            drop(open);
-            answer(Err(GONE.to_owned()));
+    fn call(&self, call: ToolCall, on_response: OnResponse) -> CallId {
+        let mut state = self.calls.lock();
+        state.last_number += 1;
+        let number = state.last_number;
+        if state.is_closed {
+            drop(state);
+            on_response(Err(DAEMON_GONE.to_owned()));
             return CallId(number);
         }
-        open.waiting.insert(number, answer);
+        state.waiting.insert(number, on_response);
         let line = format!(
                 "{{\"jsonrpc\":\"2.0\",\"id\":\"{}\",\"method\":\"{}\",\"params\":{{\"name\":{},\"arguments\":{},\"_meta\":{{\"agent_id\":{},\"stream\":{},\"call_id\":{}}}}}}}\n",
-                call_id(number),
+                request_id(number),
                 names::TOOL_CALL,
                 json!(call.name),
                 call.arguments,
@@ -555,18 +555,18 @@ impl ToolHost for DaemonTools {
         if let Some(line) = self.stream.hold(number, call.call_id.as_deref(), line) {
             self.outbox.push(line);
         }
-        // Not before: whoever takes the call back must come after it on the wire too.
-        drop(open);
+        // Unlocked only now: a cancel of the call must follow it on the wire.
+        drop(state);
         CallId(number)
     }
 
     fn cancel(&self, call: CallId) {
-        if self.calls.open().waiting.remove(&call.0).is_none() {
-            // Its answer is there, and met the cancel on the way.
+        if self.calls.lock().waiting.remove(&call.0).is_none() {
+            // The response came before the cancel.
             return;
         }
         if self.stream.drop_held(call.0) {
-            // The daemon does not know of it.
+            // It was not sent to the daemon.
             return;
         }
         let why = "the turn no longer waits for it";
@@ -579,10 +579,10 @@ mod tests {
     use super::*;
     use std::io::{BufRead, BufReader};
 
-    /// Neither a call that waits for its event nor one whose event waits for room is sent once it is cancelled.
+    /// With and without a `tool_use` event that is not in the outbox yet.
     #[test]
     fn does_not_send_held_call_that_is_cancelled() {
-        for is_told in [false, true] {
+        for has_event in [false, true] {
             let (reader, writer) = std::io::pipe().unwrap();
             let (outbox, _thread) = Outbox::start(writer, || {}).unwrap();
             let cancel = CancelToken::new().unwrap();
@@ -591,7 +591,7 @@ mod tests {
             sink.expect_tool_events();
             let calls = PendingCalls::default();
             let tools = DaemonTools::new(outbox.clone(), calls, None, sink.handle());
-            if is_told {
+            if has_event {
                 sink.raw_event(br#"{"type":"tool_use","id":"call_1"}"#);
             }
             let call = ToolCall {
@@ -606,8 +606,8 @@ mod tests {
             sink.flush();
             outbox.push(b"end\n".to_vec());
             let lines = BufReader::new(reader).lines().map(Result::unwrap);
-            let told = lines.take_while(|line| line != "end").count();
-            assert_eq!(told, usize::from(is_told));
+            let sent = lines.take_while(|line| line != "end").count();
+            assert_eq!(sent, usize::from(has_event));
         }
     }
 }
