@@ -1,4 +1,4 @@
-//! The parameters of the daemon's requests, checked field by field so that an error can name the field.
+//! Parses the parameters of the daemon's requests, field by field, so that an error can name the field.
 
 use crate::codex::check_prompt_length;
 use crate::codex::home::is_thread_id;
@@ -17,40 +17,41 @@ use std::cell::OnceCell;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-/// The most tools that a turn can be lent: many times what providers take, and each costs more than its bytes.
+/// The maximum number of tools of a turn: many times what providers accept. Each takes more memory than its bytes.
 const MAX_TOOLS: usize = 10_000;
-/// The most calls that one request can consume.
+/// The maximum number of mutations in a request.
 const MAX_MUTATIONS: usize = 65_536;
-/// The most images and blocks of other types that a prompt can have.
+/// The maximum number of blocks in a prompt that are not text.
 const MAX_ATTACHMENTS: usize = 4096;
-/// How many messages are named that are left out; of the rest only the number is reported.
+/// How many omitted messages get a warning each; of the rest only the number is reported.
 const MAX_LEFT_OUT_WARNINGS: usize = 100;
-/// The longest schema of an output, in bytes: twice what providers take.
+/// The longest output schema, in bytes: twice what providers accept.
 const LONGEST_SCHEMA: usize = 256 << 10;
-/// How many objects and lists may stand in each other.
+/// How deep objects and lists may nest.
 const MAX_DEPTH: usize = 127;
-/// In an object up to so many bytes a member is looked for anew each time.
-const SMALL_OBJECT: usize = 4096;
-/// The members of a larger one are remembered, up to so many.
-const MAX_REMEMBERED: usize = 64;
+/// Objects of up to this many bytes are scanned for every member.
+const MAX_SCANNED_BYTES: usize = 4096;
+/// How many members of a larger object are indexed.
+const MAX_INDEXED: usize = 64;
 
-/// A value and where it stands.
+/// A JSON value and its path.
 ///
-/// It is the text on the wire and not a tree: a tree takes up to a hundred times the bytes, and what it took stays
-/// with the allocator. So a member is looked for when it is asked for, and a list is walked.
+/// It borrows the text instead of a tree, which would take up to a hundred times the bytes, memory that the allocator
+/// keeps afterwards. So members are searched on access, and lists are iterated.
 #[derive(Clone)]
 pub(crate) struct Field<'a> {
-    /// Valid JSON, without white space around it.
+    /// Valid JSON, without surrounding white space.
     json: &'a str,
     path: String,
-    remembered: OnceCell<Remembered<'a>>,
+    index: OnceCell<MemberIndex<'a>>,
 }
 
-/// The members of an object.
+/// The first members of an object.
 #[derive(Clone, Default)]
-struct Remembered<'a> {
+struct MemberIndex<'a> {
+    /// Keys, with their quotes, and values.
     members: Vec<(&'a str, &'a str)>,
-    /// There are more.
+    /// The object has more members.
     truncated: bool,
 }
 
@@ -59,11 +60,11 @@ impl<'a> Field<'a> {
         Field {
             json,
             path,
-            remembered: OnceCell::new(),
+            index: OnceCell::new(),
         }
     }
 
-    fn wrong(&self, expected: &str) -> Error {
+    fn wrong_type(&self, expected: &str) -> Error {
         let found = match self.json.as_bytes().first() {
             Some(b'n') => "null",
             Some(b't' | b'f') => "a boolean",
@@ -72,18 +73,18 @@ impl<'a> Field<'a> {
             Some(b'{') => "an object",
             _ => "a number",
         };
-        bad(&self.path, format!("expected {expected}, found {found}"))
+        invalid(&self.path, format!("expected {expected}, found {found}"))
     }
 
     fn is_object(&self) -> bool {
         self.json.starts_with('{')
     }
 
-    /// Sees that it is an object.
-    fn object(&self) -> Result<()> {
+    /// Checks that it is an object.
+    fn check_object(&self) -> Result<()> {
         match self.is_object() {
             true => Ok(()),
-            false => Err(self.wrong("an object")),
+            false => Err(self.wrong_type("an object")),
         }
     }
 
@@ -100,13 +101,13 @@ impl<'a> Field<'a> {
             .json
             .strip_prefix('"')
             .and_then(|json| json.strip_suffix('"'))
-            .ok_or_else(|| self.wrong("a string"))?;
+            .ok_or_else(|| self.wrong_type("a string"))?;
         Ok(unescape(inner))
     }
 
     fn list(&self) -> Result<impl Iterator<Item = Field<'a>> + use<'a>> {
         if !self.is_list() {
-            return Err(self.wrong("a list"));
+            return Err(self.wrong_type("a list"));
         }
         let (json, path) = (self.json, self.path.clone());
         let mut cursor = Cursor::new(json);
@@ -121,28 +122,28 @@ impl<'a> Field<'a> {
         }))
     }
 
-    /// The JSON of a member, `null` too.
+    /// The JSON of a member, even if it is `null`.
     fn get(&self, name: &str) -> Option<&'a str> {
-        if self.json.len() <= SMALL_OBJECT {
+        if self.json.len() <= MAX_SCANNED_BYTES {
             return self.find(name);
         }
-        let remembered = self.remembered.get_or_init(|| self.remember());
-        let found = remembered
+        let index = self.index.get_or_init(|| self.build_index());
+        let found = index
             .members
             .iter()
             .rev()
             .find(|(key, _)| json::str_eq(key, name))
             .map(|(_, value)| *value);
-        match remembered.truncated {
+        match index.truncated {
             true => self.find(name),
             false => found,
         }
     }
 
-    /// Looks for a member from the beginning; of duplicates the last one counts.
+    /// Scans the object for a member; of duplicates the last one counts.
     fn find(&self, name: &str) -> Option<&'a str> {
         let mut found = None;
-        self.walk(|key, value| {
+        self.for_each_member(|key, value| {
             if json::str_eq(key, name) {
                 found = Some(value);
             }
@@ -151,20 +152,20 @@ impl<'a> Field<'a> {
         found
     }
 
-    fn remember(&self) -> Remembered<'a> {
-        let mut remembered = Remembered::default();
-        self.walk(|key, value| {
-            remembered.truncated = remembered.members.len() == MAX_REMEMBERED;
-            if !remembered.truncated {
-                remembered.members.push((key, value));
+    fn build_index(&self) -> MemberIndex<'a> {
+        let mut index = MemberIndex::default();
+        self.for_each_member(|key, value| {
+            index.truncated = index.members.len() == MAX_INDEXED;
+            if !index.truncated {
+                index.members.push((key, value));
             }
-            !remembered.truncated
+            !index.truncated
         });
-        remembered
+        index
     }
 
-    /// Shows each key, with its quotes, and its value, while `goes_on` says so.
-    fn walk(&self, mut goes_on: impl FnMut(&'a str, &'a str) -> bool) {
+    /// Calls `visit` with each key, with its quotes, and value, as long as it returns true.
+    fn for_each_member(&self, mut visit: impl FnMut(&'a str, &'a str) -> bool) {
         let mut cursor = Cursor::new(self.json);
         if cursor.open(json::JsonKind::Object).is_err() {
             return;
@@ -174,22 +175,22 @@ impl<'a> Field<'a> {
                 return Ok(false);
             };
             let value = cursor.value()?;
-            Ok(goes_on(&self.json[key], &self.json[value]))
+            Ok(visit(&self.json[key], &self.json[value]))
         };
-        // It was read as JSON before: an error would be a bug of ours.
+        // It was parsed as JSON before, so there is no error.
         while let Ok(true) = step() {}
     }
 
     /// A member; `null` counts as absent.
     fn member(&self, name: &str) -> Result<Option<Field<'a>>> {
-        self.object()?;
+        self.check_object()?;
         let value = self.get(name).filter(|value| *value != "null");
         Ok(value.map(|value| Field::new(value, format!("{}.{name}", self.path))))
     }
 
-    fn needed(&self, name: &str) -> Result<Field<'a>> {
+    fn required(&self, name: &str) -> Result<Field<'a>> {
         self.member(name)?
-            .ok_or_else(|| bad(&format!("{}.{name}", self.path), "is missing"))
+            .ok_or_else(|| invalid(&format!("{}.{name}", self.path), "is missing"))
     }
 
     fn optional_text(&self, name: &str) -> Result<Option<Cow<'a, str>>> {
@@ -197,8 +198,8 @@ impl<'a> Field<'a> {
     }
 }
 
-/// What stands between the quotes of a JSON string. A text that was cut in the middle of a character stays in the
-/// conversation, and must not cost every turn from then on: U+FFFD stands for the half of a surrogate pair.
+/// Decodes the inside of a JSON string. A lone surrogate becomes U+FFFD: a text that was cut within a character stays in
+/// the conversation, and an error would fail every later turn.
 fn unescape(inner: &str) -> Cow<'_, str> {
     let Some(first) = memchr::memchr(b'\\', inner.as_bytes()) else {
         return Cow::Borrowed(inner);
@@ -229,7 +230,7 @@ fn unescape(inner: &str) -> Cow<'_, str> {
                     code => code.and_then(char::from_u32).unwrap_or('\u{fffd}'),
                 }
             }
-            // A quote, a backslash, a slash.
+            // A quote, a backslash or a slash.
             other => char::from(*other),
         });
         at += length;
@@ -241,88 +242,91 @@ fn unescape(inner: &str) -> Cow<'_, str> {
     Cow::Owned(text)
 }
 
-fn bad(path: &str, what: impl Display) -> Error {
+fn invalid(path: &str, what: impl Display) -> Error {
     Error::new(Kind::Params, format!("{path}: {what}"))
 }
 
-/// The JSON of the parameters; absent ones are an empty object.
+/// The JSON of the parameters; without any, an empty object.
 pub(crate) fn value(params: Option<&RawValue>) -> Result<Cow<'_, str>> {
     let Some(params) = params else {
         return Ok(Cow::Borrowed("{}"));
     };
-    checked(params, "params")
+    check_depth(params, "params")
 }
 
-/// The text of a value that does not nest too deep for what reads it.
-fn checked<'a>(json: &'a RawValue, name: &str) -> Result<Cow<'a, str>> {
+/// The text of a value, if it nests no deeper than [`MAX_DEPTH`]. Lone surrogates are replaced.
+fn check_depth<'a>(json: &'a RawValue, name: &str) -> Result<Cow<'a, str>> {
     if json::is_deeper_than(json.get().as_bytes(), MAX_DEPTH) {
         let what = format!("cannot be read: it nests deeper than {MAX_DEPTH} levels");
-        return Err(bad(name, what));
+        return Err(invalid(name, what));
     }
-    // The cursor takes half a surrogate pair for no JSON, wherever it stands.
+    // The cursor rejects lone surrogates.
     Ok(replace_lone_surrogates(json.get()))
 }
 
-/// The root of the parameters.
+/// The parameters as a field.
 pub(crate) fn root(json: &str) -> Field<'_> {
     Field::new(json.trim_ascii(), "params".to_owned())
 }
 
-/// The version of MCP that `initialize` asks for.
+/// The version of MCP in an `initialize`.
 pub(crate) fn protocol_version<'a>(params: &Field<'a>) -> Result<Cow<'a, str>> {
     if let Some(capabilities) = params.member("capabilities")? {
-        capabilities.object()?;
+        capabilities.check_object()?;
     }
     if let Some(client) = params.member("clientInfo")? {
         client.optional_text("name")?;
         client.optional_text("version")?;
     }
-    params.needed("protocolVersion")?.text()
+    params.required("protocolVersion")?.text()
 }
 
-/// The level that `logging/setLevel` asks for.
+/// The level in a `logging/setLevel`.
 pub(crate) fn log_level<'a>(params: &Field<'a>) -> Result<Cow<'a, str>> {
-    params.needed("level")?.text()
+    params.required("level")?.text()
 }
 
-/// The stream that a request to cancel it names.
+/// The stream in a `plexum/provider/cancel`.
 pub(crate) fn cancelled_stream(params: &Field<'_>) -> Result<Id> {
-    id(&params.needed("stream")?)
+    id(&params.required("stream")?)
 }
 
-/// The request that `notifications/cancelled` names.
+/// The request in a `notifications/cancelled`.
 pub(crate) fn cancelled_request(params: &Field<'_>) -> Result<Id> {
-    id(&params.needed("requestId")?)
+    id(&params.required("requestId")?)
 }
 
-/// The stream into which words of the user are to go.
+/// The stream and the messages of the user in a `plexum/provider/steer`.
 pub(crate) fn steer(params: &Field<'_>) -> Result<(Id, Vec<Vec<PromptBlock>>)> {
-    let stream = id(&params.needed("stream")?)?;
-    let turn = conversation(&params.needed("request")?)?;
+    let stream = id(&params.required("stream")?)?;
+    let turn = conversation(&params.required("request")?)?;
     Ok((stream, turn.prompt))
 }
 
 fn id(field: &Field<'_>) -> Result<Id> {
-    Id::from_json(field.json).ok_or_else(|| field.wrong("a string or an integer"))
+    Id::from_json(field.json).ok_or_else(|| field.wrong_type("a string or an integer"))
 }
 
-/// Nothing can be asked of the list of models.
+/// `plexum/provider/models` has no parameters.
 pub(crate) fn models(params: &Field<'_>) -> Result<()> {
-    params.object()
+    params.check_object()
 }
 
-/// What a stream asks for: the workspace and the turn.
+/// The workspace and the turn in a `plexum/provider/stream`, without its tools.
 pub(crate) fn stream(params: &Field<'_>) -> Result<(PathBuf, TurnRequest)> {
-    let agent = params.needed("agent")?;
-    let workspace = workspace(&agent.needed("workspace")?)?;
-    let request = params.needed("request")?;
+    let agent = params.required("agent")?;
+    let workspace = workspace(&agent.required("workspace")?)?;
+    let request = params.required("request")?;
     let mut turn = conversation(&request)?;
     turn.model = params
         .optional_text("model")?
         .unwrap_or_default()
         .into_owned();
     if turn.model.contains('\0') {
-        return Err(bad("params.model", "a model cannot have a NUL in its name"));
+        return Err(invalid(
+            "params.model",
+            "a model cannot have a NUL in its name",
+        ));
     }
     turn.agent_id = agent.optional_text("id")?.map(Cow::into_owned);
     turn.system = request
@@ -335,7 +339,7 @@ pub(crate) fn stream(params: &Field<'_>) -> Result<(PathBuf, TurnRequest)> {
     Ok((workspace, turn))
 }
 
-/// The thread that `thread` names.
+/// The parameter `thread`.
 fn thread_choice(params: &Field<'_>) -> Result<ThreadChoice> {
     let Some(field) = params.member("thread")? else {
         return Ok(ThreadChoice::Stored);
@@ -343,57 +347,57 @@ fn thread_choice(params: &Field<'_>) -> Result<ThreadChoice> {
     match &*field.text()? {
         "new" => Ok(ThreadChoice::New),
         id if is_thread_id(id) => Ok(ThreadChoice::Adopted(id.to_ascii_lowercase())),
-        other => Err(bad(
+        other => Err(invalid(
             &field.path,
             format!("'{}' is neither \"new\" nor a thread id", label(other)),
         )),
     }
 }
 
-/// The JSON Schema that the last text is to follow, as JSON.
+/// The JSON Schema for the last text of the turn, as JSON.
 fn output_schema(params: &Field<'_>) -> Result<Option<String>> {
     let Some(field) = params.member("output_schema")? else {
         return Ok(None);
     };
-    field.object()?;
+    field.check_object()?;
     if field.json.len() > LONGEST_SCHEMA {
         let what = format!("is longer than {LONGEST_SCHEMA} bytes");
-        return Err(bad(&field.path, what));
+        return Err(invalid(&field.path, what));
     }
     check_schema(&field)?;
     Ok(Some(replace_lone_surrogates(field.json).into_owned()))
 }
 
-/// Checks the text of a JSON Schema for the last text of a turn; `name` is for messages.
+/// Checks the JSON Schema for the last text of a turn; `name` is its path in messages.
 ///
 /// # Errors
-/// [`Kind::Params`], with the path of what is wrong.
+/// [`Kind::Params`], with the path of the invalid field.
 pub(crate) fn check_schema_text(json: &str, name: &str) -> Result<()> {
     with_document(json, name, |field| {
-        field.object()?;
+        field.check_object()?;
         check_schema(field)
     })
 }
 
-/// Reads a text that is one JSON value, whose path in messages is `name`.
+/// Parses a JSON document, whose path in messages is `name`.
 fn with_document<T>(
     json: &str,
     name: &str,
-    read: impl FnOnce(&Field<'_>) -> Result<T>,
+    parse: impl FnOnce(&Field<'_>) -> Result<T>,
 ) -> Result<T> {
     let json: &RawValue = serde_json::from_str(json)
         .map_err(|error| Error::new(Kind::Params, format!("{name}: not JSON: {error}")))?;
-    let json = checked(json, name)?;
-    read(&Field::new(json.trim_ascii(), name.to_owned()))
+    let json = check_depth(json, name)?;
+    parse(&Field::new(json.trim_ascii(), name.to_owned()))
 }
 
-/// Checks what a JSON Schema means whatever the provider supports of it; the provider judges the rest.
+/// Checks the keywords of a JSON Schema that mean the same for all providers; the provider checks the rest.
 fn check_schema(schema: &Field<'_>) -> Result<()> {
     // `true` and `false` are schemas too.
     if matches!(schema.json, "true" | "false") {
         return Ok(());
     }
-    schema.object()?;
+    schema.check_object()?;
     if let Some(field) = schema.member("type")? {
         match field.is_list() {
             true => field.list()?.try_for_each(|name| check_type(&name))?,
@@ -407,9 +411,9 @@ fn check_schema(schema: &Field<'_>) -> Result<()> {
     }
     for name in ["properties", "$defs", "definitions", "patternProperties"] {
         if let Some(members) = schema.member(name)? {
-            members.object()?;
+            members.check_object()?;
             let mut checked = Ok(());
-            members.walk(|key, value| {
+            members.for_each_member(|key, value| {
                 let key = unescape(&key[1..key.len() - 1]);
                 let path = format!("{}.{}", members.path, label(&key));
                 checked = check_schema(&Field::new(value, path));
@@ -425,7 +429,7 @@ fn check_schema(schema: &Field<'_>) -> Result<()> {
     }
     for name in ["items", "additionalProperties", "not"] {
         if let Some(field) = schema.member(name)? {
-            // Older drafts have a list of schemas for the items.
+            // Older drafts allow a list of schemas here.
             match name == "items" && field.is_list() {
                 true => field.list()?.try_for_each(|field| check_schema(&field))?,
                 false => check_schema(&field)?,
@@ -442,14 +446,14 @@ fn check_type(field: &Field<'_>) -> Result<()> {
     let name = field.text()?;
     match TYPES.contains(&&*name) {
         true => Ok(()),
-        false => Err(bad(
+        false => Err(invalid(
             &field.path,
             format!("'{}' is not a type of JSON Schema", label(&name)),
         )),
     }
 }
 
-/// Is this a word of a provider's for how much the model is to think? New ones come; but each is a word.
+/// Whether this can be a reasoning effort. Providers add new ones, so there is no list of them, but each is one word.
 pub(crate) fn is_effort(effort: &str) -> bool {
     const LONGEST: usize = 64;
     (1..=LONGEST).contains(&effort.len())
@@ -458,14 +462,14 @@ pub(crate) fn is_effort(effort: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
 }
 
-/// How much the model is to think.
+/// The parameter `reasoning_effort`.
 fn reasoning_effort(params: &Field<'_>) -> Result<Option<String>> {
     let Some(field) = params.member("reasoning_effort")? else {
         return Ok(None);
     };
     let effort = field.text()?;
     if !is_effort(&effort) {
-        return Err(bad(
+        return Err(invalid(
             &field.path,
             format!("'{}' is not a word such as 'low' or 'high'", label(&effort)),
         ));
@@ -473,23 +477,23 @@ fn reasoning_effort(params: &Field<'_>) -> Result<Option<String>> {
     Ok(Some(effort.into_owned()))
 }
 
-/// The tools that are lent to a stream.
+/// The tools in a `plexum/provider/stream`.
 pub(crate) fn stream_tools(params: &Field<'_>) -> Result<Vec<Tool>> {
-    tools(params.needed("request")?.member("tools")?)
+    tools(params.required("request")?.member("tools")?)
 }
 
-/// Which calls of which workspace are to be consumed, and how.
+/// The workspace and the mutations in a `plexum/session/mutate`.
 pub(crate) fn mutate(params: &Field<'_>) -> Result<(PathBuf, Vec<Mutation>)> {
     params.optional_text("agent_id")?;
-    let workspace = workspace(&params.needed("workspace")?)?;
-    let mutations = mutations(&params.needed("mutations")?)?;
+    let workspace = workspace(&params.required("workspace")?)?;
+    let mutations = mutations(&params.required("mutations")?)?;
     Ok((workspace, mutations))
 }
 
-/// The list of mutations that a text is, `[{"block_id":"…","op":"…"}]`; other members are ignored.
+/// Parses a list of mutations, `[{"block_id":"…","op":"…"}]`; other members are ignored.
 ///
 /// # Errors
-/// [`Kind::Params`], with the path of what is wrong, below `mutations`.
+/// [`Kind::Params`], with the path of the invalid field, below `mutations`.
 pub(crate) fn parse_mutations(json: &str) -> Result<Vec<Mutation>> {
     with_document(json, "mutations", mutations)
 }
@@ -499,19 +503,19 @@ fn mutations(list: &Field<'_>) -> Result<Vec<Mutation>> {
     for field in list.list()? {
         if mutations.len() == MAX_MUTATIONS {
             let what = format!("has more than {MAX_MUTATIONS} entries: divide it");
-            return Err(bad(&list.path, what));
+            return Err(invalid(&list.path, what));
         }
-        let op = field.needed("op")?;
+        let op = field.required("op")?;
         let name = op.text()?;
         let op = Op::named(&name).ok_or_else(|| {
             let expected = "expected 'consume-light' or 'consume-heavy'";
-            bad(
+            invalid(
                 &op.path,
                 format!("'{name}' is not an operation, {expected}"),
             )
         })?;
         mutations.push(Mutation {
-            block_id: field.needed("block_id")?.text()?.into_owned(),
+            block_id: field.required("block_id")?.text()?.into_owned(),
             op,
             reach: Reach::All,
         });
@@ -519,25 +523,24 @@ fn mutations(list: &Field<'_>) -> Result<Vec<Mutation>> {
     Ok(mutations)
 }
 
-/// A workspace's path.
 fn workspace(field: &Field<'_>) -> Result<PathBuf> {
     let workspace = PathBuf::from(field.text()?.into_owned());
     if !workspace.is_absolute() {
-        return Err(bad(
+        return Err(invalid(
             &field.path,
             format!("'{}' is not an absolute path", workspace.display()),
         ));
     }
     if workspace.as_os_str().as_encoded_bytes().contains(&0) {
-        return Err(bad(&field.path, "a path cannot have a NUL in it"));
+        return Err(invalid(&field.path, "a path cannot have a NUL in it"));
     }
     Ok(workspace)
 }
 
-/// The agent whose tools are others, and the tools.
+/// The agent and its new tools in a `notifications/plexum/tools/changed`.
 pub(crate) fn tools_changed(params: &Field<'_>) -> Result<(String, Vec<Tool>)> {
-    let agent_id = params.needed("agent_id")?.text()?.into_owned();
-    Ok((agent_id, tools(Some(params.needed("tools")?))?))
+    let agent_id = params.required("agent_id")?.text()?.into_owned();
+    Ok((agent_id, tools(Some(params.required("tools")?))?))
 }
 
 fn tools(field: Option<Field<'_>>) -> Result<Vec<Tool>> {
@@ -548,19 +551,19 @@ fn tools(field: Option<Field<'_>>) -> Result<Vec<Tool>> {
     for tool in field.list()? {
         if tools.len() == MAX_TOOLS {
             let what = format!("has more than {MAX_TOOLS} entries");
-            return Err(bad(&field.path, what));
+            return Err(invalid(&field.path, what));
         }
         let schema = match tool.member("input_schema")? {
             Some(schema) => Some(schema),
-            // As MCP has it.
+            // MCP's name of it.
             None => tool.member("inputSchema")?,
         };
         let schema = schema
-            .map(|schema| schema.object().map(|()| schema.json.to_owned()))
+            .map(|schema| schema.check_object().map(|()| schema.json.to_owned()))
             .transpose()?
             .and_then(|schema| RawValue::from_string(schema).ok());
         tools.push(Tool {
-            name: tool.needed("name")?.text()?.into_owned(),
+            name: tool.required("name")?.text()?.into_owned(),
             description: tool.optional_text("description")?.map(Cow::into_owned),
             input_schema: schema,
         });
@@ -568,27 +571,27 @@ fn tools(field: Option<Field<'_>>) -> Result<Vec<Tool>> {
     Ok(tools)
 }
 
-/// Prompt and history of the messages: what came after the last one of the assistant is new.
+/// The prompt and the history in the messages. Messages after the assistant's last one are the prompt.
 fn conversation(request: &Field<'_>) -> Result<TurnRequest> {
-    let field = request.needed("messages")?;
-    // First everything is looked at and nothing is kept: only the end says what is new.
+    let field = request.required("messages")?;
+    // A first pass, which keeps nothing, validates all messages and finds the assistant's last one.
     let mut first_new = 0;
     for (at, message) in field.list()?.enumerate() {
-        if message.needed("role")?.text()? == "assistant" {
+        if message.required("role")?.text()? == "assistant" {
             first_new = at + 1;
         }
-        blocks(&message, |_, _| Ok(()))?;
+        for_each_block(&message, |_, _| Ok(()))?;
     }
     let mut history = HistoryBuilder::default();
     let mut prompt = Prompt::default();
     let mut warnings = Vec::new();
     let mut left_out = 0;
     for (at, message) in field.list()?.enumerate() {
-        let role = message.needed("role")?.text()?;
+        let role = message.required("role")?.text()?;
         if at < first_new {
             history.begin(&role);
-            blocks(&message, |_, block| {
-                recorded(&block).inspect(|part| history.add(part));
+            for_each_block(&message, |_, block| {
+                history.add(&history_text(&block));
                 Ok(())
             })?;
             continue;
@@ -596,15 +599,15 @@ fn conversation(request: &Field<'_>) -> Result<TurnRequest> {
         match &*role {
             "user" => {
                 prompt.begin();
-                blocks(&message, |field, block| prompt.add(field, block))?;
+                for_each_block(&message, |field, block| prompt.add(field, block))?;
                 prompt.end();
             }
-            // What a tool said is known to codex, which has called it.
+            // codex has called the tool itself and knows the result.
             "tool" | "function" => {}
             role => {
                 let mut is_empty = true;
-                blocks(&message, |_, block| {
-                    is_empty &= says_nothing(&block);
+                for_each_block(&message, |_, block| {
+                    is_empty &= is_blank(&block);
                     Ok(())
                 })?;
                 if is_empty {
@@ -627,12 +630,12 @@ fn conversation(request: &Field<'_>) -> Result<TurnRequest> {
     }
     let prompt = prompt.messages;
     if prompt.is_empty() {
-        return Err(bad(
+        return Err(invalid(
             &field.path,
             "nothing is new: no message of the user after the last one of the assistant has any content",
         ));
     }
-    // Here already, so that nothing is copied that can never be sent.
+    // Checked early, before a text that can never be sent is copied.
     if let [messages] = &prompt[..]
         && let [PromptBlock::Text(text)] = &messages[..]
     {
@@ -646,8 +649,8 @@ fn conversation(request: &Field<'_>) -> Result<TurnRequest> {
     })
 }
 
-/// The new messages of the user while they are gathered. Texts beside each other become one, joined as they would
-/// be anyway: a block each takes many times the bytes of a short one.
+/// Collects the new messages of the user. Adjacent texts become one, joined as codex would get them: short texts in
+/// blocks of their own would take many times their bytes.
 #[derive(Default)]
 struct Prompt {
     messages: Vec<Vec<PromptBlock>>,
@@ -673,7 +676,7 @@ impl Prompt {
                     let what = format!(
                         "a prompt cannot have more than {MAX_ATTACHMENTS} blocks that are not text"
                     );
-                    return Err(bad(&field.path, what));
+                    return Err(invalid(&field.path, what));
                 }
                 self.current.push(block);
             }
@@ -683,7 +686,7 @@ impl Prompt {
 
     fn end(&mut self) {
         let current = std::mem::take(&mut self.current);
-        if current.iter().all(says_nothing) {
+        if current.iter().all(is_blank) {
             return;
         }
         if let Some(before) = self.messages.last_mut()
@@ -698,65 +701,65 @@ impl Prompt {
     }
 }
 
-/// Is there nothing in this block that codex would have to be told?
-fn says_nothing(block: &PromptBlock) -> bool {
+/// Whether the block has no content for codex.
+fn is_blank(block: &PromptBlock) -> bool {
     match block {
         PromptBlock::Text(text) => text.trim().is_empty(),
         PromptBlock::Image(_) | PromptBlock::Unsupported { .. } => false,
     }
 }
 
-/// A block as the record of the conversation has it.
-fn recorded(block: &PromptBlock) -> Option<String> {
+/// The text for a block in the history.
+fn history_text(block: &PromptBlock) -> String {
     match block {
-        PromptBlock::Text(text) => Some(text.clone()),
-        PromptBlock::Image(image) => Some(format!("[image \"{}\"]", label(&image.name))),
+        PromptBlock::Text(text) => text.clone(),
+        PromptBlock::Image(image) => format!("[image \"{}\"]", label(&image.name)),
         PromptBlock::Unsupported { kind, name } => {
-            Some(format!("[{} \"{}\"]", label(kind), label(name)))
+            format!("[{} \"{}\"]", label(kind), label(name))
         }
     }
 }
 
-/// Shows each block of a message's content, and where it stands.
-fn blocks(
+/// Calls `visit` with each block of a message's content, and its field.
+fn for_each_block(
     message: &Field<'_>,
-    mut show: impl FnMut(&Field<'_>, PromptBlock) -> Result<()>,
+    mut visit: impl FnMut(&Field<'_>, PromptBlock) -> Result<()>,
 ) -> Result<()> {
-    // A message that only calls tools has null where others have text.
+    // The content of a message that only calls tools can be null.
     if message.get("content") == Some("null") {
         return Ok(());
     }
-    let content = message.needed("content")?;
+    let content = message.required("content")?;
     if content.is_string() {
-        return show(&content, PromptBlock::Text(content.text()?.into_owned()));
+        return visit(&content, PromptBlock::Text(content.text()?.into_owned()));
     }
     if !content.is_list() {
-        return Err(content.wrong("a string or a list of blocks"));
+        return Err(content.wrong_type("a string or a list of blocks"));
     }
     for block in content.list()? {
-        let kind = block.needed("type")?.text()?;
-        let read = match &*kind {
-            // The other names are those of OpenAI's own interfaces.
+        let kind = block.required("type")?.text()?;
+        let parsed = match &*kind {
+            // `input_…`, `output_text` and `image_url` are from OpenAI's APIs.
             "text" | "input_text" | "output_text" => {
-                PromptBlock::Text(block.needed("text")?.text()?.into_owned())
+                PromptBlock::Text(block.required("text")?.text()?.into_owned())
             }
             "image" | "input_image" | "image_url" => PromptBlock::Image(image(&block)?),
             "thinking" | "redacted_thinking" | "reasoning" => continue,
-            // codex knows what its tools were asked and what they gave.
-            kind if is_of_a_tool(kind) => continue,
+            // codex knows its tools' calls and results.
+            kind if is_tool_block(kind) => continue,
             kind => PromptBlock::Unsupported {
                 kind: kind.to_owned(),
                 name: block_name(&block, kind),
             },
         };
-        show(&block, read)?;
+        visit(&block, parsed)?;
     }
     Ok(())
 }
 
-/// Is this the type of a block by which a tool is called, or of what one gave (`tool_use`, `tool_result`,
-/// `server_tool_use`, `web_search_tool_result`, `function_call_output`, …)?
-fn is_of_a_tool(kind: &str) -> bool {
+/// Whether this is the type of a tool call or result (`tool_use`, `tool_result`, `server_tool_use`,
+/// `web_search_tool_result`, `function_call_output`, …).
+fn is_tool_block(kind: &str) -> bool {
     kind.starts_with("function_call")
         || kind.starts_with("custom_tool_call")
         || ["tool_use", "tool_result", "tool_call", "tool_call_output"]
@@ -764,7 +767,7 @@ fn is_of_a_tool(kind: &str) -> bool {
             .any(|end| kind.ends_with(end))
 }
 
-/// What people call a block that is not an image: the first of its members that names it, else its type.
+/// A display name of a block that is not an image: the first of its members that names it, else its type.
 fn block_name(block: &Field<'_>, kind: &str) -> String {
     let text = |name: &str| {
         let text = Field::new(block.get(name)?, String::new()).text().ok()?;
@@ -789,28 +792,28 @@ fn block_name(block: &Field<'_>, kind: &str) -> String {
 }
 
 fn image(block: &Field<'_>) -> Result<Image> {
-    // Where others put the picture: in a `source`, or as `image_url`, a string or an object with a `url`.
+    // Other APIs put the image into `source`, or into `image_url`, a string or an object with a `url`.
     let source = block.member("source")?.filter(Field::is_object);
-    let place = source.as_ref().unwrap_or(block);
-    let media_type = match place.optional_text("media_type")? {
+    let holder = source.as_ref().unwrap_or(block);
+    let media_type = match holder.optional_text("media_type")? {
         Some(media_type) => media_type,
         None => block
             .optional_text("media_type")?
             .unwrap_or("image/png".into()),
     };
-    let data = match place.optional_text("data")? {
+    let data = match holder.optional_text("data")? {
         Some(data) => Some(data),
-        None => place.optional_text("data_base64")?,
+        None => holder.optional_text("data_base64")?,
     };
-    let path = place.optional_text("path")?;
-    let url = match (place.optional_text("url")?, block.member("image_url")?) {
+    let path = holder.optional_text("path")?;
+    let url = match (holder.optional_text("url")?, block.member("image_url")?) {
         (Some(url), _) => Some(url),
         (None, Some(field)) if field.is_object() => field.optional_text("url")?,
         (None, Some(field)) => Some(field.text()?),
         (None, None) => None,
     };
-    let given = block.optional_text("name")?;
-    let given = given.map(|name| without_secrets(&name));
+    let given_name = block.optional_text("name")?;
+    let given_name = given_name.map(|name| without_secrets(&name));
     let (name, source) = if let Some(path) = path {
         (
             file_name(&path),
@@ -834,7 +837,7 @@ fn image(block: &Field<'_>) -> Result<Image> {
     } else {
         ("image".to_owned(), ImageSource::Nothing)
     };
-    let name = given.unwrap_or(name);
+    let name = given_name.unwrap_or(name);
     Ok(Image {
         name: if name.trim().is_empty() {
             "image".to_owned()
@@ -850,7 +853,7 @@ fn is_data_url(text: &str) -> bool {
         .is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
 }
 
-/// A name that somebody gave; where it is a URL, only its file name.
+/// A given name, or the file name if it is a URL.
 fn without_secrets(name: &str) -> String {
     if name.contains("://") || name.starts_with("//") || is_data_url(name) {
         file_name(name)
@@ -859,8 +862,8 @@ fn without_secrets(name: &str) -> String {
     }
 }
 
-/// The last part of a path or a URL. Of a URL neither the user and the password nor the query and the fragment
-/// are in it: both can hold keys, and the name goes to the log and to the model.
+/// The last component of a path or URL. Of a URL it has no user, password, query or fragment: they can contain secrets,
+/// and the name is logged and sent to the model.
 fn file_name(text: &str) -> String {
     if is_data_url(text) {
         return "data".to_owned();
@@ -874,7 +877,7 @@ fn file_name(text: &str) -> String {
             |name| name.to_string_lossy().into_owned(),
         );
     };
-    // Cut at the first of these wherever it stands: a password that was not escaped may have one too.
+    // Cut at the first of these, wherever it is: an unescaped password can contain one, too.
     let rest = rest.split(['?', '#', ';']).next().unwrap_or_default();
     let name = rest.trim_end_matches(['/', '\\']);
     let name = name.rsplit(['/', '\\']).next().unwrap_or_default();
@@ -886,7 +889,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn asked(messages: Value) -> Result<TurnRequest> {
+    fn parse(messages: Value) -> Result<TurnRequest> {
         let params = json!({"agent": {"workspace": "/w"}, "request": {"messages": messages}});
         stream(&root(&params.to_string())).map(|(_, request)| request)
     }
@@ -905,7 +908,7 @@ mod tests {
     // fault: 66
     #[test]
     fn prompt_is_every_user_message_after_last_response() {
-        let request = asked(json!([
+        let request = parse(json!([
             {"role": "user", "content": "first"},
             {"role": "assistant", "content": [{"type": "text", "text": "yes"}, {"type": "tool_use", "id": "1", "name": "ls"}]},
             {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1"}, {"type": "text", "text": "a"}]},
@@ -918,18 +921,18 @@ mod tests {
             {"role": "user", "content": "b"},
         ]))
         .unwrap();
-        let spoken: Vec<Vec<PromptBlock>> = request
+        let prompt: Vec<Vec<PromptBlock>> = request
             .prompt
             .into_iter()
             .map(|blocks| {
                 blocks
                     .into_iter()
-                    .filter(|block| !says_nothing(block))
+                    .filter(|block| !is_blank(block))
                     .collect()
             })
             .collect();
         assert_eq!(
-            spoken,
+            prompt,
             [
                 vec![text("a")],
                 vec![image("y.png", ImageSource::Path("/x/y.png".into()))],
@@ -947,9 +950,9 @@ mod tests {
 
     // fault: 66
     #[test]
-    fn rejects_a_conversation_with_nothing_new() {
-        let said = json!({"role": "user", "content": "hi"});
-        let answered = json!({"role": "assistant", "content": "yes"});
+    fn rejects_conversation_without_new_message() {
+        let question = json!({"role": "user", "content": "hi"});
+        let reply = json!({"role": "assistant", "content": "yes"});
         for last in [
             None,
             Some(json!({"role": "user", "content": ""})),
@@ -960,16 +963,16 @@ mod tests {
             Some(json!({"role": "system", "content": "x"})),
             Some(json!({"role": "tool", "content": "x"})),
         ] {
-            let mut messages = vec![said.clone(), answered.clone()];
+            let mut messages = vec![question.clone(), reply.clone()];
             messages.extend(last);
-            let error = asked(json!(messages)).unwrap_err();
+            let error = parse(json!(messages)).unwrap_err();
             assert_eq!(error.kind().rpc_code(), -32602);
             assert!(error.message().contains("nothing is new"), "{error}");
         }
-        // An empty response is one all the same.
+        // An empty reply counts as one.
         for empty in [json!(""), json!(null), json!([])] {
-            let messages = json!([said, {"role": "assistant", "content": empty}]);
-            assert!(asked(messages).is_err());
+            let messages = json!([question, {"role": "assistant", "content": empty}]);
+            assert!(parse(messages).is_err());
         }
     }
 
@@ -978,15 +981,14 @@ mod tests {
         let messages: Vec<Value> = (0..1000)
             .map(|number| json!({"role": "user", "content": number.to_string()}))
             .collect();
-        let request = asked(json!(messages)).unwrap();
-        // One text, as they are joined for codex.
+        let request = parse(json!(messages)).unwrap();
         let joined: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
         assert_eq!(request.prompt, [[text(&joined.join("\n\n"))]]);
         assert!(request.history.is_empty());
     }
 
     #[test]
-    fn rejects_members_of_a_turn_that_codex_would_not_take() {
+    fn rejects_invalid_members_of_turn() {
         let with = |name: &str, value: Value| {
             let mut params = json!({"agent": {"workspace": "/w"}, "request": {"messages": [{"role": "user", "content": "hi"}]}});
             params[name] = value;
@@ -1064,7 +1066,7 @@ mod tests {
             ),
             (json!({"type": "audio", "data": "aGk="}), "audio"),
         ] {
-            let request = asked(json!([{"role": "user", "content": [block]}])).unwrap();
+            let request = parse(json!([{"role": "user", "content": [block]}])).unwrap();
             let expected = PromptBlock::Unsupported {
                 kind: "audio".to_owned(),
                 name: name.to_owned(),
@@ -1094,7 +1096,7 @@ mod tests {
                 json!({"type": "image", "name": url, "data": "aGk="}),
                 json!({"type": "image_url", "image_url": {"url": url}}),
             ] {
-                let request = asked(json!([{"role": "user", "content": [block]}])).unwrap();
+                let request = parse(json!([{"role": "user", "content": [block]}])).unwrap();
                 let [PromptBlock::Image(image)] = &request.prompt[0][..] else {
                     panic!("{block} is not an image");
                 };
@@ -1111,14 +1113,14 @@ mod tests {
             messages.push(json!({"role": "assistant", "content": "é".repeat(50_000)}));
         }
         messages.push(json!({"role": "user", "content": "now"}));
-        let history = asked(json!(messages)).unwrap().history;
+        let history = parse(json!(messages)).unwrap().history;
         assert!(history.text.len() <= LONGEST && history.text.len() > LONGEST - 4);
         assert!(history.truncated && !history.text.contains("old"));
     }
 
     #[test]
     fn reads_every_form_of_image() {
-        let request = asked(json!([{"role": "user", "content": [
+        let request = parse(json!([{"role": "user", "content": [
             {"type": "text", "text": "see"},
             {"type": "image", "media_type": "image/gif", "data": "aGk="},
             {"type": "image", "media_type": "image/gif", "data_base64": "aGk="},
