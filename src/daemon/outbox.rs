@@ -1,8 +1,8 @@
 //! The queue of lines for the daemon, and the only writer of stdout.
 //!
-//! Whole lines are queued under one lock and written by one thread. If the daemon does not read, the queue fills up to its
-//! limit. Then only the threads of turns block: the main loop queues its short responses without waiting, so a cancel
-//! still works. Too many unread responses stop the reading of stdin instead ([`Outbox::is_flooded`]).
+//! Whole lines are queued under one lock and written by one thread. If the daemon does not read, the queue fills up to
+//! its limit. Then only the threads of turns block: the main loop queues its short responses without waiting, so a
+//! cancel still works. Too many unread responses stop the reading of stdin instead ([`Outbox::is_flooded`]).
 
 use crate::os::CancelToken;
 use std::collections::VecDeque;

@@ -198,8 +198,8 @@ impl<'a> Field<'a> {
     }
 }
 
-/// Decodes the inside of a JSON string. A lone surrogate becomes U+FFFD: a text that was cut within a character stays in
-/// the conversation, and an error would fail every later turn.
+/// Decodes the inside of a JSON string. A lone surrogate becomes U+FFFD: a text that was cut within a character stays
+/// in the conversation, and an error would fail every later turn.
 fn unescape(inner: &str) -> Cow<'_, str> {
     let Some(first) = memchr::memchr(b'\\', inner.as_bytes()) else {
         return Cow::Borrowed(inner);
@@ -835,7 +835,7 @@ fn image(block: &Field<'_>) -> Result<Image> {
         };
         (name, ImageSource::Url(url.into_owned()))
     } else {
-        ("image".to_owned(), ImageSource::Nothing)
+        ("image".to_owned(), ImageSource::Missing)
     };
     let name = given_name.unwrap_or(name);
     Ok(Image {
@@ -1146,7 +1146,7 @@ mod tests {
                     ImageSource::Url("https://example.org/a/cat.png?x=1".into())
                 ),
                 image("dog", url.clone()),
-                image("image", ImageSource::Nothing),
+                image("image", ImageSource::Missing),
                 image("image/png", url),
                 image("image/gif", data),
             ]

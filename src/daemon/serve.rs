@@ -1,13 +1,13 @@
 //! The main loop: handles the daemon's messages, starts the threads of requests, and sends their responses.
 //!
-//! One thread owns the map of running requests and blocks on none of them, nor on a file: all its input comes through one
-//! channel, lines of stdin from a reader thread, results from the threads of requests, signals from theirs. It also sends
-//! the responses, so that a request's id is free again exactly when its response is queued. All access to the file system
-//! is in the threads of requests: if one hangs, no other is affected.
+//! One thread owns the map of running requests and blocks on none of them, nor on a file: all its input comes through
+//! one channel, lines of stdin from a reader thread, results from the threads of requests, signals from theirs. It also
+//! sends the responses, so that a request's id is free again exactly when its response is queued. All access to the
+//! file system is in the threads of requests: if one hangs, no other is affected.
 //!
 //! A thread that hangs cannot be ended. Its codex is ended instead, and its request gets a response without it
-//! ([`Server::abandon`]). These threads are not joined, and neither is the reader: it blocks in stdin, where it cannot be
-//! woken, and owns nothing that needs cleanup.
+//! ([`Server::abandon`]). These threads are not joined, and neither is the reader: it blocks in stdin, where it cannot
+//! be woken, and owns nothing that needs cleanup.
 
 use super::names;
 use super::outbox::Outbox;
@@ -49,8 +49,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long after a cancel the loop itself ends the turn's codex: the turn's thread would have done so at once, so it
 /// hangs.
 const NUDGE_AFTER: Duration = Duration::from_millis(1000);
-/// How long after that the loop sends the response without the thread: 5 s after the cancel. codex needs about that time
-/// to end ([`LONGEST_ENDING`](crate::backend::guard::LONGEST_ENDING)).
+/// How long after that the loop sends the response without the thread: 5 s after the cancel. codex needs about that
+/// time to end ([`LONGEST_ENDING`](crate::backend::guard::LONGEST_ENDING)).
 const ABANDON_AFTER: Duration = Duration::from_millis(4000);
 /// How often the reader checks whether a daemon that does not read its responses has read some.
 const FLOODED_PAUSE: Duration = Duration::from_millis(100);
@@ -82,7 +82,8 @@ enum LoopInput {
     Gone,
 }
 
-/// Serves on this process's stdin and stdout until stdin ends, stdout fails or a signal arrives. Returns the exit status.
+/// Serves on this process's stdin and stdout until stdin ends, stdout fails or a signal arrives. Returns the exit
+/// status.
 ///
 /// # Errors
 /// [`Kind::Io`] if a thread or pipe cannot be created at the start, or if stdin or stdout fails, except because the
@@ -777,8 +778,8 @@ impl Server {
         is_cancelled
     }
 
-    /// Sends a message of the user to a running turn. The response follows when the model has it, or at once if the turn
-    /// does not accept messages.
+    /// Sends a message of the user to a running turn. The response follows when the model has it, or at once if the
+    /// turn does not accept messages.
     fn steer(&self, id: &Id, params: Option<&RawValue>) -> Result<()> {
         self.initialization()?;
         let value = params::value(params)?;

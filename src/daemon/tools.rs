@@ -164,8 +164,8 @@ pub(super) struct StreamHandle {
 }
 
 impl StreamHandle {
-    /// Holds the request of a tool call back until its `tool_use` event is in the outbox. Returns it if there is nothing
-    /// to wait for.
+    /// Holds the request of a tool call back until its `tool_use` event is in the outbox. Returns it if there is
+    /// nothing to wait for.
     fn hold(&self, number: u64, call_id: Option<&str>, line: Vec<u8>) -> Option<Vec<u8>> {
         let mut state = lock(&self.state);
         // A call inside code mode is recorded only when it has completed.

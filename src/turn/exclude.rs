@@ -1,8 +1,8 @@
 //! Keeps the plugin's files out of the workspace's git repository: an agent's `git add -A` would commit the session
 //! file, and a clone would then carry on the agent's thread.
 //!
-//! They are listed in the repository's own `info/exclude`, which is nobody's to commit. The repository is found as
-//! git finds it; nothing is created outside one, and no symbolic link is followed to write.
+//! They are listed in the repository's `info/exclude`, which is never committed. The repository is found as git finds
+//! it; nothing is created outside one, and writes follow no symbolic link.
 
 use super::session;
 use crate::os::{Directory, open_regular_file, user_id};
@@ -10,15 +10,15 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Longer lists are left alone.
+/// Longer exclude files are left unchanged.
 const MAX_EXCLUDE_BYTES: u64 = 1 << 20;
-/// A `.git` file and a `commondir` hold a path.
+/// How much of a `.git` file or a `commondir` is read; each contains a path.
 const MAX_POINTER_BYTES: u64 = 8 << 10;
 
-/// Lists the plugin's files in the repository that `workspace` lies in, if it lies in one and they are not listed.
+/// Lists the plugin's files in the repository that contains `workspace`, if there is one and they are not listed yet.
 ///
 /// # Errors
-/// The operating system's, and what is odd about the repository; nothing depends on it.
+/// The operating system's, or the repository or its exclude file is not usable. The turn does not depend on it.
 pub(super) fn exclude_own_files(workspace: &Path) -> io::Result<()> {
     let ceilings = std::env::var_os("GIT_CEILING_DIRECTORIES").unwrap_or_default();
     let ceilings: Vec<PathBuf> = std::env::split_paths(&ceilings).collect();
@@ -57,16 +57,16 @@ pub(super) fn exclude_own_files(workspace: &Path) -> io::Result<()> {
     {
         return Ok(());
     }
-    // A last line without an end would take the new one for its own.
-    let gap = match listed.last() {
+    // The last line may lack its line end.
+    let separator = match listed.last() {
         None | Some(b'\n') => "",
         Some(_) => "\n",
     };
-    // One write at the end of the file: two turns at once can list it twice, but lose nothing.
-    file.write_all(format!("{gap}{pattern}\n").as_bytes())
+    // A single append: two concurrent turns may add a duplicate, but lose nothing.
+    file.write_all(format!("{separator}{pattern}\n").as_bytes())
 }
 
-/// The directory that has the repository's `info`, as git finds it from `workspace` upwards, below the `ceilings`.
+/// The repository's common directory, searched as git does: from `workspace` upwards, below the `ceilings`.
 fn find_repository(workspace: &Path, ceilings: &[PathBuf]) -> io::Result<Option<PathBuf>> {
     for directory in workspace.ancestors() {
         if directory != workspace && ceilings.iter().any(|ceiling| ceiling == directory) {
@@ -77,14 +77,14 @@ fn find_repository(workspace: &Path, ceilings: &[PathBuf]) -> io::Result<Option<
             continue;
         };
         if found.uid() != user_id() {
-            // It may lead into a repository of this user's; git does not use it either.
+            // It may point to a repository of this user. git rejects it, too.
             return Ok(None);
         }
         let repository = if found.is_dir() {
             entry
         } else if found.is_file() {
             // A worktree or a submodule.
-            let text = pointer(&entry)?;
+            let text = read_pointer(&entry)?;
             let Some(path) = text.strip_prefix("gitdir:") else {
                 continue;
             };
@@ -95,8 +95,8 @@ fn find_repository(workspace: &Path, ceilings: &[PathBuf]) -> io::Result<Option<
         if !repository.join("HEAD").exists() {
             continue;
         }
-        // A worktree has its own HEAD, and shares the rest.
-        return match pointer(&repository.join("commondir")) {
+        // A worktree has a HEAD of its own and shares the rest.
+        return match read_pointer(&repository.join("commondir")) {
             Ok(common) => repository.join(common.trim()).canonicalize().map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 repository.canonicalize().map(Some)
@@ -107,7 +107,7 @@ fn find_repository(workspace: &Path, ceilings: &[PathBuf]) -> io::Result<Option<
     Ok(None)
 }
 
-fn pointer(path: &Path) -> io::Result<String> {
+fn read_pointer(path: &Path) -> io::Result<String> {
     let file = open_regular_file(path)?;
     let mut text = String::new();
     file.take(MAX_POINTER_BYTES).read_to_string(&mut text)?;
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn ignores_repository_of_another_user() {
         if user_id() != 0 {
-            // Nobody else can give a file away.
+            // Only root can change the owner of a file.
             return;
         }
         let root = tempfile::tempdir().unwrap();

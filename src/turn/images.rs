@@ -1,12 +1,12 @@
-//! Images of a prompt, as files that codex can be given with `-i`.
+//! The images of a prompt, as files for codex's `-i`.
 //!
-//! codex opens what it is given by its path, and waits for ever where that is a FIFO by then. So it is only given
-//! files of our own: each image is opened here without waiting, looked at through its descriptor, and copied into
-//! a directory of the turn's in the private runtime directory. That directory is locked while it is in use; one
-//! that is not is a killed plugin's, and is removed.
+//! codex opens a file by its path, and blocks forever if that has become a FIFO. So it only gets the plugin's copies:
+//! each image is opened here without blocking, checked through its descriptor, and copied into a directory of the turn
+//! in the private runtime directory. That directory is locked while it is in use; an unlocked one is left from a killed
+//! plugin and is removed.
 //!
-//! An image that cannot be had does not fail the turn: it becomes a line of text in its place and a warning.
-//! Nothing is fetched from anywhere.
+//! An image that cannot be read does not fail the turn: a line of text takes its place, with a warning. Nothing is
+//! fetched over the network.
 
 use crate::error::{Error, reason};
 use crate::mcp;
@@ -18,34 +18,35 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// The largest image, in bytes: more than any provider takes.
+/// The largest image, in bytes: more than any provider accepts.
 const LARGEST: u64 = 64 << 20;
-/// The most that the images of a turn may have together, since the runtime directory is often in memory.
+/// The largest total size of a turn's images, in bytes: the runtime directory is often in memory.
 const LARGEST_TOTAL: u64 = 256 << 20;
-/// How the names of our directories begin.
+/// The prefix of the names of image directories.
 const PREFIX: &str = "images-";
 
 /// An image block of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Image {
-    /// What people call it: its file's name, or what it was given as.
+    /// Its name for display: that of its file, a given one, or the media type.
     pub(crate) name: String,
     pub(crate) source: ImageSource,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ImageSource {
-    /// A file; a relative path is one in the workspace.
+    /// A file; a relative path is below the workspace.
     Path(PathBuf),
-    /// Base64, and the media type.
-    Data { base64: String, media_type: String },
-    /// A URL.
+    Data {
+        base64: String,
+        media_type: String,
+    },
     Url(String),
-    /// The block did not say where the image is.
-    Nothing,
+    /// The block has no source.
+    Missing,
 }
 
-/// The files of a turn's images, which are removed with it.
+/// The files of a turn's images. Dropping it removes them.
 #[derive(Debug)]
 pub(crate) struct Images<'a> {
     pub(crate) files: Vec<PathBuf>,
@@ -56,16 +57,16 @@ pub(crate) struct Images<'a> {
     total: u64,
 }
 
-/// A directory of ours.
+/// A turn's directory in the runtime directory.
 #[derive(Debug)]
 struct ImageDirectory {
-    // In this order: it is removed before its lock is let go.
+    // In this order: the directory is removed before its lock is released.
     path: TempDir,
     _lock: FileLock,
 }
 
 impl<'a> Images<'a> {
-    /// No images yet. What a killed plugin left is removed.
+    /// Starts without images. Directories left from killed plugins are removed.
     pub(crate) fn new(workspace: &'a Path, profile: &Path, cancel: &'a CancelToken) -> Images<'a> {
         let runtime = runtime_directory(profile);
         sweep(&runtime);
@@ -79,10 +80,10 @@ impl<'a> Images<'a> {
         }
     }
 
-    /// Makes a file of an image.
+    /// Stores an image in a file.
     ///
     /// # Errors
-    /// Why it cannot be had, in words.
+    /// The reason, for a message.
     pub(crate) fn add(&mut self, image: &Image) -> Result<(), String> {
         match &image.source {
             ImageSource::Path(path) => {
@@ -98,16 +99,16 @@ impl<'a> Images<'a> {
                 let (bytes, media_type) = data_url(url)?;
                 self.write(&bytes[..], &image.name, extension(&media_type))
             }
-            ImageSource::Nothing => {
+            ImageSource::Missing => {
                 Err("it has none of `path`, `data`, `data_base64` and `url`".to_owned())
             }
         }
     }
 
-    /// Makes a file of the schema that codex's last text is to follow, beside the images; its path.
+    /// Stores the JSON Schema for codex's last text beside the images. Returns its path.
     ///
     /// # Errors
-    /// Why it cannot be written, in words.
+    /// The reason, for a message.
     pub(super) fn add_schema(&mut self, schema: &str) -> Result<PathBuf, String> {
         let path = self.next_path("schema", "json")?;
         self.copy(schema.as_bytes(), &path)?;
@@ -118,7 +119,7 @@ impl<'a> Images<'a> {
         let path = self.next_path(name, extension)?;
         let copied = self.copy(from, &path);
         if let Err(why) = &copied {
-            // What there is of it would take the room of the next one, which says so if it stays.
+            // The partial file would take space from the next image, which reports it if the removal fails.
             let _ = std::fs::remove_file(&path);
             log::debug!("no image '{}': {why}", path.display());
         }
@@ -131,7 +132,7 @@ impl<'a> Images<'a> {
         let cannot =
             |error: io::Error| format!("cannot write '{}': {}", path.display(), reason(&error));
         let mut file = os::create_private_file(path).map_err(cannot)?;
-        // The umask may have taken what codex needs.
+        // The umask may have removed permissions that codex needs.
         file.set_permissions(PermissionsExt::from_mode(0o600))
             .map_err(cannot)?;
         let mut part = vec![0; 64 << 10];
@@ -164,20 +165,20 @@ impl<'a> Images<'a> {
         Ok(length)
     }
 
-    /// Where the next file goes. Its name tells the model which image it is (from 0.148 codex says the path), and
-    /// has nothing in it that codex could take for more than one file: it splits at commas.
+    /// The path of the next file. Its name shows the model which image it is (from 0.148 codex sends the path), and has
+    /// no comma, since codex splits the argument at commas.
     fn next_path(&mut self, name: &str, extension: &str) -> Result<PathBuf, String> {
         let directory = match &mut self.directory {
             Some(directory) => directory,
-            none => none
+            missing => missing
                 .insert(make_directory(&self.runtime).map_err(|error| error.message().to_owned())?),
         };
         let number = self.files.len() + 1;
         let stem = match Path::new(name).file_stem().and_then(|stem| stem.to_str()) {
-            Some(stem) if !name.contains('/') => format!("-{}", plain(stem, 40)),
+            Some(stem) if !name.contains('/') => format!("-{}", safe_name(stem, 40)),
             _ => String::new(),
         };
-        let extension = plain(extension, 10);
+        let extension = safe_name(extension, 10);
         Ok(directory
             .path
             .path()
@@ -185,18 +186,18 @@ impl<'a> Images<'a> {
     }
 }
 
-/// Where the directories of images are: with the sockets, unless codex could not be given a path in there.
+/// The parent of the image directories: that of the sockets, unless its path has a comma, at which codex would split.
 fn runtime_directory(profile: &Path) -> PathBuf {
-    let place = mcp::runtime_place(mcp::runtime_dir().as_deref(), profile);
-    if place.as_os_str().as_bytes().contains(&b',') {
+    let directory = mcp::runtime_place(mcp::runtime_dir().as_deref(), profile);
+    if directory.as_os_str().as_bytes().contains(&b',') {
         return mcp::short_runtime_place();
     }
-    place
+    directory
 }
 
-/// Makes a directory for a turn's images, locked and private from its first moment.
+/// Creates the directory of a turn's images, private and locked.
 fn make_directory(runtime: &Path) -> Result<ImageDirectory, Error> {
-    // Under the lock nobody sweeps it before it is locked itself.
+    // Another process's sweep must not find it before it is locked.
     let _runtime_lock = mcp::lock_runtime_directory(runtime)?;
     let cannot = |error: io::Error| {
         Error::os(
@@ -211,7 +212,7 @@ fn make_directory(runtime: &Path) -> Result<ImageDirectory, Error> {
         .permissions(private.clone())
         .tempdir_in(runtime)
         .map_err(cannot)?;
-    // The umask may have taken what we need.
+    // The umask may have removed permissions.
     std::fs::set_permissions(path.path(), private).map_err(cannot)?;
     match os::try_lock_directory(path.path()).map_err(cannot)? {
         TryLock::Held(lock) => Ok(ImageDirectory { path, _lock: lock }),
@@ -219,33 +220,33 @@ fn make_directory(runtime: &Path) -> Result<ImageDirectory, Error> {
     }
 }
 
-/// Removes the images that killed plugins left. Those of a plugin that lives are locked.
+/// Removes the directories left from killed plugins. Those of running plugins are locked.
 fn sweep(runtime: &Path) {
-    let left = || {
+    let directories = || {
         let entries = std::fs::read_dir(runtime).into_iter().flatten().flatten();
         entries.filter(|entry| entry.file_name().as_bytes().starts_with(PREFIX.as_bytes()))
     };
-    if left().next().is_none() {
+    if directories().next().is_none() {
         return;
     }
-    // What cannot be swept now stays for the next turn; one that creates a directory reports what is wrong.
+    // The next turn tries again. Creating a directory reports the error.
     let Ok(_runtime_lock) = mcp::lock_runtime_directory(runtime) else {
         return;
     };
-    for entry in left() {
+    for entry in directories() {
         let path = entry.path();
         if let Ok(TryLock::Held(_lock)) = os::try_lock_directory(&path) {
             log::debug!("removing what a killed plugin left: '{}'", path.display());
-            // What stays is tried again by the next turn.
+            // The next turn tries again to remove what is left.
             let _ = std::fs::remove_dir_all(&path);
         }
     }
 }
 
-/// Opens an image that is a regular file, without ever waiting for one that is something else.
+/// Opens an image that is a regular file, without blocking on anything else.
 ///
-/// A symbolic link is followed where it belongs to this user or to root: whoever else can write into the image's
-/// directory must not choose which of this user's files the model gets to see.
+/// A symbolic link is followed only if it belongs to this user or root: other users who can write to the image's
+/// directory must not choose which of this user's files is sent to the model.
 fn open(path: &Path) -> Result<File, String> {
     let found = std::fs::symlink_metadata(path).map_err(|error| reason(&error))?;
     let user = os::user_id();
@@ -259,7 +260,7 @@ fn open(path: &Path) -> Result<File, String> {
             found.uid()
         ));
     };
-    // A device is not even opened where that can be known.
+    // Checked before the open too: opening a device can have side effects.
     let found = std::fs::symlink_metadata(&target).map_err(|error| reason(&error))?;
     if !found.is_file() {
         return Err("it is not a regular file".to_owned());
@@ -271,7 +272,7 @@ fn open(path: &Path) -> Result<File, String> {
         }
         Err(error) => return Err(reason(&error)),
     };
-    // It may have been replaced since; what is open now cannot be.
+    // The path may have been replaced since; the open file cannot be.
     let found = file.metadata().map_err(|error| reason(&error))?;
     if !found.is_file() {
         return Err("it is not a regular file".to_owned());
@@ -286,8 +287,8 @@ fn too_large(most: u64) -> String {
     format!("it is larger than {} MiB", most >> 20)
 }
 
-/// What of a name can stand in a path that codex is given.
-fn plain(name: &str, longest: usize) -> String {
+/// A name with only characters that are safe in codex's arguments, at most `longest` of them.
+fn safe_name(name: &str, longest: usize) -> String {
     name.chars()
         .take(longest)
         .map(|char| match char {
@@ -309,7 +310,7 @@ fn extension(media_type: &str) -> &'static str {
     }
 }
 
-/// The bytes and the media type of a `data:` URL.
+/// Decodes a `data:` URL into its bytes and media type.
 fn data_url(url: &str) -> Result<(Vec<u8>, String), String> {
     let Some(rest) = url
         .get(..5)
@@ -346,7 +347,7 @@ fn percent_decoded(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// Base64, the usual alphabet or the one for URLs, padded or not, white space in it skipped.
+/// Decodes base64 in the standard or the URL-safe alphabet, padded or not; white space is skipped.
 fn decode(text: &str) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 3);
     let mut group = 0u32;
@@ -434,20 +435,20 @@ mod tests {
         }
     }
 
-    struct Place {
+    struct TestDirectory {
         root: TempDir,
         cancel: CancelToken,
     }
 
-    impl Place {
-        fn new() -> Place {
-            Place {
+    impl TestDirectory {
+        fn new() -> TestDirectory {
+            TestDirectory {
                 root: tempfile::tempdir().unwrap(),
                 cancel: CancelToken::new().unwrap(),
             }
         }
 
-        /// As [`Images::new`], but whatever the environment says.
+        /// Like [`Images::new`], but independent of the environment.
         fn images(&self) -> Images<'_> {
             let runtime = self.root.path().join("run");
             sweep(&runtime);
@@ -461,12 +462,12 @@ mod tests {
             self.root.path().join(name)
         }
 
-        fn left(&self) -> usize {
+        fn entries(&self) -> usize {
             std::fs::read_dir(self.path("run")).map_or(0, Iterator::count)
         }
     }
 
-    fn at(path: &str) -> Image {
+    fn image_at(path: &str) -> Image {
         Image {
             name: path.to_owned(),
             source: ImageSource::Path(path.into()),
@@ -486,14 +487,14 @@ mod tests {
     // fault: 100
     #[test]
     fn stores_images_in_private_files() {
-        let place = Place::new();
-        std::fs::write(place.path("a,b \u{e9}.png"), "pixels").unwrap();
-        let mut images = place.images();
-        assert_eq!(images.add(&at("a,b \u{e9}.png")), Ok(()));
+        let directory = TestDirectory::new();
+        std::fs::write(directory.path("a,b \u{e9}.png"), "pixels").unwrap();
+        let mut images = directory.images();
+        assert_eq!(images.add(&image_at("a,b \u{e9}.png")), Ok(()));
         assert_eq!(images.add(&data()), Ok(()));
         for (image, why) in [
-            (at("none.png"), "No such file or directory"),
-            (at("."), "it is not a regular file"),
+            (image_at("none.png"), "No such file or directory"),
+            (image_at("."), "it is not a regular file"),
             (
                 Image {
                     name: "x".to_owned(),
@@ -517,36 +518,36 @@ mod tests {
             assert_eq!(mode(file), 0o600);
             assert_eq!(mode(file.parent().unwrap()), 0o700);
         }
-        assert_eq!(mode(&place.path("run")), 0o700);
+        assert_eq!(mode(&directory.path("run")), 0o700);
         drop(images);
-        assert_eq!(place.left(), 0);
+        assert_eq!(directory.entries(), 0);
     }
 
     // fault: 100
     #[test]
     fn removes_images_of_killed_plugins_only() {
-        let place = Place::new();
-        let mut living = place.images();
-        living.add(&data()).unwrap();
-        let dead = place.path("run/images-dead");
-        std::fs::create_dir(&dead).unwrap();
-        std::fs::write(dead.join("1.png"), "private").unwrap();
-        std::fs::write(place.path("run/images-file"), "not ours").unwrap();
-        let _other = place.images();
-        assert!(!dead.exists());
-        assert!(living.files[0].exists());
-        assert!(place.path("run/images-file").exists());
+        let directory = TestDirectory::new();
+        let mut running = directory.images();
+        running.add(&data()).unwrap();
+        let killed = directory.path("run/images-dead");
+        std::fs::create_dir(&killed).unwrap();
+        std::fs::write(killed.join("1.png"), "private").unwrap();
+        std::fs::write(directory.path("run/images-file"), "not ours").unwrap();
+        let _other = directory.images();
+        assert!(!killed.exists());
+        assert!(running.files[0].exists());
+        assert!(directory.path("run/images-file").exists());
     }
 
     // fault: 107
     #[test]
     fn rejects_images_that_are_not_regular_files() {
-        let place = Place::new();
-        let fifo = place.path("fifo.png");
+        let directory = TestDirectory::new();
+        let fifo = directory.path("fifo.png");
         os::make_fifo(&fifo);
-        std::fs::write(place.path("real.png"), "pixels").unwrap();
-        std::fs::write(place.path("empty.png"), "").unwrap();
-        File::create(place.path("large.png"))
+        std::fs::write(directory.path("real.png"), "pixels").unwrap();
+        std::fs::write(directory.path("empty.png"), "").unwrap();
+        File::create(directory.path("large.png"))
             .unwrap()
             .set_len(LARGEST + 1)
             .unwrap();
@@ -556,9 +557,9 @@ mod tests {
             ("/dev/zero", "zero.png"),
             ("loop.png", "loop.png"),
         ] {
-            std::os::unix::fs::symlink(target, place.path(link)).unwrap();
+            std::os::unix::fs::symlink(target, directory.path(link)).unwrap();
         }
-        let mut images = place.images();
+        let mut images = directory.images();
         for (name, why) in [
             ("fifo.png", Some("it is not a regular file")),
             ("/dev/zero", Some("it is not a regular file")),
@@ -570,21 +571,21 @@ mod tests {
             ("link.png", None),
             ("real.png", None),
         ] {
-            let added = images.add(&at(name));
+            let added = images.add(&image_at(name));
             assert_eq!(added.err().as_deref(), why, "{name}");
         }
-        assert!(images.add(&at("loop.png")).is_err());
-        // What is put in an image's place afterwards does not reach codex.
-        std::fs::remove_file(place.path("real.png")).unwrap();
-        std::fs::rename(&fifo, place.path("real.png")).unwrap();
+        assert!(images.add(&image_at("loop.png")).is_err());
+        // A file that replaces an image afterwards does not reach codex.
+        std::fs::remove_file(directory.path("real.png")).unwrap();
+        std::fs::rename(&fifo, directory.path("real.png")).unwrap();
         assert_eq!(std::fs::read(&images.files[1]).unwrap(), b"pixels");
     }
 
     #[test]
     fn cancelled_turn_copies_no_images() {
-        let place = Place::new();
-        place.cancel.cancel();
-        let mut images = place.images();
+        let directory = TestDirectory::new();
+        directory.cancel.cancel();
+        let mut images = directory.images();
         assert_eq!(images.add(&data()), Err("the turn is cancelled".to_owned()));
         assert!(images.files.is_empty());
     }

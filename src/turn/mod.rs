@@ -1,11 +1,10 @@
-//! A turn from request to answer.
+//! A turn, from its request to its result.
 //!
-//! Whoever asks for a turn passes a [`Sink`](crate::backend::emitter::EventSink) for its events: the daemon's outbox or a
-//! printer for a terminal, so that what a person debugs is what the daemon gets. Nothing here knows JSON-RPC, or in
-//! which way codex is run.
+//! The caller passes an [`EventSink`](crate::backend::emitter::EventSink): the daemon's outbox or a printer for a
+//! terminal, so that both get the same events. Nothing here depends on JSON-RPC or on how codex is run.
 //!
-//! What can be refused before codex starts comes back as an error and no event was emitted; after the first event
-//! the turn always ends with a response.
+//! A turn that is refused before codex starts returns an error and emits no event; after the first event it always ends
+//! with a result.
 
 mod exclude;
 pub(crate) mod images;
@@ -26,24 +25,23 @@ use crate::config::Config;
 use crate::paths::Paths;
 use std::sync::Arc;
 
-/// What a turn is asked to do.
+/// The request for a turn.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TurnRequest {
-    /// The model as the daemon names it; empty leaves the choice to codex.
+    /// The daemon's name of the model; if empty, codex chooses.
     pub(crate) model: String,
     pub(crate) agent_id: Option<String>,
     pub(crate) system: Option<String>,
-    /// The blocks of each message that is new.
+    /// The blocks of each new message.
     pub(crate) prompt: Vec<Vec<PromptBlock>>,
     /// The conversation before them.
     pub(crate) history: History,
-    /// What of the request could not be taken as it stands, one sentence each.
+    /// What of the request was changed or left out, a sentence each.
     pub(crate) warnings: Vec<String>,
-    /// Which thread the turn is in.
     pub(crate) thread: ThreadChoice,
-    /// The JSON Schema that the last text is to follow, as JSON.
+    /// The JSON Schema for the last text, as JSON.
     pub(crate) output_schema: Option<String>,
-    /// How much the model is to think, in the provider's word for it.
+    /// The provider's name of the reasoning effort.
     pub(crate) reasoning_effort: Option<String>,
     /// The codex executable, instead of the config's.
     pub(crate) binary: Option<String>,
@@ -52,16 +50,16 @@ pub(crate) struct TurnRequest {
 /// Which thread a turn is in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum ThreadChoice {
-    /// The workspace's own, or a new one where it has none.
+    /// The thread in the session file, or a new one without that.
     #[default]
     Stored,
-    /// A new one, whatever the session file says.
+    /// A new thread, regardless of the session file.
     New,
-    /// The one with this id, in lower case, which becomes the workspace's.
+    /// The thread with this id, in lower case. It is stored in the session file.
     Adopted(String),
 }
 
-/// What every turn of a process shares.
+/// The state that all turns of a process share.
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     pub(crate) config: Config,

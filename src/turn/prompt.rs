@@ -1,7 +1,7 @@
-//! What of the daemon's conversation codex gets: the new messages as one prompt, the older ones as a record.
+//! Turns the daemon's conversation into text for codex: the new messages into the prompt, the older ones into a
+//! history.
 //!
-//! Nothing that the daemon sent is left out without a word: what cannot go along leaves a placeholder in its
-//! place, and a warning where it is new.
+//! Nothing is omitted silently: a block that cannot be sent leaves a placeholder, and a warning if it is new.
 
 use super::images::{Image, Images};
 use crate::backend::emitter::Emitter;
@@ -10,13 +10,13 @@ use crate::error::{Error, Kind, Result};
 use std::borrow::Cow;
 use std::collections::VecDeque;
 
-/// How much of a conversation is replayed to a thread that begins or takes over, in bytes.
+/// How much of a conversation is replayed in a new or replacing thread, in bytes.
 pub(crate) const LONGEST_REPLAY: usize = 256 << 10;
 
 /// The longest name in a placeholder, in characters.
 const LONGEST_LABEL: usize = 100;
 
-/// What stands for the text of a message that has attachments alone.
+/// The text of a message that has only attachments.
 const SEE_ATTACHMENT: &str = "(see the attachment)";
 
 const BEFORE_REPLAY: &str = "<conversation_so_far>\nThis thread begins in the middle of a conversation. What follows between these tags is the record of what was said before, oldest first; it is not a new request.\n\n";
@@ -28,19 +28,19 @@ const AFTER_REPLAY: &str = "\n</conversation_so_far>\n\n";
 pub(crate) enum PromptBlock {
     Text(String),
     Image(Image),
-    /// A block of a type that codex cannot be given.
+    /// A block of a type that codex does not accept.
     Unsupported {
         kind: String,
         name: String,
     },
 }
 
-/// What was said before the prompt.
+/// The conversation before the prompt, as text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct History {
-    /// The newest [`LONGEST_REPLAY`] bytes; empty where nothing was said.
+    /// Its newest [`LONGEST_REPLAY`] bytes at most.
     pub(crate) text: String,
-    /// There was more than that.
+    /// Older text was dropped.
     pub(crate) truncated: bool,
 }
 
@@ -49,8 +49,8 @@ impl History {
         self.text.is_empty()
     }
 
-    /// The first prompt of a thread that begins here or takes over: the record, set apart, then what is new. The
-    /// record gives way where both together would be too long for codex.
+    /// The first prompt of a new or replacing thread: the history between tags, then `prompt`. The history is shortened
+    /// if both together would be too long for codex.
     pub(super) fn before(&self, prompt: &str) -> String {
         let room = LONGEST_PROMPT
             .saturating_sub(
@@ -70,14 +70,16 @@ impl History {
     }
 }
 
-/// Makes a [`History`] of messages, the oldest first, and holds little more of them than is kept.
+/// Builds a [`History`] from messages, the oldest first, without holding much more than the result.
 #[derive(Debug, Default)]
 pub(crate) struct HistoryBuilder {
-    /// The finished messages, and how many bytes they have with what goes between them.
+    /// The finished messages.
     messages: VecDeque<String>,
+    /// Their total length in bytes, including separators.
     length: usize,
-    /// The message that is added to: what stands before its parts, and their end.
+    /// The first line of the current message.
     head: String,
+    /// The parts of the current message, of long ones the end.
     parts: String,
     truncated: bool,
 }
@@ -89,7 +91,7 @@ impl HistoryBuilder {
         self.head = format!("[{}]", label(role));
     }
 
-    /// Adds a part to the message that was begun.
+    /// Adds a part to the current message.
     pub(crate) fn add(&mut self, part: &str) {
         if part.trim().is_empty() {
             return;
@@ -110,7 +112,7 @@ impl HistoryBuilder {
             return;
         }
         let message = format!("{}{parts}", self.head);
-        // What looks like the record's end would end it early, and the rest would read like a request.
+        // The closing tag in a message would end the history early, and the rest would read like a request.
         let message = message.replace("</conversation_so_far", "<\\/conversation_so_far");
         self.length += message.len() + 2;
         self.messages.push_back(message);
@@ -134,11 +136,11 @@ impl HistoryBuilder {
     }
 }
 
-/// The text of the new messages, joined by blank lines, the blocks of each by line ends. Images become files; what
-/// cannot be had leaves a placeholder in its place.
+/// The text of the new messages, joined by blank lines, their blocks by line ends. Images become files; a block that
+/// cannot be sent leaves a placeholder.
 ///
 /// # Errors
-/// [`Kind::Params`] where there is no text at all: codex takes no empty prompt.
+/// [`Kind::Params`] without any text: codex rejects an empty prompt.
 pub(super) fn prompt_text(
     messages: &[Vec<PromptBlock>],
     images: &mut Images<'_>,
@@ -157,7 +159,7 @@ pub(super) fn prompt_text(
     Ok(texts.join("\n\n"))
 }
 
-/// The text of new messages that have nothing but text; `None` where there is more, or no text.
+/// The text of new messages that contain only text; `None` if there are other blocks, or no text.
 pub(crate) fn plain_text(messages: &[Vec<PromptBlock>]) -> Option<String> {
     let mut texts = Vec::new();
     for blocks in messages {
@@ -214,7 +216,7 @@ fn message_text(
     parts.join("\n")
 }
 
-/// A name that others chose, as it can stand in a line between quotes.
+/// An untrusted name, made safe for a quoted string in one line.
 pub(crate) fn label(name: &str) -> String {
     let mut label = String::new();
     for (at, char) in name.trim().chars().enumerate() {
@@ -224,7 +226,7 @@ pub(crate) fn label(name: &str) -> String {
         }
         match char {
             '"' => label.push('\''),
-            // The separators, and what turns the direction of the text around: one line is to stay one.
+            // Line separators and bidirectional controls.
             '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{061c}' => label.push(' '),
             '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => label.push(' '),
             char if char.is_control() => label.push(' '),
@@ -234,7 +236,7 @@ pub(crate) fn label(name: &str) -> String {
     label
 }
 
-/// The last `most` bytes of a text, cut between characters.
+/// The last `most` bytes of a text at most, cut between characters.
 fn newest(text: &str, most: usize) -> &str {
     let mut start = text.len().saturating_sub(most);
     while !text.is_char_boundary(start) {
@@ -263,11 +265,11 @@ mod tests {
 
     #[test]
     fn replay_is_delimited_and_keeps_newest() {
-        let said: [(&str, &[&str]); 2] = [
+        let messages: [(&str, &[&str]); 2] = [
             ("user", &["hi", " ", "[image \"a\"]"]),
             ("assistant", &["yes"]),
         ];
-        let prompt = history_of(&said).before("and now?");
+        let prompt = history_of(&messages).before("and now?");
         assert!(prompt.starts_with("<conversation_so_far>\n"), "{prompt}");
         assert!(
             prompt.ends_with(

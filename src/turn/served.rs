@@ -1,7 +1,7 @@
-//! The workspaces that turns ran in: a list beside the config file, for an overview of many agents.
+//! The list of the workspaces that turns ran in, beside the config file, for an overview of many agents.
 //!
-//! A line is a path as a JSON string; the newest are last, and none is there twice but where two processes add it
-//! at once. The list is a help and nothing depends on it: what cannot be written is not.
+//! A line is a path as a JSON string, the newest last; duplicates occur only if two processes add a path at the same
+//! time. No turn depends on the list: one that cannot be written is only logged.
 
 use crate::os::open_regular_file;
 use std::collections::HashSet;
@@ -11,17 +11,17 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// The list's name in the plugin's directory of the profile.
+/// The file's name in the plugin's directory of the profile.
 const FILE: &str = "workspaces";
 /// How long the list may become, in bytes: some ten thousand workspaces.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Adds a workspace, unless it is there.
+/// Adds a workspace, unless it is listed.
 ///
 /// # Errors
-/// The operating system's. A directory that is not there, or is another user's, is none: then there is no list.
+/// The operating system's. If the directory is missing or another user's, nothing is written, without an error.
 pub(super) fn add(plugin_directory: &Path, workspace: &Path) -> io::Result<()> {
-    // What this process has added: most turns are in a workspace that is known.
+    // The workspaces that this process has added: most turns run in one of them.
     static KNOWN: Mutex<Option<HashSet<PathBuf>>> = Mutex::new(None);
     {
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -42,14 +42,14 @@ pub(super) fn add(plugin_directory: &Path, workspace: &Path) -> io::Result<()> {
         return Ok(());
     }
     if path.metadata().is_ok_and(|file| file.len() > MAX_BYTES) {
-        // The older half has most likely gone out of use.
+        // The older half is most likely out of use.
         let mut file = tempfile::NamedTempFile::new_in(plugin_directory)?;
         for path in &listed[listed.len() / 2..] {
             file.write_all(&line(path))?;
         }
         file.persist(&path)?;
     }
-    // One write, which two processes at once do one after the other.
+    // A single append, so that lines of concurrent processes do not mix.
     let mut file = OpenOptions::new()
         .append(true)
         .create(true)
@@ -58,10 +58,10 @@ pub(super) fn add(plugin_directory: &Path, workspace: &Path) -> io::Result<()> {
     file.write_all(&line(workspace))
 }
 
-/// The workspaces that are listed, the newest last.
+/// The listed workspaces, the newest last; none if the file is missing.
 ///
 /// # Errors
-/// The operating system's; a list that is not there is an empty one.
+/// The operating system's.
 pub(crate) fn list(plugin_directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut text = Vec::new();
     match open_regular_file(&plugin_directory.join(FILE)) {
@@ -70,13 +70,13 @@ pub(crate) fn list(plugin_directory: &Path) -> io::Result<Vec<PathBuf>> {
         Err(error) => return Err(error),
     };
     let lines = text.split(|byte| *byte == b'\n');
-    // A line that was cut by a full disk is not JSON.
+    // A line that a full disk truncated is not JSON.
     let paths = lines.filter_map(|line| serde_json::from_slice::<PathBuf>(line).ok());
     Ok(paths.collect())
 }
 
 fn line(path: &Path) -> Vec<u8> {
-    // A path that is not UTF-8 has no JSON; its workspace is found by who names its directory.
+    // A path that is not UTF-8 has no JSON: it leaves an empty line, and its workspace is not listed.
     let mut line = serde_json::to_vec(path).unwrap_or_default();
     line.push(b'\n');
     line

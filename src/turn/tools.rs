@@ -1,7 +1,7 @@
-//! The tools that the daemon lends to a turn, from the request to the turn's end.
+//! The daemon's tools of a turn.
 //!
-//! They can be changed at any time: while the turn still waits for its workspace, and while codex runs. Whoever
-//! changes them never waits for the turn.
+//! They can change at any time: while the turn waits for its workspace, and while codex runs. A change never blocks on
+//! the turn.
 
 use super::Context;
 use crate::backend::emitter::Emitter;
@@ -13,24 +13,24 @@ use crate::os::CancelToken;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A turn's tools and who answers their calls.
+/// A turn's tools and the host that serves their calls.
 pub(crate) struct Tools {
     host: Arc<dyn ToolHost>,
     state: Mutex<ToolsState>,
 }
 
 struct ToolsState {
-    /// What is to be lent; the newest list until it is.
+    /// The newest tools, until they are exposed.
     tools: Vec<Tool>,
+    /// `tools` was changed after it was copied for exposing.
     changed: bool,
-    /// codex was started, and there were none to lend.
+    /// codex was started when the list was empty.
     started_without_tools: bool,
-    /// There once they are lent.
+    /// `Some` once the tools are exposed.
     updater: Option<ToolUpdater>,
 }
 
 impl Tools {
-    /// These tools, with `host` to answer.
     pub(crate) fn new(tools: Vec<Tool>, host: Arc<dyn ToolHost>) -> Tools {
         Tools {
             host,
@@ -43,7 +43,8 @@ impl Tools {
         }
     }
 
-    /// Replaces the tools; gives what was wrong with the new ones, where that is known yet.
+    /// Replaces the tools. Returns warnings: about the new tools if the old ones are exposed already, or that codex was
+    /// started without tools.
     pub(crate) fn change(&self, tools: Vec<Tool>) -> Vec<String> {
         let mut state = self.state();
         if let Some(updater) = state.updater.clone() {
@@ -58,8 +59,8 @@ impl Tools {
         too_late.then(|| warning.to_owned()).into_iter().collect()
     }
 
-    /// Lends the tools to the codex that is to be started, or that runs and was lent the same ones by `kept`. No tools: no
-    /// bridge, and no cost.
+    /// Exposes the tools to the codex that will be started, or to a running one that already has the same tools through
+    /// `kept`. Without tools there is no bridge.
     pub(super) fn expose(
         &self,
         agent_id: &str,
@@ -123,7 +124,7 @@ impl Tools {
     }
 }
 
-/// This program, as codex can start it.
+/// The path by which codex can start this program.
 fn executable(mode: RegistrationMode, profile: &Path) -> Result<PathBuf> {
     let path = std::env::current_exe().map_err(|error| {
         if !crate::os::has_proc() {
@@ -139,15 +140,15 @@ fn executable(mode: RegistrationMode, profile: &Path) -> Result<PathBuf> {
     if path.exists() {
         return Ok(path);
     }
-    // An update has replaced the file. Its name leads to the new one, which may have other words for what the two
-    // say to each other; a copy of the running one stays as long as it runs, which is long enough for a turn.
+    // An update has replaced the file. The program at that path may use another version of the protocol between the two
+    // processes. A copy of the running program exists as long as this process, which is enough for a turn.
     let name = path.to_string_lossy();
     let replaced = PathBuf::from(name.strip_suffix(" (deleted)").unwrap_or(&name));
     if mode == RegistrationMode::Persistent {
         return Ok(replaced);
     }
     match mcp::program_copy(mcp::runtime_dir().as_deref(), profile) {
-        // A full or `noexec` runtime directory.
+        // For example, the runtime directory is full or `noexec`.
         Err(error) if replaced.exists() => {
             log::debug!("{error}: codex gets '{}'", replaced.display());
             Ok(replaced)
