@@ -1,9 +1,9 @@
-//! One turn a workspace: in this process one after the other, in the order they came; against other processes
-//! by an advisory lock on the workspace itself, or on a file in it where directories cannot be locked.
+//! Ensures that a workspace runs one turn at a time: a queue orders the turns of this process, and an advisory lock
+//! excludes other processes. The lock is on the workspace itself, or on a file in it where directories cannot be
+//! locked.
 //!
-//! What directory a path leads to is only known by looking, and that can hang. So a turn queues by the path
-//! it was given, which needs no look, and once it has looked, by the directory too: two paths of one directory still
-//! have one turn at a time.
+//! Resolving a path can hang. So a turn is queued under its path first, without I/O, and once that is resolved, under
+//! its directory too: different paths of one directory share a queue.
 
 use crate::error::{Error, Kind, Result};
 use crate::os::{self, CancelToken, FileLock, TryLock};
@@ -14,27 +14,29 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The lock file in a workspace whose directory cannot be locked (NFS). It stays: unlinking it would let two processes hold "the" lock.
+/// The lock file in a workspace whose directory cannot be locked (NFS). It is never unlinked: two processes could then
+/// hold locks on different files of that name.
 const LOCK_FILE: &str = ".plexum-codex-session.lock";
-/// The turns of this process by workspace, each in the order in which they came.
+
+/// The queues of this process's turns and rewrites, one for each workspace.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Queue(Arc<QueueInner>);
 
 #[derive(Debug, Default)]
 struct QueueInner {
     state: Mutex<QueueState>,
-    moved: Condvar,
+    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct QueueState {
     waiting: HashMap<WorkspaceKey, VecDeque<u64>>,
-    /// Those that have waited to the end.
+    /// The numbers of the tickets whose wait has completed.
     running: HashSet<u64>,
-    last: u64,
+    last_number: u64,
 }
 
-/// What is queued for.
+/// Identifies the queue of a workspace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum WorkspaceKey {
     Path(PathBuf),
@@ -42,24 +44,24 @@ enum WorkspaceKey {
     Directory(u64, u64),
 }
 
-/// A place in the queue of a workspace; dropping it lets the next one in.
+/// A position in the queue of a workspace. Dropping it gives it up.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     queue: Queue,
     workspace: PathBuf,
     key: WorkspaceKey,
-    /// A second queue in which it must be the first.
-    behind: Option<WorkspaceKey>,
+    /// Another queue in which it must be the first, too.
+    outer_key: Option<WorkspaceKey>,
     number: u64,
 }
 
 impl Queue {
-    /// Takes the next place in the queue of this path, whatever it leads to. Does no I/O.
+    /// Joins the queue of this path. Does no I/O: the path is not resolved.
     pub(crate) fn join(&self, workspace: &Path) -> Ticket {
         let key = WorkspaceKey::Path(workspace.to_owned());
         let mut state = self.state();
-        state.last += 1;
-        let number = state.last;
+        state.last_number += 1;
+        let number = state.last_number;
         state
             .waiting
             .entry(key.clone())
@@ -69,26 +71,26 @@ impl Queue {
             queue: self.clone(),
             workspace: workspace.to_owned(),
             key,
-            behind: None,
+            outer_key: None,
             number,
         }
     }
 
-    /// Lets everybody who waits look at his flag again.
+    /// Wakes all waiting tickets, to check their cancel tokens.
     pub(crate) fn wake(&self) {
         let _state = self.state();
-        self.0.moved.notify_all();
+        self.0.changed.notify_all();
     }
 
     fn state(&self) -> MutexGuard<'_, QueueState> {
-        // Nothing that holds it can panic half-way.
+        // No holder of this lock panics while the state is inconsistent.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Ticket {
-    /// Waits until this place is the first; `false` where `cancel` was cancelled before. Where it has to wait at all,
-    /// `on_wait` is called, at least once.
+    /// Waits until this ticket is the first of its queues. Returns `false` if `cancel` is cancelled first. `on_wait` is
+    /// called once if it is not the first at once.
     pub(crate) fn wait(&self, cancel: &CancelToken, mut on_wait: impl FnMut()) -> bool {
         let mut state = self.queue.state();
         let mut has_waited = false;
@@ -100,12 +102,12 @@ impl Ticket {
                 let first = state.waiting.get(key).and_then(VecDeque::front);
                 first == Some(&self.number)
             };
-            if is_first(&self.key) && self.behind.iter().all(is_first) {
+            if is_first(&self.key) && self.outer_key.iter().all(is_first) {
                 state.running.insert(self.number);
                 return true;
             }
             if !std::mem::replace(&mut has_waited, true) {
-                // It may take long, and others queue meanwhile.
+                // Unlocked: it may block for long.
                 drop(state);
                 on_wait();
                 state = self.queue.state();
@@ -114,13 +116,13 @@ impl Ticket {
             state = self
                 .queue
                 .0
-                .moved
+                .changed
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Takes the next place in the queue of the directory that this place's path leads to.
+    /// Joins the queue of the directory that this ticket's path resolves to. This ticket has to be kept too.
     ///
     /// # Errors
     /// The operating system's.
@@ -132,7 +134,7 @@ impl Ticket {
             waiting, running, ..
         } = &mut *state;
         let waiting = waiting.entry(key.clone()).or_default();
-        // In the order in which they came, whichever path was looked at first; but whoever runs stays in front.
+        // In the order of the numbers, whichever path was resolved first, but behind a running ticket.
         let first = waiting.front().is_some_and(|first| running.contains(first));
         let later = waiting.iter().skip(usize::from(first));
         let at = usize::from(first) + later.take_while(|number| **number < self.number).count();
@@ -142,12 +144,12 @@ impl Ticket {
             queue: self.queue.clone(),
             workspace: canonical.to_owned(),
             key,
-            behind: Some(self.key.clone()),
+            outer_key: Some(self.key.clone()),
             number: self.number,
         })
     }
 
-    /// The path that was queued for.
+    /// The path that it was created for; a canonical one for a ticket of [`Ticket::join_directory`].
     pub(crate) fn workspace(&self) -> &Path {
         &self.workspace
     }
@@ -163,34 +165,34 @@ impl Drop for Ticket {
                 state.waiting.remove(&self.key);
             }
         }
-        self.queue.0.moved.notify_all();
+        self.queue.0.changed.notify_all();
     }
 }
 
-/// What asking for the workspace's lock gave.
+/// The result of [`lock`].
 #[derive(Debug)]
-pub(crate) enum Locked {
+pub(crate) enum LockOutcome {
     Held(FileLock),
-    /// The lock cannot be had on this file system; the reason is for a warning.
-    Without(String),
-    /// `cancel` was cancelled first.
+    /// The workspace cannot be locked; the reason, for a warning.
+    Unavailable(String),
+    /// The turn was cancelled first.
     Cancelled,
 }
 
-/// Locks the workspace against other processes, waiting at most `patience` for them. Where another one has it, `release`
-/// is called, once, which has those let go that only keep it for their next turn; and where it has to be waited for all
-/// the same, `on_wait`, once, with what is known of who has it.
+/// Locks the workspace against other processes, waiting up to `timeout`. If another process holds the lock, `release`
+/// is called once, to make processes release it that keep it only for their next turn; if it is still held, `on_wait`
+/// is called once with a message that names the holder if known.
 ///
 /// # Errors
-/// [`Kind::Busy`] where another process keeps it.
+/// [`Kind::Busy`] if another process still holds the lock, [`Kind::Io`] if the lock file is not a regular file.
 pub(crate) fn lock(
     workspace: &Path,
-    patience: Duration,
+    timeout: Duration,
     cancel: &CancelToken,
     release: impl FnOnce(),
     on_wait: impl FnOnce(&str),
-) -> Result<Locked> {
-    let deadline = Instant::now().checked_add(patience);
+) -> Result<LockOutcome> {
+    let deadline = Instant::now().checked_add(timeout);
     let (mut release, mut on_wait) = (Some(release), Some(on_wait));
     let mut busy = String::new();
     let locked = os::retry_until(deadline, Some(cancel), || {
@@ -222,14 +224,14 @@ pub(crate) fn lock(
     })?;
     match locked {
         Some(locked) => Ok(locked),
-        None if cancel.is_cancelled() => Ok(Locked::Cancelled),
+        None if cancel.is_cancelled() => Ok(LockOutcome::Cancelled),
         None => Err(Error::new(Kind::Busy, busy).hint("try again when it has ended")),
     }
 }
 
 enum Attempt {
-    Done(Locked),
-    /// Another process has the lock on this directory or file.
+    Done(LockOutcome),
+    /// Another process holds the lock on this directory or file.
     Busy(PathBuf),
 }
 
@@ -241,7 +243,7 @@ fn try_lock(workspace: &Path) -> Result<Attempt> {
         Err(_) => (file.as_path(), os::try_lock(&file)),
     };
     match tried {
-        Ok(TryLock::Held(lock)) => Ok(Attempt::Done(Locked::Held(lock))),
+        Ok(TryLock::Held(lock)) => Ok(Attempt::Done(LockOutcome::Held(lock))),
         Ok(TryLock::Busy) => Ok(Attempt::Busy(path.to_owned())),
         Err(_)
             if path == file
@@ -250,8 +252,8 @@ fn try_lock(workspace: &Path) -> Result<Attempt> {
             let message = format!("the lock '{}' is not a regular file", path.display());
             Err(Error::new(Kind::Io, message).hint("remove it; the next turn makes a new one"))
         }
-        // A read-only or full file system is no reason to refuse the turn.
-        Err(error) => Ok(Attempt::Done(Locked::Without(format!(
+        // For example, a read-only or full file system. The turn runs all the same.
+        Err(error) => Ok(Attempt::Done(LockOutcome::Unavailable(format!(
             "cannot lock '{}': {}; another process could run a turn here at the same time",
             path.display(),
             crate::error::reason(&error)
@@ -327,7 +329,8 @@ mod tests {
     fn waits_for_lock_of_another_process() {
         let directory = tempfile::tempdir().unwrap();
         let never = CancelToken::new().unwrap();
-        let Ok(Locked::Held(held)) = lock(directory.path(), Duration::ZERO, &never, || (), |_| ())
+        let Ok(LockOutcome::Held(held)) =
+            lock(directory.path(), Duration::ZERO, &never, || (), |_| ())
         else {
             panic!("nobody else has it");
         };
@@ -335,28 +338,28 @@ mod tests {
         cancelled.cancel();
         assert!(matches!(
             lock(directory.path(), Duration::MAX, &cancelled, || (), |_| ()),
-            Ok(Locked::Cancelled)
+            Ok(LockOutcome::Cancelled)
         ));
-        for (patience, waits) in [(Duration::ZERO, 0), (Duration::from_millis(100), 1)] {
-            let mut told = Vec::new();
+        for (timeout, waits) in [(Duration::ZERO, 0), (Duration::from_millis(100), 1)] {
+            let mut messages = Vec::new();
             let busy = lock(
                 directory.path(),
-                patience,
+                timeout,
                 &never,
                 || (),
-                |holder| {
-                    told.push(holder.to_owned());
+                |message| {
+                    messages.push(message.to_owned());
                 },
             );
             assert_eq!(busy.unwrap_err().kind(), Kind::Busy);
-            assert_eq!(told.len(), waits, "{told:?}");
+            assert_eq!(messages.len(), waits, "{messages:?}");
         }
         drop(held);
         assert!(matches!(
             lock(directory.path(), Duration::ZERO, &never, || (), |_| ()),
-            Ok(Locked::Held(_))
+            Ok(LockOutcome::Held(_))
         ));
-        let nowhere = lock(
+        let unavailable = lock(
             Path::new("/proc/self"),
             Duration::ZERO,
             &never,
@@ -364,6 +367,6 @@ mod tests {
             |_| (),
         )
         .unwrap();
-        assert!(matches!(nowhere, Locked::Without(why) if why.contains(LOCK_FILE)));
+        assert!(matches!(unavailable, LockOutcome::Unavailable(why) if why.contains(LOCK_FILE)));
     }
 }

@@ -1,7 +1,7 @@
-//! The steps of a turn, from the place in the workspace's queue to the response.
+//! The steps of a turn, from the workspace's queue to the result.
 
 use super::images::Images;
-use super::queue::{self, Locked, Ticket};
+use super::queue::{self, LockOutcome, Ticket};
 use super::session::{self, Stored};
 use super::{Context, ThreadChoice, Tools, TurnRequest, exclude, prompt, served, thread};
 use crate::backend::emitter::{Emitter, EventSink};
@@ -22,17 +22,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The pause before a thread is tried again that codex could not open.
-const BEFORE_RETRY: Duration = Duration::from_millis(500);
+/// The delay before the retry if codex could not open a thread.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// What codex 0.169 says where it cannot open a lock of a thread.
+/// Part of codex 0.169's message if it cannot open a lock of a thread.
 const LOCK_FAILED: &str = "thread-store internal error";
 
-/// Runs a turn in the workspace of `ticket`, which is made if it is missing, with the daemon's tools where it lends some.
-/// What is said to `steering` meanwhile goes into it, where codex takes it.
+/// Runs a turn in the workspace of `ticket`, which is created if it is missing, with the daemon's `tools`. Messages in
+/// `steering` are sent to the running turn if codex accepts them.
 ///
 /// # Errors
-/// What is refused before codex starts; no event was emitted then.
+/// The turn was refused before codex started. Then no event was emitted.
 pub(crate) fn run(
     request: &TurnRequest,
     ticket: &Ticket,
@@ -51,7 +51,7 @@ pub(crate) fn run(
         backend: context.backends.choose(&context.config),
     };
     let mut emitter = Emitter::new(sink);
-    // A panic is a bug of ours; it must cost this turn and no other. Dropping ends codex on the way.
+    // A panic is a bug of ours; only this turn fails. The unwinding ends codex.
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| turn.run(ticket, &mut emitter)));
     let stop = match outcome {
         Ok(Ok(result)) => return Ok(result),
@@ -70,24 +70,24 @@ pub(crate) fn run(
     };
     match stop {
         Stop::Refused(error) if !emitter.started => Err(error),
-        // A second codex could not be started after the first had said something: no refusal any more.
+        // For example, a second codex could not be started after the first: events were emitted already.
         Stop::Refused(error) => {
             Ok(emitter.fail(&error, None, ThreadState::New, Account::default()))
         }
         Stop::Failed(error) => {
-            let (thread, state) = untouched(ticket.workspace());
+            let (thread, state) = unchanged_thread(ticket.workspace());
             Ok(emitter.fail(&error, thread, state, Account::default()))
         }
         Stop::Cancelled => {
-            let (thread, state) = untouched(ticket.workspace());
+            let (thread, state) = unchanged_thread(ticket.workspace());
             Ok(emitter.end(StopReason::Cancelled, thread, state, Account::default()))
         }
     }
 }
 
-/// Why a turn ends before codex was started for it.
+/// Why a turn ends before codex is started for it.
 enum Stop {
-    /// Nothing was emitted; the request is answered with an error.
+    /// The response is an error, if no event was emitted yet.
     Refused(Error),
     /// The turn ends with an `error` event.
     Failed(Error),
@@ -100,8 +100,8 @@ impl From<Error> for Stop {
     }
 }
 
-/// The thread of a workspace in which a turn ends before codex was started: it goes on with the next one.
-fn untouched(workspace: &Path) -> (Option<String>, ThreadState) {
+/// The workspace's thread after a turn that ended before codex started: the next turn resumes it.
+fn unchanged_thread(workspace: &Path) -> (Option<String>, ThreadState) {
     match session::read(workspace) {
         Ok(Stored::Thread(id)) => (Some(id), ThreadState::Resumed),
         _ => (None, ThreadState::New),
@@ -211,7 +211,7 @@ impl Turn<'_> {
         self.context.places.codex_home(&self.context.config)
     }
 
-    /// Finds codex, once it is certain that what it writes belongs to this user.
+    /// Finds codex, after checking that this user owns the directories that it writes to.
     fn find_codex(&self, workspace: &Path) -> Result<PathBuf> {
         os::check_owner("the workspace", workspace)?;
         os::check_owner("the codex home", &self.codex_home())?;
@@ -220,27 +220,27 @@ impl Turn<'_> {
         find::find_codex(binary, config, places)
     }
 
-    /// Keeps other processes out of the workspace, where that is possible. A wait for one is no event: a turn that
-    /// has not begun when it is given up is refused.
+    /// Locks the workspace against other processes, if that is possible. A wait emits no event, so that the turn can
+    /// still be refused when the wait times out.
     fn lock(
         &self,
         workspace: &Path,
         emitter: &mut Emitter<'_>,
     ) -> std::result::Result<Option<FileLock>, Stop> {
-        let patience = self.context.config.busy_wait;
+        let timeout = self.context.config.busy_wait;
         let release = || request_release(ReleaseTarget::Workspace(workspace), &self.context.places);
-        let locked = queue::lock(workspace, patience, self.cancel, release, |holder| {
-            let seconds = patience.as_secs();
-            emitter.warn(&format!("{holder}; it is waited for, {seconds} s at most"));
+        let locked = queue::lock(workspace, timeout, self.cancel, release, |message| {
+            let seconds = timeout.as_secs();
+            emitter.warn(&format!("{message}; it is waited for, {seconds} s at most"));
             emitter.flush();
         });
         let lock = match locked {
-            Ok(Locked::Held(lock)) => Some(lock),
-            Ok(Locked::Without(why)) => {
+            Ok(LockOutcome::Held(lock)) => Some(lock),
+            Ok(LockOutcome::Unavailable(why)) => {
                 emitter.warn(&why);
                 None
             }
-            Ok(Locked::Cancelled) => return Err(Stop::Cancelled),
+            Ok(LockOutcome::Cancelled) => return Err(Stop::Cancelled),
             Err(error) if emitter.started => return Err(Stop::Failed(error)),
             Err(error) => return Err(Stop::Refused(error)),
         };
@@ -251,8 +251,8 @@ impl Turn<'_> {
         Ok(lock)
     }
 
-    /// The thread that the session file names; a file that is unusable, and one that names the thread of another
-    /// directory, is set aside with a warning.
+    /// The thread in the session file. If the file is unusable or names the thread of another directory, it is set
+    /// aside with a warning.
     fn stored_thread(&self, workspace: &Path, emitter: &mut Emitter<'_>) -> Result<Option<String>> {
         let why = match session::read(workspace)? {
             Stored::Nothing => return Ok(None),
@@ -323,7 +323,7 @@ impl Turn<'_> {
         })
     }
 
-    /// The prompt; in a thread that begins with the conversation that the daemon knows before it.
+    /// The prompt. If there is no thread yet, and the request does not ask for a new one, the history precedes it.
     fn first_prompt<'p>(
         &self,
         prompt: &'p str,
@@ -344,7 +344,7 @@ impl Turn<'_> {
         Cow::Owned(history.before(prompt))
     }
 
-    /// Runs the turn; in a new thread where codex does not go on with the one that was asked for.
+    /// Runs the turn, in a new thread if codex does not resume the requested one and the config allows that.
     fn run_or_replace(
         &self,
         mut spec: TurnSpec<'_>,
@@ -360,16 +360,16 @@ impl Turn<'_> {
         let (TurnStatus::Refused(refusal), Some(lost)) = (&outcome.status, spec.thread) else {
             return Ok(self.conclude(outcome, spec.thread, state, emitter));
         };
-        let told = why_refused(refusal, lost);
-        // Nobody asked for another conversation than the one that is to be adopted.
+        let message = why_refused(refusal, lost);
+        // The request is for this thread only: no other replaces it.
         if let ThreadChoice::Adopted(_) = self.request.thread {
-            let error = Error::new(Kind::ThreadLost, told)
+            let error = Error::new(Kind::ThreadLost, message)
                 .hint("the workspace keeps the thread that it had; leave \"thread\" out to go on with that");
             return Ok(emitter.fail(&error, stored.map(str::to_owned), state, outcome.account));
         }
         match self.context.config.lost_thread {
             LostThread::Error => {
-                let error = Error::new(Kind::ThreadLost, told).hint(format!(
+                let error = Error::new(Kind::ThreadLost, message).hint(format!(
                     "remove '{}' to start a new conversation, or set \"lost_thread\" to \"replay\" in the config",
                     spec.workspace.join(session::FILE).display()
                 ));
@@ -377,13 +377,13 @@ impl Turn<'_> {
             }
             LostThread::Replay if !self.request.history.is_empty() => {
                 emitter.warn(&format!(
-                    "{told}; a new one takes over, with the conversation so far in its prompt"
+                    "{message}; a new one takes over, with the conversation so far in its prompt"
                 ));
                 spec.prompt = Cow::Owned(self.request.history.before(prompt));
             }
             LostThread::Replay | LostThread::Fresh => {
                 emitter.warn(&format!(
-                    "{told}; a new one takes over, without the conversation so far"
+                    "{message}; a new one takes over, without the conversation so far"
                 ));
             }
         }
@@ -398,8 +398,8 @@ impl Turn<'_> {
         Ok(self.conclude(outcome, None, ThreadState::Replaced, emitter))
     }
 
-    /// Runs the turn in the thread of `spec`; brings a thread back that is archived, and tries one again that codex
-    /// could not open: it may have been for a reason of the moment. [`Refusal::Unopened`] is then what codex said twice.
+    /// Runs the turn in the thread of `spec`. Unarchives an archived thread, and retries once if codex cannot open the
+    /// thread, which can be transient: [`Refusal::Unopened`] is returned only if both errors are the same.
     fn run_in_thread(&self, spec: &TurnSpec<'_>, emitter: &mut Emitter<'_>) -> Result<Outcome> {
         if let Some(refusal) = self.rollout_is_not_a_file(spec.thread) {
             return Ok(Outcome::not_started(TurnStatus::Refused(refusal)));
@@ -426,24 +426,24 @@ impl Turn<'_> {
         emitter.debug(&format!(
             "codex did not open the thread, it is tried again: {first}"
         ));
-        os::wait_for_cancel(self.cancel, BEFORE_RETRY);
-        let mut again = self.backend.run(spec, self.cancel, emitter)?;
-        if let TurnStatus::Refused(Refusal::Unopened(second)) = &again.status
+        os::wait_for_cancel(self.cancel, RETRY_DELAY);
+        let mut retried = self.backend.run(spec, self.cancel, emitter)?;
+        if let TurnStatus::Refused(Refusal::Unopened(second)) = &retried.status
             && first != second
         {
-            again.status = TurnStatus::Failed(Error::new(
+            retried.status = TurnStatus::Failed(Error::new(
                 Kind::CodexFailed,
                 format!("codex could not open the thread: {second}"),
             ));
         }
-        Ok(again)
+        Ok(retried)
     }
 
-    /// The refusal of a thread whose rollout is a FIFO or a device: codex opens it, and waits for a writer until the
-    /// turn's limit (0.135 and 0.169).
+    /// Refuses a thread whose rollout is a FIFO or a device: codex would open it and block until the turn times out
+    /// (0.135 and 0.169).
     fn rollout_is_not_a_file(&self, thread: Option<&str>) -> Option<Refusal> {
         let rollout = home::find_rollout(&self.codex_home(), thread?).ok()??;
-        // Through links, as codex does.
+        // Follows symbolic links, as codex does.
         let kind = std::fs::metadata(&rollout).ok()?.file_type();
         (!kind.is_file() && !kind.is_dir()).then(|| {
             Refusal::NotAFile(format!(
@@ -453,16 +453,16 @@ impl Turn<'_> {
         })
     }
 
-    /// Ends the turn with what came of it in `asked`, or in a thread that began.
+    /// Ends the turn with the outcome in the thread `requested`, or in a new one.
     fn conclude(
         &self,
         outcome: Outcome,
-        asked: Option<&str>,
+        requested: Option<&str>,
         state: ThreadState,
         emitter: &mut Emitter<'_>,
     ) -> TurnResult {
         let account = outcome.account;
-        let thread = outcome.thread.or_else(|| asked.map(str::to_owned));
+        let thread = outcome.thread.or_else(|| requested.map(str::to_owned));
         let error = match outcome.status {
             TurnStatus::Completed => {
                 return emitter.end(StopReason::EndTurn, thread, state, account);
@@ -471,7 +471,7 @@ impl Turn<'_> {
                 return emitter.end(StopReason::Cancelled, thread, state, account);
             }
             TurnStatus::Failed(error) => self.explain_lock(error),
-            // A thread that was not asked for cannot be refused.
+            // Unexpected: without a requested thread, codex has none to refuse.
             TurnStatus::Refused(_) => Error::new(
                 Kind::CodexFailed,
                 "codex says that it lost a thread which was not asked for",
@@ -480,7 +480,8 @@ impl Turn<'_> {
         emitter.fail(&error, thread, state, account)
     }
 
-    /// Says which lock of codex's cannot be opened: codex only says that something is not permitted.
+    /// Names the lock of codex's that cannot be opened, in place of codex's own message, which reports only that something
+    /// is not permitted.
     fn explain_lock(&self, error: Error) -> Error {
         if !error.message().contains(LOCK_FAILED) {
             return error;
@@ -492,7 +493,7 @@ impl Turn<'_> {
     }
 }
 
-/// Makes the workspace if it is missing, and gives its canonical path.
+/// Creates the workspace if it is missing. Returns its canonical path.
 ///
 /// # Errors
 /// [`Kind::Params`], naming the directory.
@@ -507,7 +508,7 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
     os::check_owner("the workspace", workspace)?;
     std::fs::create_dir_all(workspace).map_err(|error| {
         failed(match error.kind() {
-            // A file has its name, or a dangling link.
+            // A file or a dangling link has its name.
             std::io::ErrorKind::AlreadyExists => os::Errno::NOTDIR.into(),
             _ => error,
         })
@@ -519,7 +520,7 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
     Ok(canonical)
 }
 
-/// The message about a thread that codex does not go on with.
+/// The message about a thread that codex refuses to resume.
 fn why_refused(refusal: &Refusal, thread: &str) -> String {
     match refusal {
         Refusal::Unopened(reason) => {

@@ -1,8 +1,7 @@
-//! The session file of a workspace: `.plexum-codex-session` holds the id of codex's thread and nothing else.
+//! The session file of a workspace: `.plexum-codex-session` contains the id of codex's thread and nothing else.
 //!
-//! What stands in it ends up on codex's command line, so nothing but a UUID is taken from it: `exec resume`
-//! takes `-c…` for a flag, and some flags run programs. It is replaced by rename, so that a crash leaves the
-//! old id or the new one, whole.
+//! The id becomes an argument of codex, so only a UUID is accepted: `exec resume` parses `-c…` as a flag, and some
+//! flags run programs. The file is replaced by a rename, so that a crash leaves either the old id or the new one.
 
 use crate::codex::home::is_thread_id;
 use crate::error::{Error, Kind, Result, reason};
@@ -17,24 +16,24 @@ pub(crate) const FILE: &str = ".plexum-codex-session";
 const TEMPORARY: &str = ".plexum-codex-session.tmp";
 const BAD: &str = ".plexum-codex-session.bad";
 
-/// How many names are tried for what is set aside.
+/// How many names are tried for a file that is set aside.
 const MAX_SET_ASIDE: u32 = 9;
 
-/// What the session file says.
+/// The content of a session file.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Stored {
-    /// There is none, or it is empty.
+    /// The file is missing or empty.
     Nothing,
     /// The thread's id, in lower case.
     Thread(String),
-    /// Something that is not a thread id, or not a regular file; why is for a message.
+    /// Not a thread id, or not a regular file; the reason, for a message.
     Unusable(String),
 }
 
-/// Reads the session file of `workspace`. What is not a regular file is neither followed nor waited for.
+/// Reads the session file of `workspace`, without following a symbolic link or blocking on a FIFO.
 ///
 /// # Errors
-/// [`Kind::Io`] where it cannot be read.
+/// [`Kind::Io`] if it cannot be read.
 pub(crate) fn read(workspace: &Path) -> Result<Stored> {
     let path = workspace.join(FILE);
     let failed = |error: io::Error| {
@@ -44,7 +43,7 @@ pub(crate) fn read(workspace: &Path) -> Result<Stored> {
             error,
         )
     };
-    // Looked at before it is opened: opening a device can have effects of its own.
+    // Checked before the open: opening a device can have side effects.
     let found = match std::fs::symlink_metadata(&path) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Stored::Nothing),
@@ -65,7 +64,7 @@ pub(crate) fn read(workspace: &Path) -> Result<Stored> {
         return Ok(Stored::Unusable(kind.to_owned()));
     }
     let mut bytes = Vec::new();
-    // An id has 36 bytes; more than a little around it is not a session file.
+    // An id has 36 bytes, and little white space is expected around it.
     file.take(257).read_to_end(&mut bytes).map_err(failed)?;
     let text = bytes.trim_ascii();
     if text.is_empty() && bytes.len() < 257 {
@@ -86,7 +85,7 @@ pub(crate) fn read(workspace: &Path) -> Result<Stored> {
     }
 }
 
-/// What something is that is not a regular file.
+/// Describes a file that is not a regular one.
 fn irregular(kind: FileType) -> Option<&'static str> {
     if kind.is_file() {
         None
@@ -103,7 +102,7 @@ fn irregular(kind: FileType) -> Option<&'static str> {
     }
 }
 
-/// The error of who asked for the thread of a session file that is [`Stored::Unusable`].
+/// The error of a command that needs the thread of a session file that is [`Stored::Unusable`].
 pub(crate) fn unusable(workspace: &Path, why: &str) -> Error {
     let path = workspace.join(FILE);
     Error::new(
@@ -112,11 +111,11 @@ pub(crate) fn unusable(workspace: &Path, why: &str) -> Error {
     )
 }
 
-/// Sets a session file aside as `.plexum-codex-session.bad`, whatever kind of file it is, and returns the name
-/// that it has now: a number follows where a directory has that name.
+/// Renames a session file of any file type to `.plexum-codex-session.bad`, or with a number if a directory has that
+/// name. Returns the new name.
 ///
 /// # Errors
-/// The operating system's; the file then stays where it is, and the next turn finds it again.
+/// The operating system's; the file then keeps its name, and the next turn finds it again.
 pub(crate) fn set_aside(workspace: &Path) -> io::Result<String> {
     let mut name = BAD.to_owned();
     for number in 1..=MAX_SET_ASIDE {
@@ -139,8 +138,8 @@ pub(crate) fn set_aside(workspace: &Path) -> io::Result<String> {
     unreachable!("the last round returns")
 }
 
-/// Stores the id of the thread that codex works on, where `stored` is another; keeps the id of the one that it
-/// takes over from. Gives a warning for each that could not be written.
+/// Stores the id of codex's thread unless it is `stored` already, and keeps the id of the thread that it replaces.
+/// Returns a warning for each write that failed.
 pub(super) fn store(
     workspace: &Path,
     id: &str,
@@ -167,7 +166,7 @@ pub(super) fn store(
 fn unsaved(workspace: &Path, id: &str, error: &io::Error) -> String {
     let file = workspace.join(FILE);
     let (file, why) = (file.display(), reason(error));
-    // Only the directory could not be synced where the new id is there.
+    // If the new id can be read, only the sync of the directory has failed.
     if read(workspace).is_ok_and(|stored| stored == Stored::Thread(id.to_owned())) {
         return format!("a power cut now could lose the thread id {id} in '{file}': {why}");
     }
@@ -176,7 +175,7 @@ fn unsaved(workspace: &Path, id: &str, error: &io::Error) -> String {
     )
 }
 
-/// Keeps the id of a thread that another one is about to replace, as `.plexum-codex-session.bad`.
+/// Keeps the id of a replaced thread in `.plexum-codex-session.bad`.
 ///
 /// # Errors
 /// The operating system's.
@@ -184,20 +183,21 @@ fn keep_replaced(workspace: &Path, thread: &str) -> io::Result<()> {
     write(workspace, BAD, thread)
 }
 
-/// Stores the thread's id: written beside the file with mode 0600, synced, renamed, the directory synced.
+/// Stores a thread's id in the session file.
 ///
 /// # Errors
-/// The operating system's; the old file is then as it was.
+/// The operating system's; the old file is then unchanged, unless only the final sync has failed.
 fn save(workspace: &Path, thread: &str) -> io::Result<()> {
     write(workspace, FILE, thread)
 }
 
+/// Replaces a file atomically: writes a temporary file with mode 0600, syncs and renames it, and syncs the directory.
 fn write(workspace: &Path, name: &str, thread: &str) -> io::Result<()> {
-    debug_assert!(is_thread_id(thread), "checked by whoever heard it");
+    debug_assert!(is_thread_id(thread), "checked by the caller");
     let temporary = workspace.join(TEMPORARY);
     let saved = (|| {
         let mut file = match os::create_private_file(&temporary) {
-            // A crash left it, or somebody put a link there: it is removed, never written through.
+            // Left from a crash, or a planted link, which must not be written through.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 std::fs::remove_file(&temporary)?;
                 os::create_private_file(&temporary)?
@@ -210,11 +210,11 @@ fn write(workspace: &Path, name: &str, thread: &str) -> io::Result<()> {
         std::fs::rename(&temporary, workspace.join(name))
     })();
     if saved.is_err() {
-        // Best effort: the next save replaces what is left.
+        // If this fails, the next save replaces the file.
         let _ = std::fs::remove_file(&temporary);
         return saved;
     }
-    // The new name is there for everybody; the sync only makes it last through a power cut.
+    // The rename is visible already; the sync makes it survive a power failure.
     File::open(workspace).and_then(|directory| directory.sync_all())
 }
 

@@ -1,9 +1,9 @@
-//! Whose thread the session file of a workspace names, and what brings back one that codex refuses.
+//! Detects that the thread in a session file belongs to another workspace, and unarchives threads.
 //!
-//! A workspace can be copied, session file and all (`cp -r`, `git clone` of what an agent committed), and an agent
-//! can write another agent's id into its session file. Either way a resume would carry the conversation of one
-//! agent to another, so the directories that the rollout names are compared with the workspace: by device and
-//! inode, since a workspace can be renamed, mounted elsewhere or reached through a link.
+//! A workspace can be copied with its session file (`cp -r`, or `git clone` of an agent's commits), and an agent can
+//! write another agent's id into its session file. A resume would then expose the conversation of one agent to another.
+//! So the directories in the rollout are compared with the workspace, by device and inode, since a workspace can be
+//! renamed, mounted elsewhere or reached through a link.
 
 use crate::codex::ask::ask;
 use crate::codex::find;
@@ -20,25 +20,27 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// How long `codex unarchive` may take; it takes 0.6 s.
-const UNARCHIVE_LIMIT: Duration = Duration::from_secs(30);
-/// How much of the beginning of a rollout is read: the directory stands before codex's instructions.
+/// How long `codex unarchive` may take; usually it takes 0.6 s.
+const UNARCHIVE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How many bytes of a rollout's beginning are read: the directory precedes codex's instructions.
 const HEAD_BYTES: u64 = 64 << 10;
-/// How far back from its end the last turn is looked for.
+/// How many bytes at its end are searched for the last turn.
 const TAIL_BYTES: u64 = 16 << 20;
-/// In such pieces, which overlap by a line's beginning.
+/// The size of the pieces in which it is read, in bytes.
 const TAIL_PIECE: u64 = 256 << 10;
+/// By how many bytes pieces overlap, so that the beginning of a record is whole in one of them.
 const OVERLAP: u64 = 4 << 10;
-/// How much of a packed rollout is looked through, which can only be read from its beginning: some seconds of work.
+/// How many unpacked bytes of a packed rollout are searched, which can only be read from its beginning: some seconds.
 const UNPACKED_BYTES: u64 = 1 << 30;
-/// What a record of a turn's beginning has in it. Quotes within a text of the conversation are escaped.
+/// Identifies the record of a turn's beginning: in a text of the conversation the quotes would be escaped.
 const TURN_CONTEXT: &[u8] = b"\"type\":\"turn_context\"";
 
-/// The other existing directory that `thread` belongs to, if it is not `workspace`'s: where it began, unless the
-/// last turn was here or where the config has codex work; or where the last turn was, if that directory still
-/// holds the same id. A directory that is gone was moved, and so was one whose place a newer one has taken.
+/// The other existing directory that `thread` belongs to, if any: the one where it began, unless that or the one of the
+/// last turn is `workspace` or the config's working directory for codex; or the one of the last turn, if its session
+/// file still has the same id. A directory counts as moved away if it is missing, or if it was created after the last
+/// write to the rollout and does not have the id.
 ///
-/// What cannot be read is nobody else's: codex will say what it makes of it.
+/// A rollout that cannot be read counts as the workspace's own: codex reports what is wrong with it.
 pub(crate) fn foreign_directory(
     workspace: &Path,
     thread: &str,
@@ -50,13 +52,13 @@ pub(crate) fn foreign_directory(
         identity(workspace),
         working_directory(config).and_then(|directory| identity(&workspace.join(directory))),
     ];
-    // Where there are several, codex takes one of them: a decoy must not hide the other.
+    // codex uses any one of several rollouts: a planted one must not hide another.
     rollouts
         .iter()
         .find_map(|rollout| other_directory(rollout, thread, &own))
 }
 
-/// What [`foreign_directory`] says of one rollout, with the workspace's own directories.
+/// [`foreign_directory`] for one rollout; `own` are the identities of the workspace and of codex's working directory.
 fn other_directory(rollout: &Path, thread: &str, own: &[Option<(u64, u64)>; 2]) -> Option<PathBuf> {
     let file = open_regular_file(rollout).ok()?;
     let written = file.metadata().and_then(|found| found.modified()).ok();
@@ -86,20 +88,20 @@ fn other_directory(rollout: &Path, thread: &str, own: &[Option<(u64, u64)>; 2]) 
         Some(last) if last != began && identity(&last).is_some() && holds(&last, thread) => {
             Some(last)
         }
-        // The workspace that it was moved to has had a turn since, and was moved again.
+        // The workspace was moved to `last`, had a turn there, and was moved again.
         Some(last) if last != began && !is_there(&last) => None,
         _ => is_there(&began).then_some(began),
     }
 }
 
-/// Is this directory younger than what was `written` last of a thread? Then the thread had no turn in it: it has
-/// the path of one that was moved away. A file system that does not know says no.
+/// Whether the directory was created after the thread was last `written`. Then the thread had no turn in it: its path
+/// is that of a directory that was moved away. `false` if the file system has no creation times.
 fn is_created_after(directory: &Path, written: Option<SystemTime>) -> bool {
     let created = std::fs::metadata(directory).and_then(|found| found.created());
     matches!((created, written), (Ok(created), Some(written)) if created > written)
 }
 
-/// The error of who wants to change the thread of another directory.
+/// The error of a command that would change the thread of another directory.
 pub(crate) fn foreign(workspace: &Path, thread: &str, directory: &Path) -> Error {
     Error::new(
         Kind::Io,
@@ -112,10 +114,10 @@ pub(crate) fn foreign(workspace: &Path, thread: &str, directory: &Path) -> Error
     .hint("the next turn sets it aside and starts a thread of its own")
 }
 
-/// Has codex bring an archived thread back.
+/// Runs `codex unarchive` for a thread.
 ///
 /// # Errors
-/// [`Kind::CodexFailed`] with what codex says.
+/// [`Kind::CodexFailed`], with codex's message if it has exited.
 pub(super) fn unarchive(
     program: &Path,
     thread: &str,
@@ -125,18 +127,18 @@ pub(super) fn unarchive(
 ) -> Result<()> {
     let mut command = find::in_environment(program, config, places);
     command.args(["unarchive", "--", thread]);
-    let answer = ask(command, UNARCHIVE_LIMIT, cancel)?;
-    if answer.success {
+    let output = ask(command, UNARCHIVE_TIMEOUT, cancel)?;
+    if output.success {
         return Ok(());
     }
-    let said = answer.stderr.trim().lines().last().unwrap_or_default();
+    let message = output.stderr.trim().lines().last().unwrap_or_default();
     Err(Error::new(
         Kind::CodexFailed,
-        format!("thread {thread} is archived, and `codex unarchive` says: {said}"),
+        format!("thread {thread} is archived, and `codex unarchive` says: {message}"),
     ))
 }
 
-/// The directory that the config has codex work in, whatever the workspace is.
+/// The working directory for codex in the config's extra arguments, which overrides the workspace.
 fn working_directory(config: &Config) -> Option<PathBuf> {
     let mut found = None;
     let mut arguments = config.extra_args.iter();
@@ -157,20 +159,20 @@ fn identity(directory: &Path) -> Option<(u64, u64)> {
     found.is_dir().then(|| (found.dev(), found.ino()))
 }
 
-/// Does the session file of this directory name `thread`?
+/// Whether the session file of this directory contains `thread`.
 fn holds(directory: &Path, thread: &str) -> bool {
     super::session::read(directory)
         .is_ok_and(|stored| stored == super::session::Stored::Thread(thread.to_ascii_lowercase()))
 }
 
-/// The directory in which the thread began.
+/// The directory in which a thread began, from its rollout.
 fn began_in(file: &File) -> Option<PathBuf> {
     let mut head = Vec::new();
     file.take(HEAD_BYTES).read_to_end(&mut head).ok()?;
     began_at(&head)
 }
 
-/// The directory in which the thread began, of a rollout with this beginning.
+/// The directory in which a thread began, from the beginning of its rollout.
 fn began_at(head: &[u8]) -> Option<PathBuf> {
     let line = head.split(|byte| *byte == b'\n').next()?;
     memmem::find(line, b"\"session_meta\"")?;
@@ -188,7 +190,6 @@ fn last_turn_in(file: &File) -> Option<PathBuf> {
         piece.resize(usize::try_from(most).ok()?, 0);
         file.read_exact_at(&mut piece, start).ok()?;
         let mut before = piece.len();
-        // Quotes within a text of the conversation are escaped, so this is a record's own type.
         while let Some(at) = memmem::rfind(&piece[..before], TURN_CONTEXT) {
             let line = piece[at..].split(|byte| *byte == b'\n').next()?;
             if let Some(found) = cwd(line) {
@@ -201,7 +202,7 @@ fn last_turn_in(file: &File) -> Option<PathBuf> {
     None
 }
 
-/// The directories of the beginning and of the last turn in what can only be read from its beginning.
+/// The directories in which a thread began and had its last turn, for a rollout that cannot be read backwards.
 fn directories_in(mut rollout: impl Read) -> Option<(PathBuf, Option<PathBuf>)> {
     let mut piece = Vec::new();
     rollout
@@ -217,9 +218,9 @@ fn directories_in(mut rollout: impl Read) -> Option<(PathBuf, Option<PathBuf>)> 
             let line = piece[at..].split(|byte| *byte == b'\n').next()?;
             last = cwd(line).or(last);
         }
-        // A record whose beginning this has may go on in the next piece.
-        let known = usize::try_from(OVERLAP).ok()?.min(piece.len());
-        piece.drain(..piece.len() - known);
+        // A record that begins here may continue in the next piece.
+        let overlap = usize::try_from(OVERLAP).ok()?.min(piece.len());
+        piece.drain(..piece.len() - overlap);
         let more = rest.by_ref().take(TAIL_PIECE).read_to_end(&mut piece);
         if more.ok()? == 0 {
             return Some((began, last));
@@ -227,7 +228,7 @@ fn directories_in(mut rollout: impl Read) -> Option<(PathBuf, Option<PathBuf>)> 
     }
 }
 
-/// The first `cwd` of this part of a record. Quotes within its texts are escaped: what is found is a key.
+/// The first `cwd` in this part of a record. Quotes in texts are escaped, so that only a key matches.
 fn cwd(record: &[u8]) -> Option<PathBuf> {
     const KEY: &[u8] = b"\"cwd\":";
     let value = &record[memmem::find(record, KEY)? + KEY.len()..];
@@ -274,11 +275,11 @@ mod tests {
             assert_eq!(last_turn_in(&file), expected.map(PathBuf::from));
             let (began, last) = directories_in(&lines.join("\n").into_bytes()[..]).unwrap();
             assert_eq!(began, PathBuf::from("/a \"b\""));
-            let anywhere = lines.iter().rev().find_map(|line| {
+            let unlimited = lines.iter().rev().find_map(|line| {
                 let at = line.starts_with("{\"type\":\"turn_context\"");
                 at.then(|| cwd(line.as_bytes()).unwrap())
             });
-            assert_eq!(last, anywhere);
+            assert_eq!(last, unlimited);
         }
     }
 
