@@ -105,7 +105,7 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
     let mut stderr = std::io::stderr();
     match parsed.subcommand.name {
         "serve" => {
-            cli::serve_by_hand();
+            cli::print_serve_notice();
             daemon::serve_stdio(daemon::Setup {
                 places: Paths::from_env(),
             })
@@ -145,7 +145,7 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> Result<u8> {
 fn print(text: &str) -> Result<u8> {
     let mut out = std::io::stdout().lock();
     let result = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    cli::written(result, 0)
+    cli::ignore_broken_pipe(result, 0)
 }
 
 #[cfg(test)]

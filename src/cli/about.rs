@@ -1,22 +1,23 @@
-//! What help has besides the flags: what the program is, its files, its environment, its exit statuses. Data
-//! alone; words in backquotes are code.
+//! The parts of the help text besides the flags: description, files, environment variables, exit statuses.
+//!
+//! Data only; text in backquotes is code. The tests in `man.rs` compare the man page with it.
 
-/// The program's name, as it is installed and as every message begins.
+/// The program's name; every message on stderr begins with it.
 pub(crate) const NAME: &str = "plexum-openai";
 
-/// One line: what it is.
+/// The description in one line.
 pub(crate) const BRIEF: &str = "run codex as a provider of the Plexum agent daemon";
 
-/// What it is, in paragraphs.
+/// The description, in paragraphs.
 pub(crate) const PROGRAM: &[&str] = &[
     "Makes the codex command line of this machine a provider of the Plexum agent daemon. A turn of an agent is one run of `codex exec` in the agent's workspace; the workspace remembers codex's thread, so the next turn continues the conversation.",
     "With no subcommand it serves the daemon, the same as `serve`. Every other subcommand exposes one stage by itself, for a person at a terminal or a script. Results go to stdout, everything for people to stderr; a reader that closes stdout early ends it quietly.",
 ];
 
-/// A thing and what it is for.
+/// A name and its meaning.
 type Topic = (&'static str, &'static str);
 
-/// The files that it reads or writes.
+/// The files that the program reads or writes.
 pub(crate) const FILES: &[Topic] = &[
     (
         "~/.plexum/plugins/plexum-openai-provider/config.json",
@@ -48,7 +49,7 @@ pub(crate) const FILES: &[Topic] = &[
     ),
 ];
 
-/// The environment variables that it heeds.
+/// The environment variables that affect the program.
 pub(crate) const ENVIRONMENT: &[Topic] = &[
     (
         "PLEXUM_PROFILE_ROOT",

@@ -1,15 +1,15 @@
-//! Whether to write in colour.
+//! Decides whether output is in colour: `--color`, then `NO_COLOR` and `TERM`.
 
 use super::flags::{Parsed, usage};
 use crate::error::Result;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 
-/// What `--color` and the environment say about a stream.
+/// Whether to write to this stream in colour.
 ///
 /// # Errors
-/// [`crate::error::Kind::Usage`] where `--color` has a value that it does not know.
-pub(crate) fn wanted(parsed: &Parsed, stream: &impl IsTerminal) -> Result<bool> {
+/// [`crate::error::Kind::Usage`] where the value of `--color` is unknown.
+pub(crate) fn is_enabled(parsed: &Parsed, stream: &impl IsTerminal) -> Result<bool> {
     decide(parsed.text("color")?, stream.is_terminal(), |name| {
         std::env::var_os(name).filter(|value| !value.is_empty())
     })

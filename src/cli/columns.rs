@@ -1,7 +1,7 @@
-//! Texts on a terminal: how wide they are, how to cut them to fit, and how to show them without harm.
+//! Text on a terminal: its width in columns, truncating and wrapping it, and removing control characters.
 //!
-//! Names, commands and what a model says come from elsewhere: a control character among them could move the
-//! cursor, recolour the screen or worse. Pure, but for asking a terminal for its width.
+//! File names, commands and model output are untrusted: a control character in them could move the cursor, recolour the
+//! screen or worse. Only [`terminal_width`] does I/O.
 
 use crate::os;
 use std::borrow::Cow;
@@ -9,45 +9,45 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 
-/// How many columns there are where nobody says.
-const USUAL: usize = 80;
+/// The width that is assumed where neither the terminal nor `COLUMNS` states one.
+const DEFAULT_WIDTH: usize = 80;
 
-/// The width of this terminal in columns; where it has none, that of `COLUMNS`.
+/// The width of this terminal in columns; where it is unknown, the value of `COLUMNS`.
 pub(super) fn terminal_width(stream: impl AsFd) -> usize {
-    let told = || std::env::var("COLUMNS").ok()?.parse().ok();
+    let from_environment = || std::env::var("COLUMNS").ok()?.parse().ok();
     os::terminal_size(stream)
         .map(|(columns, _)| columns)
         .filter(|width| *width > 0)
-        .or_else(told)
+        .or_else(from_environment)
         .filter(|width| *width > 0)
-        .unwrap_or(USUAL)
+        .unwrap_or(DEFAULT_WIDTH)
 }
 
-/// How many columns a terminal gives to a text.
+/// The width of a text on a terminal, in columns.
 pub(super) fn width(text: &str) -> usize {
     text.chars().map(columns_of).sum()
 }
 
-/// A character that a terminal shows, or a stand-in for one that it would obey or hide.
+/// The character, or U+FFFD in place of a harmful one: see [`is_harmful`].
 pub(super) fn visible(c: char) -> char {
     if is_harmful(c) { '\u{fffd}' } else { c }
 }
 
-/// Would a terminal obey this character or hide it? Those that turn the direction of writing can make a text read
-/// as another one, and those that nobody sees can be in a text for the model alone. The joiners stay: without them
-/// there is no family of emoji, nor Persian.
+/// Whether a terminal would interpret or hide this character: controls, bidirectional formatting, which can make a text
+/// read as another one, and invisible characters, which can carry text for the model alone. The zero-width joiners are
+/// allowed: emoji sequences and Persian need them.
 pub(crate) fn is_harmful(c: char) -> bool {
     c.is_control()
         || matches!(c,
-            // Bidirectional marks, embeddings and isolates; the separators of lines and paragraphs.
+            // Bidirectional marks, embeddings and isolates; line and paragraph separators.
             '\u{061C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{206F}'
             // Soft hyphen, byte order mark, annotations.
             | '\u{00AD}' | '\u{FEFF}' | '\u{FFF9}'..='\u{FFFB}'
-            // Tags, which spell any ASCII text invisibly.
+            // Tags, which encode any ASCII text invisibly.
             | '\u{E0000}'..='\u{E007F}')
 }
 
-/// JSON as a terminal may show it: what [`visible`] would replace is escaped, which means the same.
+/// JSON that is safe on a terminal: harmful characters become `\u` escapes, so that its value is unchanged.
 pub(super) fn json_for_terminal(json: &str) -> Cow<'_, str> {
     let escapes = |c: char| c != '\n' && is_harmful(c);
     if !json.chars().any(escapes) {
@@ -67,33 +67,33 @@ pub(super) fn json_for_terminal(json: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// A terminal that JSON is written to: see [`json_for_terminal`].
+/// Applies [`json_for_terminal`] to the JSON that is written to a terminal.
 pub(super) struct JsonTerminal<W> {
     out: W,
-    /// The beginning of a character whose rest is still to come.
-    part: Vec<u8>,
+    /// The first bytes of an incomplete UTF-8 character.
+    partial: Vec<u8>,
 }
 
 impl<W: Write> JsonTerminal<W> {
     pub(super) fn new(out: W) -> JsonTerminal<W> {
         JsonTerminal {
             out,
-            part: Vec::new(),
+            partial: Vec::new(),
         }
     }
 }
 
 impl<W: Write> Write for JsonTerminal<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.part.extend_from_slice(bytes);
-        // What is not UTF-8 and more than the beginning of a character is replaced: it is not JSON.
-        let whole = match str::from_utf8(&self.part) {
+        self.partial.extend_from_slice(bytes);
+        // Invalid UTF-8 is not JSON and is replaced; an incomplete character at the end waits for the next write.
+        let complete = match str::from_utf8(&self.partial) {
             Err(error) if error.error_len().is_none() => error.valid_up_to(),
-            _ => self.part.len(),
+            _ => self.partial.len(),
         };
-        let text = String::from_utf8_lossy(&self.part[..whole]);
+        let text = String::from_utf8_lossy(&self.partial[..complete]);
         self.out.write_all(json_for_terminal(&text).as_bytes())?;
-        self.part.drain(..whole);
+        self.partial.drain(..complete);
         Ok(bytes.len())
     }
 
@@ -102,24 +102,26 @@ impl<W: Write> Write for JsonTerminal<W> {
     }
 }
 
-/// A text for people with its lines and tabs as they are, and nothing else in it that a terminal would obey.
+/// Replaces the harmful characters of a text by U+FFFD, apart from newlines and tabs. CRLF becomes LF.
 pub(crate) fn sanitize(text: &str) -> Cow<'_, str> {
-    let keeps = |c: char| c == '\n' || c == '\t' || visible(c) == c;
-    if text.chars().all(keeps) {
+    let is_kept = |c: char| c == '\n' || c == '\t' || visible(c) == c;
+    if text.chars().all(is_kept) {
         return Cow::Borrowed(text);
     }
     let text = text.replace("\r\n", "\n");
-    let shown = text.chars().map(|c| if keeps(c) { c } else { visible(c) });
+    let shown = text
+        .chars()
+        .map(|c| if is_kept(c) { c } else { visible(c) });
     Cow::Owned(shown.collect())
 }
 
-/// Text on one line of at most so many columns: a run of white space is one space, and what does not fit is cut
-/// off at the end.
-pub(super) fn cut(text: &str, columns: usize) -> String {
+/// Truncates a text to one line of at most `columns`, with an ellipsis at the end. Each run of white space becomes one
+/// space.
+pub(super) fn truncate(text: &str, columns: usize) -> String {
     let mut line = String::new();
     let mut used = 0;
-    // Where the mark would stand, and how much stands before it.
-    let mut room_for_mark = 0;
+    // The length in bytes before which the ellipsis still fits.
+    let mut ellipsis_at = 0;
     let mut gap = false;
     for c in text.trim().chars() {
         if c.is_whitespace() {
@@ -133,7 +135,7 @@ pub(super) fn cut(text: &str, columns: usize) -> String {
         {
             used += columns_of(c);
             if used > columns {
-                line.truncate(room_for_mark);
+                line.truncate(ellipsis_at);
                 if columns > 0 {
                     line.push('…');
                 }
@@ -141,15 +143,15 @@ pub(super) fn cut(text: &str, columns: usize) -> String {
             }
             line.push(c);
             if used < columns {
-                room_for_mark = line.len();
+                ellipsis_at = line.len();
             }
         }
     }
     line
 }
 
-/// A line of at most so many columns with its spaces as they are; what does not fit is cut off at the end.
-pub(super) fn clip(line: &str, columns: usize) -> String {
+/// Truncates a line to at most `columns` as [`truncate`] does, but keeps its leading and inner spaces.
+pub(super) fn truncate_keeping_spaces(line: &str, columns: usize) -> String {
     let line: String = line
         .trim_end()
         .chars()
@@ -159,7 +161,7 @@ pub(super) fn clip(line: &str, columns: usize) -> String {
         return line;
     }
     let mut used = 0;
-    let mut clipped: String = line
+    let mut truncated: String = line
         .chars()
         .take_while(|c| {
             used += columns_of(*c);
@@ -167,13 +169,13 @@ pub(super) fn clip(line: &str, columns: usize) -> String {
         })
         .collect();
     if columns > 0 {
-        clipped.push('…');
+        truncated.push('…');
     }
-    clipped
+    truncated
 }
 
-/// Text on at most so many columns: control characters made visible, and cut in its middle where it is longer.
-pub(super) fn fit(text: &str, columns: usize) -> String {
+/// Truncates a text to at most `columns`, with an ellipsis in the middle.
+pub(super) fn truncate_middle(text: &str, columns: usize) -> String {
     let text: String = text.chars().map(visible).collect();
     if width(&text) <= columns {
         return text;
@@ -182,7 +184,7 @@ pub(super) fn fit(text: &str, columns: usize) -> String {
     let mut head = String::new();
     let mut tail = Vec::new();
     let (mut used, mut forward, mut backward) = (0, text.chars(), text.chars().rev());
-    // From both ends in turn, as long as there is room.
+    // Take characters from both ends in turn.
     while let Some(c) = forward.next().filter(|c| used + columns_of(*c) <= room) {
         used += columns_of(c);
         head.push(c);
@@ -197,18 +199,20 @@ pub(super) fn fit(text: &str, columns: usize) -> String {
     head
 }
 
-/// Text on lines of at most so many columns, broken after a semicolon where that is enough, else at any space;
-/// all lines but the first are indented.
+/// Wraps a text to lines of at most `columns`: after a semicolon where the phrase then fits on a line, else at any
+/// space. Continuation lines are indented; a word that is wider than a line is not broken.
 pub(super) fn wrapped(text: &str, columns: usize) -> String {
     const INDENT: &str = "  ";
     let mut lines = String::new();
     let mut used = 0;
     for phrase in text.split_inclusive("; ") {
         let whole = width(phrase.trim_end());
-        let mut fresh = used + 1 + whole > columns && INDENT.len() + whole <= columns;
+        let mut break_before = used + 1 + whole > columns && INDENT.len() + whole <= columns;
         for word in phrase.trim_end().split(' ') {
             let more = width(word);
-            if used > INDENT.len() && (std::mem::take(&mut fresh) || used + 1 + more > columns) {
+            if used > INDENT.len()
+                && (std::mem::take(&mut break_before) || used + 1 + more > columns)
+            {
                 lines.push('\n');
                 lines.push_str(INDENT);
                 used = INDENT.len();
@@ -223,9 +227,9 @@ pub(super) fn wrapped(text: &str, columns: usize) -> String {
     lines
 }
 
-/// How many columns a terminal gives to a character: two for those of East Asia and for emoji, none for marks
-/// that combine with the one before. The ranges are Unicode's, coarsely: where terminals differ it is the wider,
-/// so that a line is rather cut too early than broken.
+/// The width of a character in columns: two for East Asian wide characters and emoji, none for combining marks. The
+/// ranges are Unicode's, simplified. Where terminals differ the wider is used: a line may be truncated too early, but
+/// never wraps.
 fn columns_of(c: char) -> usize {
     match u32::from(c) {
         ..0x0300 => 1,
@@ -235,7 +239,7 @@ fn columns_of(c: char) -> usize {
         0x1100..=0x115F | 0x2E80..=0x303E | 0x3041..=0xA4CF | 0xA960..=0xA97F => 2,
         0xAC00..=0xD7A3 | 0xF900..=0xFAFF | 0xFE30..=0xFE6F | 0xFF01..=0xFF60 => 2,
         0xFFE0..=0xFFE6 | 0x16FE0..=0x1B2FF | 0x20000..=0x3FFFD => 2,
-        // Emoji: those before U+1F000 are among narrow signs.
+        // Emoji; below U+1F000 they are mixed with narrow symbols.
         0x231A..=0x231B | 0x23E9..=0x23F3 | 0x25FD..=0x25FE | 0x2614..=0x2615 => 2,
         0x2648..=0x2653 | 0x267F | 0x2693 | 0x26A1 | 0x26AA..=0x26AB | 0x26BD..=0x26BE => 2,
         0x26C4..=0x26C5 | 0x26CE | 0x26D4 | 0x26EA | 0x26F2..=0x26FD | 0x2705 => 2,
@@ -270,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn cuts_lines_to_width() {
+    fn truncates_to_width() {
         for (text, columns, expected) in [
             ("wc -l", 5, "wc -l"),
             ("wc -l", 4, "wc …"),
@@ -286,17 +290,17 @@ mod tests {
             ("\x1b[31mred\x07", 80, "\u{fffd}[31mred\u{fffd}"),
             ("a\u{202e}b\u{9b}c", 80, "a\u{fffd}b\u{fffd}c"),
         ] {
-            let got = cut(text, columns);
+            let got = truncate(text, columns);
             assert_eq!(got, expected, "{text:?} on {columns}");
             assert!(width(&got) <= columns, "{text:?} on {columns}");
         }
         for columns in 0..120 {
-            assert!(width(&cut(&"x日 ".repeat(2000), columns)) <= columns);
+            assert!(width(&truncate(&"x日 ".repeat(2000), columns)) <= columns);
         }
     }
 
     #[test]
-    fn replaces_control_characters() {
+    fn sanitize_replaces_harmful_characters() {
         for (text, expected) in [
             ("a\tb\n", "a\tb\n"),
             ("a\r\nb", "a\nb"),
@@ -325,7 +329,7 @@ mod tests {
             ("\u{e0041}\u{7f}", "\\udb40\\udc41\\u007f"),
         ] {
             assert_eq!(json_for_terminal(json), expected);
-            // In whatever pieces it comes.
+            // Each byte in a write: no character may be broken between two.
             let mut out = Vec::new();
             let mut terminal = JsonTerminal::new(&mut out);
             for byte in json.bytes() {
@@ -336,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn clips_lines_with_indent() {
+    fn truncates_keeping_indent() {
         for (line, columns, expected) in [
             ("  a  b \n", 80, "  a  b"),
             ("\ta\x1b", 80, " a\u{fffd}"),
@@ -344,12 +348,16 @@ mod tests {
             ("日本語", 5, "日本…"),
             ("abc", 0, ""),
         ] {
-            assert_eq!(clip(line, columns), expected, "{line:?} on {columns}");
+            assert_eq!(
+                truncate_keeping_spaces(line, columns),
+                expected,
+                "{line:?} on {columns}"
+            );
         }
     }
 
     #[test]
-    fn wraps_lines_at_spaces() {
+    fn wraps_at_semicolons_and_spaces() {
         for (text, columns, expected) in [
             ("a b c", 80, "a b c"),
             ("aaa bbb ccc", 7, "aaa bbb\n  ccc"),

@@ -1,22 +1,21 @@
 //! Renders the flag table as completion scripts for bash, zsh and fish.
 //!
-//! Pure, but for [`run`] that prints one. The scripts stand alone: bash's needs no bash-completion package,
-//! and all of them can be sourced or put where the shell looks for them. Texts inside them are quoted for the
-//! shell, although the tables have nothing in them that would hurt: a later text might.
+//! Only [`run`] does I/O. The bash script does not need the bash-completion package, and each script can be sourced or
+//! installed in the shell's completion directory. All texts are quoted for the shell, although the present ones would
+//! not need it.
 
 use super::about::NAME;
 use super::flags::{self, Completes, Flag, Parsed, Subcommand, usage};
 use super::help::plain;
-use super::written;
+use super::ignore_broken_pipe;
 use crate::error::Result;
 use std::fmt::Write as _;
 use std::io::Write;
 
-/// `plexum-openai completions SHELL`.
+/// Runs `completions SHELL` and returns its exit status.
 ///
-/// # Errors
-/// [`crate::error::Kind::Usage`] where the shell is missing or not one of the three, [`crate::error::Kind::Io`]
-/// where stdout cannot be written.
+/// # Errors [`crate::error::Kind::Usage`] where the shell is missing or unknown, [`crate::error::Kind::Io`] where
+/// stdout cannot be written.
 pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
     let shell = parsed
         .operands
@@ -32,15 +31,15 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
             )));
         }
     };
-    written(stdout.write_all(script.as_bytes()), 0)
+    ignore_broken_pipe(stdout.write_all(script.as_bytes()), 0)
 }
 
-/// Words for `compgen -W`, which splits at spaces: none of ours has one.
+/// Joins words for `compgen -W`, which splits at spaces; no word has one.
 fn words(words: impl IntoIterator<Item = &'static str>) -> String {
     words.into_iter().collect::<Vec<_>>().join(" ")
 }
 
-/// The flags of a subcommand as they are typed, the common ones too.
+/// All forms of a subcommand's flags and of the common ones.
 fn spellings(flags: &'static [Flag]) -> String {
     let mut all = Vec::new();
     for flag in flags.iter().chain(flags::COMMON) {
@@ -139,7 +138,7 @@ complete -F _plexum_openai {NAME}
     script
 }
 
-/// What completes a value in bash. Files are left to readline, which knows about `~`, spaces and quotes.
+/// The bash command that completes a value. File names are left to readline, which handles `~`, spaces and quotes.
 fn bash_value(completes: Completes) -> String {
     match completes {
         Completes::Nothing => ":".to_owned(),
@@ -232,37 +231,37 @@ fn zsh_flags(own: &'static [Flag]) -> Vec<String> {
             Some(name) => ("=", "+", format!(":{name}:{}", zsh_value(flag.completes))),
             None => ("", "", String::new()),
         };
-        let told = quoted(&format!("[{brief}]{value}"));
+        let description = quoted(&format!("[{brief}]{value}"));
         let long = flag.long;
         specs.push(match (flag.short, flag.repeatable) {
             (Some(short), false) => {
-                format!("'(-{short} --{long})'{{-{short}{plus},--{long}{eq}}}{told}")
+                format!("'(-{short} --{long})'{{-{short}{plus},--{long}{eq}}}{description}")
             }
-            (Some(short), true) => format!("'*'{{-{short}{plus},--{long}{eq}}}{told}"),
-            (None, false) => format!("--{long}{eq}{told}"),
-            (None, true) => format!("'*'--{long}{eq}{told}"),
+            (Some(short), true) => format!("'*'{{-{short}{plus},--{long}{eq}}}{description}"),
+            (None, false) => format!("--{long}{eq}{description}"),
+            (None, true) => format!("'*'--{long}{eq}{description}"),
         });
     }
     for flag in flags::COMMON {
         let short = flag
             .short
             .map_or(String::new(), |short| format!("-{short},"));
-        let told = quoted(&format!("[{}]", zsh_text(flag.brief)));
-        specs.push(format!("'(- *)'{{{short}--{}}}{told}", flag.long));
+        let description = quoted(&format!("[{}]", zsh_text(flag.brief)));
+        specs.push(format!("'(- *)'{{{short}--{}}}{description}", flag.long));
     }
     specs
 }
 
-/// The operands of a subcommand, where a shell can complete them. A spec that completes nothing would be
-/// worse than none: zsh then shows its name in place of inserting a flag that is the only match.
+/// The `_arguments` spec of a subcommand's operands; `None` where nothing completes them. With a spec that completes
+/// nothing, zsh would show its name instead of inserting a flag that is the only match.
 fn zsh_operand(command: &Subcommand) -> Option<String> {
     if command.operand_completes == Completes::Nothing {
         return None;
     }
     let action = zsh_value(command.operand_completes);
     let name = zsh_text(command.operands.trim_matches(['[', ']']));
-    let place = if command.most_operands == 1 { "1" } else { "*" };
-    Some(quoted(&format!("{place}:{name}:{action}")))
+    let position = if command.max_operands == 1 { "1" } else { "*" };
+    Some(quoted(&format!("{position}:{name}:{action}")))
 }
 
 fn zsh_value(completes: Completes) -> String {
@@ -274,7 +273,7 @@ fn zsh_value(completes: Completes) -> String {
     }
 }
 
-/// A text inside a spec of `_arguments`, where brackets and colons mean something.
+/// Escapes a text for an `_arguments` spec, where brackets and colons are special.
 fn zsh_text(text: &str) -> String {
     let mut escaped = String::new();
     for c in plain(text).chars() {
@@ -286,7 +285,7 @@ fn zsh_text(text: &str) -> String {
     escaped
 }
 
-/// In single quotes, for bash and zsh.
+/// Puts a text in single quotes, for bash and zsh.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
@@ -370,9 +369,9 @@ fn fish_quoted(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// That the scripts work is shown in the shells themselves; here, that they leave nothing out.
+    /// `tests/it/shells.rs` runs the scripts; this only checks that they are complete.
     #[test]
-    fn scripts_have_every_flag_and_subcommand() {
+    fn scripts_list_every_flag_and_subcommand() {
         for (shell, script) in [("bash", bash()), ("zsh", zsh()), ("fish", fish())] {
             for command in flags::SUBCOMMANDS {
                 assert!(script.contains(command.name), "{shell}: {}", command.name);

@@ -14,7 +14,7 @@ mod setup;
 mod thread;
 
 use super::flags::Parsed;
-use super::{color, columns, written};
+use super::{color, columns, ignore_broken_pipe};
 use crate::error::Result;
 use crate::os::{self, CancelToken};
 use crate::paths::Paths;
@@ -60,7 +60,7 @@ struct Report {
 /// # Errors
 /// [`crate::error::Kind::Usage`] for a wrong `--color`, [`crate::error::Kind::Io`] if stdout cannot be written.
 pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
-    let color = color::wanted(parsed, &io::stdout())?;
+    let color = color::is_enabled(parsed, &io::stdout())?;
     let mut report = Report::default();
     let workspaces = parsed.directories("workspace")?;
     let cancel = CancelToken::new()?;
@@ -94,7 +94,7 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
             .then(|| columns::terminal_width(io::stdout()));
         report.lines(color, columns)
     };
-    written(stdout.write_all(text.as_bytes()), report.failed().into())
+    ignore_broken_pipe(stdout.write_all(text.as_bytes()), report.failed().into())
 }
 
 impl Report {

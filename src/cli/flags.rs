@@ -1,18 +1,18 @@
-//! The one table of subcommands and flags, and parsing by it.
+//! The table of subcommands and flags, and the command line parser that uses it.
 //!
-//! Help and the completions are rendered from this table, so none of them can disagree with what is parsed; the
-//! man page is kept by hand, and the tests in `man.rs` hold it to this table. Parsing itself is lexopt's; this file only looks names up. It does no work and opens no
-//! file.
+//! Help and completions are rendered from this table, so they cannot disagree with the parser. The man page is written
+//! by hand; the tests in `man.rs` compare it with the table. lexopt splits the arguments; this file looks names up, and
+//! opens no file.
 
 use crate::config::nearest;
 use crate::error::{Error, Kind, Result};
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-/// What completes a flag's value or an operand in a shell.
+/// How a shell completes a flag's value or an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Completes {
-    /// Nothing that a shell could know.
+    /// The shell has nothing to suggest.
     Nothing,
     File,
     Directory,
@@ -24,14 +24,14 @@ pub(crate) enum Completes {
 pub(crate) struct Flag {
     pub(crate) long: &'static str,
     pub(crate) short: Option<char>,
-    /// The name of its value in help, where it takes one.
+    /// The placeholder of its value in help; `None` where it takes no value.
     pub(crate) value: Option<&'static str>,
     pub(crate) completes: Completes,
-    /// May it stand more than once?
+    /// Whether all of its values count; of any other flag the last one does.
     pub(crate) repeatable: bool,
     /// One line, for `-h`.
     pub(crate) brief: &'static str,
-    /// What `--help` says besides; may be empty. Words in backquotes are code.
+    /// The additional text of `--help`; may be empty. Text in backquotes is code.
     pub(crate) more: &'static str,
 }
 
@@ -39,17 +39,17 @@ pub(crate) struct Flag {
 #[derive(Debug)]
 pub(crate) struct Subcommand {
     pub(crate) name: &'static str,
-    /// Its operands, as the synopsis writes them; empty where it takes none.
+    /// Its operands in the syntax of a synopsis; empty where it takes none.
     pub(crate) operands: &'static str,
-    /// How many operands it takes at most.
-    pub(crate) most_operands: usize,
+    /// The maximum number of operands; `turn` takes a `-` besides.
+    pub(crate) max_operands: usize,
     pub(crate) operand_completes: Completes,
     /// One line, for the list of subcommands.
     pub(crate) brief: &'static str,
-    /// Paragraphs for `--help`. Words in backquotes are code.
+    /// Paragraphs for `--help`. Text in backquotes is code.
     pub(crate) more: &'static [&'static str],
     pub(crate) flags: &'static [Flag],
-    /// A command line and what it does.
+    /// Command lines, each with its purpose.
     pub(crate) examples: &'static [(&'static str, &'static str)],
 }
 
@@ -108,7 +108,7 @@ const COLOR: Flag = Flag {
     )
 };
 
-/// The flags that every subcommand has, and the bare command too.
+/// The flags of every subcommand, and of the program without one.
 pub(crate) const COMMON: &[Flag] = &[
     Flag {
         more: "`-h` is the short help, `--help` the whole.",
@@ -117,12 +117,12 @@ pub(crate) const COMMON: &[Flag] = &[
     flag("version", Some('V'), "print the version and exit"),
 ];
 
-/// Every subcommand, in the order in which help lists them.
+/// All subcommands, in the order of the help text.
 pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
     Subcommand {
         name: "serve",
         operands: "",
-        most_operands: 0,
+        max_operands: 0,
         operand_completes: Completes::Nothing,
         brief: "serve the daemon on stdin and stdout (the default)",
         more: &[
@@ -137,7 +137,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
     Subcommand {
         name: "turn",
         operands: "[PROMPT] [-]",
-        most_operands: 1,
+        max_operands: 1,
         operand_completes: Completes::Nothing,
         brief: "run one turn in a workspace, as the daemon would",
         more: &[
@@ -282,7 +282,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
     Subcommand {
         name: "parse-rollout",
         operands: "[FILE...|-]",
-        most_operands: usize::MAX,
+        max_operands: usize::MAX,
         operand_completes: Completes::File,
         brief: "print the tool calls of rollout files as canonical events",
         more: &[
@@ -359,7 +359,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
     Subcommand {
         name: "mutate",
         operands: "[CALL_ID...]",
-        most_operands: usize::MAX,
+        max_operands: usize::MAX,
         operand_completes: Completes::Nothing,
         brief: "consume tool calls in a rollout",
         more: &[
@@ -432,7 +432,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
     Subcommand {
         name: "threads",
         operands: "[DIR...]",
-        most_operands: usize::MAX,
+        max_operands: usize::MAX,
         operand_completes: Completes::Directory,
         brief: "list the conversations of many agents",
         more: &[
@@ -450,7 +450,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
     Subcommand {
         name: "mcp-host",
         operands: "",
-        most_operands: 0,
+        max_operands: 0,
         operand_completes: Completes::Nothing,
         brief: "lend the daemon's tools to codex (codex starts this)",
         more: &[
@@ -477,7 +477,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
     Subcommand {
         name: "doctor",
         operands: "",
-        most_operands: 0,
+        max_operands: 0,
         operand_completes: Completes::Nothing,
         brief: "check what a turn needs and say how to fix what is wrong",
         more: &[
@@ -509,7 +509,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
     Subcommand {
         name: "manifest",
         operands: "",
-        most_operands: 0,
+        max_operands: 0,
         operand_completes: Completes::Nothing,
         brief: "print the plugin's manifest",
         more: &[
@@ -524,7 +524,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
     Subcommand {
         name: "completions",
         operands: "bash|zsh|fish",
-        most_operands: 1,
+        max_operands: 1,
         operand_completes: Completes::Words(&["bash", "zsh", "fish"]),
         brief: "print a shell's completion script",
         more: &[
@@ -545,7 +545,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
     Subcommand {
         name: "man",
         operands: "",
-        most_operands: 0,
+        max_operands: 0,
         operand_completes: Completes::Nothing,
         brief: "print the man page's source",
         more: &["In mdoc, the same that `make install` installs."],
@@ -557,14 +557,14 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
     },
 ];
 
-/// How much help was asked for.
+/// The length of a help text: `-h` or `--help`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Help {
     Short,
     Whole,
 }
 
-/// What a command line asks for.
+/// The action that a command line requests.
 #[derive(Debug)]
 pub(crate) enum Invocation {
     /// Help on a subcommand, or on the whole program.
@@ -573,7 +573,7 @@ pub(crate) enum Invocation {
     Run(Parsed),
 }
 
-/// A parsed command line: the subcommand, its flags as they stood, its operands.
+/// A parsed command line: the subcommand, and its flags and operands in order.
 #[derive(Debug)]
 pub(crate) struct Parsed {
     pub(crate) subcommand: &'static Subcommand,
@@ -582,12 +582,12 @@ pub(crate) struct Parsed {
 }
 
 impl Parsed {
-    /// Was this flag given?
+    /// Whether this flag was given.
     pub(crate) fn has(&self, long: &str) -> bool {
         self.all(long).next().is_some()
     }
 
-    /// The value of this flag, where it was given.
+    /// The value of this flag; of a repeatable one, the first.
     pub(crate) fn value(&self, long: &str) -> Option<&OsStr> {
         self.all(long).next()
     }
@@ -604,7 +604,10 @@ impl Parsed {
             .map(|(_, value)| value.as_os_str())
     }
 
-    /// The directory that this flag names. The empty name, what an unset variable leaves in a script, is an error.
+    /// The directory that this flag names.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] for the empty name, which an unset variable in a script results in.
     pub(crate) fn directory(&self, long: &str) -> Result<Option<PathBuf>> {
         Ok(self.directories(long)?.into_iter().next())
     }
@@ -614,12 +617,15 @@ impl Parsed {
         self.all(long)
             .map(|directory| match directory.is_empty() {
                 true => Err(usage(format!("'--{long}' needs a directory"))),
-                false => Ok(at_home(directory)),
+                false => Ok(expand_home(directory)),
             })
             .collect()
     }
 
-    /// The value of this flag as text. Errors name the flag where it is not UTF-8.
+    /// The value of this flag as text.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] where it is not UTF-8.
     pub(crate) fn text(&self, long: &str) -> Result<Option<&str>> {
         match self.value(long) {
             None => Ok(None),
@@ -632,8 +638,8 @@ impl Parsed {
     }
 }
 
-/// A path whose `~/` no shell has replaced: bash leaves it as it is in `--workspace=~/agents`.
-pub(crate) fn at_home(path: &OsStr) -> PathBuf {
+/// Expands a leading `~/`, which bash does not do in `--workspace=~/agents`.
+pub(crate) fn expand_home(path: &OsStr) -> PathBuf {
     let below = path.to_str().and_then(|path| path.strip_prefix("~/"));
     match (below, std::env::home_dir()) {
         (Some(below), Some(home)) => home.join(below),
@@ -641,20 +647,20 @@ pub(crate) fn at_home(path: &OsStr) -> PathBuf {
     }
 }
 
-/// An error of the command line, with the way to help behind it.
+/// An error in the command line.
 pub(crate) fn usage(message: impl Into<String>) -> Error {
     Error::new(Kind::Usage, message)
 }
 
-/// The subcommand of this name.
+/// Looks up a subcommand by its exact name.
 pub(crate) fn find(name: &str) -> Option<&'static Subcommand> {
     SUBCOMMANDS.iter().find(|command| command.name == name)
 }
 
-/// Parses the arguments (without the program's name).
+/// Parses the arguments, without the program's name.
 ///
 /// # Errors
-/// [`Kind::Usage`], naming what stands there and, where there is one, what was probably meant.
+/// [`Kind::Usage`], with the argument and, for a misspelled name, a suggestion.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation> {
     use lexopt::Arg;
     let mut parser = lexopt::Parser::from_args(arguments);
@@ -665,7 +671,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
         let Some(argument) = parser.next().map_err(lexopt_error)? else {
             break;
         };
-        let spelt = match argument {
+        let spelling = match argument {
             Arg::Short('h') => return Ok(Invocation::Help(Help::Short, subcommand)),
             Arg::Long("help") => return Ok(Invocation::Help(Help::Whole, subcommand)),
             Arg::Short('V') | Arg::Long("version") => return Ok(Invocation::Version),
@@ -673,9 +679,9 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
                 match subcommand {
                     None if value == "version" => return Ok(Invocation::Version),
                     None if value == "help" => return help(&mut parser),
-                    None => subcommand = Some(named(&value)?),
-                    Some(command) if operands.len() < command.most_operands => operands.push(value),
-                    // A prompt, and what is on stdin.
+                    None => subcommand = Some(find_or_suggest(&value)?),
+                    Some(command) if operands.len() < command.max_operands => operands.push(value),
+                    // `-` after the prompt appends stdin to it.
                     Some(command)
                         if command.name == "turn" && operands.len() == 1 && value == "-" =>
                     {
@@ -685,13 +691,13 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
                         return Err(usage(format!(
                             "'{}' takes {}: {value:?} is too much",
                             command.name,
-                            if command.most_operands == 0 {
+                            if command.max_operands == 0 {
                                 "no operands"
                             } else {
                                 "one operand, in quotes where it has spaces"
                             },
                         ))
-                        .hint(see(Some(command))));
+                        .hint(help_hint(Some(command))));
                     }
                 }
                 continue;
@@ -701,24 +707,26 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
         };
         let table = subcommand.map_or(COMMON, |command| command.flags);
         let known = table.iter().find(|flag| {
-            spelt.strip_prefix("--") == Some(flag.long)
-                || flag.short.is_some_and(|short| spelt == format!("-{short}"))
+            spelling.strip_prefix("--") == Some(flag.long)
+                || flag
+                    .short
+                    .is_some_and(|short| spelling == format!("-{short}"))
         });
         let Some(known) = known else {
-            return Err(unknown_flag(&spelt, subcommand));
+            return Err(unknown_flag(&spelling, subcommand));
         };
-        // The last one counts, so that an alias can be overridden.
+        // The last value counts, so that a shell alias's flags can be overridden.
         if !known.repeatable {
             flags.retain(|(name, _)| *name != known.long);
         }
         let value = match known.value {
             Some(_) => parser.value().map_err(|_| {
                 usage(format!(
-                    "'{spelt}' needs a value: --{} {}",
+                    "'{spelling}' needs a value: --{} {}",
                     known.long,
                     known.value.unwrap_or_default()
                 ))
-                .hint(see(subcommand))
+                .hint(help_hint(subcommand))
             })?,
             None => OsString::new(),
         };
@@ -735,7 +743,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
     }))
 }
 
-/// `help [SUBCOMMAND]`: as `--help`.
+/// Parses the rest of `help [SUBCOMMAND]`, which is an alias of `--help`.
 fn help(parser: &mut lexopt::Parser) -> Result<Invocation> {
     use lexopt::Arg;
     let mut subject = None;
@@ -744,21 +752,22 @@ fn help(parser: &mut lexopt::Parser) -> Result<Invocation> {
             Arg::Value(value)
                 if subject.is_none() && !matches!(value.to_str(), Some("help" | "version")) =>
             {
-                subject = Some(named(&value)?);
+                subject = Some(find_or_suggest(&value)?);
             }
             Arg::Value(_) | Arg::Short('h') | Arg::Long("help") => {}
-            Arg::Long(name) => return Err(no_flags_of_help(&format!("--{name}"))),
-            Arg::Short(name) => return Err(no_flags_of_help(&format!("-{name}"))),
+            Arg::Long(name) => return Err(help_takes_no_flags(&format!("--{name}"))),
+            Arg::Short(name) => return Err(help_takes_no_flags(&format!("-{name}"))),
         }
     }
     Ok(Invocation::Help(Help::Whole, subject))
 }
 
-fn no_flags_of_help(spelt: &str) -> Error {
-    usage(format!("'help' takes no flags: '{spelt}'")).hint(see(None))
+fn help_takes_no_flags(spelling: &str) -> Error {
+    usage(format!("'help' takes no flags: '{spelling}'")).hint(help_hint(None))
 }
 
-fn named(value: &OsStr) -> Result<&'static Subcommand> {
+/// Looks up a subcommand; the error suggests the nearest name.
+fn find_or_suggest(value: &OsStr) -> Result<&'static Subcommand> {
     let text = value.to_string_lossy();
     if let Some(command) = find(&text) {
         return Ok(command);
@@ -767,34 +776,34 @@ fn named(value: &OsStr) -> Result<&'static Subcommand> {
     Err(
         match nearest(&text, SUBCOMMANDS.iter().map(|command| command.name)) {
             Some(near) => error.hint(format!("did you mean '{near}'?")),
-            None => error.hint(see(None)),
+            None => error.hint(help_hint(None)),
         },
     )
 }
 
-fn unknown_flag(spelt: &str, subcommand: Option<&'static Subcommand>) -> Error {
+fn unknown_flag(spelling: &str, subcommand: Option<&'static Subcommand>) -> Error {
     let of = subcommand.map_or(String::new(), |command| format!(" of '{}'", command.name));
-    let error = usage(format!("no such flag{of}: '{spelt}'"));
+    let error = usage(format!("no such flag{of}: '{spelling}'"));
     let names = subcommand
         .map_or(&[] as &[Flag], |command| command.flags)
         .iter()
         .chain(COMMON)
         .map(|flag| flag.long);
-    match spelt
+    match spelling
         .strip_prefix("--")
         .and_then(|name| nearest(name, names))
     {
         Some(near) => error.hint(format!("did you mean '--{near}'?")),
-        None => error.hint(see(subcommand)),
+        None => error.hint(help_hint(subcommand)),
     }
 }
 
 fn lexopt_error(error: lexopt::Error) -> Error {
-    usage(error.to_string()).hint(see(None))
+    usage(error.to_string()).hint(help_hint(None))
 }
 
-/// Where to read on.
-fn see(subcommand: Option<&'static Subcommand>) -> String {
+/// The hint that refers to `--help`.
+fn help_hint(subcommand: Option<&'static Subcommand>) -> String {
     match subcommand {
         Some(command) => format!("see 'plexum-openai {} --help'", command.name),
         None => "see 'plexum-openai --help'".to_owned(),
@@ -826,7 +835,7 @@ mod tests {
             }
             assert_eq!(
                 command.operands.is_empty(),
-                command.most_operands == 0,
+                command.max_operands == 0,
                 "{}: operands",
                 command.name
             );
@@ -841,7 +850,7 @@ mod tests {
     }
 
     #[test]
-    fn parses_every_form_of_flags() {
+    fn accepts_every_form_of_flags() {
         for line in [
             &["turn", "-w", "x", "hi"][..],
             &["turn", "-wx", "hi"],
@@ -859,7 +868,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_unknown_flags_with_suggestion() {
+    fn errors_suggest_names_or_refer_to_help() {
         for (line, message) in [
             (
                 &["trun"][..],

@@ -1,18 +1,19 @@
-//! Renders the flag table as help: `-h` short, `--help` whole, for a subcommand or the whole program.
+//! Renders the help text, `-h` or `--help`, of a subcommand or of the program.
 //!
-//! Pure: from the tables to a text of at most 80 columns. Nothing is said here that a table does not say, so
-//! help cannot disagree with what is parsed.
+//! Does no I/O: tables in, text of at most 80 columns out. Everything comes from the flag table, the tables in
+//! `about.rs` and the config keys, so that help cannot disagree with the parser.
 
 use super::about::{self, NAME};
 use super::flags::{self, Flag, Help, Subcommand};
 use crate::config;
 
-/// The widest line.
+/// The maximum width of a line, apart from examples.
 const COLUMNS: usize = 80;
-/// Where the briefs of flags and subcommands begin at the latest; longer names push theirs to the next line.
-const WIDEST_NAME: usize = 28;
+/// The last column in which descriptions of flags and subcommands begin; after a longer name they begin on the next
+/// line.
+const MAX_NAME_WIDTH: usize = 28;
 
-/// The help text, ending in a newline.
+/// Renders the help text, which ends with a newline.
 pub(crate) fn text(help: Help, subcommand: Option<&Subcommand>) -> String {
     let mut page = HelpPage::default();
     match subcommand {
@@ -22,7 +23,7 @@ pub(crate) fn text(help: Help, subcommand: Option<&Subcommand>) -> String {
     page.text
 }
 
-/// The text so far.
+/// The page while it is rendered.
 #[derive(Default)]
 struct HelpPage {
     text: String,
@@ -91,7 +92,7 @@ impl HelpPage {
                     self.line("");
                 }
                 self.wrapped(&format!("# {}", plain(what)), 2, 4);
-                // A command line is one line, however long: half of one cannot be copied.
+                // A command line is never wrapped, so that it can be copied.
                 self.line(&format!("  {example}"));
             }
         }
@@ -99,7 +100,7 @@ impl HelpPage {
 
     fn flags(&mut self, help: Help, own: &[Flag]) {
         self.heading("Flags");
-        // A screen has 24 lines; what works everywhere need not be said again for each subcommand.
+        // Short help must fit on 24 lines: of the common flags a subcommand only lists `--help`.
         let common = match (help, own) {
             (Help::Short, [_, ..]) => &flags::COMMON[..1],
             _ => flags::COMMON,
@@ -139,10 +140,10 @@ impl HelpPage {
         }
     }
 
-    /// Names in one column, what they are in the next; `more` stands below where there is any.
+    /// Adds two columns, names and descriptions; `more` has additional text for each row, where it is not empty.
     fn list(&mut self, rows: &[(String, &str)], more: &[&str]) {
         let fits = rows.iter().map(|(name, _)| name.len() + 2);
-        let column = fits.filter(|&end| end <= WIDEST_NAME).max().unwrap_or(2);
+        let column = fits.filter(|&end| end <= MAX_NAME_WIDTH).max().unwrap_or(2);
         for (at, (name, brief)) in rows.iter().enumerate() {
             if name.len() + 2 > column {
                 self.line(name);
@@ -168,8 +169,8 @@ impl HelpPage {
         self.line(&format!("{name}:"));
     }
 
-    /// A text broken at its spaces. The first line's own leading and inner spaces stay as they are, since a
-    /// name that is padded to its column stands there.
+    /// Adds text wrapped at spaces, with indents `first` and `next`. Leading and inner spaces of the first line are
+    /// kept: it can begin with a name that is padded to its column.
     fn wrapped(&mut self, text: &str, first: usize, next: usize) {
         let mut line = " ".repeat(first);
         let mut rest = text;
@@ -178,7 +179,7 @@ impl HelpPage {
             if rest.len() <= room {
                 break;
             }
-            // The texts are ASCII: a byte is a column. A word that is wider than the line stands alone.
+            // The texts are ASCII, so a byte is a column. A word that is wider than a line gets a line alone.
             let end = rest[..=room]
                 .rfind(' ')
                 .filter(|&at| !rest[..at].trim().is_empty())
@@ -199,8 +200,8 @@ impl HelpPage {
     }
 }
 
-/// The text of a table as a terminal shows it: what stands between backquotes is code, and gets straight quotes
-/// unless it has quotes of its own.
+/// Converts a table's text for a terminal: code in backquotes gets single quotes instead, or none where it begins with
+/// a double quote.
 pub(crate) fn plain(text: &str) -> String {
     let mut shown = String::new();
     for (at, part) in text.split('`').enumerate() {
@@ -211,7 +212,7 @@ pub(crate) fn plain(text: &str) -> String {
     shown
 }
 
-/// A key's type and its default, as help and the man page write them.
+/// A config key's type and default, in the format of help and man page.
 pub(crate) fn kind_and_default(key: &config::ConfigKey) -> String {
     match key.default {
         "unset" => format!("{}, unset", key.kind),
@@ -219,7 +220,7 @@ pub(crate) fn kind_and_default(key: &config::ConfigKey) -> String {
     }
 }
 
-/// A flag's spellings and the name of its value, indented so that the long ones stand in one column.
+/// A flag's short and long form and its placeholder, indented so that the long forms are aligned.
 pub(crate) fn flag_name(flag: &Flag) -> String {
     let mut name = match flag.short {
         Some(short) => format!("  -{short}, --{}", flag.long),
@@ -236,7 +237,7 @@ pub(crate) fn flag_name(flag: &Flag) -> String {
 mod tests {
     use super::*;
 
-    fn every() -> Vec<(String, String)> {
+    fn all_pages() -> Vec<(String, String)> {
         let mut pages = Vec::new();
         for help in [Help::Short, Help::Whole] {
             pages.push((format!("{help:?}"), text(help, None)));
@@ -250,14 +251,14 @@ mod tests {
 
     #[test]
     fn lines_fit_80_columns() {
-        for (name, page) in every() {
+        for (name, page) in all_pages() {
             let mut examples = false;
             for line in page.lines() {
                 examples |= line == "Examples:";
                 let command = examples && !line.trim_start().starts_with('#');
                 assert!(line.len() <= COLUMNS || command, "{name}: {line}");
                 assert_eq!(line.trim_end(), line, "{name}: spaces at the end");
-                // A byte is a column, in what is wrapped and on every terminal.
+                // Wrapping relies on it: a byte is a column.
                 assert!(line.is_ascii(), "{name}: {line}");
             }
         }
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn help_has_everything_in_tables() {
+    fn help_lists_every_key_subcommand_and_flag() {
         let whole = text(Help::Whole, None);
         for key in config::KEYS {
             assert!(
@@ -314,7 +315,7 @@ mod tests {
             let pages = [Help::Short, Help::Whole].map(|help| text(help, Some(command)));
             for flag in command.flags.iter().chain(flags::COMMON) {
                 let name = flag_name(flag);
-                // The short page of a subcommand leaves out what the program's own has.
+                // The short help of a subcommand leaves `--version` out.
                 let is_short = pages[0].contains(&name) || flag.long == "version";
                 assert!(
                     is_short && pages[1].contains(&name),

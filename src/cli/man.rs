@@ -1,9 +1,9 @@
-//! `plexum-openai`(1), which is kept by hand in `man/plexum-openai.1`, and what holds it to the tables.
+//! The man page `plexum-openai`(1), and tests that compare it with the tables.
 //!
-//! The page says what it likes in its own words; its flags, their arguments, subcommands, config keys,
-//! environment variables, files and exit statuses have to be those of the tables, in the tables' order.
+//! The page is written by hand in `man/plexum-openai.1`. Its subcommands, flags, arguments, config keys, environment
+//! variables, files and exit statuses must be those of the tables, in the same order; the prose is free.
 
-/// The source of the page, in mdoc.
+/// The page's mdoc source.
 pub(crate) const PAGE: &str = include_str!("../../man/plexum-openai.1");
 
 #[cfg(test)]
@@ -13,10 +13,10 @@ mod tests {
     use super::*;
     use crate::config;
 
-    /// Flags of other programs that the page speaks of.
-    const OF_OTHERS: &[&str] = &["--user", "--add-dir", "--color"];
+    /// Flags of other programs that the page mentions.
+    const FOREIGN_FLAGS: &[&str] = &["--user", "--add-dir", "--color"];
 
-    /// What stands between this heading and the next of its level, or of a higher one.
+    /// The text from this heading to the next one of the same or a higher level.
     fn section(heading: &str) -> &'static str {
         let (_, rest) = PAGE
             .split_once(&format!("\n{heading}\n"))
@@ -28,25 +28,25 @@ mod tests {
         &rest[..=end.min(rest.len() - 1)]
     }
 
-    /// A macro line as a terminal shows it: `-w, --workspace DIR` for `.It Fl w , Fl \-workspace Ar DIR`.
-    fn shown(line: &str) -> String {
-        let mut shown = line
+    /// Renders a macro line: `-w, --workspace DIR` for `.It Fl w , Fl \-workspace Ar DIR`.
+    fn render(line: &str) -> String {
+        let mut text = line
             .replace("\\(dq", "\"")
             .replace("\\(ti", "~")
             .replace("Fl ", "-")
             .replace("\\-", "-")
             .replace(" ,", ",");
         for name in [".It ", ".Op ", "Ar ", "Cm ", "Ev ", "Pa "] {
-            shown = shown.replace(name, "");
+            text = text.replace(name, "");
         }
-        shown
+        text
     }
 
-    /// The lines of a text that begin so, as a terminal shows them.
+    /// The lines of a text that begin with `start`, rendered.
     fn items(text: &str, start: &str) -> Vec<String> {
         text.lines()
             .filter(|line| line.starts_with(start))
-            .map(shown)
+            .map(render)
             .collect()
     }
 
@@ -76,8 +76,7 @@ mod tests {
         }
     }
 
-    /// A subcommand as the synopsis has it, one part a line: its name, its flags in their shorter form, its
-    /// operands.
+    /// The lines of a subcommand's synopsis: its name, the shorter form of each flag, its operands.
     fn synopsis(command: &Subcommand) -> Vec<String> {
         let mut parts = vec![command.name.to_owned()];
         for flag in command.flags {
@@ -109,7 +108,7 @@ mod tests {
             let block = blocks.next().expect("a block for each subcommand");
             let parts: Vec<_> = block
                 .lines()
-                .map(|line| shown(line).trim_start_matches('.').to_owned())
+                .map(|line| render(line).trim_start_matches('.').to_owned())
                 .collect();
             assert_eq!(parts, synopsis(command));
         }
@@ -158,7 +157,7 @@ mod tests {
             let end = text[at..].find(|c: char| c != '-' && !c.is_ascii_lowercase());
             let flag = &text[at..at + end.unwrap_or(text.len() - at)];
             assert!(
-                OF_OTHERS.contains(&flag) || known.iter().any(|known| known == flag),
+                FOREIGN_FLAGS.contains(&flag) || known.iter().any(|known| known == flag),
                 "there is no '{flag}'"
             );
             named += 1;

@@ -1,5 +1,5 @@
-//! `mcp-host`: what codex starts. Finds out which socket and which agent are meant, and leaves the rest to
-//! [`crate::mcp::proxy`].
+//! `mcp-host`: the MCP server that codex starts. Reads the socket and the agent from flags or environment variables;
+//! [`crate::mcp::proxy`] does the rest.
 
 use super::flags::{Parsed, usage};
 use crate::error::Result;
@@ -7,15 +7,18 @@ use crate::mcp::proxy;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// Serves codex until one side ends.
+/// Serves codex until either side ends.
+///
+/// # Errors
+/// [`crate::error::Kind::Usage`] where the socket or the agent is not given, and those of [`proxy::run`].
 pub(crate) fn run(parsed: &Parsed) -> Result<()> {
-    let socket = given(
+    let socket = flag_or_variable(
         parsed,
         "socket",
         "PLEXUM_MCP_SOCKET",
         std::env::var_os("PLEXUM_MCP_SOCKET"),
     )?;
-    let agent_id = given(
+    let agent_id = flag_or_variable(
         parsed,
         "agent-id",
         "PLEXUM_MCP_AGENT_ID",
@@ -30,8 +33,8 @@ pub(crate) fn run(parsed: &Parsed) -> Result<()> {
     proxy::run(&PathBuf::from(socket), &agent_id, turn.as_deref())
 }
 
-/// The flag's value, or else the variable's; an empty one is none.
-fn given(
+/// The value of the flag, else of the environment variable; it must not be empty.
+fn flag_or_variable(
     parsed: &Parsed,
     flag: &str,
     variable: &str,

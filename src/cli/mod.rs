@@ -1,10 +1,11 @@
-//! The command line: what people and scripts see.
+//! The command line interface: a module for each subcommand, the flag table with its parser, and terminal output.
 
 mod about;
 mod color;
 mod columns;
 pub(crate) mod complete;
 pub(crate) mod doctor;
+mod file_type;
 pub(crate) mod flags;
 pub(crate) mod help;
 pub(crate) mod man;
@@ -13,7 +14,6 @@ pub(crate) mod mutate;
 pub(crate) mod parse_rollout;
 mod progress;
 mod relay;
-mod seems;
 mod summary;
 mod target;
 pub(crate) mod threads;
@@ -26,10 +26,10 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 
-/// Tells a person who started the daemon's end by hand what it is; it goes on serving.
-pub(crate) fn serve_by_hand() {
+/// Prints a notice for a person who started `serve`, the daemon's stdio server, at a terminal.
+pub(crate) fn print_serve_notice() {
     if std::io::stdin().is_terminal() {
-        // Nobody reads stderr: then nobody is at the terminal either.
+        // The notice is a convenience: serving works without stderr.
         let _ = writeln!(
             std::io::stderr(),
             "plexum-openai: serving the daemon's protocol on this terminal, one JSON-RPC message a line; see plexum-openai-protocol(7), and 'plexum-openai --help' for everything else; Ctrl-D ends it"
@@ -37,8 +37,11 @@ pub(crate) fn serve_by_hand() {
     }
 }
 
-/// What came of writing to stdout: where all was well, or its reader has gone, this is the exit status.
-pub(crate) fn written(result: io::Result<()>, status: u8) -> Result<u8> {
+/// The exit status after writing to stdout: `status`, also where its reader has closed it.
+///
+/// # Errors
+/// [`Kind::Io`] for other errors of writing.
+pub(crate) fn ignore_broken_pipe(result: io::Result<()>, status: u8) -> Result<u8> {
     match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Error::os(Kind::Io, "cannot write to stdout", error))
@@ -47,7 +50,10 @@ pub(crate) fn written(result: io::Result<()>, status: u8) -> Result<u8> {
     }
 }
 
-/// stdout without std's buffer, for what writes whole blocks.
+/// stdout without std's line buffer, for output in large blocks.
+///
+/// # Errors
+/// [`Kind::Io`] where its descriptor cannot be duplicated.
 pub(crate) fn unbuffered_stdout() -> Result<File> {
     match std::io::stdout().as_fd().try_clone_to_owned() {
         Ok(stdout) => Ok(File::from(stdout)),

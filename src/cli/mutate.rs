@@ -1,10 +1,10 @@
-//! `mutate`: consumes tool calls in a rollout that a person names by workspace, thread or file.
+//! `mutate`: consumes tool calls in a rollout, which is named by workspace, thread or file.
 //!
-//! It does what the daemon's `plexum/session/mutate` does, with the same locks, and prints the same answer.
+//! It takes the same locks as the daemon's `plexum/session/mutate`, and prints the same result as JSON.
 
-use super::flags::{Parsed, at_home, usage};
+use super::flags::{Parsed, expand_home, usage};
 use super::target::{self, Target};
-use super::{columns, seems, written};
+use super::{columns, file_type, ignore_broken_pipe};
 use crate::backend::{ReleaseTarget, request_release};
 use crate::codex::home::find_rollout;
 use crate::daemon::parse_mutations;
@@ -23,73 +23,73 @@ use std::collections::HashSet;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// The longest list that `--stdin` takes: what the daemon can send in one line, too.
-const LONGEST_LIST: u64 = 64 << 20;
+/// The longest list that `--stdin` takes, in bytes: the daemon's limit for a line.
+const MAX_LIST_BYTES: u64 = 64 << 20;
 
 /// Runs the command and returns its exit status.
 ///
 /// # Errors
-/// [`Kind::Usage`] for the command line, [`Kind::Params`] for the list on stdin, and what consuming can
-/// meet: see [`crate::rollout::consume::consume`].
+/// [`Kind::Usage`] for the command line, [`Kind::Params`] for the list on stdin, [`Kind::Io`] where no call was found,
+/// and those of [`crate::rollout::consume::consume`].
 pub(crate) fn run(parsed: &Parsed, stdin: &mut dyn Read, stdout: &mut dyn Write) -> Result<u8> {
-    let choice = choice(parsed, stdin)?;
+    let selection = parse_selection(parsed, stdin)?;
     let mode = if parsed.has("dry-run") {
         WriteMode::DryRun
     } else {
         WriteMode::Write
     };
-    let target = rollout_target(parsed)?;
+    let target = parse_target(parsed)?;
     let (mutations, outcome) = match resolve(&target, mode)? {
         Some(rollout) => {
-            let mutations = choice.mutations(&rollout.path)?;
+            let mutations = selection.mutations(&rollout.path)?;
             let outcome = match &rollout.thread {
                 Some((home, thread)) => {
                     consume(home, thread, &mutations, mode, &CancelToken::new()?)?
                 }
                 None => consume_file(&rollout.path, &mutations, mode)?,
             };
-            // A thread's rollout is found by its name, whatever stands in it.
+            // The rollout of a thread is named after it, so only `--rollout` can name another type of file.
             if rollout.thread.is_none()
                 && outcome.touched == 0
                 && outcome.missing.len() == outcome.requested
             {
-                refuse_other_files(&rollout.path)?;
+                reject_non_rollout(&rollout.path)?;
             }
             (mutations, outcome)
         }
-        // As for the daemon: what has no session has no calls.
+        // As for the daemon, a workspace without a session has no calls.
         None => {
-            let mutations = choice.named();
+            let mutations = selection.named();
             let outcome = ConsumeReport::all_missing(&mutations);
             (mutations, outcome)
         }
     };
-    // Of an empty list nothing was asked.
+    // An empty list requests nothing, so finding nothing is no error.
     let found_nothing = outcome.touched == 0
         && outcome.missing.len() == outcome.requested
-        && !matches!(&choice, Choice::Named(named) if named.is_empty());
+        && !matches!(&selection, CallSelection::Named(named) if named.is_empty());
     let mut line = serde_json::to_string(&outcome).expect("an outcome is plain data");
     line.push('\n');
     if io::stdout().is_terminal() {
         line = columns::json_for_terminal(&line).into_owned();
     }
     let result = stdout.write_all(line.as_bytes());
-    let status = written(result.and_then(|()| stdout.flush()), 0)?;
+    let status = ignore_broken_pipe(result.and_then(|()| stdout.flush()), 0)?;
     match found_nothing {
         true => Err(Error::new(
             Kind::Io,
-            choice.why_nothing(&mutations, &target),
+            selection.nothing_consumed(&mutations, &target),
         )),
         false => Ok(status),
     }
 }
 
-/// Says what a file seems to be in which no call was found, where it is not a rollout.
-fn refuse_other_files(path: &Path) -> Result<()> {
-    let head = open_regular_file(path).and_then(|mut file| seems::head(&mut file));
-    // It was read a moment ago; that it no longer can be says nothing of what it is.
+/// Fails where a file without calls is not a rollout at all, with a guess at its type.
+fn reject_non_rollout(path: &Path) -> Result<()> {
+    let head = open_regular_file(path).and_then(|mut file| file_type::read_head(&mut file));
+    // The calls were read from it just before: its type stays unknown, and the caller reports the missing calls.
     let Ok(head) = head else { return Ok(()) };
-    match seems::other_than_a_rollout(&head) {
+    match file_type::describe_non_rollout(&head) {
         Some(what) => Err(Error::new(
             Kind::Io,
             format!("'{}' is not a rollout: {what}", path.display()),
@@ -98,17 +98,17 @@ fn refuse_other_files(path: &Path) -> Result<()> {
     }
 }
 
-/// A rollout whose calls are meant.
+/// A rollout to consume calls in.
 struct Rollout {
     path: PathBuf,
-    /// The codex home and the thread, where it is a thread's and not just a file.
+    /// The codex home and the thread; `None` for `--rollout`.
     thread: Option<(PathBuf, String)>,
 }
 
-/// The rollout that is meant; `None` for a workspace without a session.
+/// Finds the target's rollout; `None` for a workspace without a session.
 fn resolve(target: &RolloutTarget, mode: WriteMode) -> Result<Option<Rollout>> {
-    // Only here, so that a broken config does not matter to `--rollout`.
-    let places = Paths::from_env();
+    // The config is loaded only where it is needed: `--rollout` works with a broken one.
+    let paths = Paths::from_env();
     let thread = match target {
         RolloutTarget::File(file) => {
             return Ok(Some(Rollout {
@@ -116,9 +116,9 @@ fn resolve(target: &RolloutTarget, mode: WriteMode) -> Result<Option<Rollout>> {
                 thread: None,
             }));
         }
-        RolloutTarget::Of(Target::Thread(thread)) => thread.clone(),
-        RolloutTarget::Of(Target::Workspace(workspace)) => {
-            // To the daemon a directory that is not there is one without a session; to a person it is a slip.
+        RolloutTarget::Session(Target::Thread(thread)) => thread.clone(),
+        RolloutTarget::Session(Target::Workspace(workspace)) => {
+            // The daemon treats a missing directory as one without a session; on a command line it is a mistake.
             if !workspace.is_dir() {
                 return Err(Error::new(
                     Kind::Io,
@@ -128,32 +128,35 @@ fn resolve(target: &RolloutTarget, mode: WriteMode) -> Result<Option<Rollout>> {
             if mode == WriteMode::Write {
                 crate::os::check_owner("the workspace", workspace)?;
             }
-            match thread_of_workspace(workspace, &places)? {
+            match thread_of_workspace(workspace, &paths)? {
                 Some(thread) => thread,
                 None => return Ok(None),
             }
         }
     };
-    let home = places.codex_home(&places.load_config()?.config);
+    let home = paths.codex_home(&paths.load_config()?.config);
     if mode == WriteMode::Write {
-        // A plugin may keep the thread for its next turn.
-        request_release(ReleaseTarget::Thread(&thread), &places);
+        // An idle plugin may keep the thread loaded, and with it codex's writer lock.
+        request_release(ReleaseTarget::Thread(&thread), &paths);
     }
     match find_rollout(&home, &thread)? {
         Some(path) => Ok(Some(Rollout {
             path,
             thread: Some((home, thread)),
         })),
-        None => Err(target::no_rollout(&thread, &home)),
+        None => Err(target::missing_rollout(&thread, &home)),
     }
 }
 
-/// The id of the workspace's own thread, if it has one.
-fn thread_of_workspace(workspace: &Path, places: &Paths) -> Result<Option<String>> {
+/// The id in the workspace's session file, if any.
+///
+/// # Errors
+/// The session file is unusable, or a copy of another workspace's.
+fn thread_of_workspace(workspace: &Path, paths: &Paths) -> Result<Option<String>> {
     match session::read(workspace)? {
         Stored::Thread(thread) => {
-            let config = places.load_config()?.config;
-            match foreign_directory(workspace, &thread, &config, places) {
+            let config = paths.load_config()?.config;
+            match foreign_directory(workspace, &thread, &config, paths) {
                 Some(other) => Err(foreign(workspace, &thread, &other)),
                 None => Ok(Some(thread)),
             }
@@ -163,28 +166,30 @@ fn thread_of_workspace(workspace: &Path, places: &Paths) -> Result<Option<String
     }
 }
 
-/// Which calls are meant.
-enum Choice {
+/// The calls to consume.
+enum CallSelection {
     Named(Vec<Mutation>),
-    /// Those whose output has more bytes than that, all but the last so many.
-    By {
+    /// By size and age.
+    Matching {
+        /// Only calls whose output has more bytes.
         larger_than: Option<u64>,
+        /// How many of the last calls to keep.
         keep_last: usize,
         op: Op,
     },
 }
 
-impl Choice {
+impl CallSelection {
     fn named(&self) -> Vec<Mutation> {
         match self {
-            Choice::Named(mutations) => mutations.clone(),
-            Choice::By { .. } => Vec::new(),
+            CallSelection::Named(mutations) => mutations.clone(),
+            CallSelection::Matching { .. } => Vec::new(),
         }
     }
 
-    /// The mutations of the calls in this rollout that are meant.
+    /// The mutations of the selected calls in this rollout.
     fn mutations(&self, rollout: &Path) -> Result<Vec<Mutation>> {
-        let Choice::By {
+        let CallSelection::Matching {
             larger_than,
             keep_last,
             op,
@@ -200,7 +205,7 @@ impl Choice {
             )
         })?;
         calls.truncate(calls.len().saturating_sub(*keep_last));
-        calls.retain(|(_, bytes)| larger_than.is_none_or(|least| *bytes > least));
+        calls.retain(|(_, bytes)| larger_than.is_none_or(|limit| *bytes > limit));
         let mut seen = HashSet::new();
         Ok(calls
             .into_iter()
@@ -213,35 +218,36 @@ impl Choice {
             .collect())
     }
 
-    fn why_nothing(&self, mutations: &[Mutation], target: &RolloutTarget) -> String {
+    /// The error message where no call was found.
+    fn nothing_consumed(&self, mutations: &[Mutation], target: &RolloutTarget) -> String {
         let shown = match target {
             RolloutTarget::File(file) => format!("'{}'", file.display()),
-            RolloutTarget::Of(Target::Thread(thread)) => format!("thread {thread}"),
-            RolloutTarget::Of(Target::Workspace(workspace)) => {
+            RolloutTarget::Session(Target::Thread(thread)) => format!("thread {thread}"),
+            RolloutTarget::Session(Target::Workspace(workspace)) => {
                 format!("the workspace '{}'", workspace.display())
             }
         };
         match self {
-            Choice::Named(_) if mutations.len() == 1 => {
+            CallSelection::Named(_) if mutations.len() == 1 => {
                 format!("nothing was consumed: {shown} has no such call with an output")
             }
-            Choice::Named(_) => {
+            CallSelection::Named(_) => {
                 format!("nothing was consumed: {shown} has none of these calls with an output")
             }
-            Choice::By { .. } => {
+            CallSelection::Matching { .. } => {
                 format!("nothing was consumed: {shown} has no call that is so large or so old")
             }
         }
     }
 }
 
-/// The calls that have an output, in the order of the outputs, each with the bytes of its output.
+/// The ids of the calls that have an output, in the order of the outputs, each with the size of its output in bytes.
 fn calls_of(rollout: &Path) -> io::Result<Vec<(String, u64)>> {
     let mut lines = Lines::new(open_regular_file(rollout)?);
     let mut calls = Calls::default();
     let mut found = Vec::new();
-    let wanted = |kind| matches!(kind, LineKind::Call | LineKind::Output | LineKind::Turn);
-    while let Some(line) = lines.next(wanted)? {
+    let filter = |kind| matches!(kind, LineKind::Call | LineKind::Output | LineKind::Turn);
+    while let Some(line) = lines.next(filter)? {
         let Ok(record) = record::read(&line) else {
             continue;
         };
@@ -252,8 +258,8 @@ fn calls_of(rollout: &Path) -> io::Result<Vec<(String, u64)>> {
     Ok(found)
 }
 
-/// What to do: with the operands, with what stands on stdin, or with calls of a kind.
-fn choice(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Choice> {
+/// Parses the selection: operands, a list on stdin, or size and age.
+fn parse_selection(parsed: &Parsed, stdin: &mut dyn Read) -> Result<CallSelection> {
     let op = parsed
         .text("op")?
         .map(|name| {
@@ -284,13 +290,13 @@ fn choice(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Choice> {
                 "'--larger-than' and '--keep-last' choose the calls: name none, on stdin neither",
             ));
         }
-        return Ok(Choice::By {
+        return Ok(CallSelection::Matching {
             larger_than,
             keep_last: usize::try_from(keep_last.unwrap_or(0)).unwrap_or(usize::MAX),
             op: op.unwrap_or(Op::Light),
         });
     }
-    let named = |ids: &[&str]| -> Result<Choice> {
+    let named = |ids: &[&str]| -> Result<CallSelection> {
         let mut mutations: Vec<Mutation> = Vec::new();
         let mut seen = HashSet::new();
         for &id in ids {
@@ -303,7 +309,7 @@ fn choice(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Choice> {
                 reach,
             });
         }
-        Ok(Choice::Named(mutations))
+        Ok(CallSelection::Named(mutations))
     };
     if parsed.has("stdin") {
         if !parsed.operands.is_empty() {
@@ -311,10 +317,10 @@ fn choice(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Choice> {
         }
         let mut json = Vec::new();
         stdin
-            .take(LONGEST_LIST + 1)
+            .take(MAX_LIST_BYTES + 1)
             .read_to_end(&mut json)
             .map_err(|error| Error::os(Kind::Io, "cannot read stdin", error))?;
-        if json.len() as u64 > LONGEST_LIST {
+        if json.len() as u64 > MAX_LIST_BYTES {
             return Err(usage("the list on stdin is longer than 64 MiB: divide it"));
         }
         let json =
@@ -325,7 +331,7 @@ fn choice(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Choice> {
                     "the list on stdin says itself what is to be done with each call: give no '--op' and no '--newest'",
                 ));
             }
-            return parse_mutations(json).map(Choice::Named);
+            return parse_mutations(json).map(CallSelection::Named);
         }
         let ids: Vec<&str> = json
             .lines()
@@ -353,16 +359,16 @@ fn choice(parsed: &Parsed, stdin: &mut dyn Read) -> Result<Choice> {
     named(&ids)
 }
 
-/// Whose calls are meant.
+/// What names the rollout.
 enum RolloutTarget {
-    Of(Target),
+    Session(Target),
     File(PathBuf),
 }
 
-fn rollout_target(parsed: &Parsed) -> Result<RolloutTarget> {
-    match (target::given(parsed)?, parsed.value("rollout")) {
-        (Some(target), None) => Ok(RolloutTarget::Of(target)),
-        (None, Some(file)) => Ok(RolloutTarget::File(at_home(file))),
+fn parse_target(parsed: &Parsed) -> Result<RolloutTarget> {
+    match (target::parse(parsed)?, parsed.value("rollout")) {
+        (Some(target), None) => Ok(RolloutTarget::Session(target)),
+        (None, Some(file)) => Ok(RolloutTarget::File(expand_home(file))),
         (None, None) => Err(usage(
             "whose calls? name a '--workspace', a '--thread' or a '--rollout'",
         )),

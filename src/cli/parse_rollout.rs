@@ -1,13 +1,11 @@
-//! `plexum-openai parse-rollout`: the tool calls of rollout files, as events or as a table.
+//! `parse-rollout`: prints the tool calls of rollout files, as events or as a table.
 //!
-//! Events go out as they are found: what is written so far is handed on before there is a wait for more, so that
-//! behind a slow pipe nobody waits for a call that is already here.
+//! Events are written out before each wait for more input, so that with a slow pipe as input no event is delayed.
 
 use super::flags::{Parsed, usage};
-use super::relay::{self, RecordSink, RelayError, Size, Skipped};
-use super::seems;
-use super::summary::{Screen, Summary, Sums};
-use super::{columns, target, written};
+use super::relay::{self, RecordSink, RelayError, RelayReport, Size, SkippedLines};
+use super::summary::{GroupBy, Screen, Summary};
+use super::{columns, file_type, ignore_broken_pipe, target};
 use crate::codex::home::civil;
 use crate::error::{Error, Kind, Result, reason};
 use crate::os::{Blocking, is_hung_up, open_regular_file};
@@ -23,21 +21,20 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Runs the subcommand; the result is the exit status.
+/// Runs the subcommand and returns its exit status.
 ///
-/// # Errors
-/// [`Kind::Usage`] and [`Kind::Config`], and [`Kind::Io`] where stdout cannot be written. A file that cannot be
-/// read is reported on stderr, and the others are read all the same.
+/// # Errors [`Kind::Usage`]; [`Kind::Config`]; [`Kind::Io`] for stdout and for a rollout named by workspace or thread.
+/// A file that cannot be read is reported on stderr, and the others are still read.
 pub(crate) fn run(
     parsed: &Parsed,
     stdout: &mut (dyn Write + Send),
     stderr: &mut dyn Write,
 ) -> Result<u8> {
-    let files = files(parsed)?;
+    let sources = sources(parsed)?;
     let screen = Screen::of_stdout(parsed)?;
-    let sums = match parsed.text("by")? {
-        None | Some("call") => Sums::ByCall,
-        Some("tool") => Sums::ByTool,
+    let group_by = match parsed.text("by")? {
+        None | Some("call") => GroupBy::Call,
+        Some("tool") => GroupBy::Tool,
         Some(word) => {
             return Err(usage(format!("'--by {word}' is neither 'call' nor 'tool'")));
         }
@@ -50,7 +47,7 @@ pub(crate) fn run(
             "'--messages' and '--follow' are for events and not for a summary",
         ));
     }
-    if follow && files.len() > 1 {
+    if follow && sources.len() > 1 {
         return Err(usage("'--follow' takes one rollout"));
     }
     let mut terminal;
@@ -60,30 +57,30 @@ pub(crate) fn run(
     } else {
         stdout
     };
-    // What is longer goes out as it stands, without being copied.
+    // Longer events bypass this buffer and are not copied.
     let mut out = BufWriter::with_capacity(16 * 1024, stdout);
-    let filter = Filter {
+    let filter = CallFilter {
         tool: parsed.text("tool")?,
         errors: parsed.has("errors"),
     };
     let mut summary = Summary::default();
     let mut status = 0;
-    for file in &files {
-        let name = file.name();
-        let opened = file.open(follow);
+    for source in &sources {
+        let name = source.name();
+        let opened = source.open(follow);
         let (mut input, size) = match opened {
             Ok(input) => input,
             Err(error) => {
                 status = 1;
-                complain(stderr, format_args!("{error}"));
+                print_message(stderr, format_args!("{error}"));
                 continue;
             }
         };
-        let head = match seems::head(&mut input) {
+        let head = match file_type::read_head(&mut input) {
             Ok(head) => head,
             Err(error) => {
                 status = 1;
-                complain(
+                print_message(
                     stderr,
                     format_args!("cannot read {name}: {}", reason(&error)),
                 );
@@ -92,59 +89,58 @@ pub(crate) fn run(
         };
         let input = head.as_slice().chain(input);
         let result = if is_summary {
-            let mut rows = Rows {
+            let mut collector = SummaryCollector {
                 summary: &mut summary,
                 calls: Calls::default(),
                 filter: &filter,
-                given_up: 0,
+                evicted: 0,
             };
-            let result = relay::run(input, size, false, &mut rows);
-            given_up(rows.given_up, &name, stderr);
+            let result = relay::run(input, size, false, &mut collector);
+            report_evicted(collector.evicted, &name, stderr);
             if !parsed.has("all") || filter.errors {
-                summary.forget_unanswered();
+                summary.remove_calls_without_output();
             }
             result
         } else {
-            let mut events = Events {
+            let mut events = EventWriter {
                 out: &mut out,
                 calls: Calls::default(),
                 all: parsed.has("all"),
                 filter: &filter,
-                file: (files.len() > 1).then(|| file_member(&file.path())),
-                given_up: 0,
+                file: (sources.len() > 1).then(|| file_member(&source.path())),
+                evicted: 0,
             };
-            let result = relay::run(input, size, messages, &mut events).and_then(|end| {
+            let result = relay::run(input, size, messages, &mut events).and_then(|report| {
                 if parsed.has("all") {
-                    let unanswered = events.calls.unanswered().into_iter();
-                    unanswered
-                        .filter(|_| !filter.errors)
+                    let open = events.calls.unanswered().into_iter();
+                    open.filter(|_| !filter.errors)
                         .try_for_each(|(_, kept)| events.write(&kept))
                         .map_err(RelayError::Sink)?;
                 }
-                Ok(end)
+                Ok(report)
             });
-            given_up(events.given_up, &name, stderr);
+            report_evicted(events.evicted, &name, stderr);
             result
         };
-        let end = match result {
-            Ok(end) => end,
-            Err(RelayError::Sink(error)) => return written(Err(error), status),
+        let report = match result {
+            Ok(report) => report,
+            Err(RelayError::Sink(error)) => return ignore_broken_pipe(Err(error), status),
             Err(RelayError::Thread(error)) => {
                 return Err(Error::os(Kind::Io, "cannot start a thread", error));
             }
         };
-        if end.read.is_ok()
-            && !end.any
-            && let Some(what) = seems::other_than_a_rollout(&head)
+        if report.read.is_ok()
+            && !report.has_records
+            && let Some(what) = file_type::describe_non_rollout(&head)
         {
             status = 1;
-            complain(stderr, format_args!("{name} is not a rollout: {what}"));
+            print_message(stderr, format_args!("{name} is not a rollout: {what}"));
             continue;
         }
-        skipped(&end, &name, stderr);
-        if let Err(error) = end.read {
+        report_skipped(&report, &name, stderr);
+        if let Err(error) = report.read {
             status = 1;
-            complain(
+            print_message(
                 stderr,
                 format_args!("cannot read {name}: {}", reason(&error)),
             );
@@ -152,35 +148,35 @@ pub(crate) fn run(
     }
     let result = match (is_summary, parsed.has("json")) {
         (false, _) => Ok(()),
-        (true, true) => summary.write_json(&mut out, sums),
-        (true, false) => summary.write_table(&mut out, &screen, sums),
+        (true, true) => summary.write_json(&mut out, group_by),
+        (true, false) => summary.write_table(&mut out, &screen, group_by),
     };
-    written(result.and_then(|()| out.flush()), status)
+    ignore_broken_pipe(result.and_then(|()| out.flush()), status)
 }
 
-/// A rollout that is to be read.
+/// An input.
 enum RolloutSource {
     Stdin,
-    /// Named by whoever calls; a FIFO or `<(…)` is meant as such.
-    Named(OsString),
-    /// Found by its thread.
-    Found(PathBuf),
+    /// An operand, which may be a FIFO or `<(…)`.
+    Operand(OsString),
+    /// The rollout of a thread.
+    Thread(PathBuf),
 }
 
 impl RolloutSource {
     fn name(&self) -> String {
         match self {
             RolloutSource::Stdin => "stdin".to_owned(),
-            RolloutSource::Named(file) => format!("'{}'", Path::new(file).display()),
-            RolloutSource::Found(path) => format!("'{}'", path.display()),
+            RolloutSource::Operand(file) => format!("'{}'", Path::new(file).display()),
+            RolloutSource::Thread(path) => format!("'{}'", path.display()),
         }
     }
 
     fn path(&self) -> PathBuf {
         match self {
             RolloutSource::Stdin => PathBuf::from("-"),
-            RolloutSource::Named(file) => PathBuf::from(file),
-            RolloutSource::Found(path) => path.clone(),
+            RolloutSource::Operand(file) => PathBuf::from(file),
+            RolloutSource::Thread(path) => path.clone(),
         }
     }
 
@@ -191,21 +187,21 @@ impl RolloutSource {
     fn open(&self, follow: bool) -> Result<(Box<dyn Read + Send>, Size)> {
         let opened = match self {
             RolloutSource::Stdin => io::stdin().as_fd().try_clone_to_owned().map(File::from),
-            RolloutSource::Named(file) => File::open(file),
-            RolloutSource::Found(path) => open_regular_file(path),
+            RolloutSource::Operand(file) => File::open(file),
+            RolloutSource::Thread(path) => open_regular_file(path),
         };
         let file = opened
             .map_err(|error| Error::os(Kind::Io, format!("cannot open {}", self.name()), error))?;
         match self {
-            RolloutSource::Found(_) | RolloutSource::Named(_) if self.is_packed() => {
+            RolloutSource::Thread(_) | RolloutSource::Operand(_) if self.is_packed() => {
                 let unpacked = Unpacked::new(file, &self.path())?;
                 Ok((Box::new(unpacked), Size::SmallOrUnknown))
             }
-            RolloutSource::Found(_) | RolloutSource::Named(_)
+            RolloutSource::Thread(_) | RolloutSource::Operand(_)
                 if follow && file.metadata().is_ok_and(|file| file.is_file()) =>
             {
                 Ok((
-                    Box::new(Following::new(file, self.path())),
+                    Box::new(FollowedFile::new(file, self.path())),
                     Size::SmallOrUnknown,
                 ))
             }
@@ -217,28 +213,28 @@ impl RolloutSource {
     }
 }
 
-/// The files to read.
-fn files(parsed: &Parsed) -> Result<Vec<RolloutSource>> {
-    if let Some(rollout) = target::rollout(parsed)? {
+/// The inputs that the command line names.
+fn sources(parsed: &Parsed) -> Result<Vec<RolloutSource>> {
+    if let Some(rollout) = target::find_rollout(parsed)? {
         if !parsed.operands.is_empty() {
             return Err(usage(
                 "FILE and '--workspace' or '--thread' both name a rollout: give one of them",
             ));
         }
-        return Ok(vec![RolloutSource::Found(rollout)]);
+        return Ok(vec![RolloutSource::Thread(rollout)]);
     }
     if parsed.operands.is_empty() {
         return Ok(vec![RolloutSource::Stdin]);
     }
-    let sources = parsed.operands.iter().map(|file| match file.to_str() {
+    let operands = parsed.operands.iter().map(|file| match file.to_str() {
         Some("-") => RolloutSource::Stdin,
-        _ => RolloutSource::Named(file.clone()),
+        _ => RolloutSource::Operand(file.clone()),
     });
-    Ok(sources.collect())
+    Ok(operands.collect())
 }
 
-fn complain(stderr: &mut dyn Write, message: fmt::Arguments<'_>) {
-    // There is nowhere left to complain about stderr itself.
+fn print_message(stderr: &mut dyn Write, message: fmt::Arguments<'_>) {
+    // An error of stderr cannot be reported anywhere.
     let _ = writeln!(
         stderr,
         "plexum-openai: {}",
@@ -246,10 +242,10 @@ fn complain(stderr: &mut dyn Write, message: fmt::Arguments<'_>) {
     );
 }
 
-/// Says how many calls were too many to wait for their outputs.
-fn given_up(count: u64, name: &str, stderr: &mut dyn Write) {
+/// Reports the calls that were evicted because too many were open.
+fn report_evicted(count: u64, name: &str, stderr: &mut dyn Write) {
     if count > 0 {
-        complain(
+        print_message(
             stderr,
             format_args!(
                 "{name}: {count} calls had no output yet when too many were open; an output that came later is not told"
@@ -258,11 +254,12 @@ fn given_up(count: u64, name: &str, stderr: &mut dyn Write) {
     }
 }
 
-/// Says which lines were skipped that should not have been there.
-fn skipped(end: &relay::End, name: &str, stderr: &mut dyn Write) {
-    for (Skipped { count, first }, what) in
-        [(end.bad, "not JSON"), (end.long, "longer than 32 MiB")]
-    {
+/// Reports the lines that were skipped as damaged.
+fn report_skipped(report: &RelayReport, name: &str, stderr: &mut dyn Write) {
+    for (SkippedLines { count, first }, what) in [
+        (report.not_json, "not JSON"),
+        (report.too_long, "longer than 32 MiB"),
+    ] {
         let (lines, are) = if count == 1 {
             ("line", "is")
         } else {
@@ -274,7 +271,7 @@ fn skipped(end: &relay::End, name: &str, stderr: &mut dyn Write) {
             (_, None) => String::new(),
         };
         if count > 0 {
-            complain(
+            print_message(
                 stderr,
                 format_args!("{name}: skipped {count} {lines} that {are} {what}{place}"),
             );
@@ -282,29 +279,29 @@ fn skipped(end: &relay::End, name: &str, stderr: &mut dyn Write) {
     }
 }
 
-/// Which calls are wanted.
-struct Filter<'a> {
+/// The filter of `--tool` and `--errors`.
+struct CallFilter<'a> {
     tool: Option<&'a str>,
     errors: bool,
 }
 
-impl Filter<'_> {
-    fn has_tool(&self, call: &Call<'_>) -> bool {
+impl CallFilter<'_> {
+    fn allows_call(&self, call: &Call<'_>) -> bool {
         self.tool.is_none_or(|tool| call.name == tool)
     }
 
-    fn has_result(&self, is_error: bool) -> bool {
+    fn allows_result(&self, is_error: bool) -> bool {
         is_error || !self.errors
     }
 }
 
-/// The member that says which file an event is of, as it goes behind the others.
+/// The JSON member with an event's file, to be appended to the others.
 fn file_member(path: &Path) -> Vec<u8> {
     let file = serde_json::Value::from(path.to_string_lossy()).to_string();
     format!(",\"file\":{file}").into_bytes()
 }
 
-/// The member that says when something was recorded: RFC 3339, in UTC, as codex writes it.
+/// The JSON member with a record's time, from milliseconds since 1970: RFC 3339 in UTC, as in the rollout.
 fn time_member(at: Option<u64>) -> String {
     let Some(at) = at else { return String::new() };
     let (seconds, millis) = (at / 1000, at % 1000);
@@ -315,8 +312,8 @@ fn time_member(at: Option<u64>) -> String {
     )
 }
 
-/// How codex begins what it says to the model in the user's place.
-const OF_CODEX: [&str; 5] = [
+/// How messages begin that codex itself adds in the user's role.
+const INJECTED_PREFIXES: [&str; 5] = [
     "# AGENTS.md instructions",
     "<environment_context>",
     "<turn_aborted>",
@@ -324,8 +321,13 @@ const OF_CODEX: [&str; 5] = [
     "<user_shell_command>",
 ];
 
+/// The event of a message, without its closing brace; empty for a message that codex added.
 fn message_event(is_user: bool, text: &str, at: Option<u64>) -> Vec<u8> {
-    if is_user && OF_CODEX.iter().any(|head| text.starts_with(head)) {
+    if is_user
+        && INJECTED_PREFIXES
+            .iter()
+            .any(|prefix| text.starts_with(prefix))
+    {
         return Vec::new();
     }
     let role = if is_user { "user" } else { "assistant" };
@@ -334,55 +336,55 @@ fn message_event(is_user: bool, text: &str, at: Option<u64>) -> Vec<u8> {
     format!("{{\"type\":\"message\",\"role\":\"{role}\",\"text\":{text}{time}").into_bytes()
 }
 
-/// How often a file that is followed is looked at.
-const FOLLOW_PAUSE: Duration = Duration::from_millis(100);
+/// How often a followed file is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A file that grows: at its end there is a wait for more, until nobody reads stdout any more.
-struct Following {
+/// A file that grows. At its end, reading waits for more, until the reader of stdout has closed it.
+struct FollowedFile {
     file: File,
     path: PathBuf,
-    /// How much was read.
-    place: u64,
+    /// How many bytes were read.
+    offset: u64,
 }
 
-impl Following {
-    fn new(file: File, path: PathBuf) -> Following {
-        Following {
+impl FollowedFile {
+    fn new(file: File, path: PathBuf) -> FollowedFile {
+        FollowedFile {
             file,
             path,
-            place: 0,
+            offset: 0,
         }
     }
 
-    /// Goes on in the file that has taken the place of this one: consuming a call replaces a rollout by one in which
-    /// every line has the same length.
+    /// Continues in the file that has replaced this one: consuming a call replaces the rollout, and every line keeps
+    /// its length.
     fn follow_replacement(&mut self) -> io::Result<()> {
         let Ok(now) = fs::metadata(&self.path) else {
-            // Between its end and its successor, or gone: there may be one again.
+            // It was removed, and may come back.
             return Ok(());
         };
         let old = self.file.metadata()?;
         let is_other = (old.dev(), old.ino()) != (now.dev(), now.ino());
-        if now.len() < self.place {
+        if now.len() < self.offset {
             return Err(io::Error::other("it has become shorter"));
         }
         if is_other {
             self.file = open_regular_file(&self.path)?;
-            self.file.seek(SeekFrom::Start(self.place))?;
+            self.file.seek(SeekFrom::Start(self.offset))?;
         }
         Ok(())
     }
 }
 
-impl Read for Following {
+impl Read for FollowedFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let length = self.file.read(buffer)?;
             if length > 0 || buffer.is_empty() {
-                self.place += length as u64;
+                self.offset += length as u64;
                 return Ok(length);
             }
-            if is_hung_up(io::stdout(), FOLLOW_PAUSE) {
+            if is_hung_up(io::stdout(), POLL_INTERVAL) {
                 return Ok(0);
             }
             self.follow_replacement()?;
@@ -391,21 +393,21 @@ impl Read for Following {
 }
 
 /// Writes the events of one rollout.
-struct Events<'a, W> {
+struct EventWriter<'a, W> {
     out: &'a mut W,
-    /// With the event of each open call that is wanted.
+    /// Each open call with its event; empty where the filter rejects it.
     calls: Calls<Vec<u8>>,
-    /// Are calls without an output printed, too?
+    /// Whether calls without an output are printed too.
     all: bool,
-    filter: &'a Filter<'a>,
-    /// The member that each event has where there are several files.
+    filter: &'a CallFilter<'a>,
+    /// The `file` member of each event, where there are several files.
     file: Option<Vec<u8>>,
-    /// How many calls without an output were too many to be kept.
-    given_up: u64,
+    /// How many open calls were evicted.
+    evicted: u64,
 }
 
-impl<W: Write> Events<'_, W> {
-    /// Writes an event that is not closed; nothing for a call that is not wanted.
+impl<W: Write> EventWriter<'_, W> {
+    /// Writes an event that has no closing brace yet; an empty one is ignored.
     fn write(&mut self, event: &[u8]) -> io::Result<()> {
         if event.is_empty() {
             return Ok(());
@@ -414,6 +416,7 @@ impl<W: Write> Events<'_, W> {
         self.close()
     }
 
+    /// Writes the end of an event.
     fn close(&mut self) -> io::Result<()> {
         self.out
             .write_all(self.file.as_deref().unwrap_or_default())?;
@@ -433,19 +436,19 @@ impl<W: Write> Events<'_, W> {
     }
 }
 
-/// A record, and the event if it is a call or a message, without its closing brace.
+/// A record, and the event of a call or a message, without its closing brace.
 struct RecordAndEvent<'a>(Record<'a>, Vec<u8>);
 
 fn use_event(call: &Call<'_>, parent: Option<&str>) -> Vec<u8> {
     let mut event = Vec::with_capacity(call.input.len() + 200);
-    // A `Vec` takes everything.
+    // Writing to a `Vec` cannot fail.
     let _ = write_use(&mut event, call, parent, None);
     event.pop();
     event.extend_from_slice(time_member(call.at).as_bytes());
     event
 }
 
-impl<W: Write> RecordSink for Events<'_, W> {
+impl<W: Write> RecordSink for EventWriter<'_, W> {
     type Part<'a> = RecordAndEvent<'a>;
 
     fn prepare(record: Record<'_>) -> RecordAndEvent<'_> {
@@ -462,17 +465,19 @@ impl<W: Write> RecordSink for Events<'_, W> {
         if let Record::Message { .. } = record {
             return self.write(&event);
         }
-        let fed = self.calls.feed(record, |call| match filter.has_tool(call) {
-            true => {
-                let size = event.len();
-                (event, size)
-            }
-            false => (Vec::new(), 0),
-        });
-        match fed {
+        let matched = self
+            .calls
+            .feed(record, |call| match filter.allows_call(call) {
+                true => {
+                    let size = event.len();
+                    (event, size)
+                }
+                false => (Vec::new(), 0),
+            });
+        match matched {
             Some(MatchedRecord::Call { evicted, .. }) => {
                 for (_, event) in evicted {
-                    self.given_up += 1;
+                    self.evicted += 1;
                     if self.all && !filter.errors {
                         self.write(&event)?;
                     }
@@ -482,12 +487,12 @@ impl<W: Write> RecordSink for Events<'_, W> {
                 output,
                 kept,
                 is_error,
-            }) if !kept.is_empty() && filter.has_result(is_error) => {
+            }) if !kept.is_empty() && filter.allows_result(is_error) => {
                 self.write(&kept)?;
                 self.write_result(&output.id, &output.content, is_error, output.at)?;
             }
             Some(MatchedRecord::Complete { call, parent })
-                if filter.has_tool(&call.call) && filter.has_result(call.failed) =>
+                if filter.allows_call(&call.call) && filter.allows_result(call.failed) =>
             {
                 self.write(&use_event(&call.call, parent.as_deref()))?;
                 self.write_result(&call.call.id, &call.content, call.failed, call.call.at)?;
@@ -497,21 +502,22 @@ impl<W: Write> RecordSink for Events<'_, W> {
         Ok(())
     }
 
-    fn pause(&mut self) -> io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
 }
 
 /// Adds the calls of one rollout to the summary.
-struct Rows<'a> {
+struct SummaryCollector<'a> {
     summary: &'a mut Summary,
-    /// With the place of each open call in the summary, where it is wanted.
+    /// Each open call with the index of its row; `None` where the filter rejects it.
     calls: Calls<Option<usize>>,
-    filter: &'a Filter<'a>,
-    given_up: u64,
+    filter: &'a CallFilter<'a>,
+    /// How many open calls were evicted.
+    evicted: u64,
 }
 
-impl RecordSink for Rows<'_> {
+impl RecordSink for SummaryCollector<'_> {
     type Part<'a> = Record<'a>;
 
     fn prepare(record: Record<'_>) -> Record<'_> {
@@ -520,26 +526,26 @@ impl RecordSink for Rows<'_> {
 
     fn take(&mut self, record: Record<'_>) -> io::Result<()> {
         let (filter, summary) = (self.filter, &mut *self.summary);
-        let fed = self.calls.feed(record, |call| {
-            let place = filter.has_tool(call).then(|| summary.begin(call));
-            (place, 0)
+        let matched = self.calls.feed(record, |call| {
+            let row = filter.allows_call(call).then(|| summary.add_call(call));
+            (row, 0)
         });
-        match fed {
-            Some(MatchedRecord::Call { evicted, .. }) => self.given_up += evicted.len() as u64,
+        match matched {
+            Some(MatchedRecord::Call { evicted, .. }) => self.evicted += evicted.len() as u64,
             Some(MatchedRecord::Output {
                 output,
-                kept: Some(place),
+                kept: Some(row),
                 is_error,
-            }) if self.filter.has_result(is_error) => {
-                self.summary.answer(place, &output.content, is_error);
+            }) if self.filter.allows_result(is_error) => {
+                self.summary.add_output(row, &output.content, is_error);
             }
-            // What scripts called is in the output of the call that they were made in, and would count twice.
+            // The calls of a code mode script are part of its own call's output, and would count twice.
             _ => {}
         }
         Ok(())
     }
 
-    fn pause(&mut self) -> io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

@@ -1,11 +1,11 @@
-//! What `turn` shows on stderr: codex's work while it goes on.
+//! The progress of a turn, which `turn` shows on stderr.
 //!
-//! A finished command or tool is a line that stays. On a terminal the last line is a live one besides: how long
-//! the turn has taken, and what runs now. It is taken away before anything else is written and drawn again
-//! after it, so nothing of it is left when the turn is over. Elsewhere, where `TERM` is `dumb`, and where stdout
-//! is a pipe, there are only the lines that stay, each with the program's name before it.
+//! Each finished step is a permanent line. On a terminal there is also a status line at the bottom: the elapsed time
+//! and the running step. It is erased before anything else is written, drawn again afterwards, and removed at the end
+//! of the turn. Where stderr is not a terminal, where `TERM` is `dumb`, and where stdout is a pipe, there are only the
+//! permanent lines, each with the program's name as prefix.
 //!
-//! A thread of its own redraws the live line each second; it ends with the [`Progress`].
+//! A thread redraws the status line each second; dropping the [`Progress`] joins it.
 
 use super::columns;
 use crate::backend::emitter::{Step, StepKind, StepState};
@@ -17,15 +17,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Another turn may be in the workspace, which is waited for.
+/// The activity until codex starts; another turn may still run in the workspace.
 const WAITING: &str = "waiting to start";
-/// How much of a command is shown where there is no width that limits it, in columns.
-const LONGEST: usize = 200;
+/// The maximum width of a line about a step where there is no status line, in columns.
+const MAX_WIDTH: usize = 200;
 
-/// Back to the line's begin, and everything on it gone.
+/// Carriage return and "erase to the end of the line".
 const ERASE: &str = "\r\x1b[K";
-/// A line that is wider than it was thought to be is cut by the terminal and not continued on the next line,
-/// where nothing would take it away.
+/// Turns automatic wrapping off and on: a status line that is wider than computed must not continue on the next line,
+/// which [`ERASE`] does not reach.
 const NO_WRAP: (&str, &str) = ("\x1b[?7l", "\x1b[?7h");
 
 const DIM: &str = "2";
@@ -33,140 +33,139 @@ const RED: &str = "31";
 const GREEN: &str = "32";
 const YELLOW: &str = "33";
 
-/// Shows a turn's progress. Dropping it takes the live line away.
+/// Shows a turn's progress. Dropping it removes the status line.
 pub(super) struct Progress {
-    board: StatusLine,
+    status_line: StatusLine,
     ticker: Option<JoinHandle<()>>,
 }
 
-/// A handle on what is shown.
+/// A handle for writing progress.
 #[derive(Clone)]
 pub(super) struct StatusLine(Arc<ProgressInner>);
 
 struct ProgressInner {
     state: Mutex<ProgressState>,
-    /// The turn is over.
-    over: Condvar,
+    /// Signals that `ended` is set.
+    ended: Condvar,
 }
 
 struct ProgressState {
-    begun: Instant,
-    /// Is there a live line?
+    started: Instant,
+    /// Whether there is a status line.
     live: bool,
     verbosity: Verbosity,
     color: bool,
-    /// Paths below it are shown without it.
+    /// Paths below it are shown relative to it.
     workspace: PathBuf,
     running: Vec<Running>,
-    /// What is the matter while nothing runs.
-    mood: &'static str,
-    /// The turn is being ended, for this reason.
-    ending: Option<&'static str>,
-    /// The live line as it stands on the terminal; empty where it does not.
+    /// Shown while no step runs.
+    activity: &'static str,
+    /// Shown in place of steps and activity once the turn is being cancelled.
+    cancel_notice: Option<&'static str>,
+    /// The status line that is on the terminal; empty where none is.
     drawn: String,
-    /// Somebody else writes to the terminal.
-    held: bool,
-    over: bool,
+    /// The status line is hidden while stdout is written to the same terminal.
+    suspended: bool,
+    ended: bool,
 }
 
 struct Running {
     key: String,
     what: String,
-    since: Instant,
+    started: Instant,
 }
 
 /// How much is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Verbosity {
-    /// Errors alone.
+    /// Only errors.
     Quiet,
-    /// Warnings alone: whoever reads the events has the rest from them.
+    /// Only errors and warnings: with `--json`, the rest is in the events.
     Warnings,
     Normal,
-    /// What commands print and what the model thinks, too.
+    /// Also the output of all commands and the model's reasoning.
     Verbose,
 }
 
 impl Progress {
-    /// Begins to show a turn in this workspace.
+    /// Starts to show a turn in this workspace.
     pub(super) fn start(color: bool, workspace: &Path, verbosity: Verbosity) -> Progress {
-        // With a log between its lines a live line is no use; and who reads from a pipe may show what comes at
-        // any time, most likely on the same terminal.
+        // Log lines, and the output of a pipe's reader on the same terminal, would be mixed with the status line.
         let live = verbosity >= Verbosity::Normal
             && std::io::stderr().is_terminal()
             && !os::is_pipe(std::io::stdout())
             && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
             && log::max_level() == log::LevelFilter::Off;
-        let board = StatusLine(Arc::new(ProgressInner {
+        let status_line = StatusLine(Arc::new(ProgressInner {
             state: Mutex::new(ProgressState {
-                begun: Instant::now(),
+                started: Instant::now(),
                 live,
                 verbosity,
                 color,
                 workspace: workspace.to_owned(),
                 running: Vec::new(),
-                mood: WAITING,
-                ending: None,
+                activity: WAITING,
+                cancel_notice: None,
                 drawn: String::new(),
-                held: false,
-                over: false,
+                suspended: false,
+                ended: false,
             }),
-            over: Condvar::new(),
+            ended: Condvar::new(),
         }));
         let ticker = live.then(|| {
-            let board = board.clone();
+            let status_line = status_line.clone();
             std::thread::Builder::new()
                 .name("live line".to_owned())
-                .spawn(move || board.tick())
+                .spawn(move || status_line.tick())
         });
         Progress {
-            board,
-            // Without the thread the live line only changes with the work.
+            status_line,
+            // Without the thread the status line still changes with each step.
             ticker: ticker.and_then(Result::ok),
         }
     }
 
-    pub(super) fn board(&self) -> &StatusLine {
-        &self.board
+    pub(super) fn status_line(&self) -> &StatusLine {
+        &self.status_line
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.board.state().end();
-        self.board.0.over.notify_all();
+        self.status_line.state().end();
+        self.status_line.0.ended.notify_all();
         if let Some(ticker) = self.ticker.take() {
-            // A ticker that panicked has nothing left to do.
+            // A panic of the ticker has no consequences: the status line is removed already.
             let _ = ticker.join();
         }
     }
 }
 
 impl StatusLine {
-    /// A step of codex's work began or ended.
+    /// Shows that a step of codex's work has started or ended.
     pub(super) fn step(&self, step: &Step) {
         let mut state = self.state();
         let what = state.describe(&step.what);
-        let place = state.running.iter().position(|known| known.key == step.key);
+        let index = state.running.iter().position(|known| known.key == step.key);
         if step.state == StepState::Running {
-            match place {
-                Some(place) => state.running[place].what = what,
+            match index {
+                Some(index) => state.running[index].what = what,
                 None => state.running.push(Running {
                     key: step.key.clone(),
                     what,
-                    since: Instant::now(),
+                    started: Instant::now(),
                 }),
             }
             state.draw();
             return;
         }
-        let time = place.map(|place| state.running.remove(place).since.elapsed());
+        let time = index.map(|index| state.running.remove(index).started.elapsed());
         let failed = match step.state {
             StepState::Failed(Some(code)) => Some(format!("exit {code}")),
             StepState::Failed(None) => Some("failed".to_owned()),
             StepState::Running | StepState::Done => None,
         };
-        state.finished(&what, failed.as_deref(), time);
+        state.write_step(&what, failed.as_deref(), time);
         match (state.verbosity, failed) {
             (Verbosity::Verbose, _) => state.output(&step.output),
             (_, Some(_)) => state.output(last_lines(&step.output)),
@@ -174,41 +173,41 @@ impl StatusLine {
         }
     }
 
-    /// codex is at work.
-    pub(super) fn begin(&self) {
-        self.set_mood("codex is at work");
+    /// Shows that codex runs.
+    pub(super) fn working(&self) {
+        self.set_activity("codex is at work");
     }
 
-    /// The turn waits for its workspace, for this reason.
+    /// Shows that the turn waits for its workspace, and the reason.
     pub(super) fn waiting(&self, why: &str) {
         self.note(&format!("waiting: {why}"));
-        self.set_mood(WAITING);
+        self.set_activity(WAITING);
     }
 
-    /// codex tries a request again.
+    /// Shows that codex retries a request.
     pub(super) fn retrying(&self) {
-        self.set_mood("codex tries again");
+        self.set_activity("codex tries again");
     }
 
-    /// codex makes the conversation shorter.
+    /// Shows that codex compacts the conversation.
     pub(super) fn compacting(&self) {
-        self.set_mood("codex compacts the conversation");
+        self.set_activity("codex compacts the conversation");
     }
 
-    /// Something that people should know, in a line that stays.
+    /// Writes a permanent line.
     pub(super) fn note(&self, text: &str) {
         let mut state = self.state();
         let line = state.paint(DIM, &columns::sanitize(text));
         state.line(&line);
     }
 
-    fn set_mood(&self, mood: &'static str) {
+    fn set_activity(&self, activity: &'static str) {
         let mut state = self.state();
-        state.mood = mood;
+        state.activity = activity;
         state.draw();
     }
 
-    /// What the model thinks, where that is shown.
+    /// Writes the model's reasoning with `--verbose`.
     pub(super) fn thinking(&self, text: &str) {
         let mut state = self.state();
         if state.verbosity == Verbosity::Verbose {
@@ -216,7 +215,7 @@ impl StatusLine {
         }
     }
 
-    /// A warning, for the person.
+    /// Writes a warning, unless `--quiet` is given.
     pub(super) fn warn(&self, message: &str) {
         let mut state = self.state();
         if state.verbosity > Verbosity::Quiet {
@@ -224,40 +223,40 @@ impl StatusLine {
         }
     }
 
-    /// Why the turn failed.
+    /// Writes the error that the turn failed with.
     pub(super) fn error(&self, code: &str, message: &str) {
         self.state().message(code, RED, message);
     }
 
-    /// The turn is being ended, and this is said of it.
-    pub(super) fn ending(&self, why: &'static str) {
+    /// Shows a notice that the turn is being cancelled.
+    pub(super) fn show_cancel_notice(&self, notice: &'static str) {
         let mut state = self.state();
-        state.ending = Some(why);
+        state.cancel_notice = Some(notice);
         state.draw();
     }
 
-    /// Takes the live line away until [`StatusLine::release`], so that others can write to the terminal.
-    pub(super) fn hold(&self) {
+    /// Hides the status line until [`StatusLine::resume`], so that stdout can be written to the same terminal.
+    pub(super) fn suspend(&self) {
         let mut state = self.state();
         state.erase();
-        state.held = true;
+        state.suspended = true;
     }
 
-    /// Others have written to the terminal and are at the begin of a line.
-    pub(super) fn release(&self) {
+    /// Shows the status line again. The terminal's cursor must be at the beginning of a line.
+    pub(super) fn resume(&self) {
         let mut state = self.state();
-        state.held = false;
+        state.suspended = false;
         state.draw();
     }
 
-    /// The last line: how the turn ended, and what it took.
-    pub(super) fn close(&self, word: &str, good: bool, rest: &str) {
+    /// Removes the status line and writes the last line: the turn's outcome in a word, its duration, and `rest`.
+    pub(super) fn finish(&self, word: &str, good: bool, rest: &str) {
         let mut state = self.state();
         for step in std::mem::take(&mut state.running) {
-            let time = step.since.elapsed();
-            state.finished(&step.what, Some("not finished"), Some(time));
+            let time = step.started.elapsed();
+            state.write_step(&step.what, Some("not finished"), Some(time));
         }
-        let time = exact(state.begun.elapsed());
+        let time = format_duration(state.started.elapsed());
         let text = format!("{word} in {time}; {rest}");
         let text = if state.live {
             columns::wrapped(&text, columns::terminal_width(std::io::stderr()))
@@ -270,8 +269,8 @@ impl StatusLine {
         state.end();
     }
 
-    /// Takes the live line away if that can be done at once.
-    pub(super) fn leave(&self) {
+    /// Removes the status line unless another thread holds the lock: this must not block.
+    pub(super) fn try_end(&self) {
         if let Ok(mut state) = self.0.state.try_lock() {
             state.end();
         }
@@ -279,13 +278,13 @@ impl StatusLine {
 
     fn tick(&self) {
         let mut state = self.state();
-        while !state.over {
+        while !state.ended {
             state.draw();
-            // The number of seconds changes at the end of this wait.
-            let part = Duration::from_nanos(state.begun.elapsed().subsec_nanos().into());
+            // Wait until the elapsed time is the next whole number of seconds.
+            let part = Duration::from_nanos(state.started.elapsed().subsec_nanos().into());
             state = self
                 .0
-                .over
+                .ended
                 .wait_timeout(state, Duration::from_secs(1).saturating_sub(part))
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
@@ -293,7 +292,7 @@ impl StatusLine {
     }
 
     fn state(&self) -> MutexGuard<'_, ProgressState> {
-        // Nothing that holds it can panic half-way.
+        // The state stays usable after a panic of another thread.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -301,10 +300,10 @@ impl StatusLine {
 impl ProgressState {
     fn describe(&self, what: &StepKind) -> String {
         match what {
-            StepKind::Command(command) => format!("$ {}", unwrapped(command)),
+            StepKind::Command(command) => format!("$ {}", strip_shell(command)),
             StepKind::Tool(server, tool) => format!("tool {server}.{tool}"),
             StepKind::Files(paths) => {
-                let paths: Vec<_> = paths.iter().map(|path| self.short(path)).collect();
+                let paths: Vec<_> = paths.iter().map(|path| self.relative(path)).collect();
                 format!("edit {}", paths.join(", "))
             }
             StepKind::Search(query) if query.trim().is_empty() => "search the web".to_owned(),
@@ -313,19 +312,19 @@ impl ProgressState {
         }
     }
 
-    fn short<'a>(&self, path: &'a str) -> Cow<'a, str> {
+    fn relative<'a>(&self, path: &'a str) -> Cow<'a, str> {
         match Path::new(path).strip_prefix(&self.workspace) {
             Ok(below) => below.to_string_lossy(),
             Err(_) => path.into(),
         }
     }
 
-    /// A line that stays: a step that is over.
-    fn finished(&mut self, what: &str, failed: Option<&str>, time: Option<Duration>) {
+    /// Writes the permanent line of a step that has ended.
+    fn write_step(&mut self, what: &str, failed: Option<&str>, time: Option<Duration>) {
         let notes: Vec<String> = failed
             .map(str::to_owned)
             .into_iter()
-            .chain(time.map(exact))
+            .chain(time.map(format_duration))
             .collect();
         let notes = match notes.join(", ") {
             notes if notes.is_empty() => notes,
@@ -334,35 +333,36 @@ impl ProgressState {
         let columns = if self.live {
             columns::terminal_width(std::io::stderr())
         } else {
-            LONGEST
+            MAX_WIDTH
         };
-        let what = columns::cut(what, columns.saturating_sub(columns::width(&notes)));
+        let what = columns::truncate(what, columns.saturating_sub(columns::width(&notes)));
         let paint = if failed.is_some() { RED } else { DIM };
         let line = self.paint(paint, &format!("{what}{notes}"));
         self.line(&line);
     }
 
-    /// What a command has printed, below its line.
+    /// Writes text, such as a command's output, indented below the last line.
     fn output(&mut self, output: &str) {
         const INDENT: &str = "  | ";
         let columns = match self.live {
             true => columns::terminal_width(std::io::stderr()),
-            false => LONGEST,
+            false => MAX_WIDTH,
         };
         for line in output.lines() {
-            let line = columns::clip(line, columns.saturating_sub(INDENT.len()));
+            let line = columns::truncate_keeping_spaces(line, columns.saturating_sub(INDENT.len()));
             let line = self.paint(DIM, format!("{INDENT}{line}").trim_end());
             self.line(&line);
         }
     }
 
+    /// Writes a message, whatever the verbosity.
     fn message(&mut self, kind: &str, color: &str, message: &str) {
         let kind = self.paint(color, kind);
         let text = format!("plexum-openai: {kind}: {}\n", columns::sanitize(message));
         self.write(&text);
     }
 
-    /// Writes a line that stays.
+    /// Writes a permanent line, unless the verbosity leaves it out.
     fn line(&mut self, line: &str) {
         if self.verbosity < Verbosity::Normal {
             return;
@@ -371,50 +371,50 @@ impl ProgressState {
         self.write(&format!("{name}{line}\n"));
     }
 
-    /// Writes whole lines that stay, and the live line below them.
+    /// Writes permanent lines, and the status line below them.
     fn write(&mut self, lines: &str) {
         let erase = if std::mem::take(&mut self.drawn).is_empty() {
             ""
         } else {
             ERASE
         };
-        put(&format!("{erase}{lines}"));
+        write_stderr(&format!("{erase}{lines}"));
         self.draw();
     }
 
-    /// Draws the live line if it is another one than stands there.
+    /// Draws the status line if it has changed.
     fn draw(&mut self) {
-        if !self.live || self.held || self.over {
+        if !self.live || self.suspended || self.ended {
             return;
         }
-        // The last column stays free: some terminals begin a new line once it is filled.
+        // The last column is not used: some terminals wrap once it is filled.
         let columns = columns::terminal_width(std::io::stderr()).saturating_sub(1);
-        let now = match self.ending {
-            Some(why) => why,
-            None => self.running.last().map_or(self.mood, |last| &last.what),
+        let now = match self.cancel_notice {
+            Some(notice) => notice,
+            None => self.running.last().map_or(self.activity, |last| &last.what),
         };
         let others = match self.running.len() {
-            more @ 2.. if self.ending.is_none() => format!(" (+{})", more - 1),
+            more @ 2.. if self.cancel_notice.is_none() => format!(" (+{})", more - 1),
             _ => String::new(),
         };
-        let line = live_line(self.begun.elapsed(), now, &others, columns);
+        let line = format_status_line(self.started.elapsed(), now, &others, columns);
         if line == self.drawn {
             return;
         }
         let painted = self.paint(DIM, &line);
-        put(&format!("{ERASE}{}{painted}{}", NO_WRAP.0, NO_WRAP.1));
+        write_stderr(&format!("{ERASE}{}{painted}{}", NO_WRAP.0, NO_WRAP.1));
         self.drawn = line;
     }
 
     fn erase(&mut self) {
         if !std::mem::take(&mut self.drawn).is_empty() {
-            put(ERASE);
+            write_stderr(ERASE);
         }
     }
 
     fn end(&mut self) {
         self.erase();
-        self.over = true;
+        self.ended = true;
     }
 
     fn paint(&self, color: &str, text: &str) -> String {
@@ -426,22 +426,22 @@ impl ProgressState {
     }
 }
 
-/// Writes to stderr, in one piece.
-fn put(text: &str) {
-    // Nobody reads stderr: nothing to be done about it.
+/// Writes to stderr with one call, so that other writers do not come between.
+fn write_stderr(text: &str) {
+    // An error of stderr cannot be reported anywhere.
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// The time, what runs now, and how much runs besides.
-fn live_line(elapsed: Duration, now: &str, others: &str, columns: usize) -> String {
-    let time = rough(elapsed);
+/// The status line: the elapsed time, the current step, and the number of other running steps.
+fn format_status_line(elapsed: Duration, now: &str, others: &str, columns: usize) -> String {
+    let time = format_elapsed(elapsed);
     let taken = columns::width(&time) + 2 + columns::width(others);
-    let now = columns::cut(now, columns.saturating_sub(taken));
-    columns::cut(&format!("{time}: {now}{others}"), columns)
+    let now = columns::truncate(now, columns.saturating_sub(taken));
+    columns::truncate(&format!("{time}: {now}{others}"), columns)
 }
 
-/// A time that has not come to its end: `12 s`, `3 min 05 s`, `2 h 07 min`.
-fn rough(time: Duration) -> String {
+/// The time so far, in whole seconds or minutes: `12 s`, `3 min 05 s`, `2 h 07 min`.
+fn format_elapsed(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
         0..60 => format!("{seconds} s"),
@@ -450,20 +450,20 @@ fn rough(time: Duration) -> String {
     }
 }
 
-/// A time that something took: `0.6 s`, and from a minute on as [`rough`] has it.
-fn exact(time: Duration) -> String {
-    // What would be rounded to a minute is one.
+/// A duration: `0.6 s`; from a minute on the format of [`format_elapsed`].
+fn format_duration(time: Duration) -> String {
+    // From here on it would be rounded to `60.0 s`.
     if time.as_millis() < 59_950 {
         format!("{:.1} s", time.as_secs_f64())
     } else {
-        rough(time + Duration::from_millis(50))
+        format_elapsed(time + Duration::from_millis(50))
     }
 }
 
-/// The command that the model wrote, without the shell that codex hands it to: `wc -l x` of
-/// `/bin/bash -lc 'wc -l x'`. codex quotes it for display as a shell would take it, in pieces of several kinds
-/// (`"awk '"'{print $1}'"'"`). What is not three words so is left as it is.
-fn unwrapped(command: &str) -> Cow<'_, str> {
+/// The command that the model wrote, without the shell that codex runs it in: `wc -l x` for `/bin/bash -lc 'wc -l x'`.
+/// codex quotes commands for display in shell syntax, and can mix quotes (`"awk '"'{print $1}'"'"`). Any other command
+/// is returned unchanged.
+fn strip_shell(command: &str) -> Cow<'_, str> {
     let inner = || {
         let [shell, flag, script] = <[String; 3]>::try_from(shell_words(command)?).ok()?;
         let shell = shell.rsplit('/').next()?;
@@ -473,8 +473,8 @@ fn unwrapped(command: &str) -> Cow<'_, str> {
     inner().map_or(Cow::Borrowed(command), Cow::Owned)
 }
 
-/// The words of a command line that has nothing in it but words, quoted in whatever way; `None` where a shell would
-/// expand something or a quote is not closed.
+/// Splits a command line into words and removes their quotes; `None` where it has operators, expansions or an unclosed
+/// quote.
 fn shell_words(line: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -513,7 +513,7 @@ fn shell_words(line: &str) -> Option<Vec<String>> {
     Some(words)
 }
 
-/// The last lines of a text, and of long ones no more than can be shown.
+/// The last ten lines of a text, at most 8 KiB.
 fn last_lines(text: &str) -> &str {
     const LINES: usize = 10;
     const BYTES: usize = 8 << 10;
@@ -528,7 +528,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn live_line_fits_width() {
+    fn status_line_fits_width() {
         let second = Duration::from_secs(1);
         for (time, now, others, columns, expected) in [
             (second * 12, "$ ls", "", 79, "12 s: $ ls"),
@@ -544,17 +544,20 @@ mod tests {
             (second * 12, "$ ls", " (+2)", 3, "12…"),
             (second * 12, "$ ls", "", 0, ""),
         ] {
-            let line = live_line(time, now, others, columns);
+            let line = format_status_line(time, now, others, columns);
             assert!(columns::width(&line) <= columns, "{line}");
             assert_eq!(line, expected, "{now:?} on {columns}");
         }
         let long = "x".repeat(5000);
-        assert_eq!(columns::width(&live_line(second, &long, "", 39)), 39);
+        assert_eq!(
+            columns::width(&format_status_line(second, &long, "", 39)),
+            39
+        );
     }
 
     #[test]
     fn formats_durations() {
-        for (millis, rough_text, exact_text) in [
+        for (millis, elapsed, duration) in [
             (0, "0 s", "0.0 s"),
             (649, "0 s", "0.6 s"),
             (59_940, "59 s", "59.9 s"),
@@ -564,14 +567,17 @@ mod tests {
         ] {
             let time = Duration::from_millis(millis);
             assert_eq!(
-                (rough(time).as_str(), exact(time).as_str()),
-                (rough_text, exact_text)
+                (
+                    format_elapsed(time).as_str(),
+                    format_duration(time).as_str()
+                ),
+                (elapsed, duration)
             );
         }
     }
 
     #[test]
-    fn strips_shell_from_commands() {
+    fn strips_shell_of_commands() {
         for (command, expected) in [
             ("/bin/bash -lc 'wc -l poem.txt'", "wc -l poem.txt"),
             ("bash -lc ls", "ls"),
@@ -597,7 +603,7 @@ mod tests {
             ("ls", "ls"),
             ("", ""),
         ] {
-            assert_eq!(unwrapped(command), expected, "{command}");
+            assert_eq!(strip_shell(command), expected, "{command}");
         }
     }
 }

@@ -1,11 +1,10 @@
-//! Reading a rollout with two threads that take turns, what it says still taken in order.
+//! Reads a rollout on two threads that alternate between its blocks, and passes the records on in order.
 //!
-//! Half of the work is to get the bytes from the kernel and to find the lines that matter, the other half to
-//! read those. While one thread does the one for a block of the file, the other does the other for the block
-//! before. Two things go round between the threads: the input, which has to be held for reading the next block,
-//! and the turn to write, which has to be held for handing on what the block says. Both go round in the same order, and so
-//! the blocks come out as they came in. A block never leaves the thread that has read it, nor its processor's
-//! cache, and memory does not grow with the file.
+//! Half of the work is reading bytes and finding the relevant lines, the other half is parsing those. While one thread
+//! reads a block of the file, the other parses the previous one. Two tokens are passed around a ring of the threads:
+//! the input, which a thread must hold to read a block, and the sink, which it must hold to write the block's records.
+//! Both go around in the same order, so that the records keep theirs. A block stays on the thread that has read it, and
+//! so in its CPU cache; memory does not grow with the file.
 
 use crate::rollout::lines::{LineBlock, LineKind, Lines};
 use crate::rollout::record::{self, Record, UnreadableLine};
@@ -14,53 +13,53 @@ use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-/// A file up to this length is read before a second thread is there.
-const SMALL: u64 = 4 << 20;
+/// A file up to this size, in bytes, is read faster than a second thread starts.
+const MAX_SMALL: u64 = 4 << 20;
 
-/// What takes the records of a rollout.
+/// Receives the records of a rollout.
 pub(super) trait RecordSink {
-    /// What is made of a record before its turn comes.
+    /// A prepared record.
     type Part<'a>;
 
-    /// What can be done with a record without knowing those before it.
+    /// Does the work that does not depend on earlier records; runs on both threads at once.
     fn prepare(record: Record<'_>) -> Self::Part<'_>;
 
     /// Takes the next record.
     ///
     /// # Errors
-    /// It cannot be handed on. Nothing more comes then.
+    /// Those of writing. Reading stops then.
     fn take(&mut self, part: Self::Part<'_>) -> io::Result<()>;
 
-    /// Nothing may come for a while.
+    /// Called after each block, before a possible wait for more input: writes out what is buffered.
     ///
     /// # Errors
     /// As for `take`.
-    fn pause(&mut self) -> io::Result<()>;
+    fn flush(&mut self) -> io::Result<()>;
 }
 
-/// How it went.
+/// What was read.
 #[derive(Debug)]
-pub(super) struct End {
-    /// How many lines were no JSON.
-    pub(super) bad: Skipped,
-    /// How many lines were too long to be held.
-    pub(super) long: Skipped,
-    /// Was there anything that only a rollout has?
-    pub(super) any: bool,
-    /// Why the input ended before its end.
+pub(super) struct RelayReport {
+    /// Lines that are not JSON or have no end.
+    pub(super) not_json: SkippedLines,
+    /// Lines that were too long to be held.
+    pub(super) too_long: SkippedLines,
+    /// Whether there was a record that only a rollout has.
+    pub(super) has_records: bool,
+    /// The error that ended reading early.
     pub(super) read: io::Result<()>,
 }
 
-/// Lines that were skipped.
+/// Lines that were skipped for one reason.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Skipped {
+pub(super) struct SkippedLines {
     pub(super) count: u64,
     /// The number of the first of them, from 1.
     pub(super) first: Option<u64>,
 }
 
-impl Skipped {
-    fn add(&mut self, other: Skipped) {
+impl SkippedLines {
+    fn add(&mut self, other: SkippedLines) {
         self.count += other.count;
         self.first = match (self.first, other.first) {
             (Some(one), Some(another)) => Some(one.min(another)),
@@ -68,103 +67,103 @@ impl Skipped {
         };
     }
 
-    fn one(number: u64) -> Skipped {
-        Skipped {
+    fn one(number: u64) -> SkippedLines {
+        SkippedLines {
             count: 1,
             first: Some(number),
         }
     }
 }
 
-/// Why the end was not reached.
+/// Why reading was given up.
 #[derive(Debug)]
 pub(super) enum RelayError {
-    /// There is no thread to be had.
+    /// A thread cannot be started.
     Thread(io::Error),
-    /// What the sink said.
+    /// The error of the sink.
     Sink(io::Error),
 }
 
-/// How much there is to be read.
+/// The size of an input, which decides about the second thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Size {
     Large,
-    /// Who reads from a pipe or a terminal may have to wait for more, and a second thread would wait with the first
-    /// when there is nobody left to write for.
+    /// Also a pipe or a terminal, where a read can block: with two threads, one could block in a read after the other
+    /// has found that stdout is closed.
     SmallOrUnknown,
 }
 
 impl Size {
     pub(super) fn of(file: &File) -> Size {
         let found = file.metadata();
-        match found.is_ok_and(|file| file.is_file() && file.len() > SMALL) {
+        match found.is_ok_and(|file| file.is_file() && file.len() > MAX_SMALL) {
             true => Size::Large,
             false => Size::SmallOrUnknown,
         }
     }
 }
 
-/// Gives every record of a tool call in the rollout to `sink`, in order, and with `messages` those of messages too.
+/// Passes every record of a tool call in the rollout to `sink`, in order; with `messages`, messages too.
 ///
 /// # Errors
-/// See [`RelayError`]. The rest is not read then.
+/// See [`RelayError`]; errors of reading are in the [`RelayReport`].
 pub(super) fn run<S: RecordSink + Send>(
     input: impl Read + Send,
     size: Size,
     messages: bool,
     sink: &mut S,
-) -> Result<End, RelayError> {
+) -> Result<RelayReport, RelayError> {
     let threads = match size {
         Size::Large => 2,
         Size::SmallOrUnknown => 1,
     };
     let lines = Lines::in_blocks(input);
-    let mut runners: Vec<_> = ring(threads, lines)
+    let mut workers: Vec<_> = ring(threads, lines)
         .into_iter()
         .zip(ring(threads, sink))
-        .map(|(input, output_turn)| Runner {
+        .map(|(input, sink)| Worker {
             input,
-            output_turn,
+            sink,
             messages,
         })
         .collect();
-    let mine = runners.pop().expect("at least one");
+    let own = workers.pop().expect("at least one");
     thread::scope(|scope| {
-        let others = runners
+        let others = workers
             .into_iter()
-            .map(|runner| {
+            .map(|worker| {
                 thread::Builder::new()
                     .name("rollout".to_owned())
-                    .spawn_scoped(scope, || runner.run())
+                    .spawn_scoped(scope, || worker.run())
                     .map_err(RelayError::Thread)
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let mut end = mine.run()?;
+        let mut report = own.run()?;
         for other in others {
             let other = match other.join() {
-                Ok(end) => end?,
+                Ok(report) => report?,
                 Err(panic) => std::panic::resume_unwind(panic),
             };
-            end.bad.add(other.bad);
-            end.long.add(other.long);
-            end.any |= other.any;
-            end.read = end.read.and(other.read);
+            report.not_json.add(other.not_json);
+            report.too_long.add(other.too_long);
+            report.has_records |= other.has_records;
+            report.read = report.read.and(other.read);
         }
-        Ok(end)
+        Ok(report)
     })
 }
 
-/// One thread's place in the ring in which something goes round.
-struct RingSlot<P> {
-    from: Receiver<P>,
-    to: SyncSender<P>,
+/// A thread's position in a ring that passes a token around.
+struct RingSlot<T> {
+    from: Receiver<T>,
+    to: SyncSender<T>,
 }
 
-/// A ring of so many places; `it` begins at the first of them.
-fn ring<P>(places: usize, it: P) -> Vec<RingSlot<P>> {
-    let (mut to, from): (Vec<_>, Vec<_>) = (0..places).map(|_| sync_channel(1)).unzip();
-    // There is room for it, and somebody will come for it.
-    let _ = to[0].send(it);
+/// Makes a ring; `token` starts at the first slot.
+fn ring<T>(slots: usize, token: T) -> Vec<RingSlot<T>> {
+    let (mut to, from): (Vec<_>, Vec<_>) = (0..slots).map(|_| sync_channel(1)).unzip();
+    // It cannot fail: the channel is empty, and its receiver is in `from`.
+    let _ = to[0].send(token);
     to.rotate_left(1);
     from.into_iter()
         .zip(to)
@@ -172,14 +171,14 @@ fn ring<P>(places: usize, it: P) -> Vec<RingSlot<P>> {
         .collect()
 }
 
-/// One of the threads.
-struct Runner<'a, R, S> {
+/// The work of one thread.
+struct Worker<'a, R, S> {
     input: RingSlot<Lines<R>>,
-    output_turn: RingSlot<&'a mut S>,
+    sink: RingSlot<&'a mut S>,
     messages: bool,
 }
 
-fn wanted(kind: LineKind, messages: bool) -> bool {
+fn is_relevant(kind: LineKind, messages: bool) -> bool {
     match kind {
         LineKind::Call | LineKind::Output | LineKind::Item | LineKind::Image | LineKind::Turn => {
             true
@@ -189,29 +188,29 @@ fn wanted(kind: LineKind, messages: bool) -> bool {
     }
 }
 
-impl<R: Read, S: RecordSink> Runner<'_, R, S> {
-    /// Runs until the input or another thread has come to its end.
-    fn run(self) -> Result<End, RelayError> {
+impl<R: Read, S: RecordSink> Worker<'_, R, S> {
+    /// Runs until the input ends or the other thread has stopped.
+    fn run(self) -> Result<RelayReport, RelayError> {
         let mut block = LineBlock::default();
-        let mut end = End {
-            bad: Skipped::default(),
-            long: Skipped::default(),
-            any: false,
+        let mut report = RelayReport {
+            not_json: SkippedLines::default(),
+            too_long: SkippedLines::default(),
+            has_records: false,
             read: Ok(()),
         };
         let mut more = true;
         while more && let Ok(mut lines) = self.input.from.recv() {
             more = lines
-                .block(&mut block, |kind| wanted(kind, self.messages))
+                .block(&mut block, |kind| is_relevant(kind, self.messages))
                 .unwrap_or_else(|error| {
-                    end.read = Err(error);
+                    report.read = Err(error);
                     false
                 });
             if more {
-                // Refused where the other thread was stopped. Then it has the turn to write, too.
+                // It fails where the other thread has stopped; then the sink does not come back either.
                 let _ = self.input.to.send(lines);
             } else {
-                end.bad.add(Skipped {
+                report.not_json.add(SkippedLines {
                     count: lines.truncated(),
                     first: lines.first_truncated(),
                 });
@@ -220,24 +219,28 @@ impl<R: Read, S: RecordSink> Runner<'_, R, S> {
             for line in block.lines() {
                 match record::read(&line) {
                     Ok(record) => {
-                        end.any |= !matches!(record, Record::Other);
+                        report.has_records |= !matches!(record, Record::Other);
                         parts.push(S::prepare(record));
                     }
-                    Err(UnreadableLine::NotJson) => end.bad.add(Skipped::one(line.number)),
-                    Err(UnreadableLine::TooLong) => end.long.add(Skipped::one(line.number)),
+                    Err(UnreadableLine::NotJson) => {
+                        report.not_json.add(SkippedLines::one(line.number));
+                    }
+                    Err(UnreadableLine::TooLong) => {
+                        report.too_long.add(SkippedLines::one(line.number));
+                    }
                 }
             }
-            let Ok(output_turn) = self.output_turn.from.recv() else {
+            let Ok(sink) = self.sink.from.recv() else {
                 break;
             };
             parts
                 .into_iter()
-                .try_for_each(|part| output_turn.take(part))
-                .and_then(|()| output_turn.pause())
+                .try_for_each(|part| sink.take(part))
+                .and_then(|()| sink.flush())
                 .map_err(RelayError::Sink)?;
-            // As above; nobody wants it any more.
-            let _ = self.output_turn.to.send(output_turn);
+            // It fails where the other thread has stopped, and so does not use it any more.
+            let _ = self.sink.to.send(sink);
         }
-        Ok(end)
+        Ok(report)
     }
 }

@@ -1,9 +1,10 @@
-//! The table of `parse-rollout --summary`: what fills a thread's context, the biggest call first.
+//! `parse-rollout --summary`: the calls or tools that fill a thread's context, the biggest first, as a table or as
+//! JSON.
 //!
-//! Sizes are bytes of JSON text as the rollout has it, without the quotes around a string.
+//! Sizes are bytes of JSON text as in the rollout, without the quotes around a string.
 
 use super::color;
-use super::columns::{self, fit, width};
+use super::columns::{self, truncate_middle, width};
 use super::flags::Parsed;
 use crate::error::Result;
 use crate::os;
@@ -14,21 +15,21 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
-/// What a consumed output says; where it had to be cut to fit, the beginning of it.
-const CONSUMED: [(&str, Consumed); 2] = [
+/// The markers in place of a consumed output, which are truncated where the output was shorter.
+const MARKERS: [(&str, Consumed); 2] = [
     ("...(consumed)", Consumed::Light),
     ("...(tool called)", Consumed::Heavy),
 ];
 
-/// What a line of the table stands for.
+/// Whether a row is a call or the sum of a tool's calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sums {
-    ByCall,
-    ByTool,
+pub(super) enum GroupBy {
+    Call,
+    Tool,
 }
 
-/// How much of the arguments is kept, in bytes.
-const BEGINNING: usize = 120;
+/// How much of the arguments is kept for the preview, in bytes.
+const PREVIEW_BYTES: usize = 120;
 
 /// The calls of one or more rollouts.
 #[derive(Debug, Default)]
@@ -36,7 +37,7 @@ pub(super) struct Summary {
     rows: Vec<CallRow>,
 }
 
-/// One call.
+/// One call; its names are those of `--json`.
 #[derive(Debug, Serialize)]
 struct CallRow {
     id: String,
@@ -44,9 +45,10 @@ struct CallRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     namespace: Option<String>,
     arguments_bytes: u64,
-    /// Their beginning.
+    /// Their first bytes: see [`preview`].
     arguments: String,
     output_bytes: u64,
+    /// Whether it has an output.
     answered: bool,
     is_error: bool,
     consumed: Option<Consumed>,
@@ -58,28 +60,28 @@ struct CallRow {
 enum Consumed {
     Light,
     Heavy,
-    /// In either way: of the marker only the beginning fitted in, and that is the same for both.
+    /// One of the two: the marker is truncated to a prefix that both have.
     Cut,
 }
 
-/// Where the table goes.
+/// The properties of stdout that the table depends on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Screen {
     /// In columns.
     pub(super) width: usize,
-    /// In lines; without a limit where it is not a terminal.
+    /// In lines; `None` (no limit) where stdout is not a terminal.
     pub(super) height: Option<usize>,
     pub(super) color: bool,
 }
 
 impl Screen {
-    /// stdout, and what `--color` says about it.
+    /// Reads them from stdout and `--color`.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Usage`] for a word that `--color` does not know.
+    /// Those of [`color::is_enabled`].
     pub(super) fn of_stdout(parsed: &Parsed) -> Result<Screen> {
         let terminal = io::stdout().is_terminal();
-        let color = color::wanted(parsed, &io::stdout())?;
+        let color = color::is_enabled(parsed, &io::stdout())?;
         let size = terminal.then(|| os::terminal_size(io::stdout())).flatten();
         Ok(Screen {
             width: columns::terminal_width(io::stdout()),
@@ -90,10 +92,10 @@ impl Screen {
 }
 
 impl Summary {
-    /// Adds a call; the result is its place.
-    pub(super) fn begin(&mut self, call: &Call<'_>) -> usize {
+    /// Adds a call and returns the index of its row.
+    pub(super) fn add_call(&mut self, call: &Call<'_>) -> usize {
         let mut arguments = Vec::new();
-        // A `Vec` takes everything.
+        // Writing to a `Vec` cannot fail.
         let _ = write_input(&mut arguments, &call.input);
         self.rows.push(CallRow {
             id: call.id.clone().into_owned(),
@@ -103,7 +105,7 @@ impl Summary {
                 .clone()
                 .map(|namespace| namespace.into_owned()),
             arguments_bytes: size(&arguments),
-            arguments: beginning(&arguments),
+            arguments: preview(&arguments),
             output_bytes: 0,
             answered: false,
             is_error: false,
@@ -112,72 +114,71 @@ impl Summary {
         self.rows.len() - 1
     }
 
-    /// Adds the output of the call at this place.
-    pub(super) fn answer(&mut self, place: usize, content: &Content<'_>, is_error: bool) {
-        let row = &mut self.rows[place];
+    /// Adds the output of the call in this row.
+    pub(super) fn add_output(&mut self, row: usize, content: &Content<'_>, is_error: bool) {
+        let row = &mut self.rows[row];
         row.answered = true;
         row.is_error = is_error;
         row.output_bytes = content.bytes();
         row.consumed = consumed(content);
     }
 
-    /// Leaves out the calls that have no output.
-    pub(super) fn forget_unanswered(&mut self) {
+    /// Removes the calls that have no output.
+    pub(super) fn remove_calls_without_output(&mut self) {
         self.rows.retain(|row| row.answered);
     }
 }
 
-/// The length of a JSON text, without the quotes of a string.
+/// The length of a JSON text in bytes, without the quotes of a string.
 fn size(json: &[u8]) -> u64 {
     let quotes = if json.first() == Some(&b'"') { 2 } else { 0 };
     json.len().saturating_sub(quotes) as u64
 }
 
-/// The beginning of a JSON text, without the quotes of a string.
-fn beginning(json: &[u8]) -> String {
+/// The first [`PREVIEW_BYTES`] of a JSON text, without the quotes of a string.
+fn preview(json: &[u8]) -> String {
     let text = json.strip_prefix(b"\"").unwrap_or(json);
     let text = match text.len() < json.len() {
         true => text.strip_suffix(b"\"").unwrap_or(text),
         false => text,
     };
-    let text = &text[..text.len().min(BEGINNING)];
+    let text = &text[..text.len().min(PREVIEW_BYTES)];
     match str::from_utf8(text) {
         Ok(text) => text.to_owned(),
-        // A character that was cut.
+        // The last character is incomplete.
         Err(error) => String::from_utf8_lossy(&text[..error.valid_up_to()]).into_owned(),
     }
 }
 
-/// How an output was consumed that is this.
+/// How this output was consumed, if it is a marker.
 fn consumed(content: &Content<'_>) -> Option<Consumed> {
     let text = content.only_text()?;
-    let fits = CONSUMED
-        .map(|(marker, way)| (!text.is_empty() && marker.starts_with(&text)).then_some(way));
-    match fits {
+    let matching =
+        MARKERS.map(|(marker, way)| (!text.is_empty() && marker.starts_with(&text)).then_some(way));
+    match matching {
         [Some(_), Some(_)] => Some(Consumed::Cut),
         [light, heavy] => light.or(heavy),
     }
 }
 
 impl Summary {
-    /// The calls, the biggest first; those of one size in the order in which they were made.
+    /// The calls, the biggest first; calls of the same size in the order in which they were made.
     fn sorted(&self) -> Vec<&CallRow> {
         let mut rows: Vec<&CallRow> = self.rows.iter().collect();
         rows.sort_by_key(|row| std::cmp::Reverse(row.bytes()));
         rows
     }
 
-    /// The sum of a part of every call.
-    fn sum(&self, part: impl Fn(&CallRow) -> u64) -> u64 {
-        self.rows.iter().map(part).sum()
+    fn sum(&self, value: impl Fn(&CallRow) -> u64) -> u64 {
+        self.rows.iter().map(value).sum()
     }
 
-    /// The sums of each tool, the biggest first, as rows whose id is the number of calls.
+    /// A row for each tool, the biggest first, with the number of its calls, which is also its id.
     fn tools(&self) -> Vec<(CallRow, usize)> {
         let mut tools: Vec<(CallRow, usize)> = Vec::new();
-        let mut places = HashMap::new();
+        let mut indices = HashMap::new();
         for row in &self.rows {
-            let place = *places.entry(row.tool()).or_insert_with(|| {
+            let index = *indices.entry(row.tool()).or_insert_with(|| {
                 tools.push((
                     CallRow {
                         id: String::new(),
@@ -194,7 +195,7 @@ impl Summary {
                 ));
                 tools.len() - 1
             });
-            let (sum, calls) = &mut tools[place];
+            let (sum, calls) = &mut tools[index];
             sum.arguments_bytes += row.arguments_bytes;
             sum.output_bytes += row.output_bytes;
             *calls += 1;
@@ -206,13 +207,13 @@ impl Summary {
         tools
     }
 
-    /// Writes one JSON object.
-    pub(super) fn write_json(&self, out: &mut impl Write, sums: Sums) -> io::Result<()> {
+    /// Writes the summary as one JSON object.
+    pub(super) fn write_json(&self, out: &mut impl Write, group_by: GroupBy) -> io::Result<()> {
         #[derive(Serialize)]
         struct JsonRow<'a> {
             #[serde(flatten)]
             row: &'a CallRow,
-            /// Of all bytes, from 0 to 1.
+            /// The share of all bytes, from 0 to 1.
             share: f64,
         }
         #[derive(Serialize)]
@@ -233,7 +234,7 @@ impl Summary {
             consumed: usize,
         }
         #[derive(Serialize)]
-        struct Whole<'a> {
+        struct JsonSummary<'a> {
             #[serde(skip_serializing_if = "Option::is_none")]
             calls: Option<Vec<JsonRow<'a>>>,
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -253,74 +254,82 @@ impl Summary {
             arguments_bytes: row.arguments_bytes,
             output_bytes: row.output_bytes,
         };
-        let is_by_tool = sums == Sums::ByTool;
-        let whole = Whole {
+        let is_by_tool = group_by == GroupBy::Tool;
+        let summary = JsonSummary {
             calls: (!is_by_tool).then(|| self.sorted().into_iter().map(call).collect()),
             tools: is_by_tool.then(|| self.tools().into_iter().map(tool).collect()),
             total: Total {
                 calls: self.rows.len(),
                 arguments_bytes: self.sum(|row| row.arguments_bytes),
                 output_bytes: self.sum(|row| row.output_bytes),
-                consumed: self.consumed(),
+                consumed: self.consumed_count(),
             },
         };
-        serde_json::to_writer(&mut *out, &whole)?;
+        serde_json::to_writer(&mut *out, &summary)?;
         out.write_all(b"\n")
     }
 
-    fn consumed(&self) -> usize {
+    fn consumed_count(&self) -> usize {
         self.rows
             .iter()
             .filter(|row| row.consumed.is_some())
             .count()
     }
 
-    /// Writes the table for people.
+    /// Writes the table, limited to the height of the terminal.
     pub(super) fn write_table(
         &self,
         out: &mut impl Write,
         screen: &Screen,
-        sums: Sums,
+        group_by: GroupBy,
     ) -> io::Result<()> {
-        let tools = match sums {
-            Sums::ByCall => Vec::new(),
-            Sums::ByTool => self.tools(),
+        let tools = match group_by {
+            GroupBy::Call => Vec::new(),
+            GroupBy::Tool => self.tools(),
         };
-        let mut rows = match sums {
-            Sums::ByCall => self.sorted(),
-            Sums::ByTool => tools.iter().map(|(row, _)| row).collect(),
+        let mut rows = match group_by {
+            GroupBy::Call => self.sorted(),
+            GroupBy::Tool => tools.iter().map(|(row, _)| row).collect(),
         };
         if rows.is_empty() {
             return writeln!(out, "no tool calls");
         }
         let layout = Layout::of(&rows, screen);
-        // The head, the total, the line about the rest and the prompt after it stay on the screen too.
-        let most = screen
+        // Four lines are left for the header, the line about hidden rows, the total and the shell's prompt.
+        let max_rows = screen
             .height
             .map_or(usize::MAX, |height| height.saturating_sub(4).max(1));
-        let hidden = rows.len().saturating_sub(most);
+        let hidden = rows.len().saturating_sub(max_rows);
         let sizes = (rows[0].bytes(), self.sum(CallRow::bytes));
-        rows.truncate(most);
-        layout.write_head(out, screen, sums)?;
+        rows.truncate(max_rows);
+        layout.write_header(out, screen, group_by)?;
         for row in rows {
             layout.write_row(out, screen, row, sizes)?;
         }
         if hidden > 0 {
             let rest = format!("{} smaller ones not shown", grouped(hidden));
-            writeln!(out, "{}", paint(screen, DIM, &fit(&rest, screen.width)))?;
+            writeln!(
+                out,
+                "{}",
+                paint(screen, DIM, &truncate_middle(&rest, screen.width))
+            )?;
         }
         let calls = match self.rows.len() {
             1 => "1 call".to_owned(),
             calls => format!("{} calls", grouped(calls)),
         };
-        let arguments = short(self.sum(|row| row.arguments_bytes));
-        let output = short(self.sum(|row| row.output_bytes));
+        let arguments = format_size(self.sum(|row| row.arguments_bytes));
+        let output = format_size(self.sum(|row| row.output_bytes));
         let mut total = format!("{calls}: {arguments} bytes of arguments, {output} of output");
-        match self.consumed() {
+        match self.consumed_count() {
             0 => {}
             consumed => drop(write!(total, ", {} consumed", grouped(consumed))),
         }
-        writeln!(out, "{}", paint(screen, BOLD, &fit(&total, screen.width)))
+        writeln!(
+            out,
+            "{}",
+            paint(screen, BOLD, &truncate_middle(&total, screen.width))
+        )
     }
 }
 
@@ -329,7 +338,7 @@ impl CallRow {
         self.arguments_bytes + self.output_bytes
     }
 
-    /// The tool as a person knows it: of a server's tool, the server before it.
+    /// The tool's name, with that of its MCP server before it.
     fn tool(&self) -> String {
         match &self.namespace {
             Some(namespace) => {
@@ -363,28 +372,29 @@ impl CallRow {
     }
 }
 
-/// How the columns share the screen.
+/// The widths of the table's columns that depend on the screen; 0 where one is left out.
 struct Layout {
     id: usize,
     tool: usize,
     bar: usize,
     state: usize,
-    /// For the beginning of the arguments.
+    /// The preview of the arguments.
     arguments: usize,
 }
 
-/// A size as [`short`] writes it.
+/// The width of a size as [`format_size`] writes it.
 const SIZE: usize = 6;
-/// `100.0%`
+/// The width of `100.0%`.
 const SHARE: usize = 6;
-/// The widest bar, and the least that is of use of the arguments.
-const BAR: usize = 12;
-const LEAST_ARGUMENTS: usize = 12;
+/// The widest bar.
+const MAX_BAR: usize = 12;
+/// A narrower preview of the arguments is left out.
+const MIN_ARGUMENTS: usize = 12;
 const GAP: &str = "  ";
-/// Screens narrower than this have no bar.
+/// The bar and the preview are left out on narrower screens.
 const WIDE: usize = 72;
-/// Screens narrower than this have lines that are too long for them.
-const NARROWEST: usize = 56;
+/// The table's minimum width: on narrower screens its lines wrap.
+const MIN_WIDTH: usize = 56;
 
 impl Layout {
     fn of(rows: &[&CallRow], screen: &Screen) -> Layout {
@@ -393,12 +403,12 @@ impl Layout {
         let state = widest(&|row| row.state().len());
         let id = widest(&|row| width(&row.id)).clamp(5, 32);
         let tool = widest(&|row| width(&row.tool())).clamp(4, 32);
-        let rest = screen.width.max(NARROWEST) - 2 * SIZE - SHARE - state - 6 * GAP.len();
+        let rest = screen.width.max(MIN_WIDTH) - 2 * SIZE - SHARE - state - 6 * GAP.len();
         let id = id.min(rest - (4 + 8));
         let is_wide = screen.width >= WIDE;
         let tool = tool.min(rest - id - if is_wide { 4 } else { 0 });
         let bar = if is_wide {
-            (rest - id - tool).min(BAR)
+            (rest - id - tool).min(MAX_BAR)
         } else {
             0
         };
@@ -408,30 +418,35 @@ impl Layout {
             tool,
             bar,
             state,
-            arguments: match arguments >= LEAST_ARGUMENTS && is_wide {
+            arguments: match arguments >= MIN_ARGUMENTS && is_wide {
                 true => arguments,
                 false => 0,
             },
         }
     }
 
-    fn write_head(&self, out: &mut impl Write, screen: &Screen, sums: Sums) -> io::Result<()> {
-        let id = match sums {
-            Sums::ByCall => "call",
-            Sums::ByTool => "calls",
+    fn write_header(
+        &self,
+        out: &mut impl Write,
+        screen: &Screen,
+        group_by: GroupBy,
+    ) -> io::Result<()> {
+        let id = match group_by {
+            GroupBy::Call => "call",
+            GroupBy::Tool => "calls",
         };
-        let head = format!(
+        let header = format!(
             "{}{GAP}{}{GAP}{:>SIZE$}{GAP}{:>SIZE$}{GAP}{:>SHARE$}",
-            left(id, self.id),
-            left("tool", self.tool),
+            pad_right(id, self.id),
+            pad_right("tool", self.tool),
             "args",
             "output",
             "share"
         );
-        writeln!(out, "{}", paint(screen, DIM, &head))
+        writeln!(out, "{}", paint(screen, DIM, &header))
     }
 
-    /// `sizes`: the bytes of the biggest row, and of all.
+    /// The last argument: the bytes of the biggest row, and of all rows.
     fn write_row(
         &self,
         out: &mut impl Write,
@@ -439,17 +454,17 @@ impl Layout {
         row: &CallRow,
         (biggest, all): (u64, u64),
     ) -> io::Result<()> {
-        let id = left(&row.id, self.id);
-        let tool = left(&row.tool(), self.tool);
+        let id = pad_right(&row.id, self.id);
+        let tool = pad_right(&row.tool(), self.tool);
         let share = format!("{:.1}%", row.bytes() as f64 * 100.0 / all.max(1) as f64);
         let bar = match self.bar {
             0 => String::new(),
-            columns => left(&bar(row.bytes(), biggest, columns), columns) + GAP,
+            columns => pad_right(&bar(row.bytes(), biggest, columns), columns) + GAP,
         };
         let bar = paint(screen, CYAN, &bar);
         let state = match self.state {
             0 => String::new(),
-            columns => left(row.state(), columns) + GAP,
+            columns => pad_right(row.state(), columns) + GAP,
         };
         let state = match row.state() {
             "error" => paint(screen, RED, &state),
@@ -457,7 +472,7 @@ impl Layout {
         };
         let preview = match self.arguments {
             0 => String::new(),
-            columns => columns::cut(
+            columns => columns::truncate(
                 &row.arguments
                     .chars()
                     .map(columns::visible)
@@ -465,7 +480,10 @@ impl Layout {
                 columns,
             ),
         };
-        let (arguments, output) = (short(row.arguments_bytes), short(row.output_bytes));
+        let (arguments, output) = (
+            format_size(row.arguments_bytes),
+            format_size(row.output_bytes),
+        );
         let line = format!(
             "{id}{GAP}{tool}{GAP}{arguments:>SIZE$}{GAP}{output:>SIZE$}{GAP}{share:>SHARE$}{GAP}{bar}{state}{}",
             paint(screen, DIM, &preview)
@@ -479,7 +497,7 @@ const BOLD: &str = "1";
 const RED: &str = "31";
 const CYAN: &str = "36";
 
-/// Text in a colour, where there are colours.
+/// Adds the escape sequences of a colour where the screen has colour.
 fn paint(screen: &Screen, code: &str, text: &str) -> String {
     if screen.color && !text.trim().is_empty() {
         format!("\x1b[{code}m{text}\x1b[0m")
@@ -488,15 +506,15 @@ fn paint(screen: &Screen, code: &str, text: &str) -> String {
     }
 }
 
-/// A size in three digits or so: `83`, `1.2K`, `613K`, `81.5M`.
-fn short(bytes: u64) -> String {
+/// A size in binary units, to about three digits: `83`, `1.2K`, `613K`, `81.5M`.
+fn format_size(bytes: u64) -> String {
     let mut size = bytes as f64;
     if bytes < 1000 {
         return bytes.to_string();
     }
     for unit in ["K", "M", "G", "T"] {
         size /= 1024.0;
-        // What would be rounded to 100.0 needs no digit after the point any more.
+        // A size that would be rounded to 100.0 is written without decimals.
         if size < 99.95 {
             return format!("{size:.1}{unit}");
         }
@@ -520,18 +538,18 @@ fn grouped(number: usize) -> String {
     text
 }
 
-/// A bar of so many columns for all, to an eighth of a column.
+/// A bar whose full length is `columns`, to an eighth of a column.
 fn bar(part: u64, all: u64, columns: usize) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let eighths = (part as f64 / all.max(1) as f64 * columns as f64 * 8.0).round() as usize;
-    // Something is never nothing.
+    // Anything but 0 is visible.
     let eighths = eighths.max(usize::from(part > 0));
     "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]
 }
 
-/// Text on exactly so many columns, cut in its middle where it is longer.
-fn left(text: &str, columns: usize) -> String {
-    let mut text = fit(text, columns);
+/// Pads or truncates a text to exactly `columns`.
+fn pad_right(text: &str, columns: usize) -> String {
+    let mut text = truncate_middle(text, columns);
     text.extend(std::iter::repeat_n(
         ' ',
         columns.saturating_sub(width(&text)),
@@ -570,13 +588,13 @@ mod tests {
             };
             let mut out = Vec::new();
             summary
-                .write_table(&mut out, &screen, Sums::ByCall)
+                .write_table(&mut out, &screen, GroupBy::Call)
                 .unwrap();
             let table = String::from_utf8(out).unwrap();
-            // The head, a line a call, the total.
+            // The header, two calls, the total.
             assert_eq!(table.lines().count(), 4, "{columns}: {table}");
             for line in table.lines() {
-                assert!(width(line) <= columns.max(NARROWEST), "{columns}: {line}");
+                assert!(width(line) <= columns.max(MIN_WIDTH), "{columns}: {line}");
             }
             assert_eq!(table.contains('█'), columns >= WIDE, "{columns}: {table}");
         }

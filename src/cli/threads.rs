@@ -1,7 +1,7 @@
-//! `threads`: the conversations of many agents at a glance.
+//! `threads`: lists the threads of many workspaces, as a table or as JSON.
 
-use super::flags::{Parsed, at_home};
-use super::{columns, written};
+use super::flags::{Parsed, expand_home};
+use super::{columns, ignore_broken_pipe};
 use crate::backend::thread_use;
 use crate::canonical::{ContextUse, Usage};
 use crate::codex::home;
@@ -15,24 +15,24 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// How far below a directory that is named workspaces are looked for.
+/// How many levels below a given directory are searched for workspaces.
 const MAX_DEPTH: usize = 4;
 
-/// A workspace and its conversation.
+/// A workspace and its thread; the names are those of `--json`.
 #[derive(Debug, Serialize)]
 struct ThreadRow {
     #[serde(serialize_with = "lossy")]
     workspace: PathBuf,
     thread: String,
-    /// When codex last wrote to the rollout, in seconds since 1970.
+    /// The time at which the rollout was last modified, in seconds since 1970.
     last_turn: Option<u64>,
-    /// What the thread has used.
+    /// The total of the thread's tokens.
     tokens: Option<Usage>,
     context: Option<ContextUse>,
-    #[serde(serialize_with = "lossy_where_known")]
+    #[serde(serialize_with = "lossy_option")]
     rollout: Option<PathBuf>,
     rollout_bytes: Option<u64>,
-    /// The process that has a turn in it, or the thread open.
+    /// The process that runs a turn in the workspace, or has the thread open.
     held_by: Option<Holder>,
 }
 
@@ -42,12 +42,12 @@ struct Holder {
     name: String,
 }
 
-/// A path as JSON has it, which knows nothing but UTF-8.
+/// Serializes a path that may not be UTF-8, which JSON requires.
 fn lossy<S: Serializer>(path: &Path, json: S) -> std::result::Result<S::Ok, S::Error> {
     json.serialize_str(&path.to_string_lossy())
 }
 
-fn lossy_where_known<S: Serializer>(
+fn lossy_option<S: Serializer>(
     path: &Option<PathBuf>,
     json: S,
 ) -> std::result::Result<S::Ok, S::Error> {
@@ -57,14 +57,14 @@ fn lossy_where_known<S: Serializer>(
 /// Runs the subcommand.
 ///
 /// # Errors
-/// [`Kind::Config`]; [`Kind::Io`] for a directory that cannot be listed, and for stdout.
+/// [`Kind::Config`]; [`Kind::Io`] for a directory or the list of workspaces that cannot be read, and for stdout.
 pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
-    let places = Paths::from_env();
-    let config = places.load_config()?.config;
-    let home = places.codex_home(&config);
+    let paths = Paths::from_env();
+    let config = paths.load_config()?.config;
+    let home = paths.codex_home(&config);
     let workspaces = match parsed.operands.is_empty() {
         true => {
-            let directory = places.plugin_directory();
+            let directory = paths.plugin_directory();
             served::list(&directory).map_err(|error| {
                 let what = format!("cannot read the list in '{}'", directory.display());
                 Error::os(Kind::Io, what, error)
@@ -73,9 +73,9 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
         false => {
             let mut found = Vec::new();
             for operand in &parsed.operands {
-                let directory = std::path::absolute(at_home(operand))
+                let directory = std::path::absolute(expand_home(operand))
                     .map_err(|error| Error::os(Kind::Io, "cannot tell the directory", error))?;
-                find(&directory, 0, &mut found).map_err(|error| {
+                find_workspaces(&directory, 0, &mut found).map_err(|error| {
                     let what = format!("cannot list '{}'", directory.display());
                     Error::os(Kind::Io, what, error)
                 })?;
@@ -98,34 +98,34 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
             }),
         false => write_table(&rows, stdout),
     };
-    written(result.and_then(|()| stdout.flush()), 0)
+    ignore_broken_pipe(result.and_then(|()| stdout.flush()), 0)
 }
 
-/// The workspaces in this directory and below it: those with a session file.
-fn find(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Result<()> {
+/// Finds the directories with a session file: this one and those below it.
+fn find_workspaces(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Result<()> {
     if directory.join(session::FILE).is_file() {
         found.push(directory.to_owned());
     }
     for entry in std::fs::read_dir(directory)? {
         let Ok(entry) = entry else { continue };
         let is_hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-        // Not through links: they lead to the same workspaces, or round in circles.
+        // Symbolic links are not followed: they could lead to the same workspaces again, or in a circle.
         if depth < MAX_DEPTH && !is_hidden && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            // One that others keep closed has nothing to show.
-            let _ = find(&entry.path(), depth + 1, found);
+            // Directories that this user may not read are skipped.
+            let _ = find_workspaces(&entry.path(), depth + 1, found);
         }
     }
     Ok(())
 }
 
-/// What is known of a workspace; nothing where it has no conversation.
+/// The row of a workspace; `None` where its session file has no thread.
 fn row(workspace: PathBuf, home: &Path, cancel: &CancelToken) -> Option<ThreadRow> {
     let Ok(Stored::Thread(thread)) = session::read(&workspace) else {
         return None;
     };
     let rollout = home::find_rollout_or_packed(home, &thread).ok().flatten();
-    let found = rollout.as_deref().and_then(|path| path.metadata().ok());
-    let used = rollout
+    let metadata = rollout.as_deref().and_then(|path| path.metadata().ok());
+    let usage = rollout
         .as_deref()
         .filter(|path| !home::is_packed(path))
         .and_then(|path| thread_use(path, cancel).ok());
@@ -134,16 +134,16 @@ fn row(workspace: PathBuf, home: &Path, cancel: &CancelToken) -> Option<ThreadRo
         .join(format!("{thread}.lock"));
     let holder = os::lock_holder(&workspace).or_else(|| os::lock_holder(&lock));
     Some(ThreadRow {
-        last_turn: found.as_ref().and_then(|found| {
-            let since = found
+        last_turn: metadata.as_ref().and_then(|metadata| {
+            let since = metadata
                 .modified()
                 .ok()?
                 .duration_since(SystemTime::UNIX_EPOCH);
             since.ok().map(|since| since.as_secs())
         }),
-        tokens: used.and_then(|(tokens, _)| tokens),
-        context: used.and_then(|(_, context)| context),
-        rollout_bytes: found.map(|found| found.len()),
+        tokens: usage.and_then(|(tokens, _)| tokens),
+        context: usage.and_then(|(_, context)| context),
+        rollout_bytes: metadata.map(|metadata| metadata.len()),
         rollout,
         held_by: holder.map(|(pid, name)| Holder { pid, name }),
         workspace,
@@ -189,7 +189,7 @@ fn write_table(rows: &[ThreadRow], out: &mut dyn Write) -> io::Result<()> {
             text.extend(std::iter::repeat_n(' ', gap));
         }
         let text = match screen {
-            Some(screen) => columns::cut(&text, screen),
+            Some(screen) => columns::truncate(&text, screen),
             None => text,
         };
         writeln!(out, "{}", text.trim_end())?;

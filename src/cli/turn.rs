@@ -1,9 +1,8 @@
-//! `turn`: one turn in a workspace, for people and scripts.
+//! `turn`: runs one turn in a workspace, as the daemon would.
 //!
-//! The same turn as the daemon's, printed for a terminal: the assistant's text or the canonical events on stdout,
-//! what codex does meanwhile on stderr.
+//! The assistant's text or the canonical events go to stdout, the progress of codex goes to stderr.
 
-use super::flags::{Parsed, at_home, usage};
+use super::flags::{Parsed, expand_home, usage};
 use super::progress::{Progress, StatusLine, Verbosity};
 use super::{color, columns, target, unbuffered_stdout};
 use crate::backend::emitter::Step;
@@ -28,23 +27,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-/// How long a reader of stdout that does not read is waited for once the turn is cancelled.
-const AFTER_CANCEL: Duration = Duration::from_secs(1);
-/// How long the turn has to end by itself once its processes were killed.
-const AFTER_KILL: Duration = Duration::from_millis(500);
+/// How long a write waits for a blocked reader of stdout once the turn is cancelled.
+const WRITE_TIMEOUT_AFTER_CANCEL: Duration = Duration::from_secs(1);
+/// How long the turn may take to clean up once its processes are killed.
+const CLEANUP_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Runs the subcommand.
+/// Runs the subcommand and returns its exit status.
 ///
 /// # Errors
-/// A wrong command line or config, a prompt that cannot be read, a turn that is refused.
+/// A wrong command line or config, a prompt or an image that cannot be read, and those of [`turn::run`]. A turn that
+/// fails later is only reported by the exit status.
 pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
-    let places = Paths::from_env();
-    let loaded = places.load_config()?;
+    let paths = Paths::from_env();
+    let loaded = paths.load_config()?;
     for warning in &loaded.warnings {
-        say(&format!("warning: {warning}"));
+        print_message(&format!("warning: {warning}"));
     }
     let mut config = loaded.config;
-    let style = Style::of(parsed)?;
+    let style = OutputStyle::parse(parsed)?;
     if let Some(name) = parsed.text("backend")? {
         config.backend = BackendChoice::named(name).ok_or_else(|| {
             usage(format!(
@@ -59,7 +59,7 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
         config.busy_wait = seconds;
     }
     config.reasoning_events |= style.verbosity == Verbosity::Verbose && !style.json;
-    let color = color::wanted(parsed, &io::stderr())?;
+    let color = color::is_enabled(parsed, &io::stderr())?;
     let workspace = match parsed.directory("workspace")? {
         Some(directory) => directory,
         None => std::env::current_dir()
@@ -73,20 +73,20 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
     let signal = Arc::new(AtomicI32::new(0));
     {
         let (cancel, queue, signal) = (cancel.clone(), queue.clone(), Arc::clone(&signal));
-        let board = progress.board().clone();
+        let status_line = progress.status_line().clone();
         os::on_end_signal(move |number| {
             if signal.swap(number, Ordering::SeqCst) != 0 {
-                end_at_once(number, &board);
+                kill_and_exit(number, &status_line);
             }
             cancel.cancel();
             queue.wake();
-            board.ending("the turn is being ended; Ctrl-C ends it at once");
+            status_line.show_cancel_notice("the turn is being ended; Ctrl-C ends it at once");
         })?;
     }
     os::stop_all_on_terminal_stop()?;
     let context = Context {
         config,
-        places,
+        places: paths,
         backends: Arc::default(),
     };
     let stdout = Stdout {
@@ -94,42 +94,42 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
         cancel: cancel.clone(),
     };
     let mut printer = Printer::new(style, stdout, cancel.clone(), progress);
-    let place = queue.join(&workspace);
+    let ticket = queue.join(&workspace);
     let result = turn::run(
         &request,
-        &place,
+        &ticket,
         &context,
         &cancel,
         None,
         None,
         &mut printer,
     );
-    printer.release_held();
+    printer.print_held_warning();
     let result = result?;
-    printer.result(&result);
+    printer.print_result(&result);
     context.backends.end();
     let signal = signal.load(Ordering::SeqCst);
     Ok(match result.stop_reason {
         StopReason::Cancelled if signal != 0 => u8::try_from(128 + signal).unwrap_or(1),
-        // The turn may have ended well, but not all of it was handed on.
-        _ if printer.failed => 1,
-        _ if printer.closed => 0,
+        // Even a successful turn fails if its output could not be written.
+        _ if printer.write_failed => 1,
+        _ if printer.stdout_closed => 0,
         StopReason::EndTurn => 0,
         StopReason::Cancelled | StopReason::Error => 1,
     })
 }
 
-/// What goes to stdout and stderr.
+/// What is written to stdout and stderr.
 #[derive(Clone, Copy, Debug)]
-struct Style {
+struct OutputStyle {
     json: bool,
-    /// Of the assistant's messages only the last one.
+    /// Whether only the assistant's last message is written.
     last: bool,
     verbosity: Verbosity,
 }
 
-impl Style {
-    fn of(parsed: &Parsed) -> Result<Style> {
+impl OutputStyle {
+    fn parse(parsed: &Parsed) -> Result<OutputStyle> {
         let (json, last) = (parsed.has("json"), parsed.has("last"));
         if json && last {
             return Err(usage(
@@ -143,7 +143,7 @@ impl Style {
             (false, true) => Verbosity::Verbose,
             (false, false) => Verbosity::Normal,
         };
-        Ok(Style {
+        Ok(OutputStyle {
             json,
             last,
             verbosity,
@@ -151,7 +151,7 @@ impl Style {
     }
 }
 
-/// The seconds that this flag gives.
+/// The value of this flag, in whole seconds.
 fn seconds(parsed: &Parsed, flag: &str) -> Result<Option<Duration>> {
     let Some(text) = parsed.text(flag)? else {
         return Ok(None);
@@ -164,7 +164,7 @@ fn seconds(parsed: &Parsed, flag: &str) -> Result<Option<Duration>> {
     }
 }
 
-/// The thread that the turn is to be in.
+/// The choice that `--fresh` and `--thread` make.
 fn thread_choice(parsed: &Parsed) -> Result<ThreadChoice> {
     match (parsed.has("fresh"), parsed.text("thread")?) {
         (true, Some(_)) => Err(usage(
@@ -172,15 +172,15 @@ fn thread_choice(parsed: &Parsed) -> Result<ThreadChoice> {
         )),
         (true, None) => Ok(ThreadChoice::New),
         (false, _) => {
-            let thread = target::thread(parsed)?;
+            let thread = target::parse_thread(parsed)?;
             Ok(thread.map_or(ThreadChoice::Stored, ThreadChoice::Adopted))
         }
     }
 }
 
-/// The JSON Schema that the file has which '--output-schema' names.
+/// The content of the file that `--output-schema` names, checked to be a JSON Schema.
 fn output_schema(parsed: &Parsed) -> Result<Option<String>> {
-    let Some(path) = parsed.value("output-schema").map(at_home) else {
+    let Some(path) = parsed.value("output-schema").map(expand_home) else {
         return Ok(None);
     };
     let shown = format!("the schema '{}'", path.display());
@@ -190,16 +190,16 @@ fn output_schema(parsed: &Parsed) -> Result<Option<String>> {
     Ok(Some(schema))
 }
 
-/// Ends everything that the turn has started, and then this process, as a second signal asks for.
-fn end_at_once(signal: i32, board: &StatusLine) -> ! {
+/// Handles a second signal: kills all processes of the turn, then ends this process by the signal.
+fn kill_and_exit(signal: i32, status_line: &StatusLine) -> ! {
     os::kill_everything_below();
-    // With codex gone the turn ends by itself, and puts things away, unless it waits for a reader of stdout.
-    std::thread::park_timeout(AFTER_KILL);
-    board.leave();
+    // With codex dead the turn ends by itself and cleans up, unless it is blocked in a write to stdout.
+    std::thread::park_timeout(CLEANUP_TIMEOUT);
+    status_line.try_end();
     os::end_by(signal);
 }
 
-/// The turn that the command line asks for.
+/// Builds the request from the command line.
 fn request(parsed: &Parsed) -> Result<TurnRequest> {
     let text = prompt_text(parsed)?;
     if text.trim().is_empty() {
@@ -209,7 +209,7 @@ fn request(parsed: &Parsed) -> Result<TurnRequest> {
     }
     let mut prompt = vec![PromptBlock::Text(text)];
     for path in parsed.all("image") {
-        let path = std::path::absolute(at_home(path))
+        let path = std::path::absolute(expand_home(path))
             .map_err(|error| Error::os(Kind::Usage, format!("the image {path:?}"), error))?;
         let unreadable = |error| {
             Error::os(
@@ -218,7 +218,7 @@ fn request(parsed: &Parsed) -> Result<TurnRequest> {
                 error,
             )
         };
-        // Nobody may ever write into a FIFO: it is not opened but refused with the turn's other bad images.
+        // Opening a FIFO could block for ever: it is not opened here, but rejected with the turn's other bad images.
         if path.metadata().map_err(unreadable)?.is_file() {
             os::open_options()
                 .read(true)
@@ -262,36 +262,36 @@ fn request(parsed: &Parsed) -> Result<TurnRequest> {
     })
 }
 
-/// The prompt: the operand, stdin, or both.
+/// Reads the prompt: the operand, stdin, or both.
 fn prompt_text(parsed: &Parsed) -> Result<String> {
-    let (dash, given): (Vec<_>, Vec<_>) =
+    let (dashes, prompts): (Vec<_>, Vec<_>) =
         parsed.operands.iter().partition(|operand| *operand == "-");
-    let Some(prompt) = given.first() else {
-        return read_prompt();
+    let Some(prompt) = prompts.first() else {
+        return read_stdin();
     };
     let prompt = prompt
         .to_str()
         .ok_or_else(|| usage(format!("the prompt is not valid UTF-8: {prompt:?}")))?;
-    if dash.is_empty() {
+    if dashes.is_empty() {
         if os::has_input(io::stdin()) {
-            say("stdin was not read: give '-' behind the prompt to have it appended");
+            print_message("stdin was not read: give '-' behind the prompt to have it appended");
         }
         return Ok(prompt.to_owned());
     }
-    let more = read_prompt()?;
-    Ok(match more.trim().is_empty() {
+    let input = read_stdin()?;
+    Ok(match input.trim().is_empty() {
         true => prompt.to_owned(),
         false => format!(
             "{prompt}\n\n<stdin>\n{}\n</stdin>",
-            more.trim_end_matches('\n')
+            input.trim_end_matches('\n')
         ),
     })
 }
 
-fn read_prompt() -> Result<String> {
+fn read_stdin() -> Result<String> {
     let mut stdin = io::stdin();
     if stdin.is_terminal() {
-        say("reading the prompt from the terminal; end it with Ctrl-D");
+        print_message("reading the prompt from the terminal; end it with Ctrl-D");
     }
     let mut bytes = Vec::new();
     stdin
@@ -301,57 +301,58 @@ fn read_prompt() -> Result<String> {
         .map_err(|_| Error::new(Kind::Usage, "the prompt on stdin is not valid UTF-8"))
 }
 
-/// A message for the person at the terminal.
-fn say(message: &str) {
-    // A key of the config file may have anything in it.
+/// Writes a message to stderr.
+fn print_message(message: &str) {
+    // A warning quotes keys of the config file, which are untrusted.
     let message = columns::sanitize(message);
-    // Nobody reads stderr: nothing to be done about it.
+    // An error of stderr cannot be reported anywhere.
     let _ = writeln!(std::io::stderr(), "plexum-openai: {message}");
 }
 
 /// The last line of `--json`.
 #[derive(Serialize)]
-struct LastLine<'a> {
+struct ResultLine<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
     #[serde(flatten)]
     result: &'a TurnResult,
 }
 
-/// What a warning of codex's own begins with.
-const FROM_CODEX: &str = "codex: ";
+/// The prefix of warnings that come from codex itself.
+const CODEX_PREFIX: &str = "codex: ";
 
-/// Tells a turn to a terminal or a pipe.
+/// Prints a turn's events to stdout and its progress to stderr.
 struct Printer {
-    style: Style,
-    /// The last message, where it alone is printed.
+    style: OutputStyle,
+    /// With `--last`: the text of the latest message, and its number.
     last: String,
     last_number: usize,
     out: BufWriter<Stdout>,
-    /// The memory of the event that was written last.
+    /// A buffer that is reused for each event.
     line: Vec<u8>,
-    /// Is stdout a terminal, and most likely the one that shows the progress?
+    /// Whether stdout is a terminal, most likely the one that shows the progress.
     to_terminal: bool,
-    /// The reader of stdout has closed it: the turn is cancelled, quietly.
-    closed: bool,
-    failed: bool,
+    /// The reader of stdout has closed it: the turn is cancelled, without a message.
+    stdout_closed: bool,
+    /// Another error of stdout, which was reported.
+    write_failed: bool,
     cancel: CancelToken,
-    /// A message of the assistant was ended with a line end of ours, which the next one brings along.
-    line_ended: bool,
-    /// The message goes on in the line that was written last.
+    /// A newline was written early, by [`Printer::end_line`]: the one that the next text begins with is left out.
+    newline_written: bool,
+    /// The last text has not ended its line.
     line_open: bool,
-    /// What the model has thought, while it goes on.
+    /// Reasoning that is not shown yet.
     thought: String,
     progress: Progress,
-    /// What codex said last of its trouble. Most of what ends a turn is said twice: as an error, and as the reason of
-    /// the end; it waits here until it is known which it is.
-    held: Option<String>,
-    /// The id of the generated image whose result is to come.
+    /// The latest warning of codex. codex reports most fatal errors twice, as a warning and in the turn's error; it is
+    /// held until the next event shows whether it is such a duplicate.
+    held_warning: Option<String>,
+    /// The id of the image generation call whose result is expected.
     image: Option<String>,
 }
 
 impl Printer {
-    fn new(style: Style, stdout: Stdout, cancel: CancelToken, progress: Progress) -> Printer {
+    fn new(style: OutputStyle, stdout: Stdout, cancel: CancelToken, progress: Progress) -> Printer {
         Printer {
             style,
             last: String::new(),
@@ -359,32 +360,33 @@ impl Printer {
             out: BufWriter::with_capacity(64 << 10, stdout),
             line: Vec::new(),
             to_terminal: io::stdout().is_terminal(),
-            closed: false,
-            failed: false,
+            stdout_closed: false,
+            write_failed: false,
             cancel,
-            line_ended: false,
+            newline_written: false,
             line_open: false,
             thought: String::new(),
             progress,
-            held: None,
+            held_warning: None,
             image: None,
         }
     }
 
+    /// Writes to stdout; the status line is hidden until the next flush.
     fn write(&mut self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) {
-        if self.closed || self.failed {
+        if self.stdout_closed || self.write_failed {
             return;
         }
         if self.to_terminal {
-            self.progress.board().hold();
+            self.progress.status_line().suspend();
         }
         if let Err(error) = write(&mut self.out) {
-            self.stop(&error);
+            self.on_write_error(&error);
         }
     }
 
-    /// A line of JSON.
-    fn json_line(&mut self, line: &[u8]) {
+    /// Writes a line of JSON.
+    fn write_json_line(&mut self, line: &[u8]) {
         if self.to_terminal {
             let line = String::from_utf8_lossy(line);
             let line = columns::json_for_terminal(&line);
@@ -394,91 +396,90 @@ impl Printer {
         }
     }
 
-    /// stdout takes no more.
-    fn stop(&mut self, error: &io::Error) {
+    /// Cancels the turn after an error of stdout, and reports the error unless the reader has closed the pipe.
+    fn on_write_error(&mut self, error: &io::Error) {
         if error.kind() == io::ErrorKind::BrokenPipe {
-            self.closed = true;
-        } else if !self.failed {
-            self.failed = true;
+            self.stdout_closed = true;
+        } else if !self.write_failed {
+            self.write_failed = true;
             let message = format!("cannot write to stdout: {}", reason(error));
-            self.progress.board().error("io", &message);
+            self.progress.status_line().error("io", &message);
         }
         self.cancel.cancel();
     }
 
-    /// Text of the assistant.
-    fn text(&mut self, text: &str) {
+    /// Writes text of the assistant.
+    fn write_text(&mut self, text: &str) {
         let shown = match self.to_terminal {
             true => columns::sanitize(text),
             false => text.into(),
         };
-        let shown = match self.line_ended {
+        let shown = match self.newline_written {
             true => shown.strip_prefix('\n').unwrap_or(&shown),
             false => &shown,
         };
-        self.line_ended = false;
+        self.newline_written = false;
         self.line_open = !shown.ends_with('\n');
         self.write(|out| out.write_all(shown.as_bytes()));
     }
 
-    /// A line end behind a message at once: what else the terminal shows then begins on a line of its own. The blank
-    /// line before the next message comes with that, so that stdout has the same bytes in the end.
+    /// Ends the line after a message at once, so that anything else on the terminal begins on a new line. The next
+    /// message begins with two newlines, of which one is then left out: the bytes of stdout are the same in the end.
     fn end_line(&mut self) {
         if std::mem::take(&mut self.line_open) {
-            self.line_ended = true;
+            self.newline_written = true;
             self.write(|out| out.write_all(b"\n"));
         }
     }
 
-    /// Shows what the model has thought since this was done last.
+    /// Shows the pending reasoning.
     fn show_thought(&mut self) {
         let thought = std::mem::take(&mut self.thought);
         if !thought.is_empty() {
-            self.make_room();
-            self.progress.board().thinking(&thought);
+            self.prepare_stderr();
+            self.progress.status_line().thinking(&thought);
         }
     }
 
-    /// Everything up to now is shown, and a line of stderr may follow. On a terminal it must not stand behind a piece
-    /// of text; elsewhere stdout has the text's own bytes.
-    fn make_room(&mut self) {
+    /// Flushes stdout before a line is written to stderr. On a terminal an open line of text is ended first; elsewhere
+    /// stdout has exactly the bytes of the text.
+    fn prepare_stderr(&mut self) {
         if self.to_terminal {
             self.end_line();
         }
         self.flush();
     }
 
-    /// Shows the warning that waited.
-    fn release_held(&mut self) {
-        if let Some(message) = self.held.take() {
-            self.make_room();
-            self.progress.board().warn(&message);
+    fn print_held_warning(&mut self) {
+        if let Some(message) = self.held_warning.take() {
+            self.prepare_stderr();
+            self.progress.status_line().warn(&message);
         }
     }
 
-    /// The last line.
-    fn result(&mut self, result: &TurnResult) {
-        self.release_held();
+    /// Writes everything that is pending, the result line of `--json`, and the last line of the progress.
+    fn print_result(&mut self, result: &TurnResult) {
+        self.print_held_warning();
         self.show_thought();
         let last = std::mem::take(&mut self.last);
         if !last.is_empty() {
-            self.text(last.trim_start_matches('\n'));
+            self.write_text(last.trim_start_matches('\n'));
         }
         self.end_line();
         if self.style.json {
-            let line = LastLine {
+            let line = ResultLine {
                 kind: "result",
                 result,
             };
             let mut line = serde_json::to_vec(&line).expect("plain structs");
             line.push(b'\n');
-            self.json_line(&line);
+            self.write_json_line(&line);
         }
         self.flush();
-        if !self.closed {
+        if !self.stdout_closed {
             let usage = result.usage.total;
             let (word, good) = match result.stop_reason {
-                StopReason::EndTurn if !self.failed => ("done", true),
+                StopReason::EndTurn if !self.write_failed => ("done", true),
                 StopReason::EndTurn | StopReason::Error => ("failed", false),
                 StopReason::Cancelled => ("cancelled", false),
             };
@@ -490,12 +491,12 @@ impl Printer {
                 context_fill(result),
                 result.thread_id.as_deref().unwrap_or("unknown"),
             );
-            self.progress.board().close(word, good, &rest);
+            self.progress.status_line().finish(word, good, &rest);
         }
     }
 }
 
-/// How full the model's context is, where that is known.
+/// The use of the context window for the last line; empty where it is unknown or below 1%.
 fn context_fill(result: &TurnResult) -> String {
     match result.telemetry.context {
         Some(ContextUse {
@@ -509,8 +510,8 @@ fn context_fill(result: &TurnResult) -> String {
 }
 
 impl Printer {
-    /// Where the image is that codex has generated, from the event of its result.
-    fn generated_image(&mut self, event: &[u8]) -> Option<String> {
+    /// A line about a generated image, made from the event of its result; `None` for other events.
+    fn generated_image_line(&mut self, event: &[u8]) -> Option<String> {
         #[derive(serde::Deserialize)]
         struct CallEvent<'a> {
             #[serde(borrow)]
@@ -523,9 +524,10 @@ impl Printer {
             path: Option<PathBuf>,
             data: Option<Cow<'a, str>>,
         }
-        // Most events are long and of other tools: their names and ids are in them as they are.
-        let mentions = |word: &str| memchr::memmem::find(event, word.as_bytes()).is_some();
-        if !mentions("image_generation") && !self.image.as_deref().is_some_and(mentions) {
+        // Most events are of other tools, and long: a search rejects them without parsing. Names and ids are not
+        // escaped.
+        let contains = |word: &str| memchr::memmem::find(event, word.as_bytes()).is_some();
+        if !contains("image_generation") && !self.image.as_deref().is_some_and(contains) {
             return None;
         }
         let call: CallEvent<'_> = serde_json::from_slice(event).ok()?;
@@ -541,7 +543,7 @@ impl Printer {
             Block {
                 path: Some(path), ..
             } => format!("image: {}", path.display()),
-            // Base64: four characters for three bytes.
+            // Base64 has four characters for three bytes.
             Block { data, .. } => format!(
                 "image of {} kB, which codex has not saved; --json prints it",
                 (data?.len() / 4 * 3).div_ceil(1000)
@@ -553,20 +555,22 @@ impl Printer {
 impl EventSink for Printer {
     fn event(&mut self, event: &TurnEvent<'_>) {
         if let TurnEvent::Error { error } = event
-            && let Some(held) = &self.held
-            && error.message.contains(held.trim_start_matches(FROM_CODEX))
+            && let Some(warning) = &self.held_warning
+            && error
+                .message
+                .contains(warning.trim_start_matches(CODEX_PREFIX))
         {
-            self.held = None;
+            self.held_warning = None;
         }
-        self.release_held();
+        self.print_held_warning();
         if self.style.json {
-            // An event is a dozen small pieces, and memory takes those quicker than a writer does.
+            // serde writes an event in a dozen small pieces, which is faster to memory than to the writer.
             let mut line = std::mem::take(&mut self.line);
             line.clear();
-            // Writing to memory does not fail.
+            // Writing to a `Vec` cannot fail.
             let _ = serde_json::to_writer(&mut line, event);
             line.push(b'\n');
-            self.json_line(&line);
+            self.write_json_line(&line);
             self.line = line;
         }
         match event {
@@ -580,7 +584,7 @@ impl EventSink for Printer {
             }
             TurnEvent::TextDelta { text, .. } => {
                 self.show_thought();
-                self.text(text);
+                self.write_text(text);
             }
             TurnEvent::ThinkingDelta { text } => {
                 self.thought.push_str(text);
@@ -588,50 +592,49 @@ impl EventSink for Printer {
             _ => {}
         }
         if let TurnEvent::Status { state, detail, .. } = event {
-            self.make_room();
-            let board = self.progress.board();
+            self.prepare_stderr();
+            let status_line = self.progress.status_line();
             match state {
-                Status::Queued => board.waiting(detail.as_deref().unwrap_or("queued")),
-                Status::Running => board.begin(),
-                // The warning about it is the line that stays.
-                Status::Retrying => board.retrying(),
-                Status::Compacting => board.compacting(),
-                Status::Compacted => board.note("the conversation was compacted"),
+                Status::Queued => status_line.waiting(detail.as_deref().unwrap_or("queued")),
+                Status::Running => status_line.working(),
+                // No permanent line: there is a warning about it, too.
+                Status::Retrying => status_line.retrying(),
+                Status::Compacting => status_line.compacting(),
+                Status::Compacted => status_line.note("the conversation was compacted"),
             }
         } else if !matches!(event, TurnEvent::MessageStart | TurnEvent::Error { .. }) {
-            self.progress.board().begin();
+            self.progress.status_line().working();
         }
-        // Whoever reads the events has it from there.
+        // With `--json` the error is among the events.
         if let TurnEvent::Error { error } = event
             && !self.style.json
         {
-            self.make_room();
-            let board = self.progress.board();
-            board.error(error.code, &error.message);
+            self.prepare_stderr();
+            let status_line = self.progress.status_line();
+            status_line.error(error.code, &error.message);
         }
     }
 
     fn raw_event(&mut self, event: &[u8]) {
         if self.style.json {
             let line = [event, b"\n"].concat();
-            self.json_line(&line);
-        } else if let Some(image) = self.generated_image(event) {
-            self.make_room();
-            self.progress.board().note(&image);
+            self.write_json_line(&line);
+        } else if let Some(line) = self.generated_image_line(event) {
+            self.prepare_stderr();
+            self.progress.status_line().note(&line);
         }
     }
 
     fn log(&mut self, level: Level, message: &str) {
         match level {
-            Level::Warn if message.starts_with(FROM_CODEX) && !is_retry(message) => {
-                self.release_held();
-                self.held = Some(message.to_owned());
+            Level::Warn if message.starts_with(CODEX_PREFIX) && !is_retry(message) => {
+                self.print_held_warning();
+                self.held_warning = Some(message.to_owned());
             }
             Level::Warn => {
-                self.release_held();
-                // What was said before it stands before it.
-                self.make_room();
-                self.progress.board().warn(message);
+                self.print_held_warning();
+                self.prepare_stderr();
+                self.progress.status_line().warn(message);
             }
             Level::Debug => log::debug!("{message}"),
         }
@@ -643,26 +646,26 @@ impl EventSink for Printer {
     }
 
     fn step(&mut self, step: &Step) {
-        self.release_held();
-        self.make_room();
-        self.progress.board().step(step);
+        self.print_held_warning();
+        self.prepare_stderr();
+        self.progress.status_line().step(step);
     }
 
     fn flush(&mut self) {
-        if !self.closed
-            && !self.failed
+        if !self.stdout_closed
+            && !self.write_failed
             && let Err(error) = self.out.flush()
         {
-            self.stop(&error);
+            self.on_write_error(&error);
         }
         if self.to_terminal && !self.line_open {
-            self.progress.board().release();
+            self.progress.status_line().resume();
         }
     }
 }
 
-/// stdout, as long as somebody reads it or the turn goes on: a reader that does not read must not keep a
-/// cancelled turn from its end.
+/// stdout. Writes wait for a slow reader, but not for long once the turn is cancelled, so that a reader that has
+/// stopped reading cannot keep the turn from ending.
 struct Stdout {
     stdout: File,
     cancel: CancelToken,
@@ -670,14 +673,14 @@ struct Stdout {
 
 impl Write for Stdout {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // So much a pipe takes whole once it has room at all.
+        // A pipe that has room at all takes this much without blocking.
         let piece = &bytes[..bytes.len().min(os::PIPE_BUF)];
         loop {
-            if !os::wait_for_room(&self.stdout, &self.cancel, AFTER_CANCEL)? {
+            if !os::wait_for_room(&self.stdout, &self.cancel, WRITE_TIMEOUT_AFTER_CANCEL)? {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             match self.stdout.write(piece) {
-                // Somebody who shares it has made it non-blocking and was quicker.
+                // Another process that shares stdout has made it non-blocking, and has filled it first.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 done => return done,
             }

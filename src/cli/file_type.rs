@@ -1,21 +1,21 @@
-//! What a file seems to be that has no line of a rollout.
+//! Guesses the type of a file that is not a rollout, for an error message.
 //!
-//! Only its beginning is looked at: enough to tell a picture, a packed file or the output of `codex exec --json`
-//! from a rollout, and not so much that a pipe is waited for.
+//! Only the first bytes are examined: enough to distinguish an image, a compressed file or the output of
+//! `codex exec --json` from a rollout, without waiting for a pipe.
 
 use serde::Deserialize;
 use serde_json::Value;
 use std::io::{self, Read};
 
-/// So much of a file is looked at.
-const HEAD: usize = 64 << 10;
+/// How many bytes are examined at most.
+const HEAD_BYTES: usize = 64 << 10;
 
-/// Reads the beginning of what is to be looked at: as much as the first read that gives something gives.
+/// Reads the first bytes with a single read, which may return fewer than [`HEAD_BYTES`]; none at end of file.
 ///
 /// # Errors
-/// It cannot be read.
-pub(super) fn head(input: &mut impl Read) -> io::Result<Vec<u8>> {
-    let mut head = vec![0; HEAD];
+/// Those of reading; interrupted reads are repeated.
+pub(super) fn read_head(input: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut head = vec![0; HEAD_BYTES];
     loop {
         match input.read(&mut head) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -28,39 +28,40 @@ pub(super) fn head(input: &mut impl Read) -> io::Result<Vec<u8>> {
     }
 }
 
-/// What something that begins so seems to be, where no line of it is one of a rollout.
-pub(super) fn other_than_a_rollout(head: &[u8]) -> Option<&'static str> {
-    let whole = head.len() < HEAD;
+/// Describes the type of a file with these first bytes; `None` where a line may be a rollout's.
+pub(super) fn describe_non_rollout(head: &[u8]) -> Option<&'static str> {
+    let whole = head.len() < HEAD_BYTES;
     let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
     if text.trim_ascii().is_empty() {
         return whole.then_some("it is empty");
     }
-    if let Some(format) = format_of(head) {
+    if let Some(format) = binary_format(head) {
         return Some(format);
     }
     let mut lines = text.split(|byte| *byte == b'\n');
-    let mut seen = None;
+    let mut first = None;
     for line in &mut lines {
         let line = line.trim_ascii();
         if line.is_empty() {
             continue;
         }
-        match kind_of_line(line) {
-            Seen::Rollout => return None,
-            Seen::Other(what) => {
-                seen.get_or_insert(what);
+        match classify_line(line) {
+            LineType::Rollout => return None,
+            LineType::Other(description) => {
+                first.get_or_insert(description);
             }
         }
     }
-    seen
+    first
 }
 
-enum Seen {
+enum LineType {
     Rollout,
+    /// With a description for the message.
     Other(&'static str),
 }
 
-fn kind_of_line(line: &[u8]) -> Seen {
+fn classify_line(line: &[u8]) -> LineType {
     #[derive(Deserialize)]
     struct LineHead {
         #[serde(rename = "type")]
@@ -74,17 +75,17 @@ fn kind_of_line(line: &[u8]) -> Seen {
         call_id: Option<Value>,
         jsonrpc: Option<Value>,
     }
-    // What the first block does not hold to its end, and what was broken off, still begins as a rollout does.
-    let begins_as_one = line.starts_with(b"{\"timestamp\":") && {
+    // The last line may be incomplete, so that it cannot be parsed: its beginning has to do.
+    let has_rollout_head = line.starts_with(b"{\"timestamp\":") && {
         let start = &line[..line.len().min(400)];
         memchr::memmem::find(start, b"\"type\":").is_some()
             && memchr::memmem::find(start, b"\"payload\":").is_some()
     };
-    if begins_as_one {
-        return Seen::Rollout;
+    if has_rollout_head {
+        return LineType::Rollout;
     }
     let Ok(head) = serde_json::from_slice::<LineHead>(line) else {
-        return Seen::Other(match line[0] {
+        return LineType::Other(match line[0] {
             b'[' | b'{' if line.len() < 3 || !line.ends_with(b"}") => {
                 "it seems to be JSON that is not one object a line"
             }
@@ -100,9 +101,9 @@ fn kind_of_line(line: &[u8]) -> Seen {
         .and_then(Value::as_str)
         .unwrap_or_default();
     if !kind.is_empty() && head.payload.is_some() {
-        return Seen::Rollout;
+        return LineType::Rollout;
     }
-    Seen::Other(match kind {
+    LineType::Other(match kind {
         _ if head.jsonrpc.is_some() => "it seems to be JSON-RPC messages",
         "thread.started" | "turn.started" | "turn.completed" | "turn.failed" | "error"
         | "item.started" | "item.updated" | "item.completed" => {
@@ -112,10 +113,10 @@ fn kind_of_line(line: &[u8]) -> Seen {
             "it seems to be the output of this program"
         }
         "message" | "function_call" | "function_call_output" | "reasoning" | "local_shell_call" => {
-            OLD
+            OLD_ROLLOUT
         }
-        _ if head.record_type.is_some() => OLD,
-        _ if head.timestamp.is_some() && head.id.is_some() => OLD,
+        _ if head.record_type.is_some() => OLD_ROLLOUT,
+        _ if head.timestamp.is_some() && head.id.is_some() => OLD_ROLLOUT,
         _ if head.thread_id.is_some() || head.item.is_some() || head.call_id.is_some() => {
             "it seems to be JSON of something else"
         }
@@ -123,10 +124,10 @@ fn kind_of_line(line: &[u8]) -> Seen {
     })
 }
 
-const OLD: &str = "it seems to be a rollout of a codex from before September 2025, whose lines have no payload; no supported codex goes on with it";
+const OLD_ROLLOUT: &str = "it seems to be a rollout of a codex from before September 2025, whose lines have no payload; no supported codex goes on with it";
 
-/// The formats that are not text, by their first bytes.
-fn format_of(head: &[u8]) -> Option<&'static str> {
+/// Recognizes binary formats by their magic numbers.
+fn binary_format(head: &[u8]) -> Option<&'static str> {
     let formats: [(&[u8], &str); 11] = [
         (
             b"\x28\xb5\x2f\xfd",
@@ -156,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn recognizes_files_that_are_not_rollouts() {
+    fn describes_files_that_are_not_rollouts() {
         for (text, expected) in [
             ("", Some("is empty")),
             (" \n\n", Some("is empty")),
@@ -188,12 +189,12 @@ mod tests {
                 None,
             ),
         ] {
-            let told = other_than_a_rollout(text.as_bytes());
+            let description = describe_non_rollout(text.as_bytes());
             match expected {
-                None => assert_eq!(told, None, "{text}"),
+                None => assert_eq!(description, None, "{text}"),
                 Some(part) => assert!(
-                    told.is_some_and(|told| told.contains(part)),
-                    "{text}: {told:?}"
+                    description.is_some_and(|description| description.contains(part)),
+                    "{text}: {description:?}"
                 ),
             }
         }
@@ -202,8 +203,8 @@ mod tests {
             (b"\x89PNG\r\n\x1a\n", "picture"),
             (b"RIFF\0\0\0\0WEBPVP8", "picture"),
         ] {
-            let told = other_than_a_rollout(bytes).unwrap();
-            assert!(told.contains(expected), "{told}");
+            let description = describe_non_rollout(bytes).unwrap();
+            assert!(description.contains(expected), "{description}");
         }
     }
 }
