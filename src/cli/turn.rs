@@ -36,7 +36,7 @@ const CLEANUP_TIMEOUT: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// A wrong command line or config, a prompt or an image that cannot be read, and those of [`turn::run`]. A turn that
-/// fails later is only reported by the exit status.
+/// fails later is reported on stderr and by the exit status.
 pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
     let paths = Paths::from_env();
     let loaded = paths.load_config()?;
