@@ -573,7 +573,7 @@ pub(crate) enum Invocation {
     Run(Parsed),
 }
 
-/// A parsed command line: the subcommand, and its flags and operands in order.
+/// A parsed command line.
 #[derive(Debug)]
 pub(crate) struct Parsed {
     pub(crate) subcommand: &'static Subcommand,
@@ -582,7 +582,6 @@ pub(crate) struct Parsed {
 }
 
 impl Parsed {
-    /// Whether this flag was given.
     pub(crate) fn has(&self, long: &str) -> bool {
         self.all(long).next().is_some()
     }
@@ -647,7 +646,6 @@ pub(crate) fn expand_home(path: &OsStr) -> PathBuf {
     }
 }
 
-/// An error in the command line.
 pub(crate) fn usage(message: impl Into<String>) -> Error {
     Error::new(Kind::Usage, message)
 }

@@ -98,7 +98,6 @@ fn reject_non_rollout(path: &Path) -> Result<()> {
     }
 }
 
-/// A rollout to consume calls in.
 struct Rollout {
     path: PathBuf,
     /// The codex home and the thread; `None` for `--rollout`.
@@ -218,7 +217,6 @@ impl CallSelection {
             .collect())
     }
 
-    /// The error message where no call was found.
     fn nothing_consumed(&self, mutations: &[Mutation], target: &RolloutTarget) -> String {
         let shown = match target {
             RolloutTarget::File(file) => format!("'{}'", file.display()),
@@ -359,7 +357,6 @@ fn parse_selection(parsed: &Parsed, stdin: &mut dyn Read) -> Result<CallSelectio
     named(&ids)
 }
 
-/// What names the rollout.
 enum RolloutTarget {
     Session(Target),
     File(PathBuf),

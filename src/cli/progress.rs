@@ -33,7 +33,7 @@ const RED: &str = "31";
 const GREEN: &str = "32";
 const YELLOW: &str = "33";
 
-/// Shows a turn's progress. Dropping it removes the status line.
+/// Dropping it removes the status line.
 pub(super) struct Progress {
     status_line: StatusLine,
     ticker: Option<JoinHandle<()>>,
@@ -142,7 +142,7 @@ impl Drop for Progress {
 }
 
 impl StatusLine {
-    /// Shows that a step of codex's work has started or ended.
+    /// Shows the start or the end of a step.
     pub(super) fn step(&self, step: &Step) {
         let mut state = self.state();
         let what = state.describe(&step.what);
@@ -173,7 +173,6 @@ impl StatusLine {
         }
     }
 
-    /// Shows that codex runs.
     pub(super) fn working(&self) {
         self.set_activity("codex is at work");
     }
@@ -184,12 +183,10 @@ impl StatusLine {
         self.set_activity(WAITING);
     }
 
-    /// Shows that codex retries a request.
     pub(super) fn retrying(&self) {
         self.set_activity("codex tries again");
     }
 
-    /// Shows that codex compacts the conversation.
     pub(super) fn compacting(&self) {
         self.set_activity("codex compacts the conversation");
     }
@@ -223,7 +220,6 @@ impl StatusLine {
         }
     }
 
-    /// Writes the error that the turn failed with.
     pub(super) fn error(&self, code: &str, message: &str) {
         self.state().message(code, RED, message);
     }

@@ -114,7 +114,6 @@ impl Summary {
         self.rows.len() - 1
     }
 
-    /// Adds the output of the call in this row.
     pub(super) fn add_output(&mut self, row: usize, content: &Content<'_>, is_error: bool) {
         let row = &mut self.rows[row];
         row.answered = true;
@@ -123,7 +122,6 @@ impl Summary {
         row.consumed = consumed(content);
     }
 
-    /// Removes the calls that have no output.
     pub(super) fn remove_calls_without_output(&mut self) {
         self.rows.retain(|row| row.answered);
     }
@@ -207,7 +205,6 @@ impl Summary {
         tools
     }
 
-    /// Writes the summary as one JSON object.
     pub(super) fn write_json(&self, out: &mut impl Write, group_by: GroupBy) -> io::Result<()> {
         #[derive(Serialize)]
         struct JsonRow<'a> {

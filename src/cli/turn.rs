@@ -199,7 +199,6 @@ fn kill_and_exit(signal: i32, status_line: &StatusLine) -> ! {
     os::end_by(signal);
 }
 
-/// Builds the request from the command line.
 fn request(parsed: &Parsed) -> Result<TurnRequest> {
     let text = prompt_text(parsed)?;
     if text.trim().is_empty() {
@@ -301,7 +300,6 @@ fn read_stdin() -> Result<String> {
         .map_err(|_| Error::new(Kind::Usage, "the prompt on stdin is not valid UTF-8"))
 }
 
-/// Writes a message to stderr.
 fn print_message(message: &str) {
     // A warning quotes keys of the config file, which are untrusted.
     let message = columns::sanitize(message);
@@ -321,7 +319,7 @@ struct ResultLine<'a> {
 /// The prefix of warnings that come from codex itself.
 const CODEX_PREFIX: &str = "codex: ";
 
-/// Prints a turn's events to stdout and its progress to stderr.
+/// Prints a turn: events to stdout, progress to stderr.
 struct Printer {
     style: OutputStyle,
     /// With `--last`: the text of the latest message, and its number.
@@ -385,7 +383,6 @@ impl Printer {
         }
     }
 
-    /// Writes a line of JSON.
     fn write_json_line(&mut self, line: &[u8]) {
         if self.to_terminal {
             let line = String::from_utf8_lossy(line);
@@ -396,7 +393,7 @@ impl Printer {
         }
     }
 
-    /// Cancels the turn after an error of stdout, and reports the error unless the reader has closed the pipe.
+    /// Cancels the turn after an error of stdout; a closed pipe is not reported.
     fn on_write_error(&mut self, error: &io::Error) {
         if error.kind() == io::ErrorKind::BrokenPipe {
             self.stdout_closed = true;
@@ -408,7 +405,6 @@ impl Printer {
         self.cancel.cancel();
     }
 
-    /// Writes text of the assistant.
     fn write_text(&mut self, text: &str) {
         let shown = match self.to_terminal {
             true => columns::sanitize(text),
@@ -432,7 +428,6 @@ impl Printer {
         }
     }
 
-    /// Shows the pending reasoning.
     fn show_thought(&mut self) {
         let thought = std::mem::take(&mut self.thought);
         if !thought.is_empty() {
@@ -457,7 +452,7 @@ impl Printer {
         }
     }
 
-    /// Writes everything that is pending, the result line of `--json`, and the last line of the progress.
+    /// Writes all pending output, the result, and the last line of the progress.
     fn print_result(&mut self, result: &TurnResult) {
         self.print_held_warning();
         self.show_thought();
@@ -524,8 +519,7 @@ impl Printer {
             path: Option<PathBuf>,
             data: Option<Cow<'a, str>>,
         }
-        // Most events are of other tools, and long: a search rejects them without parsing. Names and ids are not
-        // escaped.
+        // Most events are long and of other tools: a search rejects them unparsed. Names and ids are not escaped.
         let contains = |word: &str| memchr::memmem::find(event, word.as_bytes()).is_some();
         if !contains("image_generation") && !self.image.as_deref().is_some_and(contains) {
             return None;
