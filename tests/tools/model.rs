@@ -266,7 +266,7 @@ impl Model {
             format!(
                 r#"model = "gpt-5"
 model_provider = "loopback"
-# Nothing but loopback: no check for updates, no statistics, no list of plugins.
+# Nothing but loopback: no check for updates, no statistics.
 check_for_update_on_startup = false
 [analytics]
 enabled = false

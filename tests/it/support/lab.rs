@@ -9,7 +9,7 @@ use super::{codex, ps};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -31,11 +31,7 @@ impl Lab {
     /// The same, and codex tries a failed request and a broken stream again.
     pub(crate) fn real_with_retries(codex: &Path, script: Value, retries: u32) -> Lab {
         let mut lab = Lab::with(codex.to_owned());
-        let model = Model::start(script).expect("the model's script is one");
-        model
-            .write_codex_home(&lab.codex_home(), retries)
-            .expect("CODEX_HOME can be written");
-        lab.model = Some(model);
+        lab.start_model(script, retries);
         lab
     }
 
@@ -51,11 +47,7 @@ impl Lab {
     /// is the program.
     pub(crate) fn real_of(user: User, codex: &Path, script: Value) -> Lab {
         let mut lab = Lab::with_in(codex.to_owned(), Path::new("/tmp"));
-        let model = Model::start(script).expect("the model's script is one");
-        model
-            .write_codex_home(&lab.codex_home(), 0)
-            .expect("CODEX_HOME can be written");
-        lab.model = Some(model);
+        lab.start_model(script, 0);
         lab.give_to(user);
         lab
     }
@@ -67,6 +59,19 @@ impl Lab {
         lab.script(script);
         lab.give_to(user);
         lab
+    }
+
+    fn start_model(&mut self, script: Value, retries: u32) {
+        let model = Model::start(script).expect("the model's script is one");
+        let home = self.codex_home();
+        model
+            .write_codex_home(&home, retries)
+            .expect("CODEX_HOME can be written");
+        // codex else asks the internet for updates of its plugins at each start. There are none here.
+        let config = home.join("config.toml");
+        let text = fs::read_to_string(&config).expect("it was just written");
+        fs::write(config, format!("features.plugins = false\n{text}")).expect("a file");
+        self.model = Some(model);
     }
 
     fn give_to(&mut self, user: User) {
@@ -102,10 +107,17 @@ impl Lab {
             model: None,
             env: Vec::new(),
         };
-        for directory in ["home", "workspace", "tmp"] {
+        for directory in ["home", "workspace", "tmp", "stubs"] {
             fs::create_dir(lab.path(directory)).expect("a directory");
         }
+        // codex runs it at each start, for a request header. Debian's is a shell script that runs half a dozen programs.
+        let stub = lab.path("stubs/lsb_release");
+        symlink("/bin/false", stub).expect("a symbolic link");
         let log = lab.path("fake.log");
+        let path = format!(
+            "{}:/usr/local/bin:/usr/bin:/bin",
+            lab.path("stubs").display()
+        );
         for (name, value) in [
             // The login shell that codex runs commands in looks for its files here.
             ("HOME", lab.path("home")),
@@ -119,7 +131,7 @@ impl Lab {
             ("GIT_CEILING_DIRECTORIES", lab.root().to_owned()),
             ("LANG", "C.UTF-8".into()),
             ("TZ", "UTC".into()),
-            ("PATH", "/usr/local/bin:/usr/bin:/bin".into()),
+            ("PATH", path.into()),
         ] {
             lab.set_env(name, value);
         }
