@@ -14,7 +14,8 @@ use std::io::Write;
 
 /// Runs `completions SHELL` and returns its exit status.
 ///
-/// # Errors [`crate::error::Kind::Usage`] where the shell is missing or unknown, [`crate::error::Kind::Io`] where
+/// # Errors
+/// [`crate::error::Kind::Usage`] where the shell is missing or unknown, [`crate::error::Kind::Io`] where
 /// stdout cannot be written.
 pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
     let shell = parsed

@@ -23,7 +23,8 @@ use std::time::Duration;
 
 /// Runs the subcommand and returns its exit status.
 ///
-/// # Errors [`Kind::Usage`]; [`Kind::Config`]; [`Kind::Io`] for stdout and for a rollout named by workspace or thread.
+/// # Errors
+/// [`Kind::Usage`]; [`Kind::Config`]; [`Kind::Io`] for stdout and for a rollout named by workspace or thread.
 /// A file that cannot be read is reported on stderr, and the others are still read.
 pub(crate) fn run(
     parsed: &Parsed,
@@ -32,26 +33,9 @@ pub(crate) fn run(
 ) -> Result<u8> {
     let sources = sources(parsed)?;
     let screen = Screen::of_stdout(parsed)?;
-    let group_by = match parsed.text("by")? {
-        None | Some("call") => GroupBy::Call,
-        Some("tool") => GroupBy::Tool,
-        Some(word) => {
-            return Err(usage(format!("'--by {word}' is neither 'call' nor 'tool'")));
-        }
-    };
-    let is_summary = parsed.has("summary") || parsed.has("by");
-    let is_json = !is_summary || parsed.has("json");
-    let (messages, follow) = (parsed.has("messages"), parsed.has("follow"));
-    if is_summary && (messages || follow) {
-        return Err(usage(
-            "'--messages' and '--follow' are for events and not for a summary",
-        ));
-    }
-    if follow && sources.len() > 1 {
-        return Err(usage("'--follow' takes one rollout"));
-    }
+    let options = Options::of(parsed, sources.len())?;
     let mut terminal;
-    let stdout: &mut (dyn Write + Send) = if is_json && io::stdout().is_terminal() {
+    let stdout: &mut (dyn Write + Send) = if options.is_json && io::stdout().is_terminal() {
         terminal = columns::JsonTerminal::new(stdout);
         &mut terminal
     } else {
@@ -59,99 +43,175 @@ pub(crate) fn run(
     };
     // Longer events bypass this buffer and are not copied.
     let mut out = BufWriter::with_capacity(16 * 1024, stdout);
-    let filter = CallFilter {
-        tool: parsed.text("tool")?,
-        errors: parsed.has("errors"),
-    };
     let mut summary = Summary::default();
     let mut status = 0;
     for source in &sources {
+        match options.read(source, &mut summary, &mut out, stderr) {
+            Ok(true) => {}
+            Ok(false) => status = 1,
+            Err(RelayError::Sink(error)) => return ignore_broken_pipe(Err(error), status),
+            Err(RelayError::Thread(error)) => {
+                return Err(Error::os(Kind::Io, "cannot start a thread", error));
+            }
+        }
+    }
+    let result = match (options.is_summary, options.is_json) {
+        (false, _) => Ok(()),
+        (true, true) => summary.write_json(&mut out, options.group_by),
+        (true, false) => summary.write_table(&mut out, &screen, options.group_by),
+    };
+    ignore_broken_pipe(result.and_then(|()| out.flush()), status)
+}
+
+/// What is printed.
+struct Options<'a> {
+    is_summary: bool,
+    is_json: bool,
+    group_by: GroupBy,
+    filter: CallFilter<'a>,
+    /// Also calls without an output.
+    all: bool,
+    messages: bool,
+    follow: bool,
+    /// Whether each event names its file.
+    with_file: bool,
+}
+
+impl Options<'_> {
+    /// # Errors
+    /// [`Kind::Usage`].
+    fn of(parsed: &Parsed, sources: usize) -> Result<Options<'_>> {
+        let group_by = match parsed.text("by")? {
+            None | Some("call") => GroupBy::Call,
+            Some("tool") => GroupBy::Tool,
+            Some(word) => {
+                return Err(usage(format!("'--by {word}' is neither 'call' nor 'tool'")));
+            }
+        };
+        let is_summary = parsed.has("summary") || parsed.has("by");
+        let (messages, follow) = (parsed.has("messages"), parsed.has("follow"));
+        if is_summary && (messages || follow) {
+            return Err(usage(
+                "'--messages' and '--follow' are for events and not for a summary",
+            ));
+        }
+        if follow && sources > 1 {
+            return Err(usage("'--follow' takes one rollout"));
+        }
+        Ok(Options {
+            is_summary,
+            is_json: !is_summary || parsed.has("json"),
+            group_by,
+            filter: CallFilter {
+                tool: parsed.text("tool")?,
+                errors: parsed.has("errors"),
+            },
+            all: parsed.has("all"),
+            messages,
+            follow,
+            with_file: sources > 1,
+        })
+    }
+
+    /// Reads a rollout to its end, into `summary` or as events to `out`. Returns whether all of it was read; what was
+    /// not is reported on `stderr`.
+    ///
+    /// # Errors
+    /// An event could not be written, or no thread could be started.
+    fn read<W: Write + Send>(
+        &self,
+        source: &RolloutSource,
+        summary: &mut Summary,
+        out: &mut W,
+        stderr: &mut dyn Write,
+    ) -> std::result::Result<bool, RelayError> {
         let name = source.name();
-        let opened = source.open(follow);
-        let (mut input, size) = match opened {
-            Ok(input) => input,
+        let (mut input, size) = match source.open(self.follow) {
+            Ok(opened) => opened,
             Err(error) => {
-                status = 1;
                 print_message(stderr, format_args!("{error}"));
-                continue;
+                return Ok(false);
             }
         };
         let head = match file_type::read_head(&mut input) {
             Ok(head) => head,
             Err(error) => {
-                status = 1;
-                print_message(
-                    stderr,
-                    format_args!("cannot read {name}: {}", reason(&error)),
-                );
-                continue;
+                report_unreadable(&error, &name, stderr);
+                return Ok(false);
             }
         };
         let input = head.as_slice().chain(input);
-        let result = if is_summary {
-            let mut collector = SummaryCollector {
-                summary: &mut summary,
-                calls: Calls::default(),
-                filter: &filter,
-                evicted: 0,
-            };
-            let result = relay::run(input, size, false, &mut collector);
-            report_evicted(collector.evicted, &name, stderr);
-            if !parsed.has("all") || filter.errors {
-                summary.remove_calls_without_output();
-            }
-            result
+        let (report, evicted) = if self.is_summary {
+            self.summarize(input, size, summary)?
         } else {
-            let mut events = EventWriter {
-                out: &mut out,
-                calls: Calls::default(),
-                all: parsed.has("all"),
-                filter: &filter,
-                file: (sources.len() > 1).then(|| file_member(&source.path())),
-                evicted: 0,
-            };
-            let result = relay::run(input, size, messages, &mut events).and_then(|report| {
-                if parsed.has("all") {
-                    let open = events.calls.unanswered().into_iter();
-                    open.filter(|_| !filter.errors)
-                        .try_for_each(|(_, kept)| events.write(&kept))
-                        .map_err(RelayError::Sink)?;
-                }
-                Ok(report)
-            });
-            report_evicted(events.evicted, &name, stderr);
-            result
+            self.write_events(input, size, source, out)?
         };
-        let report = match result {
-            Ok(report) => report,
-            Err(RelayError::Sink(error)) => return ignore_broken_pipe(Err(error), status),
-            Err(RelayError::Thread(error)) => {
-                return Err(Error::os(Kind::Io, "cannot start a thread", error));
-            }
-        };
+        report_evicted(evicted, &name, stderr);
         if report.read.is_ok()
             && !report.has_records
             && let Some(what) = file_type::describe_non_rollout(&head)
         {
-            status = 1;
             print_message(stderr, format_args!("{name} is not a rollout: {what}"));
-            continue;
+            return Ok(false);
         }
         report_skipped(&report, &name, stderr);
-        if let Err(error) = report.read {
-            status = 1;
-            print_message(
-                stderr,
-                format_args!("cannot read {name}: {}", reason(&error)),
-            );
+        match report.read {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                report_unreadable(&error, &name, stderr);
+                Ok(false)
+            }
         }
     }
-    let result = match (is_summary, parsed.has("json")) {
-        (false, _) => Ok(()),
-        (true, true) => summary.write_json(&mut out, group_by),
-        (true, false) => summary.write_table(&mut out, &screen, group_by),
-    };
-    ignore_broken_pipe(result.and_then(|()| out.flush()), status)
+
+    /// Adds a rollout's calls to `summary`. Returns what was read and how many open calls were evicted.
+    fn summarize(
+        &self,
+        input: impl Read + Send,
+        size: Size,
+        summary: &mut Summary,
+    ) -> std::result::Result<(RelayReport, u64), RelayError> {
+        let mut collector = SummaryCollector {
+            summary,
+            calls: Calls::default(),
+            filter: &self.filter,
+            evicted: 0,
+        };
+        let report = relay::run(input, size, false, &mut collector)?;
+        let evicted = collector.evicted;
+        if !self.all || self.filter.errors {
+            summary.remove_calls_without_output();
+        }
+        Ok((report, evicted))
+    }
+
+    /// Writes a rollout's events to `out`. Returns what was read and how many open calls were evicted.
+    fn write_events<W: Write + Send>(
+        &self,
+        input: impl Read + Send,
+        size: Size,
+        source: &RolloutSource,
+        out: &mut W,
+    ) -> std::result::Result<(RelayReport, u64), RelayError> {
+        let mut events = EventWriter {
+            out,
+            calls: Calls::default(),
+            all: self.all,
+            filter: &self.filter,
+            file: self.with_file.then(|| file_member(&source.path())),
+            evicted: 0,
+        };
+        let report = relay::run(input, size, self.messages, &mut events)?;
+        if self.all && !self.filter.errors {
+            events
+                .calls
+                .unanswered()
+                .into_iter()
+                .try_for_each(|(_, event)| events.write(&event))
+                .map_err(RelayError::Sink)?;
+        }
+        Ok((report, events.evicted))
+    }
 }
 
 /// An input.
@@ -239,6 +299,13 @@ fn print_message(stderr: &mut dyn Write, message: fmt::Arguments<'_>) {
         stderr,
         "plexum-openai: {}",
         columns::sanitize(&message.to_string())
+    );
+}
+
+fn report_unreadable(error: &io::Error, name: &str, stderr: &mut dyn Write) {
+    print_message(
+        stderr,
+        format_args!("cannot read {name}: {}", reason(error)),
     );
 }
 

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// The most open calls of a connection: far more than a model makes at once.
 const OPEN_CALLS_MAX: usize = 4096;
+
 /// All parameters that are read, raw.
 #[derive(Default, Deserialize)]
 struct Params<'a> {
@@ -45,6 +46,47 @@ struct Meta<'a> {
     progress_token: Option<&'a RawValue>,
     #[serde(borrow, default, rename = "callId")]
     call_id: Option<&'a RawValue>,
+}
+
+/// The parameters of a `tools/call`.
+struct RequestedCall<'a> {
+    name: String,
+    arguments: &'a str,
+    /// Raw.
+    progress_token: Option<&'a RawValue>,
+    /// codex's id of the call.
+    call_id: Option<String>,
+}
+
+impl<'a> RequestedCall<'a> {
+    fn parse(params: &Params<'a>) -> Result<RequestedCall<'a>, (Kind, String)> {
+        let name = string(params.name, "name")?.ok_or_else(|| missing("name"))?;
+        let arguments = match params.arguments.map(RawValue::get) {
+            None => "{}",
+            Some(object) if object.starts_with('{') => object,
+            Some(_) => return Err((Kind::Params, "'arguments' must be an object".to_owned())),
+        };
+        let meta = match params.meta {
+            None => Meta::default(),
+            Some(meta) => fields(meta, "_meta")?,
+        };
+        if meta
+            .progress_token
+            .is_some_and(|token| id_of(token).is_none())
+        {
+            let why = "'_meta.progressToken' must be a string or an integer";
+            return Err((Kind::Params, why.to_owned()));
+        }
+        Ok(RequestedCall {
+            name,
+            arguments,
+            progress_token: meta.progress_token,
+            // codex's own field, not MCP's: an invalid one is ignored.
+            call_id: meta
+                .call_id
+                .and_then(|id| serde_json::from_str::<String>(id.get()).ok()),
+        })
+    }
 }
 
 /// Identifies an open call of a session.
@@ -209,15 +251,7 @@ impl Session {
         }
         let params = Params::parse(params)?;
         if method == "initialize" {
-            let requested = string(params.protocol_version, "protocolVersion")?
-                .ok_or_else(|| missing("protocolVersion"))?;
-            let version = ProtocolVersion::negotiated(&requested);
-            self.version = Some(version);
-            return Ok(Some(format!(
-                "{{\"protocolVersion\":\"{}\",\"capabilities\":{{\"tools\":{{\"listChanged\":true}}}},\"serverInfo\":{{\"name\":\"plexum-openai\",\"version\":\"{}\"}}}}",
-                version.name(),
-                env!("CARGO_PKG_VERSION")
-            )));
+            return self.initialize(&params).map(Some);
         }
         let Some(version) = self.version else {
             return Err((Kind::Request, format!("'{method}' before 'initialize'")));
@@ -229,57 +263,59 @@ impl Session {
                 None => Err((Kind::Params, "'cursor' is none of this list's".to_owned())),
             };
         }
-        let name = string(params.name, "name")?.ok_or_else(|| missing("name"))?;
-        let arguments = match params.arguments.map(RawValue::get) {
-            None => "{}",
-            Some(object) if object.starts_with('{') => object,
-            Some(_) => return Err((Kind::Params, "'arguments' must be an object".to_owned())),
-        };
-        let meta = match params.meta {
-            None => Meta::default(),
-            Some(meta) => fields(meta, "_meta")?,
-        };
-        let token = match meta.progress_token {
-            Some(token) if id_of(token).is_none() => {
-                let why = "'_meta.progressToken' must be a string or an integer";
-                return Err((Kind::Params, why.to_owned()));
-            }
-            token => token,
-        };
-        // codex's own field, not MCP's: an invalid one is ignored.
-        let call_id = meta
-            .call_id
-            .and_then(|id| serde_json::from_str::<String>(id.get()).ok());
-        let refusal = if !tools.names.contains(&name) {
-            Some(format!(
+        let call = RequestedCall::parse(&params)?;
+        let refusal = if !tools.names.contains(&call.name) {
+            format!(
                 "there is no tool '{}' in this turn",
-                truncate(&name, 256)
-            ))
+                truncate(&call.name, 256)
+            )
         } else if self.open.len() >= OPEN_CALLS_MAX {
-            Some(format!("{OPEN_CALLS_MAX} calls are open already"))
+            format!("{OPEN_CALLS_MAX} calls are open already")
         } else {
-            None
+            self.open_call(id, call, version, now, effects);
+            return Ok(None);
         };
-        if let Some(refusal) = refusal {
-            let result = content::result(&name, Err(refusal), version, content::RESULT_MAX);
-            return Ok(Some(result));
-        }
+        let result = content::result(&call.name, Err(refusal), version, content::RESULT_MAX);
+        Ok(Some(result))
+    }
+
+    fn initialize(&mut self, params: &Params<'_>) -> Result<String, (Kind, String)> {
+        let requested = string(params.protocol_version, "protocolVersion")?
+            .ok_or_else(|| missing("protocolVersion"))?;
+        let version = ProtocolVersion::negotiated(&requested);
+        self.version = Some(version);
+        Ok(format!(
+            "{{\"protocolVersion\":\"{}\",\"capabilities\":{{\"tools\":{{\"listChanged\":true}}}},\"serverInfo\":{{\"name\":\"plexum-openai\",\"version\":\"{}\"}}}}",
+            version.name(),
+            env!("CARGO_PKG_VERSION")
+        ))
+    }
+
+    /// Opens the call that request `id` makes.
+    fn open_call(
+        &mut self,
+        id: &Id,
+        call: RequestedCall<'_>,
+        version: ProtocolVersion,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
         let key = self.next;
         self.next += 1;
-        let progress = token.map(|token| CallProgress {
+        let progress = call.progress_token.map(|token| CallProgress {
             token: token.to_owned(),
             since: now,
             next: now + PROGRESS_EVERY,
         });
         if let Some(progress) = &progress {
-            effects.push(Effect::Send(progress.line(&name, Some(version), now)));
+            effects.push(Effect::Send(progress.line(&call.name, Some(version), now)));
         }
         effects.push(Effect::Call(
             key,
             ToolCall {
-                call_id,
-                name: name.clone(),
-                arguments: RawValue::from_string(arguments.to_owned())
+                call_id: call.call_id,
+                name: call.name.clone(),
+                arguments: RawValue::from_string(call.arguments.to_owned())
                     .expect("a part of parsed JSON is JSON"),
             },
         ));
@@ -288,11 +324,10 @@ impl Session {
             key,
             ServedCall {
                 id: id.clone(),
-                tool: name,
+                tool: call.name,
                 progress,
             },
         );
-        Ok(None)
     }
 
     /// Handles a notification. There is never a response, even to an invalid one.

@@ -293,52 +293,21 @@ fn classify<'a>(
     at: Option<u64>,
 ) -> Option<Record<'a>> {
     let payload_type = payload.text("type").unwrap_or_default();
+    let payload_type = payload_type.as_ref();
     let item = Members::of(payload.raw("item"), ITEM);
-    let id = match payload_type.as_ref() {
+    let id = match payload_type {
         "item_completed" => item.text("id"),
         _ => payload.text("call_id"),
     };
-    let kind = item.text("type").unwrap_or_default();
-    match LineKind::of(
+    let line_kind = LineKind::of(
         record.as_bytes(),
         payload_type.as_bytes(),
-        kind.as_bytes(),
+        item.text("type").unwrap_or_default().as_bytes(),
         id.as_deref().unwrap_or_default().as_bytes(),
-    ) {
-        LineKind::Call => {
-            let json = |name| CallInput::Json(payload.raw(name).unwrap_or(b"null"));
-            let (name, input) = match payload_type.as_ref() {
-                "function_call" => (
-                    payload.text("name"),
-                    CallInput::arguments(payload.raw("arguments")),
-                ),
-                "custom_tool_call" => (payload.text("name"), json("input")),
-                "local_shell_call" => (Some("local_shell".into()), json("action")),
-                _ => (Some("tool_search".into()), json("arguments")),
-            };
-            Some(Record::Call(Call {
-                // The legacy form of a shell call has only an `id`.
-                id: payload.text("call_id").or_else(|| payload.text("id"))?,
-                name: name.unwrap_or_default(),
-                namespace: payload.text("namespace"),
-                input,
-                at,
-            }))
-        }
-        LineKind::Output => {
-            let content = match payload_type.as_ref() {
-                "tool_search_output" => Content::text(payload.raw("tools").unwrap_or(b"[]")),
-                _ => Content::of(payload.raw("output")),
-            };
-            let beginning = content.beginning();
-            Some(Record::Output(Output {
-                id: payload.text("call_id")?,
-                failed: reports_failure(&beginning),
-                cell: running_cell(&beginning),
-                content,
-                at,
-            }))
-        }
+    );
+    match line_kind {
+        LineKind::Call => call(payload_type, payload, at).map(Record::Call),
+        LineKind::Output => output(payload_type, payload, at).map(Record::Output),
         LineKind::Message => match payload.text("role")?.as_ref() {
             role @ ("user" | "assistant") => Some(Record::Message {
                 is_user: role == "user",
@@ -347,94 +316,18 @@ fn classify<'a>(
             }),
             _ => None,
         },
-        LineKind::Item => {
-            let id = id?;
-            let nested = id.starts_with(NESTED_ID_PREFIX);
-            let mut ended = match payload_type.as_ref() {
-                "item_completed" => completed(&kind, &item, payload.raw("item")?),
-                "patch_apply_end" => patched(payload, payload.raw("success") == Some(b"true")),
-                _ => mcp_ended(payload),
-            };
-            if !nested {
-                return Some(Record::Ended {
-                    id,
-                    failed: ended.failed,
-                });
-            }
-            ended.call.id = id;
-            ended.call.at = at;
-            ended.started = payload.number("started_at_ms");
-            ended.turn = payload.text("turn_id");
-            Some(Record::Nested(ended))
-        }
-        LineKind::Image => {
-            let prompt = payload.raw("revised_prompt").map(|raw| ("prompt", raw));
-            let data = payload.raw("result").filter(|raw| raw.starts_with(b"\""));
-            let path = payload.text("saved_path");
-            let content = match (path, data) {
-                (None, None) => Content::of(None),
-                (path, data) => Content::Image {
-                    path,
-                    data: data.unwrap_or_default(),
-                },
-            };
-            let status = payload.text("status").unwrap_or_default();
-            let mut image = Nested::new(
-                "image_generation".into(),
-                CallInput::Object(prompt.into_iter().collect()),
-                content,
-                matches!(&*status, "failed" | "incomplete"),
-            );
-            image.call.id = payload.text("call_id").or_else(|| payload.text("id"))?;
-            image.call.at = at;
-            Some(Record::Image(image))
-        }
+        LineKind::Item => ended_item(id?, payload_type, payload, &item, at),
+        LineKind::Image => image(payload, at).map(Record::Image),
         LineKind::Turn => payload.text("turn_id").map(|id| Record::Turn { id, at }),
         LineKind::TurnEnd => Some(Record::TurnEnd {
             id: payload.text("turn_id"),
-            end: match payload_type.as_ref() {
-                "task_complete" => TurnEnd::Completed(
-                    payload
-                        .text("last_agent_message")
-                        .filter(|text| !text.trim().is_empty())
-                        .map(Cow::into_owned),
-                ),
-                _ => TurnEnd::Aborted(payload.text("reason").unwrap_or_default().into_owned()),
-            },
+            end: turn_end(payload_type, payload),
         }),
         LineKind::Usage if record == "token_usage_record" => Some(Record::Request {
             used: usage(payload.raw("usage")?)?,
             thread: usage(payload.raw("thread_token_usage")?)?,
         }),
-        LineKind::Usage => {
-            let rate_limits = payload.raw("rate_limits").and_then(rate_limits);
-            let info = Members::of(
-                payload.raw("info"),
-                &[
-                    "total_token_usage",
-                    "last_token_usage",
-                    "model_context_window",
-                ],
-            );
-            let Some(raw) = info.raw("total_token_usage") else {
-                return rate_limits.map(Record::Limits);
-            };
-            let last = Members::of(info.raw("last_token_usage"), &["total_tokens"]);
-            let context = last.number("total_tokens").map(|tokens| ContextUse {
-                tokens,
-                window: info.number("model_context_window"),
-            });
-            let used = usage(raw)?;
-            let sum = Members::of(Some(raw), &["total_tokens"]).number("total_tokens");
-            let parts = used.input_tokens.checked_add(used.output_tokens);
-            let is_whole = sum.is_none() || sum == parts;
-            Some(Record::Total {
-                used,
-                is_whole,
-                context,
-                rate_limits,
-            })
-        }
+        LineKind::Usage => token_count(payload),
         LineKind::Context => payload
             .text("model")
             .map(|model| Record::Model(model.into_owned())),
@@ -443,12 +336,144 @@ fn classify<'a>(
     }
 }
 
+fn call<'a>(
+    payload_type: &str,
+    payload: &Members<'a, PAYLOAD_MEMBERS>,
+    at: Option<u64>,
+) -> Option<Call<'a>> {
+    let json = |name| CallInput::Json(payload.raw(name).unwrap_or(b"null"));
+    let (name, input) = match payload_type {
+        "function_call" => (
+            payload.text("name"),
+            CallInput::arguments(payload.raw("arguments")),
+        ),
+        "custom_tool_call" => (payload.text("name"), json("input")),
+        "local_shell_call" => (Some("local_shell".into()), json("action")),
+        _ => (Some("tool_search".into()), json("arguments")),
+    };
+    Some(Call {
+        // The legacy form of a shell call has only an `id`.
+        id: payload.text("call_id").or_else(|| payload.text("id"))?,
+        name: name.unwrap_or_default(),
+        namespace: payload.text("namespace"),
+        input,
+        at,
+    })
+}
+
+fn output<'a>(
+    payload_type: &str,
+    payload: &Members<'a, PAYLOAD_MEMBERS>,
+    at: Option<u64>,
+) -> Option<Output<'a>> {
+    let content = match payload_type {
+        "tool_search_output" => Content::text(payload.raw("tools").unwrap_or(b"[]")),
+        _ => Content::of(payload.raw("output")),
+    };
+    let beginning = content.beginning();
+    Some(Output {
+        id: payload.text("call_id")?,
+        failed: reports_failure(&beginning),
+        cell: running_cell(&beginning),
+        content,
+        at,
+    })
+}
+
+/// The end of an MCP call, or a call inside code mode.
+fn ended_item<'a, const N: usize>(
+    id: Cow<'a, str>,
+    payload_type: &str,
+    payload: &Members<'a, PAYLOAD_MEMBERS>,
+    item: &Members<'a, N>,
+    at: Option<u64>,
+) -> Option<Record<'a>> {
+    let mut ended = match payload_type {
+        "item_completed" => completed(item, payload.raw("item")?),
+        "patch_apply_end" => patched(payload, payload.raw("success") == Some(b"true")),
+        _ => mcp_ended(payload),
+    };
+    if !id.starts_with(NESTED_ID_PREFIX) {
+        return Some(Record::Ended {
+            id,
+            failed: ended.failed,
+        });
+    }
+    ended.call.id = id;
+    ended.call.at = at;
+    ended.started = payload.number("started_at_ms");
+    ended.turn = payload.text("turn_id");
+    Some(Record::Nested(ended))
+}
+
+fn image<'a>(payload: &Members<'a, PAYLOAD_MEMBERS>, at: Option<u64>) -> Option<Nested<'a>> {
+    let prompt = payload.raw("revised_prompt").map(|raw| ("prompt", raw));
+    let data = payload.raw("result").filter(|raw| raw.starts_with(b"\""));
+    let path = payload.text("saved_path");
+    let content = match (path, data) {
+        (None, None) => Content::of(None),
+        (path, data) => Content::Image {
+            path,
+            data: data.unwrap_or_default(),
+        },
+    };
+    let status = payload.text("status").unwrap_or_default();
+    let mut image = Nested::new(
+        "image_generation".into(),
+        CallInput::Object(prompt.into_iter().collect()),
+        content,
+        matches!(&*status, "failed" | "incomplete"),
+    );
+    image.call.id = payload.text("call_id").or_else(|| payload.text("id"))?;
+    image.call.at = at;
+    Some(image)
+}
+
+fn turn_end(payload_type: &str, payload: &Members<'_, PAYLOAD_MEMBERS>) -> TurnEnd {
+    if payload_type != "task_complete" {
+        return TurnEnd::Aborted(payload.text("reason").unwrap_or_default().into_owned());
+    }
+    let last = payload.text("last_agent_message");
+    TurnEnd::Completed(
+        last.filter(|text| !text.trim().is_empty())
+            .map(Cow::into_owned),
+    )
+}
+
+/// The totals of a `token_count`, or the rate limits where it has no totals.
+fn token_count<'a>(payload: &Members<'a, PAYLOAD_MEMBERS>) -> Option<Record<'a>> {
+    let rate_limits = payload.raw("rate_limits").and_then(rate_limits);
+    let info = Members::of(
+        payload.raw("info"),
+        &[
+            "total_token_usage",
+            "last_token_usage",
+            "model_context_window",
+        ],
+    );
+    let Some(raw) = info.raw("total_token_usage") else {
+        return rate_limits.map(Record::Limits);
+    };
+    let last = Members::of(info.raw("last_token_usage"), &["total_tokens"]);
+    let context = last.number("total_tokens").map(|tokens| ContextUse {
+        tokens,
+        window: info.number("model_context_window"),
+    });
+    let used = usage(raw)?;
+    let sum = Members::of(Some(raw), &["total_tokens"]).number("total_tokens");
+    let parts = used.input_tokens.checked_add(used.output_tokens);
+    let is_whole = sum.is_none() || sum == parts;
+    Some(Record::Total {
+        used,
+        is_whole,
+        context,
+        rate_limits,
+    })
+}
+
 /// The call in an `item_completed`, without its id and its times.
-fn completed<'a, const N: usize>(
-    kind: &Cow<'a, str>,
-    members: &Members<'a, N>,
-    item: &'a [u8],
-) -> Nested<'a> {
+fn completed<'a, const N: usize>(members: &Members<'a, N>, item: &'a [u8]) -> Nested<'a> {
+    let kind = members.text("type").unwrap_or_default();
     let object = |names: &[&'static str]| {
         let present = names
             .iter()
@@ -481,12 +506,7 @@ fn completed<'a, const N: usize>(
             !completed,
         ),
         // An unknown type: the whole item.
-        _ => Nested::new(
-            kind.clone(),
-            CallInput::Json(item),
-            Content::of(None),
-            !completed,
-        ),
+        _ => Nested::new(kind, CallInput::Json(item), Content::of(None), !completed),
     }
 }
 

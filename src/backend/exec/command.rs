@@ -59,6 +59,56 @@ pub(crate) fn build(
             Sandbox::ReadOnly => args.extend(["-s".into(), "read-only".into()]),
         }
     }
+    push_model(config, call, &extra, &mut args, &mut warnings);
+    // From 0.148 on an unreachable provider is retried without limit, and no failure is reported.
+    args.push("-c".into());
+    args.push("features.unbounded_connection_retries=false".into());
+    let head = push_system(call, &extra, &mut args, &mut warnings);
+    args.extend(call.tool_args.iter().cloned());
+    // After the others, so that they take precedence.
+    args.extend(extra.args.iter().map(OsString::from));
+    // `-i` takes every argument up to the next flag: with an `-i` at the end of `extra_args` that must not be `resume`.
+    args.push("--json".into());
+    if call.thread.is_some() {
+        args.push("resume".into());
+    }
+    args.push("--".into());
+    if let Some(thread) = call.thread {
+        args.push(thread.into());
+    }
+    let prompt = match head {
+        Some(head) => format!("{head}\n\n{}", call.prompt),
+        None => call.prompt.to_owned(),
+    };
+    let stdin = if config.prompt_via == PromptVia::Arg && can_be_argument(&prompt) {
+        args.push(prompt.into());
+        None
+    } else {
+        args.push("-".into());
+        Some(prompt)
+    };
+
+    CodexCommand {
+        program: program.to_owned(),
+        args,
+        directory: call.workspace.to_owned(),
+        env: environment(config, places),
+        env_removed: removed_from_environment(config),
+        stdin,
+        keeps_stdin: false,
+        warnings,
+    }
+}
+
+/// Adds what the model is given besides texts and tools: its name, images, the output schema, the reasoning effort
+/// and the service tier.
+fn push_model(
+    config: &Config,
+    call: &TurnArgs<'_>,
+    extra: &ExtraArgs<'_>,
+    args: &mut Vec<OsString>,
+    warnings: &mut Vec<String>,
+) {
     let model_args = config.model_args.get(call.model);
     match model_arg(config, call.model) {
         Some(model) if extra.has("--model", "-m") => warnings.push(format!(
@@ -95,59 +145,34 @@ pub(crate) fn build(
         let setting = format!("service_tier={}", toml::string(tier));
         args.extend(["-c".into(), setting.into()]);
     }
-    // From 0.148 on an unreachable provider is retried without limit, and no failure is reported.
-    args.push("-c".into());
-    args.push("features.unbounded_connection_retries=false".into());
-    let mut prompt = call.prompt.to_owned();
-    if let Some(system) = call.system {
-        if extra.sets("developer_instructions") {
-            warnings.push(
-                "\"extra_args\" in the config sets developer_instructions, which replaces the daemon's system text"
-                    .to_owned(),
-            );
-        }
-        match system_setting(system) {
-            Some(setting) => args.extend(["-c".into(), setting.into()]),
-            None if call.system_in_thread => {}
-            None => {
-                warnings.push(format!(
-                    "the system text has {} bytes, more than an argument can have; it stands at the head of the prompt instead, where a compaction shortens it until the next turn",
-                    system.len()
-                ));
-                prompt = format!("{}\n\n{prompt}", system_block(system));
-            }
-        }
-    }
-    args.extend(call.tool_args.iter().cloned());
-    // After the others, so that they take precedence.
-    args.extend(extra.args.iter().map(OsString::from));
-    // `-i` takes every argument up to the next flag: with an `-i` at the end of `extra_args` that must not be `resume`.
-    args.push("--json".into());
-    if call.thread.is_some() {
-        args.push("resume".into());
-    }
-    args.push("--".into());
-    if let Some(thread) = call.thread {
-        args.push(thread.into());
-    }
-    let stdin = if config.prompt_via == PromptVia::Arg && can_be_argument(&prompt) {
-        args.push(prompt.into());
-        None
-    } else {
-        args.push("-".into());
-        Some(prompt)
-    };
+}
 
-    CodexCommand {
-        program: program.to_owned(),
-        args,
-        directory: call.workspace.to_owned(),
-        env: environment(config, places),
-        env_removed: removed_from_environment(config),
-        stdin,
-        keeps_stdin: false,
-        warnings,
+/// Adds the system text. Returns the block that the prompt has to begin with where it cannot be an argument.
+fn push_system(
+    call: &TurnArgs<'_>,
+    extra: &ExtraArgs<'_>,
+    args: &mut Vec<OsString>,
+    warnings: &mut Vec<String>,
+) -> Option<String> {
+    let system = call.system?;
+    if extra.sets("developer_instructions") {
+        warnings.push(
+            "\"extra_args\" in the config sets developer_instructions, which replaces the daemon's system text"
+                .to_owned(),
+        );
     }
+    if let Some(setting) = system_setting(system) {
+        args.extend(["-c".into(), setting.into()]);
+        return None;
+    }
+    if call.system_in_thread {
+        return None;
+    }
+    warnings.push(format!(
+        "the system text has {} bytes, more than an argument can have; it stands at the head of the prompt instead, where a compaction shortens it until the next turn",
+        system.len()
+    ));
+    Some(system_block(system))
 }
 
 /// The config's `extra_args`, without those that codex would reject beside the generated ones.
