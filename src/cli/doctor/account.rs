@@ -206,28 +206,22 @@ pub(super) fn first_line(text: &str) -> Option<&str> {
 /// The string at this dotted key of a TOML text, if it is in a line of the form `key = "value"`. Other forms are
 /// ignored.
 pub(super) fn toml_text(text: &str, wanted: &str) -> Option<String> {
-    let plain = |key: &str| key.replace(['"', '\'', ' ', '\t'], "");
-    let mut table = String::new();
-    for line in text.lines() {
-        let line = line.trim();
-        if let Some(name) = line.strip_prefix('[') {
-            table = plain(name.split(']').next().unwrap_or_default()) + ".";
-        } else if let Some((key, value)) = line.split_once('=')
-            && format!("{table}{}", plain(key)) == wanted
-        {
-            let value = value.trim();
-            let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''))?;
-            return value[1..].split(quote).next().map(str::to_owned);
-        }
-    }
-    None
+    let value = toml_value(text, wanted)?;
+    let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+    value[1..].split(quote).next().map(str::to_owned)
 }
 
 /// Whether this dotted key of a TOML text is `true`, in a line of the form `key = true`.
 pub(super) fn toml_flag(text: &str, wanted: &str) -> bool {
+    toml_value(text, wanted)
+        .and_then(|value| value.split('#').next())
+        .is_some_and(|value| value.trim() == "true")
+}
+
+/// What follows `key =` in the line that has this dotted key, with a comment behind it. No key occurs twice in TOML.
+fn toml_value<'a>(text: &'a str, wanted: &str) -> Option<&'a str> {
     let plain = |key: &str| key.replace(['"', '\'', ' ', '\t'], "");
     let mut table = String::new();
-    let mut is_true = false;
     for line in text.lines() {
         let line = line.trim();
         if let Some(name) = line.strip_prefix('[') {
@@ -235,10 +229,10 @@ pub(super) fn toml_flag(text: &str, wanted: &str) -> bool {
         } else if let Some((key, value)) = line.split_once('=')
             && format!("{table}{}", plain(key)) == wanted
         {
-            is_true = value.split('#').next().unwrap_or_default().trim() == "true";
+            return Some(value.trim());
         }
     }
-    is_true
+    None
 }
 
 #[cfg(test)]
@@ -256,6 +250,10 @@ mod tests {
             ("model_providers.loop.name", None),
         ] {
             assert_eq!(toml_text(text, key).as_deref(), expected, "{key}");
+        }
+        let text = "a = true # yes\n[b]\n'c' = false\nd = \"true\"\n";
+        for (key, expected) in [("a", true), ("b.c", false), ("b.d", false), ("c", false)] {
+            assert_eq!(toml_flag(text, key), expected, "{key}");
         }
     }
 }

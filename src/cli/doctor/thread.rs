@@ -269,8 +269,11 @@ fn indexed_elsewhere(home: &Path, rollout: &Path, thread: &str) -> Option<PathBu
             continue;
         }
         let mut bytes = Vec::new();
-        let file = open_regular_file(&entry.path()).ok()?;
-        file.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
+        let read = open_regular_file(&entry.path())
+            .and_then(|file| file.take(MAX_BYTES).read_to_end(&mut bytes));
+        if read.is_err() {
+            continue;
+        }
         for at in memchr::memmem::find_iter(&bytes, start.as_bytes()) {
             let path = &bytes[at + thread.len()..];
             let path = &path[..path.len().min(4096)];
