@@ -1,7 +1,7 @@
 //! The list of the workspaces that turns ran in, beside the config file, for an overview of many agents.
 //!
 //! A line is a path as a JSON string, the newest last; duplicates occur only if two processes add a path at the same
-//! time. No turn depends on the list: one that cannot be written is only logged.
+//! time. A path that is not UTF-8 has no JSON and is not listed. No turn depends on the list: one that cannot be written is only logged.
 
 use crate::os::open_regular_file;
 use std::collections::HashSet;
@@ -23,13 +23,19 @@ const MAX_BYTES: u64 = 1 << 20;
 pub(super) fn add(plugin_directory: &Path, workspace: &Path) -> io::Result<()> {
     // The workspaces that this process has added: most turns run in one of them.
     static KNOWN: Mutex<Option<HashSet<PathBuf>>> = Mutex::new(None);
-    {
-        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = known.get_or_insert_default();
-        if !known.insert(workspace.to_owned()) {
-            return Ok(());
-        }
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = known.get_or_insert_default();
+    if !known.contains(workspace) {
+        add_to_file(plugin_directory, workspace)?;
+        known.insert(workspace.to_owned());
     }
+    Ok(())
+}
+
+fn add_to_file(plugin_directory: &Path, workspace: &Path) -> io::Result<()> {
+    let Some(new_line) = line(workspace) else {
+        return Ok(());
+    };
     let Ok(found) = plugin_directory.metadata() else {
         return Ok(());
     };
@@ -44,8 +50,11 @@ pub(super) fn add(plugin_directory: &Path, workspace: &Path) -> io::Result<()> {
     if path.metadata().is_ok_and(|file| file.len() > MAX_BYTES) {
         // The older half is most likely out of use.
         let mut file = tempfile::NamedTempFile::new_in(plugin_directory)?;
-        for path in &listed[listed.len() / 2..] {
-            file.write_all(&line(path))?;
+        for line in listed[listed.len() / 2..]
+            .iter()
+            .filter_map(|path| line(path))
+        {
+            file.write_all(&line)?;
         }
         file.persist(&path)?;
     }
@@ -55,7 +64,7 @@ pub(super) fn add(plugin_directory: &Path, workspace: &Path) -> io::Result<()> {
         .create(true)
         .mode(0o600)
         .open(&path)?;
-    file.write_all(&line(workspace))
+    file.write_all(&new_line)
 }
 
 /// The listed workspaces, the newest last; none if the file is missing.
@@ -75,16 +84,17 @@ pub(crate) fn list(plugin_directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths.collect())
 }
 
-fn line(path: &Path) -> Vec<u8> {
-    // A path that is not UTF-8 has no JSON: it leaves an empty line, and its workspace is not listed.
-    let mut line = serde_json::to_vec(path).unwrap_or_default();
+fn line(path: &Path) -> Option<Vec<u8>> {
+    let mut line = serde_json::to_vec(path).ok()?;
     line.push(b'\n');
-    line
+    Some(line)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
 
     #[test]
     fn lists_workspaces_once_and_drops_older_half() {
@@ -92,6 +102,12 @@ mod tests {
         let plugin = directory.path();
         assert_eq!(list(plugin).unwrap(), Vec::<PathBuf>::new());
         add(&plugin.join("missing"), Path::new("/w/0")).unwrap();
+        add(plugin, Path::new(OsStr::from_bytes(b"/w/\xff"))).unwrap();
+        assert!(!plugin.join(FILE).exists());
+        // What could not be written is tried again.
+        std::fs::create_dir(plugin.join(FILE)).unwrap();
+        add(plugin, Path::new("/w/1")).unwrap_err();
+        std::fs::remove_dir(plugin.join(FILE)).unwrap();
         std::fs::write(plugin.join(FILE), "\"/w/a b\"\nnot JSON\n\"/w/x\\ny\"\n").unwrap();
         add(plugin, Path::new("/w/a b")).unwrap();
         add(plugin, Path::new("/w/1")).unwrap();
@@ -99,7 +115,7 @@ mod tests {
         let listed = list(plugin).unwrap();
         assert_eq!(listed, ["/w/a b", "/w/x\ny", "/w/1"].map(PathBuf::from));
         let many: Vec<u8> = (0..80_000)
-            .flat_map(|number| line(Path::new(&format!("/other/{number}"))))
+            .flat_map(|number| line(Path::new(&format!("/other/{number}"))).unwrap())
             .collect();
         std::fs::write(plugin.join(FILE), many).unwrap();
         add(plugin, Path::new("/w/2")).unwrap();
