@@ -10,7 +10,7 @@
 mod schema;
 
 use self::schema::{SchemaNames, response_file};
-use crate::support::codex::{CHANGED, is_at_least, real, real_codex_by};
+use crate::support::codex::{CHANGED, is_at_least, real, real_codex, real_codex_by};
 use crate::support::{Cli, Daemon, Lab};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -286,11 +286,13 @@ fn check(codex: &Path) {
     lab.config(json!({"binary": lab.path("codex-and-tee"), "extra_args": extra_args}));
     let compacted = Daemon::start(&lab).turn(Daemon::prompt(&lab, "once again"));
     assert_eq!(compacted.result()["compactions"], 1, "{compacted:?}");
-    let found = found(
-        &fs::read_to_string(printed).unwrap(),
-        &records(&lab, turn.thread()),
-    );
-    report(found);
+    let printed = fs::read_to_string(printed).unwrap();
+    let records = records(&lab, turn.thread());
+    match lab.keeps_servers() {
+        // What the app-server prints is in its schema.
+        true => report([(RECORDS, record_names(&records))]),
+        false => report(found(&printed, &records)),
+    }
 }
 
 /// Sees that all names are known, or writes down those that are not, where the environment says so.
@@ -361,7 +363,7 @@ fn everything_that_the_app_server_of_0_155_can_say_is_known() {
     }
 }
 
-real_codex_by! { EXEC,
+real_codex! {
     fn everything_that_codex_writes_is_known(codex: &Path) {
         check(codex);
     }
