@@ -75,7 +75,7 @@ real_codex! {
             assert_eq!(stored(&bob), turn.thread());
             assert_eq!(fs::read_to_string(bob.join(BAD)).unwrap(), first.thread());
             let request = lab.model().requests().pop().unwrap().body.to_string();
-            assert!(!request.contains("4711"), "{copy:?}");
+            assert!(!request.contains("My PIN"), "{copy:?}");
             let again = turn_in(&mut daemon, &lab, &bob, "again");
             assert_eq!((&again.result()["thread_state"], again.thread()), (&json!("resumed"), turn.thread()));
         }
