@@ -67,12 +67,9 @@ fn classify_line(line: &[u8]) -> LineType {
         #[serde(rename = "type")]
         kind: Option<Value>,
         payload: Option<serde::de::IgnoredAny>,
-        item: Option<serde::de::IgnoredAny>,
-        thread_id: Option<Value>,
         record_type: Option<Value>,
         timestamp: Option<Value>,
         id: Option<Value>,
-        call_id: Option<Value>,
         jsonrpc: Option<Value>,
     }
     // The last line may be incomplete, so that it cannot be parsed: its beginning has to do.
@@ -86,6 +83,8 @@ fn classify_line(line: &[u8]) -> LineType {
     }
     let Ok(head) = serde_json::from_slice::<LineHead>(line) else {
         return LineType::Other(match line[0] {
+            // The end of this line was not read.
+            b'{' if line.len() + b"\xef\xbb\xbf".len() >= HEAD_BYTES => OTHER_JSON,
             b'[' | b'{' if line.len() < 3 || !line.ends_with(b"}") => {
                 "it seems to be JSON that is not one object a line"
             }
@@ -117,12 +116,11 @@ fn classify_line(line: &[u8]) -> LineType {
         }
         _ if head.record_type.is_some() => OLD_ROLLOUT,
         _ if head.timestamp.is_some() && head.id.is_some() => OLD_ROLLOUT,
-        _ if head.thread_id.is_some() || head.item.is_some() || head.call_id.is_some() => {
-            "it seems to be JSON of something else"
-        }
-        _ => "it seems to be JSON of something else",
+        _ => OTHER_JSON,
     })
 }
+
+const OTHER_JSON: &str = "it seems to be JSON of something else";
 
 const OLD_ROLLOUT: &str = "it seems to be a rollout of a codex from before September 2025, whose lines have no payload; no supported codex goes on with it";
 
@@ -165,6 +163,10 @@ mod tests {
             ("{\n  \"a\": 1\n}\n", Some("not one object a line")),
             ("not a rollout\nat all\n", Some("plain text")),
             ("{\"a\":1}\n", Some("something else")),
+            (
+                &format!("{{\"a\":\"{}", "x".repeat(HEAD_BYTES)),
+                Some("something else"),
+            ),
             (
                 "{\"type\":\"thread.started\",\"thread_id\":\"x\"}\n",
                 Some("codex exec --json"),

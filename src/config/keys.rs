@@ -160,9 +160,8 @@ impl BackendChoice {
     ];
 
     pub(crate) fn named(name: &str) -> Option<BackendChoice> {
-        let known = BackendChoice::NAMES.iter();
-        known
-            .into_iter()
+        BackendChoice::NAMES
+            .iter()
             .find_map(|(known, choice)| (*known == name).then_some(*choice))
     }
 }

@@ -810,7 +810,11 @@ impl Server {
             if let Some(turn) = live.task.turn()
                 && turn.agent_id.as_deref() == Some(agent_id.as_str())
             {
-                warnings = turn.tools.change(tools.clone());
+                // Those of another turn of this agent are about the same tools.
+                let of_turn = turn.tools.change(tools.clone());
+                if warnings.is_empty() {
+                    warnings = of_turn;
+                }
             }
         }
         for warning in warnings {
