@@ -30,6 +30,7 @@ mod os;
 mod paths;
 mod rollout;
 mod shell;
+mod timestamp;
 mod turn;
 
 use cli::flags::{self, Invocation};

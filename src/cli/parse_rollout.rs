@@ -6,12 +6,12 @@ use super::flags::{Parsed, usage};
 use super::relay::{self, RecordSink, RelayError, RelayReport, Size, SkippedLines};
 use super::summary::{GroupBy, Screen, Summary};
 use super::{columns, file_type, ignore_broken_pipe, target};
-use crate::codex::home::civil;
 use crate::error::{Error, Kind, Result, reason};
 use crate::os::{Blocking, is_hung_up, open_regular_file};
 use crate::rollout::calls::{Calls, MatchedRecord, write_open_result, write_use};
 use crate::rollout::packed::Unpacked;
 use crate::rollout::record::{Call, Content, Record};
+use crate::timestamp;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File};
@@ -370,13 +370,8 @@ fn file_member(path: &Path) -> Vec<u8> {
 
 /// The JSON member with a record's time, from milliseconds since 1970: RFC 3339 in UTC, as in the rollout.
 fn time_member(at: Option<u64>) -> String {
-    let Some(at) = at else { return String::new() };
-    let (seconds, millis) = (at / 1000, at % 1000);
-    let (year, month, day) = civil(i64::try_from(seconds / 86_400).unwrap_or(i64::MAX / 2));
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    format!(
-        ",\"time\":\"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z\""
-    )
+    at.map(|at| format!(",\"time\":\"{}\"", timestamp::format(at)))
+        .unwrap_or_default()
 }
 
 /// How messages begin that codex itself adds in the user's role.

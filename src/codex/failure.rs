@@ -9,7 +9,7 @@
 
 use crate::error::{Error, Kind};
 use crate::os;
-use crate::rollout::record::millis;
+use crate::timestamp;
 use serde_json::Value;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -193,7 +193,7 @@ fn local_time(text: &str, now: i64, offset: i64) -> Option<u64> {
                 .parse()
                 .ok()?;
             let midnight = format!("{year:0>4}-{month:02}-{day:02}T00:00:00");
-            i64::try_from(millis(&midnight)? / 1000).ok()?
+            i64::try_from(timestamp::parse(&midnight)? / 1000).ok()?
         }
         _ => return None,
     };

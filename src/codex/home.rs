@@ -6,7 +6,7 @@
 //! older codex's id, a directory that was moved) needs a recursive search.
 
 use crate::error::{Error, Kind, Result};
-use crate::rollout::record::millis;
+use crate::timestamp;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
@@ -135,7 +135,7 @@ pub(crate) fn local_offset(rollout: &Path) -> Option<i64> {
     let (date, rest) = name.split_at_checked(19)?;
     let made = i64::try_from(time_of_id(rest.get(1..37)?)? / 1000).ok()?;
     let (day, time) = date.split_once('T')?;
-    let local = millis(&format!("{day}T{}", time.replace('-', ":")))?;
+    let local = timestamp::parse(&format!("{day}T{}", time.replace('-', ":")))?;
     let ahead = i64::try_from(local / 1000).ok()? - made;
     // Rounded to quarters of an hour: the name is made a moment after the id.
     Some((ahead + QUARTER / 2).div_euclid(QUARTER) * QUARTER)
@@ -148,7 +148,7 @@ pub(crate) fn rollouts_since(home: &Path, thread: &str, since: u64) -> Vec<(Stri
     let today = now.map_or(0, |now| now.as_secs() / 86_400);
     let today = i64::try_from(today).unwrap_or_default();
     let mut days: Vec<_> = days_of(thread).collect();
-    days.extend([today - 1, today, today + 1].map(civil));
+    days.extend([today - 1, today, today + 1].map(timestamp::date_of_day));
     days.sort_unstable();
     days.dedup();
     let mut found = Vec::new();
@@ -307,26 +307,7 @@ fn days_of(thread: &str) -> impl Iterator<Item = (i64, u32, u32)> {
         .map(|millis| millis / 86_400_000);
     day.into_iter()
         .flat_map(|day| [day, day - 1, day + 1])
-        .map(civil)
-}
-
-/// The date of a day counted from 1970-01-01, after Howard Hinnant's `civil_from_days`.
-pub(crate) fn civil(day: i64) -> (i64, u32, u32) {
-    let z = day + 719_468;
-    let era = z.div_euclid(146_097);
-    let of_era = z.rem_euclid(146_097);
-    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 {
-        shifted + 3
-    } else {
-        shifted - 9
-    };
-    let year = year + era * 400 + i64::from(month <= 2);
-    // Both are small by construction: 1 to 12, 1 to 31.
-    (year, month as u32, day as u32)
+        .map(timestamp::date_of_day)
 }
 
 #[cfg(test)]
@@ -351,23 +332,6 @@ mod tests {
             ("{1a1fe00-a027-7a81-b8a0-356e91ab690}", false),
         ] {
             assert_eq!(is_thread_id(id), expected, "{id:?}");
-        }
-    }
-
-    #[test]
-    fn computes_dates() {
-        for (day, expected) in [
-            (0, (1970, 1, 1)),
-            (-1, (1969, 12, 31)),
-            (11_016, (2000, 2, 29)),
-            (11_017, (2000, 3, 1)),
-            (20_512, (2026, 2, 28)),
-            (20_513, (2026, 3, 1)),
-            (20_818, (2026, 12, 31)),
-            (47_540, (2100, 2, 28)),
-            (47_541, (2100, 3, 1)),
-        ] {
-            assert_eq!(civil(day), expected, "day {day}");
         }
     }
 

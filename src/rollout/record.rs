@@ -7,6 +7,7 @@
 use super::lines::{Line, LineKind, NESTED_ID_PREFIX};
 use crate::canonical::{ContextUse, RateLimits, Usage};
 use crate::json::{self, Cursor, Members, NotJson, decode, text_of};
+use crate::timestamp;
 use std::borrow::Cow;
 
 /// The contents of a line, as far as they matter here.
@@ -279,7 +280,7 @@ pub(crate) fn parse(line: &(impl AsRef<[u8]> + ?Sized)) -> Result<Record<'_>, No
         }
     }
     cursor.end()?;
-    let at = timestamp.and_then(|text| millis(&text));
+    let at = timestamp.and_then(|text| timestamp::parse(&text));
     let (Some(record), Some(payload)) = (record, payload) else {
         return Ok(Record::Other);
     };
@@ -805,24 +806,4 @@ fn rate_limits(raw: &[u8]) -> Option<RateLimits> {
         secondary: window("secondary"),
     };
     (limits.primary.is_some() || limits.secondary.is_some()).then_some(limits)
-}
-
-/// A timestamp like `2026-11-21T12:07:52.075Z` as milliseconds since 1970.
-pub(crate) fn millis(timestamp: &str) -> Option<u64> {
-    let part = |place: std::ops::Range<usize>| timestamp.get(place)?.parse::<u64>().ok();
-    let (year, month, day) = (part(0..4)?, part(5..7)?, part(8..10)?);
-    let (hour, minute, second) = (part(11..13)?, part(14..16)?, part(17..19)?);
-    let fraction = part(20..23).unwrap_or_default();
-    // Days of the civil calendar; years begin in March, so that the leap day is the last one.
-    let (year, month) = if month > 2 {
-        (year, month - 3)
-    } else {
-        (year.checked_sub(1)?, month + 9)
-    };
-    let days = year * 365 + year / 4 - year / 100
-        + year / 400
-        + (month * 153 + 2) / 5
-        + day.checked_sub(1)?;
-    let days = days.checked_sub(719_468)?;
-    Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1000 + fraction)
 }

@@ -36,6 +36,8 @@ mod paths;
 mod rollout;
 #[path = "../../../src/shell.rs"]
 mod shell;
+#[path = "../../../src/timestamp.rs"]
+mod timestamp;
 #[path = "../../../src/turn/mod.rs"]
 mod turn;
 

@@ -1,0 +1,86 @@
+//! RFC 3339 timestamps in UTC, the form that codex writes, as milliseconds since 1970.
+
+/// Milliseconds since 1970 of a timestamp like `2026-11-21T12:07:52.075Z`; the fraction and the `Z` may be missing.
+pub(crate) fn parse(timestamp: &str) -> Option<u64> {
+    let part = |place: std::ops::Range<usize>| timestamp.get(place)?.parse::<u64>().ok();
+    let (year, month, day) = (part(0..4)?, part(5..7)?, part(8..10)?);
+    let (hour, minute, second) = (part(11..13)?, part(14..16)?, part(17..19)?);
+    let fraction = part(20..23).unwrap_or_default();
+    // Days of the civil calendar; years begin in March, so that the leap day is the last one.
+    let (year, month) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year.checked_sub(1)?, month + 9)
+    };
+    let days = year * 365 + year / 4 - year / 100
+        + year / 400
+        + (month * 153 + 2) / 5
+        + day.checked_sub(1)?;
+    let days = days.checked_sub(719_468)?;
+    Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1000 + fraction)
+}
+
+/// The timestamp of this many milliseconds since 1970, with all three digits of the fraction.
+pub(crate) fn format(millis: u64) -> String {
+    let (seconds, millis) = (millis / 1000, millis % 1000);
+    let (year, month, day) = date_of_day(i64::try_from(seconds / 86_400).unwrap_or(i64::MAX / 2));
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+}
+
+/// Year, month and day of a day counted from 1970-01-01, by Howard Hinnant's `civil_from_days`.
+pub(crate) fn date_of_day(day: i64) -> (i64, u32, u32) {
+    let z = day + 719_468;
+    let era = z.div_euclid(146_097);
+    let of_era = z.rem_euclid(146_097);
+    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
+    let year = year + era * 400 + i64::from(month <= 2);
+    // Both are small by construction: 1 to 12, 1 to 31.
+    (year, month as u32, day as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn computes_dates() {
+        for (day, expected) in [
+            (0, (1970, 1, 1)),
+            (-1, (1969, 12, 31)),
+            (11_016, (2000, 2, 29)),
+            (11_017, (2000, 3, 1)),
+            (20_512, (2026, 2, 28)),
+            (20_513, (2026, 3, 1)),
+            (20_818, (2026, 12, 31)),
+            (47_540, (2100, 2, 28)),
+            (47_541, (2100, 3, 1)),
+        ] {
+            assert_eq!(date_of_day(day), expected, "day {day}");
+        }
+    }
+
+    #[test]
+    fn formats_what_it_parses() {
+        for text in [
+            "1970-01-01T00:00:00.000Z",
+            "2000-02-29T23:59:59.999Z",
+            "2026-11-21T12:07:52.075Z",
+        ] {
+            assert_eq!(format(parse(text).unwrap()), text);
+        }
+        assert_eq!(
+            parse("2026-11-21T12:07:52"),
+            parse("2026-11-21T12:07:52.000Z")
+        );
+        assert_eq!(parse("yesterday"), None);
+    }
+}
