@@ -98,7 +98,7 @@ const THREAD: Flag = valued(
     "codex's thread, by its UUID",
 );
 const COLOR: Flag = Flag {
-    more: "`auto` is colour on a terminal, unless `NO_COLOR` is set or `TERM` is `dumb`.",
+    more: "`auto` uses colour on a terminal, unless `NO_COLOR` is set or `TERM` is `dumb`.",
     ..valued(
         "color",
         None,
@@ -111,7 +111,7 @@ const COLOR: Flag = Flag {
 /// The flags of every subcommand, and of the program without one.
 pub(crate) const COMMON: &[Flag] = &[
     Flag {
-        more: "`-h` is the short help, `--help` the whole.",
+        more: "`-h` prints the short help, `--help` the full help.",
         ..flag("help", Some('h'), "print help and exit")
     },
     flag("version", Some('V'), "print the version and exit"),
@@ -126,12 +126,12 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         operand_completes: Completes::Nothing,
         brief: "serve the daemon on stdin and stdout (the default)",
         more: &[
-            "The stdio protocol that plexum-openai-protocol(7) describes: JSON-RPC 2.0, one message a line. The daemon starts this; by hand it is of use for trying the protocol out. It ends with its stdin.",
+            "The protocol is JSON-RPC 2.0 with one message per line, described in plexum-openai-protocol(7). The daemon starts this subcommand; running it by hand is useful for trying out the protocol. It exits at the end of stdin.",
         ],
         flags: &[],
         examples: &[(
             r#"echo '{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18"}}' | plexum-openai serve"#,
-            "one request, by hand",
+            "send one request by hand",
         )],
     },
     Subcommand {
@@ -141,24 +141,24 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         operand_completes: Completes::Nothing,
         brief: "run one turn in a workspace, as the daemon would",
         more: &[
-            "Runs codex once in the workspace and continues the conversation whose thread id is in the workspace's `.plexum-codex-session`: the same config, the same session file, the same locks as for the daemon.",
-            "Without PROMPT, or with `-` alone, the prompt is read from stdin; with PROMPT and `-`, what stdin has is appended to it, set apart as `<stdin>`. The assistant's text goes to stdout. What codex does meanwhile goes to stderr: a line for each command and tool, the time it took, and at the end the tokens; on a terminal one line shows what is going on, unless stdout is a pipe.",
-            "Ctrl-C ends the turn properly and keeps the thread, a second one ends it at once; the program then ends by SIGINT itself, and with it a shell loop around it. Ctrl-Z stops codex too, and `fg` continues it; time limits go on meanwhile. Of a command that fails, the last lines that it printed are shown, ten at most. With `--json` stderr has warnings alone.",
+            "Runs codex once in the workspace and continues the conversation whose thread id is stored in the workspace's `.plexum-codex-session`, with the same config, session file and locks as a turn of the daemon.",
+            "Without PROMPT, or with `-` alone, the prompt is read from stdin. With PROMPT and `-`, the content of stdin is appended to PROMPT, marked as `<stdin>`. The assistant's text is written to stdout. The progress is written to stderr: a line for each command and tool call with its duration, and at the end the tokens used. On a terminal a status line also shows the current activity, unless stdout is a pipe.",
+            "Ctrl-C cancels the turn cleanly and keeps the thread; a second Ctrl-C kills it at once. The program then terminates itself with SIGINT, so that a shell loop around it stops too. Ctrl-Z also suspends codex, and `fg` resumes it; time limits keep running meanwhile. If a command of the agent fails, the last lines of its output are shown, at most ten. With `--json` only warnings are written to stderr.",
         ],
         flags: &[
             Flag {
                 brief: "the workspace (default: the current directory)",
-                more: "It is made if it is missing.",
+                more: "It is created if it is missing.",
                 ..WORKSPACE
             },
             Flag {
-                more: "The empty string and `codex` leave the choice to codex; other names are mapped by `model_args` in the config.",
+                more: "With the empty string or `codex`, codex chooses the model; other names are mapped by `model_args` in the config.",
                 ..valued(
                     "model",
                     Some('m'),
                     "ID",
                     Completes::Nothing,
-                    "the model, as the daemon names it",
+                    "the model, by the name that the daemon uses",
                 )
             },
             valued(
@@ -175,46 +175,46 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                     Some('i'),
                     "FILE",
                     Completes::File,
-                    "an image to go with the prompt (repeatable)",
+                    "attach an image to the prompt (repeatable)",
                 )
             },
             Flag {
-                more: "codex takes it when a thread starts, and in a conversation that goes on when it compacts it: give it with every turn. Others can see it in the list of processes.",
+                more: "codex applies them when it starts a thread, and in a resumed thread when it compacts the conversation, so give them with every turn. Other users can see them in the process list.",
                 ..valued(
                     "system",
                     None,
                     "TEXT",
                     Completes::Nothing,
-                    "instructions for the model",
+                    "system instructions for the model",
                 )
             },
             Flag {
-                more: "A word of the provider's: `low`, `medium`, `high`.",
+                more: "A value that the provider supports, such as `low`, `medium` or `high`.",
                 ..valued(
                     "effort",
                     None,
                     "LEVEL",
                     Completes::Nothing,
-                    "how much the model is to think",
+                    "the reasoning effort",
                 )
             },
             Flag {
-                more: "The last message is then JSON that fits it.",
+                more: "The last message is then JSON that conforms to the schema.",
                 ..valued(
                     "output-schema",
                     None,
                     "FILE",
                     Completes::File,
-                    "a JSON Schema that the last message is to follow",
+                    "a JSON Schema for the last message",
                 )
             },
             Flag {
-                more: "The old thread's id is kept until codex has told the new one.",
+                more: "The id of the old thread is kept until codex has reported the new one.",
                 ..flag("fresh", None, "start a new thread")
             },
             Flag {
-                brief: "go on with this thread, by its UUID",
-                more: "It becomes the workspace's.",
+                brief: "resume the thread with this UUID",
+                more: "It becomes the thread of the workspace.",
                 ..THREAD
             },
             valued(
@@ -222,60 +222,63 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 None,
                 "SECS",
                 Completes::Nothing,
-                "end the turn after so many seconds; 0 is never",
+                "time limit in seconds; 0 means no limit",
             ),
             Flag {
-                more: "The config's `busy_wait_secs` unless given.",
+                more: "The default is `busy_wait_secs` in the config.",
                 ..valued(
                     "wait",
                     None,
                     "SECS",
                     Completes::Nothing,
-                    "wait so long for a workspace that is in use",
+                    "seconds to wait for a workspace that is in use",
                 )
             },
-            valued(
-                "backend",
-                None,
-                "NAME",
-                Completes::Words(&["exec", "app-server"]),
-                "how codex is run, instead of the config's way",
-            ),
+            Flag {
+                more: "NAME is `exec` or `app-server`.",
+                ..valued(
+                    "backend",
+                    None,
+                    "NAME",
+                    Completes::Words(&["exec", "app-server"]),
+                    "how codex is run, overriding the config",
+                )
+            },
             valued(
                 "binary",
                 None,
                 "PATH",
                 Completes::File,
-                "the codex executable, instead of the config's",
+                "the codex executable, overriding the config",
             ),
             Flag {
-                more: "Exactly the `event` objects that the daemon would get, one a line, and last a line of type `result`.",
+                more: "These are exactly the `event` objects that the daemon would get, one per line, followed by a line of type `result`.",
                 ..flag("json", None, "print the canonical events as JSON lines")
             },
             Flag {
-                more: "For scripts: without what the model says on its way there.",
-                ..flag("last", None, "print the last message alone")
+                more: "This suits scripts: the intermediate messages of the model are left out.",
+                ..flag("last", None, "print only the last message")
             },
-            flag("quiet", Some('q'), "say nothing but errors on stderr"),
+            flag("quiet", Some('q'), "print only errors to stderr"),
             flag(
                 "verbose",
                 Some('v'),
-                "show what commands print and what the model thinks",
+                "also show command output and the model's reasoning",
             ),
             COLOR,
         ],
         examples: &[
             (
                 "plexum-openai turn --workspace ~/agents/alice \"What changed today?\"",
-                "ask, and see the work as it goes",
+                "run a turn and watch its progress",
             ),
             (
                 "git diff | plexum-openai turn -w ~/agents/alice --json | jq .type",
-                "a prompt from a pipe, the events to another",
+                "read the prompt from a pipe and write the events to another",
             ),
             (
                 "title=$(git diff | plexum-openai turn -q --last \"A title for this:\" -)",
-                "an answer for a script",
+                "use the answer in a script",
             ),
         ],
     },
@@ -286,8 +289,8 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         operand_completes: Completes::File,
         brief: "print the tool calls of rollout files as canonical events",
         more: &[
-            "For every call that has an output, in the order of the outputs: its `tool_use` and then its `tool_result`, one JSON object a line. Without FILE, or with `-`, the rollout is read from stdin. Memory does not grow with the file.",
-            "Lines that are not JSON are skipped and counted on stderr, with the number of the first. A file that has nothing of a rollout in it, an empty one too, is an error that says what it seems to be. A rollout that codex has packed as `.jsonl.zst` is read by way of `zstd`, up to 4 GiB. Each event has `time`, when it was recorded, and with several FILEs `file`.",
+            "Prints the `tool_use` and then the `tool_result` of every call that has an output, in the order of the outputs, one JSON object per line. Without FILE, or with `-`, the rollout is read from stdin. Memory use does not grow with the size of the file.",
+            "Lines that are not JSON are skipped; a message on stderr gives their count and the number of the first one. A file without any rollout record, for example an empty file, is an error whose message says what the file seems to be. A rollout that codex has compressed to `.jsonl.zst` is read through the program `zstd`, up to 4 GiB. Each event has `time`, the time at which it was recorded, and with several FILEs also `file`.",
         ],
         flags: &[
             Flag {
@@ -298,61 +301,73 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 brief: "the rollout of this thread",
                 ..THREAD
             },
-            flag("all", None, "give calls without an output too"),
+            flag("all", None, "also print calls without an output"),
             Flag {
-                more: "By the name in the events; with `--summary` too.",
+                more: "NAME is the tool's name in the events; it also filters `--summary`.",
                 ..valued(
                     "tool",
                     None,
                     "NAME",
                     Completes::Nothing,
-                    "the calls of this tool alone",
+                    "print only the calls of this tool",
                 )
             },
             Flag {
-                more: "With `--summary` too.",
-                ..flag("errors", None, "the calls that failed alone")
+                more: "It also filters `--summary`.",
+                ..flag("errors", None, "print only the calls that failed")
             },
             Flag {
-                more: "`{\"type\":\"message\",\"role\":\"user\",\"text\":...}`, in order, without what codex itself tells the model.",
-                ..flag("messages", None, "give the texts of user and assistant too")
+                more: "They are printed in order, as `{\"type\":\"message\",\"role\":\"user\",\"text\":...}`, without the messages that codex itself adds for the model.",
+                ..flag(
+                    "messages",
+                    None,
+                    "also print the texts of the user and the assistant",
+                )
             },
             Flag {
-                more: "Until Ctrl-C, or until nobody reads stdout any more; also while calls are consumed in it.",
-                ..flag("follow", Some('f'), "go on with a rollout that grows")
+                more: "It ends with Ctrl-C or when the reader of stdout closes it, and continues across a rewrite of the rollout by `mutate`.",
+                ..flag(
+                    "follow",
+                    Some('f'),
+                    "follow a rollout that is being written",
+                )
             },
             Flag {
-                more: "The biggest first: call id, tool, bytes of arguments and output, share of the total, a bar relative to the biggest, whether it is consumed already, and on a wide terminal the beginning of the arguments.",
-                ..flag("summary", None, "print a table for people instead")
+                more: "The largest calls come first, each with its id, tool, bytes of arguments and output, share of the total, a bar relative to the largest call, whether it has been consumed, and on a wide terminal the beginning of its arguments.",
+                ..flag(
+                    "summary",
+                    None,
+                    "print a table for people instead of events",
+                )
             },
             Flag {
-                more: "`tool`: a line for each tool, with the sums of its calls. `call` is the default. It means `--summary`.",
+                more: "`tool` prints a row for each tool, with the sums over its calls. The default is `call`. This flag implies `--summary`.",
                 ..valued(
                     "by",
                     None,
                     "WHAT",
                     Completes::Words(&["call", "tool"]),
-                    "what a line of the summary stands for: call or tool",
+                    "what a row of the summary stands for: call or tool",
                 )
             },
             Flag {
-                more: "One object: `calls`, the biggest first, each with `id`, `name`, `arguments_bytes`, `arguments` (their beginning), `output_bytes`, `share` (0 to 1), `answered`, `is_error`, `consumed` (`light`, `heavy`, `cut` or null) and, for a server's tool, `namespace`; and `total`, with `calls`, `arguments_bytes`, `output_bytes` and `consumed`. With `--by tool`, `tools` in place of `calls`, each with `name`, `calls`, the two sizes and `share`.",
-                ..flag("json", None, "with --summary: the same as JSON")
+                more: "One object: `calls`, the largest first, each with `id`, `name`, `arguments_bytes`, `arguments` (the beginning of the arguments), `output_bytes`, `share` (0 to 1), `answered`, `is_error`, `consumed` (`light`, `heavy`, `cut` if the marker is cut too short to tell the two apart, or null) and, for a tool of an MCP server, `namespace`; and `total`, with `calls`, `arguments_bytes`, `output_bytes` and `consumed`. With `--by tool`, `tools` takes the place of `calls`, each with `name`, `calls`, the two sizes and `share`.",
+                ..flag("json", None, "with --summary: print the summary as JSON")
             },
             COLOR,
         ],
         examples: &[
             (
                 "plexum-openai parse-rollout --workspace ~/agents/alice --summary",
-                "what fills the context",
+                "show what fills the context",
             ),
             (
                 "plexum-openai parse-rollout -w ~/agents/alice | jq -r 'select(.type == \"tool_use\").id'",
-                "the ids of the tool calls, for 'mutate'",
+                "list the ids of the tool calls, for 'mutate'",
             ),
             (
                 "plexum-openai parse-rollout -w ~/agents/alice --follow --messages | jq -r .text",
-                "read along",
+                "follow the conversation",
             ),
         ],
     },
@@ -363,11 +378,11 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         operand_completes: Completes::Nothing,
         brief: "consume tool calls in a rollout",
         more: &[
-            "codex rebuilds what the model sees from the rollout: what is replaced there is gone from the conversation's context at the next turn. `light` replaces the outputs of a call by `...(consumed)`; `heavy` replaces them by `...(tool called)` and the arguments by `{}`. Every line of the rollout keeps its length in bytes, so codex's own index of the file stays right; where a marker is longer than what it replaces, it is cut.",
-            "What was done goes to stdout: `{\"requested\":2,\"touched\":1,\"missing\":[\"call_x\"],\"freed_bytes\":11500}`. Missing is what has no call with an output in the rollout, or has a line longer than 32 MiB there. A call made inside codex's code mode stands for the call around it, once all that were made there are named. The bytes are those that codex no longer reads; the file keeps its length. Consuming a call a second time touches nothing.",
-            "It cannot be undone, and the file keeps its size and its time: a backup or a sync that goes by those does not see the change. Where no call was found at all, the exit status is 1 and stderr says so.",
-            "Some models number their calls anew in each turn, so that an id such as `list_dir:0` repeats in a thread. An id means all of its calls; with `--newest` it means the last one that has an output, and the earlier ones and the copies in a compacted history stay.",
-            "The file is replaced whole or not at all. While codex has the thread open, nothing is written and the exit status is 1; so it is for a symbolic link, for a file with several hard links, and for one that is not a rollout.",
+            "codex rebuilds the model's context from the rollout, so content that is replaced there is no longer in the context from the next turn on. `light` replaces the outputs of a call with `...(consumed)`; `heavy` replaces them with `...(tool called)` and the arguments with `{}`. Every line of the rollout keeps its length in bytes, so that codex's own index of the file stays valid. A marker that is longer than the text it replaces is cut.",
+            "The result is written to stdout: `{\"requested\":2,\"touched\":1,\"missing\":[\"call_x\"],\"freed_bytes\":11500}`. `missing` lists the ids for which the rollout has no call with an output, or has a line longer than 32 MiB. A call made inside codex's code mode has no record that could be replaced; instead its outer call is consumed, once all calls made inside it are named. `freed_bytes` counts the bytes that codex no longer reads; the size of the file does not change. A call that was consumed before is not touched again.",
+            "Consuming cannot be undone. The file keeps its size and modification time, so a backup or sync tool that relies on them does not notice the change. If none of the calls was found, stderr has a message and the exit status is 1.",
+            "Some models restart the numbering of their calls in each turn, so that an id such as `list_dir:0` repeats within a thread. An id selects all calls that have it. With `--newest` it selects only the last one that has an output; the earlier ones, and the copies in a compacted history, are kept.",
+            "The file is replaced atomically. Nothing is written, and the exit status is 1, while codex has the thread open, and if the file is a symbolic link, has several hard links or is not a rollout.",
         ],
         flags: &[
             Flag {
@@ -390,10 +405,10 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 None,
                 "OP",
                 Completes::Words(&["light", "heavy", "consume-light", "consume-heavy"]),
-                "what to do: light (default) or heavy",
+                "the operation: light (default) or heavy",
             ),
             Flag {
-                more: "Call ids, one a line, or the daemon's list, `[{\"block_id\":...,\"op\":...}]`.",
+                more: "The input is either call ids, one per line, or a list in the daemon's format, `[{\"block_id\":...,\"op\":...}]`.",
                 ..flag("stdin", None, "read the calls from stdin")
             },
             valued(
@@ -401,32 +416,32 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 None,
                 "BYTES",
                 Completes::Nothing,
-                "the calls whose output has more bytes than that",
+                "select the calls with more bytes of output than this",
             ),
             Flag {
-                more: "With `--larger-than`, those of them that are so large.",
+                more: "With `--larger-than`, only calls that are also larger than that are selected.",
                 ..valued(
                     "keep-last",
                     None,
                     "N",
                     Completes::Nothing,
-                    "the calls before the last N",
+                    "select all calls except the last N",
                 )
             },
             flag(
                 "newest",
                 None,
-                "of calls with the same id, consume only the newest",
+                "consume only the newest of calls with the same id",
             ),
             flag(
                 "dry-run",
                 Some('n'),
-                "say what would be done and write nothing",
+                "report what would be done, without writing",
             ),
         ],
         examples: &[(
             "plexum-openai mutate --workspace ~/agents/alice --keep-last 0 --dry-run",
-            "see what consuming all calls would free",
+            "show how much consuming all calls would free",
         )],
     },
     Subcommand {
@@ -436,15 +451,15 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         operand_completes: Completes::Directory,
         brief: "list the conversations of many agents",
         more: &[
-            "A line for each workspace that has a conversation, the one with the newest turn first: when that was, the tokens that the thread has used, how full its context is, the size of its rollout, the process that has a turn in it or the thread open, the thread and the workspace. With DIR, the workspaces in it and at most four directories below it; without, those that turns ran in, which the plugin keeps a list of beside its config file.",
+            "Prints a line for each workspace that has a conversation, sorted by the last turn, newest first: the time of the last turn, the tokens used by the thread, how full its context is, the size of its rollout, the process that runs a turn in the workspace or has the thread open, the thread and the workspace. With DIR, workspaces are searched for in DIR and up to four levels of directories below it. Without DIR, the list has the workspaces in which turns have run; the plugin records them in a file next to its config file.",
         ],
         flags: &[Flag {
-            more: "A list of objects with `workspace`, `thread`, `last_turn` (seconds since 1970), `tokens`, `context`, `rollout`, `rollout_bytes` and `held_by`; what is not known is null.",
+            more: "A list of objects with `workspace`, `thread`, `last_turn` (seconds since 1970), `tokens`, `context`, `rollout`, `rollout_bytes` and `held_by`; unknown values are null.",
             ..flag("json", None, "print the list as JSON")
         }],
         examples: &[(
             "plexum-openai threads",
-            "who was at work last, and how much is in their context",
+            "list the agents by their last turn, with the size of their contexts",
         )],
     },
     Subcommand {
@@ -452,9 +467,9 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         operands: "",
         max_operands: 0,
         operand_completes: Completes::Nothing,
-        brief: "lend the daemon's tools to codex (codex starts this)",
+        brief: "expose the daemon's tools to codex (codex starts this)",
         more: &[
-            "An MCP server on stdin and stdout that passes everything on to the running plugin's socket. `PLEXUM_MCP_SOCKET` and `PLEXUM_MCP_AGENT_ID` stand in for the flags; the flags win.",
+            "An MCP server on stdin and stdout that forwards all messages to the socket of the running plugin. The variables `PLEXUM_MCP_SOCKET` and `PLEXUM_MCP_AGENT_ID` can replace the flags; a flag takes precedence.",
         ],
         flags: &[
             valued(
@@ -462,14 +477,14 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 None,
                 "PATH",
                 Completes::File,
-                "the running plugin's socket",
+                "the socket of the running plugin",
             ),
             valued(
                 "agent-id",
                 Some('a'),
                 "ID",
                 Completes::Nothing,
-                "the agent whose tools these are",
+                "the agent to which the tools belong",
             ),
         ],
         examples: &[],
@@ -479,9 +494,9 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         operands: "",
         max_operands: 0,
         operand_completes: Completes::Nothing,
-        brief: "check what a turn needs and say how to fix what is wrong",
+        brief: "check the requirements of a turn and report how to fix problems",
         more: &[
-            "The config file, the codex executable, its login, its directory, the directory for sockets, the plugin in the daemon's profile if it is installed there, and the workspaces that are given. One line a check: `ok`, `warn` or `FAIL`, what was found, and behind a semicolon how to fix it, as a command to run or a key to set; a terminal gets long lines wrapped, a command whole on a line of its own. Exit status 1 if a check failed; nothing is changed.",
+            "Checks the config file, the codex executable, its login and its directory, the directory for sockets, the plugin in the daemon's profile if it is installed there, and the given workspaces. Each check prints one line: `ok`, `warn` or `FAIL`, the finding, and after a semicolon the fix, which is a command to run or a key to set. On a terminal long lines are wrapped, and a command is kept whole on its own line. The exit status is 1 if a check failed. Nothing is changed.",
         ],
         flags: &[
             Flag {
@@ -490,7 +505,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 ..WORKSPACE
             },
             Flag {
-                more: "One object: `ok`, whether none failed, and `checks`, each with `check`, `status` (`ok`, `warn` or `fail`) and `message`, and with `workspace` where it is about one.",
+                more: "One object: `ok`, true if no check failed, and `checks`, each with `check`, `status` (`ok`, `warn` or `fail`) and `message`, and `workspace` if the check is about one.",
                 ..flag("json", None, "print the checks as JSON")
             },
             COLOR,
@@ -498,11 +513,11 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         examples: &[
             (
                 "plexum-openai doctor --workspace ~/agents/alice",
-                "look before the first turn",
+                "check the setup before the first turn",
             ),
             (
                 "plexum-openai doctor -w ~/agents/alice -w ~/agents/bob",
-                "two agents at once",
+                "check two agents at once",
             ),
         ],
     },
@@ -513,7 +528,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         operand_completes: Completes::Nothing,
         brief: "print the plugin's manifest",
         more: &[
-            "What the daemon is told of this plugin: its name, version and executable, and the models of the config's `supported_models`.",
+            "The manifest describes this plugin to the daemon: its name, version and executable, and the models listed in `supported_models` in the config.",
         ],
         flags: &[],
         examples: &[(
@@ -528,7 +543,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         operand_completes: Completes::Words(&["bash", "zsh", "fish"]),
         brief: "print a shell's completion script",
         more: &[
-            "To be sourced, or put where the shell looks for completions. `make install` does that.",
+            "Source the script, or install it where the shell looks for completions, as `make install` does.",
         ],
         flags: &[],
         examples: &[
@@ -547,8 +562,8 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
         operands: "",
         max_operands: 0,
         operand_completes: Completes::Nothing,
-        brief: "print the man page's source",
-        more: &["In mdoc, the same that `make install` installs."],
+        brief: "print the source of this man page",
+        more: &["It is in mdoc format, the same file that `make install` installs."],
         flags: &[],
         examples: &[(
             "plexum-openai man | mandoc -a",

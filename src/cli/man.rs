@@ -1,7 +1,8 @@
 //! The man page `plexum-openai`(1), and tests that compare it with the tables.
 //!
 //! The page is written by hand in `man/plexum-openai.1`. Its subcommands, flags, arguments, config keys, environment
-//! variables, files and exit statuses must be those of the tables, in the same order; the prose is free.
+//! variables, files and exit statuses must be those of the tables, in the same order and with the same texts, to which
+//! the page can add more.
 
 /// The page's mdoc source.
 pub(crate) const PAGE: &str = include_str!("../../man/plexum-openai.1");
@@ -140,6 +141,77 @@ mod tests {
         ] {
             let names: Vec<_> = topics.iter().map(|(name, _)| (*name).to_owned()).collect();
             assert_eq!(items(section(heading), ".It "), names, "{heading}");
+        }
+    }
+
+    /// The page's text without markup and line breaks; a macro that prints no text is a `|`.
+    fn plain_page() -> String {
+        let mut text = String::new();
+        for line in PAGE.lines() {
+            let line = line
+                .replace("\\-", "-")
+                .replace("\\(ti", "~")
+                .replace("\\&", "")
+                .replace("\"\"", "\\(dq");
+            let words = match line.strip_prefix('.') {
+                None => line,
+                Some(line) => {
+                    let (name, words) = line.split_once(' ').unwrap_or((line, ""));
+                    match name {
+                        "Nm" if words.is_empty() => "plexum-openai".to_owned(),
+                        "Xr" => {
+                            let (page, rest) = words.split_once(' ').unwrap();
+                            let (section, end) = rest.split_once(' ').unwrap_or((rest, ""));
+                            format!("{page}({section}) {end}")
+                        }
+                        "Cm" | "Ev" | "No" | "Pa" | "Ql" => {
+                            words.replace(" Ns Ql ", "").replace('"', "")
+                        }
+                        "Po" => "(".to_owned(),
+                        "Pc" => format!(") {words}"),
+                        _ => "|".to_owned(),
+                    }
+                }
+            };
+            text.push_str(&words.replace("\\(dq", "\""));
+            text.push(' ');
+        }
+        comparable(&text)
+    }
+
+    /// A text without backquotes and the spaces around punctuation.
+    fn comparable(text: &str) -> String {
+        let mut text = text.replace('`', "");
+        for punctuation in [",", ".", ";", ":", ")"] {
+            text = text.replace(&format!(" {punctuation}"), punctuation);
+        }
+        text.replace("( ", "(")
+    }
+
+    #[test]
+    fn page_has_every_text_of_help() {
+        let page = plain_page();
+        let flags = flags::SUBCOMMANDS
+            .iter()
+            .flat_map(|command| command.flags)
+            .chain(flags::COMMON);
+        let briefs = flags::SUBCOMMANDS.iter().map(|command| command.brief);
+        let briefs = briefs
+            .chain(flags.clone().map(|flag| flag.brief))
+            .map(|brief| match brief.starts_with("codex") {
+                true => format!("{brief}."),
+                false => brief[..1].to_uppercase() + &brief[1..] + ".",
+            });
+        let paragraphs = flags::SUBCOMMANDS.iter().flat_map(|command| command.more);
+        let topics = [about::ENVIRONMENT, about::FILES, about::EXIT_STATUS];
+        let texts = flags
+            .map(|flag| flag.more)
+            .chain(paragraphs.chain(about::PROGRAM).copied())
+            .chain(config::KEYS.iter().map(|key| key.meaning))
+            .chain(topics.into_iter().flatten().map(|(_, meaning)| *meaning))
+            .map(str::to_owned);
+        for text in briefs.chain(texts) {
+            assert!(page.contains(&comparable(&text)), "{text}");
         }
     }
 
