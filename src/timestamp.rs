@@ -20,12 +20,26 @@ pub(crate) fn parse(timestamp: &str) -> Option<u64> {
     Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1000 + fraction)
 }
 
-/// The timestamp of this many milliseconds since 1970, with all three digits of the fraction.
-pub(crate) fn format(millis: u64) -> String {
-    let (seconds, millis) = (millis / 1000, millis % 1000);
-    let (year, month, day) = date_of_day(i64::try_from(seconds / 86_400).unwrap_or(i64::MAX / 2));
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+/// The timestamp of this many milliseconds since 1970, as ASCII; the year modulo 10000.
+pub(crate) fn format(millis: u64) -> [u8; 24] {
+    let seconds = millis / 1000;
+    let (year, month, day) = date_of_day(i64::try_from(seconds / 86_400).unwrap_or_default());
+    let mut text = *b"0000-00-00T00:00:00.000Z";
+    for (place, mut number) in [
+        (0..4, year.unsigned_abs()),
+        (5..7, month.into()),
+        (8..10, day.into()),
+        (11..13, seconds / 3600 % 24),
+        (14..16, seconds / 60 % 60),
+        (17..19, seconds % 60),
+        (20..23, millis % 1000),
+    ] {
+        for digit in text[place].iter_mut().rev() {
+            *digit += (number % 10) as u8;
+            number /= 10;
+        }
+    }
+    text
 }
 
 /// Year, month and day of a day counted from 1970-01-01, by Howard Hinnant's `civil_from_days`.
@@ -75,7 +89,7 @@ mod tests {
             "2000-02-29T23:59:59.999Z",
             "2026-11-21T12:07:52.075Z",
         ] {
-            assert_eq!(format(parse(text).unwrap()), text);
+            assert_eq!(format(parse(text).unwrap()), text.as_bytes());
         }
         assert_eq!(
             parse("2026-11-21T12:07:52"),

@@ -368,10 +368,12 @@ fn file_member(path: &Path) -> Vec<u8> {
     format!(",\"file\":{file}").into_bytes()
 }
 
-/// The JSON member with a record's time, from milliseconds since 1970: RFC 3339 in UTC, as in the rollout.
-fn time_member(at: Option<u64>) -> String {
-    at.map(|at| format!(",\"time\":\"{}\"", timestamp::format(at)))
-        .unwrap_or_default()
+/// Writes the JSON member with a record's time, given in milliseconds since 1970: RFC 3339 in UTC, as in the rollout.
+fn write_time(out: &mut impl Write, at: Option<u64>) -> io::Result<()> {
+    let Some(at) = at else { return Ok(()) };
+    out.write_all(b",\"time\":\"")?;
+    out.write_all(&timestamp::format(at))?;
+    out.write_all(b"\"")
 }
 
 /// How messages begin that codex itself adds in the user's role.
@@ -394,8 +396,11 @@ fn message_event(is_user: bool, text: &str, at: Option<u64>) -> Vec<u8> {
     }
     let role = if is_user { "user" } else { "assistant" };
     let text = serde_json::Value::from(text);
-    let time = time_member(at);
-    format!("{{\"type\":\"message\",\"role\":\"{role}\",\"text\":{text}{time}").into_bytes()
+    let mut event =
+        format!("{{\"type\":\"message\",\"role\":\"{role}\",\"text\":{text}").into_bytes();
+    // Writing to a `Vec` cannot fail.
+    let _ = write_time(&mut event, at);
+    event
 }
 
 /// How often a followed file is polled.
@@ -493,7 +498,7 @@ impl<W: Write> EventWriter<'_, W> {
         at: Option<u64>,
     ) -> io::Result<()> {
         write_open_result(self.out, id, content, is_error)?;
-        self.out.write_all(time_member(at).as_bytes())?;
+        write_time(self.out, at)?;
         self.close()
     }
 }
@@ -506,7 +511,7 @@ fn use_event(call: &Call<'_>, parent: Option<&str>) -> Vec<u8> {
     // Writing to a `Vec` cannot fail.
     let _ = write_use(&mut event, call, parent, None);
     event.pop();
-    event.extend_from_slice(time_member(call.at).as_bytes());
+    let _ = write_time(&mut event, call.at);
     event
 }
 
