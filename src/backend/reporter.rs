@@ -3,7 +3,7 @@
 
 use super::emitter::{Emitter, Step, StepKind, StepState};
 use super::recording::{Recording, Unprinted, emit_call_event, now};
-use super::{Account, TurnSpec, TurnStatus};
+use super::{Account, Outcome, TurnSpec, TurnStatus};
 use crate::canonical::{PlanItem, Status, Telemetry, TurnEvent, Usage};
 use crate::codex::failure::{self, Exit};
 use crate::codex::home;
@@ -367,20 +367,26 @@ pub(super) fn status_of_silent_end(
     })
 }
 
-/// Adds to a failed status the time when the turn can be retried. `message` is codex's message of the failure.
-pub(super) fn with_retry_at(
+/// The outcome of a turn. A failed one gets the time when it can be retried; `message` is codex's message of the
+/// failure.
+pub(super) fn outcome(
     spec: &TurnSpec<'_>,
     status: TurnStatus,
     message: Option<&str>,
-    account: &Account,
-    thread: Option<&str>,
-) -> TurnStatus {
-    match status {
+    account: Account,
+    thread: Option<String>,
+) -> Outcome {
+    let status = match status {
         TurnStatus::Failed(error) => {
-            let at = retry_at(spec, &error, message, &account.telemetry, thread);
+            let at = retry_at(spec, &error, message, &account.telemetry, thread.as_deref());
             TurnStatus::Failed(error.with_retry_at(at))
         }
         other => other,
+    };
+    Outcome {
+        status,
+        thread,
+        account,
     }
 }
 

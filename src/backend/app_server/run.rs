@@ -11,7 +11,7 @@ use super::texts::Texts;
 use crate::backend::child::Next;
 use crate::backend::emitter::Emitter;
 use crate::backend::reporter::{
-    Concluded, Limits, Reporter, StopCause, status_of_silent_end, warn_of_silence, with_retry_at,
+    Concluded, Limits, Reporter, StopCause, outcome, status_of_silent_end, warn_of_silence,
 };
 use crate::backend::steering::SteerMessage;
 use crate::backend::{Outcome, TurnSpec, TurnStatus};
@@ -731,17 +731,7 @@ impl AppServerRun<'_> {
             },
         };
         let failure_message = failure_message.as_deref();
-        Outcome {
-            status: with_retry_at(
-                self.spec,
-                status,
-                failure_message,
-                &account,
-                thread.as_deref(),
-            ),
-            thread,
-            account,
-        }
+        outcome(self.spec, status, failure_message, account, thread)
     }
 }
 

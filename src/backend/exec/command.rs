@@ -37,6 +37,24 @@ pub(crate) struct TurnArgs<'a> {
     pub(crate) workspace: &'a Path,
 }
 
+impl<'a> TurnArgs<'a> {
+    /// A turn in a new thread, without tools and options.
+    pub(crate) fn new(workspace: &'a Path, prompt: &'a str) -> TurnArgs<'a> {
+        TurnArgs {
+            thread: None,
+            model: "",
+            system: None,
+            system_in_thread: false,
+            images: &[],
+            schema: None,
+            reasoning_effort: None,
+            prompt,
+            tool_args: &[],
+            workspace,
+        }
+    }
+}
+
 /// Builds the command line of a turn.
 pub(crate) fn build(
     program: &Path,
@@ -312,18 +330,7 @@ mod tests {
     }
 
     fn call<'a>(prompt: &'a str) -> TurnArgs<'a> {
-        TurnArgs {
-            thread: None,
-            model: "",
-            system: None,
-            system_in_thread: false,
-            images: &[],
-            schema: None,
-            reasoning_effort: None,
-            prompt,
-            tool_args: &[],
-            workspace: Path::new("/w"),
-        }
+        TurnArgs::new(Path::new("/w"), prompt)
     }
 
     const HEAD: [&str; 3] = [

@@ -6,7 +6,7 @@ use super::translate::{Translator, TurnOutcome, Update};
 use crate::backend::child::{Child, CodexCommand, Next, OutputLine};
 use crate::backend::emitter::Emitter;
 use crate::backend::reporter::{
-    Concluded, Limits, Reporter, StopCause, status_of_silent_end, warn_of_silence, with_retry_at,
+    Concluded, Limits, Reporter, StopCause, outcome, status_of_silent_end, warn_of_silence,
 };
 use crate::backend::{Outcome, TurnSpec, TurnStatus, not_started};
 use crate::canonical::PlanItem;
@@ -156,17 +156,7 @@ impl ExecRun<'_> {
             Some(TurnOutcome::Failed(message)) => Some(message.as_str()),
             _ => translator.last_error(),
         };
-        Outcome {
-            status: with_retry_at(
-                self.spec,
-                status,
-                failure_message,
-                &account,
-                thread.as_deref(),
-            ),
-            thread,
-            account,
-        }
+        outcome(self.spec, status, failure_message, account, thread)
     }
 
     /// Reads codex's output to its end. Returns why it was stopped early, if it was.

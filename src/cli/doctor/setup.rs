@@ -144,7 +144,8 @@ impl Doctor<'_> {
         }
         // A turn's flags up to its `--`, with `--help` after them: codex prints the help only if it accepts all of the
         // flags. It validates settings and features later than that, so `features list` is run with those.
-        let mut flags = command::build(program, &self.config, self.places, &empty_turn()).args;
+        let turn = TurnArgs::new(Path::new("/"), "");
+        let mut flags = command::build(program, &self.config, self.places, &turn).args;
         flags.truncate(flags.iter().take_while(|flag| *flag != "--").count());
         let with_flags = |more: &[&str]| {
             let mut arguments = flags.clone();
@@ -199,22 +200,6 @@ impl Doctor<'_> {
                 || argument.starts_with("--profile=")
                 || (argument.starts_with("-p") && !argument.starts_with("--"))
         })
-    }
-}
-
-/// A turn without prompt, tools and options, to build the plain command line.
-fn empty_turn() -> TurnArgs<'static> {
-    TurnArgs {
-        thread: None,
-        model: "",
-        system: None,
-        system_in_thread: false,
-        images: &[],
-        schema: None,
-        reasoning_effort: None,
-        prompt: "",
-        tool_args: &[],
-        workspace: Path::new("/"),
     }
 }
 
