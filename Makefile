@@ -68,7 +68,7 @@ CODEX_NEWEST := $(lastword $(CODEX_VERSIONS))
 build:
 	cargo build --release --locked
 
-## demo: two turns of one conversation with the real codex and a model on loopback; no account
+## demo: three turns of one conversation with the real codex and a model on loopback; no account
 demo: codex-newest
 	@codex=(target/codex/$(CODEX_NEWEST)/node_modules/@openai/codex-*/vendor/*/bin/codex)
 	[ -x "$${codex[0]}" ] || { echo "The demo runs the real codex, and there is none." >&2; exit 1; }

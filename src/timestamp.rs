@@ -2,22 +2,67 @@
 
 /// Milliseconds since 1970 of a timestamp like `2026-11-21T12:07:52.075Z`; the fraction and the `Z` may be missing.
 pub(crate) fn parse(timestamp: &str) -> Option<u64> {
-    let part = |place: std::ops::Range<usize>| timestamp.get(place)?.parse::<u64>().ok();
-    let (year, month, day) = (part(0..4)?, part(5..7)?, part(8..10)?);
-    let (hour, minute, second) = (part(11..13)?, part(14..16)?, part(17..19)?);
-    let fraction = part(20..23).unwrap_or_default();
+    let text = timestamp.strip_suffix('Z').unwrap_or(timestamp);
+    let (text, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let [
+        _,
+        _,
+        _,
+        _,
+        b'-',
+        _,
+        _,
+        b'-',
+        _,
+        _,
+        b'T',
+        _,
+        _,
+        b':',
+        _,
+        _,
+        b':',
+        _,
+        _,
+    ] = *text.as_bytes()
+    else {
+        return None;
+    };
+    let part = |start: usize, end: usize| number(text.get(start..end)?);
+    let (year, month, day) = (part(0, 4)?, part(5, 7)?, part(8, 10)?);
+    let (hour, minute, second) = (part(11, 13)?, part(14, 16)?, part(17, 19)?);
+    // A leap second is 60.
+    if !(1..=12).contains(&month)
+        || !(1..=31).contains(&day)
+        || hour > 23
+        || minute > 59
+        || second > 60
+    {
+        return None;
+    }
+    let digits = &fraction[..fraction.len().min(3)];
+    let scale = [0, 100, 10, 1][digits.len()];
+    let millis = if digits.is_empty() {
+        0
+    } else {
+        number(digits)? * scale
+    };
+    number(fraction).or(fraction.is_empty().then_some(0))?;
     // Days of the civil calendar; years begin in March, so that the leap day is the last one.
     let (year, month) = if month > 2 {
         (year, month - 3)
     } else {
         (year.checked_sub(1)?, month + 9)
     };
-    let days = year * 365 + year / 4 - year / 100
-        + year / 400
-        + (month * 153 + 2) / 5
-        + day.checked_sub(1)?;
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1;
     let days = days.checked_sub(719_468)?;
-    Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1000 + fraction)
+    Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1000 + millis)
+}
+
+/// A number of decimal digits alone.
+fn number(digits: &str) -> Option<u64> {
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| digits.parse().ok()).flatten()
 }
 
 /// The timestamp of this many milliseconds since 1970, as ASCII; the year modulo 10000.
@@ -95,6 +140,31 @@ mod tests {
             parse("2026-11-21T12:07:52"),
             parse("2026-11-21T12:07:52.000Z")
         );
-        assert_eq!(parse("yesterday"), None);
+        assert_eq!(
+            parse("2026-11-21T12:07:52.5"),
+            parse("2026-11-21T12:07:52.500Z")
+        );
+        assert_eq!(
+            parse("2026-11-21T12:07:52.0751Z"),
+            parse("2026-11-21T12:07:52.075Z")
+        );
+        for text in [
+            "",
+            "yesterday",
+            "1969-12-31T23:59:59Z",
+            "2026-13-21T12:07:52Z",
+            "2026-00-21T12:07:52Z",
+            "2026-11-32T12:07:52Z",
+            "2026-11-21T24:07:52Z",
+            "2026-11-21T12:60:52Z",
+            "2026-11-21T12:07:61Z",
+            "2026-+1-+1T+1:+1:+1Z",
+            "2026-11-21T12:07:52.+99Z",
+            "2026-11-21T12:07:52.123+02:00",
+            "2026-11-21T12:07:52.é",
+            "2026-11-21 12:07:52Z",
+        ] {
+            assert_eq!(parse(text), None, "{text}");
+        }
     }
 }

@@ -366,7 +366,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 "list the ids of the tool calls, for 'mutate'",
             ),
             (
-                "plexum-openai parse-rollout -w ~/agents/alice --follow --messages | jq -r .text",
+                "plexum-openai parse-rollout -w ~/agents/alice --follow --messages | jq -r '.text // .name // empty'",
                 "follow the conversation",
             ),
         ],

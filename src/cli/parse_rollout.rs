@@ -33,7 +33,7 @@ pub(crate) fn run(
 ) -> Result<u8> {
     let sources = sources(parsed)?;
     let screen = Screen::of_stdout(parsed)?;
-    let options = Options::of(parsed, sources.len())?;
+    let options = Options::of(parsed, &sources)?;
     let mut terminal;
     let stdout: &mut (dyn Write + Send) = if options.is_json && io::stdout().is_terminal() {
         terminal = columns::JsonTerminal::new(stdout);
@@ -57,6 +57,8 @@ pub(crate) fn run(
     }
     let result = match (options.is_summary, options.is_json) {
         (false, _) => Ok(()),
+        // That there are no calls is not known.
+        _ if status != 0 && summary.is_empty() => Ok(()),
         (true, true) => summary.write_json(&mut out, options.group_by),
         (true, false) => summary.write_table(&mut out, &screen, options.group_by),
     };
@@ -80,7 +82,7 @@ struct Options<'a> {
 impl Options<'_> {
     /// # Errors
     /// [`Kind::Usage`].
-    fn of(parsed: &Parsed, sources: usize) -> Result<Options<'_>> {
+    fn of<'a>(parsed: &'a Parsed, sources: &[RolloutSource]) -> Result<Options<'a>> {
         let group_by = match parsed.text("by")? {
             None | Some("call") => GroupBy::Call,
             Some("tool") => GroupBy::Tool,
@@ -95,8 +97,13 @@ impl Options<'_> {
                 "'--messages' and '--follow' are for events and not for a summary",
             ));
         }
-        if follow && sources > 1 {
+        if follow && sources.len() > 1 {
             return Err(usage("'--follow' takes one rollout"));
+        }
+        if follow && sources.iter().any(RolloutSource::is_packed) {
+            return Err(usage(
+                "'--follow' cannot read a packed rollout, which does not grow",
+            ));
         }
         Ok(Options {
             is_summary,
@@ -109,7 +116,7 @@ impl Options<'_> {
             all: parsed.has("all"),
             messages,
             follow,
-            with_file: sources > 1,
+            with_file: sources.len() > 1,
         })
     }
 
@@ -197,6 +204,7 @@ impl Options<'_> {
             out,
             calls: Calls::default(),
             all: self.all,
+            messages: self.messages,
             filter: &self.filter,
             file: self.with_file.then(|| file_member(&source.path())),
             evicted: 0,
@@ -466,6 +474,8 @@ struct EventWriter<'a, W> {
     calls: Calls<Vec<u8>>,
     /// Whether calls without an output are printed too.
     all: bool,
+    /// Whether messages are printed too.
+    messages: bool,
     filter: &'a CallFilter<'a>,
     /// The `file` member of each event, where there are several files.
     file: Option<Vec<u8>>,
@@ -530,7 +540,11 @@ impl<W: Write> RecordSink for EventWriter<'_, W> {
     fn take(&mut self, RecordAndEvent(record, event): RecordAndEvent<'_>) -> io::Result<()> {
         let filter = self.filter;
         if let Record::Message { .. } = record {
-            return self.write(&event);
+            // The head of a line that codex has not written need not show that it is a message.
+            return match self.messages {
+                true => self.write(&event),
+                false => Ok(()),
+            };
         }
         let matched = self
             .calls

@@ -92,6 +92,10 @@ impl Screen {
 }
 
 impl Summary {
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// Adds a call and returns the index of its row.
     pub(super) fn add_call(&mut self, call: &Call<'_>) -> usize {
         let mut arguments = Vec::new();

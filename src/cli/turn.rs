@@ -217,13 +217,15 @@ fn request(parsed: &Parsed) -> Result<TurnRequest> {
                 error,
             )
         };
-        // Opening a FIFO could block for ever: it is not opened here, but rejected with the turn's other bad images.
-        if path.metadata().map_err(unreadable)?.is_file() {
-            os::open_options()
-                .read(true)
-                .open(&path)
-                .map_err(unreadable)?;
+        // Opening a FIFO could block for ever.
+        if !path.metadata().map_err(unreadable)?.is_file() {
+            let message = format!("the image '{}' is not a regular file", path.display());
+            return Err(Error::new(Kind::Io, message));
         }
+        os::open_options()
+            .read(true)
+            .open(&path)
+            .map_err(unreadable)?;
         prompt.push(PromptBlock::Image(Image {
             name: path
                 .file_name()

@@ -493,6 +493,9 @@ impl Turn<'_> {
     }
 }
 
+/// Why codex starts no thread in a directory (0.135 and 0.169).
+pub(crate) const NOT_UTF8: &str = "its path is not valid UTF-8, which codex requires";
+
 /// Creates the workspace if it is missing. Returns its canonical path.
 ///
 /// # Errors
@@ -506,6 +509,10 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
         )
     };
     os::check_owner("the workspace", workspace)?;
+    if workspace.to_str().is_none() {
+        let what = format!("cannot use the workspace '{}'", workspace.display());
+        return Err(Error::new(Kind::Params, format!("{what}: {NOT_UTF8}")));
+    }
     std::fs::create_dir_all(workspace).map_err(|error| {
         failed(match error.kind() {
             // A file or a dangling link has its name.

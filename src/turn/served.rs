@@ -1,7 +1,8 @@
 //! The list of the workspaces that turns ran in, beside the config file, for an overview of many agents.
 //!
-//! A line is a path as a JSON string, the newest last; duplicates occur only if two processes add a path at the same
-//! time. A path that is not UTF-8 has no JSON and is not listed. No turn depends on the list: one that cannot be written is only logged.
+//! A line is a path as a JSON string, the newest last; duplicates occur only if two turns add a path at the same time.
+//! A path that is not UTF-8 has no JSON and is not listed. No turn depends on the list: one that cannot be written is
+//! only logged.
 
 use crate::os::open_regular_file;
 use std::collections::HashSet;
@@ -21,31 +22,37 @@ const MAX_BYTES: u64 = 1 << 20;
 /// # Errors
 /// The operating system's. If the directory is missing or another user's, nothing is written, without an error.
 pub(super) fn add(plugin_directory: &Path, workspace: &Path) -> io::Result<()> {
-    // The workspaces that this process has added: most turns run in one of them.
-    static KNOWN: Mutex<Option<HashSet<PathBuf>>> = Mutex::new(None);
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = known.get_or_insert_default();
-    if !known.contains(workspace) {
-        add_to_file(plugin_directory, workspace)?;
-        known.insert(workspace.to_owned());
+    // The workspaces that this process has found in the list: most turns run in one of them.
+    static LISTED: Mutex<Option<HashSet<PathBuf>>> = Mutex::new(None);
+    let listed = || LISTED.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_listed = listed().get_or_insert_default().contains(workspace);
+    // The list may have been removed since.
+    if !is_listed || !plugin_directory.join(FILE).exists() {
+        if !add_to_file(plugin_directory, workspace)? {
+            return Ok(());
+        }
+        listed()
+            .get_or_insert_default()
+            .insert(workspace.to_owned());
     }
     Ok(())
 }
 
-fn add_to_file(plugin_directory: &Path, workspace: &Path) -> io::Result<()> {
+/// Returns whether the workspace is in the file.
+fn add_to_file(plugin_directory: &Path, workspace: &Path) -> io::Result<bool> {
     let Some(new_line) = line(workspace) else {
-        return Ok(());
+        return Ok(false);
     };
     let Ok(found) = plugin_directory.metadata() else {
-        return Ok(());
+        return Ok(false);
     };
     if found.uid() != crate::os::user_id() {
-        return Ok(());
+        return Ok(false);
     }
     let path = plugin_directory.join(FILE);
     let listed = list(plugin_directory)?;
     if listed.iter().any(|other| other == workspace) {
-        return Ok(());
+        return Ok(true);
     }
     if path.metadata().is_ok_and(|file| file.len() > MAX_BYTES) {
         // The older half is most likely out of use.
@@ -64,7 +71,8 @@ fn add_to_file(plugin_directory: &Path, workspace: &Path) -> io::Result<()> {
         .create(true)
         .mode(0o600)
         .open(&path)?;
-    file.write_all(&new_line)
+    file.write_all(&new_line)?;
+    Ok(true)
 }
 
 /// The listed workspaces, the newest last; none if the file is missing.
@@ -114,6 +122,11 @@ mod tests {
         add(plugin, Path::new("/w/1")).unwrap();
         let listed = list(plugin).unwrap();
         assert_eq!(listed, ["/w/a b", "/w/x\ny", "/w/1"].map(PathBuf::from));
+        // A list that was removed, and a directory that was missing before.
+        std::fs::remove_file(plugin.join(FILE)).unwrap();
+        add(plugin, Path::new("/w/1")).unwrap();
+        add(plugin, Path::new("/w/0")).unwrap();
+        assert_eq!(list(plugin).unwrap(), ["/w/1", "/w/0"].map(PathBuf::from));
         let many: Vec<u8> = (0..80_000)
             .flat_map(|number| line(Path::new(&format!("/other/{number}"))).unwrap())
             .collect();

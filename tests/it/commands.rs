@@ -4,8 +4,10 @@
 use crate::support::{Cli, LIMIT, Lab, cli};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::Value;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 
 #[test]
 fn ignores_closed_stdout() {
@@ -124,6 +126,28 @@ fn rejects_unusable_workspace_and_creates_none_on_usage_error() {
         assert_ne!(output.status, 0, "{output:?}");
         assert!(!lab.path("workspace/new").exists(), "{wrong:?}");
     }
+}
+
+#[test]
+fn rejects_image_and_workspace_that_cannot_be_used() {
+    let lab = Lab::fake(Value::Null);
+    let root = lab.root().to_owned();
+    let output = Cli::new(&lab, ["turn", "hi", "-i"]).arg(&root).run();
+    let expected = format!("the image '{}' is not a regular file", root.display());
+    assert_eq!((output.status, output.stdout.as_str()), (1, ""));
+    assert!(output.stderr.contains(&expected), "{output:?}");
+
+    let workspace = root.join(OsStr::from_bytes(b"w\xff"));
+    for command in [&["turn", "hi", "-w"][..], &["doctor", "-w"]] {
+        let output = Cli::new(&lab, command.iter().copied())
+            .arg(&workspace)
+            .run();
+        let said = output.stdout + &output.stderr;
+        assert!(said.contains("is not valid UTF-8"), "{said}");
+        assert_ne!(output.status, 0, "{said}");
+        assert!(!workspace.exists());
+    }
+    assert!(lab.fake_runs().is_empty());
 }
 
 #[test]

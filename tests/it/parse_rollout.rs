@@ -1159,6 +1159,33 @@ fn follows_growing_rollout() {
 }
 
 #[test]
+fn prints_no_message_unasked() {
+    let lab = Lab::fake(Value::Null);
+    // Not in the order and without the spaces that codex writes: only the whole record shows what it is.
+    let line = r#"{ "payload": {"content": [{"text": "hi"}], "role": "user", "type": "message"}, "type": "response_item" }"#;
+    let messages = |arguments: &[&str]| {
+        let run = Cli::new(&lab, ["parse-rollout"]).args(arguments);
+        run.stdin(format!("{line}\n")).run().stdout
+    };
+    assert_eq!(messages(&[]), "");
+    assert_eq!(messages(&["--errors", "--all"]), "");
+    let expected = "{\"type\":\"message\",\"role\":\"user\",\"text\":\"hi\"}\n";
+    assert_eq!(messages(&["--messages"]), expected);
+}
+
+#[test]
+fn summarizes_no_unreadable_rollout() {
+    let lab = Lab::fake(Value::Null);
+    let file = lab.path("text");
+    fs::write(&file, "text\n").unwrap();
+    let output = Cli::new(&lab, ["parse-rollout", "--summary"])
+        .arg(&file)
+        .run();
+    assert_eq!((output.status, output.stdout.as_str()), (1, ""));
+    assert!(output.stderr.contains("is not a rollout"), "{output:?}");
+}
+
+#[test]
 fn rejects_contradicting_flags() {
     let lab = Lab::fake(Value::Null);
     for (arguments, told) in [
@@ -1175,6 +1202,7 @@ fn rejects_contradicting_flags() {
             "'--by size' is neither 'call' nor 'tool'",
         ),
         (&["--follow", "a", "b"], "'--follow' takes one rollout"),
+        (&["--follow", "a.jsonl.zst"], "cannot read a packed rollout"),
     ] {
         let output = Cli::new(&lab, ["parse-rollout"]).args(arguments).run();
         assert_eq!((output.status, output.stdout.as_str()), (2, ""));

@@ -160,6 +160,11 @@ fn push_model(
         args.extend(["-c".into(), setting.into()]);
     }
     if let Some(tier) = model_args.and_then(|args| args.service_tier.as_deref()) {
+        if extra.sets("service_tier") {
+            warnings.push(format!(
+                "\"extra_args\" in the config sets service_tier, which replaces the '{tier}' of \"model_args\""
+            ));
+        }
         let setting = format!("service_tier={}", toml::string(tier));
         args.extend(["-c".into(), setting.into()]);
     }

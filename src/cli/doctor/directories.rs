@@ -7,6 +7,7 @@ use crate::error::reason;
 use crate::os::{self, Access, check_owner};
 use crate::paths::Paths;
 use crate::shell;
+use crate::turn::NOT_UTF8;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -142,6 +143,9 @@ fn check_home(places: &Paths, home: &Path, is_named: bool) -> Result<String, Str
 /// Checks a workspace's directory; returns the message of the check.
 pub(super) fn check_workspace(places: &Paths, workspace: &Path) -> Result<String, String> {
     let shown = workspace.display();
+    if workspace.to_str().is_none() {
+        return Err(format!("cannot use {shown}: {NOT_UTF8}; give another one"));
+    }
     match fs::metadata(workspace) {
         Ok(found) if !found.is_dir() => {
             Err(format!("{shown} is not a directory; give another one"))

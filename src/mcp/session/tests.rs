@@ -342,7 +342,7 @@ fn answers_each_kind_of_message() {
             no(
                 "null",
                 REQUEST,
-                "no request: invalid type: integer `7`, expected struct Envelope at line 1 column 1",
+                "no request: invalid type: integer `7`, expected an object at line 1 column 1",
             ),
         ),
         ("{}", no("null", REQUEST, "`jsonrpc` must be \"2.0\"")),
