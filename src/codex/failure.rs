@@ -30,7 +30,7 @@ impl Exit {
         match (self.status.code(), self.status.signal()) {
             (Some(code), _) => format!("exit status {code}"),
             (None, Some(signal)) => format!("killed by {}", os::signal_name(signal)),
-            (None, None) => "ended in an unknown way".to_owned(),
+            (None, None) => "unknown status".to_owned(),
         }
     }
 }
@@ -40,7 +40,10 @@ pub(crate) fn from_message(message: &str) -> Error {
     let said = ParsedFailure::parse(message);
     let kind = said.kind().unwrap_or(Kind::TurnFailed);
     let error = if message.trim().is_empty() {
-        Error::new(kind, "codex said that the turn failed, and nothing more")
+        Error::new(
+            kind,
+            "codex reported that the turn failed, without a reason",
+        )
     } else {
         Error::new(kind, readable(message))
     };
@@ -59,7 +62,7 @@ pub(crate) fn from_exit(exit: &Exit, last_error: Option<&str>) -> Error {
         }
         return Error::new(
             Kind::CodexFailed,
-            format!("codex ended ({how}) after it had said: {}", said.message()),
+            format!("codex ended ({how}) after it reported: {}", said.message()),
         );
     }
     let stderr = exit.stderr.trim();
@@ -67,7 +70,7 @@ pub(crate) fn from_exit(exit: &Exit, last_error: Option<&str>) -> Error {
         return Error::new(
             Kind::CodexFailed,
             format!(
-                "codex ended ({how}) without an event that says why, and wrote nothing to stderr"
+                "codex ended ({how}) without an event that states the reason, and wrote nothing to stderr"
             ),
         );
     }
@@ -310,7 +313,7 @@ fn finish(error: Error, said: &ParsedFailure) -> Error {
         Kind::Network => error.with_retryable(!matches!(said.status, Some(404 | 405 | 407 | 511))),
         Kind::CodexFailed if has(text, &DATABASE_LOCKED) => error.with_retryable(true),
         Kind::CodexFailed if has(text, &REFUSED_ARGUMENTS) => error.hint(
-            "codex refuses its arguments: 'plexum-openai doctor' looks at \"extra_args\" in the config",
+            "codex rejects its arguments: 'plexum-openai doctor' checks \"extra_args\" in the config",
         ),
         Kind::CodexFailed if has(text, &SERVER_FAILED) => error.hint(
             "it is a server of codex's own config: see \"mcp_servers\" in codex's 'config.toml'",
@@ -1235,7 +1238,7 @@ mod tests {
                 exit(0, ""),
                 None,
                 Kind::CodexFailed,
-                "codex ended (exit status 0) without an event that says why, and wrote nothing to stderr",
+                "codex ended (exit status 0) without an event that states the reason, and wrote nothing to stderr",
             ),
             (
                 exit(9, "a\nb"),
@@ -1247,7 +1250,7 @@ mod tests {
                 exit(256, ""),
                 Some("odd"),
                 Kind::CodexFailed,
-                "codex ended (exit status 1) after it had said: odd",
+                "codex ended (exit status 1) after it reported: odd",
             ),
             (
                 exit(256, "Error: thread 01 already has an active writer"),
@@ -1267,7 +1270,7 @@ mod tests {
                     "Reconnecting... 1/3 (exceeded retry limit, last status: 429 Too Many Requests)",
                 ),
                 Kind::CodexFailed,
-                "codex ended (killed by SIGKILL) after it had said: Reconnecting... 1/3 (exceeded retry limit, last status: 429 Too Many Requests)",
+                "codex ended (killed by SIGKILL) after it reported: Reconnecting... 1/3 (exceeded retry limit, last status: 429 Too Many Requests)",
             ),
             (
                 exit(9, "Error: not logged in"),

@@ -54,14 +54,14 @@ pub(crate) fn untried(version: CodexVersion) -> Option<String> {
     let shown = |(major, minor, patch): CodexVersion| format!("{major}.{minor}.{patch}");
     if version < OLDEST {
         return Some(format!(
-            "codex is version {}, and {} is the least that is supported",
+            "codex is version {}, older than {}, the oldest supported version",
             shown(version),
             shown(OLDEST)
         ));
     }
     (version > NEWEST_TRIED).then(|| {
         format!(
-            "codex is version {}, newer than {}, the newest that this program was tried with",
+            "codex is version {}, newer than {}, the newest version that this program was tested with",
             shown(version),
             shown(NEWEST_TRIED)
         )
@@ -122,7 +122,7 @@ pub(crate) fn find_codex(binary: &str, config: &Config, places: &Paths) -> Resul
                 path.to_string_lossy()
             ))
             .hint(format!(
-                "install it, or {} to its absolute path; 'plexum-openai doctor' helps",
+                "install it, or {} to its absolute path; 'plexum-openai doctor' checks the setup",
                 hint()
             ))
         })?
@@ -186,7 +186,7 @@ fn check(file: &Path, path: &OsStr) -> std::result::Result<(), String> {
     }
     match head.strip_prefix(b"\x7fELF") {
         Some(_) if runs_here(head) => Ok(()),
-        Some(_) => Err("it is an executable for another kind of machine".to_owned()),
+        Some(_) => Err("it is an executable for another architecture".to_owned()),
         None => Err("it is neither a program nor a script with a `#!` line".to_owned()),
     }
 }
@@ -273,20 +273,20 @@ mod tests {
         for (text, expected) in [
             (
                 "0.134.9",
-                Some("codex is version 0.134.9, and 0.135.0 is the least that is supported"),
+                Some("codex is version 0.134.9, older than 0.135.0, the oldest supported version"),
             ),
             ("0.135.0", None),
             ("0.171.0", None),
             (
                 "0.171.1-alpha.2",
                 Some(
-                    "codex is version 0.171.1, newer than 0.171.0, the newest that this program was tried with",
+                    "codex is version 0.171.1, newer than 0.171.0, the newest version that this program was tested with",
                 ),
             ),
             (
                 "1.0.0",
                 Some(
-                    "codex is version 1.0.0, newer than 0.171.0, the newest that this program was tried with",
+                    "codex is version 1.0.0, newer than 0.171.0, the newest version that this program was tested with",
                 ),
             ),
         ] {
@@ -341,7 +341,7 @@ mod tests {
             ),
             ("gone", "its interpreter '/no/such/interpreter' is missing"),
             ("directory", "it is a directory"),
-            ("other", "another kind of machine"),
+            ("other", "another architecture"),
         ] {
             let path = directory.path().join(name);
             let error = find_codex(path.to_str().unwrap(), &config, &places).unwrap_err();

@@ -56,7 +56,7 @@ pub(crate) fn find_rollouts(home: &Path, thread: &str) -> Result<Vec<PathBuf>> {
     if !is_thread_id(thread) {
         return Err(Error::new(
             Kind::Params,
-            format!("'{thread}' is not a thread id: a UUID was expected"),
+            format!("'{thread}' is not a thread id: expected a UUID"),
         ));
     }
     let search = RolloutSearch::new(thread);
@@ -95,7 +95,7 @@ fn only(thread: &str, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>> {
                 names.join(", ")
             ),
         )
-        .hint("move away those that codex has not written"));
+        .hint("move away the ones that codex did not write"));
     }
     Ok(found.pop())
 }
@@ -108,9 +108,9 @@ pub(crate) fn is_packed(path: &Path) -> bool {
 fn packed(path: &Path) -> Error {
     Error::new(
         Kind::Busy,
-        format!("the rollout '{}' is packed", path.display()),
+        format!("the rollout '{}' is compressed", path.display()),
     )
-    .hint("codex unpacks it when the thread is resumed: try again after the next turn")
+    .hint("codex decompresses it when the thread is resumed: try again after the next turn")
 }
 
 /// Whether codex has archived this rollout.
@@ -493,7 +493,7 @@ mod tests {
             assert_eq!(
                 error.message(),
                 format!(
-                    "thread {ID} has more than one rollout: '{first}', '{second}'; move away those that codex has not written"
+                    "thread {ID} has more than one rollout: '{first}', '{second}'; move away the ones that codex did not write"
                 )
             );
         }
@@ -509,7 +509,9 @@ mod tests {
         let error = find_rollout(home.path(), ID).unwrap_err();
         assert_eq!((error.kind(), error.retryable()), (Kind::Busy, true));
         assert!(
-            error.message().contains("is packed; codex unpacks it"),
+            error
+                .message()
+                .contains("is compressed; codex decompresses it"),
             "{error}"
         );
         assert_eq!(find_rollout_or_packed(home.path(), ID).unwrap(), Some(path));

@@ -31,7 +31,7 @@ pub(crate) fn check_prompt_length(prompt: &str) -> Result<()> {
     }
     Err(Error::new(
         Kind::Params,
-        format!("the prompt has {length} characters, and codex takes at most {LONGEST_PROMPT}"),
+        format!("the prompt has {length} characters, and codex accepts at most {LONGEST_PROMPT}"),
     ))
 }
 

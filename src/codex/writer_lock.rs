@@ -40,7 +40,7 @@ impl WriterLock {
         if !is_thread_id(thread) {
             return Err(Error::new(
                 Kind::Params,
-                format!("'{thread}' is not a thread id: a UUID was expected"),
+                format!("'{thread}' is not a thread id: expected a UUID"),
             ));
         }
         let thread = thread.to_ascii_lowercase();
@@ -126,8 +126,9 @@ pub(crate) fn check_coordination_lock(home: &Path) -> Result<()> {
 pub(crate) fn open_writer(path: &Path, inode: (u64, u64)) -> Result<Option<u32>> {
     if !crate::os::has_proc() {
         let path = path.display();
-        let message =
-            format!("cannot see who has '{path}' open for writing: '/proc' is not mounted");
+        let message = format!(
+            "cannot determine which process has '{path}' open for writing: '/proc' is not mounted"
+        );
         return Err(Error::new(Kind::Io, message).hint("mount it: mount -t proc proc /proc"));
     }
     let Some(name) = path.file_name() else {
@@ -138,7 +139,7 @@ pub(crate) fn open_writer(path: &Path, inode: (u64, u64)) -> Result<Option<u32>>
         let path = path.display();
         Error::os(
             Kind::Io,
-            format!("cannot see who has '{path}' open for writing: '/proc'"),
+            format!("cannot determine which process has '{path}' open for writing: '/proc'"),
             error,
         )
     })?;

@@ -74,7 +74,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return match path.is_symlink() {
-                true => Err(unreadable(&"it is a link that leads nowhere")),
+                true => Err(unreadable(&"it is a dangling symbolic link")),
                 false => Ok(None),
             };
         }
@@ -98,7 +98,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
         .map_err(|error| unreadable(&reason(&error)))?;
     if bytes.len() as u64 > MAX_SIZE {
         return Err(unreadable(
-            &"it is larger than 1 MiB, so it can be no config file",
+            &"it is larger than 1 MiB, which is too large for a config file",
         ));
     }
     Ok(Some(bytes))
@@ -127,7 +127,7 @@ pub(crate) fn parse(text: &str) -> std::result::Result<(Config, Vec<String>), St
                 None => &message,
             };
             match key.take() {
-                Some(name) if error.is_data() => format!("{position}'{name}' is wrong: {message}"),
+                Some(name) if error.is_data() => format!("{position}'{name}': {message}"),
                 _ => format!("{position}{message}"),
             }
         })?;
@@ -263,35 +263,35 @@ mod tests {
         check_error("{", "1:1: EOF while parsing an object");
         check_error(
             "{\n  \"binary\": 3\n}",
-            "2:13: 'binary' is wrong: invalid type: integer `3`, expected a string that is not empty",
+            "2:13: 'binary': invalid type: integer `3`, expected a string that is not empty",
         );
         check_error(
             "{\"binary\":\"\"}",
-            "1:12: 'binary' is wrong: invalid value: string \"\", expected a string that is not empty",
+            "1:12: 'binary': invalid value: string \"\", expected a string that is not empty",
         );
         check_error(
             "{\"extra_args\":\"-x\"}",
-            "1:18: 'extra_args' is wrong: invalid type: string \"-x\", expected a list of strings",
+            "1:18: 'extra_args': invalid type: string \"-x\", expected a list of strings",
         );
         check_error(
             "{\"extra_args\":[1]}",
-            "1:16: 'extra_args' is wrong: invalid type: integer `1`, expected a string",
+            "1:16: 'extra_args': invalid type: integer `1`, expected a string",
         );
         check_error(
             "{\"env\":{\"A\":true}}",
-            "1:16: 'env' is wrong: invalid type: boolean `true`, expected a string",
+            "1:16: 'env': invalid type: boolean `true`, expected a string",
         );
         check_error(
             "{\"idle_timeout_secs\":-5}",
-            "1:23: 'idle_timeout_secs' is wrong: invalid type: integer `-5`, expected a whole number of seconds, 0 for never",
+            "1:23: 'idle_timeout_secs': invalid type: integer `-5`, expected a whole number of seconds, 0 for never",
         );
         check_error(
             "{\"prompt_via\":\"pipe\"}",
-            "1:20: 'prompt_via' is wrong: invalid value: string \"pipe\", expected one of \"stdin\", \"arg\"",
+            "1:20: 'prompt_via': invalid value: string \"pipe\", expected one of \"stdin\", \"arg\"",
         );
         check_error(
             "{\"tool_events\":\"yes\"}",
-            "1:20: 'tool_events' is wrong: invalid type: string \"yes\", expected true or false",
+            "1:20: 'tool_events': invalid type: string \"yes\", expected true or false",
         );
         check_error(
             "{\"binary\":\"a\",\n\"binary\":\"b\"}",
@@ -304,7 +304,7 @@ mod tests {
         check_error("{} x", "1:4: trailing characters");
         check_error(
             "{\"env\":{\"A=B\":\"\"}}",
-            "1:18: 'env' is wrong: 'A=B' cannot be the name of an environment variable",
+            "1:18: 'env': 'A=B' cannot be the name of an environment variable",
         );
         check_error(
             &format!("{{\"x\":{}", "[".repeat(10_000)),

@@ -263,7 +263,7 @@ pub(crate) fn check_owner(what: &str, path: &Path) -> Result<()> {
     let error = Error::new(
         Kind::Io,
         format!(
-            "{what} '{}' belongs to {}, and this runs as {}, whose files that user could not write",
+            "{what} '{}' belongs to {}, but this program runs as {}, whose files that user could not write",
             path.display(),
             user_name(owner),
             user_name(me)

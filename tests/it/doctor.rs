@@ -244,7 +244,7 @@ fn reports_binary_that_is_not_codex() {
         "codex",
         "fail",
         &format!(
-            "'{} --version' does not tell codex's version but \"git version 2.39.5\"; set \"binary\" in <lab>/profile/plugins/plexum-openai-provider/config.json",
+            "'{} --version' prints \"git version 2.39.5\" instead of codex's version; set \"binary\" in <lab>/profile/plugins/plexum-openai-provider/config.json",
             lab.codex().display()
         ),
     );
@@ -280,7 +280,7 @@ fn reports_unsupported_codex_version() {
             "codex",
             "fail",
             &format!(
-                "<lab>/{directory}/codex is version 0.98.0, and 0.135.0 is the least that is supported; run: npm {arguments}"
+                "<lab>/{directory}/codex is version 0.98.0, older than 0.135.0, the oldest supported version; run: npm {arguments}"
             ),
         );
     }
@@ -296,7 +296,7 @@ fn reports_relative_path_to_codex() {
         &lab,
         "systemd",
         "warn",
-        "'./codex' is looked for in the directory that the daemon is started in; set \"binary\": \"<lab>/workspace/codex\" in <lab>/profile/plugins/plexum-openai-provider/config.json",
+        "'./codex' is relative to the directory in which the daemon is started; set \"binary\": \"<lab>/workspace/codex\" in <lab>/profile/plugins/plexum-openai-provider/config.json",
     );
 }
 
@@ -457,7 +457,7 @@ fn finds_provider_in_config_and_arguments() {
         &["-c", "model_provider=other", "-c", "model_provider=mine"],
     ] {
         lab.config(json!({"extra_args": arguments}));
-        let told = "codex uses the provider 'mine', which asks for no key";
+        let told = "codex uses the provider 'mine', which requires no key";
         assert_eq!(
             check_named(&lab, "login"),
             ("ok".to_owned(), told.to_owned()),
@@ -467,13 +467,13 @@ fn finds_provider_in_config_and_arguments() {
     for (arguments, told) in [
         (
             &["-c", "model_provider=none"][..],
-            "codex uses the provider 'none', which is none in",
+            "codex uses the provider 'none', which its config.toml does not define",
         ),
         (
             &["--profile", "p"],
-            "not looked at: \"extra_args\" has --profile",
+            "not checked: \"extra_args\" has --profile",
         ),
-        (&["-pp"], "not looked at: \"extra_args\" has -pp"),
+        (&["-pp"], "not checked: \"extra_args\" has -pp"),
     ] {
         lab.config(json!({"extra_args": arguments}));
         let (status, message) = check_named(&lab, "login");
@@ -520,7 +520,7 @@ fn advises_another_home_when_home_cannot_be_created() {
         &lab,
         "codex home",
         "fail",
-        "<lab>/none/deep/.codex is not there and cannot be made in <lab>/none; choose a directory of your own: set HOME, or \"codex_home\" in the config, to one",
+        "<lab>/none/deep/.codex does not exist and cannot be created in <lab>/none; choose a directory of your own: set HOME, or \"codex_home\" in the config, to one",
     );
 }
 
@@ -529,15 +529,15 @@ real_codex_by! { EXEC,
     fn reports_extra_args_that_codex_rejects(codex: &Path) {
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         for (arguments, expected) in [
-            (&["--nonsense"][..], "codex refuses \"extra_args\": unexpected argument '--nonsense' found; fix \"extra_args\" in "),
+            (&["--nonsense"][..], "codex rejects \"extra_args\": unexpected argument '--nonsense' found; fix \"extra_args\" in "),
             (&["-p"], "a value is required for '--profile"),
             (&["-s", "bad"], "invalid value 'bad' for '--sandbox"),
-            (&["hello"], "a word in it is neither a flag nor a flag's value"),
-            (&["resume"], "a word in it is neither a flag nor a flag's value"),
+            (&["hello"], "it contains an argument that is neither a flag nor the value of a flag"),
+            (&["resume"], "it contains an argument that is neither a flag nor the value of a flag"),
             (&["--enable", "nope"], "Unknown feature flag: nope"),
             (&["-c", "nonsense"], "Invalid override (missing '='): nonsense"),
-            (&["-V"], "with which codex ends before its work"),
-            (&["--ephemeral"], "every turn begins a new one"),
+            (&["-V"], "with which codex exits without running a turn"),
+            (&["--ephemeral"], "every turn starts a new one"),
             (&["-p", "fast", "-C", "/", "--add-dir", "/", "-s", "read-only", "--color", "never", "--json"], ""),
             (&["--disable", "apps", "-c", "x=1", "--", "-i", "a.png"], ""),
         ] {
@@ -562,7 +562,7 @@ fn reports_missing_codex_home() {
         &lab,
         "codex home",
         "fail",
-        "<lab>/codex is not there, and codex makes none but ~/.codex; run: mkdir -p <lab>/codex",
+        "<lab>/codex does not exist, and codex creates only ~/.codex; run: mkdir -p <lab>/codex",
     );
     fs::remove_dir_all(lab.codex_home()).unwrap();
     fs::write(lab.codex_home(), "").unwrap();
@@ -610,7 +610,7 @@ fn reports_runtime_directory_that_is_not_private() {
     assert_eq!(
         told,
         format!(
-            "{shown}/plexum-openai is not there and cannot be made in {shown}; choose a directory of your own: set PLEXUM_PROFILE_ROOT to {}",
+            "{shown}/plexum-openai does not exist and cannot be created in {shown}; choose a directory of your own: set PLEXUM_PROFILE_ROOT to {}",
             lab.path("home/.plexum").display()
         )
     );
@@ -632,7 +632,7 @@ fn reports_unwritable_profile() {
         "sockets",
         "fail",
         &format!(
-            "{shown}/run is not there and cannot be made in {shown}; run: chmod u+rwX {shown}"
+            "{shown}/run does not exist and cannot be created in {shown}; run: chmod u+rwX {shown}"
         ),
     );
 }
@@ -649,7 +649,7 @@ fn reports_unusable_workspace() {
     assert!(
         missing
             .stdout
-            .contains("/home/x/y is not there yet, the first turn makes it\n")
+            .contains("/home/x/y does not exist yet and is created by the first turn\n")
     );
     fs::create_dir(lab.workspace()).unwrap();
     for mode in [0o555, 0o300, 0o600] {
@@ -680,7 +680,7 @@ fn reports_unusable_workspace() {
     assert!(
         dangling
             .stdout
-            .contains("/home/dangling is a link that leads nowhere; give another one\n"),
+            .contains("/home/dangling is a dangling symbolic link; choose another path\n"),
         "{dangling:?}"
     );
     fs::write(lab.path("home/x"), "").unwrap();
@@ -689,7 +689,7 @@ fn reports_unusable_workspace() {
         .run();
     assert!(
         file.told(&file.stdout)
-            .contains("FAIL  workspace     <lab>/home/x is not a directory; give another one\n"),
+            .contains("FAIL  workspace     <lab>/home/x is not a directory; choose another path\n"),
         "{}",
         file.stdout
     );
@@ -725,7 +725,7 @@ fn reports_lost_thread() {
         "rollout",
         "warn",
         &format!(
-            "codex has no thread {THREAD} in <lab>/codex; the next turn starts a new one with the conversation that the daemon has"
+            "codex has no thread {THREAD} in <lab>/codex; the next turn starts a new thread with the conversation so far in its prompt"
         ),
     );
     lab.config(json!({"lost_thread": "error"}));
@@ -752,7 +752,7 @@ fn reports_empty_rollout_left_by_full_disk() {
     assert_eq!(status, "warn");
     assert!(
         message.contains(
-            ".jsonl is empty, and codex goes on with no such thread; the next turn starts a new one"
+            ".jsonl is empty, so codex cannot resume the thread; the next turn starts a new thread"
         ),
         "{message}"
     );
@@ -835,13 +835,13 @@ fn reports_stale_mcp_servers() {
         "codex config",
         "warn",
         &format!(
-            "the server 'plexum-host-alice' leads nowhere: '/nowhere/plexum-openai' cannot be executed; run: {remove} plexum-host-alice"
+            "stale MCP server entry 'plexum-host-alice' in codex's config: '/nowhere/plexum-openai' cannot be executed; run: {remove} plexum-host-alice"
         ),
     );
     let (_, message) = check_named(&lab, "codex config");
     assert_eq!(
         message,
-        "1 entry of ours in codex's config, and it leads somewhere"
+        "1 MCP server entry of this program in codex's config, whose command can be executed"
     );
     add("plexum-host-carol", "/bin/true");
     lab.config(json!({}));
@@ -850,11 +850,14 @@ fn reports_stale_mcp_servers() {
         "codex config",
         "warn",
         &format!(
-            "the server 'plexum-host-bob' (and 1 more) leads nowhere: \"mcp_registration\" is not \"persistent\"; run: {remove} plexum-host-bob && {remove} plexum-host-carol"
+            "stale MCP server entry 'plexum-host-bob' (and 1 more) in codex's config: \"mcp_registration\" is not \"persistent\"; run: {remove} plexum-host-bob && {remove} plexum-host-carol"
         ),
     );
     let (_, message) = check_named(&lab, "codex config");
-    assert_eq!(message, "no leftover entries of ours in codex's config");
+    assert_eq!(
+        message,
+        "no stale MCP server entries of this program in codex's config"
+    );
     let text = fs::read_to_string(lab.codex_home().join("config.toml")).unwrap();
     assert!(text.contains("of-somebody-else"), "others are left alone");
 }
@@ -979,7 +982,7 @@ fn reports_owner_of_another_users_directory() {
             (
                 "fail",
                 format!(
-                    "{what} '<lab>/{shown}' belongs to 4242, and this runs as root (0), whose files that user could not write; run: sudo -u '#4242' {} doctor --json --workspace <lab>/workspace",
+                    "{what} '<lab>/{shown}' belongs to 4242, but this program runs as root (0), whose files that user could not write; run: sudo -u '#4242' {} doctor --json --workspace <lab>/workspace",
                     env!("CARGO_BIN_EXE_plexum-openai")
                 )
             )
@@ -1011,7 +1014,7 @@ fn rejects_config_that_others_can_change() {
             "config",
             "fail",
             &format!(
-                "<lab>/{path} has mode {bits:04o}: {who} can change it, and with it the program that a turn runs; run: chmod go-w <lab>/{path}"
+                "<lab>/{path} has mode {bits:04o}: {who} can change it, and thereby the program that a turn runs; run: chmod go-w <lab>/{path}"
             ),
         );
     }
@@ -1029,7 +1032,7 @@ fn rejects_config_that_others_can_change() {
         "config",
         "warn",
         &format!(
-            "<lab>/{file} has mode 0640 and an \"env\", which others can read; run: chmod 600 <lab>/{file}"
+            "<lab>/{file} has mode 0640, so that other users can read its \"env\"; run: chmod 600 <lab>/{file}"
         ),
     );
 }
@@ -1153,7 +1156,7 @@ fn reports_outdated_installed_plugin() {
         "plugin",
         "warn",
         &format!(
-            "{shown}/manifest.json does not say what the plugin tells the daemon; run: {shown}/plexum-openai-provider-plugin manifest > {shown}/manifest.json"
+            "{shown}/manifest.json is missing or differs from the plugin's manifest; run: {shown}/plexum-openai-provider-plugin manifest > {shown}/manifest.json"
         ),
     );
     let own = env!("CARGO_BIN_EXE_plexum-openai");
@@ -1164,7 +1167,7 @@ fn reports_outdated_installed_plugin() {
         "plugin",
         "warn",
         &format!(
-            "{shown}/plexum-openai-provider-plugin says that it is \"plexum-openai 0.0.1\", and this is plexum-openai {}; run: install -m 755 {own} {shown}/plexum-openai-provider-plugin",
+            "'{shown}/plexum-openai-provider-plugin --version' prints \"plexum-openai 0.0.1\", but this program is plexum-openai {}; run: install -m 755 {own} {shown}/plexum-openai-provider-plugin",
             env!("CARGO_PKG_VERSION")
         ),
     );

@@ -220,7 +220,7 @@ real_codex! {
             let opens = name == "ordinal" && codex.to_string_lossy().contains("/0.135.0/");
             if name == "ordinal" && !opens {
                 let doctor = Cli::new(&lab, ["doctor", "-w"]).arg(lab.workspace()).run();
-                assert!(doctor.stdout.contains("has no ordinal; the next turn starts a new one"), "{doctor:?}");
+                assert!(doctor.stdout.contains("has no ordinal; the next turn starts a new thread"), "{doctor:?}");
             }
             let turn = daemon.turn(Daemon::prompt(&lab, "two"));
             assert_eq!(turn.stop_reason(), "end_turn", "{name}: {turn:?}");
@@ -268,7 +268,7 @@ real_codex! {
         fs::rename(lab.codex_home(), &moved).unwrap();
         lab.config(json!({"codex_home": moved}));
         let foretold = doctor();
-        let line = foretold.lines().find(|line| line.contains("is not where codex's index has it"));
+        let line = foretold.lines().find(|line| line.contains("codex's index does not have"));
         let line = line.unwrap_or_else(|| panic!("{foretold}"));
         let turn = Daemon::start(&lab).turn(Daemon::prompt(&lab, "two"));
         assert_eq!(turn.stop_reason(), "end_turn", "{turn:?}");
@@ -278,14 +278,14 @@ real_codex! {
             assert!(line.starts_with("ok"), "{line}");
         } else {
             assert_eq!(turn.result()["thread_state"], "replaced");
-            assert!(line.starts_with("warn") && line.contains("the next turn starts a new one"), "{line}");
+            assert!(line.starts_with("warn") && line.contains("the next turn starts a new thread"), "{line}");
         }
         // A copy, of which codex writes to the original.
         let (thread, copy) = (turn.thread().to_owned(), lab.path("copy"));
         shell("cp", &["-r", &moved.display().to_string(), &copy.display().to_string()], lab.root());
         lab.config(json!({"codex_home": copy}));
         let foretold = doctor();
-        assert!(foretold.contains("neither told nor consumed; run, while no codex runs: rm "), "{foretold}");
+        assert!(foretold.contains("neither reported nor consumed; run, while no codex is running: rm "), "{foretold}");
         let original = |thread: &str| {
             let listed = Command::new("find").arg(&moved).args(["-name", &format!("*{thread}*")]).output().unwrap();
             let path = String::from_utf8(listed.stdout).unwrap();
@@ -503,7 +503,7 @@ fn doctor_accepts_packed_rollout() {
         response["error"]["message"]
             .as_str()
             .unwrap()
-            .contains("is packed"),
+            .contains("is compressed"),
         "{response}"
     );
 }

@@ -111,7 +111,10 @@ fn classifies_codex_that_cannot_start() {
             &["plain", "not executable"],
         ),
         (file("empty", b"", 0o755), &["empty"]),
-        (file("foreign", &foreign, 0o755), &["foreign", "machine"]),
+        (
+            file("foreign", &foreign, 0o755),
+            &["foreign", "architecture"],
+        ),
         (file("noscript", b"hello", 0o755), &["noscript"]),
         (file("lost", b"#!/no/node\n", 0o755), &["lost", "/no/node"]),
         (

@@ -247,7 +247,11 @@ fn reports_files_of_another_user() {
     ] {
         let (status, said) = run(arguments, &open);
         assert_eq!(status, Some(1), "{said}");
-        let told = format!("belongs to {}, and this runs as {}", bob.id(), alice.id());
+        let told = format!(
+            "belongs to {}, but this program runs as {}",
+            bob.id(),
+            alice.id()
+        );
         assert!(said.contains(&told), "{arguments:?}: {said}");
         assert!(
             said.contains(&format!("sudo -u '#{}' ", bob.id())),

@@ -45,7 +45,7 @@ impl Doctor<'_> {
         let text = read_config(&config_file);
         if let Some(argument) = self.profile() {
             let message = format!(
-                "not looked at: \"extra_args\" has {argument}, and what a profile of codex asks for only a turn shows"
+                "not checked: \"extra_args\" has {argument}, and only a turn shows which login a codex profile requires"
             );
             self.report.warn("login", message);
             return;
@@ -68,7 +68,7 @@ impl Doctor<'_> {
             Err(error) => {
                 self.report.warn(
                     "codex config",
-                    format!("'codex mcp list --json' is not understood ({error}): is this codex newer than this program?"),
+                    format!("cannot parse the output of 'codex mcp list --json': {error}; update plexum-openai if this codex is newer"),
                 );
                 return;
             }
@@ -91,9 +91,9 @@ impl Doctor<'_> {
         }
         let Some((first, why)) = stale.first() else {
             let message = match ours {
-                0 => "no leftover entries of ours in codex's config".to_owned(),
-                1 => "1 entry of ours in codex's config, and it leads somewhere".to_owned(),
-                more => format!("{more} entries of ours in codex's config lead somewhere"),
+                0 => "no stale MCP server entries of this program in codex's config".to_owned(),
+                1 => "1 MCP server entry of this program in codex's config, whose command can be executed".to_owned(),
+                more => format!("{more} MCP server entries of this program in codex's config, whose commands can be executed"),
             };
             self.report.ok("codex config", message);
             return;
@@ -112,7 +112,7 @@ impl Doctor<'_> {
         self.report.warn(
             "codex config",
             format!(
-                "the server '{first}'{more} leads nowhere: {why}; run: {}",
+                "stale MCP server entry '{first}'{more} in codex's config: {why}; run: {}",
                 removal.join(" && ")
             ),
         );
@@ -124,7 +124,7 @@ impl Doctor<'_> {
         // Not a failure: codex has built-in providers (ollama, lmstudio, ...), more with each version.
         if !text.contains(&table) && self.setting(&format!("{table}.base_url")).is_none() {
             let message = format!(
-                "codex uses the provider '{provider}', which is none in its config.toml: one of codex's own?"
+                "codex uses the provider '{provider}', which its config.toml does not define; ignore this if the provider is built into codex"
             );
             self.report.warn("login", message);
             return;
@@ -133,7 +133,7 @@ impl Doctor<'_> {
         match key {
             None => self.report.ok(
                 "login",
-                format!("codex uses the provider '{provider}', which asks for no key"),
+                format!("codex uses the provider '{provider}', which requires no key"),
             ),
             Some(name) if self.variable(&name).is_some() => self.report.ok(
                 "login",
@@ -164,7 +164,7 @@ impl Doctor<'_> {
             self.report.ok(
                 "login",
                 format!(
-                    "not logged in, but CODEX_API_KEY is set; for a daemon that does not have it, {}",
+                    "not logged in, but CODEX_API_KEY is set; if the daemon's environment does not have it, {}",
                     self.set(&[], &[("CODEX_API_KEY", "...")])
                 ),
             );

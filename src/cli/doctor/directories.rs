@@ -102,7 +102,7 @@ fn check_home(places: &Paths, home: &Path, is_named: bool) -> Result<String, Str
                 Ok(format!("{shown}, no threads yet"))
             }
             Err(error) => Err(format!(
-                "cannot read {shown}/sessions, without which no tool call can be told: {}; {}",
+                "cannot read {shown}/sessions, without which no tool calls can be reported: {}; {}",
                 reason(&error),
                 access_fix(places, &home.join("sessions"), &instead)
             )),
@@ -118,16 +118,18 @@ fn check_home(places: &Paths, home: &Path, is_named: bool) -> Result<String, Str
             let parent = home.ancestors().skip(1).find(|parent| parent.exists());
             let parent = parent.unwrap_or(home);
             if parent.is_dir() && os::has_access(parent, Access::WRITE_OK | Access::EXEC_OK) {
-                Ok(format!("{shown} is not there yet, codex makes it"))
+                Ok(format!(
+                    "{shown} does not exist yet and is created by codex"
+                ))
             } else {
                 Err(format!(
-                    "{shown} is not there and cannot be made in {}; {instead}",
+                    "{shown} does not exist and cannot be created in {}; {instead}",
                     parent.display()
                 ))
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!(
-            "{shown} is not there, and codex makes none but ~/.codex; {}",
+            "{shown} does not exist, and codex creates only ~/.codex; {}",
             match ownership::is_creatable(places, home) {
                 true => format!(
                     "run: mkdir -p {}",
@@ -136,7 +138,7 @@ fn check_home(places: &Paths, home: &Path, is_named: bool) -> Result<String, Str
                 false => instead,
             }
         )),
-        Err(error) => Err(format!("cannot look at {shown}: {}", reason(&error))),
+        Err(error) => Err(format!("cannot access {shown}: {}", reason(&error))),
     }
 }
 
@@ -148,7 +150,7 @@ pub(super) fn check_workspace(places: &Paths, workspace: &Path) -> Result<String
     }
     match fs::metadata(workspace) {
         Ok(found) if !found.is_dir() => {
-            Err(format!("{shown} is not a directory; give another one"))
+            Err(format!("{shown} is not a directory; choose another path"))
         }
         Ok(_) if !os::has_access(workspace, ALL_ACCESS) => Err(format!(
             "{shown} cannot be read and written; {}",
@@ -156,12 +158,12 @@ pub(super) fn check_workspace(places: &Paths, workspace: &Path) -> Result<String
         )),
         Ok(_) => Ok(format!("{shown}")),
         Err(_) if workspace.is_symlink() => Err(format!(
-            "{shown} is a link that leads nowhere; give another one"
+            "{shown} is a dangling symbolic link; choose another path"
         )),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             check_creatable(places, workspace, &other_workspace(places))
         }
-        Err(error) => Err(format!("cannot look at {shown}: {}", reason(&error))),
+        Err(error) => Err(format!("cannot access {shown}: {}", reason(&error))),
     }
 }
 
@@ -186,16 +188,18 @@ fn check_creatable(places: &Paths, directory: &Path, instead: &str) -> Result<St
     let parent = parent.unwrap_or(Path::new("/"));
     if !parent.is_dir() {
         Err(format!(
-            "{shown} cannot be made, since {} is not a directory; give another one",
+            "{shown} cannot be created, because {} is not a directory; choose another path",
             parent.display()
         ))
     } else if !os::has_access(parent, Access::WRITE_OK | Access::EXEC_OK) {
         Err(format!(
-            "{shown} is not there and cannot be made in {}; {}",
+            "{shown} does not exist and cannot be created in {}; {}",
             parent.display(),
             access_fix(places, parent, instead)
         ))
     } else {
-        Ok(format!("{shown} is not there yet, the first turn makes it"))
+        Ok(format!(
+            "{shown} does not exist yet and is created by the first turn"
+        ))
     }
 }

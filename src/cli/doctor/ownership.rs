@@ -101,7 +101,7 @@ pub(super) fn access_fix(places: &Paths, path: &Path, instead: &str) -> String {
     };
     if writable && path.is_dir() && has_access(path, Access::READ_OK | Access::EXEC_OK) {
         // The mode allows it, so the file system is read-only.
-        return format!("its file system cannot be written; {instead}");
+        return format!("its file system is read-only; {instead}");
     }
     format!("run: chmod u+rwX {quoted}")
 }
@@ -128,7 +128,7 @@ pub(super) fn config_modes(places: &Paths, has_env: bool) -> ConfigModes {
         let owner = found.uid();
         if owner != user_id() && owner != 0 {
             return ConfigModes::Writable(format!(
-                "{shown} is of user {}, who can name the program that a turn runs; set PLEXUM_PROFILE_ROOT to a directory of your own",
+                "{shown} belongs to {}, who can thereby choose the program that a turn runs; set PLEXUM_PROFILE_ROOT to a directory of your own",
                 os::user_name(owner)
             ));
         }
@@ -146,7 +146,7 @@ pub(super) fn config_modes(places: &Paths, has_env: bool) -> ConfigModes {
                 false => "set PLEXUM_PROFILE_ROOT to a directory of your own".to_owned(),
             };
             return ConfigModes::Writable(format!(
-                "{shown} has mode {mode:04o}: {who} can change it, and with it the program that a turn runs; {fix}"
+                "{shown} has mode {mode:04o}: {who} can change it, and thereby the program that a turn runs; {fix}"
             ));
         }
     }
@@ -162,7 +162,7 @@ pub(super) fn config_modes(places: &Paths, has_env: bool) -> ConfigModes {
             false => "set PLEXUM_PROFILE_ROOT to a directory of your own".to_owned(),
         };
         return ConfigModes::Readable(format!(
-            "{} has mode {:04o} and an \"env\", which others can read; {fix}",
+            "{} has mode {:04o}, so that other users can read its \"env\"; {fix}",
             file.display(),
             found.mode() & 0o7777
         ));

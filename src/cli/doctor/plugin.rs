@@ -89,7 +89,9 @@ fn compare(
         if version != own {
             return Err((
                 false,
-                format!("{shown} says that it is {version:?}, and this is {own}; {install}"),
+                format!(
+                    "'{shown} --version' prints {version:?}, but this program is {own}; {install}"
+                ),
             ));
         }
     }
@@ -109,7 +111,7 @@ fn compare(
         false => Err((
             false,
             format!(
-                "{} does not say what the plugin tells the daemon; run: {} manifest > {}",
+                "{} is missing or differs from the plugin's manifest; run: {} manifest > {}",
                 manifest.display(),
                 shell::quote_path(&program.to_string_lossy()),
                 shell::quote_path(&manifest.to_string_lossy())

@@ -46,7 +46,7 @@ impl Doctor<'_> {
             self.report.fail(
                 "codex",
                 format!(
-                    "'{shown} --version' does not tell codex's version but {:?}; {}",
+                    "'{shown} --version' prints {:?} instead of codex's version; {}",
                     line.unwrap_or_default(),
                     self.other_binary()
                 ),
@@ -60,7 +60,7 @@ impl Doctor<'_> {
             self.report.fail(
                 "codex",
                 format!(
-                    "{shown} is version {major}.{minor}.{patch}, and {a}.{b}.{c} is the least that is supported; {}",
+                    "{shown} is version {major}.{minor}.{patch}, older than {a}.{b}.{c}, the oldest supported version; {}",
                     update(&program)
                 ),
             );
@@ -69,13 +69,13 @@ impl Doctor<'_> {
             self.report.warn(
                 "codex",
                 format!(
-                    "{shown} is version {major}.{minor}.{patch}, newer than {a}.{b}.{c}, the newest that this program was tried with; look for a newer plexum-openai where turns go wrong"
+                    "{shown} is version {major}.{minor}.{patch}, newer than {a}.{b}.{c}, the newest version that this program was tested with; update plexum-openai if turns fail"
                 ),
             );
         } else {
             let ((a, b, c), (x, y, z)) = (OLDEST, NEWEST_TRIED);
             let message = format!(
-                "{shown}, version {major}.{minor}.{patch} (tried: {a}.{b}.{c} to {x}.{y}.{z})"
+                "{shown}, version {major}.{minor}.{patch} (tested: {a}.{b}.{c} to {x}.{y}.{z})"
             );
             self.report.ok("codex", message);
         }
@@ -149,7 +149,7 @@ impl Doctor<'_> {
             self.report.warn(
                 "systemd",
                 format!(
-                    "'{binary}' is looked for in the directory that the daemon is started in; {}",
+                    "'{binary}' is relative to the directory in which the daemon is started; {}",
                     self.set(&[("binary", &program.to_string_lossy())], &[])
                 ),
             );
@@ -158,9 +158,10 @@ impl Doctor<'_> {
         match found {
             Ok(found) if found == program => {
                 let message = if config.binary.contains('/') {
-                    "codex is found by its path, whatever PATH the daemon has".to_owned()
+                    "\"binary\" is an absolute path, so the daemon's PATH has no effect on it"
+                        .to_owned()
                 } else {
-                    format!("codex is found with {path} too")
+                    format!("codex is also found in PATH={path}")
                 };
                 self.report.ok("systemd", message);
             }

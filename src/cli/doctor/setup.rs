@@ -23,7 +23,7 @@ impl Doctor<'_> {
                     let message = if loaded.found {
                         format!("{}", path.display())
                     } else {
-                        format!("there is no {}: the defaults hold", path.display())
+                        format!("{} does not exist: the defaults apply", path.display())
                     };
                     self.report.ok("config", message);
                 }
@@ -95,7 +95,7 @@ impl Doctor<'_> {
         if !bypassed && sandbox.as_deref() == Some("workspace-write") {
             self.report.warn(
                 "sandbox",
-                format!("the sandbox \"workspace-write\" has network_access = true by {source}: its commands reach the network and every service of this machine; set it to false if they need none"),
+                format!("the sandbox \"workspace-write\" has network_access = true in {source}: commands in it can reach the network and every service of this machine; set it to false unless they need that"),
             );
         }
     }
@@ -131,14 +131,15 @@ impl Doctor<'_> {
             arguments.find(|argument| flags.contains(&argument.as_str()))
         };
         if let Some(flag) = find_flag(&["-h", "--help", "-V", "--version"]) {
-            let message =
-                format!("\"extra_args\" has {flag}, with which codex ends before its work; {fix}");
+            let message = format!(
+                "\"extra_args\" has {flag}, with which codex exits without running a turn; {fix}"
+            );
             self.report.fail("arguments", message);
             return;
         }
         if let Some(flag) = find_flag(&["--ephemeral"]) {
             let message = format!(
-                "\"extra_args\" has {flag}: codex keeps no thread, so that every turn begins a new one; {fix}"
+                "\"extra_args\" has {flag}: codex stores no thread, so every turn starts a new one; {fix}"
             );
             self.report.warn("arguments", message);
         }
@@ -172,11 +173,11 @@ impl Doctor<'_> {
             let reason = match reason.unwrap_or(output.stderr.trim()) {
                 // `-` is this program's prompt argument, whose position another argument has taken.
                 "unexpected argument '-' found" => {
-                    "a word in it is neither a flag nor a flag's value"
+                    "it contains an argument that is neither a flag nor the value of a flag"
                 }
                 reason => reason,
             };
-            let message = format!("codex refuses \"extra_args\": {reason}; {fix}");
+            let message = format!("codex rejects \"extra_args\": {reason}; {fix}");
             self.report.fail("arguments", message);
             return;
         }

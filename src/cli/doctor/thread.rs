@@ -73,11 +73,11 @@ impl Doctor<'_> {
         match self.config.lost_thread {
             LostThread::Replay => self.report.warn(
                 "rollout",
-                format!("{what}; the next turn starts a new one with the conversation that the daemon has"),
+                format!("{what}; the next turn starts a new thread with the conversation so far in its prompt"),
             ),
             LostThread::Fresh => self
                 .report
-                .warn("rollout", format!("{what}; the next turn starts a new, empty one")),
+                .warn("rollout", format!("{what}; the next turn starts a new, empty thread")),
             LostThread::Error => self.report.fail(
                 "rollout",
                 format!(
@@ -115,7 +115,7 @@ impl Doctor<'_> {
             Ok(metadata) => return Some(metadata),
             Err(error) if fs::metadata(rollout).is_ok_and(|found| !found.is_file()) => {
                 self.lost_thread(&format!(
-                    "codex cannot go on with {}: {}",
+                    "codex cannot resume {}: {}",
                     rollout.display(),
                     reason(&error)
                 ));
@@ -124,7 +124,7 @@ impl Doctor<'_> {
                 self.report.warn(
                     "rollout",
                     format!(
-                        "{}: {}, which codex does not go on with from some version on, and which is not rewritten; put the file itself there",
+                        "{}: {}, which newer versions of codex do not resume and 'mutate' does not rewrite; replace the link with the file itself",
                         rollout.display(),
                         reason(&error)
                     ),
@@ -137,7 +137,11 @@ impl Doctor<'_> {
                         "cannot read '{}': {}; {}",
                         rollout.display(),
                         reason(&error),
-                        access_fix(self.places, rollout, "run everything as its owner")
+                        access_fix(
+                            self.places,
+                            rollout,
+                            "run the daemon and this program as its owner"
+                        )
                     ),
                 );
             }
@@ -150,7 +154,7 @@ impl Doctor<'_> {
         if length == 0 {
             // A full disk can leave an empty file.
             let what = format!(
-                "{} is empty, and codex goes on with no such thread",
+                "{} is empty, so codex cannot resume the thread",
                 rollout.display()
             );
             self.lost_thread(&what);
@@ -162,7 +166,7 @@ impl Doctor<'_> {
             self.report.warn(
                 "rollout",
                 format!(
-                    "{} is archived, the next turn unarchives it; run: {codex} unarchive {thread}",
+                    "{} is archived and is unarchived by the next turn; run: {codex} unarchive {thread}",
                     rollout.display()
                 ),
             );
@@ -217,34 +221,38 @@ impl Doctor<'_> {
     fn rollout_elsewhere(&mut self, home: &Path, rollout: &Path, other: &Path) -> bool {
         let shown = rollout.display();
         let index = format!(
-            "run, while no codex runs: rm {}/state_*.sqlite*, which codex makes anew from its threads",
+            "run, while no codex is running: rm {}/state_*.sqlite*, which codex rebuilds from its threads",
             shell::quote_path(&home.to_string_lossy())
         );
         if other.exists() {
             // All versions write to the indexed path, and this program reads the other one.
             let message = format!(
-                "codex goes on in {}, where its index has the thread, and not in {shown}: the codex home is a copy, and the tool calls of its turns are neither told nor consumed; {index}",
+                "codex continues {}, the path in its index, and not {shown}: the codex home is a copy, and the tool calls of its turns are neither reported nor consumed; {index}",
                 other.display()
             );
             self.report.warn("rollout", message);
             return false;
         }
         let what = format!(
-            "{shown} is not where codex's index has it, {}, which is gone: the codex home was moved",
+            "codex's index does not have {shown} but {}, which no longer exists: the codex home was moved",
             other.display()
         );
         match self.version {
             Some(version) if version <= FINDS_BY_NAME => {
-                let message = format!("{what}, and this version finds it all the same");
+                let message = format!("{what}, but this version of codex finds the thread anyway");
                 self.report.ok("rollout", message);
                 true
             }
             Some(version) if version >= TRUSTS_INDEX => {
-                self.lost_thread(&format!("{what}, and codex does not find it ({index})"));
+                self.lost_thread(&format!(
+                    "{what}, and codex does not find the thread ({index})"
+                ));
                 false
             }
             _ => {
-                self.lost_thread(&format!("{what}, and codex may not find it ({index})"));
+                self.lost_thread(&format!(
+                    "{what}, and codex may not find the thread ({index})"
+                ));
                 false
             }
         }
