@@ -27,7 +27,7 @@ fn decide(
         Some("always") => Ok(true),
         Some("never") => Ok(false),
         Some(other) => Err(usage(format!(
-            "'--color {other}': auto, always or never was expected"
+            "'--color {other}': expected auto, always or never"
         ))),
     }
 }
@@ -53,7 +53,7 @@ mod tests {
         let error = decide(Some("red"), true, |_| None).unwrap_err();
         assert_eq!(
             error.message(),
-            "'--color red': auto, always or never was expected"
+            "'--color red': expected auto, always or never"
         );
     }
 }

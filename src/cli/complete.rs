@@ -28,7 +28,7 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
         Some("fish") => fish(),
         _ => {
             return Err(usage(format!(
-                "no completions for the shell {shell:?}: there are bash, zsh and fish"
+                "no completions for the shell {shell:?}: expected bash, zsh or fish"
             )));
         }
     };

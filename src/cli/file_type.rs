@@ -86,10 +86,10 @@ fn classify_line(line: &[u8]) -> LineType {
             // The end of this line was not read.
             b'{' if line.len() + b"\xef\xbb\xbf".len() >= HEAD_BYTES => OTHER_JSON,
             b'[' | b'{' if line.len() < 3 || !line.ends_with(b"}") => {
-                "it seems to be JSON that is not one object a line"
+                "it seems to be JSON, but not one object per line"
             }
-            b'{' => "it seems to be JSON with errors in it",
-            b'[' => "it seems to be JSON that is not one object a line",
+            b'{' => "it seems to be invalid JSON",
+            b'[' => "it seems to be JSON, but not one object per line",
             _ if line.contains(&0) => "it seems to be binary data",
             _ => "it seems to be plain text",
         });
@@ -106,7 +106,7 @@ fn classify_line(line: &[u8]) -> LineType {
         _ if head.jsonrpc.is_some() => "it seems to be JSON-RPC messages",
         "thread.started" | "turn.started" | "turn.completed" | "turn.failed" | "error"
         | "item.started" | "item.updated" | "item.completed" => {
-            "it seems to be the output of 'codex exec --json', which is not what codex stores"
+            "it seems to be the output of 'codex exec --json', which is not a rollout"
         }
         "tool_use" | "tool_result" | "text_delta" | "message_start" | "result" => {
             "it seems to be the output of this program"
@@ -120,24 +120,33 @@ fn classify_line(line: &[u8]) -> LineType {
     })
 }
 
-const OTHER_JSON: &str = "it seems to be JSON of something else";
+const OTHER_JSON: &str = "it seems to be JSON, but not of a rollout";
 
-const OLD_ROLLOUT: &str = "it seems to be a rollout of a codex from before September 2025, whose lines have no payload; no supported codex goes on with it";
+const OLD_ROLLOUT: &str = "it seems to be a rollout of a codex from before September 2025, whose lines have no payload; no supported version of codex resumes it";
 
 /// Recognizes binary formats by their magic numbers.
 fn binary_format(head: &[u8]) -> Option<&'static str> {
     let formats: [(&[u8], &str); 11] = [
         (
             b"\x28\xb5\x2f\xfd",
-            "it is packed by zstd; 'zstd -dc' unpacks it",
+            "it is compressed with zstd; 'zstd -dc' decompresses it",
         ),
-        (b"\x1f\x8b", "it is packed by gzip; 'zcat' unpacks it"),
-        (b"\xfd7zXZ\0", "it is packed by xz; 'xzcat' unpacks it"),
-        (b"BZh", "it is packed by bzip2; 'bzcat' unpacks it"),
+        (
+            b"\x1f\x8b",
+            "it is compressed with gzip; 'zcat' decompresses it",
+        ),
+        (
+            b"\xfd7zXZ\0",
+            "it is compressed with xz; 'xzcat' decompresses it",
+        ),
+        (
+            b"BZh",
+            "it is compressed with bzip2; 'bzcat' decompresses it",
+        ),
         (b"PK\x03\x04", "it seems to be a zip archive"),
-        (b"\x89PNG", "it seems to be a picture"),
-        (b"\xff\xd8\xff", "it seems to be a picture"),
-        (b"GIF8", "it seems to be a picture"),
+        (b"\x89PNG", "it seems to be an image"),
+        (b"\xff\xd8\xff", "it seems to be an image"),
+        (b"GIF8", "it seems to be an image"),
         (b"%PDF", "it seems to be a PDF"),
         (b"SQLite format 3\0", "it seems to be a SQLite database"),
         (b"\x7fELF", "it seems to be a program"),
@@ -147,7 +156,7 @@ fn binary_format(head: &[u8]) -> Option<&'static str> {
         .iter()
         .find(|(magic, _)| head.starts_with(magic))
         .map(|(_, what)| *what)
-        .or(webp.then_some("it seems to be a picture"))
+        .or(webp.then_some("it seems to be an image"))
 }
 
 #[cfg(test)]
@@ -159,13 +168,13 @@ mod tests {
         for (text, expected) in [
             ("", Some("is empty")),
             (" \n\n", Some("is empty")),
-            ("[{\"a\":1}]", Some("not one object a line")),
-            ("{\n  \"a\": 1\n}\n", Some("not one object a line")),
+            ("[{\"a\":1}]", Some("not one object per line")),
+            ("{\n  \"a\": 1\n}\n", Some("not one object per line")),
             ("not a rollout\nat all\n", Some("plain text")),
-            ("{\"a\":1}\n", Some("something else")),
+            ("{\"a\":1}\n", Some("not of a rollout")),
             (
                 &format!("{{\"a\":\"{}", "x".repeat(HEAD_BYTES)),
-                Some("something else"),
+                Some("not of a rollout"),
             ),
             (
                 "{\"type\":\"thread.started\",\"thread_id\":\"x\"}\n",
@@ -202,8 +211,8 @@ mod tests {
         }
         for (bytes, expected) in [
             (b"\x28\xb5\x2f\xfd\x04".as_slice(), "zstd"),
-            (b"\x89PNG\r\n\x1a\n", "picture"),
-            (b"RIFF\0\0\0\0WEBPVP8", "picture"),
+            (b"\x89PNG\r\n\x1a\n", "image"),
+            (b"RIFF\0\0\0\0WEBPVP8", "image"),
         ] {
             let description = describe_non_rollout(bytes).unwrap();
             assert!(description.contains(expected), "{description}");

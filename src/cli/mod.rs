@@ -32,7 +32,7 @@ pub(crate) fn print_serve_notice() {
         // The notice is a convenience: serving works without stderr.
         let _ = writeln!(
             std::io::stderr(),
-            "plexum-openai: serving the daemon's protocol on this terminal, one JSON-RPC message a line; see plexum-openai-protocol(7), and 'plexum-openai --help' for everything else; Ctrl-D ends it"
+            "plexum-openai: serving the daemon's protocol on this terminal, one JSON-RPC message per line; see plexum-openai-protocol(7), and 'plexum-openai --help' for everything else; Ctrl-D ends it"
         );
     }
 }

@@ -121,7 +121,7 @@ fn resolve(target: &RolloutTarget, mode: WriteMode) -> Result<Option<Rollout>> {
             if !workspace.is_dir() {
                 return Err(Error::new(
                     Kind::Io,
-                    format!("there is no directory '{}'", workspace.display()),
+                    format!("the directory '{}' does not exist", workspace.display()),
                 ));
             }
             if mode == WriteMode::Write {
@@ -233,7 +233,7 @@ impl CallSelection {
                 format!("nothing was consumed: {shown} has none of these calls with an output")
             }
             CallSelection::Matching { .. } => {
-                format!("nothing was consumed: {shown} has no call that is so large or so old")
+                format!("nothing was consumed: {shown} has no call that is that large or that old")
             }
         }
     }
@@ -263,7 +263,7 @@ fn parse_selection(parsed: &Parsed, stdin: &mut dyn Read) -> Result<CallSelectio
         .map(|name| {
             Op::named(name).ok_or_else(|| {
                 usage(format!(
-                    "'{name}' is not an operation; '--op' takes light or heavy"
+                    "'{name}' is not an operation; '--op' accepts light or heavy"
                 ))
             })
         })
@@ -285,7 +285,7 @@ fn parse_selection(parsed: &Parsed, stdin: &mut dyn Read) -> Result<CallSelectio
     if larger_than.is_some() || keep_last.is_some() {
         if parsed.has("stdin") || !parsed.operands.is_empty() || reach == Reach::Newest {
             return Err(usage(
-                "'--larger-than' and '--keep-last' choose the calls: name none, on stdin neither",
+                "'--larger-than' and '--keep-last' select the calls: give no call ids, neither as operands nor on stdin",
             ));
         }
         return Ok(CallSelection::Matching {
@@ -311,7 +311,9 @@ fn parse_selection(parsed: &Parsed, stdin: &mut dyn Read) -> Result<CallSelectio
     };
     if parsed.has("stdin") {
         if !parsed.operands.is_empty() {
-            return Err(usage("with '--stdin' the call ids come from stdin alone"));
+            return Err(usage(
+                "'--stdin' reads the call ids from stdin: give none as operands",
+            ));
         }
         let mut json = Vec::new();
         stdin
@@ -319,14 +321,14 @@ fn parse_selection(parsed: &Parsed, stdin: &mut dyn Read) -> Result<CallSelectio
             .read_to_end(&mut json)
             .map_err(|error| Error::os(Kind::Io, "cannot read stdin", error))?;
         if json.len() as u64 > MAX_LIST_BYTES {
-            return Err(usage("the list on stdin is longer than 64 MiB: divide it"));
+            return Err(usage("the list on stdin is longer than 64 MiB: split it"));
         }
         let json =
             str::from_utf8(&json).map_err(|_| usage("the list on stdin is not valid UTF-8"))?;
         if json.trim_start().starts_with(['[', '{']) {
             if op.is_some() || reach == Reach::Newest {
                 return Err(usage(
-                    "the list on stdin says itself what is to be done with each call: give no '--op' and no '--newest'",
+                    "the list on stdin has an operation for each call: remove '--op' and '--newest'",
                 ));
             }
             return parse_mutations(json).map(CallSelection::Named);
@@ -337,13 +339,13 @@ fn parse_selection(parsed: &Parsed, stdin: &mut dyn Read) -> Result<CallSelectio
             .filter(|line| !line.is_empty())
             .collect();
         if ids.is_empty() {
-            return Err(usage("there is no call id on stdin"));
+            return Err(usage("stdin contains no call ids"));
         }
         return named(&ids);
     }
     if parsed.operands.is_empty() {
         return Err(usage(
-            "no call is given: name one or more, or use '--stdin', '--larger-than' or '--keep-last'",
+            "no calls are given: name at least one, or use '--stdin', '--larger-than' or '--keep-last'",
         ));
     }
     let mut ids = Vec::new();
@@ -367,7 +369,7 @@ fn parse_target(parsed: &Parsed) -> Result<RolloutTarget> {
         (Some(target), None) => Ok(RolloutTarget::Session(target)),
         (None, Some(file)) => Ok(RolloutTarget::File(expand_home(file))),
         (None, None) => Err(usage(
-            "whose calls? name a '--workspace', a '--thread' or a '--rollout'",
+            "no rollout is given: use '--workspace', '--thread' or '--rollout'",
         )),
         (Some(_), Some(_)) => Err(usage(
             "'--rollout' and '--workspace' or '--thread' both name a rollout: give one of them",

@@ -94,11 +94,11 @@ impl Options<'_> {
         let (messages, follow) = (parsed.has("messages"), parsed.has("follow"));
         if is_summary && (messages || follow) {
             return Err(usage(
-                "'--messages' and '--follow' are for events and not for a summary",
+                "'--messages' and '--follow' cannot be used with '--summary' or '--by'",
             ));
         }
         if follow && sources.len() > 1 {
-            return Err(usage("'--follow' takes one rollout"));
+            return Err(usage("'--follow' accepts only one rollout"));
         }
         if follow && sources.iter().any(RolloutSource::is_packed) {
             return Err(usage(
@@ -323,7 +323,7 @@ fn report_evicted(count: u64, name: &str, stderr: &mut dyn Write) {
         print_message(
             stderr,
             format_args!(
-                "{name}: {count} calls had no output yet when too many were open; an output that came later is not told"
+                "{name}: {count} calls had no output yet when too many calls were open; their later outputs are not printed"
             ),
         );
     }
@@ -441,7 +441,7 @@ impl FollowedFile {
         let old = self.file.metadata()?;
         let is_other = (old.dev(), old.ino()) != (now.dev(), now.ino());
         if now.len() < self.offset {
-            return Err(io::Error::other("it has become shorter"));
+            return Err(io::Error::other("it was truncated while it was followed"));
         }
         if is_other {
             self.file = open_regular_file(&self.path)?;

@@ -174,7 +174,7 @@ impl StatusLine {
     }
 
     pub(super) fn working(&self) {
-        self.set_activity("codex is at work");
+        self.set_activity("codex is working");
     }
 
     /// Shows that the turn waits for its workspace, and the reason.
@@ -184,11 +184,11 @@ impl StatusLine {
     }
 
     pub(super) fn retrying(&self) {
-        self.set_activity("codex tries again");
+        self.set_activity("codex is retrying");
     }
 
     pub(super) fn compacting(&self) {
-        self.set_activity("codex compacts the conversation");
+        self.set_activity("codex is compacting the conversation");
     }
 
     /// Writes a permanent line.

@@ -37,7 +37,7 @@ pub(super) fn parse(parsed: &Parsed) -> Result<Option<Target>> {
 pub(super) fn parse_thread(parsed: &Parsed) -> Result<Option<String>> {
     match parsed.text("thread")? {
         Some(thread) if !is_thread_id(thread) => Err(usage(format!(
-            "'--thread {thread}' is not a thread id: a UUID was expected"
+            "'--thread {thread}' is not a thread id: expected a UUID"
         ))),
         thread => Ok(thread.map(str::to_ascii_lowercase)),
     }
@@ -66,7 +66,7 @@ pub(super) fn missing_rollout(thread: &str, home: &Path) -> Error {
     let home = home.display();
     let message = format!("codex has no rollout of thread '{thread}' in '{home}'");
     Error::new(Kind::Io, message)
-        .hint("CODEX_HOME, or \"codex_home\" in the config, says where codex keeps its threads")
+        .hint("set CODEX_HOME, or \"codex_home\" in the config, to the directory in which codex stores its threads")
 }
 
 /// The id in the workspace's session file.
@@ -78,7 +78,7 @@ fn thread_of_workspace(workspace: &Path) -> Result<String> {
             Kind::Io,
             format!("the workspace has no session file '{}'", path.display()),
         )
-        .hint("a workspace has one after its first turn")),
+        .hint("the first turn in the workspace creates it")),
         Stored::Unusable(why) => Err(session::unusable(workspace, &why)),
     }
 }

@@ -73,8 +73,9 @@ pub(crate) fn run(parsed: &Parsed, stdout: &mut dyn Write) -> Result<u8> {
         false => {
             let mut found = Vec::new();
             for operand in &parsed.operands {
-                let directory = std::path::absolute(expand_home(operand))
-                    .map_err(|error| Error::os(Kind::Io, "cannot tell the directory", error))?;
+                let directory = std::path::absolute(expand_home(operand)).map_err(|error| {
+                    Error::os(Kind::Io, "cannot determine the current directory", error)
+                })?;
                 find_workspaces(&directory, 0, &mut found).map_err(|error| {
                     let what = format!("cannot list '{}'", directory.display());
                     Error::os(Kind::Io, what, error)

@@ -62,8 +62,9 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
     let color = color::is_enabled(parsed, &io::stderr())?;
     let workspace = match parsed.directory("workspace")? {
         Some(directory) => directory,
-        None => std::env::current_dir()
-            .map_err(|error| Error::os(Kind::Io, "cannot tell the current directory", error))?,
+        None => std::env::current_dir().map_err(|error| {
+            Error::os(Kind::Io, "cannot determine the current directory", error)
+        })?,
     };
     let request = request(parsed)?;
     let workspace = turn::prepare_workspace(&workspace)?;
@@ -80,7 +81,7 @@ pub(crate) fn run(parsed: &Parsed) -> Result<u8> {
             }
             cancel.cancel();
             queue.wake();
-            status_line.show_cancel_notice("the turn is being ended; Ctrl-C ends it at once");
+            status_line.show_cancel_notice("cancelling the turn; Ctrl-C kills it at once");
         })?;
     }
     os::stop_all_on_terminal_stop()?;
@@ -133,11 +134,11 @@ impl OutputStyle {
         let (json, last) = (parsed.has("json"), parsed.has("last"));
         if json && last {
             return Err(usage(
-                "'--json' gives all events, '--last' the last message alone: give one of them",
+                "'--json' prints all events, '--last' only the last message: give one of them",
             ));
         }
         let verbosity = match (parsed.has("quiet"), parsed.has("verbose")) {
-            (true, true) => return Err(usage("'--quiet' and '--verbose' exclude each other")),
+            (true, true) => return Err(usage("'--quiet' and '--verbose' cannot be used together")),
             (true, false) => Verbosity::Quiet,
             (false, _) if json => Verbosity::Warnings,
             (false, true) => Verbosity::Verbose,
@@ -168,7 +169,7 @@ fn seconds(parsed: &Parsed, flag: &str) -> Result<Option<Duration>> {
 fn thread_choice(parsed: &Parsed) -> Result<ThreadChoice> {
     match (parsed.has("fresh"), parsed.text("thread")?) {
         (true, Some(_)) => Err(usage(
-            "'--fresh' begins a thread, '--thread' names one: give one of them",
+            "'--fresh' starts a new thread, '--thread' resumes one: give one of them",
         )),
         (true, None) => Ok(ThreadChoice::New),
         (false, _) => {
@@ -275,7 +276,7 @@ fn prompt_text(parsed: &Parsed) -> Result<String> {
         .ok_or_else(|| usage(format!("the prompt is not valid UTF-8: {prompt:?}")))?;
     if dashes.is_empty() {
         if os::has_input(io::stdin()) {
-            print_message("stdin was not read: give '-' behind the prompt to have it appended");
+            print_message("stdin was not read: add '-' after the prompt to append it");
         }
         return Ok(prompt.to_owned());
     }
@@ -541,7 +542,7 @@ impl Printer {
             } => format!("image: {}", path.display()),
             // Base64 has four characters for three bytes.
             Block { data, .. } => format!(
-                "image of {} kB, which codex has not saved; --json prints it",
+                "image of {} kB, which codex has not saved; '--json' prints it",
                 (data?.len() / 4 * 3).div_ceil(1000)
             ),
         })

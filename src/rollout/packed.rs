@@ -24,11 +24,15 @@ impl Unpacked {
     /// [`Kind::Io`] where there is no `zstd`, or it cannot be started.
     pub(crate) fn new(packed: File, path: &Path) -> Result<Unpacked> {
         let failed = |error: io::Error| {
-            let what = format!("'{}' is packed, and 'zstd' unpacks it", path.display());
+            let what = format!(
+                "'{}' is compressed and must be read through 'zstd'",
+                path.display()
+            );
             match error.kind() {
                 io::ErrorKind::NotFound => {
-                    Error::new(Kind::Io, format!("{what}, which is not in PATH"))
-                        .hint("install zstd, or resume the thread: codex unpacks its rollout then")
+                    Error::new(Kind::Io, format!("{what}, which is not in PATH")).hint(
+                        "install zstd, or resume the thread: codex then decompresses its rollout",
+                    )
                 }
                 _ => Error::os(Kind::Io, format!("{what}, which cannot be started"), error),
             }
@@ -54,7 +58,7 @@ impl Read for Unpacked {
         // End of file counts only if zstd exits with status 0.
         if read == 0 && !buffer.is_empty() && !self.child.wait()?.success() {
             return Err(io::Error::other(
-                "it is packed, and damaged: zstd cannot unpack all of it",
+                "it is damaged: 'zstd' cannot decompress all of it",
             ));
         }
         Ok(read)
@@ -90,7 +94,7 @@ impl<R: Read> Read for Capped<R> {
             Some(left) => self.left = left,
             None => {
                 return Err(io::Error::other(
-                    "it is packed and has more than 4 GiB in it, and the rest is not read",
+                    "it contains more than 4 GiB when decompressed, and the rest is not read",
                 ));
             }
         }

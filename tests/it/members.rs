@@ -350,7 +350,7 @@ real_codex! {
         for (line, id) in shown.into_iter().zip(["ig_1", "ig_2"]) {
             match is_saved {
                 true => assert!(line.starts_with("plexum-openai: image: /") && line.ends_with(&format!("/{id}.png")), "{line}"),
-                false => assert_eq!(line, "plexum-openai: image of 1 kB, which codex has not saved; --json prints it"),
+                false => assert_eq!(line, "plexum-openai: image of 1 kB, which codex has not saved; '--json' prints it"),
             }
         }
     }

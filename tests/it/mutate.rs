@@ -536,7 +536,7 @@ fn newest_consumes_the_last_of_calls_with_one_id() {
     let thread = Thread::new(&old);
     let (status, _, stderr) = thread.mutate(&["-w", ".", "--newest", "--stdin"], "[]");
     assert_eq!(
-        (status, stderr.contains("give no '--op' and no '--newest'")),
+        (status, stderr.contains("remove '--op' and '--newest'")),
         (2, true),
         "{stderr}"
     );
@@ -677,7 +677,7 @@ fn rejects_files_that_cannot_be_replaced() {
     fs::hard_link(&thread.rollout, &link).unwrap();
     refused(
         name,
-        "cannot rewrite {}: it has more than one hard link, and the others would keep the old text",
+        "cannot rewrite {}: it has more than one hard link, and the others would keep the old content",
     );
     let mut daemon = Daemon::start(&thread.lab);
     let request = thread.request(&json!([{"block_id": "a", "op": "light"}]));
@@ -829,25 +829,25 @@ fn selects_calls_by_size_age_and_plain_ids() {
             (1, none.clone())
         );
         assert!(
-            stderr.contains("no call that is so large or so old"),
+            stderr.contains("no call that is that large or that old"),
             "{stderr}"
         );
     }
     for (args, told) in [
         (
             &["--larger-than", "1", "a"][..],
-            "name none, on stdin neither",
+            "give no call ids, neither as operands nor on stdin",
         ),
         (
             &["--keep-last", "1", "--stdin"],
-            "name none, on stdin neither",
+            "give no call ids, neither as operands nor on stdin",
         ),
         (
             &["--keep-last", "one"],
             "'--keep-last one' is not a whole number",
         ),
-        (&["--stdin"], "there is no call id on stdin"),
-        (&["--stdin", "a"], "come from stdin alone"),
+        (&["--stdin"], "stdin contains no call ids"),
+        (&["--stdin", "a"], "give none as operands"),
     ] {
         let (status, _, stderr) = thread.mutate(&[&["-w", "."], args].concat(), " \n");
         assert_eq!(status, 2, "{args:?}");
@@ -907,7 +907,7 @@ fn reports_all_missing_without_session() {
     let (status, stdout, stderr) = thread.mutate(&["-w", ".", "a", "b"], "");
     assert_eq!((status, stdout.as_str()), (1, ""));
     assert!(
-        stderr.ends_with("in the config, says where codex keeps its threads\n"),
+        stderr.ends_with("in the config, to the directory in which codex stores its threads\n"),
         "{stderr}"
     );
     // Nor does a person want to hear that all is missing where nobody can tell.
@@ -929,13 +929,13 @@ fn rejects_wrong_command_lines_and_writes_nothing() {
             &["a"][..],
             "",
             2,
-            "whose calls? name a '--workspace', a '--thread' or a '--rollout'",
+            "no rollout is given: use '--workspace', '--thread' or '--rollout'",
         ),
         (
             &["-w", "."],
             "",
             2,
-            "no call is given: name one or more, or use '--stdin', '--larger-than' or '--keep-last'",
+            "no calls are given: name at least one, or use '--stdin', '--larger-than' or '--keep-last'",
         ),
         (
             &["-w", ".", "-t", THREAD, "a"],
@@ -947,20 +947,20 @@ fn rejects_wrong_command_lines_and_writes_nothing() {
             &["-t", "-x", "a"],
             "",
             2,
-            "'--thread -x' is not a thread id: a UUID was expected",
+            "'--thread -x' is not a thread id: expected a UUID",
         ),
         (
             &["-w", ".", "--op", "eat", "a"],
             "",
             2,
-            "'eat' is not an operation; '--op' takes light or heavy",
+            "'eat' is not an operation; '--op' accepts light or heavy",
         ),
         (&["-w", ".", "a", "a"], "", 2, "duplicate call id 'a'"),
         (
             &["-w", ".", "--stdin", "a"],
             "",
             2,
-            "with '--stdin' the call ids come from stdin alone",
+            "'--stdin' reads the call ids from stdin: give none as operands",
         ),
         (
             by_workspace,
@@ -968,7 +968,7 @@ fn rejects_wrong_command_lines_and_writes_nothing() {
             2,
             "mutations: not JSON: expected value at line 2 column 6",
         ),
-        (by_workspace, "", 2, "there is no call id on stdin"),
+        (by_workspace, "", 2, "stdin contains no call ids"),
         (
             by_workspace,
             "{}",
@@ -997,7 +997,7 @@ fn rejects_wrong_command_lines_and_writes_nothing() {
             &["-t", "00000000-a027-7a81-b8a0-356e91ab6908", "a"],
             "",
             1,
-            "codex has no rollout of thread '<uuid 1>' in '<lab>/codex'; CODEX_HOME, or \"codex_home\" in the config, says where codex keeps its threads",
+            "codex has no rollout of thread '<uuid 1>' in '<lab>/codex'; set CODEX_HOME, or \"codex_home\" in the config, to the directory in which codex stores its threads",
         ),
         (
             &["--rollout", "none.jsonl", "a"],
@@ -1005,7 +1005,12 @@ fn rejects_wrong_command_lines_and_writes_nothing() {
             1,
             "cannot open '<lab>/workspace/none.jsonl': No such file or directory",
         ),
-        (&["-w", "none", "a"], "", 1, "there is no directory 'none'"),
+        (
+            &["-w", "none", "a"],
+            "",
+            1,
+            "the directory 'none' does not exist",
+        ),
     ] {
         assert_eq!(
             thread.mutate(args, stdin),

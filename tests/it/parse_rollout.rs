@@ -910,19 +910,19 @@ fn rejects_files_that_are_not_rollouts() {
     for (bytes, told) in [
         (b"".as_slice(), "it is empty"),
         (b"\n \n", "it is empty"),
-        (b"[{\"a\":1}]\n", "it seems to be JSON that is not one object a line"),
-        (b"{\n  \"a\": 1\n}\n", "it seems to be JSON that is not one object a line"),
-        (b"{\"a\":1}\n", "it seems to be JSON of something else"),
+        (b"[{\"a\":1}]\n", "it seems to be JSON, but not one object per line"),
+        (b"{\n  \"a\": 1\n}\n", "it seems to be JSON, but not one object per line"),
+        (b"{\"a\":1}\n", "it seems to be JSON, but not of a rollout"),
         (b"not a rollout\nat all\n", "it seems to be plain text"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "it seems to be a picture"),
-        (b"\x28\xb5\x2f\xfd\x04\0", "it is packed by zstd; 'zstd -dc' unpacks it"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "it seems to be an image"),
+        (b"\x28\xb5\x2f\xfd\x04\0", "it is compressed with zstd; 'zstd -dc' decompresses it"),
         (
             b"{\"type\":\"thread.started\",\"thread_id\":\"x\"}\n{\"type\":\"turn.started\"}\n",
-            "it seems to be the output of 'codex exec --json', which is not what codex stores",
+            "it seems to be the output of 'codex exec --json', which is not a rollout",
         ),
         (
             b"{\"id\":\"x\",\"timestamp\":\"2025\",\"instructions\":null}\n{\"record_type\":\"state\"}\n{\"type\":\"function_call\",\"id\":\"fc_1\",\"name\":\"shell\",\"arguments\":\"{}\",\"call_id\":\"a\"}\n",
-            "it seems to be a rollout of a codex from before September 2025, whose lines have no payload; no supported codex goes on with it",
+            "it seems to be a rollout of a codex from before September 2025, whose lines have no payload; no supported version of codex resumes it",
         ),
     ] {
         let lab = Lab::fake(Value::Null);
@@ -999,8 +999,9 @@ fn reads_packed_rollout() {
         .run();
     assert_eq!(none.status, 1);
     assert!(
-        none.stderr
-            .contains("is packed, and 'zstd' unpacks it, which is not in PATH; install zstd"),
+        none.stderr.contains(
+            "is compressed and must be read through 'zstd', which is not in PATH; install zstd"
+        ),
         "{none:?}"
     );
 }
@@ -1044,7 +1045,7 @@ fn rejects_packed_rollout_that_is_not_a_file() {
         let told = Cli::new(&lab, ["parse-rollout", "--thread", PACKED]).run();
         assert_eq!(told.status, 1);
         assert!(
-            told.stderr.contains("zstd cannot unpack all of it"),
+            told.stderr.contains("'zstd' cannot decompress all of it"),
             "{told:?}"
         );
     }
@@ -1191,17 +1192,20 @@ fn rejects_contradicting_flags() {
     for (arguments, told) in [
         (
             &["--summary", "--messages"][..],
-            "are for events and not for a summary",
+            "cannot be used with '--summary' or '--by'",
         ),
         (
             &["--by", "tool", "--follow"],
-            "are for events and not for a summary",
+            "cannot be used with '--summary' or '--by'",
         ),
         (
             &["--by", "size"],
             "'--by size' is neither 'call' nor 'tool'",
         ),
-        (&["--follow", "a", "b"], "'--follow' takes one rollout"),
+        (
+            &["--follow", "a", "b"],
+            "'--follow' accepts only one rollout",
+        ),
         (&["--follow", "a.jsonl.zst"], "cannot read a packed rollout"),
     ] {
         let output = Cli::new(&lab, ["parse-rollout"]).args(arguments).run();

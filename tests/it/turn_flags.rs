@@ -115,7 +115,7 @@ fn dash_appends_stdin_to_prompt() {
     assert_eq!(lab.fake_prompts().pop().unwrap(), "A title:");
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
-        "plexum-openai: stdin was not read: give '-' behind the prompt to have it appended\n"
+        "plexum-openai: stdin was not read: add '-' after the prompt to append it\n"
     );
     assert_eq!(prompt(&["A title:", "-q"], "").1, "");
 }
@@ -128,19 +128,19 @@ fn rejects_contradicting_and_empty_flags() {
     for (arguments, expected) in [
         (
             &["--json", "--last"][..],
-            "'--json' gives all events, '--last' the last message alone: give one of them",
+            "'--json' prints all events, '--last' only the last message: give one of them",
         ),
         (
             &["-q", "-v"],
-            "'--quiet' and '--verbose' exclude each other",
+            "'--quiet' and '--verbose' cannot be used together",
         ),
         (
             &["--fresh", "--thread", "x"],
-            "'--fresh' begins a thread, '--thread' names one: give one of them",
+            "'--fresh' starts a new thread, '--thread' resumes one: give one of them",
         ),
         (
             &["--thread", "x"],
-            "'--thread x' is not a thread id: a UUID was expected",
+            "'--thread x' is not a thread id: expected a UUID",
         ),
         (
             &["--timeout", "1.5"],

@@ -340,7 +340,7 @@ fn ctrl_c_cancels_and_second_one_kills() {
     wait_until("codex to work", || lab.path("started").exists());
     terminal.wait("sleep 100");
     terminal.keys("\u{3}");
-    terminal.wait("the turn is being ended; Ctrl-C ends it at once");
+    terminal.wait("cancelling the turn; Ctrl-C kills it at once");
     let second = Instant::now();
     terminal.keys("\u{3}");
     terminal.wait("END 130");

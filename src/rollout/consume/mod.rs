@@ -178,9 +178,9 @@ fn consume_locked(
     }
     Err(Error::new(
         Kind::Busy,
-        format!("'{}' changes all the time", path.display()),
+        format!("'{}' is being changed by another process", path.display()),
     )
-    .hint("try again when nobody writes to it"))
+    .hint("try again when no process writes to it"))
 }
 
 fn cancelled(path: &Path) -> Error {
@@ -319,7 +319,7 @@ impl<'a> Selection<'a> {
         let patchable = |line: &lines::Line<'_>| {
             if line.cut() {
                 log::warn!(
-                    "the line at {} is left as it is: its {} bytes are more than is held",
+                    "the line at offset {} is not changed: its {} bytes exceed the limit",
                     line.offset,
                     line.length
                 );

@@ -68,14 +68,14 @@ impl RolloutFile {
             })
         };
         let mut file = open(false)?;
-        let mut before = file.metadata().map_err(failed("look at", path))?;
+        let mut before = file.metadata().map_err(failed("access", path))?;
         if !before.is_file() {
             return Err(refused("it is not a regular file"));
         }
         if access == Access::Rewrite {
             if before.nlink() > 1 {
                 return Err(refused(
-                    "it has more than one hard link, and the others would keep the old text",
+                    "it has more than one hard link, and the others would keep the old content",
                 ));
             }
             let mut locked = os::try_lock_file(&file);
@@ -84,7 +84,7 @@ impl RolloutFile {
             {
                 // NFS grants an exclusive lock only to a descriptor open for writing.
                 file = open(true)?;
-                before = file.metadata().map_err(failed("look at", path))?;
+                before = file.metadata().map_err(failed("access", path))?;
                 locked = os::try_lock_file(&file);
             }
             if !locked.map_err(failed("lock", path))? {
@@ -245,7 +245,7 @@ impl RolloutFile {
             copy.persist = true;
             return Ok(true);
         }
-        let now = self.file.metadata().map_err(failed("look at", path))?;
+        let now = self.file.metadata().map_err(failed("access", path))?;
         if same_text(&now, &self.before)
             && matches!(open_writer(path, (now.dev(), now.ino())), Ok(None))
         {
@@ -255,7 +255,7 @@ impl RolloutFile {
         if let Err(error) = os::exchange(&copy.path, path) {
             copy.persist = true;
             return Err(wrong(error).hint(format!(
-                "what another process wrote just now is in '{}'",
+                "the data that another process has just written is in '{}'",
                 copy.path.display()
             )));
         }
@@ -264,7 +264,7 @@ impl RolloutFile {
 
     /// Whether the path is still the file that was opened, unchanged since.
     fn is_unchanged(&self) -> Result<bool> {
-        let wrong = failed("look at", &self.path);
+        let wrong = failed("access", &self.path);
         let now = self.file.metadata().map_err(&wrong)?;
         let there = match std::fs::symlink_metadata(&self.path) {
             Ok(there) => there,

@@ -1029,11 +1029,11 @@ fn rejects_files_that_cannot_be_replaced() {
     fs::hard_link(&home.rollout, &link).unwrap();
     check(
         &link,
-        "it has more than one hard link, and the others would keep the old text",
+        "it has more than one hard link, and the others would keep the old content",
     );
     check(
         &home.rollout,
-        "it has more than one hard link, and the others would keep the old text",
+        "it has more than one hard link, and the others would keep the old content",
     );
     fs::remove_file(&link).unwrap();
     check(home.rollout.parent().unwrap(), "it is not a regular file");
