@@ -587,7 +587,7 @@ fn spawn_failed(invocation: &CodexCommand, error: io::Error) -> Error {
     match Errno::from_io_error(&error) {
         Some(Errno::NOENT | Errno::ACCESS) if !os::has_proc() => Error::new(
             Kind::CodexFailed,
-            "cannot start codex: '/proc' is not mounted, and without it nobody can see and end what codex starts",
+            "cannot start codex: '/proc' is not mounted, and the processes that codex starts cannot be found and ended without it",
         )
         .hint("mount it: mount -t proc proc /proc"),
         // The executable is this process's own: the missing or inaccessible path is the directory.

@@ -537,7 +537,9 @@ impl RecordHandler<'_> {
                 self.note_call(&mut call);
                 self.event(|out| write_use(out, &call, None, agent));
                 for (id, ()) in evicted {
-                    log::warn!("too many calls have no output; '{id}' is told as one without");
+                    log::warn!(
+                        "too many calls are open; '{id}' is reported as a call without an output"
+                    );
                     self.push(Recorded::Event(no_output(&id)));
                 }
             }

@@ -207,7 +207,7 @@ fn not_started(program: &Path, config_file: &Path, errno: i32) -> Error {
     match Errno::from_raw_os_error(errno) {
         Errno::NOENT => Error::new(
             Kind::CodexMissing,
-            format!("{what}: it, or the interpreter that it needs, is not there"),
+            format!("{what}: it, or the interpreter that it needs, does not exist"),
         )
         .hint(hint),
         _ if is_exhausted(&error) => Error::os(Kind::CodexFailed, what, error),

@@ -194,7 +194,7 @@ impl<'a> Recording<'a> {
         }
         if let (None, Some(error), Some(_)) = (recorded, &self.unreadable, &self.thread) {
             emitter.warn(&format!(
-                "the turn's tokens and tool calls cannot be told: {error}"
+                "the turn's tokens and tool calls cannot be reported: {error}"
             ));
         }
         let version = self.recorded_version();
@@ -289,7 +289,7 @@ impl<'a> Recording<'a> {
             if agents.followed.len() == MAX_AGENTS {
                 if !std::mem::replace(&mut agents.is_over_limit, true) {
                     emitter.warn(&format!(
-                        "the turn has more than {MAX_AGENTS} sub-agents; the calls and tokens of the others are not told"
+                        "the turn has more than {MAX_AGENTS} sub-agents; the calls and tokens of the others are not reported"
                     ));
                 }
                 return;
@@ -301,7 +301,7 @@ impl<'a> Recording<'a> {
                     agents.followed.push(follower.with_names(names));
                 }
                 Err(error) => emitter.warn(&format!(
-                    "the calls and tokens of the sub-agent {thread} cannot be told: cannot read '{}': {}",
+                    "the calls and tokens of the sub-agent {thread} cannot be reported: cannot read '{}': {}",
                     path.display(),
                     crate::error::reason(&error)
                 )),
@@ -368,7 +368,7 @@ impl<'a> Recording<'a> {
         }
         if omitted > 0 {
             emitter.warn(&format!(
-                "{omitted} events of tool calls are left out: the turn was cancelled, and nobody took them"
+                "{omitted} events of tool calls are omitted: the turn was cancelled, and they were not read"
             ));
         }
     }

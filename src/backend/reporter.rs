@@ -81,7 +81,7 @@ impl<'a> Reporter<'a> {
     pub(super) fn thread(&mut self, id: &str, emitter: &mut Emitter<'_>) {
         if !home::is_thread_id(id) {
             emitter.warn(&format!(
-                "codex named a thread {id:?}, which is not a thread id; it is not stored"
+                "codex reported {id:?}, which is not a thread id; it is not stored"
             ));
             return;
         }
@@ -89,7 +89,7 @@ impl<'a> Reporter<'a> {
         if let Some(first) = self.recording.thread() {
             if first != id {
                 emitter.warn(&format!(
-                    "codex named a second thread, {id}, after {first}; it is not stored"
+                    "codex reported a second thread, {id}, after {first}; it is not stored"
                 ));
             }
             return;
@@ -97,7 +97,7 @@ impl<'a> Reporter<'a> {
         match self.spec.thread {
             Some(asked) if asked != id => {
                 emitter.warn(&format!(
-                    "codex works on the thread {id}, though {asked} was asked for; the stored id is kept"
+                    "codex runs the turn in thread {id}, although {asked} was requested; the stored id is kept"
                 ));
             }
             _ => {
@@ -106,7 +106,7 @@ impl<'a> Reporter<'a> {
                 }
             }
         }
-        emitter.debug(&format!("codex works on thread {id}"));
+        emitter.debug(&format!("codex runs the turn in thread {id}"));
         self.recording.set_thread(&id);
     }
 
@@ -158,7 +158,7 @@ impl<'a> Reporter<'a> {
         self.skipped += 1;
         emitter.start();
         emitter.warn(&format!(
-            "codex printed a line of {length} bytes, more than can be held; it is skipped"
+            "codex printed a line of {length} bytes, which exceeds the limit; it is skipped"
         ));
     }
 
@@ -219,13 +219,13 @@ impl<'a> Reporter<'a> {
         self.recording.emit_remaining(unprinted, emitter);
         if let Some(more @ 1..) = self.troubles.checked_sub(MAX_TROUBLES) {
             emitter.warn(&format!(
-                "codex: {more} more warnings and lines that are not events; they are told at 'debug'"
+                "codex: {more} more warnings and lines that are not events; they are logged at level 'debug'"
             ));
         }
         // In a codex home that is a copy, the index leads codex to the original's rollout (0.135 to 0.169).
         if self.has_steps && self.recording.is_silent() && !self.is_unrecorded {
             emitter.warn(&format!(
-                "codex has recorded nothing of the turn where the thread's rollout is, and its tool calls cannot be told: the codex home may be a copy of another; 'plexum-openai doctor -w {}' helps",
+                "codex has recorded nothing of the turn in the thread's rollout, so its tool calls cannot be reported: the codex home may be a copy of another; run: plexum-openai doctor -w {}",
                 shell::quote_path(&self.spec.workspace.to_string_lossy())
             ));
         }
@@ -246,7 +246,7 @@ impl<'a> Reporter<'a> {
         Error::new(
             Kind::TurnTimeout,
             format!(
-                "the turn took longer than {} s; \"turn_timeout_secs\" in {} is the limit",
+                "the turn took longer than {} s; the limit is \"turn_timeout_secs\" in {}",
                 self.spec.config.turn_timeout.unwrap_or_default().as_secs(),
                 self.spec.places.config_file().display()
             ),
@@ -257,7 +257,7 @@ impl<'a> Reporter<'a> {
         Error::new(
             Kind::IdleTimeout,
             format!(
-                "codex has neither printed nor recorded anything for {} s; \"idle_timeout_secs\" in {} is the limit",
+                "codex has neither printed nor recorded anything for {} s; the limit is \"idle_timeout_secs\" in {}",
                 self.spec.config.idle_timeout.unwrap_or_default().as_secs(),
                 self.spec.places.config_file().display()
             ),
@@ -326,8 +326,8 @@ impl Limits {
 pub(super) fn warn_of_silence(skipped: u64, emitter: &mut Emitter<'_>) {
     if emitter.texts == 0 && emitter.calls == 0 {
         emitter.warn(&match skipped {
-            0 => "codex completed the turn without any text and any tool call".to_owned(),
-            _ => format!("the turn has no text: it was in one of the lines that are skipped ({skipped}), and codex has not recorded it"),
+            0 => "codex completed the turn without any text or tool call".to_owned(),
+            _ => format!("the turn has no text: it was in one of the {skipped} skipped lines, and codex has not recorded it"),
         });
     }
 }
@@ -343,7 +343,7 @@ pub(super) fn status_of_silent_end(
         // A failed turn is recorded as complete, too, but without a last message.
         Some(TurnEnd::Completed(last)) if last.is_some() || emitter.texts > 0 => {
             emitter.warn(
-                "codex recorded the end of the turn and did not print it; what it recorded is told",
+                "codex recorded the end of the turn but did not print it; the recorded output is reported",
             );
             return TurnStatus::Completed;
         }
@@ -360,7 +360,7 @@ pub(super) fn status_of_silent_end(
         None => Error::new(
             Kind::CodexFailed,
             format!(
-                "codex {how} printed nothing of it, and ended with {}",
+                "codex {how} but did not print it, and ended with {}",
                 exit.describe()
             ),
         ),

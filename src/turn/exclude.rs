@@ -28,7 +28,7 @@ pub(super) fn exclude_own_files(workspace: &Path) -> io::Result<()> {
     let found = std::fs::symlink_metadata(&repository)?;
     if !found.is_dir() || found.uid() != user_id() {
         let what = format!(
-            "'{}' is not a directory of this user's",
+            "'{}' is not a directory owned by this user",
             repository.display()
         );
         return Err(io::Error::other(what));

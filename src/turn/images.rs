@@ -153,7 +153,7 @@ impl<'a> Images<'a> {
             }
             if self.total + length > LARGEST_TOTAL {
                 return Err(format!(
-                    "the images of a turn have more than {} MiB together",
+                    "the images of the turn exceed {} MiB in total",
                     LARGEST_TOTAL >> 20
                 ));
             }
@@ -236,7 +236,10 @@ fn sweep(runtime: &Path) {
     for entry in directories() {
         let path = entry.path();
         if let Ok(TryLock::Held(_lock)) = os::try_lock_directory(&path) {
-            log::debug!("removing what a killed plugin left: '{}'", path.display());
+            log::debug!(
+                "removing the leftovers of a killed plugin: '{}'",
+                path.display()
+            );
             // The next turn tries again to remove what is left.
             let _ = std::fs::remove_dir_all(&path);
         }
@@ -317,14 +320,14 @@ fn data_url(url: &str) -> Result<(Vec<u8>, String), String> {
         .filter(|scheme| scheme.eq_ignore_ascii_case("data:"))
         .map(|_| &url[5..])
     else {
-        return Err("only data: URLs are taken, nothing is fetched".to_owned());
+        return Err("only data: URLs are supported, nothing is fetched".to_owned());
     };
     let (head, data) = rest.split_once(',').ok_or("a data: URL without a comma")?;
     let mut parts = head.split(';');
     let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
     let data = percent_decoded(data);
     let bytes = if parts.any(|part| part.eq_ignore_ascii_case("base64")) {
-        decode(std::str::from_utf8(&data).map_err(|_| "bad base64")?)?
+        decode(std::str::from_utf8(&data).map_err(|_| "invalid base64")?)?
     } else {
         data
     };
@@ -365,10 +368,10 @@ fn decode(text: &str) -> Result<Vec<u8>, String> {
                 continue;
             }
             b' ' | b'\t' | b'\r' | b'\n' => continue,
-            _ => return Err("bad base64".to_owned()),
+            _ => return Err("invalid base64".to_owned()),
         };
         if padding > 0 {
-            return Err("bad base64".to_owned());
+            return Err("invalid base64".to_owned());
         }
         group = group << 6 | u32::from(digit);
         digits += 1;
@@ -381,10 +384,10 @@ fn decode(text: &str) -> Result<Vec<u8>, String> {
         0 => 0,
         2 => 1,
         3 => 2,
-        _ => return Err("bad base64".to_owned()),
+        _ => return Err("invalid base64".to_owned()),
     };
     if padding > 0 && padding != (4 - digits) % 4 {
-        return Err("bad base64".to_owned());
+        return Err("invalid base64".to_owned());
     }
     let group = group << ((6 * (4 - digits)) % 24);
     bytes.extend_from_slice(&group.to_be_bytes()[1..=left]);
@@ -500,7 +503,7 @@ mod tests {
                     name: "x".to_owned(),
                     source: ImageSource::Url("http://x/".into()),
                 },
-                "only data: URLs are taken, nothing is fetched",
+                "only data: URLs are supported, nothing is fetched",
             ),
         ] {
             assert_eq!(images.add(&image), Err(why.to_owned()));

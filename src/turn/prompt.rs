@@ -200,7 +200,7 @@ fn message_text(
             PromptBlock::Unsupported { kind, name } => {
                 let (kind, name) = (label(kind), label(name));
                 emitter.warn(&format!(
-                    "the {kind} \"{name}\" is left out: codex can be given text and images only"
+                    "the {kind} \"{name}\" is left out: codex accepts only text and images"
                 ));
                 parts.push(format!("[{kind} \"{name}\" unavailable]").into());
             }
@@ -208,7 +208,7 @@ fn message_text(
     }
     if attached && !has_text {
         emitter.warn(&format!(
-            "a message of the user has attachments alone; its text is '{SEE_ATTACHMENT}'"
+            "a message of the user has only attachments; it is sent with the text '{SEE_ATTACHMENT}'"
         ));
         parts.retain(|part| !part.trim().is_empty());
         parts.insert(0, SEE_ATTACHMENT.into());

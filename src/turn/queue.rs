@@ -250,7 +250,7 @@ fn try_lock(workspace: &Path) -> Result<Attempt> {
                 && std::fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) =>
         {
             let message = format!("the lock '{}' is not a regular file", path.display());
-            Err(Error::new(Kind::Io, message).hint("remove it; the next turn makes a new one"))
+            Err(Error::new(Kind::Io, message).hint("remove it; the next turn creates a new one"))
         }
         // For example, a read-only or full file system. The turn runs all the same.
         Err(error) => Ok(Attempt::Done(LockOutcome::Unavailable(format!(

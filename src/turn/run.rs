@@ -131,7 +131,7 @@ impl Turn<'_> {
         })?;
         let workspace = ticket.workspace();
         if !ticket.wait(self.cancel, || {
-            emitter.queued("another turn of the workspace comes first");
+            emitter.queued("another turn of the workspace is running");
         }) {
             return Err(Stop::Cancelled);
         }
@@ -148,7 +148,7 @@ impl Turn<'_> {
         self.exclude_own_files(workspace, emitter);
         if let Err(error) = served::add(&self.context.places.plugin_directory(), workspace) {
             emitter.debug(&format!(
-                "the workspace is not noted for 'plexum-openai threads': {}",
+                "the workspace is not recorded for 'plexum-openai threads': {}",
                 reason(&error)
             ));
         }
@@ -231,7 +231,7 @@ impl Turn<'_> {
         let release = || request_release(ReleaseTarget::Workspace(workspace), &self.context.places);
         let locked = queue::lock(workspace, timeout, self.cancel, release, |message| {
             let seconds = timeout.as_secs();
-            emitter.warn(&format!("{message}; it is waited for, {seconds} s at most"));
+            emitter.warn(&format!("{message}; waiting for at most {seconds} s"));
             emitter.flush();
         });
         let lock = match locked {
@@ -269,8 +269,8 @@ impl Turn<'_> {
             Stored::Unusable(why) => format!("is unusable ({why})"),
         };
         let aside = match session::set_aside(workspace) {
-            Ok(name) => format!("it is now '{name}'"),
-            Err(error) => format!("it could not be set aside: {}", reason(&error)),
+            Ok(name) => format!("it is renamed to '{name}'"),
+            Err(error) => format!("it cannot be set aside: {}", reason(&error)),
         };
         emitter.warn(&format!(
             "the session file '{}' {why}; {aside}, and a new thread is started",
@@ -294,7 +294,7 @@ impl Turn<'_> {
         written.map_err(|why| {
             Stop::Failed(Error::new(
                 Kind::Io,
-                format!("codex cannot be given the output schema: {why}"),
+                format!("cannot pass the output schema to codex: {why}"),
             ))
         })
     }
@@ -339,7 +339,7 @@ impl Turn<'_> {
             return Cow::Borrowed(prompt);
         }
         emitter.warn(
-            "the conversation has no thread of codex yet: a new one begins, with the conversation so far in its prompt",
+            "codex has no thread for the conversation yet: a new one is started, with the conversation so far in its prompt",
         );
         Cow::Owned(history.before(prompt))
     }
@@ -363,8 +363,9 @@ impl Turn<'_> {
         let message = why_refused(refusal, lost);
         // The request is for this thread only: no other replaces it.
         if let ThreadChoice::Adopted(_) = self.request.thread {
-            let error = Error::new(Kind::ThreadLost, message)
-                .hint("the workspace keeps the thread that it had; leave \"thread\" out to go on with that");
+            let error = Error::new(Kind::ThreadLost, message).hint(
+                "the workspace keeps its previous thread; omit \"thread\" to continue that one",
+            );
             return Ok(emitter.fail(&error, stored.map(str::to_owned), state, outcome.account));
         }
         match self.context.config.lost_thread {
@@ -377,13 +378,13 @@ impl Turn<'_> {
             }
             LostThread::Replay if !self.request.history.is_empty() => {
                 emitter.warn(&format!(
-                    "{message}; a new one takes over, with the conversation so far in its prompt"
+                    "{message}; a new thread is started, with the conversation so far in its prompt"
                 ));
                 spec.prompt = Cow::Owned(self.request.history.before(prompt));
             }
             LostThread::Replay | LostThread::Fresh => {
                 emitter.warn(&format!(
-                    "{message}; a new one takes over, without the conversation so far"
+                    "{message}; a new thread is started, without the conversation so far"
                 ));
             }
         }
@@ -424,7 +425,7 @@ impl Turn<'_> {
             return Ok(outcome);
         };
         emitter.debug(&format!(
-            "codex did not open the thread, it is tried again: {first}"
+            "retrying, as codex could not open the thread: {first}"
         ));
         os::wait_for_cancel(self.cancel, RETRY_DELAY);
         let mut retried = self.backend.run(spec, self.cancel, emitter)?;
@@ -474,7 +475,7 @@ impl Turn<'_> {
             // Unexpected: without a requested thread, codex has none to refuse.
             TurnStatus::Refused(_) => Error::new(
                 Kind::CodexFailed,
-                "codex says that it lost a thread which was not asked for",
+                "codex reports a lost thread, but none was requested",
             ),
         };
         emitter.fail(&error, thread, state, account)
@@ -531,10 +532,10 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
 fn why_refused(refusal: &Refusal, thread: &str) -> String {
     match refusal {
         Refusal::Unopened(reason) => {
-            format!("codex cannot go on with the thread {thread}, tried twice: {reason}")
+            format!("codex cannot resume the thread {thread}, tried twice: {reason}")
         }
         Refusal::NotAFile(reason) => {
-            format!("codex cannot go on with the thread {thread}: {reason}")
+            format!("codex cannot resume the thread {thread}: {reason}")
         }
         Refusal::Unknown | Refusal::Archived => {
             format!("codex no longer knows the thread {thread}")

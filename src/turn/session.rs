@@ -171,7 +171,7 @@ fn unsaved(workspace: &Path, id: &str, error: &io::Error) -> String {
         return format!("a power cut now could lose the thread id {id} in '{file}': {why}");
     }
     format!(
-        "cannot store the thread id {id} in '{file}': {why}; the next turn will not know this conversation"
+        "cannot store the thread id {id} in '{file}': {why}; the next turn cannot continue this conversation"
     )
 }
 

@@ -54,8 +54,7 @@ impl Tools {
         let too_late = state.started_without_tools && !tools.is_empty();
         state.tools = tools;
         state.changed = true;
-        let warning =
-            "the turn was begun without tools: codex cannot be lent any before the next one";
+        let warning = "the turn was started without tools: new tools are exposed to codex from the next turn on";
         too_late.then(|| warning.to_owned()).into_iter().collect()
     }
 
@@ -128,12 +127,12 @@ impl Tools {
 fn executable(mode: RegistrationMode, profile: &Path) -> Result<PathBuf> {
     let path = std::env::current_exe().map_err(|error| {
         if !crate::os::has_proc() {
-            let message = "cannot tell this program's own path: '/proc' is not mounted";
+            let message = "cannot determine this program's own path: '/proc' is not mounted";
             return Error::new(Kind::McpFailed, message).hint("mount it: mount -t proc proc /proc");
         }
         Error::os(
             Kind::McpFailed,
-            "cannot tell this program's own path",
+            "cannot determine this program's own path",
             error,
         )
     })?;
@@ -150,7 +149,7 @@ fn executable(mode: RegistrationMode, profile: &Path) -> Result<PathBuf> {
     match mcp::program_copy(mcp::runtime_dir().as_deref(), profile) {
         // For example, the runtime directory is full or `noexec`.
         Err(error) if replaced.exists() => {
-            log::debug!("{error}: codex gets '{}'", replaced.display());
+            log::debug!("{error}; codex is given '{}' instead", replaced.display());
             Ok(replaced)
         }
         copied => copied,

@@ -115,7 +115,7 @@ real_codex! {
             assert_eq!(turn.result()["thread_state"], "resumed");
             assert_eq!(last_message(&lab), (pictures, text.to_owned()), "{new}");
         }
-        for part in ["attachments alone", "the 'gone' one.png", "the audio \"call.mp3\"", "the document \"bill.pdf\""] {
+        for part in ["only attachments", "the 'gone' one.png", "the audio \"call.mp3\"", "the document \"bill.pdf\""] {
             daemon.log("warning", part);
         }
         let requests = lab.model().requests().len();

@@ -695,7 +695,11 @@ fn session_save_is_atomic() {
                 assert!(output.status.success(), "{inject}: {said}");
                 assert_eq!(output.stdout, b"hi\n", "{inject}");
                 assert!(said.contains(".plexum-codex-session'"), "{inject}: {said}");
-                assert_eq!(is_old, said.contains("will not know"), "{inject}: {said}");
+                assert_eq!(
+                    is_old,
+                    said.contains("cannot continue this conversation"),
+                    "{inject}: {said}"
+                );
                 let left = lab.workspace().join(".plexum-codex-session.tmp");
                 assert!(!left.exists(), "{inject}");
             }
@@ -806,7 +810,7 @@ fn reports_busy_workspace_after_wait() {
     assert_eq!((output.status, output.stdout.as_str()), (1, ""));
     for part in [
         &format!("{told} (process {}", first.id()),
-        "waited for, 1 s",
+        "waiting for at most 1 s",
     ] {
         assert!(output.stderr.contains(part), "{output:?}");
     }

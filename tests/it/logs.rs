@@ -86,7 +86,7 @@ fn logs_turn_without_secrets() {
         "a turn of agent 'alice' in '",
         "with the daemon's tools",
         "starting '",
-        &format!("codex works on thread {thread}"),
+        &format!("codex runs the turn in thread {thread}"),
         "a command begins (item_1)",
         "a command failed with 3 (item_1)",
         "the tool s.t is done (item_2)",

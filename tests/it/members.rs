@@ -243,7 +243,7 @@ fn reports_queued_turn() {
     let queued = daemon.event(second, "a status", |event| event["type"] == "status");
     assert_eq!(
         queued,
-        json!({"type": "status", "state": "queued", "detail": "another turn of the workspace comes first"})
+        json!({"type": "status", "state": "queued", "detail": "another turn of the workspace is running"})
     );
     fs::write(lab.path("go"), "").unwrap();
     assert_eq!(daemon.finish(first).of("status").count(), 0);

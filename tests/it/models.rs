@@ -52,7 +52,7 @@ fn reports_why_models_cannot_be_listed() {
     for (script, part) in [
         (
             "echo 'error: unrecognized subcommand' >&2; exit 2".to_owned(),
-            "ended before it told its models: error: unrecognized subcommand",
+            "ended before it listed its models: error: unrecognized subcommand",
         ),
         ("exit 0".to_owned(), "nothing on stderr"),
         (

@@ -142,7 +142,7 @@ real_codex! {
         assert!(doctor.stdout.contains("it is a pipe or a device, not a regular file; the next turn"), "{doctor:?}");
         let turn = daemon.turn(Daemon::prompt(&lab, "two"));
         assert_eq!((turn.stop_reason(), &turn.result()["thread_state"]), ("end_turn", &json!("replaced")));
-        daemon.log("warning", "it is a pipe or a device, not a regular file; a new one takes over");
+        daemon.log("warning", "it is a pipe or a device, not a regular file; a new thread is started");
         assert_eq!(fs::read_to_string(lab.workspace().join(BAD)).unwrap(), first);
     }
 }
@@ -294,7 +294,7 @@ real_codex! {
         let before = original(&thread);
         let mut daemon = Daemon::start(&lab);
         assert_eq!(daemon.turn(Daemon::prompt(&lab, "three")).thread(), thread);
-        daemon.log("warning", "its tool calls cannot be told: the codex home may be a copy");
+        daemon.log("warning", "its tool calls cannot be reported: the codex home may be a copy");
         assert!(original(&thread) > before);
         // As it is advised.
         for entry in fs::read_dir(&copy).unwrap().flatten() {

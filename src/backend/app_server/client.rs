@@ -161,7 +161,7 @@ impl Client {
                 "{{\"id\":{id},\"error\":{{\"code\":-32601,\"message\":\"not supported\"}}}}\n"
             ),
         };
-        log::debug!("codex asks for '{method}', which is declined");
+        log::debug!("declined codex's request '{method}', which is not supported");
         self.child.send(response.as_bytes());
     }
 

@@ -93,7 +93,7 @@ impl Control {
         release: impl Fn(ReleaseTarget<'_>) -> bool + Send + 'static,
     ) -> crate::error::Result<Control> {
         let failed = |error| {
-            let what = "cannot listen for who wants a workspace";
+            let what = "cannot listen for requests to release a workspace";
             crate::error::Error::os(crate::error::Kind::Io, what, error)
         };
         let name = format!("{NAME_START}{}", std::process::id());
@@ -143,7 +143,9 @@ fn serve(mut stream: UnixStream, release: &dyn Fn(ReleaseTarget<'_>) -> bool) ->
         return Ok(());
     };
     if os::has_ancestor(peer, crate::backend::guard::NAME) {
-        log::warn!("process {peer:?}, which an agent has started, asked for another's workspace");
+        log::warn!(
+            "ignored a request to release a workspace from process {peer:?}, which an agent has started"
+        );
         return Ok(());
     }
     stream.set_nonblocking(false)?;

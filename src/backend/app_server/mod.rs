@@ -119,14 +119,14 @@ impl AppServer {
         let program = FileState::of(spec.program);
         let is_unusable = |it: &Option<FileState>| it.is_some() && *it == program;
         if is_unusable(&self.unusable()) {
-            let why = "it could not be used before".to_owned();
+            let why = "an earlier attempt to use it failed".to_owned();
             return Err(StartError::Unusable(why));
         }
         emitter.debug(&format!(
             "starting '{}' app-server {}",
             spec.program.display(),
             match spec.thread {
-                Some(_) => "to go on with a thread",
+                Some(_) => "to resume a thread",
                 None => "with a new thread",
             }
         ));

@@ -117,14 +117,14 @@ fn request_error(method: &str, error: RequestError, client: Client) -> Error {
         RequestError::Timeout => {
             client.kill();
             let seconds = LIMIT.as_secs_f32();
-            let message = format!("codex app-server did not tell its models within {seconds:.1} s");
+            let message = format!("codex app-server did not list its models within {seconds:.1} s");
             failed(message).with_retryable(true)
         }
         RequestError::Ended => {
             let exit = client.end();
             let last_line = exit.stderr.lines().last().unwrap_or("nothing on stderr");
             failed(format!(
-                "codex app-server ended before it told its models: {last_line}"
+                "codex app-server ended before it listed its models: {last_line}"
             ))
         }
     }

@@ -267,7 +267,11 @@ impl Pool {
                 ReleaseTarget::Workspace(path) => kept.release(path),
                 ReleaseTarget::Thread(id) => kept.release_thread(id, None),
             });
-            let failed = |error: &Error| log::warn!("{error}; what is kept is kept");
+            let failed = |error: &Error| {
+                log::warn!(
+                    "{error}; other processes cannot make this one release an idle codex app-server"
+                )
+            };
             control.inspect_err(failed).ok()
         });
     }
@@ -425,7 +429,7 @@ impl Suspended {
             .name("warm-up".to_owned())
             .spawn(move || self.start());
         if let Err(error) = started {
-            log::debug!("the server is not started before the next turn: {error}");
+            log::debug!("codex app-server is not started before the next turn: {error}");
         }
     }
 
@@ -441,14 +445,14 @@ impl Suspended {
             return;
         };
         let Ok(mut server) = Server::start(&hold.kept, recipe, None, &never) else {
-            log::debug!("the server cannot be started before the next turn");
+            log::debug!("codex app-server cannot be started before the next turn");
             return;
         };
         if let Some(tools) = server.tools() {
             tools.end_turn();
         }
         if let Err(why) = server.end_turn() {
-            log::debug!("the server is not kept: {why}");
+            log::debug!("codex app-server is not kept: {why}");
             return;
         }
         let slot = PoolSlot {

@@ -66,7 +66,7 @@ impl ServerSettings {
 pub(crate) fn only_by_exec(config: &Config) -> Option<String> {
     let extra = ExtraArgs::of(&config.extra_args, &mut Vec::new());
     if let Err(argument) = extra.check_common() {
-        let what = format!("\"extra_args\" has '{argument}', which only 'codex exec' takes");
+        let what = format!("\"extra_args\" has '{argument}', which only 'codex exec' accepts");
         return Some(what);
     }
     // A thread can only get it by a request that writes codex's config.

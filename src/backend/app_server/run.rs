@@ -148,7 +148,7 @@ impl AppServerRun<'_> {
         // The remaining ones were not delivered.
         state.steered.clear();
         if state.request.is_some() && state.stopped.is_none() && !self.is_last {
-            emitter.debug("codex app-server does not answer: another one is started");
+            emitter.debug("codex app-server does not respond: starting another one");
             server.client.kill();
             return None;
         }
@@ -208,7 +208,7 @@ impl AppServerRun<'_> {
             if state.reporter.recording.end().is_some() {
                 let since = *recorded_since.get_or_insert(now);
                 if now.duration_since(since) > END_TIMEOUT {
-                    emitter.debug("codex has recorded the turn's end and does not tell it");
+                    emitter.debug("codex has recorded the end of the turn but does not report it");
                     client.begin_close();
                     return;
                 }
@@ -239,7 +239,7 @@ impl AppServerRun<'_> {
                     limits.note_activity();
                 }
                 Next::Cancelled => {
-                    emitter.debug("the turn is cancelled: codex is told to interrupt it");
+                    emitter.debug("the turn is cancelled: interrupting it");
                     state.stop(StopCause::Cancelled);
                     self.interrupt(client, &server.thread, state);
                 }
@@ -251,7 +251,7 @@ impl AppServerRun<'_> {
                 Next::Deadline => {
                     let now = Instant::now();
                     if limit.is_some_and(|limit| now >= limit) {
-                        emitter.debug("a limit is reached: codex is told to interrupt the turn");
+                        emitter.debug("a time limit is reached: interrupting the turn");
                         let error = limits.error(&state.reporter);
                         state.stop(StopCause::Limit(error));
                         self.interrupt(client, &server.thread, state);
@@ -259,13 +259,13 @@ impl AppServerRun<'_> {
                         && state.stopped.is_none()
                     {
                         let seconds = RESPONSE_TIMEOUT.as_secs();
-                        state.rejected = Some(format!("no answer within {seconds} s"));
+                        state.rejected = Some(format!("no response within {seconds} s"));
                         client.begin_close();
                         return;
                     } else if interrupt_deadline
                         .is_some_and(|interrupt_deadline| now >= interrupt_deadline)
                     {
-                        emitter.debug("codex does not interrupt the turn: it is ended");
+                        emitter.debug("codex does not interrupt the turn: ending codex app-server");
                         client.begin_close();
                         return;
                     } else if state.interrupt_at.is_some_and(|at| now >= at) {
@@ -321,12 +321,12 @@ impl AppServerRun<'_> {
         }
         match &state.end {
             Some(TurnCompletion::Completed) if !state.steered.is_empty() => {
-                emitter.debug("codex has not answered what the user said meanwhile: it is asked to")
+                emitter.debug("codex has not responded to the user's last messages: starting another turn for them")
             }
             Some(TurnCompletion::Failed(why))
                 if failure::is_refreshed_elsewhere(why) && !state.reporter.worked =>
             {
-                emitter.debug("another codex has just renewed the login: it is asked again");
+                emitter.debug("another codex has just refreshed the login: starting the turn again");
                 os::wait_for_cancel(self.cancel, REFRESH_WAIT);
             }
             _ => return false,
@@ -628,7 +628,9 @@ impl AppServerRun<'_> {
         ) {
             Ok(_) => {}
             Err(RequestError::Rejected(why)) => {
-                emitter.debug(&format!("codex does not clean up behind the turn: {why}"));
+                emitter.debug(&format!(
+                    "codex does not end the background terminals of the turn: {why}"
+                ));
             }
             Err(_) => {}
         }
@@ -717,7 +719,7 @@ impl AppServerRun<'_> {
             }
             (Some(TurnCompletion::Interrupted), None) => TurnStatus::Failed(Error::new(
                 Kind::CodexFailed,
-                "codex interrupted the turn, and nobody had asked it to",
+                "codex interrupted the turn without a request to do so",
             )),
             (None, None) => match (rejected, exit) {
                 (None, Some(exit)) => {

@@ -123,13 +123,13 @@ impl Server {
         } else if recipe.thread.as_deref() != Some(self.thread.as_str()) {
             Some("the turn is in another thread")
         } else if self.inputs != Inputs::now(recipe) {
-            Some("what it has read has changed")
+            Some("its executable, settings or files have changed")
         } else if !is_connected {
-            Some("the server that lends the daemon's tools has ended")
+            Some("the MCP server for the daemon's tools has ended")
         } else if self.rollout != FileState::of_rollout(&recipe.home, &self.thread) {
             Some("the thread's rollout has changed")
         } else if self.idle_since.elapsed() > MAX_IDLE || self.suspended != os::suspended() {
-            Some("it was idle for long")
+            Some("it was idle for too long")
         } else {
             None
         }
@@ -143,7 +143,7 @@ impl Server {
         if self.client.is_broken() {
             Err("it has ended")
         } else if os::largest_child_resident(self.client.guard_pid()) > MAX_RESIDENT_BYTES {
-            Err("it has become large")
+            Err("it uses too much memory")
         } else {
             Ok(())
         }
@@ -200,7 +200,7 @@ fn connect(
                 client.kill();
                 let seconds = RESPONSE_TIMEOUT.as_secs();
                 return Err(StartError::Unavailable(format!(
-                    "no answer within {seconds} s"
+                    "no response within {seconds} s"
                 )));
             }
             Err(RequestError::Ended) => {
@@ -280,7 +280,7 @@ fn load(client: &mut Client, recipe: &Recipe, cancel: &CancelToken) -> Result<St
             Error::new(
                 Kind::CodexFailed,
                 format!(
-                    "codex did not answer {method} within {} s",
+                    "codex did not respond to {method} within {} s",
                     LOAD_TIMEOUT.as_secs()
                 ),
             )
@@ -289,7 +289,7 @@ fn load(client: &mut Client, recipe: &Recipe, cancel: &CancelToken) -> Result<St
         Err(RequestError::Ended) => Err(StartError::Failed(
             Error::new(
                 Kind::CodexFailed,
-                format!("codex ended before it had answered {method}"),
+                format!("codex ended before it responded to {method}"),
             )
             .with_retryable(true),
         )),

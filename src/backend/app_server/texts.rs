@@ -104,7 +104,7 @@ fn emit_rest(emitted: &str, text: &str, emitter: &mut Emitter<'_>) {
         Some(_) if emitted.is_empty() => emitter.begin_text(text),
         Some(rest) => emitter.continue_text(rest),
         None => {
-            emitter.discard_text("codex has the model write the message anew");
+            emitter.discard_text("codex makes the model generate the message again");
             emitter.begin_text(text);
         }
     }

@@ -130,7 +130,7 @@ fn push_model(
     let model_args = config.model_args.get(call.model);
     match model_arg(config, call.model) {
         Some(model) if extra.has("--model", "-m") => warnings.push(format!(
-            "\"extra_args\" in the config chooses the model, so '{model}' is not asked for; \"model_args\" is the place for models"
+            "\"extra_args\" in the config sets the model, which replaces the turn's '{model}'; use \"model_args\" to map models"
         )),
         Some(model) => args.extend(["--model".into(), model.into()]),
         None => {}
@@ -142,7 +142,7 @@ fn push_model(
     if let Some(schema) = call.schema {
         if extra.has("--output-schema", "--output-schema") {
             warnings.push(
-                "the output schema of the turn is not asked for: \"extra_args\" in the config has one"
+                "\"extra_args\" in the config sets an output schema, which replaces the turn's"
                     .to_owned(),
             );
         } else {
@@ -192,7 +192,7 @@ fn push_system(
         return None;
     }
     warnings.push(format!(
-        "the system text has {} bytes, more than an argument can have; it stands at the head of the prompt instead, where a compaction shortens it until the next turn",
+        "the system text has {} bytes, more than an argument can have; it is placed at the beginning of the prompt instead, where a compaction shortens it until the next turn",
         system.len()
     ));
     Some(system_block(system))
@@ -217,7 +217,7 @@ impl<'a> ExtraArgs<'a> {
                 | "--yolo" => false,
                 "--" => {
                     warnings.push(
-                        "'--' in \"extra_args\" of the config is ignored: what followed it would be the prompt"
+                        "'--' in \"extra_args\" in the config is ignored: codex would take the argument after it as the prompt"
                             .to_owned(),
                     );
                     false

@@ -97,7 +97,7 @@ impl ExecRun<'_> {
             "starting '{}' {}",
             spec.program.display(),
             if spec.thread.is_some() {
-                "to go on with a thread"
+                "to resume a thread"
             } else {
                 "with a new thread"
             }
@@ -200,7 +200,7 @@ impl ExecRun<'_> {
                 }
                 Next::Cancelled => {
                     if state.translator.outcome().is_none() {
-                        emitter.debug("the turn is cancelled: codex is being ended");
+                        emitter.debug("the turn is cancelled: ending codex");
                         stopped = stopped.or(Some(StopCause::Cancelled));
                     }
                     child.end();
@@ -216,7 +216,7 @@ impl ExecRun<'_> {
                     emitter.flush();
                 }
                 Next::Deadline => {
-                    emitter.debug("a limit is reached: codex is being ended");
+                    emitter.debug("a time limit is reached: ending codex");
                     stopped = Some(StopCause::Limit(limits.error(&state.reporter)));
                     child.end();
                 }

@@ -43,7 +43,7 @@ fn search(mut rollout: impl Read, text: &str, cancel: &CancelToken) -> io::Resul
             (None, None) => {}
             (text_at, compacted_at) => in_view = text_at > compacted_at,
         }
-        log::trace!("{read} bytes behind {kept} of the rollout were searched");
+        log::trace!("searched {read} bytes of the rollout from offset {kept}");
         let done = buffer.len().saturating_sub(overlap);
         buffer.drain(..done);
     }

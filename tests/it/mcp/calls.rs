@@ -67,7 +67,7 @@ fn reports_tools_changed_too_late() {
         method::TOOLS_CHANGED,
         json!({"agent_id": "alice", "tools": [{"name": "new"}]}),
     );
-    daemon.log("warning", "the turn was begun without tools");
+    daemon.log("warning", "the turn was started without tools");
     fs::write(lab.path("go"), "").unwrap();
     assert_eq!(daemon.finish(id).stop_reason(), "end_turn");
     lab.assert_clean(daemon);
