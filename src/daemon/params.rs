@@ -502,7 +502,7 @@ fn mutations(list: &Field<'_>) -> Result<Vec<Mutation>> {
     let mut mutations = Vec::new();
     for field in list.list()? {
         if mutations.len() == MAX_MUTATIONS {
-            let what = format!("has more than {MAX_MUTATIONS} entries: divide it");
+            let what = format!("has more than {MAX_MUTATIONS} entries: split it");
             return Err(invalid(&list.path, what));
         }
         let op = field.required("op")?;
@@ -616,7 +616,7 @@ fn conversation(request: &Field<'_>) -> Result<TurnRequest> {
                 left_out += 1;
                 if left_out <= MAX_LEFT_OUT_WARNINGS {
                     warnings.push(format!(
-                        "{} is left out: its role is '{}', and only what the user says is new to codex",
+                        "{} is ignored: its role is '{}', and only messages of the user are new to codex",
                         message.path,
                         label(role)
                     ));
@@ -626,7 +626,7 @@ fn conversation(request: &Field<'_>) -> Result<TurnRequest> {
     }
     if left_out > MAX_LEFT_OUT_WARNINGS {
         let more = left_out - MAX_LEFT_OUT_WARNINGS;
-        warnings.push(format!("{more} more messages of such roles are left out"));
+        warnings.push(format!("{more} more messages with such roles are ignored"));
     }
     let prompt = prompt.messages;
     if prompt.is_empty() {
@@ -943,7 +943,7 @@ mod tests {
         assert_eq!(
             request.warnings,
             [
-                "params.request.messages[8] is left out: its role is 'developer', and only what the user says is new to codex"
+                "params.request.messages[8] is ignored: its role is 'developer', and only messages of the user are new to codex"
             ]
         );
     }
@@ -1257,7 +1257,7 @@ mod tests {
                 "[",
                 "mutations: not JSON: EOF while parsing a list at line 1 column 1",
             ),
-            (&many, "mutations: has more than 65536 entries: divide it"),
+            (&many, "mutations: has more than 65536 entries: split it"),
         ] {
             let error = parse_mutations(json).unwrap_err();
             assert_eq!(error.message(), message);

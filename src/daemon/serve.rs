@@ -463,14 +463,17 @@ impl Server {
             }
             Ok(Message::Response { id, outcome }) => {
                 if !self.calls.complete(&id, outcome) {
-                    log::debug!("an answer that nobody waits for: {}", id.json());
+                    log::debug!(
+                        "ignored a response that matches no pending request: {}",
+                        id.json()
+                    );
                 }
             }
             Ok(Message::InvalidResponse { id, why }) => {
                 if let Some(id) = &id {
                     self.calls.fail(id, &why);
                 }
-                let message = format!("an answer of the daemon's cannot be used: {why}");
+                let message = format!("the daemon sent an invalid response: {why}");
                 self.log(Level::Warn, &message);
             }
             Err(InvalidMessage { id: None, error }) => {
@@ -532,14 +535,14 @@ impl Server {
                 let result = self.tools_changed(params);
                 self.warn_of_unusable(method, result);
             }
-            _ => log::debug!("an unknown notification: '{method}'"),
+            _ => log::debug!("ignored an unknown notification: '{method}'"),
         }
     }
 
     /// Logs the error of a notification, which has no response.
     fn warn_of_unusable(&self, method: &str, result: Result<()>) {
         if let Err(error) = result {
-            let message = format!("a `{method}` that cannot be used: {error}");
+            let message = format!("ignored an invalid `{method}`: {error}");
             self.log(Level::Warn, &message);
         }
     }

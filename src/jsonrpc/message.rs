@@ -209,7 +209,7 @@ fn response<'a>(
         (Some(result), None) => Ok(result),
         (result, Some(error)) if result.is_none_or(|result| is_null(&result)) => Err(error),
         _ => {
-            let why = "an answer has one of `result` and `error`".to_owned();
+            let why = "a response has one of `result` and `error`".to_owned();
             return Message::InvalidResponse { id, why };
         }
     };

@@ -798,8 +798,12 @@ impl BridgeThread {
         let is_admitted = self.admission != Admission::Nobody && !self.is_outside(connection);
         let refusal = match serde_json::from_slice::<Hello<'_>>(line) {
             Err(_) => Some("this is not an mcp-host of this version"),
-            Ok(hello) if hello.agent_id != self.agent_id => Some("this socket is another agent's"),
-            Ok(hello) if hello.token != self.listening.token => Some("the token is another turn's"),
+            Ok(hello) if hello.agent_id != self.agent_id => {
+                Some("this socket belongs to another agent")
+            }
+            Ok(hello) if hello.token != self.listening.token => {
+                Some("the token belongs to another turn")
+            }
             Ok(hello) if self.turn.is_some() && hello.turn.as_deref() != self.turn.as_deref() => {
                 Some("it was not started by this turn's codex")
             }
@@ -820,7 +824,7 @@ impl BridgeThread {
                 connection.deadline = None;
             }
             Some(why) => {
-                log::warn!("an mcp-host of agent '{}' is refused: {why}", self.agent_id);
+                log::warn!("rejected an mcp-host of agent '{}': {why}", self.agent_id);
                 connection.end();
             }
         }

@@ -65,7 +65,7 @@ pub(crate) fn run(path: &Path, agent_id: &str, turn: Option<&str>) -> Result<()>
         // A closed terminal is no reason not to serve.
         let _ = writeln!(
             std::io::stderr(),
-            "plexum-openai: this is the MCP server that codex starts for agent '{agent_id}'; type MCP messages, one a line"
+            "plexum-openai: this is the MCP server that codex starts for agent '{agent_id}'; it reads MCP messages from stdin, one per line"
         );
     }
 
@@ -116,12 +116,12 @@ fn finish(wait: &Receiver<Ended>, path: &Path) -> Result<()> {
 fn welcome(stream: &mut UnixStream, path: &Path) -> Result<()> {
     let not_the_plugin = || {
         failed(format!(
-            "what listens at '{}' is not the plugin",
+            "the listener at '{}' is not the plugin",
             path.display()
         ))
     };
     let lost = |error| {
-        let message = format!("the plugin at '{}' is gone", path.display());
+        let message = format!("the plugin at '{}' closed the connection", path.display());
         Error::os(Kind::McpFailed, message, error)
     };
     let stdin = std::io::stdin();
@@ -132,7 +132,7 @@ fn welcome(stream: &mut UnixStream, path: &Path) -> Result<()> {
     let mut byte = [0];
     while byte[0] != b'\n' {
         if Instant::now() >= deadline {
-            let message = format!("the plugin at '{}' does not answer", path.display());
+            let message = format!("the plugin at '{}' does not respond", path.display());
             return Err(failed(message));
         }
         let mut fds = vec![PollFd::new(&*stream, PollFlags::IN)];
@@ -159,7 +159,7 @@ fn welcome(stream: &mut UnixStream, path: &Path) -> Result<()> {
     match serde_json::from_slice::<Welcome<'_>>(&line) {
         Ok(Welcome { error: None }) => Ok(()),
         Ok(Welcome { error: Some(why) }) => Err(failed(format!(
-            "the plugin at '{}' refuses this agent: {why}",
+            "the plugin at '{}' rejects this agent: {why}",
             path.display()
         ))),
         Err(_) => Err(not_the_plugin()),

@@ -84,7 +84,7 @@ impl ServerEntry {
         let text = |path: &Path| {
             path.to_str().map(str::to_owned).ok_or_else(|| {
                 failed(format!(
-                    "codex cannot be given the path '{}'",
+                    "cannot pass the path '{}' to codex",
                     path.display()
                 ))
                 .hint("it is not valid UTF-8")
@@ -271,7 +271,7 @@ fn last_error_line(ended: &CommandOutput) -> &str {
         .rev()
         .map(str::trim)
         .find(|line| !line.is_empty())
-        .unwrap_or("it does not say why")
+        .unwrap_or("no reason given")
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ impl InputSchema {
             InputSchema {
                 json: "{\"type\":\"object\"}".to_owned(),
                 note: (!says_nothing).then(|| note(&given)),
-                warning: Some(format!("{why}; any object is taken")),
+                warning: Some(format!("{why}; any object is accepted")),
             }
         })
     }
@@ -87,7 +87,7 @@ fn normalize(given: &str) -> Result<InputSchema, String> {
             return Ok(unchanged(with_type(given, kind.is_some())));
         }
         return Err(format!(
-            "is not a plain one of an object and has more than {REWRITE_BYTES_MAX} bytes"
+            "is not a plain object schema and has more than {REWRITE_BYTES_MAX} bytes"
         ));
     }
     #[derive(Deserialize)]
@@ -124,11 +124,10 @@ fn normalize(given: &str) -> Result<InputSchema, String> {
             Err(TooComplex) => return Err("has too many alternatives to be merged".to_owned()),
         };
         let changed = if found.is_empty() {
-            "has more types than an object's, which providers refuse; the others are left out"
-                .to_owned()
+            "allows types besides object, which providers reject; they are removed".to_owned()
         } else {
             format!(
-                "has {} at the top, which providers refuse; it is merged into the properties",
+                "has {} at the top level, which providers reject; it is merged into the properties",
                 found
                     .iter()
                     .map(|keyword| format!("'{keyword}'"))
@@ -138,7 +137,9 @@ fn normalize(given: &str) -> Result<InputSchema, String> {
         };
         if merger.inexact {
             note_text = Some(note(&condition(top, &found)));
-            warnings.push(format!("{changed}, and the description says the condition"));
+            warnings.push(format!(
+                "{changed}, and the condition is added to the description"
+            ));
         } else {
             warnings.push(changed);
         }

@@ -260,7 +260,10 @@ impl Session {
             let cursor = string(params.cursor, "cursor")?;
             return match tools.page(cursor.as_deref()) {
                 Some(page) => Ok(Some(page)),
-                None => Err((Kind::Params, "'cursor' is none of this list's".to_owned())),
+                None => Err((
+                    Kind::Params,
+                    "'cursor' is not valid for this list".to_owned(),
+                )),
             };
         }
         let call = RequestedCall::parse(&params)?;

@@ -140,9 +140,7 @@ fn open_directory(directory: &Path) -> Result<Directory> {
             };
         }
     };
-    let found = opened
-        .metadata()
-        .map_err(|error| cannot("look at", error))?;
+    let found = opened.metadata().map_err(|error| cannot("access", error))?;
     if found.uid() != user {
         return owned_by_another(found.uid());
     }
@@ -238,7 +236,7 @@ impl Listening {
             }
             SocketState::NotASocket(what) => {
                 return Err(failed(format!("there is {what} at '{}'", path.display()))
-                    .hint("remove it, or see whose it is"));
+                    .hint("remove it, unless another program uses it"));
             }
         }
         let cannot = |what: &str, error: std::io::Error| {
@@ -290,11 +288,11 @@ fn probe(path: &Path) -> SocketState {
     let found = match std::fs::symlink_metadata(path) {
         Ok(found) => found,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return SocketState::Nothing,
-        Err(_) => return SocketState::NotASocket("something that cannot be looked at"),
+        Err(_) => return SocketState::NotASocket("a file that cannot be accessed"),
     };
     // Connecting to a regular file is refused, too, so the type has to be checked first.
     if !found.file_type().is_socket() {
-        return SocketState::NotASocket("something else than a socket");
+        return SocketState::NotASocket("a file that is not a socket");
     }
     match os::connect_nonblocking(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => SocketState::Stale,
@@ -350,7 +348,7 @@ fn sweep_locked(directory: &Path, lock: &Directory) {
             probe(&directory.join(format!("{name}{SOCKET_SUFFIX}")))
         {
             log::debug!(
-                "removing what a killed plugin left: '{name}' in '{}'",
+                "removing the leftovers of a killed plugin: '{name}' in '{}'",
                 directory.display()
             );
             remove(lock, name);
@@ -448,7 +446,7 @@ pub(super) fn read_token(socket: &Path) -> Result<String> {
     let found = file.metadata().map_err(cannot)?;
     if !found.is_file() || found.uid() != os::user_id() || found.mode() & 0o077 != 0 {
         let message = format!(
-            "the token '{}' is not a file of this user alone",
+            "the token '{}' is not a private file of this user",
             path.display()
         );
         return Err(failed(message));
@@ -680,7 +678,7 @@ mod tests {
             make();
             let error = Listening::start(&directory, "a").unwrap_err();
             assert!(
-                error.message().contains("something else than a socket"),
+                error.message().contains("a file that is not a socket"),
                 "{error}"
             );
             let _ = std::fs::remove_dir(&path).or_else(|_| std::fs::remove_file(&path));
@@ -710,7 +708,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let socket = base.path().join("a.sock");
         let token = base.path().join("a.token");
-        let wrong = "is not a file of this user alone";
+        let wrong = "is not a private file of this user";
         std::fs::write(&token, "x").unwrap();
         std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert!(read_token(&socket).unwrap_err().message().contains(wrong));

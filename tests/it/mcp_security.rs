@@ -24,7 +24,7 @@ fn refuses_processes_outside_the_turn() {
         (
             1,
             format!(
-                "plexum-openai: the plugin at '{socket}' refuses this agent: it was not started by this turn's codex\n"
+                "plexum-openai: the plugin at '{socket}' rejects this agent: it was not started by this turn's codex\n"
             )
         )
     );
@@ -124,7 +124,7 @@ real_codex! {
         assert_eq!(tool("parts")["parameters"]["properties"], json!({"p": string, "q": string}));
         assert_eq!(tool("parts")["parameters"].get("allOf"), None);
         assert_eq!(tool("old")["parameters"]["properties"], json!({"id": string}));
-        daemon.log("warning", "the input_schema of the tool 'lookup' has 'anyOf' at the top");
+        daemon.log("warning", "the input_schema of the tool 'lookup' has 'anyOf' at the top level");
         drop(daemon);
         lab.assert_quiet();
     }

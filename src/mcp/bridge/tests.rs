@@ -215,11 +215,11 @@ fn admits_only_mcp_host_of_this_turn() {
     for (hello, why) in [
         (
             json!({"agent_id": "bob", "token": token}),
-            "this socket is another agent's",
+            "this socket belongs to another agent",
         ),
         (
             json!({"agent_id": "alice", "token": "0"}),
-            "the token is another turn's",
+            "the token belongs to another turn",
         ),
         (
             json!({"agent_id": "alice"}),

@@ -36,7 +36,7 @@ fn merges_alternatives_into_properties() {
             json!({"type": "object", "properties": both, "anyOf": [{"required": ["id"]}, {"required": ["name"]}]}),
             json!({"type": "object", "properties": both}),
             true,
-            "has 'anyOf' at the top, which providers refuse; it is merged into the properties, and the description says the condition",
+            "has 'anyOf' at the top level, which providers reject; it is merged into the properties, and the condition is added to the description",
         ),
         // No type, alternatives only; what all of them require is required.
         (
@@ -63,7 +63,7 @@ fn merges_alternatives_into_properties() {
             json!({"type": "object", "$defs": {"Person": person},
                 "properties": {"id": string, "name": string, "age": {"type": "integer"}}, "required": ["age", "id"]}),
             false,
-            "has 'allOf' at the top, which providers refuse; it is merged into the properties",
+            "has 'allOf' at the top level, which providers reject; it is merged into the properties",
         ),
         (
             json!({"definitions": {"a/b": {"$ref": "#/definitions/Person"}, "Person": person}, "$ref": "#/definitions/a~1b"}),
@@ -124,7 +124,7 @@ fn merges_alternatives_into_properties() {
             json!({"type": ["object", "null"], "properties": both}),
             json!({"type": "object", "properties": both}),
             false,
-            "has more types than an object's",
+            "allows types besides object",
         ),
         // A condition in an alternative that properties cannot express.
         (
@@ -328,7 +328,7 @@ fn takes_any_object_where_a_schema_cannot_be_rewritten() {
         ),
         (
             large,
-            "is not a plain one of an object and has more than 262144 bytes",
+            "is not a plain object schema and has more than 262144 bytes",
         ),
     ] {
         let result = normalized(&given);
@@ -340,7 +340,7 @@ fn takes_any_object_where_a_schema_cannot_be_rewritten() {
         );
         let warning = result.warning.unwrap();
         assert!(
-            warning.starts_with(why) && warning.ends_with("; any object is taken"),
+            warning.starts_with(why) && warning.ends_with("; any object is accepted"),
             "{warning}"
         );
         let note = result.note.unwrap();
@@ -362,7 +362,7 @@ fn takes_any_object_where_a_schema_cannot_be_rewritten() {
         );
         assert_eq!(
             result.warning.unwrap(),
-            "is not an object; any object is taken"
+            "is not an object; any object is accepted"
         );
     }
     // A large schema that needs no rewrite is passed on unchanged.

@@ -224,19 +224,19 @@ fn answers_each_kind_of_message() {
         ),
         (
             r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"cursor":"0-01"}}"#,
-            params("1", "'cursor' is none of this list's"),
+            params("1", "'cursor' is not valid for this list"),
         ),
         (
             r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"cursor":"0-2"}}"#,
-            params("1", "'cursor' is none of this list's"),
+            params("1", "'cursor' is not valid for this list"),
         ),
         (
             r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"cursor":"1-1"}}"#,
-            params("1", "'cursor' is none of this list's"),
+            params("1", "'cursor' is not valid for this list"),
         ),
         (
             r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"cursor":""}}"#,
-            params("1", "'cursor' is none of this list's"),
+            params("1", "'cursor' is not valid for this list"),
         ),
         (
             r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"cursor":1}}"#,
@@ -598,15 +598,15 @@ fn warns_of_tools_that_cannot_be_offered() {
     assert_eq!(
         warnings,
         [
-            "the input_schema of the tool 'null' is not an object; any object is taken",
-            "the input_schema of the tool 'text' is not the schema of an object; any object is taken",
+            "the input_schema of the tool 'null' is not an object; any object is accepted",
+            "the input_schema of the tool 'text' is not the schema of an object; any object is accepted",
             "duplicate tool 'whole'; the first one is offered",
             "a tool without a name is not offered",
             &format!(
                 "the tool 'long' has {} bytes of description and schema and is not offered",
                 TOOL_BYTES_MAX + 64
             ),
-            "the input_schema of the tool 'twice' has a duplicate type; any object is taken",
+            "the input_schema of the tool 'twice' has a duplicate type; any object is accepted",
         ]
     );
 }

@@ -24,7 +24,7 @@ fn rejects_mcp_host_of_another_turn() {
         (
             1,
             format!(
-                "plexum-openai: the plugin at '{socket}' refuses this agent: this socket is another agent's\n"
+                "plexum-openai: the plugin at '{socket}' rejects this agent: this socket belongs to another agent\n"
             )
         )
     );
@@ -35,7 +35,7 @@ fn rejects_mcp_host_of_another_turn() {
         (
             1,
             format!(
-                "plexum-openai: the plugin at '{socket}' refuses this agent: the token is another turn's\n"
+                "plexum-openai: the plugin at '{socket}' rejects this agent: the token belongs to another turn\n"
             )
         )
     );
