@@ -283,12 +283,12 @@ impl RolloutSource {
 
 /// The inputs that the command line names.
 fn sources(parsed: &Parsed) -> Result<Vec<RolloutSource>> {
+    if !parsed.operands.is_empty() && (parsed.has("workspace") || parsed.has("thread")) {
+        return Err(usage(
+            "FILE and '--workspace' or '--thread' both name a rollout: give one of them",
+        ));
+    }
     if let Some(rollout) = target::find_rollout(parsed)? {
-        if !parsed.operands.is_empty() {
-            return Err(usage(
-                "FILE and '--workspace' or '--thread' both name a rollout: give one of them",
-            ));
-        }
         return Ok(vec![RolloutSource::Thread(rollout)]);
     }
     if parsed.operands.is_empty() {

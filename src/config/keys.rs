@@ -31,7 +31,7 @@ pub(crate) const KEYS: &[ConfigKey] = &[
         name: "backend",
         kind: "string",
         default: "\"exec\"",
-        meaning: "\"exec\" runs a `codex exec` for each turn. \"app-server\" runs a `codex app-server` for each workspace and keeps it between turns: a turn starts in a quarter of the time, and its text is streamed as the model writes it.",
+        meaning: "\"exec\" runs a `codex exec` for each turn. \"app-server\" runs a `codex app-server` for each workspace and keeps it between turns: a turn takes less than a third of the time, and its text is streamed as the model writes it.",
     },
     ConfigKey {
         name: "warm_secs",

@@ -1207,6 +1207,7 @@ fn rejects_contradicting_flags() {
             "'--follow' accepts only one rollout",
         ),
         (&["--follow", "a.jsonl.zst"], "cannot read a packed rollout"),
+        (&["-w", ".", "a"], "both name a rollout: give one of them"),
     ] {
         let output = Cli::new(&lab, ["parse-rollout"]).args(arguments).run();
         assert_eq!((output.status, output.stdout.as_str()), (2, ""));

@@ -192,7 +192,7 @@ fn push_system(
         return None;
     }
     warnings.push(format!(
-        "the system text has {} bytes, more than an argument can have; it is placed at the beginning of the prompt instead, where a compaction shortens it until the next turn",
+        "the system text of {} bytes does not fit in an argument of a program; it is placed at the beginning of the prompt instead, where a compaction shortens it until the next turn",
         system.len()
     ));
     Some(system_block(system))
