@@ -2,32 +2,13 @@
 
 /// Milliseconds since 1970 of a timestamp like `2026-11-21T12:07:52.075Z`; the fraction and the `Z` may be missing.
 pub(crate) fn parse(timestamp: &str) -> Option<u64> {
+    const SEPARATORS: [(usize, u8); 5] = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':')];
     let text = timestamp.strip_suffix('Z').unwrap_or(timestamp);
     let (text, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let [
-        _,
-        _,
-        _,
-        _,
-        b'-',
-        _,
-        _,
-        b'-',
-        _,
-        _,
-        b'T',
-        _,
-        _,
-        b':',
-        _,
-        _,
-        b':',
-        _,
-        _,
-    ] = *text.as_bytes()
-    else {
+    let bytes = text.as_bytes();
+    if bytes.len() != 19 || SEPARATORS.iter().any(|(at, byte)| bytes[*at] != *byte) {
         return None;
-    };
+    }
     let part = |start: usize, end: usize| number(text.get(start..end)?);
     let (year, month, day) = (part(0, 4)?, part(5, 7)?, part(8, 10)?);
     let (hour, minute, second) = (part(11, 13)?, part(14, 16)?, part(17, 19)?);
@@ -40,14 +21,12 @@ pub(crate) fn parse(timestamp: &str) -> Option<u64> {
     {
         return None;
     }
-    let digits = &fraction[..fraction.len().min(3)];
-    let scale = [0, 100, 10, 1][digits.len()];
-    let millis = if digits.is_empty() {
-        0
-    } else {
-        number(digits)? * scale
-    };
-    number(fraction).or(fraction.is_empty().then_some(0))?;
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let digits = fraction.bytes().map(|byte| u64::from(byte - b'0'));
+    let digits = digits.chain(std::iter::repeat(0)).take(3);
+    let millis = digits.fold(0, |millis, digit| millis * 10 + digit);
     // Days of the civil calendar; years begin in March, so that the leap day is the last one.
     let (year, month) = if month > 2 {
         (year, month - 3)
@@ -162,6 +141,10 @@ mod tests {
             "2026-11-21T12:07:52.+99Z",
             "2026-11-21T12:07:52.123+02:00",
             "2026-11-21T12:07:52.é",
+            "2026-11-21T12:07:52.éé",
+            "2026-11-21T12:07:5é",
+            "é026-11-21T12:07:52",
+            "2026-11-21T12:07:é2.123Z",
             "2026-11-21 12:07:52Z",
         ] {
             assert_eq!(parse(text), None, "{text}");
