@@ -325,7 +325,7 @@ pub(crate) const SUBCOMMANDS: &[Subcommand] = &[
                 )
             },
             Flag {
-                more: "It ends with Ctrl-C or when the reader of stdout closes it, and continues across a rewrite of the rollout by `mutate`.",
+                more: "It ends with Ctrl-C or when the reader of stdout closes it, and continues across a rewrite of the rollout by `mutate`. A packed rollout does not grow and cannot be followed.",
                 ..flag(
                     "follow",
                     Some('f'),
