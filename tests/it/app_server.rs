@@ -4,12 +4,11 @@
 use crate::support::codex::{self, APP_SERVER, CHANGED, real_codex_by, run_at_once, run_on};
 use crate::support::daemon::check_turn;
 use crate::support::ps;
-use crate::support::{Cli, Daemon, Lab, method, wait_until};
+use crate::support::{Cli, Daemon, Lab, method, wait_until, write_program};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -391,8 +390,7 @@ real_codex_by! { APP_SERVER,
         let lab = Lab::real(codex, json!([{"text": "ok"}]));
         let script = format!("#!/bin/sh\n[ \"$1\" = app-server ] && {{ echo no such command >&2; exit 2; }}\nexec '{}' \"$@\"\n", codex.display());
         let without = lab.path("without");
-        fs::write(&without, script).unwrap();
-        fs::set_permissions(&without, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&without, &script);
         lab.config(json!({"binary": without}));
         let mut daemon = Daemon::start(&lab);
         for _ in 0..2 {

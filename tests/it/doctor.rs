@@ -3,7 +3,7 @@
 
 use crate::support::codex;
 use crate::support::codex::real_codex_by;
-use crate::support::{Cli, LIMIT, Lab, cli, ps, wait_until};
+use crate::support::{Cli, LIMIT, Lab, cli, copy_program, ps, wait_until, write_program};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -202,7 +202,7 @@ fn reports_missing_codex() {
         "fail",
         "cannot find codex 'codex' in PATH (<lab>/bin:/usr/bin:/bin); set \"binary\": \"<lab>/home/.nvm/versions/node/v22.1.0/bin/codex\" in <lab>/profile/plugins/plexum-openai-provider/config.json",
     );
-    fs::copy(lab.codex(), lab.path("home/copy")).unwrap();
+    copy_program(lab.codex(), &lab.path("home/copy"));
     fs::set_permissions(lab.path("home/copy"), fs::Permissions::from_mode(0o644)).unwrap();
     lab.config(json!({"binary": lab.path("home/copy")}));
     check(
@@ -231,8 +231,7 @@ fn with_npm(lab: &mut Lab, arguments: &str, what: &str) {
         lab.codex().display(),
         bin.display()
     );
-    fs::write(bin.join("npm"), script).unwrap();
-    fs::set_permissions(bin.join("npm"), fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&bin.join("npm"), &script);
     lab.set_env("PATH", format!("{}:/usr/bin:/bin", bin.display()));
 }
 
@@ -273,7 +272,7 @@ fn reports_unsupported_codex_version() {
         let program = lab.path(directory).join("codex");
         fs::create_dir_all(program.parent().unwrap()).unwrap();
         // A copy: it is where a program really is that counts.
-        fs::copy(lab.codex(), &program).unwrap();
+        copy_program(lab.codex(), &program);
         lab.config(json!({"binary": program}));
         check(
             &lab,
@@ -340,8 +339,7 @@ fn reports_codex_that_needs_node() {
     fs::create_dir(lab.path("bin")).unwrap();
     // Its interpreter stands in for node: it runs the fake whatever the script says.
     let script = package.join("bin/codex.js");
-    fs::write(&script, "#!/usr/bin/env node-of-mine\n").unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&script, "#!/usr/bin/env node-of-mine\n");
     symlink(&script, lab.path("bin/codex")).unwrap();
     symlink(lab.codex(), lab.path("bin/node-of-mine")).unwrap();
     let path = format!("{}:/usr/bin:/bin", lab.path("bin").display());
@@ -1066,8 +1064,7 @@ fn finds_native_codex_only_in_npm_package() {
     for path in [&script, &decoy] {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
     }
-    fs::write(&script, "#!/usr/bin/env node-of-nobody\n").unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&script, "#!/usr/bin/env node-of-nobody\n");
     symlink(lab.codex(), &decoy).unwrap();
     lab.set_env("PATH", "/usr/bin:/bin");
     lab.config(json!({"binary": script}));
@@ -1134,7 +1131,7 @@ fn installed(lab: &Lab) -> std::path::PathBuf {
     let directory = lab.path("profile/plugins/plexum-openai-provider");
     fs::create_dir_all(&directory).unwrap();
     let program = directory.join("plexum-openai-provider-plugin");
-    fs::copy(env!("CARGO_BIN_EXE_plexum-openai"), &program).unwrap();
+    copy_program(Path::new(env!("CARGO_BIN_EXE_plexum-openai")), &program);
     let manifest = Cli::new(lab, ["manifest"]).run().stdout;
     fs::write(directory.join("manifest.json"), manifest).unwrap();
     directory
@@ -1160,8 +1157,7 @@ fn reports_outdated_installed_plugin() {
         ),
     );
     let own = env!("CARGO_BIN_EXE_plexum-openai");
-    fs::write(&program, "#!/bin/sh\necho plexum-openai 0.0.1\n").unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&program, "#!/bin/sh\necho plexum-openai 0.0.1\n");
     check(
         &lab,
         "plugin",

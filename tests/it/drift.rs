@@ -11,12 +11,11 @@ mod schema;
 
 use self::schema::{SchemaNames, response_file};
 use crate::support::codex::{CHANGED, is_at_least, real, real_codex, real_codex_by};
-use crate::support::{Cli, Daemon, Lab};
+use crate::support::{Cli, Daemon, Lab, write_program};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -220,8 +219,7 @@ fn record_output(lab: &Lab) -> PathBuf {
         lab.codex().display(),
         output.display()
     );
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&script, &text);
     output
 }
 

@@ -3,7 +3,7 @@
 
 use crate::programs;
 use crate::support::codex::real_codex;
-use crate::support::{Cli, Daemon, LIMIT, Lab, cli, method, ps, wait_until};
+use crate::support::{Cli, Daemon, LIMIT, Lab, cli, copy_program, method, ps, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap};
@@ -554,7 +554,7 @@ fn classifies_spawn_errors() {
 #[test]
 fn started_turn_always_ends() {
     let lab = Lab::fake(Value::Null);
-    fs::copy(lab.codex(), lab.path("codex-copy")).unwrap();
+    copy_program(lab.codex(), &lab.path("codex-copy"));
     lab.config(json!({"binary": lab.path("codex-copy")}));
     fs::write(lab.session_file(), "01a1fe09-e49e-7b41-ae77-ccf89ea932da").unwrap();
     lab.script(json!([

@@ -3,7 +3,7 @@
 use crate::mcp::Held;
 use crate::programs;
 use crate::support::codex::real_codex;
-use crate::support::{Daemon, Lab, wait_until};
+use crate::support::{Daemon, Lab, copy_program, wait_until};
 use rustix::process::{Pid, Signal};
 use serde_json::json;
 use std::fs;
@@ -47,7 +47,7 @@ fn hides_its_processes_from_others_of_the_same_user() {
     let base = tempfile::tempdir_in("/tmp").unwrap();
     fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = base.path().join("plexum-openai");
-    fs::copy(env!("CARGO_BIN_EXE_plexum-openai"), &program).unwrap();
+    copy_program(Path::new(env!("CARGO_BIN_EXE_plexum-openai")), &program);
     let (Some(cat), Some(sleep)) = (programs::find("cat"), programs::find("sleep")) else {
         return;
     };

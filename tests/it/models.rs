@@ -1,10 +1,9 @@
 //! The models that codex has, as the daemon is told of them.
 
 use crate::support::codex::real_codex_by;
-use crate::support::{Daemon, Lab, method, ps, wait_until};
+use crate::support::{Daemon, Lab, method, ps, wait_until, write_program};
 use serde_json::{Value, json};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 real_codex_by! { EXEC,
@@ -35,8 +34,7 @@ real_codex_by! { EXEC,
 /// A plugin whose codex is a shell script.
 fn start(lab: &Lab, script: &str) -> Daemon {
     let codex = lab.path("codex.sh");
-    fs::write(&codex, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&codex, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&codex, &format!("#!/bin/sh\n{script}\n"));
     lab.config(json!({"binary": codex}));
     Daemon::start(lab)
 }

@@ -4,7 +4,7 @@
 use crate::programs;
 use crate::support::codex::{NEWEST, is_at_least, real, real_codex};
 use crate::support::user::User;
-use crate::support::{Cli, Daemon, Lab, Turn, ps, wait_until};
+use crate::support::{Cli, Daemon, Lab, Turn, ps, wait_until, write_program};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -79,8 +79,7 @@ real_codex! {
         let second = turn(&mut daemon, &lab);
         assert_eq!(second.thread(), first.thread());
         // Whatever takes its place is another version, which may say other things.
-        fs::write(&plugin, "#!/bin/sh\nexit 1\n").unwrap();
-        fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&plugin, "#!/bin/sh\nexit 1\n");
         turn(&mut daemon, &lab);
         drop(daemon);
         // The copy stays with a killed plugin, and half of one may.

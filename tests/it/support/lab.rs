@@ -5,13 +5,12 @@
 
 use super::model::Model;
 use super::user::User;
-use super::{codex, ps};
+use super::{codex, copy_program, ps};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -75,17 +74,12 @@ impl Lab {
     }
 
     fn give_to(&mut self, user: User) {
-        // By another process: one that these tests start meanwhile would have the file open, which then cannot be run.
-        let copy = |from: &Path, to: &Path| {
-            let status = Command::new("cp").arg(from).arg(to).status();
-            assert!(status.expect("cp can be started").success());
-        };
         let plugin = self.path("plugin");
-        copy(Path::new(env!("CARGO_BIN_EXE_plexum-openai")), &plugin);
+        copy_program(Path::new(env!("CARGO_BIN_EXE_plexum-openai")), &plugin);
         let tried = user.command(&self.codex).arg("--version").output();
         if tried.is_err() {
             let codex = self.path("codex-program");
-            copy(&self.codex, &codex);
+            copy_program(&self.codex, &codex);
             self.codex = codex;
             self.config(json!({}));
         }
