@@ -18,10 +18,8 @@ pub(crate) fn parse(timestamp: &str) -> Option<u64> {
         || hour > 23
         || minute > 59
         || second > 60
+        || !is_decimal(fraction)
     {
-        return None;
-    }
-    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     let digits = fraction.bytes().map(|byte| u64::from(byte - b'0'));
@@ -40,8 +38,11 @@ pub(crate) fn parse(timestamp: &str) -> Option<u64> {
 
 /// A number of decimal digits alone.
 fn number(digits: &str) -> Option<u64> {
-    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| digits.parse().ok()).flatten()
+    is_decimal(digits).then(|| digits.parse().ok())?
+}
+
+fn is_decimal(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// The timestamp of this many milliseconds since 1970, as ASCII; the year modulo 10000.

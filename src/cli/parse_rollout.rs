@@ -204,7 +204,6 @@ impl Options<'_> {
             out,
             calls: Calls::default(),
             all: self.all,
-            messages: self.messages,
             filter: &self.filter,
             file: self.with_file.then(|| file_member(&source.path())),
             evicted: 0,
@@ -474,8 +473,6 @@ struct EventWriter<'a, W> {
     calls: Calls<Vec<u8>>,
     /// Whether calls without an output are printed too.
     all: bool,
-    /// Whether messages are printed too.
-    messages: bool,
     filter: &'a CallFilter<'a>,
     /// The `file` member of each event, where there are several files.
     file: Option<Vec<u8>>,
@@ -540,11 +537,7 @@ impl<W: Write> RecordSink for EventWriter<'_, W> {
     fn take(&mut self, RecordAndEvent(record, event): RecordAndEvent<'_>) -> io::Result<()> {
         let filter = self.filter;
         if let Record::Message { .. } = record {
-            // The head of a line that codex has not written need not show that it is a message.
-            return match self.messages {
-                true => self.write(&event),
-                false => Ok(()),
-            };
+            return self.write(&event);
         }
         let matched = self
             .calls

@@ -220,7 +220,10 @@ impl<R: Read, S: RecordSink> Worker<'_, R, S> {
                 match record::read(&line) {
                     Ok(record) => {
                         report.has_records |= !matches!(record, Record::Other);
-                        parts.push(S::prepare(record));
+                        // The head of a line that codex has not written need not show that it is a message.
+                        if self.messages || !matches!(record, Record::Message { .. }) {
+                            parts.push(S::prepare(record));
+                        }
                     }
                     Err(UnreadableLine::NotJson) => {
                         report.not_json.add(SkippedLines::one(line.number));

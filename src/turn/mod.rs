@@ -17,7 +17,7 @@ pub(crate) mod thread;
 mod tools;
 
 pub(crate) use prompt::{History, PromptBlock, plain_text};
-pub(crate) use run::{NOT_UTF8, prepare_workspace, run};
+pub(crate) use run::{NOT_UTF8, has_utf8_path, prepare_workspace, run};
 pub(crate) use tools::Tools;
 
 use crate::backend::Backends;

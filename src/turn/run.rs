@@ -497,6 +497,12 @@ impl Turn<'_> {
 /// Why codex starts no thread in a directory (0.135 and 0.169).
 pub(crate) const NOT_UTF8: &str = "its path is not valid UTF-8, which codex requires";
 
+/// Whether the path of a directory is UTF-8, also behind symbolic links.
+pub(crate) fn has_utf8_path(directory: &Path) -> bool {
+    let canonical = directory.canonicalize();
+    directory.to_str().is_some() && !canonical.is_ok_and(|path| path.to_str().is_none())
+}
+
 /// Creates the workspace if it is missing. Returns its canonical path.
 ///
 /// # Errors
@@ -510,7 +516,7 @@ pub(crate) fn prepare_workspace(workspace: &Path) -> Result<PathBuf> {
         )
     };
     os::check_owner("the workspace", workspace)?;
-    if workspace.to_str().is_none() {
+    if !has_utf8_path(workspace) {
         let what = format!("cannot use the workspace '{}'", workspace.display());
         return Err(Error::new(Kind::Params, format!("{what}: {NOT_UTF8}")));
     }

@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 
 #[test]
 fn ignores_closed_stdout() {
@@ -147,6 +148,12 @@ fn rejects_image_and_workspace_that_cannot_be_used() {
         assert_ne!(output.status, 0, "{said}");
         assert!(!workspace.exists());
     }
+    // The same behind a link.
+    fs::create_dir(&workspace).unwrap();
+    let link = lab.path("link");
+    symlink(&workspace, &link).unwrap();
+    let output = Cli::new(&lab, ["turn", "hi", "-w"]).arg(&link).run();
+    assert!(output.stderr.contains("is not valid UTF-8"), "{output:?}");
     assert!(lab.fake_runs().is_empty());
 }
 

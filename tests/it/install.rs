@@ -2,7 +2,7 @@
 
 use crate::programs;
 use crate::support::user::User;
-use crate::support::{Daemon, method};
+use crate::support::{Daemon, method, write_program};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
@@ -176,8 +176,7 @@ What remains to do:
     let native = package.join("node_modules/@openai/codex-linux-x64/vendor/x/bin/codex");
     for program in [&package.join("bin/codex.js"), &native] {
         fs::create_dir_all(program.parent().unwrap()).unwrap();
-        fs::write(program, "#!/bin/sh\n").unwrap();
-        fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(program, "#!/bin/sh\n");
     }
     fs::create_dir(home.path("bin")).unwrap();
     symlink(package.join("bin/codex.js"), home.path("bin/codex")).unwrap();
@@ -246,8 +245,7 @@ fn configures_codex_only_from_npm_package() {
         home.path("shared/mine/node_modules/@openai/codex-decoy/vendor/x/bin/codex"),
     ] {
         fs::create_dir_all(program.parent().unwrap()).unwrap();
-        fs::write(&program, "#!/bin/sh\n").unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&program, "#!/bin/sh\n");
     }
     // Another user's, where these tests can make one.
     if let Some(user) = User::one() {

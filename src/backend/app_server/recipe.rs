@@ -82,11 +82,7 @@ impl Recipe {
             return Err(format!("{why} in the config"));
         }
         let extra = ExtraArgs::of(&config.extra_args, warnings);
-        let images = spec.images.iter().map(AsRef::as_ref);
-        if let Some(path) = images
-            .chain([spec.workspace])
-            .find(|path| path.to_str().is_none())
-        {
+        if let Some(path) = spec.images.iter().find(|path| path.to_str().is_none()) {
             return Err(format!("the path '{}' is not valid UTF-8", path.display()));
         }
         let mut args: Vec<OsString> = vec!["app-server".into()];

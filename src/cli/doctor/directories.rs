@@ -7,7 +7,7 @@ use crate::error::reason;
 use crate::os::{self, Access, check_owner};
 use crate::paths::Paths;
 use crate::shell;
-use crate::turn::NOT_UTF8;
+use crate::turn::{NOT_UTF8, has_utf8_path};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -145,7 +145,7 @@ fn check_home(places: &Paths, home: &Path, is_named: bool) -> Result<String, Str
 /// Checks a workspace's directory; returns the message of the check.
 pub(super) fn check_workspace(places: &Paths, workspace: &Path) -> Result<String, String> {
     let shown = workspace.display();
-    if workspace.to_str().is_none() {
+    if !has_utf8_path(workspace) {
         return Err(format!("cannot use {shown}: {NOT_UTF8}; give another one"));
     }
     match fs::metadata(workspace) {
